@@ -1,0 +1,27 @@
+"""Errors a user can act on: each message says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in flags, presets, paths or the machine at hand; printed without a traceback, exit code 2."""
+
+
+class NonFiniteError(RuntimeError):
+    """A non-finite action, observation, reward, loss or gradient; names the tasks, exit code 1."""
+
+
+class EnvironmentFailure(RuntimeError):
+    """An environment worker died, raised or stopped answering; names worker and task, exit code 75."""
+
+
+def unknown_name(kind: str, found: str, valid: Iterable[str]) -> str:
+    """Message for a name outside `valid`: the nearest valid name first, then all of them."""
+    names = sorted(valid)
+    by_folded = {name.casefold(): name for name in names}
+    near = difflib.get_close_matches(found.casefold(), by_folded, n=1, cutoff=0.5)
+    hint = f" Did you mean '{by_folded[near[0]]}'?" if near else ""
+    return f"unknown {kind} '{found}'.{hint} Valid: {', '.join(names)}."
