@@ -1,0 +1,98 @@
+"""Textbook multi-task SAC on plain torch modules: one-hot inputs, one joint mean loss, no mtrl code inside.
+
+An oracle: written from the paper, with nn.Linear, torch.distributions and ordinary autograd.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal, TanhTransform
+
+
+def plain_mlp(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
+    sizes = [inputs, *([width] * depth)]
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def load_plain(model: nn.Sequential, named: dict[str, Tensor], stack: int) -> None:
+    """Copy one of the stacked networks into nn.Linear layers; identity columns become one-hot inputs."""
+    linears = [layer for layer in model if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for index, layer in enumerate(linears):
+            name = str(index) if index < len(linears) - 1 else "head"
+            weight = named[f"{name}.weight"][stack]
+            if f"{name}.task" in named:
+                weight = torch.cat((weight, named[f"{name}.task"][stack].T), dim=1)
+            layer.weight.copy_(weight)
+            layer.bias.copy_(named[f"{name}.bias"][stack])
+
+
+def one_hot_inputs(values: Tensor) -> Tensor:
+    """[T, B, D] -> [T*B, D + T]."""
+    tasks, batch, _ = values.shape
+    identity = torch.eye(tasks).unsqueeze(1).expand(tasks, batch, tasks)
+    return torch.cat((values, identity), dim=-1).flatten(0, 1)
+
+
+def plain_sample(model: nn.Sequential, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions [T, B, A] and log-probabilities [T, B], the densities from torch.distributions."""
+    tasks, batch, _ = obs.shape
+    mean, log_std = model(one_hot_inputs(obs)).view(tasks, batch, -1).chunk(2, dim=-1)
+    std = log_std.clamp(-20.0, 2.0).exp()
+    action = torch.tanh(mean + std * noise)
+    before = mean + std * noise
+    # The change of variables of torch.distributions, on the known pre-image: its inverse tanh would lose digits.
+    log_prob = Normal(mean, std).log_prob(before) - TanhTransform().log_abs_det_jacobian(before, action)
+    return action, log_prob.sum(-1)
+
+
+def plain_q(model: nn.Sequential, obs: Tensor, action: Tensor) -> Tensor:
+    """Values [T, B]."""
+    tasks, batch, _ = obs.shape
+    return model(one_hot_inputs(torch.cat((obs, action), dim=-1))).view(tasks, batch)  # type: ignore[no-any-return]
+
+
+class PlainSAC:
+    """Joint SAC with twin critics, per-task temperatures and gradient clipping."""
+
+    def __init__(
+        self, tasks: int, obs: int, action: int, width: int, depth: int, lr: float, eps: float
+    ) -> None:
+        self.actor = plain_mlp(obs + tasks, 2 * action, width, depth)
+        self.critics = nn.ModuleList(plain_mlp(obs + action + tasks, 1, width, depth) for _ in range(2))
+        self.targets = nn.ModuleList(plain_mlp(obs + action + tasks, 1, width, depth) for _ in range(2))
+        self.log_alpha = nn.Parameter(torch.zeros(tasks))
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr, eps=eps)
+        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=lr, eps=eps)
+        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=lr)
+
+    def update(
+        self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, noise: tuple[Tensor, Tensor]
+    ) -> None:
+        alpha = self.log_alpha.detach().exp().unsqueeze(1)
+        with torch.no_grad():
+            next_action, next_log_prob = plain_sample(self.actor, next_obs, noise[0])
+            values = torch.stack([plain_q(m, next_obs, next_action) for m in self.targets])  # type: ignore[arg-type]
+            target = reward + 0.99 * (values.min(0).values - alpha * next_log_prob)
+        errors = [(plain_q(m, obs, action) - target).square().mean() for m in self.critics]  # type: ignore[arg-type]
+        self._descend(self.critic_optimizer, sum(errors) / 2, self.critics)  # type: ignore[arg-type]
+        new_action, log_prob = plain_sample(self.actor, obs, noise[1])
+        q = torch.stack([plain_q(m, obs, new_action) for m in self.critics]).min(0).values  # type: ignore[arg-type]
+        self._descend(self.actor_optimizer, (alpha * log_prob - q).mean(), self.actor)
+        self.alpha_optimizer.zero_grad()
+        (-self.log_alpha * (log_prob.detach().mean(1) - 4.0)).sum().backward()
+        self.alpha_optimizer.step()
+        with torch.no_grad():
+            for old, new in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
+                old.mul_(0.995).add_(0.005 * new)
+
+    @staticmethod
+    def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()

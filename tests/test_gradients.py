@@ -1,0 +1,135 @@
+"""Per-task gradients against a loop of autograd.grad over plain parameters, and against torch.func."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.gradients import FlatParameters, TaskGradients, clip_by_norm
+from mtrl.networks import MLPSpec, initial_parameters, mlp
+
+TASKS = 4
+
+
+def _problem(
+    *, layer_norm: bool = False, one_hot: bool = True, heads: bool = False, stack: int = 2
+) -> tuple[MLPSpec, FlatParameters, Tensor, Tensor]:
+    spec = MLPSpec(
+        stack=stack, num_tasks=TASKS, inputs=5, outputs=2, width=7, depth=2, activation="silu",
+        layer_norm=layer_norm, one_hot=one_hot, per_task_heads=heads, head_range=0.5,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    shared, head = initial_parameters(spec, generator)
+    flat = FlatParameters(
+        {name: value.double() for name, value in shared.items()},
+        {name: value.double() for name, value in head.items()},
+    )
+    inputs = torch.randn(TASKS, 6, 5, generator=generator).double()
+    targets = torch.randn(TASKS, 6, 2, generator=generator).double()
+    return spec, flat, inputs, targets
+
+
+def _losses(spec: MLPSpec, inputs: Tensor, targets: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    return (mlp(spec, parameters, inputs) - targets).square().mean(dim=(0, 2, 3))
+
+
+def _loop(
+    spec: MLPSpec, flat: FlatParameters, inputs: Tensor, targets: Tensor, offset: Tensor | None = None
+) -> Tensor:
+    """One ordinary backward per task over the joint parameter vector [T, P + H]."""
+    rows = []
+    for task in range(TASKS):
+        vector = flat.vector.detach().clone()
+        if offset is not None:
+            vector[: flat.num_shared] += offset[task]
+        vector.requires_grad_()
+        loss = _losses(spec, inputs, targets, flat.named(vector))[task]
+        rows.append(torch.autograd.grad(loss, vector)[0])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+@pytest.mark.parametrize("one_hot", [True, False])
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_jacobian_equals_a_loop_of_backward_passes(stack: int, one_hot: bool, layer_norm: bool) -> None:
+    spec, flat, inputs, targets = _problem(stack=stack, one_hot=one_hot, layer_norm=layer_norm)
+    gradients = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    torch.testing.assert_close(gradients(), _loop(spec, flat, inputs, targets))
+    expected = _losses(spec, inputs, targets, flat.named())
+    torch.testing.assert_close(gradients.losses, expected)
+
+
+def test_jacobian_equals_torch_func() -> None:
+    spec, flat, inputs, targets = _problem()
+    gradients = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    reference = torch.func.jacrev(lambda v: _losses(spec, inputs, targets, flat.named(v)))(
+        flat.vector.detach()
+    )
+    torch.testing.assert_close(gradients(), reference)
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_offsets_perturb_each_task_by_its_own_row(layer_norm: bool) -> None:
+    spec, flat, inputs, targets = _problem(layer_norm=layer_norm)
+    gradients = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    offset = 0.1 * torch.randn(TASKS, flat.num_shared).double()
+    before = flat.vector.detach().clone()
+    torch.testing.assert_close(gradients(offset), _loop(spec, flat, inputs, targets, offset))
+    assert torch.equal(flat.vector.detach(), before)
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_weighted_gradient_equals_weights_times_jacobian(heads: bool) -> None:
+    spec, flat, inputs, targets = _problem(heads=heads)
+    weights = torch.tensor([0.1, 0.0, 0.5, 0.4]).double()
+    cheap = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    full = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    torch.testing.assert_close(cheap.weighted(lambda losses: weights), weights @ full())
+    torch.testing.assert_close(cheap.head_gradient, full.head_gradient)
+
+
+def test_heads_get_their_own_tasks_gradient_and_stay_out_of_the_jacobian() -> None:
+    spec, flat, inputs, targets = _problem(heads=True)
+    gradients = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    jacobian = gradients()
+    reference = _loop(spec, flat, inputs, targets)
+    assert jacobian.shape == (TASKS, flat.num_shared)
+    torch.testing.assert_close(jacobian, reference[:, : flat.num_shared])
+    # A head appears in its own task's loss only, so the sum over tasks is each head's own gradient.
+    torch.testing.assert_close(gradients.head_gradient, reference[:, flat.num_shared :].sum(0))
+
+
+def test_batches_are_told_apart_and_the_first_one_defines_the_losses() -> None:
+    spec, flat, inputs, targets = _problem()
+    gradients = TaskGradients(flat, lambda p, k: _losses(spec, inputs + k, targets, p), TASKS)
+    first, second = gradients(), gradients(batch=1)
+    torch.testing.assert_close(first, _loop(spec, flat, inputs, targets))
+    torch.testing.assert_close(second, _loop(spec, flat, inputs + 1, targets))
+    torch.testing.assert_close(gradients.losses, _losses(spec, inputs, targets, flat.named()))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_task_is_flagged_and_only_that_one(bad: float) -> None:
+    spec, flat, inputs, targets = _problem()
+    inputs[2, 0, 0] = bad
+    gradients = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    gradients()
+    assert gradients.finite.tolist() == [True, True, False, True]
+
+
+def test_clipping_equals_torch_and_returns_the_norm_before() -> None:
+    gradient = torch.randn(100)
+    parameter = torch.nn.Parameter(torch.zeros(100))
+    parameter.grad = gradient.clone()
+    expected_norm = torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+    norm = clip_by_norm(gradient, 1.0)
+    torch.testing.assert_close(norm, expected_norm)
+    torch.testing.assert_close(gradient, parameter.grad)
+    short = torch.full((4,), 0.1)
+    clip_by_norm(short, 1.0)
+    assert torch.equal(short, torch.full((4,), 0.1))
+    clip_by_norm(gradient.mul_(100), None)
+    assert float(gradient.norm()) > 50
