@@ -1,0 +1,138 @@
+"""Per-task ring buffers on the training device. Rewards and observations are stored raw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.errors import UserError
+from mtrl.types import Batch
+
+EMA_RATE = 1e-3  # mtrl's reward normaliser (protocols: running second moment per task, no centring)
+
+
+class Replay:
+    """One ring of transitions per task; all rings advance together by E transitions per vector step.
+
+    Args:
+        num_tasks: T.
+        capacity_per_task: C, rounded down to a multiple of E so that a vector step never splits.
+        envs_per_task: E.
+        obs_dim: O.
+        action_dim: A.
+        device: where transitions live and batches appear.
+        seed: of the sampling stream.
+        scale_rewards: divide sampled rewards by a running standard deviation per task.
+
+    Raises:
+        UserError: the buffers do not fit into the device's free memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        capacity_per_task: int,
+        envs_per_task: int,
+        obs_dim: int,
+        action_dim: int,
+        device: torch.device,
+        seed: int,
+        scale_rewards: bool = False,
+    ) -> None:
+        self.num_tasks, self.obs_dim, self.action_dim = num_tasks, obs_dim, action_dim
+        self.capacity = max(capacity_per_task // envs_per_task, 1) * envs_per_task
+        # One row per transition: obs, action, reward, not_terminated, next_obs. One gather samples all.
+        self._widths = [obs_dim, action_dim, 1, 1, obs_dim]
+        needed = replay_bytes(num_tasks, self.capacity, obs_dim, action_dim)
+        free = free_memory(device)
+        if needed > 0.9 * free:
+            raise UserError(
+                f"the replay buffers need {needed / 2**30:.2f} GiB on {device} ({num_tasks} tasks x "
+                f"{self.capacity} transitions), but {free / 2**30:.2f} GiB are free. "
+                f"Lower replay.capacity_per_task to {int(0.8 * free / needed * self.capacity)} or less."
+            )
+        self._rows = torch.zeros(num_tasks, self.capacity, sum(self._widths), device=device)
+        self._first_row = torch.arange(num_tasks, device=device).unsqueeze(1) * self.capacity
+        self._next = 0
+        self.size = 0
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._scale_rewards = scale_rewards
+        self._second_moment = torch.ones(num_tasks, device=device)
+
+    def add(self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, terminated: Tensor) -> None:
+        """Store E transitions per task: [T, E, O], [T, E, A], [T, E], [T, E, O], [T, E].
+
+        next_obs is the true successor (the final observation of an episode that ended); terminated is 1 only
+        where the task itself ended the episode, never for the time limit.
+        """
+        envs = obs.shape[1]
+        parts = (obs, action, reward.unsqueeze(-1), 1.0 - terminated.float().unsqueeze(-1), next_obs)
+        device = self._rows.device
+        self._rows[:, self._next : self._next + envs] = torch.cat(parts, dim=-1).to(device)
+        self._next = (self._next + envs) % self.capacity
+        self.size = min(self.size + envs, self.capacity)
+        if self._scale_rewards:
+            self._second_moment.lerp_(reward.to(device).square().mean(1), EMA_RATE)
+
+    def sample(self, batch_per_task: int) -> Batch:
+        """Draw transitions uniformly with replacement, independent indices for each task.
+
+        Raises:
+            ValueError: fewer than batch_per_task transitions are stored per task.
+        """
+        if self.size < batch_per_task:
+            raise ValueError(f"cannot sample {batch_per_task} transitions per task: {self.size} are stored.")
+        shape, device = (self.num_tasks, batch_per_task), self._rows.device
+        index = torch.randint(self.size, shape, generator=self._generator, device=device)
+        flat = (index + self._first_row).flatten()
+        rows = self._rows.view(-1, self._rows.shape[-1]).index_select(0, flat).view(*shape, -1)
+        obs, action, reward, not_terminated, next_obs = torch.split(rows, self._widths, dim=-1)
+        reward = reward.squeeze(-1)
+        if self._scale_rewards:
+            reward = reward / self._second_moment.sqrt().clamp(min=1e-8).unsqueeze(1)
+        return Batch(obs, action, reward, next_obs, not_terminated.squeeze(-1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stored transitions and everything later sampling depends on."""
+        return {
+            "rows": self._rows[:, : self.size],
+            "next": self._next,
+            "size": self.size,
+            "generator": self._generator.get_state(),
+            "second_moment": self._second_moment,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict` of a buffer of the same shape."""
+        self.size, self._next = state["size"], state["next"]
+        self._rows[:, : self.size] = state["rows"].to(self._rows.device)
+        self._generator.set_state(state["generator"])
+        self._second_moment.copy_(state["second_moment"])
+
+
+def replay_bytes(num_tasks: int, capacity: int, obs_dim: int, action_dim: int) -> int:
+    """Bytes of float32 buffers for num_tasks x capacity transitions."""
+    return 4 * num_tasks * capacity * (2 * obs_dim + action_dim + 2)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the device; for the CPU what the system can give without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = [
+        int(line.split()[1]) * 1024 for line in _meminfo().splitlines() if line.startswith("MemAvailable:")
+    ]
+    # Systems without /proc (macOS) page out on demand; there the buffers are bounded by nothing we can read.
+    return available[0] if available else 1 << 62
+
+
+def _meminfo() -> str:
+    try:
+        return Path("/proc/meminfo").read_text()
+    except OSError:
+        return ""
