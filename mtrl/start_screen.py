@@ -1,0 +1,123 @@
+"""What the start screen says about a run: tasks, protocol, machine, size, and how long it will take here."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from mtrl.agent import MTSAC
+from mtrl.config import Config
+from mtrl.envs import MetaWorldVectorEnv
+from mtrl.types import Batch
+
+# One Meta-World step costs about this long on one core (mtrl's own workers, 2020s server cores).
+ENV_STEP_SECONDS = 3e-4
+LONG_RUN_SECONDS = 6 * 3600.0
+
+
+def describe(
+    config: Config, agent: MTSAC, envs: MetaWorldVectorEnv, path: Path, start: int
+) -> tuple[str, list[tuple[str, str]], list[str]]:
+    """Return title, facts and notes of the start screen; measures a few updates on a scratch agent."""
+    benchmark = config.tasks[0] if len(config.tasks) == 1 else f"{envs.num_tasks} tasks"
+    options = ", ".join(f"{name}={value}" for name, value in config.method_options.items())
+    network, env = config.network, config.env
+    update = seconds_per_update(config, agent)
+    total = estimated_seconds(config, envs.num_envs, envs.num_workers, update, agent.device, start)
+    facts = [
+        ("method", config.method + (f" ({options})" if options else "")),
+        (
+            "tasks",
+            ", ".join(envs.task_names) if envs.num_tasks <= 10 else f"{envs.num_tasks} of Meta-World v3",
+        ),
+        (
+            "protocol",
+            f"reward {env.reward_version}, {env.num_goals} goals, {env.max_episode_steps} steps per episode, "
+            f"{config.steps:,} vector steps, batch {config.sac.batch_per_task} per task, seed {config.seed}",
+        ),
+        (
+            "networks",
+            f"actor {network.actor_depth}x{network.actor_width}, critics 2x{network.critic_depth}x"
+            f"{network.critic_width}, {parameter_count(agent):,} trained parameters",
+        ),
+        ("device", _device_name(agent.device)),
+        ("environments", f"{envs.num_envs} in {envs.num_workers} worker processes"),
+        ("estimate", f"about {duration(total)} ({1e3 * update:.1f} ms per update here)"),
+        ("run", str(path)),
+    ]
+    if start:
+        facts.append(("resumed", f"at vector step {start:,}"))
+    notes = []
+    if agent.device.type == "cpu" and total > LONG_RUN_SECONDS:
+        notes.append(
+            f"Without a GPU this protocol takes about {total / 86400:.1f} days here. "
+            "`--preset laptop` learns MT10 on two CPU cores in under an hour."
+        )
+    return f"mtrl: {benchmark}, {config.method}", facts, notes
+
+
+def seconds_per_update(config: Config, agent: MTSAC) -> float:
+    """Time of one update, the fastest of three on random transitions; leaves `agent` as it was."""
+    scratch = MTSAC(
+        num_tasks=agent.num_tasks,
+        obs_dim=agent.actor_spec.inputs,
+        action_dim=agent.actor_spec.outputs // 2,
+        network=config.network,
+        sac=config.sac,
+        method=config.method,
+        method_options=config.method_options,
+        device=agent.device,
+        seed=0,
+    )
+    shape = (agent.num_tasks, config.sac.batch_per_task)
+    generator = torch.Generator(agent.device).manual_seed(0)
+
+    def random(*last: int) -> torch.Tensor:
+        return torch.rand((*shape, *last), generator=generator, device=agent.device)
+
+    inputs, actions = agent.actor_spec.inputs, agent.actor_spec.outputs // 2
+    batch = Batch(random(inputs), random(actions), random(), random(inputs), torch.ones_like(random()))
+    times = []
+    for _ in range(4):
+        _wait_for(agent.device)
+        began = time.perf_counter()
+        scratch.update([batch] * scratch.num_batches)
+        _wait_for(agent.device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def estimated_seconds(
+    config: Config, num_envs: int, num_workers: int, update: float, device: torch.device, start: int
+) -> float:
+    """Seconds left: updates and environments overlap on a GPU and share the cores on a CPU."""
+    environments = ENV_STEP_SECONDS * num_envs / num_workers
+    updates = update * config.train.updates_per_step
+    step = max(environments, updates) if device.type == "cuda" else environments + updates
+    return step * (config.steps - start)
+
+
+def parameter_count(agent: MTSAC) -> int:
+    """Trained parameters: actor, critics, temperatures; targets are copies and do not count."""
+    return sum(parameter.numel() for parameter in agent.parameters())
+
+
+def duration(seconds: float) -> str:
+    """Write seconds in the unit a person would use."""
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length or (unit == "minutes" and seconds >= length):
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

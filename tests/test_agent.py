@@ -1,0 +1,206 @@
+"""The agent's update against textbook SAC, and what must never happen in it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.agent import MTSAC
+from mtrl.combiners import COMBINERS
+from mtrl.config import NetworkConfig, SacConfig
+from mtrl.networks import q_values, sample_action
+from mtrl.types import Batch
+from tests.helpers.plain_sac import PlainSAC, load_plain, plain_q, plain_sample
+
+TASKS, SAMPLES, OBS, ACTION, WIDTH = 3, 5, 6, 4, 16
+
+
+def _agent(method: str = "mean", *, sac: SacConfig | None = None, seed: int = 0, **network: Any) -> MTSAC:
+    sizes = {"actor_width": WIDTH, "critic_width": WIDTH, "actor_depth": 2, "critic_depth": 2}
+    return MTSAC(
+        num_tasks=TASKS, obs_dim=OBS, action_dim=ACTION, network=NetworkConfig(**(sizes | network)),
+        sac=sac or SacConfig(), method=method, method_options={}, device=torch.device("cpu"), seed=seed,
+    )  # fmt: skip
+
+
+def _batch(generator: torch.Generator, terminated: float = 0.0) -> Batch:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(TASKS, SAMPLES, *shape, generator=generator)
+
+    alive = torch.full((TASKS, SAMPLES), 1.0 - terminated)
+    return Batch(normal(OBS), normal(ACTION).tanh(), 3 * normal(), normal(OBS), alive)
+
+
+def _run(agent: MTSAC, updates: int, seed: int = 7) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(updates):
+        agent.update([_batch(generator) for _ in range(agent.num_batches)])
+
+
+def test_mean_equals_ordinary_joint_sac_step_for_step() -> None:
+    agent = _agent()
+    plain = PlainSAC(TASKS, OBS, ACTION, WIDTH, 2, lr=3e-4, eps=1e-5)
+    load_plain(plain.actor, agent.actor.parameters_.named(), 0)
+    for stack in range(2):
+        load_plain(plain.critics[stack], agent.critic.parameters_.named(), stack)  # type: ignore[arg-type]
+        load_plain(plain.targets[stack], agent.critic.parameters_.named(), stack)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.Generator()
+    for _ in range(20):
+        batch = _batch(generator)
+        noise.set_state(agent.generator.get_state())
+        shape = (TASKS, SAMPLES, ACTION)
+        drawn = (torch.randn(shape, generator=noise), torch.randn(shape, generator=noise))
+        agent.update([batch])
+        plain.update(batch.obs, batch.action, batch.reward, batch.next_obs, drawn)
+    obs, action = _batch(generator).obs, _batch(generator).action
+    expected = torch.stack([_plain_q(model, obs, action) for model in plain.critics])
+    ours = q_values(agent.critic_spec, agent.critic.parameters_.named(), obs, action)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    targets = torch.stack([_plain_q(model, obs, action) for model in plain.targets])
+    ours = q_values(agent.critic_spec, agent.critic.parameters_.named(agent.target), obs, action)
+    torch.testing.assert_close(ours, targets, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(agent.log_alpha.detach(), plain.log_alpha.detach(), rtol=1e-4, atol=1e-6)
+    sample = sample_action(agent.actor_spec, agent.actor.parameters_.named(), obs, torch.zeros_like(action))
+    expected_action, expected_log_prob = _plain_policy(plain, obs, torch.zeros_like(action))
+    torch.testing.assert_close(sample.action, expected_action, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sample.log_prob, expected_log_prob, rtol=1e-4, atol=1e-4)
+
+
+def _plain_q(model: Any, obs: Tensor, action: Tensor) -> Tensor:
+    return plain_q(model, obs, action).detach()
+
+
+def _plain_policy(plain: PlainSAC, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    action, log_prob = plain_sample(plain.actor, obs, noise)
+    return action.detach(), log_prob.detach()
+
+
+@pytest.mark.parametrize("method", ["mean", "cagrad"])
+def test_target_actions_are_sampled_at_the_next_observations(method: str) -> None:
+    """Changing obs must leave the targets alone; changing next_obs, of one task, must move only its own."""
+    agent = _agent(method)
+    batch = _batch(torch.Generator().manual_seed(0))
+    noise, alpha = torch.zeros(TASKS, SAMPLES, ACTION), agent.alpha
+
+    def losses(changed: Batch) -> Tensor:
+        # A critic that ignores its inputs turns the loss into a function of the target alone.
+        constant = {k: torch.zeros_like(v) for k, v in agent.critic.parameters_.named().items()}
+        return agent.critic_losses([changed], [noise], alpha)(constant, 0)
+
+    with torch.no_grad():
+        agent.actor.parameters_.vector.mul_(3)
+        agent.actor.parameters_.named()["head.weight"].normal_()
+        agent.target.mul_(3)
+    reference = losses(batch)
+    torch.testing.assert_close(losses(batch._replace(obs=batch.obs + 1.0)), reference)
+    moved = batch.next_obs.clone()
+    moved[1] += 1.0
+    difference = losses(batch._replace(next_obs=moved)) - reference
+    assert difference[0] == 0
+    assert difference[2] == 0
+    assert difference[1] != 0
+    # The action in the target is the policy's at the next observation, to the last digit.
+    actor = agent.actor.parameters_.named()
+    action, log_prob = sample_action(agent.actor_spec, actor, batch.next_obs, noise)
+    next_q = q_values(agent.critic_spec, agent.critic.parameters_.named(agent.target), batch.next_obs, action)
+    target = batch.reward + 0.99 * (next_q.amin(0) - alpha.unsqueeze(1) * log_prob)
+    torch.testing.assert_close(reference, target.square().mean(1))
+
+
+def test_terminated_transitions_are_not_bootstrapped() -> None:
+    agent = _agent()
+    batch = _batch(torch.Generator().manual_seed(0), terminated=1.0)
+    zero = {k: torch.zeros_like(v) for k, v in agent.critic.parameters_.named().items()}
+    noise = torch.zeros(TASKS, SAMPLES, ACTION)
+    losses = agent.critic_losses([batch], [noise], agent.alpha)(zero, 0)
+    torch.testing.assert_close(losses, batch.reward.square().mean(1))
+
+
+@pytest.mark.parametrize("method", sorted(COMBINERS))
+@pytest.mark.parametrize("heads", ["shared", "per_task"])
+def test_every_method_trains_and_stays_finite(method: str, heads: str) -> None:
+    agent = _agent(method, heads=heads)
+    before = agent.actor.parameters_.vector.detach().clone()
+    _run(agent, 5)
+    assert torch.isfinite(agent.actor.parameters_.vector).all()
+    assert not torch.equal(agent.actor.parameters_.vector, before)
+    assert not any(bool(flags.any()) for flags in agent.failures().values())
+    assert all(torch.isfinite(value).all() for value in agent.metrics().values())
+
+
+@pytest.mark.parametrize("method", sorted(set(COMBINERS) - {"mean"}))
+def test_every_method_differs_from_the_mean(method: str) -> None:
+    agent, mean = _agent(method), _agent("mean")
+    _run(agent, 3)
+    _run(mean, 3)
+    assert not torch.allclose(agent.critic.parameters_.vector, mean.critic.parameters_.vector, atol=1e-6)
+
+
+def test_actor_and_critic_share_no_combiner_state() -> None:
+    agent = _agent("nash_mtl")
+    assert agent.actor.combiner is not agent.critic.combiner
+    _run(agent, 1)
+    assert not torch.equal(agent.actor.combiner.last_weights, agent.critic.combiner.last_weights)
+
+
+@pytest.mark.parametrize("method", sorted(COMBINERS))
+@pytest.mark.parametrize("field", ["reward", "obs"])
+def test_a_non_finite_task_changes_nothing_and_is_named(method: str, field: str) -> None:
+    agent = _agent(method)
+    _run(agent, 2)
+    agent.metrics()
+    before = copy.deepcopy(agent.training_state())
+    generator = torch.Generator().manual_seed(0)
+    batches = [_batch(generator) for _ in range(agent.num_batches)]
+    getattr(batches[0], field)[1, 0] = float("nan")
+    agent.update(batches)
+    assert agent.failures()["critic"].tolist() == [False, True, False]
+    after = agent.training_state()
+    for name, value in after["module"].items():
+        untouched = not any(part in name for part in ("failures", "_sums", "_norms", "_count"))
+        # A NaN reward reaches the critic only; the actor's step is then sound and taken.
+        if untouched and (field == "obs" or name.startswith(("critic", "target"))):
+            torch.testing.assert_close(value, before["module"][name], rtol=0, atol=0, msg=name)
+    for key, moments in before["optimizers"][1]["state"][0].items():
+        assert torch.equal(after["optimizers"][1]["state"][0][key], moments), key
+    # The agent is not poisoned: sound batches go on as if the bad one had not been.
+    _run(agent, 1)
+    assert torch.isfinite(agent.critic.parameters_.vector).all()
+
+
+@pytest.mark.parametrize("method", sorted(COMBINERS))
+def test_saved_state_continues_bit_for_bit(method: str) -> None:
+    agent = _agent(method, heads="per_task")
+    _run(agent, 3, seed=1)
+    other = _agent(method, seed=9, heads="per_task")
+    other.load_training_state(copy.deepcopy(agent.training_state()))
+    _run(agent, 3, seed=2)
+    _run(other, 3, seed=2)
+    for (name, left), right in zip(agent.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(left, right), name
+
+
+def test_shared_temperature_is_one_number_moved_by_the_mean_over_tasks() -> None:
+    agent = _agent(sac=SacConfig(temperature="shared"))
+    assert agent.log_alpha.shape == (1,)
+    _run(agent, 2)
+    assert agent.alpha.shape == (TASKS,)
+    assert float(agent.alpha.max() - agent.alpha.min()) == 0.0
+    assert float(agent.log_alpha) != 0.0
+
+
+def test_acting_is_bounded_random_in_training_and_repeatable_in_evaluation() -> None:
+    agent = _agent()
+    obs = torch.randn(TASKS, 2, OBS)
+    actions = agent.act(obs)
+    assert actions.shape == (TASKS, 2, ACTION)
+    assert float(actions.abs().max()) <= 1.0
+    assert not torch.equal(actions, agent.act(obs))
+    state = agent.generator.get_state()
+    assert torch.equal(agent.act(obs, deterministic=True), agent.act(obs, deterministic=True))
+    assert torch.equal(state, agent.generator.get_state())
