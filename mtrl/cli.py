@@ -1,0 +1,168 @@
+"""Command lines of the scripts: flags over a preset over defaults. Imports no torch before training.
+
+`--preset` and `--method` are looked up first; everything is then parsed over the preset's values, with the
+chosen method's options as `--method.NAME`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from mtrl.config import Config
+from mtrl.envs.tasks import resolve_tasks
+from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.flags import (
+    check_flags,
+    flag_values,
+    given,
+    methods_overview,
+    parse,
+    peek,
+    print_help,
+    train_flags,
+    wants_help,
+)
+from mtrl.method_options import method_options
+from mtrl.presets import build_config, load_preset
+
+_DESCRIPTION = "Train one multi-task SAC agent on Meta-World; --method combines the gradients of its tasks."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ResumeFlags:
+    resume: Path
+    steps: int | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _EvaluateFlags:
+    """Evaluate the newest checkpoint of a run: deterministic policy, fixed goals, success per task."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Run directory that a training script wrote."""
+    episodes: int = 50
+    """Episodes per task; episode k uses goal k."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the networks; auto: CUDA if there is one."""
+
+
+def main_train(
+    argv: Sequence[str] | None = None, *, preset: str | None = None, tasks: tuple[str, ...] | None = None
+) -> int:
+    """Run a training script and return its exit code.
+
+    0 done; 1 non-finite numbers; 2 a mistake of the user, with nothing written; 75 environment failure;
+    130 and 143 interrupted and terminated.
+
+    Args:
+        argv: the arguments; those of the process if None.
+        preset: the preset used without `--preset`; None: the dataclass defaults.
+        tasks: the tasks used without `--tasks`; None: those of the preset, which must then name some.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _exit_code(lambda: _train(arguments, preset, tasks))
+
+
+def main_evaluate(argv: Sequence[str] | None = None) -> int:
+    """Run the evaluation script and return its exit code, see `main_train`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _exit_code(lambda: _evaluate(arguments))
+
+
+def _exit_code(run: Callable[[], int]) -> int:
+    try:
+        return run()
+    except UserError as error:
+        code, message = 2, f"error: {error}"
+    except NonFiniteError as error:
+        code, message = 1, f"error: {error}"
+    except EnvironmentFailure as error:
+        code, message = 75, f"error: {error}"
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    print(message, file=sys.stderr)
+    return code
+
+
+def _train(arguments: list[str], preset: str | None, tasks: tuple[str, ...] | None) -> int:
+    flags_given = given(arguments)
+    if "--resume" in flags_given and not wants_help(arguments):
+        return _resume(arguments)
+    preset = peek(arguments, "--preset") or preset
+    layers: list[Mapping[str, Any]] = [load_preset(preset)] if preset else []
+    if tasks:
+        layers.append({"tasks": tasks})
+    tasks_known = any("tasks" in layer for layer in layers)
+    method = peek(arguments, "--method")
+    if method is not None:
+        layers.append({"method": method})
+    default = train_flags(build_config(*layers), preset)
+    if not tasks_known:
+        default = dataclasses.replace(default, tasks=tyro.MISSING)
+    if wants_help(arguments):
+        overview = methods_overview(shutil.get_terminal_size().columns)
+        print_help(type(default), default, _DESCRIPTION, overview)
+        return 0
+    check_flags(arguments, type(default), method_options()[default.method])
+    if not tasks_known and "--tasks" not in flags_given:
+        raise UserError("no tasks: give --tasks MT10, --tasks reach-v3 push-v3 or a preset that names tasks.")
+    flags = parse(type(default), arguments, default)
+    config = build_config(flag_values(flags))
+    run_dir = flags.run_dir or _default_run_dir(config)
+    _check_options(config)
+    from mtrl.train import train
+
+    return train(config, run_dir=run_dir)
+
+
+def _resume(arguments: list[str]) -> int:
+    for flag in given(arguments):
+        if flag not in ("--resume", "--steps", "--device"):
+            raise UserError(
+                f"--resume continues a run with its own configuration and takes only --steps and --device "
+                f"besides; found {flag}. To change it, start a new run."
+            )
+    flags = parse(_ResumeFlags, arguments)
+    if flags.steps is not None and flags.steps < 1:
+        raise UserError(f"--steps must be positive; found {flags.steps}.")
+    from mtrl.train import resume_training
+
+    return resume_training(flags.resume, steps=flags.steps, device=flags.device)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    if wants_help(arguments):
+        print_help(_EvaluateFlags)
+        return 0
+    check_flags(arguments, _EvaluateFlags)
+    flags = parse(_EvaluateFlags, arguments)
+    if flags.episodes < 1:
+        raise UserError(f"--episodes must be positive; found {flags.episodes}.")
+    from mtrl.train import evaluate_run
+
+    return evaluate_run(flags.run_dir, episodes=flags.episodes, device=flags.device)
+
+
+def _default_run_dir(config: Config) -> Path:
+    tasks = "+".join(config.tasks) if len(config.tasks) <= 3 else f"{len(config.tasks)}-tasks"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs", tasks.lower(), config.method, f"seed{config.seed}-{stamp}")
+
+
+def _check_options(config: Config) -> None:
+    """Raise UserError for an option out of its range, before anything is started or written."""
+    from mtrl.combiners import make_combiner
+
+    try:
+        make_combiner(config.method, num_tasks=len(resolve_tasks(config.tasks)), **config.method_options)
+    except ValueError as error:
+        raise UserError(f"--method {config.method}: {error}") from error
