@@ -1,0 +1,89 @@
+"""Trees of state as trees of tensors and plain values: all that `torch.load(weights_only=True)` reads.
+
+A numpy array becomes the tensor of its bytes with dtype and shape beside it, so every numeric dtype comes
+back as it was; numbers of numpy likewise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ARRAY = "__numpy__"
+_NUMERIC_KINDS = "biufc"
+
+
+def to_plain(value: Any, where: str) -> Any:
+    """Tree without numpy, on the CPU; `where` names its root in messages.
+
+    Takes dict (keys str or int), list, tuple, dense tensor, numeric numpy array or scalar, int of any size,
+    float, str, bool, None. Subclasses of dict and tuple become dict and tuple, views tensors of their own.
+
+    Raises:
+        TypeError: any other type, with its place in the tree.
+    """
+    if isinstance(value, Tensor):
+        return _plain_tensor(value, where)
+    if isinstance(value, np.generic) or type(value) is np.ndarray:
+        return _plain_array(value, where)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, dict):
+        for key in value:
+            if type(key) not in (str, int) or key == _ARRAY:
+                raise TypeError(f"{where}: keys must be str or int and not {_ARRAY!r}; found {key!r}.")
+        return {key: to_plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    raise TypeError(
+        f"{where}: only dict, list, tuple, tensors, numeric arrays, numbers, str, bool and None "
+        f"can be saved; found {type(value).__name__}."
+    )
+
+
+def from_plain(value: Any) -> Any:
+    """Inverse of `to_plain`; ValueError, TypeError or KeyError where the marks of an array make no sense."""
+    if isinstance(value, dict):
+        if _ARRAY in value:
+            return _array(value)
+        return {key: from_plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(from_plain(item) for item in value)
+    return value
+
+
+def _plain_tensor(tensor: Tensor, where: str) -> Tensor:
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{where}: only dense tensors can be saved; found {tensor.layout}.")
+    plain = tensor.detach().as_subclass(Tensor).cpu()
+    # torch.save writes the whole storage behind a view.
+    whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
+    return plain if whole else plain.clone(memory_format=torch.contiguous_format)
+
+
+def _plain_array(value: Any, where: str) -> dict[str, Any]:
+    array = np.asarray(value)
+    if array.dtype.kind not in _NUMERIC_KINDS:
+        raise TypeError(f"{where}: only arrays of numbers can be saved; found dtype {array.dtype}.")
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if not flat.flags.writeable:  # torch has no read-only tensors and warns
+        flat = flat.copy()
+    return {
+        _ARRAY: array.dtype.str,
+        "shape": None if isinstance(value, np.generic) else tuple(array.shape),
+        "data": torch.from_numpy(flat.view(np.uint8)),
+    }
+
+
+def _array(value: dict[Any, Any]) -> Any:
+    dtype = np.dtype(value[_ARRAY])
+    if dtype.kind not in _NUMERIC_KINDS:  # a crafted file may name the dtype of objects
+        raise ValueError(f"array of dtype {dtype}")
+    flat = value["data"].numpy().view(dtype)
+    return flat[0] if value["shape"] is None else flat.reshape(value["shape"])
