@@ -41,6 +41,7 @@ class Learner(nn.Module):
         self.parameters_ = parameters
         self.combiner = combiner
         self.max_norm = max_norm
+        self._gradients = TaskGradients(parameters, combiner.num_tasks)
         # Fused Adam skips a step on the device when found_inf is 1: no host needs to look at the gradient.
         self.optimizer = torch.optim.Adam([parameters.vector], lr=lr, eps=eps, fused=True)
         self.register_buffer("failures", torch.zeros(combiner.num_tasks, dtype=torch.bool))
@@ -50,7 +51,8 @@ class Learner(nn.Module):
         """Take one descent step; a non-finite one changes nothing but `failures` [T]."""
         combiner, flat = self.combiner, self.parameters_
         before = [(value, value.clone()) for value in combiner.buffers()]
-        gradients = TaskGradients(flat, loss_function, combiner.num_tasks)
+        gradients = self._gradients
+        gradients.start(loss_function)
         with combiner.unchecked():
             if isinstance(combiner, LossCombiner):
                 shared = gradients.weighted(combiner.weights)

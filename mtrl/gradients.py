@@ -56,14 +56,19 @@ class TaskGradients:
 
     losses: Tensor
     head_gradient: Tensor
+    finite: Tensor
 
-    def __init__(self, parameters: FlatParameters, loss_function: LossFunction, num_tasks: int) -> None:
+    def __init__(self, parameters: FlatParameters, num_tasks: int) -> None:
         self._flat = parameters
-        self._loss_function = loss_function
         self._num_tasks = num_tasks
+        self._jacobians: list[Tensor] = []
+
+    def start(self, loss_function: LossFunction) -> None:
+        """Begin a step on new losses; Jacobians of the step before are overwritten."""
+        self._loss_function = loss_function
         self._evaluated = False
-        device = parameters.vector.device
-        self.finite = torch.ones(num_tasks, dtype=torch.bool, device=device)
+        self._used = 0
+        self.finite = torch.ones(self._num_tasks, dtype=torch.bool, device=self._flat.vector.device)
 
     @property
     def parameters(self) -> Tensor:
@@ -87,7 +92,7 @@ class TaskGradients:
         heads = self._head_leaves()
         losses = self._loss_function({**leaves, **heads}, batch)
         gradients = torch.autograd.grad(losses.sum(), [*leaves.values(), *heads.values()])
-        jacobian = torch.empty(tasks, flat.num_shared, dtype=losses.dtype, device=losses.device)
+        jacobian = self._next_jacobian()
         for slot, gradient in zip(flat.shared_slots, gradients, strict=False):
             jacobian[:, slot.start : slot.stop].view(tasks, *slot.shape).copy_(gradient)
         self._note(losses.detach(), gradients[len(leaves) :], batch, offset)
@@ -113,6 +118,13 @@ class TaskGradients:
             gradients = torch.autograd.grad(weights @ losses, list(leaves.values()), retain_graph=True)
             self._note(losses.detach(), torch.autograd.grad(losses.sum(), list(heads.values())), 0, None)
         return torch.cat([gradient.flatten() for gradient in gradients])
+
+    def _next_jacobian(self) -> Tensor:
+        # Kept from step to step: tens of megabytes that the system would otherwise map and clear each time.
+        if self._used == len(self._jacobians):
+            self._jacobians.append(self.parameters.new_empty(self._num_tasks, self._flat.num_shared))
+        self._used += 1
+        return self._jacobians[self._used - 1]
 
     def _head_leaves(self) -> dict[str, Tensor]:
         vector = self._flat.vector.detach()

@@ -17,7 +17,7 @@ class ScriptedEnvs:
     """Reward at each step is the goal; success is up only at step `goal + 1`; task 1 never succeeds."""
 
     def __init__(self, copies: int, goals: int = 4) -> None:
-        self.task_names = ("a", "b")
+        self.task_names: tuple[str, ...] = ("a", "b")
         self.num_tasks = 2
         self.envs_per_task = copies
         self.num_goals = goals

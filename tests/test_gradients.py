@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.gradients import FlatParameters, TaskGradients, clip_by_norm
+from mtrl.gradients import FlatParameters, LossFunction, TaskGradients, clip_by_norm
 from mtrl.networks import MLPSpec, initial_parameters, mlp
 
 TASKS = 4
@@ -36,6 +36,12 @@ def _losses(spec: MLPSpec, inputs: Tensor, targets: Tensor, parameters: Mapping[
     return (mlp(spec, parameters, inputs) - targets).square().mean(dim=(0, 2, 3))
 
 
+def _gradients(flat: FlatParameters, loss_function: LossFunction) -> TaskGradients:
+    gradients = TaskGradients(flat, TASKS)
+    gradients.start(loss_function)
+    return gradients
+
+
 def _loop(
     spec: MLPSpec, flat: FlatParameters, inputs: Tensor, targets: Tensor, offset: Tensor | None = None
 ) -> Tensor:
@@ -56,7 +62,7 @@ def _loop(
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_jacobian_equals_a_loop_of_backward_passes(stack: int, one_hot: bool, layer_norm: bool) -> None:
     spec, flat, inputs, targets = _problem(stack=stack, one_hot=one_hot, layer_norm=layer_norm)
-    gradients = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
     torch.testing.assert_close(gradients(), _loop(spec, flat, inputs, targets))
     expected = _losses(spec, inputs, targets, flat.named())
     torch.testing.assert_close(gradients.losses, expected)
@@ -64,7 +70,7 @@ def test_jacobian_equals_a_loop_of_backward_passes(stack: int, one_hot: bool, la
 
 def test_jacobian_equals_torch_func() -> None:
     spec, flat, inputs, targets = _problem()
-    gradients = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
     reference = torch.func.jacrev(lambda v: _losses(spec, inputs, targets, flat.named(v)))(
         flat.vector.detach()
     )
@@ -74,7 +80,7 @@ def test_jacobian_equals_torch_func() -> None:
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_offsets_perturb_each_task_by_its_own_row(layer_norm: bool) -> None:
     spec, flat, inputs, targets = _problem(layer_norm=layer_norm)
-    gradients = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
     offset = 0.1 * torch.randn(TASKS, flat.num_shared).double()
     before = flat.vector.detach().clone()
     torch.testing.assert_close(gradients(offset), _loop(spec, flat, inputs, targets, offset))
@@ -85,15 +91,15 @@ def test_offsets_perturb_each_task_by_its_own_row(layer_norm: bool) -> None:
 def test_weighted_gradient_equals_weights_times_jacobian(heads: bool) -> None:
     spec, flat, inputs, targets = _problem(heads=heads)
     weights = torch.tensor([0.1, 0.0, 0.5, 0.4]).double()
-    cheap = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
-    full = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    cheap = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
+    full = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
     torch.testing.assert_close(cheap.weighted(lambda losses: weights), weights @ full())
     torch.testing.assert_close(cheap.head_gradient, full.head_gradient)
 
 
 def test_heads_get_their_own_tasks_gradient_and_stay_out_of_the_jacobian() -> None:
     spec, flat, inputs, targets = _problem(heads=True)
-    gradients = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
     jacobian = gradients()
     reference = _loop(spec, flat, inputs, targets)
     assert jacobian.shape == (TASKS, flat.num_shared)
@@ -104,18 +110,27 @@ def test_heads_get_their_own_tasks_gradient_and_stay_out_of_the_jacobian() -> No
 
 def test_batches_are_told_apart_and_the_first_one_defines_the_losses() -> None:
     spec, flat, inputs, targets = _problem()
-    gradients = TaskGradients(flat, lambda p, k: _losses(spec, inputs + k, targets, p), TASKS)
+    gradients = _gradients(flat, lambda p, k: _losses(spec, inputs + k, targets, p))
     first, second = gradients(), gradients(batch=1)
     torch.testing.assert_close(first, _loop(spec, flat, inputs, targets))
     torch.testing.assert_close(second, _loop(spec, flat, inputs + 1, targets))
     torch.testing.assert_close(gradients.losses, _losses(spec, inputs, targets, flat.named()))
 
 
+def test_jacobians_of_one_step_live_side_by_side() -> None:
+    spec, flat, inputs, targets = _problem()
+    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
+    offset = 0.1 * torch.randn(TASKS, flat.num_shared).double()
+    first, second = gradients(), gradients(offset)
+    torch.testing.assert_close(first, _loop(spec, flat, inputs, targets))
+    torch.testing.assert_close(second, _loop(spec, flat, inputs, targets, offset))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_task_is_flagged_and_only_that_one(bad: float) -> None:
     spec, flat, inputs, targets = _problem()
     inputs[2, 0, 0] = bad
-    gradients = TaskGradients(flat, lambda p, _: _losses(spec, inputs, targets, p), TASKS)
+    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
     gradients()
     assert gradients.finite.tolist() == [True, True, False, True]
 

@@ -83,7 +83,7 @@ def test_linear_gradients_pass_gradcheck(expanded: bool) -> None:
     if not expanded:
         assert torch.autograd.gradcheck(linear, (x, weight, bias))
         return
-    # The stride-0 form is compared with the same numbers laid out in full: gradcheck would perturb all copies.
+    # Compared with the same numbers laid out in full: gradcheck would perturb all copies of a stride-0 weight.
     shared_weight = weight[:1].detach().expand(3, 2, 6, 5).requires_grad_()
     shared_bias = bias[:1].detach().expand(3, 2, 6).requires_grad_()
     full_weight = shared_weight.detach().clone().requires_grad_()

@@ -5,6 +5,8 @@ An oracle: written from the paper, with nn.Linear, torch.distributions and ordin
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform
@@ -13,7 +15,7 @@ from torch.distributions import Normal, TanhTransform
 def plain_mlp(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
     sizes = [inputs, *([width] * depth)]
     layers: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(width, outputs))
 
@@ -45,7 +47,7 @@ def plain_sample(model: nn.Sequential, obs: Tensor, noise: Tensor) -> tuple[Tens
     std = log_std.clamp(-20.0, 2.0).exp()
     action = torch.tanh(mean + std * noise)
     before = mean + std * noise
-    # The change of variables of torch.distributions, on the known pre-image: its inverse tanh would lose digits.
+    # The change of variables on the known pre-image: the inverse tanh of torch.distributions would lose digits.
     log_prob = Normal(mean, std).log_prob(before) - TanhTransform().log_abs_det_jacobian(before, action)
     return action, log_prob.sum(-1)
 
