@@ -1,0 +1,144 @@
+"""Names of benchmarks and tasks, and which benchmark a task's goals come from. Imports no metaworld."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from mtrl.errors import UserError, unknown_name
+
+OBS_SIZE = 39
+"""Entries of an observation, the same in all tasks."""
+ACTION_SIZE = 4
+"""Entries of an action: hand displacement in x, y, z and gripper effort."""
+
+_MT10 = (
+    "reach-v3",
+    "push-v3",
+    "pick-place-v3",
+    "door-open-v3",
+    "drawer-open-v3",
+    "drawer-close-v3",
+    "button-press-topdown-v3",
+    "peg-insert-side-v3",
+    "window-open-v3",
+    "window-close-v3",
+)
+_MT25 = (
+    *_MT10,
+    "coffee-pull-v3",
+    "pick-out-of-hole-v3",
+    "disassemble-v3",
+    "pick-place-wall-v3",
+    "basketball-v3",
+    "stick-pull-v3",
+    "button-press-wall-v3",
+    "faucet-open-v3",
+    "door-lock-v3",
+    "lever-pull-v3",
+    "sweep-into-v3",
+    "faucet-close-v3",
+    "coffee-button-v3",
+    "button-press-topdown-wall-v3",
+    "dial-turn-v3",
+)
+_MT50 = (
+    "assembly-v3",
+    "basketball-v3",
+    "bin-picking-v3",
+    "box-close-v3",
+    "button-press-topdown-v3",
+    "button-press-topdown-wall-v3",
+    "button-press-v3",
+    "button-press-wall-v3",
+    "coffee-button-v3",
+    "coffee-pull-v3",
+    "coffee-push-v3",
+    "dial-turn-v3",
+    "disassemble-v3",
+    "door-close-v3",
+    "door-lock-v3",
+    "door-open-v3",
+    "door-unlock-v3",
+    "hand-insert-v3",
+    "drawer-close-v3",
+    "drawer-open-v3",
+    "faucet-open-v3",
+    "faucet-close-v3",
+    "hammer-v3",
+    "handle-press-side-v3",
+    "handle-press-v3",
+    "handle-pull-side-v3",
+    "handle-pull-v3",
+    "lever-pull-v3",
+    "pick-place-wall-v3",
+    "pick-out-of-hole-v3",
+    "pick-place-v3",
+    "plate-slide-v3",
+    "plate-slide-side-v3",
+    "plate-slide-back-v3",
+    "plate-slide-back-side-v3",
+    "peg-insert-side-v3",
+    "peg-unplug-side-v3",
+    "soccer-v3",
+    "stick-push-v3",
+    "stick-pull-v3",
+    "push-v3",
+    "push-wall-v3",
+    "push-back-v3",
+    "reach-v3",
+    "reach-wall-v3",
+    "shelf-place-v3",
+    "sweep-into-v3",
+    "sweep-v3",
+    "window-open-v3",
+    "window-close-v3",
+)
+
+BENCHMARKS: dict[str, tuple[str, ...]] = {"MT10": _MT10, "MT25": _MT25, "MT50": _MT50}
+"""Task names of each benchmark, in metaworld 3.1.1's order, which is the order of the task axis."""
+
+
+def resolve_tasks(tasks: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the task names of a benchmark name, of a task name or of a sequence of task names.
+
+    A sequence of one benchmark name counts as that benchmark.
+
+    Raises:
+        UserError: an unknown name, a benchmark among other names, a duplicate, or no task at all.
+    """
+    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    if not names:
+        raise UserError(
+            f"tasks must name at least one task or benchmark ({', '.join(BENCHMARKS)}); found none."
+        )
+    if len(names) == 1 and names[0] in BENCHMARKS:
+        return BENCHMARKS[names[0]]
+    for name in names:
+        if name in BENCHMARKS:
+            raise UserError(
+                f"a benchmark stands alone: found '{name}' among {len(names)} names. "
+                f"Give either {name} or a list of task names."
+            )
+        if name not in _MT50:
+            raise UserError(unknown_name("task or benchmark", str(name), (*BENCHMARKS, *_MT50)))
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"each task may be given once; found {', '.join(twice)} more than once. "
+            "For several copies of every task set envs_per_task."
+        )
+    return names
+
+
+def goal_source(tasks: Sequence[str]) -> dict[str, str]:
+    """Return, for each task, the benchmark ("MT25" or "MT50") whose goal sets it uses.
+
+    Upstream draws all goals of a benchmark from one random stream, task after task, so a task's goals depend
+    on the tasks listed before it. MT10 begins MT25, hence both share goals. The full MT50 uses MT50's own;
+    any other list uses MT25's goals for the tasks in MT25 and MT50's for the rest, whatever else is in the
+    list: dropping a task from such a list never changes the goals of another.
+    """
+    if set(tasks) == set(_MT50):
+        return dict.fromkeys(tasks, "MT50")
+    return {name: "MT25" if name in _MT25 else "MT50" for name in tasks}

@@ -1,0 +1,256 @@
+"""A worker process: steps several environments in place in shared memory; imports no torch.
+
+A backend is a module with `versions()`, `generate_goals(names, seed)` and
+`make_env(task, goals, rules, render_mode)`; `mtrl.envs.metaworld` is the real one, tests bring others.
+Messages of one byte start and acknowledge steps; everything rarer is a pickled command between two processes.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import sys
+import threading
+import traceback
+import zlib
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrl.envs.shared import INFO_KEYS, SharedArrays
+
+STEP, COMMAND, DONE, RESULT, ERROR = b"s", b"c", b"d", b"r", b"e"
+
+
+class SimEnv(Protocol):
+    """One simulated task, as a backend's `make_env` returns it."""
+
+    def set_goals(self, goals: NDArray[np.float64]) -> None:
+        """Replace the goal set [G, D]."""
+
+    def reset(self, goal: int) -> NDArray[Any]:
+        """Start an episode; return the first observation [39]."""
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[Any], float, dict[str, Any]]:
+        """Return observation [39], reward and info with the keys of `INFO_KEYS`."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the simulation's state as plain containers and arrays."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore the simulation's state."""
+
+    def render(self) -> Any:
+        """Return a frame."""
+
+    def close(self) -> None:
+        """Free what the simulation holds."""
+
+
+class Rules(NamedTuple):
+    """What defines an episode; part of a saved state."""
+
+    reward_version: str
+    num_goals: int
+    max_episode_steps: int
+    terminate_on_success: bool
+
+
+class Build(NamedTuple):
+    """What a worker needs to build its environments."""
+
+    slots: list[tuple[int, str, int]]  # row in the shared arrays, task, copy of the task
+    goals: dict[str, NDArray[np.float64]]  # [G, D] of each of the worker's tasks
+    seed: int
+    rules: Rules
+    render_mode: str | None
+
+
+class Slot:
+    """One environment with its goal stream and episode clock."""
+
+    def __init__(self, row: int, task: str, copy: int, build: Build, backend: Any) -> None:
+        self.row, self.task, self.copy = row, task, copy
+        self.goals = build.goals[task]
+        self.env: SimEnv = backend.make_env(task, self.goals, build.rules, build.render_mode)
+        self.goal = -1
+        self.elapsed = 0
+        self.seed(build.seed)
+
+    def seed(self, seed: int) -> None:
+        """Start the goal stream of (seed, task, copy), which depends on no other environment."""
+        key = (zlib.crc32(self.task.encode()), self.copy)
+        self.rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+    def start(self, goal: int | None = None) -> NDArray[Any]:
+        """Reset to a given goal or to one drawn from the stream."""
+        self.goal = int(self.rng.integers(len(self.goals))) if goal is None else goal
+        self.elapsed = 0
+        return self.env.reset(self.goal)
+
+    def get_state(self, obs: NDArray[np.float32]) -> dict[str, Any]:
+        """Return everything that decides this environment's future."""
+        return {
+            "goal": self.goal,
+            "elapsed": self.elapsed,
+            "rng": self.rng.bit_generator.state,
+            "obs": obs.copy(),
+            "env": self.env.get_state(),
+        }
+
+    def set_state(self, state: dict[str, Any], goals: NDArray[np.float64], obs: NDArray[np.float32]) -> None:
+        """Restore what `get_state` returned, with the goal set it belongs to."""
+        self.goals = np.asarray(goals)
+        self.env.set_goals(self.goals)
+        self.goal, self.elapsed = int(state["goal"]), int(state["elapsed"])
+        self.rng.bit_generator.state = state["rng"]
+        obs[:] = state["obs"]
+        self.env.set_state(state["env"])
+
+
+class Worker:
+    """Executes the learner's messages; `current` is the row being worked on, for error messages."""
+
+    def __init__(self, backend: str, arrays: SharedArrays) -> None:
+        self.backend_name = backend
+        self.arrays = arrays
+        self.slots: list[Slot] = []
+        self.rules: Rules
+        self.current: int | None = None
+
+    @cached_property
+    def backend(self) -> Any:
+        """The simulation's module, imported at the first command, so that failing is reported."""
+        return import_module(self.backend_name)
+
+    def step(self) -> None:
+        """Step every environment; reset in the same step those whose episode ended."""
+        arrays, rules = self.arrays, self.rules
+        for slot in self.slots:
+            row = self.current = slot.row
+            obs, reward, info = slot.env.step(arrays.action[row].copy())
+            slot.elapsed += 1
+            arrays.reward[row] = reward
+            arrays.info[row] = [info[key] for key in INFO_KEYS]
+            truncated = slot.elapsed >= rules.max_episode_steps
+            terminated = rules.terminate_on_success and info["success"] == 1.0
+            arrays.truncated[row], arrays.terminated[row] = truncated, terminated
+            if truncated or terminated:
+                arrays.final_obs[row] = obs
+                obs = slot.start()
+            arrays.obs[row] = obs
+        self.current = None
+
+    def versions(self) -> dict[str, str]:
+        """Return the backend's versions."""
+        result: dict[str, str] = self.backend.versions()
+        return result
+
+    def modules(self) -> list[str]:
+        """Return the names of the modules imported in this process."""
+        return sorted(sys.modules)
+
+    def generate_goals(self, names: Sequence[str], seed: int) -> dict[str, NDArray[np.float64]]:
+        """Return the goal sets of a benchmark's first tasks."""
+        result: dict[str, NDArray[np.float64]] = self.backend.generate_goals(names, seed)
+        return result
+
+    def build(self, build: Build) -> None:
+        """Construct the environments."""
+        self.rules = build.rules
+        for row, task, copy in build.slots:
+            self.current = row
+            self.slots.append(Slot(row, task, copy, build, self.backend))
+        self.current = None
+
+    def reset(self, seed: int | None, goals: Sequence[int] | None) -> list[int]:
+        """Start an episode in every environment; return the goals in the order of the worker's rows."""
+        for slot in self.slots:
+            self.current = slot.row
+            if seed is not None:
+                slot.seed(seed)
+            self.arrays.obs[slot.row] = slot.start(None if goals is None else goals[slot.row])
+        self.current = None
+        return self.goals()
+
+    def goals(self) -> list[int]:
+        """Return the goal of each environment's running episode."""
+        return [slot.goal for slot in self.slots]
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """Return the state of each environment."""
+        return [slot.get_state(self.arrays.obs[slot.row]) for slot in self.slots]
+
+    def set_state(self, states: dict[int, dict[str, Any]], goals: dict[str, NDArray[np.float64]]) -> None:
+        """Restore the state of each environment, given by row."""
+        for slot in self.slots:
+            self.current = slot.row
+            slot.set_state(states[slot.row], goals[slot.task], self.arrays.obs[slot.row])
+        self.current = None
+
+    def render(self, rows: Sequence[int]) -> dict[int, Any]:
+        """Return frames of the given rows, those of other workers left out."""
+        return {slot.row: slot.env.render() for slot in self.slots if slot.row in rows}
+
+    def close(self) -> None:
+        """Free the environments."""
+        for slot in self.slots:
+            slot.env.close()
+        self.slots.clear()
+
+
+def serve(connection: Connection, backend: str, arrays: SharedArrays) -> None:
+    """Answer messages until the learner closes the connection or asks for the end."""
+    worker = Worker(backend, arrays)
+    while True:
+        message = connection.recv_bytes()
+        try:
+            if message == STEP:
+                worker.step()
+                connection.send_bytes(DONE)
+                continue
+            name, args = pickle.loads(message[1:])
+            result = getattr(worker, name)(*args)
+            connection.send_bytes(RESULT + pickle.dumps(result))
+            if name == "close":
+                return
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception:  # noqa: BLE001 - whatever the simulation raises is reported to the learner
+            report = (worker.current, traceback.format_exc())
+            connection.send_bytes(ERROR + pickle.dumps(report))
+
+
+def main(channel: int, memory: int, num_envs: int, backend: str) -> None:
+    """Run a worker on inherited descriptors of its channel and of the shared memory."""
+    # Schedulers may signal every process of a job; the learner decides when the workers end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # Where cores are short the learner goes first: one thread preempted in a parallel region, all wait.
+    os.nice(19)
+    threading.Thread(target=_exit_with_parent, args=(channel, os.getppid()), daemon=True).start()
+    connection = Connection(channel)
+    arrays = SharedArrays.attach(memory, num_envs)
+    os.close(memory)
+    try:
+        serve(connection, backend, arrays)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        # The learner is gone; interpreter shutdown may hang in a rendering context, so skip it.
+        os._exit(1)
+
+
+def _exit_with_parent(channel: int, parent: int) -> None:
+    """End this process when the learner's has ended, even in the middle of a step that hangs."""
+    poll = select.poll()
+    poll.register(channel, 0)
+    # A process forked by the learner may hold the channel open: the parent's id tells as well.
+    while not poll.poll(1000) and os.getppid() == parent:
+        pass
+    os._exit(1)
