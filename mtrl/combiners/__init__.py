@@ -1,0 +1,16 @@
+"""Gradient combiners: per-task gradients in, one descent direction out. Needs torch, nothing else of mtrl."""
+
+from mtrl.combiners._registry import COMBINERS, make_combiner, scan
+from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner, LossCombiner
+
+scan()
+
+__all__ = [
+    "COMBINERS",
+    "Combiner",
+    "GramCombiner",
+    "JacobianAt",
+    "JacobianCombiner",
+    "LossCombiner",
+    "make_combiner",
+]

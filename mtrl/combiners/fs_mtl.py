@@ -1,0 +1,83 @@
+"""FS-MTL: combines the task gradients and, apart from them, the gradients of their sharpness."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_flag, check_number
+from mtrl.combiners._registry import make_combiner
+from mtrl.combiners.base import JacobianAt, JacobianCombiner
+
+
+class FSMTL(JacobianCombiner):
+    """FS-MTL (flat-region multi-task learning): base(G) + base(H), H the change of G after SAM's ascent step.
+
+    Phan et al., ICCV 2025 (arXiv:2211.13723), algorithm 1: task t's gradient g_t is taken again at the
+    parameters plus rho g_t / |g_t|; h_t is the difference, and two independent instances of the base method
+    combine G and H.
+
+    Args:
+        base: Name of the combiner that is applied to the gradients and to their sharpness part.
+        rho: Radius of each task's ascent step (authors' SAM: 0.05); 0 is the base method alone.
+        adaptive: Scale the step per parameter (ASAM): rho theta^2 g / |theta g|.
+
+    Deviations from the authors' code: it is applied to all parameters of a network (there are no task heads),
+    with the plain instead of the adaptive step as default. A base that ignores the gradients' scale
+    (nash_mtl) makes the flatness part as long as the other one, however small rho is. `combine` is given no
+    way to take gradients elsewhere, so on a bare Jacobian it is the base method; updates call `direction`.
+    """
+
+    name: ClassVar[str] = "fs_mtl"
+
+    def __init__(
+        self, *, num_tasks: int, base: str = "cagrad", rho: float = 0.05, adaptive: bool = False
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        if base == self.name:
+            raise ValueError(f"base must be another method than {self.name!r}; found {base!r}.")
+        self.rho = check_number("rho", rho, low=0.0)
+        self.adaptive = check_flag("adaptive", adaptive)
+        self.loss_part = make_combiner(base, num_tasks=num_tasks)
+        self.flat_part = make_combiner(base, num_tasks=num_tasks)
+
+    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Return the base method's direction [P] for a Jacobian [T, P]."""
+        return self.loss_part.combine(jacobian, losses)
+
+    def direction(self, jacobian_at: JacobianAt) -> Tensor:
+        """Return base(G) + base(H) [P]; an adaptive step needs `jacobian_at.parameters` [P]."""
+        losses = getattr(jacobian_at, "losses", None)
+        gradients = jacobian_at()
+        combined = self.combine(gradients, losses)
+        if self.rho == 0.0:
+            return combined
+        ascended = jacobian_at(offset=self._offset(gradients, jacobian_at))
+        return combined + self.flat_part.combine(ascended - gradients, losses)
+
+    def reset(self) -> None:
+        """Put both parts back to fresh instances."""
+        super().reset()
+        self.loss_part.reset()
+        self.flat_part.reset()
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return the base's metrics for the gradients and, prefixed by `flat_`, for the sharpness part."""
+        flat = {f"flat_{key}": value for key, value in self.flat_part.metrics().items()}
+        return {**self.loss_part.metrics(), **flat}
+
+    def _offset(self, gradients: Tensor, jacobian_at: JacobianAt) -> Tensor:
+        if self.adaptive:
+            parameters: Tensor | None = getattr(jacobian_at, "parameters", None)
+            if parameters is None:
+                raise ValueError("adaptive = True needs jacobian_at.parameters [P]; found none.")
+            scale = parameters.abs()
+            scaled = gradients * scale
+            norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+            ascent = scaled * scale
+        else:
+            norm = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+            ascent = gradients
+        return ascent * (self.rho / torch.where(norm > 0.0, norm, 1.0))

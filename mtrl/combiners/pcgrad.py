@@ -1,0 +1,78 @@
+"""PCGrad: projects conflicting gradients onto each other's normal planes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.base import GramCombiner
+
+
+class PCGrad(GramCombiner):
+    """PCGrad (gradient surgery): each gradient loses its parts along those it conflicts with; then the mean.
+
+    Yu et al., NeurIPS 2020 (arXiv:2001.06782), algorithm 1: for each task, in a random order over the others,
+    the running gradient is projected onto the normal plane of an original gradient whenever their product is
+    negative.
+
+    Deviations from the paper: the mean instead of the sum of the projected gradients, as in the RL code of
+    CAGrad's authors. The orders come from a counter that is part of the state, not from the global random
+    stream.
+    """
+
+    name: ClassVar[str] = "pcgrad"
+
+    def __init__(self, *, num_tasks: int) -> None:
+        super().__init__(num_tasks=num_tasks)
+        others = [[other for other in range(num_tasks) if other != task] for task in range(num_tasks)]
+        self.step: Tensor
+        self._others: Tensor
+        self._keys: Tensor
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("_others", torch.tensor(others, dtype=torch.int64), persistent=False)
+        keys = torch.arange(1, num_tasks * (num_tasks - 1) + 1, dtype=torch.int64)
+        self.register_buffer("_keys", keys.view(num_tasks, num_tasks - 1), persistent=False)
+
+    def weights(self, gram: Tensor) -> Tensor:
+        """Return the weights [T] for the Gramian [T, T] and advance the counter that draws the orders."""
+        return project(gram.to(torch.float64), self.draw_orders()).to(gram.dtype)
+
+    def draw_orders(self) -> Tensor:
+        """Return a random order of the other tasks for each task [T, T-1]; advances the counter."""
+        order = self._others.gather(1, _scrambled(self._keys, self.step).argsort(dim=1))
+        self.step.add_(1)
+        return order
+
+    def reset(self) -> None:
+        """Start the sequence of orders again."""
+        super().reset()
+        self.step.zero_()
+
+
+def project(gram: Tensor, order: Tensor) -> Tensor:
+    """Return the weights [T] of the mean projected gradient; row t of `order` [T, T-1] is for task t."""
+    tasks = gram.shape[0]
+    squares = gram.diagonal()
+    inverse = torch.where(squares > 0.0, squares, 1.0).reciprocal()[order]
+    # Coordinates of each task's own sequence: products[t, k] = <running gradient t, gradient order[t, k]>.
+    products = gram.gather(1, order)
+    among = gram[order.unsqueeze(-1), order.unsqueeze(-2)]
+    removed = []
+    for position in range(tasks - 1):
+        share = products[:, position].clamp(max=0.0) * inverse[:, position]
+        removed.append(share)
+        products = torch.addcmul(products, share.unsqueeze(-1), among[:, position], value=-1.0)
+    if not removed:
+        return torch.ones_like(squares)
+    total = torch.ones_like(squares).scatter_add(0, order.flatten(), -torch.stack(removed, dim=1).flatten())
+    return total / tasks
+
+
+def _scrambled(keys: Tensor, step: Tensor) -> Tensor:
+    """Hash of (step, key): the finaliser of splitmix64 with logical shifts, on wrapping 64-bit integers."""
+    value = keys + step * 0x1E3779B97F4A7C15
+    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return value ^ ((value >> 31) & 0x1FFFFFFFF)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtrl.combiners import COMBINERS, GramCombiner
+from tests.combiners.oracles import ORACLES
+from tests.helpers.matrices import jacobian
+
+GRAM_METHODS = sorted(name for name, cls in COMBINERS.items() if issubclass(cls, GramCombiner))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tasks", [10, 50])
+@pytest.mark.parametrize("name", sorted(COMBINERS))
+def test_an_update_never_waits_for_the_device(name: str, tasks: int) -> None:
+    rows = jacobian("iid", tasks, seed=0)
+    expected = ORACLES[name].make(name, tasks).combine(rows)
+    combiner = ORACLES[name].make(name, tasks).cuda()
+    on_device = rows.cuda()
+    with combiner.unchecked():
+        combiner.combine(on_device)  # libraries load at the first call
+        combiner.reset()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            result = combiner.combine(on_device)
+            metrics = combiner.metrics()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(value.is_cuda for value in metrics.values())
+    torch.testing.assert_close(result.cpu(), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAM_METHODS)
+def test_weights_trace_into_one_graph(name: str) -> None:
+    rows = jacobian("iid", 4, seed=0)
+    traced, plain = (ORACLES[name].make(name, 4) for _ in range(2))
+    assert isinstance(traced, GramCombiner)
+    assert isinstance(plain, GramCombiner)
+    with traced.unchecked():
+        compiled = torch.compile(traced.weights, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(rows @ rows.T), plain.weights(rows @ rows.T))
+        torch.testing.assert_close(traced.last_weights, plain.last_weights)
+
+
+@pytest.mark.parametrize("name", sorted(COMBINERS))
+def test_no_operation_reads_a_number_back_to_the_host(name: str) -> None:
+    # Tensors on the meta device have no numbers: reading one raises.
+    combiner = ORACLES[name].make(name, 4).to("meta")
+    with combiner.unchecked():
+        assert combiner.combine(torch.empty(4, 7, device="meta")).shape == (7,)
+        assert combiner.metrics()["weights"].shape == (4,)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.combiners import COMBINERS, make_combiner
+from tests.helpers.matrices import jacobian
+
+BASES = sorted(set(COMBINERS) - {"fs_mtl"})
+
+
+class Quadratics:
+    """Losses 1/2 theta' A_t theta: gradients A_t theta, whose change under a step e is exactly A_t e."""
+
+    def __init__(self, tasks: int, parameters: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        factors = torch.randn(tasks, parameters, parameters, generator=generator, dtype=torch.float64)
+        self.curvatures = factors @ factors.mT
+        self.parameters = torch.randn(parameters, generator=generator, dtype=torch.float64)
+        self.calls: list[Tensor | None] = []
+        self.losses = self.gradients_at(0.0) @ self.parameters / 2.0
+
+    def gradients_at(self, offset: Tensor | float) -> Tensor:
+        points = self.parameters + offset * torch.ones(len(self.curvatures), 1, dtype=torch.float64)
+        return torch.einsum("tpq,tq->tp", self.curvatures, points)
+
+    def __call__(self, offset: Tensor | None = None, batch: int = 0) -> Tensor:
+        self.calls.append(offset)
+        return self.gradients_at(0.0 if offset is None else offset)
+
+
+def sharpness(problem: Quadratics, step: Callable[[Tensor], Tensor]) -> Tensor:
+    gradients = problem.gradients_at(0.0)
+    return torch.stack([a @ step(g) for a, g in zip(problem.curvatures, gradients, strict=True)])
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_change_of_gradients_is_combined_apart(base: str) -> None:
+    problem, rho = Quadratics(3, 5, seed=1), 0.07
+    change = sharpness(problem, lambda g: rho * g / g.norm())
+    first, second = (make_combiner(base, num_tasks=3) for _ in range(2))
+    expected = first.combine(problem.gradients_at(0.0), problem.losses) + second.combine(
+        change, problem.losses
+    )
+    result = make_combiner("fs_mtl", num_tasks=3, base=base, rho=rho).direction(problem)
+    torch.testing.assert_close(result, expected, rtol=1e-7, atol=1e-9)
+    assert len(problem.calls) == 2
+
+
+def test_the_adaptive_step_is_scaled_per_parameter() -> None:
+    problem, rho = Quadratics(3, 5, seed=2), 0.3
+    theta = problem.parameters
+    change = sharpness(problem, lambda g: rho * theta.square() * g / (theta.abs() * g).norm())
+    expected = (problem.gradients_at(0.0) + change).mean(dim=0)
+    result = make_combiner("fs_mtl", num_tasks=3, base="mean", rho=rho, adaptive=True).direction(problem)
+    torch.testing.assert_close(result, expected)
+
+
+def test_an_adaptive_step_without_parameters_is_refused() -> None:
+    combiner = make_combiner("fs_mtl", num_tasks=2, adaptive=True)
+    with pytest.raises(ValueError, match="parameters"):
+        combiner.direction(lambda offset=None, batch=0: torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_without_a_radius_it_is_exactly_the_base(base: str) -> None:
+    problem = Quadratics(4, 6, seed=3)
+    result = make_combiner("fs_mtl", num_tasks=4, base=base, rho=0.0).direction(problem)
+    assert torch.equal(result, make_combiner(base, num_tasks=4).combine(problem.gradients_at(0.0)))
+    assert problem.calls == [None]
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_flat_losses_add_nothing(base: str, adaptive: bool) -> None:
+    rows = jacobian("iid", 3, seed=4)
+
+    class Linear:
+        parameters = torch.ones(rows.shape[1], dtype=torch.float64)
+
+        def __call__(self, offset: Tensor | None = None, batch: int = 0) -> Tensor:
+            return rows
+
+    result = make_combiner("fs_mtl", num_tasks=3, base=base, adaptive=adaptive).direction(Linear())
+    assert torch.equal(result, make_combiner(base, num_tasks=3).combine(rows))
+
+
+def test_a_zero_gradient_is_not_displaced() -> None:
+    problem = Quadratics(3, 5, seed=5)
+    problem.curvatures[1] = 0.0
+    make_combiner("fs_mtl", num_tasks=3, base="mean", rho=0.5).direction(problem)
+    offset = problem.calls[1]
+    assert offset is not None
+    torch.testing.assert_close(offset.norm(dim=1), torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64))
+
+
+def test_both_parts_carry_their_own_state_through_a_checkpoint() -> None:
+    first, second = (make_combiner("fs_mtl", num_tasks=4, base="pcgrad") for _ in range(2))
+    for seed in range(3):
+        first.direction(Quadratics(4, 6, seed))
+    first.combine(jacobian("iid", 4, seed=0))  # the parts' counters now differ
+    second.load_state_dict(first.state_dict())
+    for seed in range(3, 6):
+        assert torch.equal(first.direction(Quadratics(4, 6, seed)), second.direction(Quadratics(4, 6, seed)))
+
+
+def test_inside_an_update_the_parts_check_nothing_either() -> None:
+    rows = torch.full((2, 3), float("nan"))
+    combiner = make_combiner("fs_mtl", num_tasks=2)
+    with combiner.unchecked():
+        combiner.direction(lambda offset=None, batch=0: rows)
+    with pytest.raises(ValueError, match="non-finite"):
+        combiner.direction(lambda offset=None, batch=0: rows)
