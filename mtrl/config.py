@@ -59,9 +59,9 @@ class NetworkConfig:
     activation: Literal["relu", "tanh", "silu", "gelu"] = "relu"
     """Non-linearity of the hidden layers."""
     actor_layer_norm: bool = False
-    """Normalise each hidden layer of the actor before its non-linearity."""
+    """Normalise each hidden layer of the actor before its non-linearity (no gain, no bias)."""
     critic_layer_norm: bool = False
-    """Normalise each hidden layer of the critics before its non-linearity."""
+    """Normalise each hidden layer of the critics before its non-linearity (no gain, no bias)."""
     heads: Literal["shared", "per_task"] = "shared"
     """`per_task`: a linear head per task on a shared torso (multi-head SAC); only the torso is combined."""
     task_identity: Literal["one_hot", "none"] = "one_hot"

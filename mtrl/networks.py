@@ -64,9 +64,6 @@ def initial_parameters(
         shared[f"{layer}.bias"] = torch.zeros(stack, width)
         if layer == 0 and spec.one_hot:
             shared["0.task"] = uniform((stack, tasks, width), bound)
-        if spec.layer_norm:
-            shared[f"{layer}.norm_weight"] = torch.ones(stack, width)
-            shared[f"{layer}.norm_bias"] = torch.zeros(stack, width)
         fan_in = inputs = width
     lead = (tasks, stack) if spec.per_task_heads else (stack,)
     head = {
@@ -85,10 +82,8 @@ def mlp(spec: MLPSpec, parameters: Parameters, inputs: Tensor) -> Tensor:
         if layer == 0 and spec.one_hot:
             x = x + _own_task(parameters["0.task"])
         if spec.layer_norm:
+            # No gain and bias: the next layer can take their part, and they cost more than the norm itself.
             x = F.layer_norm(x, (spec.width,))
-            x = x * _per_unit(parameters[f"{layer}.norm_weight"]) + _per_unit(
-                parameters[f"{layer}.norm_bias"]
-            )
         x = activation(x)
     return linear(x, parameters["head.weight"], parameters["head.bias"])
 
@@ -142,11 +137,6 @@ class _PerTaskLinear(torch.autograd.Function):
 def _stack_major(weight: Tensor) -> Tensor:
     """[T, S, O, I] -> [S*T, O, I], the batch order of activations."""
     return weight.transpose(0, 1).reshape(-1, *weight.shape[2:])
-
-
-def _per_unit(vector: Tensor) -> Tensor:
-    """[S, H] or [T, S, H] -> broadcastable against [S, T, B, H]."""
-    return vector[:, None, None] if vector.dim() == 2 else vector.transpose(0, 1).unsqueeze(2)
 
 
 def _own_task(embedding: Tensor) -> Tensor:

@@ -34,11 +34,7 @@ def test_layer_norm_equals_torch_module() -> None:
     spec = SPEC._replace(layer_norm=True, one_hot=False, depth=1)
     shared, _ = _parameters(spec)
     inputs = torch.randn(3, 6, 5)
-    norm = nn.LayerNorm(8)
-    with torch.no_grad():
-        norm.weight.copy_(torch.rand(8))
-        norm.bias.copy_(torch.randn(8))
-    shared["0.norm_weight"][1], shared["0.norm_bias"][1] = norm.weight.detach(), norm.bias.detach()
+    norm = nn.LayerNorm(8, elementwise_affine=False)
     hidden = torch.relu(norm(inputs @ shared["0.weight"][1].T + shared["0.bias"][1]))
     expected = hidden @ shared["head.weight"][1].T + shared["head.bias"][1]
     torch.testing.assert_close(mlp(spec, shared, inputs)[1], expected)
