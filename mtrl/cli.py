@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
-from mtrl.config import Config
+from mtrl.config import Config, Device
 from mtrl.envs.tasks import resolve_tasks
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from mtrl.flags import (
@@ -35,12 +35,15 @@ from mtrl.presets import build_config, load_preset
 
 _DESCRIPTION = "Train one multi-task SAC agent on Meta-World; --method combines the gradients of its tasks."
 
+_WITH_RESUME = ("--resume", "--steps", "--device", "--allow-version-mismatch", "--no-allow-version-mismatch")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ResumeFlags:
     resume: Path
     steps: int | None = None
-    device: Literal["auto", "cpu", "cuda"] | None = None
+    device: Device | None = None
+    allow_version_mismatch: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,10 @@ class _EvaluateFlags:
     """Run directory that a training script wrote."""
     episodes: int = 50
     """Episodes per task; episode k uses goal k."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Device of the networks; auto: CUDA if there is one."""
+    allow_version_mismatch: bool = False
+    """Accept a checkpoint of another metaworld, mujoco or major version of torch."""
 
 
 def main_train(
@@ -126,17 +131,22 @@ def _train(arguments: list[str], preset: str | None, tasks: tuple[str, ...] | No
 
 def _resume(arguments: list[str]) -> int:
     for flag in given(arguments):
-        if flag not in ("--resume", "--steps", "--device"):
+        if flag not in _WITH_RESUME:
             raise UserError(
                 f"--resume continues a run with its own configuration and takes only --steps and --device "
-                f"besides; found {flag}. To change it, start a new run."
+                f"(and --allow-version-mismatch) besides; found {flag}. To change it, start a new run."
             )
     flags = parse(_ResumeFlags, arguments)
     if flags.steps is not None and flags.steps < 1:
         raise UserError(f"--steps must be positive; found {flags.steps}.")
     from mtrl.train import resume_training
 
-    return resume_training(flags.resume, steps=flags.steps, device=flags.device)
+    return resume_training(
+        flags.resume,
+        steps=flags.steps,
+        device=flags.device,
+        allow_version_mismatch=flags.allow_version_mismatch,
+    )
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -149,7 +159,12 @@ def _evaluate(arguments: list[str]) -> int:
         raise UserError(f"--episodes must be positive; found {flags.episodes}.")
     from mtrl.train import evaluate_run
 
-    return evaluate_run(flags.run_dir, episodes=flags.episodes, device=flags.device)
+    return evaluate_run(
+        flags.run_dir,
+        episodes=flags.episodes,
+        device=flags.device,
+        allow_version_mismatch=flags.allow_version_mismatch,
+    )
 
 
 def _default_run_dir(config: Config) -> Path:

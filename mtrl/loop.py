@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mtrl.logger import Logger
 from mtrl.parts import Parts, act, make_policy
 from mtrl.stop_signal import StopSignal
 
-_MAX_FAILED_SAVES = 3
+_MAX_FAILED_WRITES = 3
 
 
 class TrainingLoop:
@@ -42,7 +43,8 @@ class TrainingLoop:
         self.last_log = (0.0, 0)  # wall clock, vector step
         self.spent_at_log = dict(self.seconds)
         self.success: float | None = None
-        self.failed_saves = 0
+        self.final: Evaluation | None = None
+        self.failed_writes = 0
 
     def run(self, start: int) -> int:
         """Go on from vector step `start`; returns the exit code: 0, or 128 + the signal that stopped it."""
@@ -124,7 +126,7 @@ class TrainingLoop:
         per_task: dict[str, Any] = {}
         if step > self.config.train.warmup_steps:
             self._agent_metrics(scalars, per_task)
-        self.logger.metrics(step, self._env_steps(step), scalars, per_task)
+        self._write("log", step, lambda: self.logger.metrics(step, self._env_steps(step), scalars, per_task))
         self.progress.update(step, success=self.success, steps_per_second=rate)
 
     def _agent_metrics(self, scalars: dict[str, float], per_task: dict[str, Any]) -> None:
@@ -150,7 +152,11 @@ class TrainingLoop:
         with _Timer(self.seconds, "evaluation"):
             result = evaluate(make_policy(self.parts.agent, self.eval_envs), self.eval_envs, episodes)
         self.success = result.mean_success
-        self.logger.evaluation(step, self._env_steps(step), result, final=final)
+        self._write(
+            "evaluation",
+            step,
+            lambda: self.logger.evaluation(step, self._env_steps(step), result, final=final),
+        )
         self.progress.message(
             f"evaluation at {step:,}: success {result.mean_success:.3f} "
             f"(last step {result.mean_success_last:.3f}), "
@@ -159,23 +165,29 @@ class TrainingLoop:
         if final:
             self.final = result
 
-    final: Evaluation | None = None
-
     def _save(self, step: int) -> None:
-        """Write a checkpoint, unless the agent has met something non-finite; a full disk is survived."""
+        """Write a checkpoint, unless the agent has met something non-finite."""
         self._raise_if_failed()
+        keep = self.config.train.keep_checkpoints
         with _Timer(self.seconds, "checkpoint"):
-            try:
-                save_checkpoint(self.path, step, self.parts.state(), keep=self.config.train.keep_checkpoints)
-                self.failed_saves = 0
-            except OSError as error:
-                self.failed_saves += 1
-                message = f"checkpoint at vector step {step:,} failed: {error.strerror or error}"
-                if self.failed_saves >= _MAX_FAILED_SAVES:
-                    raise UserError(
-                        f"{message}, {self.failed_saves} times in a row; free space, then resume."
-                    ) from error
-                console.warning(f"{message}; the previous one is intact, training goes on.")
+            self._write(
+                "checkpoint", step, lambda: save_checkpoint(self.path, step, self.parts.state(), keep=keep)
+            )
+
+    def _write(self, what: str, step: int, action: Callable[[], object]) -> None:
+        """Survive a full disk for a while: training is worth more than one line or one checkpoint."""
+        try:
+            action()
+        except OSError as error:
+            self.failed_writes += 1
+            message = f"{what} at vector step {step:,} could not be written: {error.strerror or error}"
+            if self.failed_writes >= _MAX_FAILED_WRITES:
+                raise UserError(
+                    f"{message}, {self.failed_writes} failures; free space, then resume."
+                ) from error
+            console.warning(f"{message}; earlier ones are intact, training goes on.")
+        else:
+            self.failed_writes = 0
 
     def _raise_if_failed(self) -> None:
         names = self.parts.envs.task_names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mtrl import console
+from mtrl import console, cpu
 from mtrl.checkpoint import load_checkpoint
 from mtrl.config import Config, Device
 from mtrl.errors import UserError
@@ -42,13 +41,19 @@ def train(config: Config, run_dir: str | Path) -> int:
         return _run(config, run, device, checkpoint=None)
 
 
-def resume_training(run_dir: str | Path, *, steps: int | None = None, device: Device | None = None) -> int:
+def resume_training(
+    run_dir: str | Path,
+    *,
+    steps: int | None = None,
+    device: Device | None = None,
+    allow_version_mismatch: bool = False,
+) -> int:
     """Continue a run from its newest valid checkpoint; `steps` extends it. Returns and raises as `train`."""
     with RunDirectory.resume(Path(run_dir)) as run:
         config = load_config(run.config_path)
         config = dataclasses.replace(config, steps=steps or config.steps, device=device or config.device)
         resolved = resolve_device(config.device)
-        checkpoint = load_checkpoint(run.path)
+        checkpoint = load_checkpoint(run.path, allow_version_mismatch=allow_version_mismatch)
         if checkpoint[0] >= config.steps:
             raise UserError(
                 f"the run in '{run.path}' is complete: {checkpoint[0]} of {config.steps} vector steps done. "
@@ -58,14 +63,20 @@ def resume_training(run_dir: str | Path, *, steps: int | None = None, device: De
         return _run(config, run, resolved, checkpoint)
 
 
-def evaluate_run(run_dir: str | Path, *, episodes: int = 50, device: str = "auto") -> int:
+def evaluate_run(
+    run_dir: str | Path,
+    *,
+    episodes: int = 50,
+    device: Device = "auto",
+    allow_version_mismatch: bool = False,
+) -> int:
     """Evaluate a run's newest checkpoint, print a table and return 0; the run itself stays as it is."""
     path = Path(run_dir)
     if not (path / "config.yaml").is_file():
         raise UserError(f"'{path}' is not a run directory: expected config.yaml in it, found none.")
     config = load_config(path / "config.yaml")
     resolved = resolve_device(device)
-    step, state = load_checkpoint(path)
+    step, state = load_checkpoint(path, allow_version_mismatch=allow_version_mismatch)
     with closing(build_envs(config)) as envs:
         agent = build_agent(config, envs, resolved)
         agent.load_training_state(state["agent"])
@@ -94,8 +105,7 @@ def resolve_device(name: str) -> torch.device:
 def _run(
     config: Config, run: RunDirectory, device: torch.device, checkpoint: tuple[int, dict[str, Any]] | None
 ) -> int:
-    torch.set_num_threads(config.train.num_threads or len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision(config.train.matmul_precision)
+    cpu.configure(config.train.num_threads, config.train.matmul_precision)
     with ExitStack() as stack:
         envs = stack.enter_context(closing(build_envs(config)))
         parts = Parts(config, envs, device)

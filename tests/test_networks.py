@@ -79,7 +79,7 @@ def test_linear_gradients_pass_gradcheck(expanded: bool) -> None:
     if not expanded:
         assert torch.autograd.gradcheck(linear, (x, weight, bias))
         return
-    # Compared with the same numbers laid out in full: gradcheck would perturb all copies of a stride-0 weight.
+    # Compared with the same numbers laid out in full: gradcheck would perturb all copies of one weight.
     shared_weight = weight[:1].detach().expand(3, 2, 6, 5).requires_grad_()
     shared_bias = bias[:1].detach().expand(3, 2, 6).requires_grad_()
     full_weight = shared_weight.detach().clone().requires_grad_()

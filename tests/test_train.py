@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-import mtrl.loop
 from mtrl import Config, train
-from mtrl.checkpoint import load_checkpoint
+from mtrl.checkpoint import load_checkpoint, save_checkpoint
 from mtrl.cli import main_train
 from mtrl.combiners import COMBINERS
 from mtrl.config import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
@@ -239,15 +238,15 @@ def test_a_non_finite_action_never_reaches_an_environment(
 def test_a_full_disk_is_survived_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original, calls = mtrl.loop.save_checkpoint, []
+    calls: list[int] = []
 
     def fail_once(*arguments: Any, **options: Any) -> Path:
         calls.append(1)
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
-        return original(*arguments, **options)
+        return save_checkpoint(*arguments, **options)
 
-    monkeypatch.setattr(mtrl.loop, "save_checkpoint", fail_once)
+    monkeypatch.setattr("mtrl.loop.save_checkpoint", fail_once)
     assert train(_config(), tmp_path / "run") == 0
     assert "No space left on device" in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "run")[0] == 60

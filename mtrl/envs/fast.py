@@ -27,17 +27,16 @@ def metaworld_version() -> str:
     return version("metaworld")
 
 
-def install() -> None:
-    """Put the replacements in place in this process; does nothing for another version of metaworld."""
-    if metaworld_version() != _KNOWN:
-        return
-    from metaworld.sawyer_xyz_env import SawyerXYZEnv
+def install(base: Any) -> None:
+    """Put the replacements into `base`, upstream's SawyerXYZEnv, for this process.
 
-    if SawyerXYZEnv.touching_object is _touching_object:
+    Does nothing for another version of metaworld.
+    """
+    if metaworld_version() != _KNOWN or base.touching_object is _touching_object:
         return
-    SawyerXYZEnv.touching_object = _touching_object
-    original = SawyerXYZEnv._get_curr_obs_combined_no_goal
-    SawyerXYZEnv._get_curr_obs_combined_no_goal = lambda self: _current_obs(self, original)
+    base.touching_object = _touching_object
+    original = base._get_curr_obs_combined_no_goal
+    base._get_curr_obs_combined_no_goal = lambda self: _current_obs(self, original)
     # Compilers may fuse SciPy's multiplications and additions: only equal bits on this machine count.
     if all(np.array_equal(quaternion(m), Rotation.from_matrix(m).as_quat()) for m in _probes()):
         for name, module in list(sys.modules.items()):

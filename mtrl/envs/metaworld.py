@@ -12,6 +12,7 @@ from typing import Any
 import mujoco
 import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task
 from numpy.typing import NDArray
 
@@ -32,7 +33,7 @@ def make_env(task: str, goals: NDArray[np.float64], rules: Rules, render_mode: s
 
     Puts the exact speed-ups of `mtrl.envs.fast` in place for the whole process, which is a worker's.
     """
-    fast.install()
+    fast.install(SawyerXYZEnv)
     return TaskEnv(task, goals, rules, render_mode)
 
 

@@ -37,7 +37,7 @@ from metaworld.envs import sawyer_reach_v3
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from mtrl.envs import fast
 {before}
-fast.install()
+fast.install(SawyerXYZEnv)
 print(SawyerXYZEnv.touching_object.__module__, sawyer_reach_v3.Rotation.__module__)
 """
 

@@ -47,7 +47,7 @@ def plain_sample(model: nn.Sequential, obs: Tensor, noise: Tensor) -> tuple[Tens
     std = log_std.clamp(-20.0, 2.0).exp()
     action = torch.tanh(mean + std * noise)
     before = mean + std * noise
-    # The change of variables on the known pre-image: the inverse tanh of torch.distributions would lose digits.
+    # On the known pre-image: the inverse tanh of a TransformedDistribution would lose digits.
     log_prob = Normal(mean, std).log_prob(before) - TanhTransform().log_abs_det_jacobian(before, action)
     return action, log_prob.sum(-1)
 
