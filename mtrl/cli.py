@@ -60,6 +60,16 @@ class _EvaluateFlags:
     """Accept a checkpoint of another metaworld, mujoco or major version of torch."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ReportFlags:
+    """Draw the success curves of runs and write the table of their last evaluations."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories; several are averaged in the table."""
+    out: Path = Path("report")
+    """Folder for success.png and table.md; made if missing."""
+
+
 def main_train(
     argv: Sequence[str] | None = None, *, preset: str | None = None, tasks: tuple[str, ...] | None = None
 ) -> int:
@@ -81,6 +91,12 @@ def main_evaluate(argv: Sequence[str] | None = None) -> int:
     """Run the evaluation script and return its exit code, see `main_train`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return _exit_code(lambda: _evaluate(arguments))
+
+
+def main_report(argv: Sequence[str] | None = None) -> int:
+    """Run the report script and return its exit code, see `main_train`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _exit_code(lambda: _report(arguments))
 
 
 def _exit_code(run: Callable[[], int]) -> int:
@@ -165,6 +181,30 @@ def _evaluate(arguments: list[str]) -> int:
         device=flags.device,
         allow_version_mismatch=flags.allow_version_mismatch,
     )
+
+
+def _report(arguments: list[str]) -> int:
+    if wants_help(arguments):
+        print_help(_ReportFlags)
+        return 0
+    check_flags(arguments, _ReportFlags)
+    flags = parse(_ReportFlags, arguments)
+    if not flags.runs:
+        raise UserError("no runs: give at least one run directory, for instance runs/mt10/cagrad/seed0-...")
+    from mtrl.report import draw_success, final_table, read_run
+
+    runs = [read_run(path) for path in flags.runs]
+    table = final_table(runs)
+    try:
+        draw_success(runs, flags.out / "success.png")
+        (flags.out / "table.md").write_text(table, encoding="utf-8")
+    except ImportError as error:
+        raise UserError("the report needs matplotlib: pip install 'mtrl-torch[report]'.") from error
+    except OSError as error:
+        raise UserError(f"cannot write to '{flags.out}': {error.strerror}. Choose another --out.") from error
+    print(table, end="")
+    print(f"{flags.out / 'success.png'}, {flags.out / 'table.md'}")
+    return 0
 
 
 def _default_run_dir(config: Config) -> Path:

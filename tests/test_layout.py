@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "conversion": {"errors"},
     "plain_tree": set(),
     "presets": {"config", "conversion", "envs", "errors", "method_options"},
+    "report": {"errors", "presets", "run_directory"},
     "start_screen": {"agent", "config", "envs", "types"},
 }
 ONLY_THEMSELVES = {"combiners"}
