@@ -60,14 +60,14 @@ class Parts:
         self.rollout.load_state_dict(state["loop"]["rollout"])
 
 
-def build_envs(config: Config) -> MetaWorldVectorEnv:
-    """Start the run's environments; training and evaluation each have their own."""
+def build_envs(config: Config, *, num_workers: int | None) -> MetaWorldVectorEnv:
+    """Start environments of the run's protocol in num_workers processes; None: one per available core."""
     env = config.env
     return make_envs(
         config.tasks,
         seed=config.seed,
         envs_per_task=env.envs_per_task,
-        num_workers=env.num_workers,
+        num_workers=num_workers,
         reward_version=env.reward_version,
         num_goals=env.num_goals,
         max_episode_steps=env.max_episode_steps,

@@ -77,7 +77,7 @@ def evaluate_run(
     config = load_config(path / "config.yaml")
     resolved = resolve_device(device)
     step, state = load_checkpoint(path, allow_version_mismatch=allow_version_mismatch)
-    with closing(build_envs(config)) as envs:
+    with closing(build_envs(config, num_workers=None)) as envs:
         agent = build_agent(config, envs, resolved)
         agent.load_training_state(state["agent"])
         result = evaluate(make_policy(agent, envs), envs, episodes)
@@ -107,13 +107,14 @@ def _run(
 ) -> int:
     cpu.configure(config.train.num_threads, config.train.matmul_precision)
     with ExitStack() as stack:
-        envs = stack.enter_context(closing(build_envs(config)))
+        envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
         parts = Parts(config, envs, device)
         start = 0
         if checkpoint is not None:
             start = checkpoint[0]
             parts.load_state(checkpoint[1])
-        eval_envs = stack.enter_context(closing(build_envs(config)))
+        # The learner waits while these run, so they may take all cores.
+        eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None)))
         title, facts, notes = describe(config, parts.agent, envs, run.path, start)
         console.start_screen(title, facts, notes)
         resume_step = start if checkpoint is not None else None
