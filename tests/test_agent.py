@@ -149,6 +149,19 @@ def test_every_method_differs_from_the_mean_where_tasks_disagree(method: str) ->
     assert not torch.allclose(critics[0], critics[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("base", ["mean", "nash_mtl", "pcgrad"])
+def test_fs_mtl_trains_on_every_kind_of_base(base: str) -> None:
+    """`mean` weighs by losses: FS-MTL must hand those of the current step on."""
+    agent = MTSAC(
+        num_tasks=TASKS, obs_dim=OBS, action_dim=ACTION, network=NetworkConfig(critic_width=WIDTH),
+        sac=SacConfig(), method="fs_mtl", method_options={"base": base}, device=torch.device("cpu"), seed=0,
+    )  # fmt: skip
+    before = agent.critic.parameters_.vector.detach().clone()
+    _run(agent, 2)
+    assert not torch.equal(agent.critic.parameters_.vector, before)
+    assert not any(bool(flags.any()) for flags in agent.failures().values())
+
+
 def test_actor_and_critic_share_no_combiner_state() -> None:
     agent = _agent("nash_mtl")
     assert agent.actor.combiner is not agent.critic.combiner

@@ -24,10 +24,11 @@ class FSMTL(JacobianCombiner):
         rho: Radius of each task's ascent step (authors' SAM: 0.05); 0 is the base method alone.
         adaptive: Scale the step per parameter (ASAM): rho theta^2 g / |theta g|.
 
-    Deviations from the authors' code: it is applied to all parameters of a network (there are no task heads),
-    with the plain instead of the adaptive step as default. A base that ignores the gradients' scale
-    (nash_mtl) makes the flatness part as long as the other one, however small rho is. `combine` is given no
-    way to take gradients elsewhere, so on a bare Jacobian it is the base method; updates call `direction`.
+    Deviations from the authors' code: the plain instead of the adaptive step is the default; only the shared
+    parameters are perturbed, task heads take their ordinary gradient. A base that ignores the gradients'
+    scale (nash_mtl) makes the flatness part as long as the other one, however small rho is. `combine` is
+    given no way to take gradients elsewhere, so on a bare Jacobian it is the base method; updates call
+    `direction`.
     """
 
     name: ClassVar[str] = "fs_mtl"
@@ -49,8 +50,8 @@ class FSMTL(JacobianCombiner):
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return base(G) + base(H) [P]; an adaptive step needs `jacobian_at.parameters` [P]."""
-        losses = getattr(jacobian_at, "losses", None)
         gradients = jacobian_at()
+        losses = getattr(jacobian_at, "losses", None)
         combined = self.combine(gradients, losses)
         if self.rho == 0.0:
             return combined
