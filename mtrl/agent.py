@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtrl import losses
 from mtrl.combiners import Combiner, LossCombiner, make_combiner
 from mtrl.config import NetworkConfig, SacConfig
-from mtrl.gradients import FlatParameters, LossFunction, TaskGradients, clip_by_norm
+from mtrl.gradients import FlatParameters, LossFunction, TaskGradients, all_finite, clip_by_norm
 from mtrl.networks import (
     MLPSpec,
     Parameters,
@@ -38,7 +38,7 @@ class Learner(nn.Module):
         self, parameters: FlatParameters, combiner: Combiner, *, lr: float, eps: float, max_norm: float | None
     ) -> None:
         super().__init__()
-        self.parameters_ = parameters
+        self.flat = parameters
         self.combiner = combiner
         self.max_norm = max_norm
         self._gradients = TaskGradients(parameters, combiner.num_tasks)
@@ -49,7 +49,7 @@ class Learner(nn.Module):
 
     def step(self, loss_function: LossFunction) -> StepReport:
         """Take one descent step; a non-finite one changes nothing but `failures` [T]."""
-        combiner, flat = self.combiner, self.parameters_
+        combiner, flat = self.combiner, self.flat
         before = [(value, value.clone()) for value in combiner.buffers()]
         gradients = self._gradients
         gradients.start(loss_function)
@@ -60,7 +60,7 @@ class Learner(nn.Module):
                 shared = combiner.direction(gradients)
         gradient = torch.cat((shared, gradients.head_gradient))
         norm = clip_by_norm(gradient, self.max_norm)
-        ok = losses.all_finite(norm, gradients.losses)
+        ok = all_finite(norm, gradients.losses)
         for value, old in before:
             value.copy_(torch.where(ok, value, old))
         self._note_failure(ok, gradients.finite)
@@ -145,7 +145,7 @@ class MTSAC(nn.Module):
         self.actor = learner(self.actor_spec, sac.actor_lr)
         self.critic = learner(self.critic_spec, sac.critic_lr)
         self.target: Tensor
-        self.register_buffer("target", self.critic.parameters_.vector.detach().clone())
+        self.register_buffer("target", self.critic.flat.vector.detach().clone())
         temperatures = num_tasks if sac.temperature == "per_task" else 1
         start = torch.full((temperatures,), sac.initial_temperature, device=device).log()
         self.log_alpha = nn.Parameter(start)
@@ -167,7 +167,7 @@ class MTSAC(nn.Module):
     @torch.no_grad()
     def act(self, obs: Tensor, *, deterministic: bool = False) -> Tensor:
         """Actions [T, E, A] in [-1, 1] for observations [T, E, O]."""
-        parameters = self.actor.parameters_.named()
+        parameters = self.actor.flat.named()
         if deterministic:
             return mode_action(self.actor_spec, parameters, obs)
         noise = self._noise(obs)
@@ -189,7 +189,7 @@ class MTSAC(nn.Module):
         (gradient,) = torch.autograd.grad(total, temperature)
         _masked_step(self.temperature_optimizer, self.log_alpha, gradient, actor.ok & torch.isfinite(total))
         with torch.no_grad():
-            self.target.lerp_(self.critic.parameters_.vector, self.sac.tau * critic.ok)
+            self.target.lerp_(self.critic.flat.vector, self.sac.tau * critic.ok)
             entropy = -log_prob[0].detach().mean(1)
             self._sums += torch.stack((critic.losses, actor.losses, entropy, alpha))
             self._norms += torch.stack((critic.gradient_norm, actor.gradient_norm))
@@ -203,9 +203,9 @@ class MTSAC(nn.Module):
         def target(index: int) -> Tensor:
             if index not in targets:
                 batch = batches[index]
-                actor = self.actor.parameters_.named()
+                actor = self.actor.flat.named()
                 next_action = sample_action(self.actor_spec, actor, batch.next_obs, noise[index])
-                frozen = self.critic.parameters_.named(self.target)
+                frozen = self.critic.flat.named(self.target)
                 next_q = q_values(self.critic_spec, frozen, batch.next_obs, next_action.action)
                 targets[index] = losses.td_target(batch, next_action, next_q, alpha, self.sac.gamma)
             return targets[index]
@@ -218,7 +218,7 @@ class MTSAC(nn.Module):
         self, batches: Sequence[Batch], noise: Sequence[Tensor], alpha: Tensor, log_prob: list[Tensor]
     ) -> LossFunction:
         """Actor losses [T] as a function of (parameters, batch index); log-probs go to `log_prob`."""
-        critic = self.critic.parameters_.named()
+        critic = self.critic.flat.named()
 
         def function(parameters: Parameters, index: int) -> Tensor:
             obs = batches[index].obs

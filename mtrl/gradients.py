@@ -96,6 +96,7 @@ class TaskGradients:
         for slot, gradient in zip(flat.shared_slots, gradients, strict=False):
             jacobian[:, slot.start : slot.stop].view(tasks, *slot.shape).copy_(gradient)
         self._note(losses.detach(), gradients[len(leaves) :], batch, offset)
+        # The first layer's bias: small, and what is not finite anywhere above it reaches it.
         smallest = min(flat.shared_slots[:2], key=lambda slot: slot.stop - slot.start)
         self.finite &= torch.isfinite(jacobian[:, smallest.start : smallest.stop].sum(1))
         return jacobian
@@ -150,3 +151,8 @@ def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
     if max_norm is not None and math.isfinite(max_norm):
         gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def all_finite(*tensors: Tensor) -> Tensor:
+    """Whether every entry of every tensor is finite: a 0-dim bool tensor, not read on the host."""
+    return torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mtrl.networks import MLPSpec, Parameters, SampledAction, q_values
@@ -49,13 +48,3 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
     vanish with alpha.
     """
     return -log_alpha * (log_prob.detach().mean(1) + target_entropy)
-
-
-def no_grad_parameters(parameters: Parameters) -> dict[str, Tensor]:
-    """The same parameters cut from the graph, for networks a loss reads but does not train."""
-    return {name: value.detach() for name, value in parameters.items()}
-
-
-def all_finite(*tensors: Tensor) -> Tensor:
-    """Whether every entry of every tensor is finite: a 0-dim bool tensor, not read on the host."""
-    return torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()

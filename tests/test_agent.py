@@ -44,10 +44,10 @@ def _run(agent: MTSAC, updates: int, seed: int = 7) -> None:
 def test_mean_equals_ordinary_joint_sac_step_for_step() -> None:
     agent = _agent()
     plain = PlainSAC(TASKS, OBS, ACTION, WIDTH, 2, lr=3e-4, eps=1e-5)
-    load_plain(plain.actor, agent.actor.parameters_.named(), 0)
+    load_plain(plain.actor, agent.actor.flat.named(), 0)
     for stack in range(2):
-        load_plain(plain.critics[stack], agent.critic.parameters_.named(), stack)  # type: ignore[arg-type]
-        load_plain(plain.targets[stack], agent.critic.parameters_.named(), stack)  # type: ignore[arg-type]
+        load_plain(plain.critics[stack], agent.critic.flat.named(), stack)  # type: ignore[arg-type]
+        load_plain(plain.targets[stack], agent.critic.flat.named(), stack)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(3)
     noise = torch.Generator()
     for _ in range(20):
@@ -59,13 +59,13 @@ def test_mean_equals_ordinary_joint_sac_step_for_step() -> None:
         plain.update(batch.obs, batch.action, batch.reward, batch.next_obs, drawn)
     obs, action = _batch(generator).obs, _batch(generator).action
     expected = torch.stack([_plain_q(model, obs, action) for model in plain.critics])
-    ours = q_values(agent.critic_spec, agent.critic.parameters_.named(), obs, action)
+    ours = q_values(agent.critic_spec, agent.critic.flat.named(), obs, action)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     targets = torch.stack([_plain_q(model, obs, action) for model in plain.targets])
-    ours = q_values(agent.critic_spec, agent.critic.parameters_.named(agent.target), obs, action)
+    ours = q_values(agent.critic_spec, agent.critic.flat.named(agent.target), obs, action)
     torch.testing.assert_close(ours, targets, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(agent.log_alpha.detach(), plain.log_alpha.detach(), rtol=1e-4, atol=1e-6)
-    sample = sample_action(agent.actor_spec, agent.actor.parameters_.named(), obs, torch.zeros_like(action))
+    sample = sample_action(agent.actor_spec, agent.actor.flat.named(), obs, torch.zeros_like(action))
     expected_action, expected_log_prob = _plain_policy(plain, obs, torch.zeros_like(action))
     torch.testing.assert_close(sample.action, expected_action, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sample.log_prob, expected_log_prob, rtol=1e-4, atol=1e-4)
@@ -89,12 +89,12 @@ def test_target_actions_are_sampled_at_the_next_observations(method: str) -> Non
 
     def losses(changed: Batch) -> Tensor:
         # A critic that ignores its inputs turns the loss into a function of the target alone.
-        constant = {k: torch.zeros_like(v) for k, v in agent.critic.parameters_.named().items()}
+        constant = {k: torch.zeros_like(v) for k, v in agent.critic.flat.named().items()}
         return agent.critic_losses([changed], [noise], alpha)(constant, 0)
 
     with torch.no_grad():
-        agent.actor.parameters_.vector.mul_(3)
-        agent.actor.parameters_.named()["head.weight"].normal_()
+        agent.actor.flat.vector.mul_(3)
+        agent.actor.flat.named()["head.weight"].normal_()
         agent.target.mul_(3)
     reference = losses(batch)
     torch.testing.assert_close(losses(batch._replace(obs=batch.obs + 1.0)), reference)
@@ -105,9 +105,9 @@ def test_target_actions_are_sampled_at_the_next_observations(method: str) -> Non
     assert difference[2] == 0
     assert difference[1] != 0
     # The action in the target is the policy's at the next observation, to the last digit.
-    actor = agent.actor.parameters_.named()
+    actor = agent.actor.flat.named()
     action, log_prob = sample_action(agent.actor_spec, actor, batch.next_obs, noise)
-    next_q = q_values(agent.critic_spec, agent.critic.parameters_.named(agent.target), batch.next_obs, action)
+    next_q = q_values(agent.critic_spec, agent.critic.flat.named(agent.target), batch.next_obs, action)
     target = batch.reward + 0.99 * (next_q.amin(0) - alpha.unsqueeze(1) * log_prob)
     torch.testing.assert_close(reference, target.square().mean(1))
 
@@ -115,7 +115,7 @@ def test_target_actions_are_sampled_at_the_next_observations(method: str) -> Non
 def test_terminated_transitions_are_not_bootstrapped() -> None:
     agent = _agent()
     batch = _batch(torch.Generator().manual_seed(0), terminated=1.0)
-    zero = {k: torch.zeros_like(v) for k, v in agent.critic.parameters_.named().items()}
+    zero = {k: torch.zeros_like(v) for k, v in agent.critic.flat.named().items()}
     noise = torch.zeros(TASKS, SAMPLES, ACTION)
     losses = agent.critic_losses([batch], [noise], agent.alpha)(zero, 0)
     torch.testing.assert_close(losses, batch.reward.square().mean(1))
@@ -125,10 +125,10 @@ def test_terminated_transitions_are_not_bootstrapped() -> None:
 @pytest.mark.parametrize("heads", ["shared", "per_task"])
 def test_every_method_trains_and_stays_finite(method: str, heads: str) -> None:
     agent = _agent(method, heads=heads)
-    before = agent.actor.parameters_.vector.detach().clone()
+    before = agent.actor.flat.vector.detach().clone()
     _run(agent, 5)
-    assert torch.isfinite(agent.actor.parameters_.vector).all()
-    assert not torch.equal(agent.actor.parameters_.vector, before)
+    assert torch.isfinite(agent.actor.flat.vector).all()
+    assert not torch.equal(agent.actor.flat.vector, before)
     assert not any(bool(flags.any()) for flags in agent.failures().values())
     assert all(torch.isfinite(value).all() for value in agent.metrics().values())
 
@@ -145,7 +145,7 @@ def test_every_method_differs_from_the_mean_where_tasks_disagree(method: str) ->
         agent = _agent(name, task_identity="none")
         for _ in range(3):
             agent.update([batch] * agent.num_batches)
-        critics.append(agent.critic.parameters_.vector.detach())
+        critics.append(agent.critic.flat.vector.detach())
     assert not torch.allclose(critics[0], critics[1], atol=1e-5)
 
 
@@ -156,9 +156,9 @@ def test_fs_mtl_trains_on_every_kind_of_base(base: str) -> None:
         num_tasks=TASKS, obs_dim=OBS, action_dim=ACTION, network=NetworkConfig(critic_width=WIDTH),
         sac=SacConfig(), method="fs_mtl", method_options={"base": base}, device=torch.device("cpu"), seed=0,
     )  # fmt: skip
-    before = agent.critic.parameters_.vector.detach().clone()
+    before = agent.critic.flat.vector.detach().clone()
     _run(agent, 2)
-    assert not torch.equal(agent.critic.parameters_.vector, before)
+    assert not torch.equal(agent.critic.flat.vector, before)
     assert not any(bool(flags.any()) for flags in agent.failures().values())
 
 
@@ -191,7 +191,7 @@ def test_a_non_finite_task_changes_nothing_and_is_named(method: str, field: str)
         assert torch.equal(after["optimizers"][1]["state"][0][key], moments), key
     # The agent is not poisoned: sound batches go on as if the bad one had not been.
     _run(agent, 1)
-    assert torch.isfinite(agent.critic.parameters_.vector).all()
+    assert torch.isfinite(agent.critic.flat.vector).all()
 
 
 @pytest.mark.parametrize("method", sorted(COMBINERS))

@@ -226,7 +226,7 @@ def test_a_non_finite_action_never_reaches_an_environment(
     def poison(self: TrainingLoop, step: int) -> None:
         if step == 30:
             with torch.no_grad():
-                self.parts.agent.actor.parameters_.vector.fill_(float("nan"))
+                self.parts.agent.actor.flat.vector.fill_(float("nan"))
         original(self, step)
 
     monkeypatch.setattr(TrainingLoop, "_vector_step", poison)
