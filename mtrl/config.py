@@ -154,6 +154,9 @@ class Config:
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self) -> None:
+        # From Python a single name or a list is as natural as a tuple.
+        tasks = (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)
+        object.__setattr__(self, "tasks", tasks)
         _check_ranges(self)
         warmup = self.train.warmup_steps * self.env.envs_per_task
         if warmup < self.sac.batch_per_task:

@@ -106,6 +106,7 @@ def _run(
     config: Config, run: RunDirectory, device: torch.device, checkpoint: tuple[int, dict[str, Any]] | None
 ) -> int:
     cpu.configure(config.train.num_threads, config.train.matmul_precision)
+    print("starting the environments (the first run of a seed also draws its goals)", flush=True)
     with ExitStack() as stack:
         envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
         parts = Parts(config, envs, device)

@@ -225,3 +225,29 @@ def test_acting_is_bounded_random_in_training_and_repeatable_in_evaluation() -> 
     state = agent.generator.get_state()
     assert torch.equal(agent.act(obs, deterministic=True), agent.act(obs, deterministic=True))
     assert torch.equal(state, agent.generator.get_state())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", sorted(COMBINERS))
+def test_an_update_on_cuda_never_waits_for_the_host_and_agrees_with_the_cpu(method: str) -> None:
+    """Same numbers in: the first update must agree to rounding, and none may synchronise."""
+    agents = []
+    for device in ("cpu", "cuda"):
+        agent = MTSAC(
+            num_tasks=TASKS, obs_dim=OBS, action_dim=ACTION, network=NetworkConfig(critic_width=WIDTH),
+            sac=SacConfig(), method=method, method_options={}, device=torch.device(device), seed=0,
+        )  # fmt: skip
+        agent._noise = lambda obs: torch.zeros(*obs.shape[:2], ACTION, device=obs.device)  # type: ignore[method-assign]
+        agents.append(agent)
+    generator = torch.Generator().manual_seed(0)
+    batches = [_batch(generator) for _ in range(agents[0].num_batches)]
+    agents[0].update(batches)
+    on_gpu = [Batch(*(value.cuda() for value in batch)) for batch in batches]
+    agents[1].update(on_gpu)  # warm-up: the first call of a library may wait
+    expected = agents[0].critic.flat.vector.detach()
+    torch.testing.assert_close(agents[1].critic.flat.vector.detach().cpu(), expected, rtol=1e-3, atol=1e-5)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        agents[1].update(on_gpu)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

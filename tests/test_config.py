@@ -110,3 +110,8 @@ def test_every_field_is_documented_for_help(owner: Any) -> None:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             assert documented or statement.target.id in nested, statement.target.id
+
+
+@pytest.mark.parametrize("tasks", ["MT10", ["MT10"], ("MT10",)])
+def test_tasks_may_be_a_name_a_list_or_a_tuple(tasks: Any) -> None:
+    assert Config(tasks=tasks).tasks == ("MT10",)
