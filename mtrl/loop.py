@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mtrl import console
 from mtrl.checkpoint import save_checkpoint
 from mtrl.config import Config
-from mtrl.envs import MetaWorldVectorEnv
+from mtrl.envs import ACTION_SIZE, MetaWorldVectorEnv
 from mtrl.errors import NonFiniteError, UserError
 from mtrl.evaluation import Evaluation
 from mtrl.evaluator import evaluate
@@ -80,7 +80,7 @@ class TrainingLoop:
             with _Timer(self.seconds, "act"):
                 action = act(parts.agent, envs, obs, deterministic=False)
         else:
-            action = parts.exploration.uniform(-1.0, 1.0, (envs.num_envs, 4)).astype(np.float32)
+            action = parts.exploration.uniform(-1.0, 1.0, (envs.num_envs, ACTION_SIZE)).astype(np.float32)
         envs.step_async(action)
         if warm:
             burst = config.train.warmup_updates if step == config.train.warmup_steps else 0
