@@ -18,7 +18,7 @@ def test_means_over_the_episodes_that_ended_and_success_at_any_step() -> None:
     assert statistics.pop_means() == {"rollout/ep_rew_mean": 3.0, "rollout/success_rate": 1.0}
     assert statistics.pop_means() == {}
     _add(statistics, [4.0, 30.0], [0.0, 0.0], [True, True])
-    # Environment 0 began a new episode of return 4, environment 1 ends one of return 60; no success in either.
+    # Environment 0 began a new episode of return 4, environment 1 ends one of return 60; neither succeeds.
     assert statistics.pop_means() == {"rollout/ep_rew_mean": 32.0, "rollout/success_rate": 0.0}
 
 
