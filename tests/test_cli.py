@@ -236,16 +236,23 @@ def test_mistake_in_evaluation(
 
 def test_evaluation_passes_its_flags_on(calls: Calls) -> None:
     calls.ending = 5
-    assert main_evaluate(["runs/a", "--episodes", "7", "--device", "cpu"]) == 5
-    assert calls.made == [("evaluate_run", (Path("runs/a"),), {"episodes": 7, "device": "cpu"})]
+    assert main_evaluate(["runs/a", "--episodes", "7", "--device", "cpu", "--allow-version-mismatch"]) == 5
+    given = {"episodes": 7, "device": "cpu", "allow_version_mismatch": True}
+    assert calls.made == [("evaluate_run", (Path("runs/a"),), given)]
 
 
 def test_resume_passes_only_what_was_given(calls: Calls) -> None:
     assert train_mt10("--resume", "runs/a") == 0
     assert train_mt10("--resume=runs/a", "--steps", "500", "--device", "cpu") == 0
+    assert train_mt10("--resume", "runs/a", "--allow-version-mismatch") == 0
+    given = [(None, None, False), (500, "cpu", False), (None, None, True)]
     assert calls.made == [
-        ("resume_training", (Path("runs/a"),), {"steps": None, "device": None}),
-        ("resume_training", (Path("runs/a"),), {"steps": 500, "device": "cpu"}),
+        (
+            "resume_training",
+            (Path("runs/a"),),
+            {"steps": steps, "device": device, "allow_version_mismatch": allowed},
+        )
+        for steps, device, allowed in given
     ]
 
 
