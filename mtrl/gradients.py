@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,19 +18,39 @@ class _Slot(NamedTuple):
     shape: tuple[int, ...]
     start: int
     stop: int
+    own_row: bool  # shape [S, T, ...], of which task t uses row t alone
+
+    def joint(self, vector: Tensor) -> Tensor:
+        """View of this parameter in a vector [P], of its shape."""
+        return vector[self.start : self.stop].view(self.shape)
+
+    def per_task(self, rows: Tensor) -> Tensor:
+        """View of this parameter in rows [T, P]: [T, *shape], or [T, S, ...] where each task has a row."""
+        view = rows[:, self.start : self.stop].view(-1, *self.shape)
+        return view.diagonal(dim1=0, dim2=2).movedim(-1, 0) if self.own_row else view
 
 
 class FlatParameters(nn.Module):
-    """Named parameters of one network in one vector [P + H]: P shared first, then H of the task heads."""
+    """Named parameters of one network in one vector [P + H]: P shared first, then H of the task heads.
 
-    def __init__(self, shared: Mapping[str, Tensor], heads: Mapping[str, Tensor] | None = None) -> None:
+    `own_rows` names shared parameters of shape [S, T, ...], such as an embedding of the task identity, of
+    which task t's loss uses row t alone; a loss sees their per-task form as [T, S, ...].
+    """
+
+    def __init__(
+        self,
+        shared: Mapping[str, Tensor],
+        heads: Mapping[str, Tensor] | None = None,
+        own_rows: Collection[str] = (),
+    ) -> None:
         super().__init__()
         heads = heads or {}
         self._slots: list[_Slot] = []
         start = 0
         for name, value in [*shared.items(), *heads.items()]:
-            self._slots.append(_Slot(name, tuple(value.shape), start, start + value.numel()))
-            start += value.numel()
+            stop = start + value.numel()
+            self._slots.append(_Slot(name, tuple(value.shape), start, stop, name in own_rows))
+            start = stop
         self.shared_slots = self._slots[: len(shared)]
         self.head_slots = self._slots[len(shared) :]
         self.num_shared = sum(value.numel() for value in shared.values())
@@ -41,7 +61,7 @@ class FlatParameters(nn.Module):
     def named(self, vector: Tensor | None = None) -> dict[str, Tensor]:
         """Views of `vector` (default: the parameters, detached) under their names; shared ones are joint."""
         source = self.vector.detach() if vector is None else vector
-        return {slot.name: source[slot.start : slot.stop].view(slot.shape) for slot in self._slots}
+        return {slot.name: slot.joint(source) for slot in self._slots}
 
 
 class TaskGradients:
@@ -82,19 +102,25 @@ class TaskGradients:
             offset: [T, P]; task t is evaluated at parameters + offset[t]. None: at the parameters.
             batch: index of the independent batch.
         """
-        tasks, flat = self._num_tasks, self._flat
+        flat = self._flat
+        jacobian = self._next_jacobian()
+        rows = self.parameters.expand(self._num_tasks, -1)
+        if offset is not None:
+            rows = rows + offset
         leaves: dict[str, Tensor] = {}
+        destinations: list[Tensor] = []
         for slot in flat.shared_slots:
-            value = self.parameters[slot.start : slot.stop]
-            if offset is not None:
-                value = value + offset[:, slot.start : slot.stop]
-            leaves[slot.name] = value.view(-1, *slot.shape).expand(tasks, *slot.shape).requires_grad_()
+            leaf = slot.per_task(rows).requires_grad_()
+            # A layer that can form its gradient in place of a copy finds the place here.
+            leaf.grad = slot.per_task(jacobian)
+            destinations.append(leaf.grad)
+            leaves[slot.name] = leaf
         heads = self._head_leaves()
         losses = self._loss_function({**leaves, **heads}, batch)
         gradients = torch.autograd.grad(losses.sum(), [*leaves.values(), *heads.values()])
-        jacobian = self._next_jacobian()
-        for slot, gradient in zip(flat.shared_slots, gradients, strict=False):
-            jacobian[:, slot.start : slot.stop].view(tasks, *slot.shape).copy_(gradient)
+        for destination, gradient in zip(destinations, gradients, strict=False):
+            if gradient.data_ptr() != destination.data_ptr():
+                destination.copy_(gradient)
         self._note(losses.detach(), gradients[len(leaves) :], batch, offset)
         # The first layer's bias: small, and what is not finite anywhere above it reaches it.
         smallest = min(flat.shared_slots[:2], key=lambda slot: slot.stop - slot.start)
@@ -104,10 +130,7 @@ class TaskGradients:
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Gradient [P] of the weighted sum of losses, one ordinary backward; weights_of maps [T] to [T]."""
         flat = self._flat
-        leaves = {
-            slot.name: self.parameters[slot.start : slot.stop].view(slot.shape).requires_grad_()
-            for slot in flat.shared_slots
-        }
+        leaves = {slot.name: slot.joint(self.parameters).requires_grad_() for slot in flat.shared_slots}
         heads = self._head_leaves()
         losses = self._loss_function({**leaves, **heads}, 0)
         weights = weights_of(losses.detach()).to(losses.dtype)
@@ -122,17 +145,15 @@ class TaskGradients:
 
     def _next_jacobian(self) -> Tensor:
         # Kept from step to step: tens of megabytes that the system would otherwise map and clear each time.
+        # Zeros at first, for the entries that are never written: own-row parameters of the other tasks.
         if self._used == len(self._jacobians):
-            self._jacobians.append(self.parameters.new_empty(self._num_tasks, self._flat.num_shared))
+            self._jacobians.append(self.parameters.new_zeros(self._num_tasks, self._flat.num_shared))
         self._used += 1
         return self._jacobians[self._used - 1]
 
     def _head_leaves(self) -> dict[str, Tensor]:
         vector = self._flat.vector.detach()
-        return {
-            slot.name: vector[slot.start : slot.stop].view(slot.shape).requires_grad_()
-            for slot in self._flat.head_slots
-        }
+        return {slot.name: slot.joint(vector).requires_grad_() for slot in self._flat.head_slots}
 
     def _note(
         self, losses: Tensor, head_gradients: tuple[Tensor, ...], batch: int, offset: Tensor | None

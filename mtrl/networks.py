@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
 }
+TASK_EMBEDDING = "0.task"  # [S, T, H]; per task, row t for task t: [T, S, H]
 LOG_STD_RANGE = (-20.0, 2.0)  # SAC's customary bounds, also those of both lines of published runs
 
 
@@ -63,7 +64,7 @@ def initial_parameters(
         shared[f"{layer}.weight"] = uniform((stack, width, inputs), bound)
         shared[f"{layer}.bias"] = torch.zeros(stack, width)
         if layer == 0 and spec.one_hot:
-            shared["0.task"] = uniform((stack, tasks, width), bound)
+            shared[TASK_EMBEDDING] = uniform((stack, tasks, width), bound)
         fan_in = inputs = width
     lead = (tasks, stack) if spec.per_task_heads else (stack,)
     head = {
@@ -78,72 +79,77 @@ def mlp(spec: MLPSpec, parameters: Parameters, inputs: Tensor) -> Tensor:
     activation = ACTIVATIONS[spec.activation]
     x = inputs.expand(spec.stack, *inputs.shape)
     for layer in range(spec.depth):
-        x = linear(x, parameters[f"{layer}.weight"], parameters[f"{layer}.bias"])
+        weight, bias = parameters[f"{layer}.weight"], _rows(parameters[f"{layer}.bias"])
         if layer == 0 and spec.one_hot:
-            x = x + _own_task(parameters["0.task"])
+            own = parameters[TASK_EMBEDDING]  # the one-hot's product with its columns of the first weight
+            bias = bias + (own.transpose(0, 1) if weight.dim() == 4 else own)
+        x = linear(x, weight, bias)
         if spec.layer_norm:
             # No gain and bias: the next layer can take their part, and they cost more than the norm itself.
             x = F.layer_norm(x, (spec.width,))
         x = activation(x)
-    return linear(x, parameters["head.weight"], parameters["head.bias"])
+    return linear(x, parameters["head.weight"], _rows(parameters["head.bias"]))
+
+
+def _rows(bias: Tensor) -> Tensor:
+    """Lay out a bias, [S, O] or one per task [T, S, O], as [S, 1, O] or [S, T, O]."""
+    return bias.unsqueeze(1) if bias.dim() == 2 else bias.transpose(0, 1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Apply a linear layer to x [S, T, B, I]: weight [S, O, I] or [T, S, O, I], bias [S, O] or [T, S, O]."""
+    """Apply a linear layer to x [S, T, B, I]: weight [S, O, I] or [T, S, O, I], bias [S, 1 or T, O]."""
     if weight.dim() == 3:
-        stack, tasks, batch, inputs = x.shape
-        flat = torch.baddbmm(bias.unsqueeze(1), x.reshape(stack, tasks * batch, inputs), weight.mT)
-        return flat.view(stack, tasks, batch, -1)
-    result: Tensor = _PerTaskLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return _joint_product(x, weight, bias)
+    # A tensor that waits in the weight's `grad` is where its gradient is wanted; only one use may have it,
+    # the engine adds up those of the others.
+    destination = None
+    if weight.is_leaf:
+        destination, weight.grad = weight.grad, None
+    result: Tensor = _PerTaskLinear.apply(x, weight, bias, destination)  # type: ignore[no-untyped-call]
     return result
+
+
+def _joint_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    stack, tasks, batch, inputs = x.shape
+    product = torch.bmm(x.reshape(stack, tasks * batch, inputs), weight.mT).view(stack, tasks, batch, -1)
+    rows = bias.unsqueeze(2)
+    return product + rows if torch.is_grad_enabled() else product.add_(rows)
 
 
 class _PerTaskLinear(torch.autograd.Function):
     """Linear layer whose backward keeps weight gradients apart by task.
 
     A weight that is the same for all tasks arrives as a stride-0 expansion. Then outputs and input gradients
-    are ordinary products over all T*B rows; only the weight gradients are batched over tasks. autograd alone
-    would do T small products for each of the three.
+    are ordinary products over all T*B rows; only the weight gradients are batched over tasks, and they are
+    formed right at their destination, views of the Jacobian. autograd alone would do T small products for
+    each of the three.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        stack, tasks, batch, inputs = x.shape
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, destination: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.destination, ctx.bias_tasks = destination, bias.shape[1]
         if weight.stride(0) == 0:
-            flat = torch.baddbmm(bias[0].unsqueeze(1), x.reshape(stack, tasks * batch, inputs), weight[0].mT)
-        else:
-            rows = bias.transpose(0, 1).reshape(stack * tasks, 1, -1)
-            flat = torch.baddbmm(rows, x.reshape(stack * tasks, batch, inputs), _stack_major(weight).mT)
-        return flat.view(stack, tasks, batch, -1)
+            return _joint_product(x, weight[0], bias)
+        return torch.matmul(x, weight.transpose(0, 1).mT).add_(bias.unsqueeze(2))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        stack, tasks, batch, inputs = x.shape
-        by_task = grad.reshape(stack * tasks, batch, -1)
-        grad_weight = torch.bmm(by_task.mT, x.reshape(stack * tasks, batch, inputs))
-        grad_bias = grad.sum(2).transpose(0, 1)
+        stack, tasks, batch, _ = x.shape
+        destination = ctx.destination
+        if destination is None:
+            destination = weight.new_empty(weight.shape)
+        for network in range(stack):
+            torch.bmm(grad[network].mT, x[network], out=destination[:, network])
+        grad_bias = grad.sum(2) if ctx.bias_tasks > 1 else grad.sum((1, 2)).unsqueeze(1)
         grad_x = None
         if ctx.needs_input_grad[0]:
             if weight.stride(0) == 0:
-                grad_x = torch.bmm(grad.reshape(stack, tasks * batch, -1), weight[0])
+                grad_x = torch.bmm(grad.reshape(stack, tasks * batch, -1), weight[0]).view(x.shape)
             else:
-                grad_x = torch.bmm(by_task, _stack_major(weight))
-            grad_x = grad_x.view(x.shape)
-        return grad_x, grad_weight.view(stack, tasks, -1, inputs).transpose(0, 1), grad_bias
-
-
-def _stack_major(weight: Tensor) -> Tensor:
-    """[T, S, O, I] -> [S*T, O, I], the batch order of activations."""
-    return weight.transpose(0, 1).reshape(-1, *weight.shape[2:])
-
-
-def _own_task(embedding: Tensor) -> Tensor:
-    """Row t of the identity columns for task t: [S, T, H] or [T, S, T, H] -> [S, T, 1, H]."""
-    if embedding.dim() == 4:
-        embedding = embedding.diagonal(dim1=0, dim2=2).movedim(-1, 1)
-    return embedding.unsqueeze(2)
+                grad_x = torch.matmul(grad, weight.transpose(0, 1))
+        return grad_x, destination, grad_bias, None
 
 
 class SampledAction(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.gradients import FlatParameters, LossFunction, TaskGradients, clip_by_norm
-from mtrl.networks import MLPSpec, initial_parameters, mlp
+from mtrl.networks import TASK_EMBEDDING, MLPSpec, initial_parameters, mlp
 
 TASKS = 4
 
@@ -26,6 +26,7 @@ def _problem(
     flat = FlatParameters(
         {name: value.double() for name, value in shared.items()},
         {name: value.double() for name, value in head.items()},
+        own_rows=(TASK_EMBEDDING,),
     )
     inputs = torch.randn(TASKS, 6, 5, generator=generator).double()
     targets = torch.randn(TASKS, 6, 2, generator=generator).double()
@@ -106,6 +107,21 @@ def test_heads_get_their_own_tasks_gradient_and_stay_out_of_the_jacobian() -> No
     torch.testing.assert_close(jacobian, reference[:, : flat.num_shared])
     # A head appears in its own task's loss only, so the sum over tasks is each head's own gradient.
     torch.testing.assert_close(gradients.head_gradient, reference[:, flat.num_shared :].sum(0))
+
+
+def test_a_network_used_twice_in_a_loss_gets_both_contributions() -> None:
+    spec, flat, inputs, targets = _problem()
+
+    def losses(parameters: Mapping[str, Tensor]) -> Tensor:
+        first = _losses(spec, inputs, targets, parameters)
+        return first + 3.0 * _losses(spec, inputs.flip(1), targets.sin(), parameters)
+
+    jacobian = _gradients(flat, lambda p, _: losses(p))()
+    rows = []
+    for task in range(TASKS):
+        vector = flat.vector.detach().clone().requires_grad_()
+        rows.append(torch.autograd.grad(losses(flat.named(vector))[task], vector)[0])
+    torch.testing.assert_close(jacobian, torch.stack(rows))
 
 
 def test_batches_are_told_apart_and_the_first_one_defines_the_losses() -> None:

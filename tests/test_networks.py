@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform
 
-from mtrl.networks import MLPSpec, initial_parameters, linear, mlp, mode_action, sample_action
+from mtrl.networks import TASK_EMBEDDING, MLPSpec, initial_parameters, linear, mlp, mode_action, sample_action
 from tests.helpers.plain_sac import load_plain, one_hot_inputs, plain_mlp
 
 SPEC = MLPSpec(
@@ -46,7 +46,8 @@ def test_per_task_parameters_that_agree_give_the_joint_outputs(layer_norm: bool)
     shared, _ = _parameters(spec)
     inputs = torch.randn(3, 6, 5)
     expanded = {name: value.expand(3, *value.shape) for name, value in shared.items()}
-    copied = {name: value.expand(3, *value.shape).clone() for name, value in shared.items()}
+    expanded[TASK_EMBEDDING] = shared[TASK_EMBEDDING].transpose(0, 1)  # each task's own row
+    copied = {name: value.clone() for name, value in expanded.items()}
     joint = mlp(spec, shared, inputs)
     torch.testing.assert_close(mlp(spec, expanded, inputs), joint)
     torch.testing.assert_close(mlp(spec, copied, inputs), joint)
@@ -75,13 +76,13 @@ def test_without_one_hot_equal_inputs_give_equal_outputs_for_all_tasks() -> None
 def test_linear_gradients_pass_gradcheck(expanded: bool) -> None:
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 2, 6, 5, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
     if not expanded:
         assert torch.autograd.gradcheck(linear, (x, weight, bias))
         return
     # Compared with the same numbers laid out in full: gradcheck would perturb all copies of one weight.
     shared_weight = weight[:1].detach().expand(3, 2, 6, 5).requires_grad_()
-    shared_bias = bias[:1].detach().expand(3, 2, 6).requires_grad_()
+    shared_bias = bias.detach().requires_grad_()
     full_weight = shared_weight.detach().clone().requires_grad_()
     full_bias = shared_bias.detach().clone().requires_grad_()
     upstream = torch.randn(2, 3, 4, 6, dtype=torch.float64)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtrl.combiners._traced import traced
+
 _TO_BOUNDARY = 0.95  # share of the way to the boundary that a step may use
 
 
@@ -16,10 +18,11 @@ def bargaining_weights(matrix: Tensor, *, ridge: float, iterations: int = 12) ->
     Tasks with a zero row get 0. Finite for every finite M; reads nothing back to the host.
     """
     with torch.no_grad():
-        return _solve(matrix.to(torch.float64), ridge, iterations)
+        return _solve(matrix.to(torch.float64), ridge=ridge, iterations=iterations)
 
 
-def _solve(matrix: Tensor, ridge: float, iterations: int) -> Tensor:
+@traced
+def _solve(matrix: Tensor, *, ridge: float, iterations: int) -> Tensor:
     tasks = matrix.shape[-1]
     squares = matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)  # [..., T, 1]; every vector below is a column
     present = squares > 0.0

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtrl.combiners._traced import traced
+
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
 _FIRST = 0.1  # reduction of the complementarity that the first step aims at
 _FLOOR = 1e-15  # complementarity at which progress is lost in rounding
@@ -47,8 +49,8 @@ def minimise_root(
     finite input; reads nothing back to the host.
     """
     with torch.no_grad():
-        problem = _scaled(matrix, linear, normal)
-        return _finished(problem, _root_steps(problem, iterations or _enough(len(matrix))))
+        normal = torch.ones_like(linear) if normal is None else normal
+        return _root(matrix, linear, normal, iterations=iterations or _enough(matrix.shape[-1]))
 
 
 def minimise_quadratic(matrix: Tensor, *, iterations: int | None = None) -> Tensor:
@@ -57,8 +59,19 @@ def minimise_quadratic(matrix: Tensor, *, iterations: int | None = None) -> Tens
     Zero rows of M get weight 0 unless all are. Finite for every finite M; reads nothing back to the host.
     """
     with torch.no_grad():
-        problem = _scaled(matrix, None, None)
-        return _finished(problem, _quadratic_steps(problem, iterations or _enough(len(matrix))))
+        return _quadratic(matrix, iterations=iterations or _enough(matrix.shape[-1]))
+
+
+@traced
+def _root(matrix: Tensor, linear: Tensor, normal: Tensor, *, iterations: int) -> Tensor:
+    problem = _scaled(matrix, linear, normal)
+    return _finished(problem, _root_steps(problem, iterations))
+
+
+@traced
+def _quadratic(matrix: Tensor, *, iterations: int) -> Tensor:
+    problem = _scaled(matrix, None, torch.ones_like(matrix[0]))
+    return _finished(problem, _quadratic_steps(problem, iterations))
 
 
 def relative_gap(matrix: Tensor, linear: Tensor, w: Tensor, normal: Tensor | None = None) -> Tensor:
@@ -94,7 +107,7 @@ def _enough(rows: int) -> int:
     return min(15 + rows // 10, 20)
 
 
-def _scaled(matrix: Tensor, linear: Tensor | None, normal: Tensor | None) -> _Problem:
+def _scaled(matrix: Tensor, linear: Tensor | None, normal: Tensor) -> _Problem:
     matrix = matrix.to(torch.float64)
     squares = matrix.diagonal()
     largest = squares.amax()
@@ -103,7 +116,7 @@ def _scaled(matrix: Tensor, linear: Tensor | None, normal: Tensor | None) -> _Pr
     unit = torch.eye(len(squares), dtype=matrix.dtype, device=matrix.device)
     matrix = torch.where(present & present.unsqueeze(-1), matrix, unit * squares)
     start = squares.rsqrt()
-    normal = torch.ones_like(start) if normal is None else normal.to(torch.float64)
+    normal = normal.to(torch.float64)
     start = start / torch.dot(start, normal)
     scale = torch.dot(start, matrix @ start) + 1e-4 * torch.dot(start * start, squares)
     # A tiny relative ridge keeps the factorisation alive when rows repeat.
