@@ -13,6 +13,7 @@ from mtrl.combiners import Combiner, LossCombiner, make_combiner
 from mtrl.config import NetworkConfig, SacConfig
 from mtrl.gradients import FlatParameters, LossFunction, TaskGradients, all_finite, clip_by_norm
 from mtrl.networks import (
+    TASK_EMBEDDING,
     MLPSpec,
     Parameters,
     initial_parameters,
@@ -138,7 +139,7 @@ class MTSAC(nn.Module):
         options = {"num_tasks": num_tasks, **method_options}
 
         def learner(spec: MLPSpec, lr: float) -> Learner:
-            flat = FlatParameters(*initial_parameters(spec, initial)).to(device)
+            flat = FlatParameters(*initial_parameters(spec, initial), own_rows=(TASK_EMBEDDING,)).to(device)
             combiner = make_combiner(method, **options).to(device)
             return Learner(flat, combiner, lr=lr, eps=sac.adam_eps, max_norm=sac.max_grad_norm).to(device)
 
@@ -194,6 +195,14 @@ class MTSAC(nn.Module):
             self._sums += torch.stack((critic.losses, actor.losses, entropy, alpha))
             self._norms += torch.stack((critic.gradient_norm, actor.gradient_norm))
             self._count += 1
+
+    def anneal(self, progress: float) -> None:
+        """Set the step sizes for `progress` in [0, 1] through the run."""
+        sac = self.sac
+        share = 1.0 - (1.0 - sac.final_lr_fraction) * progress
+        lrs = (sac.actor_lr, sac.critic_lr, sac.temperature_lr)
+        for optimizer, lr in zip(self._optimizers(), lrs, strict=True):
+            optimizer.param_groups[0]["lr"] = lr * share
 
     def critic_losses(self, batches: Sequence[Batch], noise: Sequence[Tensor], alpha: Tensor) -> LossFunction:
         """Critic losses [T] as a function of (parameters, batch index); one target per batch."""

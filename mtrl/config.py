@@ -82,6 +82,8 @@ class SacConfig:
     """Adam step size of the critics."""
     temperature_lr: float = 3e-4
     """Adam step size of the log temperatures."""
+    final_lr_fraction: float = 1.0
+    """Share of the three step sizes left at the end of the run, reached linearly (MW+: 1, constant)."""
     adam_eps: float = 1e-5
     """Adam epsilon of actor and critics (MW+: 1e-5; torch's own default and the mtrl line: 1e-8)."""
     batch_per_task: int = 128
@@ -173,9 +175,9 @@ class Config:
 
 
 # Fields that may be zero; every other number must be positive (target_entropy has any sign).
-_MAY_BE_ZERO = {"seed", "gamma", "warmup_updates"}
+_MAY_BE_ZERO = {"seed", "gamma", "warmup_updates", "final_lr_fraction"}
 _ANY_SIGN = {"target_entropy"}
-_AT_MOST_ONE = {"gamma", "tau"}
+_AT_MOST_ONE = {"gamma", "tau", "final_lr_fraction"}
 
 
 def _check_ranges(section: Any, prefix: str = "") -> None:

@@ -83,6 +83,7 @@ class TrainingLoop:
             action = parts.exploration.uniform(-1.0, 1.0, (envs.num_envs, ACTION_SIZE)).astype(np.float32)
         envs.step_async(action)
         if warm:
+            parts.agent.anneal(step / config.steps)
             burst = config.train.warmup_updates if step == config.train.warmup_steps else 0
             with _Timer(self.seconds, "update"):
                 for _ in range(config.train.updates_per_step + burst):

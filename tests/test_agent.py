@@ -206,6 +206,20 @@ def test_saved_state_continues_bit_for_bit(method: str) -> None:
         assert torch.equal(left, right), name
 
 
+def test_step_sizes_fall_linearly_over_the_run() -> None:
+    changes = []
+    for progress in (0.0, 0.5, 1.0):
+        agent = _agent(sac=SacConfig(final_lr_fraction=0.2))
+        before = [value.detach().clone() for value in agent.parameters()]
+        agent.anneal(progress)
+        _run(agent, 1)  # the first step of Adam: its length is the step size times a function of the gradient
+        changes.append([value.detach() - old for value, old in zip(agent.parameters(), before, strict=True)])
+    for full, half, last in zip(*changes, strict=True):
+        assert full.any()
+        torch.testing.assert_close(half, 0.6 * full, rtol=1e-2, atol=2e-6)
+        torch.testing.assert_close(last, 0.2 * full, rtol=1e-2, atol=2e-6)
+
+
 def test_shared_temperature_is_one_number_moved_by_the_mean_over_tasks() -> None:
     agent = _agent(sac=SacConfig(temperature="shared"))
     assert agent.log_alpha.shape == (1,)
