@@ -96,6 +96,18 @@ def _rows(bias: Tensor) -> Tensor:
     return bias.unsqueeze(1) if bias.dim() == 2 else bias.transpose(0, 1)
 
 
+def of_tasks(spec: MLPSpec, parameters: Parameters, tasks: Tensor | None) -> Parameters:
+    """Joint parameters for inputs [N, B, I] of the tasks of an index tensor [N] only; None: of all tasks."""
+    if tasks is None:
+        return parameters
+    chosen = dict(parameters)
+    if spec.one_hot:
+        chosen[TASK_EMBEDDING] = chosen[TASK_EMBEDDING].index_select(1, tasks)
+    if spec.per_task_heads:
+        chosen |= {name: chosen[name].index_select(0, tasks) for name in ("head.weight", "head.bias")}
+    return chosen
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply a linear layer to x [S, T, B, I]: weight [S, O, I] or [T, S, O, I], bias [S, 1 or T, O]."""
     if weight.dim() == 3:

@@ -21,3 +21,7 @@ class Batch(NamedTuple):
         Tensor  # [T, B, O], the true successor: an episode's last transition holds its final observation
     )
     not_terminated: Tensor  # [T, B], 0 only where the task itself ended the episode; truncation bootstraps
+
+    def of_tasks(self, tasks: Tensor | None) -> Batch:
+        """The samples [N, B, ...] of the tasks of an index tensor [N]; None: of all tasks."""
+        return self if tasks is None else Batch(*(part.index_select(0, tasks) for part in self))

@@ -63,7 +63,7 @@ def _loop(
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_jacobian_equals_a_loop_of_backward_passes(stack: int, one_hot: bool, layer_norm: bool) -> None:
     spec, flat, inputs, targets = _problem(stack=stack, one_hot=one_hot, layer_norm=layer_norm)
-    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
     torch.testing.assert_close(gradients(), _loop(spec, flat, inputs, targets))
     expected = _losses(spec, inputs, targets, flat.named())
     torch.testing.assert_close(gradients.losses, expected)
@@ -71,7 +71,7 @@ def test_jacobian_equals_a_loop_of_backward_passes(stack: int, one_hot: bool, la
 
 def test_jacobian_equals_torch_func() -> None:
     spec, flat, inputs, targets = _problem()
-    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
     reference = torch.func.jacrev(lambda v: _losses(spec, inputs, targets, flat.named(v)))(
         flat.vector.detach()
     )
@@ -81,7 +81,7 @@ def test_jacobian_equals_torch_func() -> None:
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_offsets_perturb_each_task_by_its_own_row(layer_norm: bool) -> None:
     spec, flat, inputs, targets = _problem(layer_norm=layer_norm)
-    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
     offset = 0.1 * torch.randn(TASKS, flat.num_shared).double()
     before = flat.vector.detach().clone()
     torch.testing.assert_close(gradients(offset), _loop(spec, flat, inputs, targets, offset))
@@ -92,15 +92,15 @@ def test_offsets_perturb_each_task_by_its_own_row(layer_norm: bool) -> None:
 def test_weighted_gradient_equals_weights_times_jacobian(heads: bool) -> None:
     spec, flat, inputs, targets = _problem(heads=heads)
     weights = torch.tensor([0.1, 0.0, 0.5, 0.4]).double()
-    cheap = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
-    full = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
+    cheap = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
+    full = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
     torch.testing.assert_close(cheap.weighted(lambda losses: weights), weights @ full())
     torch.testing.assert_close(cheap.head_gradient, full.head_gradient)
 
 
 def test_heads_get_their_own_tasks_gradient_and_stay_out_of_the_jacobian() -> None:
     spec, flat, inputs, targets = _problem(heads=True)
-    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
     jacobian = gradients()
     reference = _loop(spec, flat, inputs, targets)
     assert jacobian.shape == (TASKS, flat.num_shared)
@@ -116,7 +116,7 @@ def test_a_network_used_twice_in_a_loss_gets_both_contributions() -> None:
         first = _losses(spec, inputs, targets, parameters)
         return first + 3.0 * _losses(spec, inputs.flip(1), targets.sin(), parameters)
 
-    jacobian = _gradients(flat, lambda p, _: losses(p))()
+    jacobian = _gradients(flat, lambda p, _, tasks: losses(p))()
     rows = []
     for task in range(TASKS):
         vector = flat.vector.detach().clone().requires_grad_()
@@ -126,16 +126,40 @@ def test_a_network_used_twice_in_a_loss_gets_both_contributions() -> None:
 
 def test_batches_are_told_apart_and_the_first_one_defines_the_losses() -> None:
     spec, flat, inputs, targets = _problem()
-    gradients = _gradients(flat, lambda p, k: _losses(spec, inputs + k, targets, p))
+    gradients = _gradients(flat, lambda p, k, tasks: _losses(spec, inputs + k, targets, p))
     first, second = gradients(), gradients(batch=1)
     torch.testing.assert_close(first, _loop(spec, flat, inputs, targets))
     torch.testing.assert_close(second, _loop(spec, flat, inputs + 1, targets))
     torch.testing.assert_close(gradients.losses, _losses(spec, inputs, targets, flat.named()))
 
 
+@pytest.mark.parametrize("heads", [True, False])
+@pytest.mark.parametrize("one_hot", [True, False])
+def test_some_tasks_alone_give_their_rows(heads: bool, one_hot: bool) -> None:
+    spec, flat, inputs, targets = _problem(heads=heads, one_hot=one_hot)
+    chosen: list[Tensor | None] = []
+
+    def losses(parameters: Mapping[str, Tensor], _: int, tasks: Tensor | None) -> Tensor:
+        chosen.append(tasks)
+        assert tasks is not None
+        return _losses(spec, inputs[tasks], targets[tasks], parameters)
+
+    gradients = _gradients(flat, losses)
+    reference = _loop(spec, flat, inputs, targets)
+    for order in ([2, 0], [1, 3]):  # the second call reuses the first one's memory
+        gradients.start(losses)
+        jacobian = gradients(tasks=torch.tensor(order))
+        torch.testing.assert_close(jacobian, reference[order, : flat.num_shared])
+        expected = torch.zeros(TASKS).double()
+        expected[order] = _losses(spec, inputs, targets, flat.named())[order]
+        torch.testing.assert_close(gradients.losses, expected)
+        assert gradients.evaluated.tolist() == [task in order for task in range(TASKS)]
+        torch.testing.assert_close(gradients.head_gradient, reference[order, flat.num_shared :].sum(0))
+
+
 def test_jacobians_of_one_step_live_side_by_side() -> None:
     spec, flat, inputs, targets = _problem()
-    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
     offset = 0.1 * torch.randn(TASKS, flat.num_shared).double()
     first, second = gradients(), gradients(offset)
     torch.testing.assert_close(first, _loop(spec, flat, inputs, targets))
@@ -146,7 +170,7 @@ def test_jacobians_of_one_step_live_side_by_side() -> None:
 def test_a_non_finite_task_is_flagged_and_only_that_one(bad: float) -> None:
     spec, flat, inputs, targets = _problem()
     inputs[2, 0, 0] = bad
-    gradients = _gradients(flat, lambda p, _: _losses(spec, inputs, targets, p))
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
     gradients()
     assert gradients.finite.tolist() == [True, True, False, True]
 

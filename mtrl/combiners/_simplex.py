@@ -25,7 +25,7 @@ _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
 _FIRST = 0.1  # reduction of the complementarity that the first step aims at
 _FLOOR = 1e-15  # complementarity at which progress is lost in rounding
 _SMOOTHING = 1.0  # the root is taken of w'Mw + smoothing * complementarity: steps jam without it at w'Mw -> 0
-_PENALTY = 10.0  # weight of (sum(w) - 1)^2 in units of w'Mw
+_PENALTY = 10.0  # weight of (sum(w) - 1)^2 in units of the objective: a lighter one lets w drift off in scale
 _NEGLIGIBLE = 1e-20  # a row whose squared norm is below this share of the largest one counts as zero
 
 
@@ -40,17 +40,24 @@ class _Problem(NamedTuple):
 
 
 def minimise_root(
-    matrix: Tensor, linear: Tensor, *, normal: Tensor | None = None, iterations: int | None = None
+    matrix: Tensor,
+    linear: Tensor,
+    *,
+    normal: Tensor | None = None,
+    start: Tensor | None = None,
+    iterations: int | None = None,
 ) -> Tensor:
     """Return the minimiser w [T] in float64 of sqrt(w'Mw) + q'w over w >= 0, normal'w = 1; M [T, T], q [T].
 
     `normal` [T] holds ones (the default, the simplex) and zeros (coordinates that the constraint leaves
-    free). Rows of M that are zero (their task has no gradient) get weight 0 unless all are. Finite for every
-    finite input; reads nothing back to the host.
+    free). `start` [T] is positive and of any scale; by default it suits a linear term that is no larger than
+    the root. Rows of M that are zero (their task has no gradient) get weight 0 unless all are. Finite for
+    every finite input; reads nothing back to the host.
     """
     with torch.no_grad():
         normal = torch.ones_like(linear) if normal is None else normal
-        return _root(matrix, linear, normal, iterations=iterations or _enough(matrix.shape[-1]))
+        tensors = (matrix, linear, normal) if start is None else (matrix, linear, normal, start)
+        return _root(*tensors, iterations=iterations or _enough(matrix.shape[-1]))
 
 
 def minimise_quadratic(matrix: Tensor, *, iterations: int | None = None) -> Tensor:
@@ -63,8 +70,10 @@ def minimise_quadratic(matrix: Tensor, *, iterations: int | None = None) -> Tens
 
 
 @traced
-def _root(matrix: Tensor, linear: Tensor, normal: Tensor, *, iterations: int) -> Tensor:
-    problem = _scaled(matrix, linear, normal)
+def _root(
+    matrix: Tensor, linear: Tensor, normal: Tensor, start: Tensor | None = None, *, iterations: int
+) -> Tensor:
+    problem = _scaled(matrix, linear, normal, start)
     return _finished(problem, _root_steps(problem, iterations))
 
 
@@ -72,6 +81,15 @@ def _root(matrix: Tensor, linear: Tensor, normal: Tensor, *, iterations: int) ->
 def _quadratic(matrix: Tensor, *, iterations: int) -> Tensor:
     problem = _scaled(matrix, None, torch.ones_like(matrix[0]))
     return _finished(problem, _quadratic_steps(problem, iterations))
+
+
+def project(point: Tensor) -> Tensor:
+    """Return the point of the simplex nearest to `point` [T] (Euclidean)."""
+    descending = point.sort(descending=True).values
+    excess = descending.cumsum(0) - 1.0
+    rank = torch.arange(1, len(point) + 1, dtype=point.dtype, device=point.device)
+    kept = (descending * rank > excess).sum().clamp(min=1)
+    return (point - excess.gather(0, kept.view(1) - 1) / kept).clamp(min=0.0)
 
 
 def relative_gap(matrix: Tensor, linear: Tensor, w: Tensor, normal: Tensor | None = None) -> Tensor:
@@ -104,10 +122,10 @@ def rounded_norm(matrix: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]
 
 def _enough(rows: int) -> int:
     """Steps after which the objective's error is at rounding level, but for norms spread over six decades."""
-    return min(15 + rows // 10, 20)
+    return min(17 + rows // 10, 24)
 
 
-def _scaled(matrix: Tensor, linear: Tensor | None, normal: Tensor) -> _Problem:
+def _scaled(matrix: Tensor, linear: Tensor | None, normal: Tensor, start: Tensor | None = None) -> _Problem:
     matrix = matrix.to(torch.float64)
     squares = matrix.diagonal()
     largest = squares.amax()
@@ -115,7 +133,7 @@ def _scaled(matrix: Tensor, linear: Tensor | None, normal: Tensor) -> _Problem:
     squares = torch.where(present, squares, torch.where(largest > 0.0, largest, 1.0))
     unit = torch.eye(len(squares), dtype=matrix.dtype, device=matrix.device)
     matrix = torch.where(present & present.unsqueeze(-1), matrix, unit * squares)
-    start = squares.rsqrt()
+    start = squares.rsqrt() if start is None else start
     normal = normal.to(torch.float64)
     start = start / torch.dot(start, normal)
     scale = torch.dot(start, matrix @ start) + 1e-4 * torch.dot(start * start, squares)
@@ -148,8 +166,7 @@ def _root_steps(problem: _Problem, iterations: int) -> Tensor:
     # t, so z is t times the multiplier and follows t from step to step.
     matrix, linear, normal, w, _ = problem
     tasks = len(w)
-    unit, one, floor, penalty, longest = _constants(w)
-    penalised = torch.addr(matrix, normal, normal, alpha=_PENALTY)
+    unit, one, floor, longest = _constants(w)
     smoothing = _SMOOTHING / tasks
     z, complementarity = _initial_dual(problem)
     target = _FIRST * complementarity / tasks
@@ -166,6 +183,8 @@ def _root_steps(problem: _Problem, iterations: int) -> Tensor:
         # H w, which Newton's equation for the new w (rather than for the step) takes off the gradient,
         # leaves:
         gradient = torch.addcmul(product * (square / smooth), linear, norm)
+        penalty = torch.addcmul(smooth + one, norm, torch.dot(linear, w).abs()) * _PENALTY
+        penalised = torch.addr(matrix, normal, normal * penalty)
         multiplier = torch.addcdiv(penalty, torch.dot(w, gradient), torch.dot(w, normal))
         ratio = z / w
         hessian = torch.addcmul(torch.addr(penalised, slope, slope, alpha=-1.0), unit, ratio)
@@ -188,7 +207,7 @@ def _root_steps(problem: _Problem, iterations: int) -> Tensor:
 def _quadratic_steps(problem: _Problem, iterations: int) -> Tensor:
     matrix, _, normal, w, _ = problem
     tasks = len(w)
-    unit, one, floor, _, longest = _constants(w)
+    unit, one, floor, longest = _constants(w)
     penalised = torch.addr(matrix, normal, normal, alpha=_PENALTY)
     pull = _PENALTY * normal
     z, complementarity = _initial_dual(problem)
@@ -206,10 +225,10 @@ def _quadratic_steps(problem: _Problem, iterations: int) -> Tensor:
     return w
 
 
-def _constants(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _constants(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     one = torch.ones((), dtype=like.dtype, device=like.device)
     unit = torch.eye(len(like), dtype=like.dtype, device=like.device)
-    return unit, one, one * _FLOOR, one * _PENALTY, one * _TO_BOUNDARY
+    return unit, one, one * _FLOOR, one * _TO_BOUNDARY
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:

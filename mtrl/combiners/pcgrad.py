@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mtrl.combiners._random import scrambled
 from mtrl.combiners.base import GramCombiner
 
 
@@ -41,7 +42,7 @@ class PCGrad(GramCombiner):
 
     def draw_orders(self) -> Tensor:
         """Return a random order of the other tasks for each task [T, T-1]; advances the counter."""
-        order = self._others.gather(1, _scrambled(self._keys, self.step).argsort(dim=1))
+        order = self._others.gather(1, scrambled(self._keys, self.step).argsort(dim=1))
         self.step.add_(1)
         return order
 
@@ -68,11 +69,3 @@ def project(gram: Tensor, order: Tensor) -> Tensor:
         return torch.ones_like(squares)
     total = torch.ones_like(squares).scatter_add(0, order.flatten(), -torch.stack(removed, dim=1).flatten())
     return total / tasks
-
-
-def _scrambled(keys: Tensor, step: Tensor) -> Tensor:
-    """Hash of (step, key): the finaliser of splitmix64 with logical shifts, on wrapping 64-bit integers."""
-    value = keys + step * 0x1E3779B97F4A7C15
-    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return value ^ ((value >> 31) & 0x1FFFFFFFF)

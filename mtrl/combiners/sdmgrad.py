@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners._checks import check_number
-from mtrl.combiners._simplex import minimise_quadratic
-from mtrl.combiners.base import GramCombiner
+from mtrl.combiners._checks import check_choice, check_number
+from mtrl.combiners._simplex import minimise_quadratic, project
+from mtrl.combiners.base import GramCombiner, JacobianAt
+
+_STEPS, _STEP_SIZE, _MOMENTUM = 20, 10.0, 0.5  # the inner loop of the authors' RL code
 
 
 class SDMGrad(GramCombiner):
@@ -20,36 +22,75 @@ class SDMGrad(GramCombiner):
 
     Args:
         lam: Weight of the mean gradient in the objective (0.6 in the authors' RL runs).
+        solver: `exact` solves for w; `paper` continues from the last w by 20 projected momentum steps of size
+            10 on the Gramian over its mean squared norm, beyond the stability limit (authors' RL code).
+        batches: 1, or the paper's 3 independent batches: w from the products between the gradients of two,
+            the direction from the third. Three need `paper`: such products have no convex objective.
 
-    Deviations from the authors' code: w is solved to convergence instead of by 20 projected SGD steps whose
-    step size exceeds the stability limit; one batch serves for w and d (their three gradient buffers alias,
-    so their double sampling does not take place either); no state is carried between updates, so critic and
-    actor cannot share it. Tasks whose gradient is zero do not enter the minimisation; they do count in the
-    mean.
+    Deviations from the authors' code: see `solver` and `batches` (their three gradient buffers alias, so
+    their double sampling does not take place); critic and actor do not share w. Tasks whose gradient is zero
+    do not enter the exact minimisation; they do count in the mean.
     """
 
     name: ClassVar[str] = "sdmgrad"
 
-    def __init__(self, *, num_tasks: int, lam: float = 0.6) -> None:
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        lam: float = 0.6,
+        solver: Literal["exact", "paper"] = "exact",
+        batches: Literal[1, 3] = 1,
+    ) -> None:
         super().__init__(num_tasks=num_tasks)
         self.lam = check_number("lam", lam, low=0.0)
+        check_choice("solver", solver, ("exact", "paper"))
+        check_choice("batches", batches, (1, 3))
+        if batches == 3 and solver == "exact":
+            raise ValueError("batches = 3 needs solver = 'paper'; found 'exact'.")
+        self.num_batches = batches
+        self._paper = solver == "paper"
+        self.w: Tensor
+        self.register_buffer("w", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
     def weights(self, gram: Tensor) -> Tensor:
         """Return (w + lam u) / (1 + lam), shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
-        w = minimise_quadratic(self._shifted(exact))
+        w = self._published_steps(exact) if self._paper else minimise_quadratic(shifted(exact, self.lam))
+        self.w.copy_(w)
         return torch.add(w, self.lam / self.num_tasks).div(1.0 + self.lam).to(gram.dtype)
 
+    def direction(self, jacobian_at: JacobianAt) -> Tensor:
+        """Return the direction [P] for the Jacobian of one batch, or of three."""
+        if self.num_batches == 1:
+            return super().direction(jacobian_at)
+        first, second, third = (jacobian_at(batch=batch) for batch in range(3))
+        return self.weights(first @ second.T).to(third.dtype) @ third
+
+    def reset(self) -> None:
+        """Put w back to equal weights."""
+        super().reset()
+        self.w.fill_(1.0 / self.num_tasks)
+
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the KKT gap of the last solve relative to the objective's scale."""
-        w = (self.last_weights * (1.0 + self.lam) - self.lam / self.num_tasks).to(self._last_gram.dtype)
-        shifted = self._shifted(self._last_gram)
-        gradient = shifted @ w
-        scale = shifted.diagonal().mean()
-        gap = w @ gradient - gradient.amin()
+        """Add `residual`: the KKT gap of w relative to the objective's scale."""
+        matrix = shifted(self._last_gram, self.lam)
+        gradient = matrix @ self.w
+        scale = matrix.diagonal().mean()
+        gap = self.w @ gradient - gradient.amin()
         return {**super().metrics(), "residual": gap / torch.where(scale > 0.0, scale, 1.0)}
 
-    def _shifted(self, gram: Tensor) -> Tensor:
-        """Gramian of the gradients g_i + lam g0: on the simplex the objective is the norm of their mix."""
-        linear = self.lam * gram.mean(dim=-1)
-        return gram + linear.unsqueeze(-1) + (linear + self.lam * linear.mean())
+    def _published_steps(self, gram: Tensor) -> Tensor:
+        scale = (gram.diagonal().abs() + 1e-4).sqrt().mean()
+        matrix = gram / scale.square()
+        w, velocity = self.w, torch.zeros_like(self.w)
+        for _ in range(_STEPS):
+            velocity = _MOMENTUM * velocity + matrix @ torch.add(w, self.lam / self.num_tasks)
+            w = project(w - _STEP_SIZE * velocity)
+        return w
+
+
+def shifted(gram: Tensor, lam: float) -> Tensor:
+    """Gramian of the gradients g_i + lam g0: on the simplex the objective is the norm of their mix."""
+    linear = lam * gram.mean(dim=-1)
+    return gram + linear.unsqueeze(-1) + (linear + lam * linear.mean())

@@ -1,0 +1,132 @@
+"""Methods that look at some tasks per update: CAGrad-Fast and SDMGrad-OS."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.combiners import make_combiner
+from mtrl.combiners._random import draw_tasks
+from tests.helpers.matrices import jacobian
+from tests.helpers.properties import assert_best_in_ball, assert_direction_oriented
+
+
+class Recorder:
+    """Serves rows of a fixed Jacobian and notes what was asked for."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.asked: list[Tensor] = []
+        self.backward_passes = 0
+
+    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
+        assert tasks is not None, "all tasks were evaluated"
+        self.asked.append(tasks)
+        return self.rows[tasks]
+
+    def weighted(self, weights_of: object) -> Tensor:
+        self.backward_passes += 1
+        weights = weights_of(torch.zeros(len(self.rows), dtype=torch.float64))  # type: ignore[operator]
+        result: Tensor = weights @ self.rows
+        return result
+
+
+def test_draws_are_without_repetition_equally_frequent_and_follow_the_counter() -> None:
+    counts = torch.zeros(10)
+    for step in range(2000):
+        drawn = draw_tasks(10, 4, torch.tensor(step))
+        assert len(set(drawn.tolist())) == 4
+        counts[drawn] += 1.0
+    # Each count is binomial(2000, 0.4), standard deviation 22.
+    assert (counts - 800.0).abs().max() < 100.0
+    assert torch.equal(draw_tasks(10, 4, torch.tensor(7)), draw_tasks(10, 4, torch.tensor(7)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cagrad_fast_solves_cagrad_between_the_sampled_and_the_pooled_tasks(seed: int) -> None:
+    rows = jacobian("conflicting", 10, seed=seed)
+    source = Recorder(rows)
+    combiner = make_combiner("cagrad_fast", num_tasks=10, sampled=4, c=0.9, rescale=0)
+    direction = combiner.direction(source)
+    (tasks,) = source.asked
+    assert (len(tasks), source.backward_passes) == (3, 1)
+    others = [task for task in range(10) if task not in tasks.tolist()]
+    pooled = rows[others].mean(dim=0)
+    # The mean of all ten weighs the pooled gradient seven times: it is not the mean of the four.
+    problem = torch.cat((rows[tasks], pooled.expand(7, -1)))
+    torch.testing.assert_close(problem.mean(dim=0), rows.mean(dim=0))
+    assert_best_in_ball(problem, direction, c=0.9)
+    torch.testing.assert_close(combiner.last_weights.double() @ rows, direction, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sdmgrad_os_solves_sdmgrad_between_the_sampled_tasks(seed: int) -> None:
+    rows = jacobian("conflicting", 10, seed=seed)
+    source = Recorder(rows)
+    direction = make_combiner("sdmgrad_os", num_tasks=10, sampled=4, lam=0.6).direction(source)
+    (tasks,) = source.asked
+    assert (len(tasks), source.backward_passes) == (4, 0)
+    assert_direction_oriented(rows[tasks], direction, lam=0.6)
+
+
+@pytest.mark.parametrize("name", ["cagrad_fast", "sdmgrad_os"])
+def test_every_task_is_met_and_restored_instances_draw_the_same(name: str) -> None:
+    rows = jacobian("iid", 10, seed=1)
+    original, restored = (make_combiner(name, num_tasks=10, sampled=4) for _ in range(2))
+    seen = set()
+    for _ in range(30):
+        source = Recorder(rows)
+        original.direction(source)
+        seen |= set(source.asked[0].tolist())
+    assert seen == set(range(10))
+    restored.load_state_dict(original.state_dict())
+    for _ in range(3):
+        assert torch.equal(original.combine(rows), restored.combine(rows))
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_the_published_sdmgrad_loop_follows_its_description(batches: int) -> None:
+    first, second, third = (jacobian("iid", 5, seed=seed) for seed in range(3))
+
+    def source(offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
+        return (first, second, third)[batch]
+
+    combiner = make_combiner("sdmgrad", num_tasks=5, solver="paper", batches=batches)
+    left, right, last = (first, second, third) if batches == 3 else (first, first, first)
+    products = left @ right.T
+    products = products / products.diagonal().abs().add(1e-4).sqrt().mean() ** 2
+    w = torch.full((5,), 0.2, dtype=torch.float64)
+    for _ in range(3):
+        direction = combiner.direction(source)  # type: ignore[arg-type]
+        parameter = torch.nn.Parameter(w.clone())
+        optimizer = torch.optim.SGD([parameter], lr=10.0, momentum=0.5)
+        for _ in range(20):
+            parameter.grad = products @ (parameter.detach() + 0.6 / 5)
+            optimizer.step()
+            parameter.data.copy_(_nearest_on_simplex(parameter.data))
+        w = parameter.detach().clone()
+        torch.testing.assert_close(direction, (w + 0.6 / 5) @ last / 1.6)
+
+
+def _nearest_on_simplex(point: Tensor) -> Tensor:
+    """Bisection on the shift t with sum(max(point - t, 0)) = 1."""
+    low, high = point.min() - 1.0, point.max()
+    for _ in range(200):
+        middle = (low + high) / 2.0
+        above = (point - middle).clamp(min=0.0).sum() > 1.0
+        low, high = (middle, high) if above else (low, middle)
+    return (point - low).clamp(min=0.0)
+
+
+def test_three_batches_need_the_published_loop() -> None:
+    with pytest.raises(ValueError, match="batches = 3 needs solver = 'paper'"):
+        make_combiner("sdmgrad", num_tasks=3, batches=3)
+
+
+def test_sampled_must_be_positive() -> None:
+    for name in ("cagrad_fast", "sdmgrad_os"):
+        with pytest.raises(ValueError, match="sampled"):
+            functools.partial(make_combiner, name, num_tasks=3)(sampled=0)
