@@ -3,83 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtrl import losses
-from mtrl.combiners import Combiner, LossCombiner, make_combiner
+from mtrl.combiners import Combiner, make_combiner
 from mtrl.config import NetworkConfig, SacConfig
-from mtrl.gradients import FlatParameters, LossFunction, TaskGradients, all_finite, clip_by_norm
+from mtrl.errors import UserError
+from mtrl.gradients import FlatParameters, LossFunction
+from mtrl.learner import Learner, masked_step
 from mtrl.networks import (
     TASK_EMBEDDING,
     MLPSpec,
     Parameters,
     initial_parameters,
     mode_action,
+    of_tasks,
     q_values,
     sample_action,
 )
 from mtrl.types import Batch
 
 
-class StepReport(NamedTuple):
-    """What one descent step of a network leaves behind, as device tensors."""
+def sac_combiner(method: str, *, num_tasks: int, options: Mapping[str, Any]) -> Combiner:
+    """Return a fresh combiner for SAC's losses, of which the actor's has no certain sign.
 
-    losses: Tensor  # [T]
-    ok: Tensor  # 0-dim bool: the step was finite and has been taken
-    gradient_norm: Tensor  # 0-dim, after combining, before clipping
-
-
-class Learner(nn.Module):
-    """One network with its optimiser and its own combiner."""
-
-    def __init__(
-        self, parameters: FlatParameters, combiner: Combiner, *, lr: float, eps: float, max_norm: float | None
-    ) -> None:
-        super().__init__()
-        self.flat = parameters
-        self.combiner = combiner
-        self.max_norm = max_norm
-        self._gradients = TaskGradients(parameters, combiner.num_tasks)
-        # Fused Adam skips a step on the device when found_inf is 1: no host needs to look at the gradient.
-        self.optimizer = torch.optim.Adam([parameters.vector], lr=lr, eps=eps, fused=True)
-        self.register_buffer("failures", torch.zeros(combiner.num_tasks, dtype=torch.bool))
-        self.failures: Tensor
-
-    def step(self, loss_function: LossFunction) -> StepReport:
-        """Take one descent step; a non-finite one changes nothing but `failures` [T]."""
-        combiner, flat = self.combiner, self.flat
-        before = [(value, value.clone()) for value in combiner.buffers()]
-        gradients = self._gradients
-        gradients.start(loss_function)
-        with combiner.unchecked():
-            if isinstance(combiner, LossCombiner):
-                shared = gradients.weighted(combiner.weights)
-            else:
-                shared = combiner.direction(gradients)
-        gradient = torch.cat((shared, gradients.head_gradient))
-        norm = clip_by_norm(gradient, self.max_norm)
-        ok = all_finite(norm, gradients.losses)
-        for value, old in before:
-            value.copy_(torch.where(ok, value, old))
-        self._note_failure(ok, gradients.finite)
-        _masked_step(self.optimizer, flat.vector, gradient, ok)
-        return StepReport(gradients.losses, ok, norm)
-
-    def _note_failure(self, ok: Tensor, finite: Tensor) -> None:
-        # With no single culprit every task is named: better too many names than none.
-        culprits = torch.where((~finite).any(), ~finite, torch.ones_like(finite))
-        self.failures |= culprits & ~ok
-
-
-def _masked_step(optimizer: torch.optim.Adam, parameter: Tensor, gradient: Tensor, ok: Tensor) -> None:
-    parameter.grad = gradient
-    optimizer.grad_scale = None  # type: ignore[attr-defined]  # read by the fused step, as GradScaler sets it
-    optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]
-    optimizer.step()
-    parameter.grad = None
+    Raises:
+        ValueError: unknown method or option, or a value outside its rule.
+        UserError: the method needs positive losses and was not told how to shift them.
+    """
+    combiner = make_combiner(method, num_tasks=num_tasks, **options)
+    if combiner.refuses_signed_losses:
+        raise UserError(
+            f"{method} needs positive losses and SAC's actor loss may be negative. --method.shift minimum "
+            "(method_options={'shift': 'minimum'}) measures losses from their lowest value, plus one."
+        )
+    return combiner
 
 
 class MTSAC(nn.Module):
@@ -136,11 +97,10 @@ class MTSAC(nn.Module):
             head_range=3e-3,
         )
         initial = torch.Generator().manual_seed(seed)
-        options = {"num_tasks": num_tasks, **method_options}
 
         def learner(spec: MLPSpec, lr: float) -> Learner:
             flat = FlatParameters(*initial_parameters(spec, initial), own_rows=(TASK_EMBEDDING,)).to(device)
-            combiner = make_combiner(method, **options).to(device)
+            combiner = sac_combiner(method, num_tasks=num_tasks, options=method_options).to(device)
             return Learner(flat, combiner, lr=lr, eps=sac.adam_eps, max_norm=sac.max_grad_norm).to(device)
 
         self.actor = learner(self.actor_spec, sac.actor_lr)
@@ -155,10 +115,10 @@ class MTSAC(nn.Module):
         self.num_batches = self.critic.combiner.num_batches
         self._sums: Tensor
         self._norms: Tensor
-        self._count: Tensor
+        self._counts: Tensor
         self.register_buffer("_sums", torch.zeros(4, num_tasks, device=device))  # rows: see metrics()
-        self.register_buffer("_norms", torch.zeros(2, device=device))
-        self.register_buffer("_count", torch.zeros((), device=device))
+        self.register_buffer("_counts", torch.zeros(4, num_tasks, device=device))
+        self.register_buffer("_norms", torch.zeros(3, device=device))  # critic, actor, number of updates
 
     @property
     def alpha(self) -> Tensor:
@@ -179,22 +139,31 @@ class MTSAC(nn.Module):
         alpha = self.alpha
         noise = [(self._noise(batch.obs), self._noise(batch.obs)) for batch in batches]
         critic = self.critic.step(self.critic_losses(batches, [n[0] for n in noise], alpha))
-        log_prob: list[Tensor] = []
+        log_prob: list[tuple[Tensor, Tensor | None]] = []
         actor = self.actor.step(self.actor_losses(batches, [n[1] for n in noise], alpha, log_prob))
-        entropy_target = self.sac.target_entropy
-        temperature = self.log_alpha.detach().requires_grad_()
-        per_task = losses.temperature_loss(temperature.expand(self.num_tasks), log_prob[0], entropy_target)
-        # Per-task temperatures are separate parameters: a sum gives each its own gradient. A shared one
-        # takes the mean over tasks, as one loss over the whole batch would.
-        total = per_task.sum() / (self.num_tasks / len(self.log_alpha))
-        (gradient,) = torch.autograd.grad(total, temperature)
-        _masked_step(self.temperature_optimizer, self.log_alpha, gradient, actor.ok & torch.isfinite(total))
+        entropy = self._update_temperature(*log_prob[0], actor.ok)
         with torch.no_grad():
             self.target.lerp_(self.critic.flat.vector, self.sac.tau * critic.ok)
-            entropy = -log_prob[0].detach().mean(1)
             self._sums += torch.stack((critic.losses, actor.losses, entropy, alpha))
-            self._norms += torch.stack((critic.gradient_norm, actor.gradient_norm))
-            self._count += 1
+            seen = (critic.evaluated, actor.evaluated, actor.evaluated, torch.ones_like(actor.evaluated))
+            self._counts += torch.stack(seen)
+            self._norms += torch.stack(
+                (critic.gradient_norm, actor.gradient_norm, torch.ones_like(actor.gradient_norm))
+            )
+
+    def _update_temperature(self, log_prob: Tensor, tasks: Tensor | None, ok: Tensor) -> Tensor:
+        """Move the temperatures of the evaluated tasks; returns their entropies [T], 0 for others."""
+        temperature = self.log_alpha.detach().requires_grad_()
+        own = temperature.expand(self.num_tasks)
+        own = own if tasks is None else own.index_select(0, tasks)
+        per_task = losses.temperature_loss(own, log_prob, self.sac.target_entropy)
+        # Per-task temperatures are separate parameters: a sum gives each its own gradient. A shared one
+        # takes the mean over tasks, as one loss over the whole batch would.
+        total = per_task.sum() / (len(per_task) if len(self.log_alpha) == 1 else 1)
+        (gradient,) = torch.autograd.grad(total, temperature)
+        masked_step(self.temperature_optimizer, self.log_alpha, gradient, ok & torch.isfinite(total))
+        entropy = -log_prob.detach().mean(1)
+        return entropy if tasks is None else entropy.new_zeros(self.num_tasks).index_copy(0, tasks, entropy)
 
     def anneal(self, progress: float) -> None:
         """Set the step sizes for `progress` in [0, 1] through the run."""
@@ -205,35 +174,50 @@ class MTSAC(nn.Module):
             optimizer.param_groups[0]["lr"] = lr * share
 
     def critic_losses(self, batches: Sequence[Batch], noise: Sequence[Tensor], alpha: Tensor) -> LossFunction:
-        """Critic losses [T] as a function of (parameters, batch index); one target per batch."""
+        """Critic losses [T], or [N] of some tasks; targets of a batch are computed once."""
         targets: dict[int, Tensor] = {}
 
         @torch.no_grad()
-        def target(index: int) -> Tensor:
-            if index not in targets:
-                batch = batches[index]
-                actor = self.actor.flat.named()
-                next_action = sample_action(self.actor_spec, actor, batch.next_obs, noise[index])
-                frozen = self.critic.flat.named(self.target)
-                next_q = q_values(self.critic_spec, frozen, batch.next_obs, next_action.action)
-                targets[index] = losses.td_target(batch, next_action, next_q, alpha, self.sac.gamma)
-            return targets[index]
+        def target(index: int, tasks: Tensor | None) -> Tensor:
+            batch, own_noise, own_alpha = batches[index].of_tasks(tasks), noise[index], alpha
+            if tasks is not None:
+                own_noise, own_alpha = own_noise.index_select(0, tasks), alpha.index_select(0, tasks)
+            actor = of_tasks(self.actor_spec, self.actor.flat.named(), tasks)
+            next_action = sample_action(self.actor_spec, actor, batch.next_obs, own_noise)
+            frozen = of_tasks(self.critic_spec, self.critic.flat.named(self.target), tasks)
+            next_q = q_values(self.critic_spec, frozen, batch.next_obs, next_action.action)
+            return losses.td_target(batch, next_action, next_q, own_alpha, self.sac.gamma)
 
-        return lambda parameters, index: losses.critic_loss(
-            self.critic_spec, parameters, batches[index], target(index)
-        )
+        def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
+            if tasks is None and index not in targets:
+                targets[index] = target(index, None)
+            known = targets.get(index)
+            if tasks is not None:
+                known = target(index, tasks) if known is None else known.index_select(0, tasks)
+            assert known is not None
+            return losses.critic_loss(self.critic_spec, parameters, batches[index].of_tasks(tasks), known)
+
+        return function
 
     def actor_losses(
-        self, batches: Sequence[Batch], noise: Sequence[Tensor], alpha: Tensor, log_prob: list[Tensor]
+        self,
+        batches: Sequence[Batch],
+        noise: Sequence[Tensor],
+        alpha: Tensor,
+        log_prob: list[tuple[Tensor, Tensor | None]],
     ) -> LossFunction:
-        """Actor losses [T] as a function of (parameters, batch index); log-probs go to `log_prob`."""
-        critic = self.critic.flat.named()
+        """Actor losses [T], or [N] of some tasks; log-probs go to `log_prob`, each with its tasks."""
+        frozen = self.critic.flat.named()
 
-        def function(parameters: Parameters, index: int) -> Tensor:
-            obs = batches[index].obs
-            sampled = sample_action(self.actor_spec, parameters, obs, noise[index])
-            log_prob.append(sampled.log_prob)
-            return losses.actor_loss(sampled, q_values(self.critic_spec, critic, obs, sampled.action), alpha)
+        def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
+            obs, own_noise, own_alpha = batches[index].obs, noise[index], alpha
+            if tasks is not None:
+                obs, own_noise, own_alpha = (x.index_select(0, tasks) for x in (obs, own_noise, alpha))
+            sampled = sample_action(self.actor_spec, parameters, obs, own_noise)
+            log_prob.append((sampled.log_prob, tasks))
+            critic = of_tasks(self.critic_spec, frozen, tasks)
+            q = q_values(self.critic_spec, critic, obs, sampled.action)
+            return losses.actor_loss(sampled, q, own_alpha)
 
         return function
 
@@ -247,11 +231,13 @@ class MTSAC(nn.Module):
         Means of losses, entropy and alpha [T] and of the directions' norms before clipping; under `critic/`
         and `actor/` the combiners' reports on their last call.
         """
-        count = self._count.clamp(min=1)
+        means = self._sums / self._counts.clamp(min=1)
         names = ("critic_loss", "actor_loss", "entropy", "alpha")
-        result = dict(zip(names, (self._sums / count).unbind(), strict=True))
-        result["critic/update_norm"], result["actor/update_norm"] = (self._norms / count).unbind()
-        for total in (self._sums, self._norms, self._count):
+        result = dict(zip(names, means.unbind(), strict=True))
+        result["critic/update_norm"], result["actor/update_norm"] = (
+            self._norms[:2] / self._norms[2].clamp(min=1)
+        ).unbind()
+        for total in (self._sums, self._counts, self._norms):
             total.zero_()
         for name, network in (("critic", self.critic), ("actor", self.actor)):
             for key, value in network.combiner.metrics().items():

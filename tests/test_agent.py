@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -11,9 +12,13 @@ from torch import Tensor
 
 from mtrl.agent import MTSAC
 from mtrl.combiners import COMBINERS
+from mtrl.combiners._random import draw_tasks
 from mtrl.config import NetworkConfig, SacConfig
+from mtrl.errors import UserError
 from mtrl.networks import q_values, sample_action
 from mtrl.types import Batch
+from tests.combiners.oracles import ORACLES
+from tests.helpers.loss_methods import sac_options
 from tests.helpers.plain_sac import PlainSAC, load_plain, plain_q, plain_sample
 
 TASKS, SAMPLES, OBS, ACTION, WIDTH = 3, 5, 6, 4, 16
@@ -23,7 +28,8 @@ def _agent(method: str = "mean", *, sac: SacConfig | None = None, seed: int = 0,
     sizes = {"actor_width": WIDTH, "critic_width": WIDTH, "actor_depth": 2, "critic_depth": 2}
     return MTSAC(
         num_tasks=TASKS, obs_dim=OBS, action_dim=ACTION, network=NetworkConfig(**(sizes | network)),
-        sac=sac or SacConfig(), method=method, method_options={}, device=torch.device("cpu"), seed=seed,
+        sac=sac or SacConfig(), method=method, method_options=sac_options(method), device=torch.device("cpu"),
+        seed=seed,
     )  # fmt: skip
 
 
@@ -90,7 +96,7 @@ def test_target_actions_are_sampled_at_the_next_observations(method: str) -> Non
     def losses(changed: Batch) -> Tensor:
         # A critic that ignores its inputs turns the loss into a function of the target alone.
         constant = {k: torch.zeros_like(v) for k, v in agent.critic.flat.named().items()}
-        return agent.critic_losses([changed], [noise], alpha)(constant, 0)
+        return agent.critic_losses([changed], [noise], alpha)(constant, 0, None)
 
     with torch.no_grad():
         agent.actor.flat.vector.mul_(3)
@@ -117,7 +123,7 @@ def test_terminated_transitions_are_not_bootstrapped() -> None:
     batch = _batch(torch.Generator().manual_seed(0), terminated=1.0)
     zero = {k: torch.zeros_like(v) for k, v in agent.critic.flat.named().items()}
     noise = torch.zeros(TASKS, SAMPLES, ACTION)
-    losses = agent.critic_losses([batch], [noise], agent.alpha)(zero, 0)
+    losses = agent.critic_losses([batch], [noise], agent.alpha)(zero, 0, None)
     torch.testing.assert_close(losses, batch.reward.square().mean(1))
 
 
@@ -133,7 +139,10 @@ def test_every_method_trains_and_stays_finite(method: str, heads: str) -> None:
     assert all(torch.isfinite(value).all() for value in agent.metrics().values())
 
 
-@pytest.mark.parametrize("method", sorted(set(COMBINERS) - {"mean"}))
+LEARNED = sorted(name for name, row in ORACLES.items() if row.starts_as_mean)
+
+
+@pytest.mark.parametrize("method", sorted(set(COMBINERS) - {"mean", *LEARNED}))
 def test_every_method_differs_from_the_mean_where_tasks_disagree(method: str) -> None:
     """Equal observations without identity, rewards of opposite sign: the critics' gradients conflict."""
     batch = _batch(torch.Generator().manual_seed(0))
@@ -147,6 +156,25 @@ def test_every_method_differs_from_the_mean_where_tasks_disagree(method: str) ->
             agent.update([batch] * agent.num_batches)
         critics.append(agent.critic.flat.vector.detach())
     assert not torch.allclose(critics[0], critics[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_learned_weights_leave_the_mean_within_some_updates(method: str) -> None:
+    agent = _agent(method)
+    _run(agent, 20)
+    for network in (agent.actor, agent.critic):
+        weights = network.combiner.last_weights
+        assert weights.max() > 1.01 * weights.min()
+
+
+@pytest.mark.parametrize("method", sorted(name for name, cls in COMBINERS.items() if cls.positive_losses))
+def test_methods_for_positive_losses_are_refused_unless_told_how_to_shift(method: str) -> None:
+    """The actor's loss has no certain sign: the message names the flag."""
+    with pytest.raises(UserError, match=rf"{method} needs positive losses.*--method.shift minimum"):
+        MTSAC(
+            num_tasks=TASKS, obs_dim=OBS, action_dim=ACTION, network=NetworkConfig(), sac=SacConfig(),
+            method=method, method_options={}, device=torch.device("cpu"), seed=0,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("base", ["mean", "nash_mtl", "pcgrad"])
@@ -183,7 +211,7 @@ def test_a_non_finite_task_changes_nothing_and_is_named(method: str, field: str)
     assert agent.failures()["critic"].tolist() == [False, True, False]
     after = agent.training_state()
     for name, value in after["module"].items():
-        untouched = not any(part in name for part in ("failures", "_sums", "_norms", "_count"))
+        untouched = not any(part in name for part in ("failures", "_sums", "_norms", "_counts"))
         # A NaN reward reaches the critic only; the actor's step is then sound and taken.
         if untouched and (field == "obs" or name.startswith(("critic", "target"))):
             torch.testing.assert_close(value, before["module"][name], rtol=0, atol=0, msg=name)
@@ -204,6 +232,28 @@ def test_saved_state_continues_bit_for_bit(method: str) -> None:
     _run(other, 3, seed=2)
     for (name, left), right in zip(agent.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(left, right), name
+
+
+def test_objective_sampling_touches_nothing_of_the_other_tasks() -> None:
+    agent = MTSAC(
+        num_tasks=TASKS, obs_dim=OBS, action_dim=ACTION, network=NetworkConfig(heads="per_task"),
+        sac=SacConfig(), method="sdmgrad_os", method_options={"sampled": 2},
+        device=torch.device("cpu"), seed=0,
+    )  # fmt: skip
+    drawn = draw_tasks(TASKS, 2, torch.tensor(0))
+    batch = _batch(torch.Generator().manual_seed(0))
+    (other,) = set(range(TASKS)) - set(drawn.tolist())
+    batch.obs[other] = math.nan
+    batch.reward[other] = math.inf
+    before = agent.log_alpha.detach().clone()
+    agent.update([batch])
+    assert not any(flags.any() for flags in agent.failures().values())
+    assert torch.isfinite(agent.critic.flat.vector).all()
+    moved = agent.log_alpha.detach() != before
+    assert [task for task in range(TASKS) if moved[task]] == sorted(drawn.tolist())
+    metrics = agent.metrics()
+    assert metrics["critic_loss"][other] == 0.0
+    assert metrics["entropy"][drawn].all()
 
 
 def test_step_sizes_fall_linearly_over_the_run() -> None:
@@ -242,14 +292,15 @@ def test_acting_is_bounded_random_in_training_and_repeatable_in_evaluation() -> 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", sorted(COMBINERS))
+@pytest.mark.parametrize("method", sorted(name for name in COMBINERS if not ORACLES[name].reads_host))
 def test_an_update_on_cuda_never_waits_for_the_host_and_agrees_with_the_cpu(method: str) -> None:
     """Same numbers in: the first update must agree to rounding, and none may synchronise."""
     agents = []
     for device in ("cpu", "cuda"):
         agent = MTSAC(
             num_tasks=TASKS, obs_dim=OBS, action_dim=ACTION, network=NetworkConfig(critic_width=WIDTH),
-            sac=SacConfig(), method=method, method_options={}, device=torch.device(device), seed=0,
+            sac=SacConfig(), method=method, method_options=sac_options(method), device=torch.device(device),
+            seed=0,
         )  # fmt: skip
         agent._noise = lambda obs: torch.zeros(*obs.shape[:2], ACTION, device=obs.device)  # type: ignore[method-assign]
         agents.append(agent)

@@ -1,6 +1,8 @@
-"""The Nash bargaining weights, a > 0 with a_i (Ma)_i = 1: Newton's method on a log barrier, on the device."""
+"""Weights a > 0 of fair bargains, (Ma)_i = a_i^(-1/alpha): Newton's method on a barrier, on the device."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -10,39 +12,63 @@ from mtrl.combiners._traced import traced
 _TO_BOUNDARY = 0.95  # share of the way to the boundary that a step may use
 
 
-def bargaining_weights(matrix: Tensor, *, ridge: float, iterations: int = 12) -> Tensor:
-    """Return a [..., T] in float64, the minimiser of 1/2 a'Ma - sum(log a_i) over a > 0, for M [..., T, T].
+def bargaining_weights(
+    matrix: Tensor, *, ridge: float, alpha: float = 1.0, iterations: int | None = None
+) -> Tensor:
+    """Return a [..., T] in float64 with (Ma)_i = a_i^(-1/alpha) and a > 0, for M [..., T, T].
 
-    M is scaled to a unit diagonal, so rows of any norm are equally easy, and `ridge` is added to that
-    diagonal: it bounds a by ridge**-0.5 where no solution exists (the parameters are Pareto-stationary).
+    a minimises 1/2 a'Ma - sum(phi(a_i)) with phi'(a) = a^(-1/alpha); alpha = 1 is the logarithm and Nash's
+    bargain, and [0.5, 5] is the range that the iteration counts are for. Each task is measured in what it
+    would weigh alone, so rows of any norm are equally safe. A ridge on the Gramian of unit diagonal bounds
+    the weights in these units by ridge**-0.5 where no solution exists (the parameters are Pareto-stationary).
     Tasks with a zero row get 0. Finite for every finite M; reads nothing back to the host.
     """
     with torch.no_grad():
-        return _solve(matrix.to(torch.float64), ridge=ridge, iterations=iterations)
+        return _solve(
+            matrix.to(torch.float64),
+            ridge=ridge ** ((1.0 + alpha) / (2.0 * alpha)),
+            alpha=alpha,
+            iterations=iterations or _enough(alpha),
+        )
+
+
+def _enough(alpha: float) -> int:
+    """Steps to rounding level where norms spread over six decades."""
+    if alpha == 1.0:
+        return 12
+    return max(math.ceil(8.0 + 5.0 * alpha), 18)
 
 
 @traced
-def _solve(matrix: Tensor, *, ridge: float, iterations: int) -> Tensor:
+def _solve(matrix: Tensor, *, ridge: float, alpha: float, iterations: int) -> Tensor:
     tasks = matrix.shape[-1]
+    logarithm = alpha == 1.0
+    power, share = 1.0 / alpha, alpha / (1.0 + alpha)
     squares = matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)  # [..., T, 1]; every vector below is a column
     present = squares > 0.0
-    inverse_norm = torch.where(present, squares, 1.0).rsqrt()
+    squares = torch.where(present, squares, 1.0)
+    alone = squares.pow(-share)
+    # In these units the diagonal of M and the factor of phi' are the same.
+    factor = squares * alone.square()
     unit = torch.eye(tasks, dtype=matrix.dtype, device=matrix.device)
     # A missing task becomes one that is orthogonal to all others and of unit norm: solved by a = 1, no
     # influence.
-    matrix = torch.where(present & present.mT, matrix * inverse_norm * inverse_norm.mT, unit)
-    matrix = torch.add(matrix, unit, alpha=ridge)
+    matrix = torch.where(present & present.mT, matrix * alone * alone.mT, unit)
+    matrix = torch.addcmul(matrix, unit, factor, value=ridge)
     a = torch.ones_like(squares)
     for _ in range(iterations):
         product = matrix @ a
-        # Every solution has a'Ma = T: rescaling is the exact line search along the ray and saves most steps.
-        radial = (tasks / (a.mT @ product)).sqrt()
+        # Every solution has a'Ma = a'phi': rescaling is the exact line search along the ray and saves most
+        # steps.
+        total = tasks if logarithm else a.mT @ (factor * a.pow(-power))
+        radial = (total / (a.mT @ product)).pow(share)
         a = a * radial
         inverse = a.reciprocal()
-        gradient = torch.addcmul(-inverse, product, radial)
-        hessian = torch.addcmul(matrix, unit, inverse.square())
-        factor = torch.linalg.cholesky_ex(hessian, check_errors=False)[0]
-        newton = torch.cholesky_solve(gradient, factor)
+        pull = inverse if logarithm else factor * a.pow(-power)
+        gradient = torch.addcmul(-pull, product, radial)
+        hessian = torch.addcmul(matrix, unit, pull * inverse, value=power)
+        cholesky = torch.linalg.cholesky_ex(hessian, check_errors=False)[0]
+        newton = torch.cholesky_solve(gradient, cholesky)
         furthest = (newton * inverse).amax(dim=-2, keepdim=True)
         a = torch.addcmul(a, newton, _TO_BOUNDARY / furthest.clamp(min=_TO_BOUNDARY), value=-1.0)
-    return torch.where(present, a * inverse_norm, 0.0).squeeze(-1)
+    return torch.where(present, a * alone, 0.0).squeeze(-1)

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+# What the first argument of a method is, for its check; of `weights` the kind of combiner decides.
+_CHECKED = {"combine": "jacobian", "weights": None, "after_step": "losses"}
 # Columns per product: on a CPU a batch of narrow products runs three times as fast as a short and wide one.
 _CHUNK = 2048
 
@@ -31,25 +33,32 @@ def gramian(jacobian: Tensor) -> Tensor:
 
 
 class JacobianAt(Protocol):
-    """Evaluates per-task gradients [T, P]; task t at `params + offset[t]`, on independent batch `batch`."""
+    """Evaluates gradients at the current parameters and elsewhere."""
 
-    def __call__(self, offset: Tensor | None = None, batch: int = 0) -> Tensor:
-        """Return the Jacobian [T, P]."""
+    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
+        """Return the Jacobian [T, P], task t at `params + offset[t]`, on independent batch `batch`.
+
+        tasks: int64 [N]; only these are evaluated, which gives [N, P] at the cost of N tasks.
+        """
+        ...
+
+    def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the gradient [P] of `weights_of(losses) @ losses`, losses and weights [T]: one backward."""
         ...
 
 
-def _validated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Check what a user hands to `weights` or `combine`; keep the weights that `weights` returns."""
+def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check what a user hands to the methods of _CHECKED; keep the weights that `weights` returns."""
     is_weights = function.__name__ == "weights"
 
     @functools.wraps(function)
-    def wrapper(self: Combiner, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def wrapper(self: Combiner, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._checked:
-            _check_input(
-                self,
-                "losses" if is_weights and self.needs == "losses" else "gram" if is_weights else "jacobian",
-                value,
-            )
+            kind = _CHECKED[function.__name__] or ("losses" if self.needs == "losses" else "gram")
+            _check_input(self, kind, value)
+            losses = kwargs.get("losses", args[0] if args else None)
+            if self.positive_losses and losses is not None:
+                _check_input(self, "losses", losses)
         result = function(self, value, *args, **kwargs)
         if is_weights:
             self.last_weights.copy_(result.detach())
@@ -74,15 +83,23 @@ def _check_input(combiner: Combiner, kind: str, value: Tensor) -> None:
     if not bool(finite.all()):
         bad = _non_finite_tasks(kind, finite)
         raise ValueError(f"{kind} has non-finite entries in tasks {bad}: fix or drop these tasks' losses.")
+    if kind == "losses" and combiner.refuses_signed_losses and not bool((value > 0.0).all()):
+        raise ValueError(
+            f"{combiner.name} needs positive losses; found others in tasks {_tasks(value <= 0.0)}. "
+            "Pass shift='minimum' to measure losses from the lowest value of each task, plus one."
+        )
 
 
 def _non_finite_tasks(kind: str, finite: Tensor) -> list[int]:
     if kind == "gram":  # a bad gradient spoils its row and column; its own diagonal entry names it
-        diagonal = (~finite.diagonal()).nonzero().flatten()
-        if diagonal.numel():
-            return list(map(int, diagonal))
-    rows = finite if finite.dim() == 1 else finite.all(dim=1)
-    return list(map(int, (~rows).nonzero().flatten()))
+        diagonal = _tasks(~finite.diagonal())
+        if diagonal:
+            return diagonal
+    return _tasks(~(finite if finite.dim() == 1 else finite.all(dim=1)))
+
+
+def _tasks(chosen: Tensor) -> list[int]:
+    return list(map(int, chosen.nonzero().flatten()))
 
 
 class Combiner(nn.Module, ABC):
@@ -96,7 +113,12 @@ class Combiner(nn.Module, ABC):
 
     name: ClassVar[str]
     needs: ClassVar[Literal["losses", "gram", "jacobian"]]
-    num_batches: ClassVar[int] = 1  # independent batches the method asks jacobian_at for
+    num_batches: int = 1  # independent batches the method asks jacobian_at for
+    positive_losses: ClassVar[bool] = False  # its formulas need losses > 0, or else `shift`
+    shift: str = "none"  # "minimum": losses are made positive, see `_losses.LossOrigin`
+    looks_again: ClassVar[bool] = False  # `after_step` wants the losses after the step on the same batch
+    preconditioned: ClassVar[bool] = False  # the direction is an optimiser's step: theta -= lr * direction
+    row_state: ClassVar[tuple[str, ...]] = ()  # names of buffers [T, P], zero at first, see `prepare`
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__()
@@ -106,10 +128,12 @@ class Combiner(nn.Module, ABC):
         self._checked = True
         self.last_weights: Tensor
         self.register_buffer("last_weights", torch.full((num_tasks,), 1.0 / num_tasks))
+        for buffer in self.row_state:
+            self.register_buffer(buffer, torch.zeros(num_tasks, 0))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for attribute in ("weights", "combine"):
+        for attribute in _CHECKED:
             if attribute in cls.__dict__ and not getattr(
                 cls.__dict__[attribute], "__isabstractmethod__", False
             ):
@@ -131,9 +155,34 @@ class Combiner(nn.Module, ABC):
         jacobian = jacobian_at()
         return self.combine(jacobian, getattr(jacobian_at, "losses", None))
 
+    def after_step(self, losses: Tensor) -> None:
+        """Take note of the losses [T] after the step, on the same batch; called where `looks_again`."""
+
+    def prepare(self, parameters: Tensor) -> None:
+        """Make room for the buffers of `row_state`: [T, P], with P, dtype and device of `parameters` [P].
+
+        A `combine` that finds none makes it itself; from then on they keep their place.
+        """
+        for name in self.row_state:
+            size = self.get_buffer(name).shape[1]
+            if size == 0:
+                self.register_buffer(name, parameters.new_zeros(self.num_tasks, parameters.numel()))
+            elif size != parameters.numel():
+                raise ValueError(
+                    f"{self.name} keeps a state of {size} parameters; found {parameters.numel()}. "
+                    "Make one combiner per network."
+                )
+
+    @property
+    def refuses_signed_losses(self) -> bool:
+        """Whether losses must be positive: the formulas need it and no `shift` makes them so."""
+        return self.positive_losses and self.shift == "none"
+
     def reset(self) -> None:
         """Put the state back to that of a fresh instance; stateful methods extend it."""
         self.last_weights.fill_(1.0 / self.num_tasks)
+        for name in self.row_state:
+            self.get_buffer(name).zero_()
 
     def metrics(self) -> dict[str, Tensor]:
         """Device tensors about the last call: `weights` [T] and what the method adds."""
@@ -152,6 +201,19 @@ class Combiner(nn.Module, ABC):
             for member, checked in zip(members, before, strict=True):
                 member._checked = checked
 
+    def _required(self, losses: Tensor | None) -> Tensor:
+        if losses is None:
+            raise ValueError(f"{self.name} looks at the tasks' losses: pass losses of shape [T].")
+        return losses
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A fresh instance does not know P before its state arrives.
+        for name in self.row_state:
+            saved = state_dict.get(prefix + name)
+            if saved is not None and self.get_buffer(name).shape[1] == 0:
+                self.register_buffer(name, torch.zeros_like(saved, device=self.last_weights.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 class LossCombiner(Combiner):
     """A method whose weights depend on the losses alone: one weighted backward pass is enough."""
@@ -164,9 +226,7 @@ class LossCombiner(Combiner):
 
     def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
         """Return `weights(losses) @ jacobian` [P]."""
-        if losses is None:
-            raise ValueError(f"{self.name} weighs tasks by their losses: pass losses of shape [T].")
-        return self.weights(losses).to(jacobian.dtype) @ jacobian
+        return self.weights(self._required(losses)).to(jacobian.dtype) @ jacobian
 
 
 class GramCombiner(Combiner):

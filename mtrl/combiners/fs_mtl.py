@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,18 +17,17 @@ class FSMTL(JacobianCombiner):
 
     Phan et al., ICCV 2025 (arXiv:2211.13723), algorithm 1: task t's gradient g_t is taken again at the
     parameters plus rho g_t / |g_t|; h_t is the difference, and two independent instances of the base method
-    combine G and H.
+    combine G and H. Task heads ascend in a ball of their own and step by their gradients there.
 
     Args:
         base: Name of the combiner that is applied to the gradients and to their sharpness part.
         rho: Radius of each task's ascent step (authors' SAM: 0.05); 0 is the base method alone.
         adaptive: Scale the step per parameter (ASAM): rho theta^2 g / |theta g|.
 
-    Deviations from the authors' code: the plain instead of the adaptive step is the default; only the shared
-    parameters are perturbed, task heads take their ordinary gradient. A base that ignores the gradients'
-    scale (nash_mtl) makes the flatness part as long as the other one, however small rho is. `combine` is
-    given no way to take gradients elsewhere, so on a bare Jacobian it is the base method; updates call
-    `direction`.
+    Deviation from the authors' code: the plain instead of the adaptive step is the default. A base that
+    ignores the gradients' scale (nash_mtl) makes the flatness part as long as the other one, however small
+    rho is. `combine` is given no way to take gradients elsewhere, so on a bare Jacobian it is the base
+    method; updates call `direction`.
     """
 
     name: ClassVar[str] = "fs_mtl"
@@ -42,6 +41,10 @@ class FSMTL(JacobianCombiner):
         self.rho = check_number("rho", rho, low=0.0)
         self.adaptive = check_flag("adaptive", adaptive)
         self.loss_part = make_combiner(base, num_tasks=num_tasks)
+        if self.loss_part.positive_losses or self.loss_part.preconditioned:
+            raise ValueError(
+                f"base must be a method that takes losses of any sign and is no optimiser; found {base!r}."
+            )
         self.flat_part = make_combiner(base, num_tasks=num_tasks)
 
     def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
@@ -49,13 +52,24 @@ class FSMTL(JacobianCombiner):
         return self.loss_part.combine(jacobian, losses)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return base(G) + base(H) [P]; an adaptive step needs `jacobian_at.parameters` [P]."""
+        """Return base(G) + base(H) [P]; an adaptive step needs `jacobian_at.parameters` [P].
+
+        Where `jacobian_at.heads` holds parameters and gradients of task heads, [T, h] each, heads ascend too:
+        the second evaluation is given `head_offset` [T, h].
+        """
         gradients = jacobian_at()
         losses = getattr(jacobian_at, "losses", None)
         combined = self.combine(gradients, losses)
         if self.rho == 0.0:
             return combined
-        ascended = jacobian_at(offset=self._offset(gradients, jacobian_at))
+        offset = self._ascent(gradients, getattr(jacobian_at, "parameters", None))
+        heads: tuple[Tensor, Tensor] | None = getattr(jacobian_at, "heads", None)
+        if heads is None:
+            ascended = jacobian_at(offset=offset)
+        else:
+            values, their_gradients = heads
+            with_heads: Any = jacobian_at
+            ascended = with_heads(offset=offset, head_offset=self._ascent(their_gradients, values))
         return combined + self.flat_part.combine(ascended - gradients, losses)
 
     def reset(self) -> None:
@@ -69,9 +83,9 @@ class FSMTL(JacobianCombiner):
         flat = {f"flat_{key}": value for key, value in self.flat_part.metrics().items()}
         return {**self.loss_part.metrics(), **flat}
 
-    def _offset(self, gradients: Tensor, jacobian_at: JacobianAt) -> Tensor:
+    def _ascent(self, gradients: Tensor, parameters: Tensor | None) -> Tensor:
+        """Return the step [T, n] of each task along its gradient [T, n]; parameters are [n] or [T, n]."""
         if self.adaptive:
-            parameters: Tensor | None = getattr(jacobian_at, "parameters", None)
             if parameters is None:
                 raise ValueError("adaptive = True needs jacobian_at.parameters [P]; found none.")
             scale = parameters.abs()

@@ -53,3 +53,46 @@ def test_it_equals_sdmgrad_at_the_matching_weight_of_the_mean() -> None:
     lam = (1.0 / weights.sum()).item()  # added = g_w / lam and w sums to one
     oriented = make_combiner("sdmgrad", num_tasks=6, lam=lam).combine(rows)
     torch.testing.assert_close(oriented * (1.0 + lam) / lam, mean + added, rtol=1e-7, atol=1e-8)
+
+
+def published(rows: Tensor, c: float) -> Tensor:
+    """The inner loop of the authors' RL code as its paper repository describes it, on autograd and SGD."""
+    tasks = len(rows)
+    gram = rows @ rows.T
+    gram = gram / (gram.diagonal() + 1e-4).sqrt().mean().square()
+    products = gram.mean(dim=1)
+    radius = c * (products.mean() + 1e-4).sqrt()
+    logits = torch.zeros(tasks, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=50.0 if tasks == 50 else 25.0, momentum=0.5)
+    points = []
+    for _ in range(21):
+        optimizer.zero_grad()
+        w = logits.softmax(dim=0)
+        value = w @ products + radius * (w @ gram @ w + 1e-4).sqrt()
+        points.append((value.item(), w.detach()))
+        value.backward()
+        optimizer.step()
+    w = min(points, key=lambda point: point[0])[1]
+    pull = radius / ((w @ gram @ w + 1e-4).sqrt() + 1e-4)
+    return (rows.mean(dim=0) + pull * (w @ rows)) / (1.0 + c**2)
+
+
+@pytest.mark.parametrize("family", ["iid", "common", "conflicting", "spread_2"])
+@pytest.mark.parametrize(("tasks", "c"), [(10, 0.9), (50, 0.5)])
+def test_the_published_inner_loop_is_followed_step_by_step(family: str, tasks: int, c: float) -> None:
+    rows = jacobian(family, tasks, seed=6)
+    result = make_combiner("cagrad", num_tasks=tasks, c=c, solver="paper").combine(rows)
+    expected = published(rows, c)
+    # Steps this long magnify rounding errors.
+    assert (result - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_the_published_inner_loop_leaves_a_gap_that_the_metrics_show() -> None:
+    rows = jacobian("spread_2", 10, seed=7)
+    gaps = []
+    for solver in ("exact", "paper"):
+        combiner = make_combiner("cagrad", num_tasks=10, solver=solver)
+        combiner.combine(rows)
+        gaps.append(combiner.metrics()["residual"].item())
+    assert gaps[0] < 1e-9
+    assert gaps[1] > 1e-3

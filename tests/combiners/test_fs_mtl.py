@@ -9,10 +9,38 @@ from torch import Tensor
 from mtrl.combiners import COMBINERS, make_combiner
 from tests.helpers.matrices import jacobian
 
-BASES = sorted(set(COMBINERS) - {"fs_mtl"})
+UNFIT = sorted(name for name, cls in COMBINERS.items() if cls.positive_losses or cls.preconditioned)
+BASES = sorted(set(COMBINERS) - {"fs_mtl", *UNFIT})
 
 
-class Quadratics:
+class Evaluator:
+    """What `direction` takes; evaluates one batch of all tasks."""
+
+    losses: Tensor
+    parameters: Tensor
+
+    def gradients_at(self, offset: Tensor | float) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
+        return self.gradients_at(0.0 if offset is None else offset)
+
+    def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class Linear(Evaluator):
+    """The same gradients everywhere."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.losses = torch.arange(1.0, len(rows) + 1.0, dtype=rows.dtype)
+
+    def gradients_at(self, offset: Tensor | float) -> Tensor:
+        return self.rows
+
+
+class Quadratics(Evaluator):
     """Losses 1/2 theta' A_t theta: gradients A_t theta, whose change under a step e is exactly A_t e."""
 
     def __init__(self, tasks: int, parameters: int, seed: int) -> None:
@@ -27,9 +55,9 @@ class Quadratics:
         points = self.parameters + offset * torch.ones(len(self.curvatures), 1, dtype=torch.float64)
         return torch.einsum("tpq,tq->tp", self.curvatures, points)
 
-    def __call__(self, offset: Tensor | None = None, batch: int = 0) -> Tensor:
+    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
         self.calls.append(offset)
-        return self.gradients_at(0.0 if offset is None else offset)
+        return super().__call__(offset)
 
 
 def sharpness(problem: Quadratics, step: Callable[[Tensor], Tensor]) -> Tensor:
@@ -62,14 +90,15 @@ def test_the_adaptive_step_is_scaled_per_parameter() -> None:
 def test_an_adaptive_step_without_parameters_is_refused() -> None:
     combiner = make_combiner("fs_mtl", num_tasks=2, adaptive=True)
     with pytest.raises(ValueError, match="parameters"):
-        combiner.direction(lambda offset=None, batch=0: torch.ones(2, 3))
+        combiner.direction(Linear(torch.ones(2, 3)))
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_without_a_radius_it_is_exactly_the_base(base: str) -> None:
     problem = Quadratics(4, 6, seed=3)
     result = make_combiner("fs_mtl", num_tasks=4, base=base, rho=0.0).direction(problem)
-    assert torch.equal(result, make_combiner(base, num_tasks=4).combine(problem.gradients_at(0.0)))
+    alone = make_combiner(base, num_tasks=4).combine(problem.gradients_at(0.0), problem.losses)
+    assert torch.equal(result, alone)
     assert problem.calls == [None]
 
 
@@ -77,15 +106,16 @@ def test_without_a_radius_it_is_exactly_the_base(base: str) -> None:
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_flat_losses_add_nothing(base: str, adaptive: bool) -> None:
     rows = jacobian("iid", 3, seed=4)
+    flat = Linear(rows)
+    flat.parameters = torch.ones(rows.shape[1], dtype=torch.float64)
+    result = make_combiner("fs_mtl", num_tasks=3, base=base, adaptive=adaptive).direction(flat)
+    assert torch.equal(result, make_combiner(base, num_tasks=3).combine(rows, flat.losses))
 
-    class Linear:
-        parameters = torch.ones(rows.shape[1], dtype=torch.float64)
 
-        def __call__(self, offset: Tensor | None = None, batch: int = 0) -> Tensor:
-            return rows
-
-    result = make_combiner("fs_mtl", num_tasks=3, base=base, adaptive=adaptive).direction(Linear())
-    assert torch.equal(result, make_combiner(base, num_tasks=3).combine(rows))
+@pytest.mark.parametrize("base", UNFIT)
+def test_a_base_that_is_an_optimiser_or_needs_positive_losses_is_refused(base: str) -> None:
+    with pytest.raises(ValueError, match=f"base must be a method that takes losses of any sign.*{base!r}"):
+        make_combiner("fs_mtl", num_tasks=3, base=base)
 
 
 def test_a_zero_gradient_is_not_displaced() -> None:
@@ -111,6 +141,6 @@ def test_inside_an_update_the_parts_check_nothing_either() -> None:
     rows = torch.full((2, 3), float("nan"))
     combiner = make_combiner("fs_mtl", num_tasks=2)
     with combiner.unchecked():
-        combiner.direction(lambda offset=None, batch=0: rows)
+        combiner.direction(Linear(rows))
     with pytest.raises(ValueError, match="non-finite"):
-        combiner.direction(lambda offset=None, batch=0: rows)
+        combiner.direction(Linear(rows))

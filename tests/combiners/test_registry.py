@@ -25,7 +25,7 @@ def test_the_package_imports_torch_and_itself_only() -> None:
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown combiner 'CAGrads'. Did you mean 'cagrad'\? Valid: cagrad, "
+        ValueError, match=r"unknown combiner 'CAGrads'. Did you mean 'cagrad'\? Valid: adatask, "
     ):
         make_combiner("CAGrads", num_tasks=2)
 
@@ -45,6 +45,15 @@ def test_an_argument_of_a_method_without_any_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "argument", "value", "rule"),
     [
+        ("adatask", "beta1", 1.0, r"in \[0, 0.99999\]"),
+        ("adatask", "eps", 0.0, ">= 1e-30"),
+        ("adatask", "reduction", "total", "one of 'sum', 'mean'"),
+        ("bmtl", "temperature", 0.0, ">= 1e-06"),
+        ("db_mtl", "beta", 1.1, r"in \[0, 1\]"),
+        ("famo", "lr", -0.1, ">= 0"),
+        ("famo", "shift", "lowest", "one of 'none', 'minimum'"),
+        ("graddrop", "leak", 2.0, r"in \[0, 1\]"),
+        ("slaw", "decay", -1.0, r"in \[0, 1\]"),
         ("cagrad", "c", -0.1, ">= 0"),
         ("cagrad", "c", float("nan"), ">= 0"),
         ("cagrad", "c", "0.5", ">= 0"),

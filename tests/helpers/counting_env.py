@@ -28,12 +28,18 @@ def generate_goals(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.fl
     return goals(names)
 
 
+def notes() -> list[str]:
+    return []
+
+
 def goals(names: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
     """Fifty goals of each task: goal g is the vector [g]."""
     return {name: np.arange(50, dtype=np.float64)[:, None] for name in names}
 
 
 def make_env(task: str, goal_set: NDArray[np.float64], rules: Rules, render_mode: str | None) -> CountingEnv:
+    if os.environ.get("COUNTING_ENV_BROKEN"):
+        raise RuntimeError("the counting environment was asked not to be made")
     return CountingEnv(task, goal_set)
 
 
@@ -50,6 +56,8 @@ class CountingEnv:
         self.goals = goals
 
     def reset(self, goal: int) -> NDArray[np.float64]:
+        if os.environ.get("COUNTING_ENV_DIES_IN_RESET"):
+            os.kill(os.getpid(), signal.SIGKILL)
         self.steps, self.goal, self.total = 0, int(self.goals[goal, 0]), 0.0
         self.episodes += 1
         return self._obs()

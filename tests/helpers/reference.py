@@ -2,54 +2,14 @@
 
 from __future__ import annotations
 
-import cvxpy as cp
 import numpy as np
 import quadprog
 import torch
 from torch import Tensor
 
+from mtrl.benchmarks._conic import best_worst_improvement_in_ball, best_worst_improvement_in_cap
 
-def _row_space(jacobian: Tensor) -> np.ndarray:
-    """Rows of the Jacobian in an orthonormal basis of their span: all the problems live there."""
-    return np.linalg.qr(jacobian.numpy().T)[1].T
-
-
-def _value(problem: cp.Problem) -> float:
-    problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
-    assert problem.status == "optimal", problem.status
-    value: float = problem.value
-    return float(value)
-
-
-def best_worst_improvement_in_ball(jacobian: Tensor, c: float) -> float:
-    """CAGrad's primal: max_d min_i <g_i, d> subject to |d - g0| <= c |g0|."""
-    rows = _row_space(jacobian)
-    mean = rows.mean(axis=0)
-    length = float(np.linalg.norm(mean))
-    # In units of |g0| and with rows of unit length: the solver's tolerances are absolute.
-    norms = np.linalg.norm(rows, axis=1)
-    smallest = float(norms.min())
-    direction, worst = cp.Variable(rows.shape[1]), cp.Variable()
-    constraints = [
-        (rows / norms[:, None]) @ direction >= worst * (smallest / norms),
-        cp.norm(direction - mean / length) <= c,
-    ]
-    return _value(cp.Problem(cp.Maximize(worst), constraints)) * smallest * length
-
-
-def best_worst_improvement_in_cap(jacobian: Tensor, c: float) -> float:
-    """ConicGrad's primal: max_d min_i <g_i, d> subject to |d| <= 1 and <g0, d> >= c |g0|."""
-    rows = _row_space(jacobian)
-    mean = rows.mean(axis=0)
-    norms = np.linalg.norm(rows, axis=1)
-    smallest = float(norms.min())
-    direction, worst = cp.Variable(rows.shape[1]), cp.Variable()
-    constraints = [
-        (rows / norms[:, None]) @ direction >= worst * (smallest / norms),
-        cp.norm(direction) <= 1.0,
-        (mean / np.linalg.norm(mean)) @ direction >= c,
-    ]
-    return _value(cp.Problem(cp.Maximize(worst), constraints)) * smallest
+__all__ = ["best_worst_improvement_in_ball", "best_worst_improvement_in_cap", "direction_oriented", "surgery"]
 
 
 def direction_oriented(jacobian: Tensor, lam: float) -> Tensor:

@@ -1,0 +1,114 @@
+"""Projections of the task gradients on the cone of directions that harm no task, all at once, on the device.
+
+For each task i a quadratic program in the weights of the gradients, min v'Mv subject to v >= e_i: Mehrotra's
+interior-point steps for all of them as one batch, then Newton steps on the active sets that these point at.
+The latter are exact once the sets are right, and count only where they lower the violation of optimality.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._traced import traced
+
+_TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
+_START = 1.0  # of the products, and least of their multipliers; dependent gradients have large products
+_EXACT_STEPS = 2
+
+
+def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
+    """Return V [T, T] in float64; `V[i] @ G` is the projection of unit gradient i of the Gramian M [T, T].
+
+    The rows of G are the gradients over their norms (zero gradients count as orthogonal to all others) and
+    the cone is {d: G d >= 0}. `ridge` is added to the Gramian of G. Finite for every finite M; reads nothing
+    back to the host.
+    """
+    with torch.no_grad():
+        # Six serve independent gradients of any number; the others are for dependent ones.
+        iterations = min(8 + len(matrix) // 3, 12)
+        return _solve(matrix.to(torch.float64), ridge=ridge, iterations=iterations)
+
+
+def cosines(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Gramian [T, T] of the gradients over their norms, and one over these norms [T].
+
+    Zero gradients count as unit gradients that are orthogonal to all others, of norm 1.
+    """
+    squares = matrix.diagonal()
+    present = squares > 0.0
+    inverse = torch.where(present, squares, 1.0).rsqrt()
+    unit = torch.eye(len(squares), dtype=matrix.dtype, device=matrix.device)
+    scaled = matrix * inverse * inverse.unsqueeze(-1)
+    return torch.where(present & present.unsqueeze(-1), scaled, unit), inverse
+
+
+def violation(cosine: Tensor, weights: Tensor) -> Tensor:
+    """Return for each row of `weights` [T, T] the largest |min(x, y)| [T, 1]: 0 exactly at the optimum.
+
+    x = v - e_i is the product that v[i] adds, y the multiplier of x >= 0.
+    """
+    x = weights - torch.eye(len(cosine), dtype=weights.dtype, device=weights.device)
+    return torch.minimum(x, weights @ cosine).abs().amax(dim=-1, keepdim=True)
+
+
+@traced
+def _solve(matrix: Tensor, *, ridge: float, iterations: int) -> Tensor:
+    unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    # With x = v - e_i program i is: x >= 0, y = C x + C e_i >= 0, x'y = 0. Row i of every [T, T] is its own.
+    cosine = torch.add(cosines(matrix)[0], unit, alpha=ridge)
+    return _exact_steps(cosine, unit, _interior_steps(cosine, unit, iterations)) + unit
+
+
+def _interior_steps(cosine: Tensor, unit: Tensor, iterations: int) -> Tensor:
+    x = torch.full_like(cosine, _START)
+    y = torch.add(cosine, cosine.sum(dim=0), alpha=_START).clamp(min=_START)
+    tasks = len(cosine)
+    for _ in range(iterations):
+        ratio = y / x
+        hessian = torch.addcmul(cosine, unit, ratio.unsqueeze(-1))
+        factor = torch.linalg.cholesky_ex(hessian, check_errors=False)[0]
+        base = y - cosine
+        step_x = _solved(factor, base) - x
+        step_y = torch.addcmul(-y, ratio, step_x, value=-1.0)
+        length = _step_length(x, step_x, y, step_y, 1.0)
+        before = (x * y).sum(dim=-1, keepdim=True)
+        after = ((x + length * step_x) * (y + length * step_y)).sum(dim=-1, keepdim=True)
+        target = after * (after / before).square() / tasks
+        correction = (target - step_x * step_y) / x
+        new_x = _solved(factor, base + correction)
+        new_y = torch.addcmul(y + correction, ratio, new_x, value=-1.0)
+        step_x, step_y = new_x - x, new_y - y
+        length = _step_length(x, step_x, y, step_y, _TO_BOUNDARY)
+        x = torch.addcmul(x, length, step_x)
+        y = torch.addcmul(y, length, step_y)
+    return x
+
+
+def _exact_steps(cosine: Tensor, unit: Tensor, x: Tensor) -> Tensor:
+    y = torch.addmm(cosine, x, cosine)
+    free = x > y
+    violated = torch.minimum(x, y).abs().amax(dim=-1, keepdim=True)
+    for _ in range(_EXACT_STEPS):
+        within = free.unsqueeze(-1) & free.unsqueeze(-2)
+        factor = torch.linalg.cholesky_ex(torch.where(within, cosine, unit), check_errors=False)[0]
+        new_x = _solved(factor, torch.where(free, -cosine, 0.0))
+        free = new_x > torch.where(free, 0.0, torch.addmm(cosine, new_x, cosine))
+        new_x = new_x.clamp(min=0.0)
+        new_y = torch.addmm(cosine, new_x, cosine)
+        new_violated = torch.minimum(new_x, new_y).abs().amax(dim=-1, keepdim=True)
+        x = torch.where(new_violated < violated, new_x, x)
+        violated = torch.fmin(new_violated, violated)
+    return x
+
+
+def _solved(factor: Tensor, right: Tensor) -> Tensor:
+    # Twice as fast as torch.cholesky_solve for a batch of fifty systems.
+    half = torch.linalg.solve_triangular(factor, right.unsqueeze(-1), upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return solution.squeeze(-1)
+
+
+def _step_length(x: Tensor, step_x: Tensor, y: Tensor, step_y: Tensor, share: float) -> Tensor:
+    worst = torch.minimum(step_x / x, step_y / y).amin(dim=-1, keepdim=True)
+    return share / (-worst).clamp(min=share)

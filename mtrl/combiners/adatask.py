@@ -1,0 +1,72 @@
+"""AdaTask: an Adam of its own for each task."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_choice, check_number
+from mtrl.combiners.base import JacobianCombiner
+
+_LONGEST = 0.99999  # decay; at 1 a moment would stay 0
+
+
+class AdaTask(JacobianCombiner):
+    """AdaTask: Adam's moments are kept per task, so that no task's gradients set the step size of another's.
+
+    Yang et al., AAAI 2023 (arXiv:2211.15055), algorithm 1 with Adam: m_t and v_t are the moments of task t's
+    gradient, and the step is the sum over tasks of m_t / (sqrt(v_t) + eps), both corrected for their zero
+    start.
+
+    Args:
+        reduction: `sum` of the tasks' steps as published, T times an Adam step where tasks agree, or `mean`.
+        beta1: Decay of the first moments.
+        beta2: Decay of the second moments.
+        eps: Added to the root of the second moments; 1e-8 as in the authors' code.
+
+    The direction is an optimiser's step already: an agent takes theta - lr * direction without another Adam
+    and without a bound on its norm, and task heads have an ordinary Adam. Deviation from the authors' code:
+    moments are in the Jacobian's dtype and number 2 T P.
+    """
+
+    name: ClassVar[str] = "adatask"
+    preconditioned: ClassVar[bool] = True
+    row_state: ClassVar[tuple[str, ...]] = ("first", "second")
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        reduction: Literal["sum", "mean"] = "sum",
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        check_choice("reduction", reduction, ("sum", "mean"))
+        self.reduction = reduction
+        self.beta1 = check_number("beta1", beta1, low=0.0, high=_LONGEST)
+        self.beta2 = check_number("beta2", beta2, low=0.0, high=_LONGEST)
+        self.eps = check_number("eps", eps, low=1e-30)
+        self.first: Tensor
+        self.second: Tensor
+        self.step: Tensor
+        self.register_buffer("step", torch.zeros((), dtype=torch.float64))
+
+    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Return the step [P] for a Jacobian [T, P] and take it into the moments; losses are ignored."""
+        self.prepare(jacobian[0])
+        self.step.add_(1.0)
+        self.first.lerp_(jacobian, 1.0 - self.beta1)
+        self.second.mul_(self.beta2).addcmul_(jacobian, jacobian, value=1.0 - self.beta2)
+        start = (1.0 - self.beta1**self.step).to(jacobian.dtype)
+        root = (1.0 - self.beta2**self.step).sqrt().to(jacobian.dtype)
+        steps = self.first / self.second.sqrt().div_(root).add_(self.eps)
+        return (steps.sum(dim=0) if self.reduction == "sum" else steps.mean(dim=0)) / start
+
+    def reset(self) -> None:
+        """Put the moments back to zero."""
+        super().reset()
+        self.step.zero_()

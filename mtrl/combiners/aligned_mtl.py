@@ -1,0 +1,59 @@
+"""Aligned-MTL: makes the task gradients orthogonal and equally long before taking their mean."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_choice
+from mtrl.combiners.base import GramCombiner
+
+
+class AlignedMTL(GramCombiner):
+    """Aligned-MTL: the mean of the nearest orthogonal gradients of equal length (independent components).
+
+    Senushkin et al., CVPR 2023 (arXiv:2305.19000), algorithm 1: with the Gramian M = V diag(l) V', the
+    weights are s V diag(l^-1/2) V' u over the eigenvalues above T eps times the largest, u = 1/T.
+
+    Args:
+        scale: Length s of the aligned gradients: `min`, the smallest singular value (the paper), `median`
+            or `rmse`, the root of the mean eigenvalue.
+
+    The eigenvalue routine waits for the device on CUDA (it checks for failure on the host), and the rank, and
+    with `min` the direction's length, jump where an eigenvalue passes the threshold; eigenvalues are known
+    only up to the rounding error of the largest one.
+
+    Deviations from the authors' code: weights of mean 1/T instead of sum T; nothing is sorted or cut out.
+    """
+
+    name: ClassVar[str] = "aligned_mtl"
+
+    def __init__(self, *, num_tasks: int, scale: Literal["min", "median", "rmse"] = "min") -> None:
+        super().__init__(num_tasks=num_tasks)
+        check_choice("scale", scale, ("min", "median", "rmse"))
+        self.scale = scale
+
+    def weights(self, gram: Tensor) -> Tensor:
+        """Return s M^(-1/2) u, shape [T], for the Gramian [T, T]."""
+        # The routine raises for values that are not finite; the weights must carry them on instead.
+        finite = gram.isfinite()
+        values, vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0).to(torch.float64))
+        kept = values > values[-1] * (self.num_tasks * torch.finfo(gram.dtype).eps)
+        inverse = torch.where(kept, values, 1.0).rsqrt() * kept
+        balanced = vectors @ (inverse * vectors.mean(dim=0))
+        weights = self._square(values, kept).sqrt() * balanced
+        return torch.where(finite.all(), weights, torch.nan).to(gram.dtype)
+
+    def _square(self, values: Tensor, kept: Tensor) -> Tensor:
+        """The square of s for ascending eigenvalues [T]; 0 without any that is kept."""
+        rank = kept.sum()
+        if self.scale == "min":
+            index = self.num_tasks - rank
+        elif self.scale == "median":
+            index = self.num_tasks - rank + (rank - 1) // 2  # the lower of two
+        else:
+            return (values * kept).sum() / rank.clamp(min=1)
+        chosen = values.gather(0, index.clamp(max=self.num_tasks - 1).view(1)).squeeze(0)
+        return chosen * (rank > 0)

@@ -1,0 +1,70 @@
+"""DB-MTL: gradients of logarithms of losses, averaged over updates and brought to one length."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners._rows import unit_rows
+from mtrl.combiners.base import JacobianCombiner
+
+
+class DBMTL(JacobianCombiner):
+    """DB-MTL (dual balancing): running averages of the gradients of log(loss_t), stretched to the longest.
+
+    Lin et al., 2023 (arXiv:2308.12029), algorithm 1: G_t <- b G_t + (1 - b) grad log(loss_t) with
+    b = beta / k^sigma in update k, and the direction is the sum of max_s |G_s| / |G_t| G_t.
+
+    Args:
+        beta: How much of the averages one update keeps (authors: 0.9).
+        sigma: Power of the update's number by which that share falls (authors: 0, it stays).
+        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none`
+            needs positive losses.
+
+    As in the authors' code the averages start at zero without correction. The state is [T, P]. `weights` of
+    the metrics are those of the averages, scaled to sum to 1.
+    """
+
+    name: ClassVar[str] = "db_mtl"
+    positive_losses: ClassVar[bool] = True
+    row_state: ClassVar[tuple[str, ...]] = ("average",)
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        beta: float = 0.9,
+        sigma: float = 0.0,
+        shift: Literal["none", "minimum"] = "none",
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.beta = check_number("beta", beta, low=0.0, high=1.0)
+        self.sigma = check_number("sigma", sigma, low=0.0)
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
+        self.average: Tensor
+        self.step: Tensor
+        self.register_buffer("step", torch.zeros((), dtype=torch.float64))
+
+    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Return the direction [P] for a Jacobian [T, P] and losses [T], which join the averages first."""
+        self.prepare(jacobian[0])
+        measured = self.origin(self._required(losses)).to(jacobian.dtype)
+        self.step.add_(1.0)
+        rate = 1.0 - self.beta / self.step**self.sigma
+        self.average.lerp_(jacobian / measured.unsqueeze(-1), rate.to(jacobian.dtype))
+        units, lengths = unit_rows(self.average)
+        inverse = torch.where(lengths > 0.0, lengths, torch.inf).reciprocal()
+        total = inverse.sum()
+        self.last_weights.copy_(inverse / torch.where(total > 0.0, total, 1.0))
+        return units.sum(dim=0) * lengths.amax().to(jacobian.dtype)
+
+    def reset(self) -> None:
+        """Start the averages at zero again."""
+        super().reset()
+        self.step.zero_()
+        self.origin.reset()

@@ -1,0 +1,54 @@
+"""EMTL: each task's part of the step is proportional to its loss."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners._rows import unit_rows
+from mtrl.combiners.base import JacobianCombiner
+
+
+class EMTL(JacobianCombiner):
+    """EMTL (equitable multi-task learning): weights w_t that make all relative contributions equal.
+
+    After Yuan and Zhang, 2023 (arXiv:2306.09373): a task's relative contribution is its loss over the norm of
+    its gradient, and the paper regularises the variance of these over tasks. This is a reading of that
+    abstract alone: the norm is that of the weighted gradient, and the variance of loss_t / |w_t g_t| is
+    brought to zero outright, by w_t proportional to loss_t / |g_t|.
+
+    Args:
+        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none`
+            needs positive losses.
+
+    The scale is ours: the lengths |w_t g_t| sum to the mean length of the gradients. Tasks without a gradient
+    weigh nothing. `weights` of the metrics are scaled to sum to 1.
+    """
+
+    name: ClassVar[str] = "emtl"
+    positive_losses: ClassVar[bool] = True
+
+    def __init__(self, *, num_tasks: int, shift: Literal["none", "minimum"] = "none") -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
+
+    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Return the direction [P] for a Jacobian [T, P] and losses [T]."""
+        measured = self.origin(self._required(losses))
+        units, lengths = unit_rows(jacobian)
+        parts = torch.where(lengths > 0.0, measured / measured.amax(), 0.0)
+        total = parts.sum()
+        parts = parts / torch.where(total > 0.0, total, 1.0)
+        ratios = parts / torch.where(lengths > 0.0, lengths, 1.0)
+        everything = ratios.sum()
+        self.last_weights.copy_(ratios / torch.where(everything > 0.0, everything, 1.0))
+        return (lengths.mean() * parts).to(jacobian.dtype) @ units
+
+    def reset(self) -> None:
+        """Forget the lowest losses."""
+        super().reset()
+        self.origin.reset()

@@ -1,0 +1,74 @@
+"""FAMO: learns task weights from how much each loss fell in the last step."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._learned import Learned
+from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners.base import LossCombiner
+
+
+class FAMO(LossCombiner):
+    """FAMO (fast adaptive multi-task optimisation): all logarithms of losses shall fall at the same rate.
+
+    Liu et al., NeurIPS 2023 (arXiv:2306.03792), algorithm 1: with z = softmax(xi), task t weighs
+    c z_t / loss_t, where c makes the weights sum to 1. After the step xi takes a step of Adam against the
+    derivative of z applied to log(loss before) - log(loss after), both on the same batch.
+
+    Args:
+        lr: Step size of xi (authors' RL runs: 0.025).
+        weight_decay: Pull of xi to zero, which are equal z (authors' RL runs: 0.01).
+        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none`
+            needs positive losses.
+
+    Costs one backward and one more forward pass, never a Jacobian. Deviations from the authors' RL code: it
+    applies FAMO to the critic alone, where losses are positive, and multiplies by the sum of z_t / loss_t
+    instead of dividing, an error of scale.
+    """
+
+    name: ClassVar[str] = "famo"
+    positive_losses: ClassVar[bool] = True
+    looks_again: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        lr: float = 0.025,
+        weight_decay: float = 0.01,
+        shift: Literal["none", "minimum"] = "none",
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.xi = Learned(
+            num_tasks,
+            lr=check_number("lr", lr, low=0.0),
+            weight_decay=check_number("weight_decay", weight_decay, low=0.0),
+        )
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
+        self.before: Tensor
+        self.register_buffer("before", torch.ones(num_tasks, dtype=torch.float64))
+
+    def weights(self, losses: Tensor) -> Tensor:
+        """Return weights [T] that sum to 1 for losses [T], which are kept for `after_step`."""
+        self.before.copy_(losses.detach())
+        return torch.softmax(self.xi.value - self.origin(losses).log(), dim=0).to(losses.dtype)
+
+    def after_step(self, losses: Tensor) -> None:
+        """Learn from the losses [T] after the step."""
+        after = self.origin(losses).log()  # first: it may lower the origin of both
+        fall = self.origin(self.before).log() - after
+        z = torch.softmax(self.xi.value, dim=0)
+        self.xi.update(z * (fall - z @ fall))
+
+    def reset(self) -> None:
+        """Start with equal z again."""
+        super().reset()
+        self.xi.reset()
+        self.origin.reset()
+        self.before.fill_(1.0)

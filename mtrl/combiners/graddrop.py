@@ -1,0 +1,50 @@
+"""GradDrop: at each parameter only gradients of one sign survive, drawn at random."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._random import uniform
+from mtrl.combiners.base import JacobianCombiner
+
+
+class GradDrop(JacobianCombiner):
+    """GradDrop (gradient sign dropout): where tasks disagree on a parameter's sign, one sign is kept.
+
+    Chen et al., NeurIPS 2020 (arXiv:2010.06808), equation 1 and algorithm 1: with the positive share
+    P = (1 + sum_t g_t / sum_t |g_t|) / 2 of a parameter and u uniform on [0, 1), its positive gradients are
+    kept if P > u, else its negative ones.
+
+    Args:
+        leak: Share of every gradient that passes in any case, the same for all tasks; 1 is the mean.
+
+    Deviations from the paper: the mean instead of the sum of what is kept; u comes from a counter that is
+    part of the state, not from the global random stream. `weights` of the metrics say nothing here.
+    """
+
+    name: ClassVar[str] = "graddrop"
+
+    def __init__(self, *, num_tasks: int, leak: float = 0.0) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.leak = check_number("leak", leak, low=0.0, high=1.0)
+        self.step: Tensor
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Return the direction [P] for a Jacobian [T, P] and advance the counter; losses are ignored."""
+        positive = jacobian.clamp(min=0.0).mean(dim=0)
+        negative = jacobian.clamp(max=0.0).mean(dim=0)
+        total = positive - negative
+        share = positive / torch.where(total > 0.0, total, 1.0)
+        kept = torch.where(share > uniform(jacobian.shape[1], self.step), positive, negative)
+        self.step.add_(1)
+        return kept.lerp(positive + negative, self.leak)
+
+    def reset(self) -> None:
+        """Start the sequence of random numbers again."""
+        super().reset()
+        self.step.zero_()

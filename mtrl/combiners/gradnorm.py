@@ -1,0 +1,77 @@
+"""GradNorm: learns task weights that even out gradient norms and rates of training."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._learned import Learned
+from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners._rows import unit_rows
+from mtrl.combiners.base import JacobianCombiner
+
+
+class GradNorm(JacobianCombiner):
+    """GradNorm: weights w_t are learned so that w_t |g_t| approaches mean(w |g|) r_t^alpha.
+
+    Chen et al., ICML 2018 (arXiv:1711.02257), equations 1 and 2: r_t is the share of its first loss that task
+    t has left, over the tasks' mean; w descends on sum_t |w_t |g_t| - mean(w |g|) r_t^alpha|, the targets
+    held fixed, and sums to T.
+
+    Args:
+        alpha: How much slower tasks are favoured; 0 evens out the norms alone (Meta-World+ code: 0.12).
+        lr: Step size of the weights' logits (the paper's for its weights: 0.025).
+        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none`
+            needs positive losses.
+
+    Deviations from the paper: w is T times a softmax of logits, which stays positive and needs no
+    renormalising; norms are those of the whole shared gradients, not of one layer, and in units of their
+    mean, so that Adam's epsilon meets no small numbers; the direction is the mean of w_t g_t, not the sum.
+    """
+
+    name: ClassVar[str] = "gradnorm"
+    positive_losses: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        alpha: float = 0.12,
+        lr: float = 0.025,
+        shift: Literal["none", "minimum"] = "none",
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.alpha = check_number("alpha", alpha, low=0.0)
+        self.logits = Learned(num_tasks, lr=check_number("lr", lr, low=0.0))
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
+        self.initial: Tensor
+        self.register_buffer("initial", torch.ones(num_tasks, dtype=torch.float64))
+
+    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Return the mean [P] of w_t g_t for a Jacobian [T, P] and losses [T]; then w takes its step."""
+        measured = self.origin(self._required(losses))
+        self.initial.copy_(torch.where(self.logits.step == 0.0, measured, self.initial))
+        left = measured / self.initial
+        weights = torch.softmax(self.logits.value, dim=0)
+        self._learn(weights * self.num_tasks, unit_rows(jacobian)[1], (left / left.mean()) ** self.alpha)
+        self.last_weights.copy_(weights)
+        return weights.to(jacobian.dtype) @ jacobian
+
+    def reset(self) -> None:
+        """Start with equal weights and new first losses."""
+        super().reset()
+        self.logits.reset()
+        self.origin.reset()
+        self.initial.fill_(1.0)
+
+    def _learn(self, weights: Tensor, norms: Tensor, factors: Tensor) -> None:
+        mean = (weights * norms).mean()
+        norms = norms / torch.where(mean > 0.0, mean, 1.0)
+        lengths = weights * norms
+        slope = norms * torch.sign(lengths - lengths.mean() * factors)
+        # Through the softmax: w_t / T is its value, so a step along all logits at once changes nothing.
+        self.logits.update(weights * (slope - (weights * slope).mean()))

@@ -1,0 +1,96 @@
+"""GradVac: turns each gradient until its cosine with the others reaches what it used to be."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._traced import traced
+from mtrl.combiners.pcgrad import PCGrad
+
+_SMALLEST_SINE = 1e-3  # of a target angle: turning towards it multiplies a gradient's length by up to 1000
+
+
+class GradVac(PCGrad):
+    """GradVac (gradient vaccine): PCGrad whose target cosine per pair is a running mean instead of 0.
+
+    Wang et al., ICLR 2021 (arXiv:2010.05874), algorithm 1: for each task, in a random order
+    over the others, the running gradient gets the part of an original gradient that lifts their cosine phi to
+    the target whenever it is below; then target <- (1 - beta) target + beta phi. The first update, with
+    targets of 0, is PCGrad's.
+
+    Args:
+        beta: Decay of the running means of the cosines (paper: 0.01), in [0, 1].
+
+    Deviations from the paper: the mean instead of the sum of the gradients; one target per pair for all
+    parameters (the paper also has one per layer); a target angle below a thousandth counts as that. The
+    orders come from a counter that is part of the state. Pairs with a zero gradient keep their target.
+    """
+
+    name: ClassVar[str] = "gradvac"
+
+    def __init__(self, *, num_tasks: int, beta: float = 0.01) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.beta = check_number("beta", beta, low=0.0, high=1.0)
+        self.targets: Tensor
+        self.register_buffer("targets", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+
+    def weights(self, gram: Tensor) -> Tensor:
+        """Return the weights [T] for the Gramian [T, T]; advances the counter and the targets."""
+        if self.num_tasks == 1:
+            return torch.ones_like(gram[0])
+        order = self.draw_orders()
+        targets = self.targets.gather(1, order)
+        added, seen = turn(gram.to(torch.float64), order, targets)
+        moved = torch.lerp(targets, seen, self.beta)
+        # A pair without a cosine, and an update that is not finite and will be masked, leave no trace.
+        kept = self.targets.scatter(1, order, torch.where(moved.isfinite(), moved, targets))
+        self.targets.copy_(kept)
+        total = torch.ones_like(kept[0]).scatter_add(0, order.flatten(), added.flatten())
+        return (total / self.num_tasks).to(gram.dtype)
+
+    def reset(self) -> None:
+        """Start the sequence of orders again and forget the targets."""
+        super().reset()
+        self.targets.zero_()
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Add `target_mean`, the mean target over the pairs."""
+        pairs = max(self.num_tasks * (self.num_tasks - 1), 1)
+        return {**super().metrics(), "target_mean": self.targets.sum() / pairs}
+
+
+def turn(gram: Tensor, order: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how much of gradient order[t, k] gradient t gets, and the cosines met, [T, T-1] each.
+
+    `targets` [T, T-1] belong to `order`; a cosine is NaN where one of the two gradients is zero.
+    """
+    added, seen = _turn(gram, order, targets).unbind(0)
+    return added, seen
+
+
+@traced
+def _turn(gram: Tensor, order: Tensor, targets: Tensor) -> Tensor:
+    norms = gram.diagonal().clamp(min=0.0).sqrt()
+    running = norms
+    lengths = norms[order]
+    sines = (1.0 - targets.square()).clamp(min=_SMALLEST_SINE**2).sqrt()
+    # Coordinates of each task's own sequence: products[t, k] = <running gradient t, gradient order[t, k]>.
+    products = gram.gather(1, order)
+    among = gram[order.unsqueeze(-1), order.unsqueeze(-2)]
+    added, seen = [], []
+    for position in range(order.shape[1]):
+        length, target, sine = lengths[:, position], targets[:, position], sines[:, position]
+        cosine = (products[:, position] / (running * length)).clamp(-1.0, 1.0)
+        below = cosine < target
+        # Only the part along the other gradient changes, so the part across it fixes the new length.
+        across = (1.0 - cosine.square()).sqrt() / sine
+        share = torch.where(below, running / length * (target * across - cosine), 0.0)
+        running = torch.where(below, running * across, running)
+        products = torch.addcmul(products, share.unsqueeze(-1), among[:, position])
+        added.append(share)
+        seen.append(cosine)
+    return torch.stack((torch.stack(added, dim=1), torch.stack(seen, dim=1)))

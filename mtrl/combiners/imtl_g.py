@@ -1,0 +1,47 @@
+"""IMTL-G: the direction with the same projection onto every task's unit gradient."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._cone import cosines
+from mtrl.combiners.base import GramCombiner
+
+_RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rounding error
+_SMALLEST_SUM = 1e-3  # of the weights, relative to the sum of their magnitudes
+
+
+class IMTLG(GramCombiner):
+    """IMTL-G (impartial learning): weights of sum 1 whose direction projects equally onto all unit gradients.
+
+    Liu et al., ICLR 2021 (openreview IMPnRXEWpvr), in its symmetric form: w_i = v_i / |g_i| for
+    the cosines C v = 1, scaled to sum(w) = 1. v / sum(v) is the point of least norm in the affine hull of the
+    unit gradients. Weights may be negative.
+
+    Deviations from the paper: where the sum of the weights is negative, scaling it to 1 would make all tasks
+    worse, so it is scaled to -1; a sum below a thousandth of the weights' magnitudes, which would make the
+    direction arbitrarily long, counts as that. A ridge at the rounding level of the Gramian's dtype lets the
+    direction vanish where dependent gradients admit no equal projections. Tasks with a zero gradient weigh 0.
+    """
+
+    name: ClassVar[str] = "imtl_g"
+
+    def __init__(self, *, num_tasks: int) -> None:
+        super().__init__(num_tasks=num_tasks)
+
+    def weights(self, gram: Tensor) -> Tensor:
+        """Return w, shape [T], for the Gramian [T, T]."""
+        exact = gram.to(torch.float64)
+        cosine, inverse = cosines(exact)
+        unit = torch.eye(self.num_tasks, dtype=cosine.dtype, device=cosine.device)
+        ridged = torch.add(cosine, unit, alpha=_RIDGE * torch.finfo(gram.dtype).eps)
+        factor = torch.linalg.cholesky_ex(ridged, check_errors=False)[0]
+        present = (exact.diagonal() > 0.0).to(exact.dtype)
+        # Scaled to unit sum first: these stay of order one where the solution is as large as 1 / ridge.
+        equal = torch.cholesky_solve(present.unsqueeze(-1), factor).squeeze(-1)
+        raw = equal / equal.sum().clamp(min=1e-300) * inverse
+        total = raw.sum().abs().maximum(_SMALLEST_SUM * raw.abs().sum())
+        return (raw / torch.where(total > 0.0, total, 1.0)).to(gram.dtype)

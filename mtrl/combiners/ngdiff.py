@@ -1,0 +1,30 @@
+"""Normalised gradients: every task pulls with the same strength."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.base import GramCombiner
+
+
+class NGDiff(GramCombiner):
+    """Normalised gradients: the mean of g_t / |g_t|, times the mean of the lengths |g_t|.
+
+    Bu et al., 2024 (arXiv:2410.22086), "normalised gradient difference": there two tasks, one to keep and one
+    to forget, give g_keep / |g_keep| - g_forget / |g_forget|. Here every task descends, which turns the
+    difference into a sum.
+
+    Deviations from the paper: its step size from an estimate of the curvature is left to the optimiser; the
+    mean length keeps the direction on the scale of the gradients. Tasks without a gradient add nothing.
+    """
+
+    name: ClassVar[str] = "ngdiff"
+
+    def weights(self, gram: Tensor) -> Tensor:
+        """Return mean_s |g_s| / (T |g_t|), shape [T], for the Gramian [T, T]."""
+        lengths = gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
+        inverse = torch.where(lengths > 0.0, lengths, torch.inf).reciprocal()
+        return (lengths.mean() / self.num_tasks * inverse).to(gram.dtype)

@@ -1,0 +1,57 @@
+"""SLAW: weighs tasks by the inverse of how much their losses vary."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners.base import LossCombiner
+
+_LEAST_DEVIATION = 1e-5  # the authors' bound from below
+
+
+class SLAW(LossCombiner):
+    """SLAW: a task weighs the inverse of its loss's running deviation, a cheap stand-in for gradient norms.
+
+    Crawshaw and Kosecka, 2021 (arXiv:2109.08218), algorithm 1, with the running mean and deviation of the
+    authors' code: plain averages at first, exponential ones as soon as these forget faster.
+
+    Args:
+        decay: Share of the averages that one update keeps (authors: 0.99).
+
+    Weights sum to 1 (the mean's convention) instead of T, and are equal at the first call, where no deviation
+    is known. Losses of any sign are fine. Deviation from the authors' code: the variance is updated directly,
+    not as the difference of two large averages.
+    """
+
+    name: ClassVar[str] = "slaw"
+
+    def __init__(self, *, num_tasks: int, decay: float = 0.99) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.decay = check_number("decay", decay, low=0.0, high=1.0)
+        self.average: Tensor
+        self.variance: Tensor
+        self.step: Tensor
+        self.register_buffer("average", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("variance", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.float64))
+
+    def weights(self, losses: Tensor) -> Tensor:
+        """Return weights [T] that sum to 1 for losses [T], which join the running deviations first."""
+        self.step.add_(1.0)
+        rate = self.step.reciprocal().clamp(min=1.0 - self.decay)
+        change = losses.to(torch.float64) - self.average
+        self.average.add_(rate * change)
+        self.variance.add_(rate * change.square()).mul_(1.0 - rate)
+        # All deviations are 0 at the first call, which makes the weights equal.
+        inverse = self.variance.sqrt().clamp(min=_LEAST_DEVIATION).reciprocal()
+        return (inverse / inverse.sum()).to(losses.dtype)
+
+    def reset(self) -> None:
+        """Forget all losses."""
+        super().reset()
+        for buffer in (self.average, self.variance, self.step):
+            buffer.zero_()

@@ -1,0 +1,107 @@
+"""TorchJD: any aggregator of that library, where it is installed, as a method of this one."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import inspect
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.base import JacobianCombiner
+
+_INSTALL = "pip install 'mtrl-torch[torchjd]'"
+
+
+class TorchJD(JacobianCombiner):
+    """TorchJD (another library): its aggregator of the given name combines the gradients.
+
+    Quinton and Rey, 2024 (arXiv:2406.16232) for the library and for UPGrad, its own method; the package
+    `torchjd` must be installed. Meant for comparisons: most aggregators read numbers back to the host and
+    solve there, so an update with this method cannot be captured as a CUDA graph. Drawn numbers come from
+    torch's global stream, and what stateful aggregators (NashMTL, GradVac) carry from step to step is not
+    part of a checkpoint. Where an aggregator weighs tasks, `last_weights` are its weights; for the others
+    they stay 1 / T. Its defaults hold: several aggregators treat a Jacobian whose squared norm is below
+    `norm_eps` = 1e-4 as zero.
+
+    Args:
+        aggregator: Name of a class of torchjd.aggregation: UPGrad, MGDA, ConFIG, AlignedMTL, ...
+        arguments: Its arguments as Python writes them, "c=0.4, norm_eps=0.0"; n_tasks is filled in.
+    """
+
+    name: ClassVar[str] = "torchjd"
+
+    def __init__(self, *, num_tasks: int, aggregator: str = "UPGrad", arguments: str = "") -> None:
+        super().__init__(num_tasks=num_tasks)
+        cls = _aggregator_class(aggregator)
+        values = _parsed(arguments)
+        if "n_tasks" in inspect.signature(cls).parameters:
+            values.setdefault("n_tasks", num_tasks)
+        try:
+            built = cls(**values)
+        except ImportError as error:
+            raise ValueError(
+                f"{aggregator} needs more packages: {_INSTALL}. TorchJD says: {error}"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"arguments must fit {aggregator}{inspect.signature(cls)}; found {arguments!r}. "
+                f"TorchJD says: {error}"
+            ) from error
+        self._weights: Tensor | None = None
+        if isinstance(built, importlib.import_module("torchjd.aggregation").WeightedAggregator):
+            built.weighting.register_forward_hook(self._keep_weights)
+        # In a tuple, which hides it from nn.Module: what it holds is no tensor state in fixed memory.
+        self._held = (built,)
+
+    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Return the aggregator's vector [P] for a Jacobian [T, P]; reads from the device."""
+        if not bool(torch.isfinite(jacobian).all()):
+            return jacobian.sum(dim=0)  # not finite either; the solvers behind would raise
+        self._weights = None
+        with torch.no_grad():
+            direction: Tensor = self._held[0](jacobian.detach())
+        if self._weights is not None:
+            self.last_weights.copy_(self._weights)
+        return direction
+
+    def reset(self) -> None:
+        """Put the aggregator's state, if it has one, back as well."""
+        super().reset()
+        if hasattr(self._held[0], "reset"):
+            self._held[0].reset()
+
+    def _keep_weights(self, module: Any, inputs: Any, output: Tensor) -> None:
+        self._weights = output
+
+
+def _aggregator_class(name: str) -> Any:
+    try:
+        library = importlib.import_module("torchjd.aggregation")
+    except ImportError as error:
+        raise ValueError(f"the method torchjd needs the package torchjd: {_INSTALL}.") from error
+    found = {
+        key: value
+        for key, value in vars(library).items()
+        if inspect.isclass(value) and issubclass(value, library.Aggregator) and "Aggregator" not in key
+    }
+    if name not in found:
+        folded = {key.casefold(): key for key in found}
+        near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.4)
+        hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
+        raise ValueError(f"unknown aggregator {name!r}.{hint} Valid: {', '.join(sorted(found))}.")
+    return found[name]
+
+
+def _parsed(arguments: str) -> dict[str, Any]:
+    """Return the keyword arguments that `arguments` spells, which must be literals."""
+    try:
+        call = ast.parse(f"f({arguments})", mode="eval").body
+        if isinstance(call, ast.Call) and not call.args and all(word.arg for word in call.keywords):
+            return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError, TypeError):
+        pass
+    raise ValueError(f"arguments must read like 'c=0.4, norm_eps=0.0'; found {arguments!r}.")

@@ -1,0 +1,51 @@
+"""UPGrad: projects each gradient on the cone of directions that harm no task, then takes the mean."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._cone import cone_weights, cosines, violation
+from mtrl.combiners.base import GramCombiner
+
+_RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rounding error
+
+
+class UPGrad(GramCombiner):
+    """UPGrad (unconflicting projection): the mean of the gradients, each projected on {d: <g_j, d> >= 0}.
+
+    Quinton and Rey, 2024 (arXiv:2406.16232), equation 3 and proposition 1: the projection of g_i has the
+    weights v that minimise v'Mv subject to v >= e_i for the Gramian M. No task gets worse to first order, and
+    what a task contributes is proportional to its gradient's length.
+
+    Deviations from the authors' library: the programs are solved on the device to rounding error, all as one
+    batch, and the Gramian's norm and regularisation constants (1e-4 there), which replace small gradients by
+    their mean, are absent.
+    """
+
+    name: ClassVar[str] = "upgrad"
+
+    def __init__(self, *, num_tasks: int) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self._solution: Tensor
+        self.register_buffer("_solution", torch.eye(num_tasks, dtype=torch.float64), persistent=False)
+
+    def weights(self, gram: Tensor) -> Tensor:
+        """Return the mean over the tasks of their projections' weights, shape [T], for the Gramian [T, T]."""
+        exact = gram.to(torch.float64)
+        solution = cone_weights(exact, ridge=_RIDGE * torch.finfo(gram.dtype).eps)
+        self._solution.copy_(solution)
+        inverse = cosines(exact)[1]
+        return (inverse.reciprocal() @ solution * inverse / self.num_tasks).to(gram.dtype)
+
+    def reset(self) -> None:
+        """Forget the last solution."""
+        super().reset()
+        self._solution.copy_(torch.eye(self.num_tasks))
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Add `residual`: the largest violation of the programs' optimality conditions, unit gradients."""
+        residual = violation(cosines(self._last_gram)[0], self._solution).amax()
+        return {**super().metrics(), "residual": residual}

@@ -1,0 +1,50 @@
+"""Uncertainty weighting: a learned noise level per task."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._learned import Learned
+from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners.base import LossCombiner
+
+
+class UW(LossCombiner):
+    """Uncertainty weighting: minimises the mean of (exp(-s_t) loss_t + s_t) / 2 over parameters and all s_t.
+
+    Kendall, Gal and Cipolla, CVPR 2018 (arXiv:1705.07115), section 3.2 with s the logarithm of a task's
+    variance: a task weighs exp(-s_t) / 2, and s_t, zero at first, follows log(loss_t) by Adam.
+
+    Args:
+        lr: Step size of s (0.01 in the RL code of FAMO's authors).
+        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none`
+            needs positive losses, below zero the weights would grow without end.
+
+    Deviation: the mean over tasks instead of the sum.
+    """
+
+    name: ClassVar[str] = "uw"
+    positive_losses: ClassVar[bool] = True
+
+    def __init__(
+        self, *, num_tasks: int, lr: float = 0.01, shift: Literal["none", "minimum"] = "none"
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.s = Learned(num_tasks, lr=check_number("lr", lr, low=0.0))
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
+
+    def weights(self, losses: Tensor) -> Tensor:
+        """Return exp(-s) / (2 T), shape [T], for losses [T]; then s takes its step."""
+        precision = (-self.s.value).exp()
+        self.s.update((1.0 - precision * self.origin(losses)) / 2.0)
+        return (precision / (2.0 * self.num_tasks)).to(losses.dtype)
+
+    def reset(self) -> None:
+        """Start at s = 0 again."""
+        super().reset()
+        self.s.reset()
+        self.origin.reset()

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtrl.combiners.db_mtl import DBMTL
+from tests.helpers.matrices import jacobian
+
+
+@pytest.mark.parametrize(("beta", "sigma"), [(0.9, 0.0), (0.9, 0.5), (0.0, 0.0), (1.0, 1.0)])
+def test_averages_and_lengths_follow_the_algorithm(beta: float, sigma: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    combiner = DBMTL(num_tasks=3, beta=beta, sigma=sigma)
+    averages = [torch.zeros(12, dtype=torch.float64) for _ in range(3)]
+    for update in range(1, 12):
+        rows = jacobian("spread_2", 3, seed=update)
+        losses = torch.rand(3, generator=generator, dtype=torch.float64) + 0.05
+        keep = beta / update**sigma
+        for task in range(3):
+            averages[task] = keep * averages[task] + (1.0 - keep) * rows[task] / losses[task]
+        longest = max(average.norm() for average in averages)
+        expected = sum(average / average.norm() * longest for average in averages if average.any())
+        torch.testing.assert_close(combiner.combine(rows, losses), expected + torch.zeros(12).double())
+
+
+def test_units_of_a_loss_do_not_matter() -> None:
+    units = torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)
+    plain, scaled = DBMTL(num_tasks=3), DBMTL(num_tasks=3)
+    losses = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    for seed in range(3):
+        rows = jacobian("iid", 3, seed)
+        expected = plain.combine(rows, losses)
+        torch.testing.assert_close(scaled.combine(rows * units.unsqueeze(-1), losses * units), expected)

@@ -1,0 +1,10 @@
+"""The real backend under another version number of metaworld, as far as the exact speed-ups can tell."""
+
+from __future__ import annotations
+
+from mtrl.envs import fast
+from mtrl.envs.metaworld import generate_goals, make_env, notes, versions
+
+__all__ = ["generate_goals", "make_env", "notes", "versions"]
+
+fast.metaworld_version = lambda: "99.0"
