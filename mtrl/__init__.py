@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtrl.config import Config
+    from mtrl.gradients import set_gradient, task_jacobian
     from mtrl.train import train
 
-__all__ = ["Config", "train"]
+__all__ = ["Config", "set_gradient", "task_jacobian", "train"]
 __version__ = "0.1.0"
 
 
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         import mtrl.train
 
         return mtrl.train  # the module is callable: see its last lines
+    if name in ("set_gradient", "task_jacobian"):
+        import mtrl.gradients
+
+        return getattr(mtrl.gradients, name)
     raise AttributeError(f"module 'mtrl' has no attribute '{name}'")

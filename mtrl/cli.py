@@ -18,7 +18,7 @@ import tyro
 
 from mtrl.config import Config, Device
 from mtrl.envs.tasks import resolve_tasks
-from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError, unknown_name
 from mtrl.flags import (
     check_flags,
     flag_values,
@@ -58,6 +58,8 @@ class _EvaluateFlags:
     """Device of the networks; auto: CUDA if there is one."""
     allow_version_mismatch: bool = False
     """Accept a checkpoint of another metaworld, mujoco or major version of torch."""
+    video: bool = False
+    """Also film one episode of each task, into the run's folder videos/; needs the extra [video]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,22 @@ class _ReportFlags:
     """Run directories; several are averaged in the table."""
     out: Path = Path("report")
     """Folder for success.png and table.md; made if missing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _GalleryFlags:
+    """Draw every method's trajectories on the toy landscapes of the CAGrad and Nash-MTL papers."""
+
+    methods: tuple[str, ...] = ()
+    """Methods to run; none given: all."""
+    steps: int = 20_000
+    """Steps of Adam."""
+    lr: float = 3e-3
+    """Learning rate of Adam."""
+    long: tuple[str, ...] = ()
+    """Methods to run with three times the steps at a third of the learning rate, by default the papers'."""
+    out: Path = Path("gallery")
+    """Folder for the pictures, final.json and table.md; made if missing."""
 
 
 def main_train(
@@ -97,6 +115,20 @@ def main_report(argv: Sequence[str] | None = None) -> int:
     """Run the report script and return its exit code, see `main_train`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return _exit_code(lambda: _report(arguments))
+
+
+def main_benchmark(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark that the first argument names and return its exit code, see `main_train`."""
+    from mtrl.benchmarks.command import run
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _exit_code(lambda: run(arguments))
+
+
+def main_gallery(argv: Sequence[str] | None = None) -> int:
+    """Run the gallery script and return its exit code, see `main_train`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _exit_code(lambda: _gallery(arguments))
 
 
 def _exit_code(run: Callable[[], int]) -> int:
@@ -180,6 +212,7 @@ def _evaluate(arguments: list[str]) -> int:
         episodes=flags.episodes,
         device=flags.device,
         allow_version_mismatch=flags.allow_version_mismatch,
+        video=flags.video,
     )
 
 
@@ -207,6 +240,40 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _gallery(arguments: list[str]) -> int:
+    if wants_help(arguments):
+        print_help(_GalleryFlags)
+        return 0
+    check_flags(arguments, _GalleryFlags)
+    flags = parse(_GalleryFlags, arguments)
+    if flags.steps < 1 or not flags.lr > 0.0:
+        raise UserError(f"--steps and --lr must be positive; found {flags.steps} and {flags.lr}.")
+    for name in (*flags.methods, *flags.long):
+        if name not in method_options():
+            raise UserError(unknown_name("method", name, method_options()))
+    from mtrl.gallery import descend, write_table
+
+    runs = []
+    for name in flags.methods or method_options():
+        scale = 3 if name in flags.long else 1
+        try:
+            runs.append(descend(name, steps=flags.steps * scale, lr=flags.lr / scale))
+        except ValueError as error:
+            print(f"{name}: left out. {error}", file=sys.stderr)
+        else:
+            print(f"{name}: done", file=sys.stderr)
+    try:
+        print(write_table(runs, flags.out), end="")
+        from mtrl.gallery_pictures import draw
+
+        print(*draw(runs, flags.out), sep="\n")
+    except ImportError as error:
+        raise UserError("the pictures need matplotlib: pip install 'mtrl-torch[report]'.") from error
+    except OSError as error:
+        raise UserError(f"cannot write to '{flags.out}': {error.strerror}. Choose another --out.") from error
+    return 0
+
+
 def _default_run_dir(config: Config) -> Path:
     tasks = "+".join(config.tasks) if len(config.tasks) <= 3 else f"{len(config.tasks)}-tasks"
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -215,9 +282,10 @@ def _default_run_dir(config: Config) -> Path:
 
 def _check_options(config: Config) -> None:
     """Raise UserError for an option out of its range, before anything is started or written."""
-    from mtrl.combiners import make_combiner
+    from mtrl.agent import sac_combiner
 
+    num_tasks = len(resolve_tasks(config.tasks))
     try:
-        make_combiner(config.method, num_tasks=len(resolve_tasks(config.tasks)), **config.method_options)
+        sac_combiner(config.method, num_tasks=num_tasks, options=config.method_options)
     except ValueError as error:
         raise UserError(f"--method {config.method}: {error}") from error
