@@ -32,6 +32,8 @@ class EnvConfig:
     """Episode length in env steps; every episode ends by truncation (MW+: 500)."""
     step_timeout: float = 60.0
     """Seconds without an answer after which a worker counts as hung."""
+    max_restarts: int = 3
+    """Workers restarted when they die, raise or hang; one more ends the run (checkpoint, exit code 75)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +177,7 @@ class Config:
 
 
 # Fields that may be zero; every other number must be positive (target_entropy has any sign).
-_MAY_BE_ZERO = {"seed", "gamma", "warmup_updates", "final_lr_fraction"}
+_MAY_BE_ZERO = {"seed", "gamma", "warmup_updates", "final_lr_fraction", "max_restarts"}
 _ANY_SIGN = {"target_entropy"}
 _AT_MOST_ONE = {"gamma", "tau", "final_lr_fraction"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -15,7 +16,13 @@ class NonFiniteError(RuntimeError):
 
 
 class EnvironmentFailure(RuntimeError):
-    """An environment worker died, raised or stopped answering; names worker and task, exit code 75."""
+    """An environment worker died, raised or stopped answering; names worker and task, exit code 75.
+
+    Attributes:
+        step_result: what `step_wait` would have returned, lost rows marked, if a step was under way.
+    """
+
+    step_result: Any = None
 
 
 def unknown_name(kind: str, found: str, valid: Iterable[str]) -> str:

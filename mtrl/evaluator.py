@@ -36,6 +36,7 @@ def evaluate(policy: Policy, envs: EvaluationEnvs, episodes_per_task: int) -> Ev
     Episodes are dealt out in rounds, copy e of a task taking episode `round * E + e`, and all of a round
     run to their end, so that no task and no short episode counts more often than another. Success at any step
     means the flag was set at least once; success at the last step means it was set when the episode ended.
+    A round in which a worker had to be restarted is run again: its episodes are fixed by their goals.
 
     Args:
         policy: maps observations [T*E, O] to actions [T*E, A].
@@ -61,12 +62,23 @@ def _run_round(
     policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]]:
     """One episode in every environment: success at any step, success at the last, return, each [T*E]."""
+    while True:
+        outcome = _try_round(policy, envs, goals)
+        if outcome is not None:
+            return outcome
+
+
+def _try_round(
+    policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]] | None:
     obs, _ = envs.reset(options={"goal": goals})
     running = np.ones(len(goals), dtype=bool)
     any_step, last_step = np.zeros_like(running), np.zeros_like(running)
     returns = np.zeros(len(goals), dtype=np.float64)
     while running.any():
         obs, reward, terminated, truncated, infos = envs.step(policy(obs))
+        if (infos["restarted"] & running).any():
+            return None
         success = infos["success"] > 0
         returns += np.where(running, reward, 0.0)
         any_step |= success & running

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: act, step, update, store; log, evaluate, checkpoint."""
+"""The training loop: vector step after vector step; log, evaluate, checkpoint when it is time."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from mtrl import console
 from mtrl.checkpoint import save_checkpoint
 from mtrl.config import Config
-from mtrl.envs import ACTION_SIZE, MetaWorldVectorEnv
-from mtrl.errors import NonFiniteError, UserError
+from mtrl.envs import MetaWorldVectorEnv
+from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from mtrl.evaluation import Evaluation
 from mtrl.evaluator import evaluate
 from mtrl.logger import Logger
-from mtrl.parts import Parts, act, make_policy
+from mtrl.parts import Parts, make_policy
+from mtrl.stepper import Stepper, Timer
 from mtrl.stop_signal import StopSignal
 
 _MAX_FAILED_WRITES = 3
 
 
 class TrainingLoop:
-    """The training loop. Its order per vector step: act, start the environments, update, collect, store."""
+    """The loop around `Stepper`: logs, evaluations, checkpoints, and why it ends."""
 
     def __init__(
         self,
@@ -39,7 +36,9 @@ class TrainingLoop:
     ) -> None:
         self.config, self.path, self.parts = config, path, parts
         self.eval_envs, self.logger, self.progress = eval_envs, logger, progress
-        self.seconds = dict.fromkeys(("act", "update", "env_wait", "evaluation", "checkpoint"), 0.0)
+        self.stepper = Stepper(config, parts)
+        self.seconds = self.stepper.seconds | {"evaluation": 0.0, "checkpoint": 0.0}
+        self.stepper.seconds = self.seconds  # one clock for all
         self.last_log = (0.0, 0)  # wall clock, vector step
         self.spent_at_log = dict(self.seconds)
         self.success: float | None = None
@@ -47,18 +46,25 @@ class TrainingLoop:
         self.failed_writes = 0
 
     def run(self, start: int) -> int:
-        """Go on from vector step `start`; returns the exit code: 0, or 128 + the signal that stopped it."""
-        config, parts = self.config, self.parts
-        if parts.obs is None:
-            parts.obs, _ = parts.envs.reset()
+        """Go on from vector step `start`; returns the exit code: 0, or 128 + the signal that stopped it.
+
+        Raises:
+            EnvironmentFailure: workers failed more often than allowed; a checkpoint was written.
+        """
+        config, stepper = self.config, self.stepper
+        stepper.begin()
         began = time.perf_counter()
         self.last_log = (began, start)
         with StopSignal() as stop:
             for done in range(start + 1, config.steps + 1):
-                self._vector_step(done - 1)
+                stepper.vector_step(done - 1)
                 if done % config.train.log_interval == 0 or done == config.steps:
                     self._log(done)
                 self._evaluate_if_due(done)
+                if stepper.failure is not None:
+                    self._save(done)
+                    advice = f"stopped at vector step {done:,}; continue with --resume {self.path}"
+                    raise EnvironmentFailure(f"{stepper.failure}\n{advice}") from stepper.failure
                 stopped = stop.exit_code is not None
                 if stopped or done % config.train.checkpoint_interval == 0 or done == config.steps:
                     self._save(done)
@@ -69,42 +75,6 @@ class TrainingLoop:
                     return int(stop.exit_code or 0)
         self._summary(time.perf_counter() - began, config.steps - start)
         return 0
-
-    def _vector_step(self, step: int) -> None:
-        """Move every environment by one env step and, after warm-up, update meanwhile."""
-        config, parts = self.config, self.parts
-        envs, obs = parts.envs, parts.obs
-        assert obs is not None
-        warm = step >= config.train.warmup_steps
-        if warm:
-            with _Timer(self.seconds, "act"):
-                action = act(parts.agent, envs, obs, deterministic=False)
-        else:
-            action = parts.exploration.uniform(-1.0, 1.0, (envs.num_envs, ACTION_SIZE)).astype(np.float32)
-        envs.step_async(action)
-        if warm:
-            parts.agent.anneal(step / config.steps)
-            burst = config.train.warmup_updates if step == config.train.warmup_steps else 0
-            with _Timer(self.seconds, "update"):
-                for _ in range(config.train.updates_per_step + burst):
-                    self._update()
-        with _Timer(self.seconds, "env_wait"):
-            next_obs, reward, terminated, truncated, infos = envs.step_wait()
-        ended = terminated | truncated
-        successor = infos["final_obs"] if ended.any() else next_obs
-        parts.replay.add(*(self._by_task(x) for x in (obs, action, reward, successor, terminated)))
-        parts.rollout.add(reward, infos["success"], ended)
-        parts.obs = next_obs
-
-    def _by_task(self, values: NDArray[Any]) -> torch.Tensor:
-        """[T*E, ...] -> [T, E, ...]."""
-        envs = self.parts.envs
-        return torch.from_numpy(values).view(envs.num_tasks, envs.envs_per_task, *values.shape[1:])
-
-    def _update(self) -> None:
-        agent, replay = self.parts.agent, self.parts.replay
-        size = self.config.sac.batch_per_task
-        agent.update([replay.sample(size) for _ in range(agent.num_batches)])
 
     def _env_steps(self, vector_step: int) -> int:
         return vector_step * self.parts.envs.num_envs
@@ -121,6 +91,7 @@ class TrainingLoop:
             "time/fps": rate * self.parts.envs.num_envs,
             "time/vector_steps_per_second": rate,
             "time/total_timesteps": float(self._env_steps(step)),
+            "env/restarts": float(self.parts.envs.restarts + self.eval_envs.restarts),
             **{f"time/{name}_ms": 1e3 * spent[name] / vector_steps for name in ("act", "update", "env_wait")},
             **self.parts.rollout.pop_means(),
         }
@@ -147,11 +118,15 @@ class TrainingLoop:
     def _evaluate_if_due(self, step: int) -> None:
         settings = self.config.eval
         final = step == self.config.steps
-        if not final and step % settings.interval:
+        if self.stepper.failure is not None or (not final and step % settings.interval):
             return
         episodes = settings.final_episodes_per_task if final else settings.episodes_per_task
-        with _Timer(self.seconds, "evaluation"):
-            result = evaluate(make_policy(self.parts.agent, self.eval_envs), self.eval_envs, episodes)
+        with Timer(self.seconds, "evaluation"):
+            try:
+                result = evaluate(make_policy(self.parts.agent, self.eval_envs), self.eval_envs, episodes)
+            except EnvironmentFailure as failure:
+                self.stepper.failure = failure
+                return
         self.success = result.mean_success
         self._write(
             "evaluation",
@@ -170,7 +145,7 @@ class TrainingLoop:
         """Write a checkpoint, unless the agent has met something non-finite."""
         self._raise_if_failed()
         keep = self.config.train.keep_checkpoints
-        with _Timer(self.seconds, "checkpoint"):
+        with Timer(self.seconds, "checkpoint"):
             self._write(
                 "checkpoint", step, lambda: save_checkpoint(self.path, step, self.parts.state(), keep=keep)
             )
@@ -210,16 +185,3 @@ class TrainingLoop:
             console.evaluation_table(self.final)
         rate = vector_steps / elapsed
         print(f"{vector_steps:,} vector steps in {elapsed:.0f} s ({rate:.1f}/s); {split}; run in {self.path}")
-
-
-class _Timer:
-    """Adds the time spent inside its block to one entry of a dict."""
-
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._name] += time.perf_counter() - self._began

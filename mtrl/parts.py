@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mtrl import console
 from mtrl.agent import MTSAC
 from mtrl.config import Config
 from mtrl.envs import ACTION_SIZE, OBS_SIZE, MetaWorldVectorEnv, make_envs
@@ -72,6 +73,8 @@ def build_envs(config: Config, *, num_workers: int | None) -> MetaWorldVectorEnv
         num_goals=env.num_goals,
         max_episode_steps=env.max_episode_steps,
         step_timeout=env.step_timeout,
+        max_restarts=env.max_restarts,
+        report=console.warning,
     )
 
 

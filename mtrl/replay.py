@@ -64,16 +64,37 @@ class Replay:
         self._scale_rewards = scale_rewards
         self._second_moment = torch.ones(num_tasks, device=device)
 
-    def add(self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, terminated: Tensor) -> None:
+    def add(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        next_obs: Tensor,
+        terminated: Tensor,
+        lost: Tensor | None = None,
+    ) -> None:
         """Store E transitions per task: [T, E, O], [T, E, A], [T, E], [T, E, O], [T, E].
 
         next_obs is the true successor (the final observation of an episode that ended); terminated is 1 only
         where the task itself ended the episode, never for the time limit.
+
+        lost, bool [T, E], marks rows that are no transition: their environment was restarted. All rings
+        advance together, so something must stand in their slots: the copy's transition of the step before,
+        which is a true one of the same task. Its only effect is that it is drawn twice as often as others
+        while both last; zeros or an invented successor would teach the critic what no task does.
+        Before the first transition there is none to repeat, and the whole step is left out.
         """
         envs = obs.shape[1]
         parts = (obs, action, reward.unsqueeze(-1), 1.0 - terminated.float().unsqueeze(-1), next_obs)
         device = self._rows.device
-        self._rows[:, self._next : self._next + envs] = torch.cat(parts, dim=-1).to(device)
+        rows = torch.cat(parts, dim=-1).to(device)
+        if lost is not None and lost.any():
+            if self.size == 0:
+                return
+            newest = (self._next - envs) % self.capacity
+            rows = torch.where(lost.to(device).unsqueeze(-1), self._rows[:, newest : newest + envs], rows)
+            reward = rows[..., self.obs_dim + self.action_dim]
+        self._rows[:, self._next : self._next + envs] = rows
         self._next = (self._next + envs) % self.capacity
         self.size = min(self.size + envs, self.capacity)
         if self._scale_rewards:

@@ -30,6 +30,11 @@ class RolloutStatistics:
             self._return[ended] = 0.0
             self._success[ended] = False
 
+    def drop(self, rows: NDArray[np.bool_]) -> None:
+        """Forget the running episodes of these rows [T*E]: they were cut short and count nowhere."""
+        self._return[rows] = 0.0
+        self._success[rows] = False
+
     def pop_means(self) -> dict[str, float]:
         """Mean return and any-step success rate of the episodes ended since the last call, if any."""
         episodes, returns, successes = self._ended

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from mtrl import console, cpu
+from mtrl.agent import MTSAC
 from mtrl.checkpoint import load_checkpoint
 from mtrl.config import Config, Device
+from mtrl.envs import MetaWorldVectorEnv
 from mtrl.errors import UserError
 from mtrl.evaluator import evaluate
 from mtrl.logger import Logger
@@ -22,6 +24,7 @@ from mtrl.parts import Parts, build_agent, build_envs, make_policy
 from mtrl.presets import config_to_dict, load_config, save_config
 from mtrl.run_directory import RunDirectory
 from mtrl.start_screen import describe
+from mtrl.video import record
 
 
 def train(config: Config, run_dir: str | Path) -> int:
@@ -69,8 +72,12 @@ def evaluate_run(
     episodes: int = 50,
     device: Device = "auto",
     allow_version_mismatch: bool = False,
+    video: bool = False,
 ) -> int:
-    """Evaluate a run's newest checkpoint, print a table and return 0; the run itself stays as it is."""
+    """Evaluate a run's newest checkpoint, print a table and return 0; the run itself stays as it is.
+
+    With `video` one more episode of each task is filmed, into the run's folder `videos`.
+    """
     path = Path(run_dir)
     if not (path / "config.yaml").is_file():
         raise UserError(f"'{path}' is not a run directory: expected config.yaml in it, found none.")
@@ -81,9 +88,20 @@ def evaluate_run(
         agent = build_agent(config, envs, resolved)
         agent.load_training_state(state["agent"])
         result = evaluate(make_policy(agent, envs), envs, episodes)
-    print(f"{path}: checkpoint of vector step {step:,}")
-    console.evaluation_table(result)
+        print(f"{path}: checkpoint of vector step {step:,}")
+        console.evaluation_table(result)
+        if video:
+            _film(config, agent, envs, path / "videos")
     return 0
+
+
+def _film(config: Config, agent: MTSAC, envs: MetaWorldVectorEnv, folder: Path) -> None:
+    policy = make_policy(agent, envs)
+    steps, version = config.env.max_episode_steps, config.env.reward_version
+    files = record(
+        policy, envs.goal_sets, envs.envs_per_task, folder, seed=config.seed, steps=steps, version=version
+    )
+    print(f"videos: {', '.join(map(str, files))}")
 
 
 def resolve_device(name: str) -> torch.device:

@@ -23,6 +23,7 @@ class ScriptedEnvs:
         self.num_goals = goals
         self.started: list[list[int]] = []
         self.stepped = 0
+        self.restart_at: set[int] = set()
 
     def reset(self, *, options: dict[str, Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
         self.goal = np.asarray(options["goal"])
@@ -38,7 +39,11 @@ class ScriptedEnvs:
         success = ((self.time == self.goal + 1) & task_a).astype(np.float32)
         ended = np.full(len(self.goal), self.time == HORIZON)
         obs = np.zeros((len(self.goal), 39), np.float32)
-        return obs, self.goal.astype(np.float32), np.zeros_like(ended), ended, {"success": success}
+        restarted = np.zeros_like(ended)
+        if self.stepped in self.restart_at:
+            restarted[0] = ended[0] = True
+        infos = {"success": success, "restarted": restarted}
+        return obs, self.goal.astype(np.float32), np.zeros_like(ended), ended, infos
 
 
 def _policy(obs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -71,3 +76,14 @@ def test_each_goal_is_started_exactly_once_when_as_many_episodes_are_asked() -> 
     started = np.array(envs.started).reshape(-1, 2, 2)
     for task in range(2):
         assert sorted(started[:, task].flatten().tolist()) == list(range(50))
+
+
+@pytest.mark.parametrize("restart_at", [{1}, {4, 9}, {HORIZON}, {HORIZON + 1, HORIZON + 3}])
+def test_a_round_cut_by_a_restarted_worker_is_run_again(restart_at: set[int]) -> None:
+    undisturbed, envs = ScriptedEnvs(copies=2), ScriptedEnvs(copies=2)
+    envs.restart_at = restart_at
+    expected, found = evaluate(_policy, undisturbed, 4), evaluate(_policy, envs, 4)
+    np.testing.assert_array_equal(found.success, expected.success)
+    np.testing.assert_array_equal(found.success_last, expected.success_last)
+    np.testing.assert_array_equal(found.episode_return, expected.episode_return)
+    assert len(envs.started) == len(undisturbed.started) + len(restart_at)

@@ -21,7 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "replay": {"errors", "types"},
     "networks": set(),
     "losses": {"networks", "types"},
-    "agent": {"combiners", "config", "gradients", "losses", "networks", "types"},
+    "learner": {"combiners", "gradients"},
+    "agent": {"combiners", "config", "errors", "gradients", "learner", "losses", "networks", "types"},
     "evaluator": {"evaluation"},
     "console": {"evaluation"},
     "run_directory": {"console", "errors", "versions"},
@@ -32,11 +33,14 @@ ALLOWED: dict[str, set[str]] = {
     "plain_tree": set(),
     "presets": {"config", "conversion", "envs", "errors", "method_options"},
     "report": {"errors", "presets", "run_directory"},
+    "gallery": {"combiners"},
+    "gallery_pictures": {"gallery"},
     "start_screen": {"agent", "config", "envs", "types"},
+    "video": {"envs", "errors", "evaluator"},
 }
 ONLY_THEMSELVES = {"combiners"}
-# The stages that know the whole Config: they build the parts, run the loop and start it.
-MAY_SEE_EVERYTHING = {"parts", "loop", "train", "cli", "flags", "__init__"}
+# The stages that know the whole Config: they build the parts, run the loop, start it, and measure all that.
+MAY_SEE_EVERYTHING = {"benchmarks", "parts", "stepper", "loop", "train", "cli", "flags", "__init__"}
 
 
 def _stage(path: Path) -> str:
@@ -73,6 +77,14 @@ def test_combiners_depend_on_torch_and_the_standard_library_only() -> None:
     for path in (PACKAGE / "combiners").glob("*.py"):
         outside = {name.split(".")[0] for name in _imports(path)} - set(sys.stdlib_module_names)
         assert outside <= {"torch", "mtrl"}, path.name
+
+
+def test_the_combiner_of_an_optional_package_imports_it_only_when_it_is_made() -> None:
+    code = "import sys, mtrl.combiners; print('torchjd' in sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert loaded.stdout.strip() == "False"
 
 
 def test_only_one_module_imports_metaworld() -> None:

@@ -127,3 +127,50 @@ def test_scaled_rewards_have_unit_second_moment_and_stored_ones_stay_raw() -> No
     ratio = plain.sample(64).reward / scaled.sample(64).reward
     torch.testing.assert_close(ratio.mean(1, keepdim=True), scale, rtol=0.1, atol=0.01)
     assert torch.equal(plain.state_dict()["rows"], scaled.state_dict()["rows"])
+
+
+def _lost(*rows: tuple[int, int], envs: int) -> Tensor:
+    lost = torch.zeros(TASKS, envs, dtype=torch.bool)
+    for task, env in rows:
+        lost[task, env] = True
+    return lost
+
+
+@pytest.mark.parametrize("before", [1, 3, 5, 6])  # 5 x 2 fills the ring: the next one wraps around
+def test_a_lost_row_repeats_the_transition_before_and_others_are_stored(before: int) -> None:
+    replay = _replay(capacity=10, envs=2)
+    for step in range(before):
+        replay.add(*_transition(step, envs=2))
+    poison = [torch.where(_lost((1, 0), envs=2).view(TASKS, 2, *[1] * (part.dim() - 2)), torch.nan, part)
+              for part in _transition(before, envs=2)]  # fmt: skip
+    obs, action, reward, next_obs, _ = poison
+    replay.add(obs, action, reward, next_obs, torch.zeros(TASKS, 2), _lost((1, 0), envs=2))
+    rows = replay.state_dict()["rows"]
+    slot = 2 * (before % 5)
+    newest = rows[:, slot : slot + 2, OBS + ACTION]
+    expected = _transition(before, envs=2)[2]
+    expected[1, 0] -= 10  # of the step before, the same copy
+    assert torch.equal(newest, expected)
+    assert torch.isfinite(rows).all()
+    assert replay.size == min(2 * (before + 1), 10)
+
+
+def test_a_step_with_a_lost_row_before_any_transition_is_left_out() -> None:
+    replay = _replay(envs=2)
+    replay.add(*_transition(0, envs=2), _lost((0, 1), envs=2))
+    assert replay.size == 0
+    replay.add(*_transition(1, envs=2), _lost(envs=2))
+    assert replay.size == 2
+
+
+def test_lost_rows_do_not_enter_the_reward_scale() -> None:
+    scales = []
+    for reward in (0.0, 1e6):
+        replay = _replay(envs=1, scale_rewards=True)
+        replay.add(*_transition(1))
+        parts = list(_transition(2))
+        parts[2] = parts[2].clone()
+        parts[2][1] = reward
+        replay.add(parts[0], parts[1], parts[2], parts[3], parts[4], _lost((1, 0), envs=1))
+        scales.append(replay.state_dict()["second_moment"].clone())
+    assert torch.equal(*scales)

@@ -20,9 +20,13 @@ from mtrl.checkpoint import load_checkpoint, save_checkpoint
 from mtrl.cli import main_train
 from mtrl.combiners import COMBINERS
 from mtrl.config import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
-from mtrl.errors import NonFiniteError, UserError
-from mtrl.loop import TrainingLoop
+from mtrl.envs import MetaWorldVectorEnv
+from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.evaluation import Evaluation
+from mtrl.evaluator import Policy, evaluate
+from mtrl.stepper import Stepper
 from mtrl.train import resolve_device, resume_training
+from tests.helpers.loss_methods import sac_options
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TASKS = ("reach-v3", "drawer-close-v3")
@@ -100,12 +104,11 @@ def test_mt10_script_trains_evaluates_and_writes_everything(tmp_path: Path) -> N
 @pytest.mark.parametrize("method", sorted(COMBINERS))
 def test_stopped_and_resumed_equals_uninterrupted(method: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(_config(method=method), whole) == 0
+    chosen = {"method": method, "method_options": sac_options(method)}
+    assert train(_config(**chosen), whole) == 0
     # A shorter run ends with an evaluation of its own; the curves must agree from its checkpoint on.
     assert (
-        train(
-            _config(method=method, steps=37, eval=EvalConfig(interval=1000, final_episodes_per_task=1)), parts
-        )
+        train(_config(**chosen, steps=37, eval=EvalConfig(interval=1000, final_episodes_per_task=1)), parts)
         == 0
     )
     (parts / "evaluations.jsonl").write_text((whole / "evaluations.jsonl").read_text().splitlines()[0] + "\n")
@@ -203,14 +206,14 @@ def test_the_true_final_observation_is_stored_at_truncation_and_bootstrapped(tmp
 def test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name(
     value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = TrainingLoop._vector_step
+    original = Stepper.vector_step
 
-    def poison(self: TrainingLoop, step: int) -> None:
+    def poison(self: Stepper, step: int) -> None:
         original(self, step)
         if step == 31:
             self.parts.replay._rows[1, :, 43] = value
 
-    monkeypatch.setattr(TrainingLoop, "_vector_step", poison)
+    monkeypatch.setattr(Stepper, "vector_step", poison)
     with pytest.raises(NonFiniteError, match=r"critic in drawer-close-v3\."):
         train(_config(), tmp_path / "run")
     step, state = load_checkpoint(tmp_path / "run")
@@ -221,15 +224,15 @@ def test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name(
 def test_a_non_finite_action_never_reaches_an_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = TrainingLoop._vector_step
+    original = Stepper.vector_step
 
-    def poison(self: TrainingLoop, step: int) -> None:
+    def poison(self: Stepper, step: int) -> None:
         if step == 30:
             with torch.no_grad():
                 self.parts.agent.actor.flat.vector.fill_(float("nan"))
         original(self, step)
 
-    monkeypatch.setattr(TrainingLoop, "_vector_step", poison)
+    monkeypatch.setattr(Stepper, "vector_step", poison)
     with pytest.raises(NonFiniteError, match="reach-v3"):
         train(_config(), tmp_path / "run")
     assert load_checkpoint(tmp_path / "run")[0] == 25
@@ -276,3 +279,95 @@ def test_too_large_a_replay_is_refused_and_nothing_is_written(tmp_path: Path) ->
     with pytest.raises(UserError, match="replay buffers need"):
         train(_config(replay=ReplayConfig(capacity_per_task=10**12)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def _kill_a_worker(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
+    """Before these vector steps (counted from 0) a worker of the training environments dies."""
+    original = Stepper.vector_step
+
+    def kill(self: Stepper, step: int) -> None:
+        if step in at:
+            os.kill(self.parts.envs.worker_pids[0], signal.SIGKILL)
+        original(self, step)
+
+    monkeypatch.setattr(Stepper, "vector_step", kill)
+
+
+def _kill_a_worker_before_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(policy: Policy, envs: MetaWorldVectorEnv, episodes: int) -> Evaluation:
+        os.kill(envs.worker_pids[0], signal.SIGKILL)
+        return evaluate(policy, envs, episodes)
+
+    monkeypatch.setattr("mtrl.loop.evaluate", kill)
+
+
+def test_a_killed_worker_is_replaced_and_nothing_invented_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _kill_a_worker(monkeypatch, {30})
+    assert train(_config(env=EnvConfig(max_episode_steps=20, num_workers=2)), tmp_path / "run") == 0
+    message = capsys.readouterr().err
+    assert "SIGKILL" in message
+    assert any(task in message for task in TASKS)
+    assert _lines(tmp_path / "run" / "metrics.jsonl")[-1]["env/restarts"] == 1.0
+    state = load_checkpoint(tmp_path / "run")[1]
+    rows = torch.roll(state["replay"]["rows"], -state["replay"]["next"], dims=1)  # steps 20 to 59
+    obs, following = rows[..., :39], rows[..., 45:]
+    mine, other = (0, 1) if torch.equal(rows[0, 9], rows[0, 10]) else (1, 0)
+    assert torch.equal(rows[mine, 9], rows[mine, 10])  # step 30 repeats step 29
+    assert not torch.equal(rows[other, 9], rows[other, 10])
+    # Everything else continues the step before, except where an episode begins; the hand knows both.
+    jumps = (obs[:, 1:, :3] - following[:, :-1, :3]).abs().amax(-1) > 1e-3
+    assert jumps[other].nonzero().flatten().tolist() == [19]
+    assert jumps[mine].nonzero().flatten().tolist() == [9, 10, 30]
+
+
+def test_past_the_budget_a_checkpoint_is_written_and_the_run_goes_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _kill_a_worker(monkeypatch, {30})
+    env = EnvConfig(max_episode_steps=20, num_workers=2, max_restarts=0)
+    with pytest.raises(
+        EnvironmentFailure, match=r"SIGKILL(.|\n)*stopped at vector step 31; continue with --res"
+    ):
+        train(_config(env=env), tmp_path / "run")
+    step, state = load_checkpoint(tmp_path / "run")
+    assert step == 31
+    assert [stored["env"] is None for stored in state["envs"]["envs"]].count(True) == 1
+    monkeypatch.undo()
+    assert resume_training(tmp_path / "run") == 0
+    step, state = load_checkpoint(tmp_path / "run")
+    assert step == 60
+    assert torch.isfinite(state["replay"]["rows"]).all()
+
+
+def test_the_script_exits_75_past_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _kill_a_worker(monkeypatch, {20})
+    run = tmp_path / "run"
+    flags = ["--preset", "debug", "--run-dir", str(run), "--env.max-restarts", "0"]
+    assert main_train(flags, preset="mt10", tasks=TASKS) == 75
+    message = capsys.readouterr().err
+    assert "SIGKILL" in message
+    assert f"--resume {run}" in message
+    assert load_checkpoint(run)[0] == 21
+
+
+def test_a_worker_killed_during_evaluation_changes_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(_config(), tmp_path / "undisturbed")
+    _kill_a_worker_before_every_evaluation(monkeypatch)
+    train(_config(), tmp_path / "disturbed")
+    first, second = (_lines(tmp_path / name / "evaluations.jsonl") for name in ("undisturbed", "disturbed"))
+    assert [_without_time(line) for line in first] == [_without_time(line) for line in second]
+
+
+def test_evaluation_workers_past_the_budget_end_the_run_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _kill_a_worker_before_every_evaluation(monkeypatch)
+    with pytest.raises(EnvironmentFailure, match="stopped at vector step 30"):
+        train(_config(env=EnvConfig(max_episode_steps=20, max_restarts=0)), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run")[0] == 30

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mtrl.envs.goals import GOALS_PER_TASK
+from mtrl.envs.supervision import Report, warn
 from mtrl.envs.tasks import resolve_tasks
 from mtrl.envs.vector import MetaWorldVectorEnv
 
@@ -22,6 +23,8 @@ def make_envs(
     terminate_on_success: bool = False,
     render_mode: str | None = None,
     step_timeout: float = 60.0,
+    max_restarts: int = 3,
+    report: Report = warn,
 ) -> MetaWorldVectorEnv:
     """Start worker processes with T x E environments and return them as one vector environment.
 
@@ -36,6 +39,9 @@ def make_envs(
         terminate_on_success: Whether success ends an episode as a termination (never in training).
         render_mode: Upstream's: None, "human", "rgb_array" or "depth_array".
         step_timeout: Seconds without an answer after which a worker counts as hung.
+        max_restarts: Workers that die, raise or hang are restarted this often in all; then stepping raises.
+        report: Called with a text for each restart, and if upstream's version makes environments slow; by
+            default a RuntimeWarning.
 
     Raises:
         UserError: an unknown or doubled task, or a number out of range.
@@ -52,4 +58,6 @@ def make_envs(
         terminate_on_success=terminate_on_success,
         render_mode=render_mode,
         step_timeout=step_timeout,
+        max_restarts=max_restarts,
+        report=report,
     )

@@ -1,6 +1,6 @@
 """One Meta-World task as a bare simulation: upstream's class, stepped directly.
 
-The backend of the workers (see `mtrl.envs.worker`): `versions`, `generate_goals` and `make_env`.
+The backend of the workers (see `mtrl.envs.worker`): `versions`, `generate_goals`, `make_env`, `notes`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mtrl.envs.goals import GOALS_PER_TASK
 from mtrl.envs.worker import Rules
 
 _UPSTREAM_HORIZON = 500
+_notes: dict[str, None] = {}
 
 
 def versions() -> dict[str, str]:
@@ -28,12 +29,18 @@ def versions() -> dict[str, str]:
     return {"metaworld": fast.metaworld_version(), "mujoco": str(mujoco.__version__)}
 
 
+def notes() -> list[str]:
+    """Return what users should know about the environments made so far."""
+    return list(_notes)
+
+
 def make_env(task: str, goals: NDArray[np.float64], rules: Rules, render_mode: str | None) -> TaskEnv:
     """Return the environment of one task with the goals [G, D] of its goal set.
 
     Puts the exact speed-ups of `mtrl.envs.fast` in place for the whole process, which is a worker's.
     """
-    fast.install(SawyerXYZEnv)
+    for note in fast.install(SawyerXYZEnv):
+        _notes.setdefault(note)
     return TaskEnv(task, goals, rules, render_mode)
 
 
@@ -95,6 +102,13 @@ class TaskEnv:
 def _upstream_task(name: str, vector: NDArray[np.float64]) -> Task:
     data = {"rand_vec": vector, "env_cls": ALL_V3_ENVIRONMENTS[name], "partially_observable": False}
     return Task(env_name=name, data=pickle.dumps(data))
+
+
+def scripted_policy(name: str) -> Any:
+    """Return upstream's scripted policy of a task: `get_action(obs)`, obs float64 [39], which it may edit."""
+    from metaworld.policies import ENV_POLICY_MAP  # workers have no use for these fifty modules
+
+    return ENV_POLICY_MAP[name]()
 
 
 def generate_goals(names: Sequence[str], seed: int) -> dict[str, NDArray[np.float64]]:

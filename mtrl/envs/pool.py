@@ -1,4 +1,4 @@
-"""Worker processes as seen from the learner: start, signal, wait under a deadline, report failures, end."""
+"""Worker processes as seen from the learner: start, signal, wait under a deadline, note failures, end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 from mtrl.envs.shared import SharedArrays, allocate
 from mtrl.envs.worker import COMMAND, DONE, ERROR, RESULT, STEP
@@ -32,55 +31,68 @@ _START_SECONDS = 600.0
 _CLOSE_SECONDS = 2.0
 
 
+class Failure(NamedTuple):
+    """Why a worker is of no use any more; its process has ended."""
+
+    worker: int
+    row: int | None  # the row it was working on, if it was
+    reason: str
+
+
 class WorkerPool:
     """Processes that share one set of arrays; worker w owns the rows `rows[w]`.
 
-    Every method raises EnvironmentFailure, naming worker and tasks, when a worker died, raised or did not
-    answer in time, and again at every later call: only `close` is of use then.
+    A worker that dies, raises or does not answer in time is ended and entered in `failures`; others go on.
+    `restart` puts a new process in its place. Nothing here raises for a failed worker: callers look.
     """
 
-    def __init__(
-        self, backend: str, tasks: Sequence[str], rows: Sequence[Sequence[int]], timeout: float
-    ) -> None:
+    def __init__(self, backend: str, num_envs: int, rows: Sequence[Sequence[int]], timeout: float) -> None:
         self.rows = [tuple(own) for own in rows]
-        self._tasks = tuple(tasks)  # of each row
-        self._timeout = timeout
-        self._failure: str | None = None
+        self.failures: dict[int, Failure] = {}
+        self._backend, self._num_envs, self._timeout = backend, num_envs, timeout
+        self._interrupted: str | None = None
         self._waiting: set[int] = set()  # workers that owe an answer
-        memory = allocate(len(tasks))
-        self.arrays = SharedArrays.attach(memory, len(tasks))
+        self._memory = allocate(num_envs)
+        self.arrays = SharedArrays.attach(self._memory, num_envs)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[Connection] = []
-        self._finalizer = weakref.finalize(self, _stop, self._processes, self._channels, os.getpid())
+        self._finalizer = weakref.finalize(
+            self, _stop, self._processes, self._channels, self._memory, os.getpid()
+        )
         self._poll = select.poll()
         self._worker_of: dict[int, int] = {}
-        try:
-            for _ in self.rows:
-                self._start(backend, memory, len(tasks))
-        finally:
-            os.close(memory)
+        for worker in range(len(self.rows)):
+            process, channel = self._start(worker)
+            self._processes.append(process)
+            self._channels.append(channel)
 
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
         return [process.pid for process in self._processes]
 
-    def _start(self, backend: str, memory: int, num_envs: int) -> None:
+    def _start(self, worker: int) -> tuple[subprocess.Popen[bytes], Connection]:
         ours, theirs = socket.socketpair()
         with theirs:
-            arguments = json.dumps([sys.path, theirs.fileno(), memory, num_envs, backend])
+            arguments = json.dumps([sys.path, theirs.fileno(), self._memory, self._num_envs, self._backend])
+            # A fresh interpreter, never a forked copy: forks of a process that uses CUDA are broken.
             process = subprocess.Popen(
                 [sys.executable, "-c", _BOOT, arguments],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), memory),
+                pass_fds=(theirs.fileno(), self._memory),
                 env={**os.environ, **_ONE_THREAD},
                 process_group=0,  # so that Ctrl-C reaches the learner alone, even while a worker starts
             )
         channel = Connection(ours.detach())
-        self._worker_of[channel.fileno()] = len(self._channels)
+        self._worker_of[channel.fileno()] = worker
         self._poll.register(channel.fileno(), select.POLLIN)
-        self._processes.append(process)
-        self._channels.append(channel)
+        return process, channel
+
+    def restart(self, worker: int) -> None:
+        """Replace a failed worker by a fresh process, which has no environments yet."""
+        self._channels[worker].close()
+        self._processes[worker], self._channels[worker] = self._start(worker)
+        self.failures.pop(worker, None)
 
     def begin_step(self) -> None:
         """Tell every worker to step with the actions in the shared arrays."""
@@ -88,31 +100,27 @@ class WorkerPool:
             self._send(worker, STEP)
 
     def finish_step(self) -> None:
-        """Wait until every worker has stepped; may be called again if an interrupt (Ctrl-C) ended it."""
+        """Wait until every worker has stepped or failed; may be called again if an interrupt ended it."""
         self._gather(self._timeout)
 
-    def call(
-        self, name: str, *args: Any, workers: Sequence[int] | None = None, starting: bool = False
-    ) -> list[Any]:
-        """Run a worker's method with the same arguments in all or some workers; return their results."""
-        chosen = range(len(self._channels)) if workers is None else workers
-        return self.scatter(name, dict.fromkeys(chosen, args), starting=starting)
-
-    def scatter(self, name: str, args: dict[int, tuple[Any, ...]], *, starting: bool = False) -> list[Any]:
-        """Run a worker's method with arguments for each worker; return the results in the order of `args`."""
+    def scatter(
+        self, name: str, args: Mapping[int, tuple[Any, ...]], *, starting: bool = False
+    ) -> dict[int, Any]:
+        """Run a worker's method with arguments for each worker; return the results of those that answered."""
         for worker, own in args.items():
             self._send(worker, COMMAND + pickle.dumps((name, own)))
         timeout = max(self._timeout, _START_SECONDS) if starting else self._timeout
         try:
-            results = self._gather(timeout)
+            return self._gather(timeout)
         except KeyboardInterrupt:
-            self._failure = f"'{name}' was interrupted: the workers' answers to it are lost."
+            self._interrupted = f"'{name}' was interrupted: the workers' answers to it are lost."
             raise
-        return [results[worker] for worker in args]
 
     def _send(self, worker: int, message: bytes) -> None:
-        if self._failure is not None:
-            raise EnvironmentFailure(self._failure)
+        if self._interrupted is not None:
+            raise EnvironmentFailure(self._interrupted)
+        if worker in self.failures:
+            return
         self._waiting.add(worker)
         try:
             self._channels[worker].send_bytes(message)
@@ -121,8 +129,6 @@ class WorkerPool:
 
     def _gather(self, timeout: float) -> dict[int, Any]:
         """Collect the answers of the workers that owe one."""
-        if self._failure is not None:
-            raise EnvironmentFailure(self._failure)
         waiting = self._waiting
         results: dict[int, Any] = {}
         deadline = time.monotonic() + timeout
@@ -130,57 +136,58 @@ class WorkerPool:
             remaining = deadline - time.monotonic()
             ready = self._poll.poll(max(0.0, remaining) * 1000)
             if not ready and remaining <= 0:
-                self._hung(min(waiting), timeout)
+                for worker in sorted(waiting):
+                    self._fail(
+                        worker, f"gave no answer within {timeout:g} s; raise step_timeout if it is slow"
+                    )
             for descriptor, _ in ready:
                 worker = self._worker_of[descriptor]
-                results[worker] = self._receive(worker)
-                waiting.discard(worker)
+                self._receive(worker, results)
         return results
 
-    def _receive(self, worker: int) -> Any:
+    def _receive(self, worker: int, results: dict[int, Any]) -> None:
         try:
             message = self._channels[worker].recv_bytes()
         except (EOFError, OSError):
             self._died(worker)
+            return
+        self._waiting.discard(worker)
         if message == DONE:
-            return None
+            return
         kind, body = message[:1], pickle.loads(message[1:])
         if kind == ERROR:
-            row, report = body
-            where = self._name(worker) if row is None else f"{self._name(worker)}, in task {self._tasks[row]}"
-            self._fail(f"{where} raised:\n{report}")
+            self._fail(worker, f"raised:\n{body}")
+            return
         assert kind == RESULT
-        return body
+        results[worker] = body
 
-    def _died(self, worker: int) -> NoReturn:
-        process = self._processes[worker]
+    def _died(self, worker: int) -> None:
         try:
-            code = process.wait(timeout=_CLOSE_SECONDS)
+            code = self._processes[worker].wait(timeout=_CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            self._fail(f"{self._name(worker)} closed its channel.")
+            self._fail(worker, "closed its channel")
+            return
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = " Out of memory is the usual reason." if code == -signal.SIGKILL else ""
-        self._fail(f"{self._name(worker)} died: {how}.{hint}")
+        hint = "; out of memory is the usual reason" if code == -signal.SIGKILL else ""
+        self._fail(worker, f"died: {how}{hint}")
 
-    def _hung(self, worker: int, timeout: float) -> NoReturn:
-        self._fail(
-            f"{self._name(worker)} gave no answer within {timeout:g} s; raise step_timeout if it is slow."
-        )
-
-    def _fail(self, message: str) -> NoReturn:
-        self._failure = message
-        raise EnvironmentFailure(message)
-
-    def _name(self, worker: int) -> str:
-        tasks = ", ".join(dict.fromkeys(self._tasks[row] for row in self.rows[worker]))
-        pid = self._processes[worker].pid
-        return f"environment worker {worker} of {len(self._processes)} (pid {pid}; tasks: {tasks})"
+    def _fail(self, worker: int, reason: str) -> None:
+        """Enter a failure and end the process: one that wakes up later must not write into the arrays."""
+        process = self._processes[worker]
+        process.kill()
+        process.wait()
+        self._waiting.discard(worker)
+        self._poll.unregister(self._channels[worker].fileno())
+        del self._worker_of[self._channels[worker].fileno()]
+        stepping = int(self.arrays.stepping[self.rows[worker][0]])
+        self.arrays.stepping[self.rows[worker][0]] = 0
+        self.failures[worker] = Failure(worker, stepping - 1 if stepping else None, reason)
 
     def close(self, *, at_once: bool = False) -> None:
         """End all workers, idempotently: by SIGKILL if `at_once`, after a failure or within an exchange."""
         if not self._finalizer.alive:
             return
-        if not (at_once or self._failure or self._waiting):
+        if not (at_once or self.failures or self._interrupted or self._waiting):
             for channel in self._channels:
                 try:
                     channel.send_bytes(COMMAND + pickle.dumps(("close", ())))
@@ -195,16 +202,12 @@ class WorkerPool:
         self._finalizer()
 
 
-def balanced(num_envs: int, num_workers: int) -> list[range]:
-    """Split the rows of the environments into consecutive blocks whose lengths differ by at most one."""
-    workers = min(num_workers, num_envs)
-    edges = [num_envs * worker // workers for worker in range(workers + 1)]
-    return [range(low, high) for low, high in pairwise(edges)]
-
-
-def _stop(processes: list[subprocess.Popen[bytes]], channels: list[Connection], owner: int) -> None:
+def _stop(
+    processes: list[subprocess.Popen[bytes]], channels: list[Connection], memory: int, owner: int
+) -> None:
     if os.getpid() != owner:
         return  # a forked copy of the learner must not end the original's workers
+    os.close(memory)
     for channel in channels:
         channel.close()
     for process in processes:

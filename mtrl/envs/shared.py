@@ -34,6 +34,8 @@ class SharedArrays(NamedTuple):
     info: NDArray[np.float32]  # [N, 7], in the order of INFO_KEYS
     terminated: NDArray[np.bool_]  # [N]
     truncated: NDArray[np.bool_]  # [N]
+    goal: NDArray[np.int64]  # [N], of the next episode, written by the learner
+    stepping: NDArray[np.int64]  # [N], at a worker's first row: 1 + the row it steps, 0 between steps
 
     @classmethod
     def attach(cls, descriptor: int, num_envs: int) -> Self:
@@ -68,6 +70,8 @@ def _layout(num_envs: int) -> list[tuple[tuple[int, ...], type]]:
         ((num_envs, len(INFO_KEYS)), np.float32),
         ((num_envs,), np.bool_),
         ((num_envs,), np.bool_),
+        ((num_envs,), np.int64),
+        ((num_envs,), np.int64),
     ]
 
 

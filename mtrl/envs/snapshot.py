@@ -16,7 +16,8 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
-_MODEL_ARRAYS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", "eq_data", "geom_rgba")
+EDITED_MODEL_ARRAYS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", "eq_data", "geom_rgba")
+"""Arrays of the model that constructors and resets of some task write into."""
 _DATA_ARRAYS = (
     *("qpos", "qvel", "mocap_pos", "mocap_quat", "xpos", "xquat", "xmat", "xipos", "ximat"),
     *("geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
@@ -45,7 +46,7 @@ def take(env: Any) -> dict[str, Any]:
     mujoco.mj_getState(env.model, env.data, physics, _STATE)
     return {
         "physics": physics,
-        "model": {name: np.array(getattr(env.model, name)) for name in _MODEL_ARRAYS},
+        "model": {name: np.array(getattr(env.model, name)) for name in EDITED_MODEL_ARRAYS},
         "site_xpos": np.array(env.data.site_xpos),
         "attributes": dict(_plain_attributes(env)),
     }
@@ -71,7 +72,7 @@ def restore(env: Any, state: dict[str, Any]) -> None:
 def _plain_attributes(env: Any) -> Iterator[tuple[str, Any]]:
     regions = [
         _Region(owner, field, array, array.__array_interface__["data"][0])
-        for owner, fields in (("data", _DATA_ARRAYS), ("model", _MODEL_ARRAYS))
+        for owner, fields in (("data", _DATA_ARRAYS), ("model", EDITED_MODEL_ARRAYS))
         for field in fields
         for array in (getattr(getattr(env, owner), field),)
     ]

@@ -18,17 +18,23 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from mtrl.envs.arguments import check_choices, check_positive, check_seed, read_goals
+from mtrl.envs.arguments import (
+    check_choices,
+    check_finite,
+    check_fits,
+    check_positive,
+    check_seed,
+    read_goals,
+)
+from mtrl.envs.costs import balanced
+from mtrl.envs.episodes import Episodes
 from mtrl.envs.goals import GOALS_PER_TASK, GoalSets, goal_sets
-from mtrl.envs.pool import WorkerPool, balanced
-from mtrl.envs.shared import INFO_KEYS
+from mtrl.envs.pool import WorkerPool
+from mtrl.envs.results import Flags, Floats, StepResult, collect
+from mtrl.envs.supervision import Blueprint, Report, Supervisor, warn
 from mtrl.envs.tasks import ACTION_SIZE, OBS_SIZE
-from mtrl.envs.worker import Build, Rules
-from mtrl.errors import NonFiniteError, UserError
-
-Floats = NDArray[np.float32]
-Flags = NDArray[np.bool_]
-StepResult = tuple[Floats, Floats, Flags, Flags, dict[str, Any]]
+from mtrl.envs.worker import Rules
+from mtrl.errors import EnvironmentFailure, UserError
 
 _BACKEND = "mtrl.envs.metaworld"
 _STATE_SCHEMA = 1
@@ -39,6 +45,10 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
 
     Episodes that end restart in the same step (SAME_STEP). Each environment draws its goals from a stream of
     its own, (seed, task, copy), whatever the workers or the other tasks. Arrays handed out are copies.
+
+    A worker that dies, raises or hangs is restarted, up to `max_restarts` times; each of its environments
+    begins a new episode with the next goal of its stream, and `infos["restarted"]` marks the row for that
+    step: truncated, reward 0, `final_obs` the last observation handed out. Such a row is no transition.
     `backend` and `goals` replace the simulation and its goal sets in tests.
     """
 
@@ -55,6 +65,8 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
         terminate_on_success: bool = False,
         render_mode: str | None = None,
         step_timeout: float = 60.0,
+        max_restarts: int = 3,
+        report: Report = warn,
         backend: str = _BACKEND,
         goals: Mapping[str, NDArray[np.float64]] | None = None,
     ) -> None:
@@ -62,7 +74,7 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
         check_seed(seed)
         check_positive(envs_per_task=envs_per_task, max_episode_steps=max_episode_steps)
         check_positive(num_workers=1 if num_workers is None else num_workers, num_goals=num_goals)
-        check_choices(reward_version, num_goals, render_mode, step_timeout)
+        check_choices(reward_version, num_goals, render_mode, step_timeout, max_restarts)
         self.task_names = tuple(task_names)
         self.num_tasks, self.envs_per_task = len(self.task_names), envs_per_task
         self.num_envs = self.num_tasks * envs_per_task
@@ -76,39 +88,32 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
         self._rules = Rules(reward_version, num_goals, max_episode_steps, terminate_on_success)
         self._pending = self._started = False
         self._row_tasks = tuple(name for name in self.task_names for _ in range(envs_per_task))
-        rows = balanced(self.num_envs, num_workers or len(os.sched_getaffinity(0)))
+        rows = balanced(self._row_tasks, num_workers or len(os.sched_getaffinity(0)))
         self.num_workers = len(rows)
-        self._pool = WorkerPool(backend, self._row_tasks, rows, step_timeout)
+        self._pool = WorkerPool(backend, self.num_envs, rows, step_timeout)
+        copies = [row % envs_per_task for row in range(self.num_envs)]
+        self._episodes = Episodes(self._row_tasks, copies, num_goals, self._pool.arrays.goal)
+        self._blueprint = Blueprint(self._row_tasks, {}, self._rules, render_mode)
+        self._workers = Supervisor(self._pool, self._blueprint, self._episodes, max_restarts, report)
+        self._nobody: Flags = np.zeros(self.num_envs, np.bool_)
+        self._lost = self._nobody  # rows whose episode was lost before the step under way
+        self._shown = self._pool.arrays.obs.copy()  # observations handed out last
         self.closed = False
         try:
-            self._build(seed, goals)
+            self._start(seed, goals, report)
         except BaseException:
             self.close(terminate=True)
             raise
 
-    def _build(self, seed: int, goals: Mapping[str, NDArray[np.float64]] | None) -> None:
-        self.versions: dict[str, str] = self._pool.call("versions", starting=True)[0]
+    def _start(self, seed: int, goals: Mapping[str, NDArray[np.float64]] | None, report: Report) -> None:
+        self.versions: dict[str, str] = self._workers.all_of("versions", {0: ()}, starting=True)[0]
         if goals is None:
-            goals = goal_sets(self.task_names, seed, self.versions["metaworld"], self._generate_goals)
+            goals = goal_sets(self.task_names, seed, self.versions["metaworld"], self._workers.generate_goals)
         count = self._rules.num_goals
-        self._goals: GoalSets = {name: goals[name][:count] for name in self.task_names}
-        builds = {}
-        for worker, rows in enumerate(self._pool.rows):
-            slots = [(row, self._row_tasks[row], row % self.envs_per_task) for row in rows]
-            builds[worker] = (
-                Build(
-                    slots=slots,
-                    goals={task: self._goals[task] for _, task, _ in slots},
-                    seed=seed,
-                    rules=self._rules,
-                    render_mode=self.render_mode,
-                ),
-            )
-        self._pool.scatter("build", builds, starting=True)
-
-    def _generate_goals(self, names: Sequence[str], seed: int) -> GoalSets:
-        sets: GoalSets = self._pool.call("generate_goals", names, seed, workers=[0], starting=True)[0]
-        return sets
+        self._blueprint.goals = {name: goals[name][:count] for name in self.task_names}
+        self._episodes.seed(seed)
+        for note in self._workers.start():
+            report(note)
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +127,11 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
         return self._pool.pids
 
     @property
+    def restarts(self) -> int:
+        """Workers restarted so far."""
+        return self._workers.restarts
+
+    @property
     def observations(self) -> Floats:
         """The observations [T*E, 39] that the next actions answer, for instance after `set_state`."""
         self._check_idle()
@@ -130,7 +140,7 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
     @property
     def goal_sets(self) -> GoalSets:
         """The goal vectors [num_goals, D] of each task."""
-        return {name: goals.copy() for name, goals in self._goals.items()}
+        return {name: goals.copy() for name, goals in self._blueprint.goals.items()}
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -142,18 +152,18 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
             options: `{"goal": int array [T*E]}` starts these goals and leaves the streams where they are.
         """
         self._check_idle()
-        if seed is not None:
-            check_seed(seed)
         goals = read_goals(options, self.num_envs, self._rules.num_goals)
+        if seed is not None:
+            self._episodes.seed(check_seed(seed))
         self._started = False
-        started = self._pool.call("reset", seed, goals)
+        with self._episodes.beginning(goals):
+            self._workers.begin(range(self.num_workers))
         self._started = True
-        goal = np.empty(self.num_envs, np.int64)
-        for rows, own in zip(self._pool.rows, started, strict=True):
-            goal[list(rows)] = own
+        self._lost = self._nobody
         obs = self._pool.arrays.obs.copy()
-        self._check_finite(obs, "observation")
-        return obs, {"goal": goal}
+        check_finite(obs, self._row_tasks, "observation")
+        self._shown = obs.copy()
+        return obs, {"goal": self._episodes.goal.copy()}
 
     def step(self, actions: Floats) -> StepResult:
         """Step every environment with actions [T*E, 4]; `step_async` followed by `step_wait`."""
@@ -167,6 +177,7 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
             NonFiniteError: an action is not finite; no environment has stepped.
         """
         self._check_idle()
+        self._workers.check()
         if not self._started:
             raise ResetNeeded("call reset() or set_state() before stepping.")
         actions = np.asarray(actions, np.float32)
@@ -175,7 +186,7 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
                 f"actions must have shape {[self.num_envs, ACTION_SIZE]} (tasks x copies, action); "
                 f"found {list(actions.shape)}."
             )
-        self._check_finite(actions, "action")
+        check_finite(actions, self._row_tasks, "action")
         self._pool.arrays.action[:] = actions
         self._pending = True
         self._pool.begin_step()
@@ -183,12 +194,14 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
     def step_wait(self) -> StepResult:
         """Return observations, rewards [T*E], terminations, truncations and infos of the step under way.
 
-        `infos` holds upstream's info entries as float32 [T*E] on every step, `success` among them; where any
-        episode ended also `final_obs` [T*E, 39], the rows of the others being their current observation.
+        `infos` holds upstream's info entries as float32 [T*E] on every step, `success` among them, and
+        `restarted`, bool [T*E]: the rows whose episode was lost with its worker. Where any episode ended also
+        `final_obs` [T*E, 39], the rows of the others being their current observation.
 
         Raises:
             NonFiniteError: the simulation returned a non-finite observation or reward; names the tasks.
-            EnvironmentFailure: a worker died, raised or hung; close() is all that is left to do.
+            EnvironmentFailure: a worker failed once more than `max_restarts` allows; the rows of the others
+                are in the error's `step_result`. get_state() and close() are of use then, nothing else.
         """
         if self.closed:
             raise ClosedEnvironmentError("the environments are closed.")
@@ -196,71 +209,78 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
             raise NoAsyncCallError("step_wait() without a step_async() before it.", "step")
         self._pool.finish_step()
         self._pending = False
-        shared = self._pool.arrays
-        obs, reward = shared.obs.copy(), shared.reward.copy()
-        terminated, truncated = shared.terminated.copy(), shared.truncated.copy()
-        infos: dict[str, Any] = dict(zip(INFO_KEYS, shared.info.T.copy(), strict=True))
-        ended = terminated | truncated
-        if ended.any():
-            infos["final_obs"] = np.where(ended[:, None], shared.final_obs, obs)
-            self._check_finite(infos["final_obs"], "observation")
-        self._check_finite(obs, "observation")
-        self._check_finite(reward, "reward")
+        self._episodes.elapsed += 1
+        if not self._pool.failures:
+            return self._collect(self._nobody, self._nobody)
+        try:
+            self._workers.begin()
+        except EnvironmentFailure as failure:
+            failure.step_result = self._collect(*self._workers.failed_rows())
+            raise
+        return self._collect(*self._workers.failed_rows())
+
+    def _collect(self, begun: Flags, dead: Flags) -> StepResult:
+        unstepped = begun | dead
+        lost = self._lost | unstepped
+        arrays = self._pool.arrays
+        if dead is not self._nobody:
+            arrays.obs[dead] = self._shown[dead]
+        obs, reward, terminated, truncated, infos = collect(arrays, self._shown, unstepped, lost)
+        in_next = begun | ((arrays.terminated | arrays.truncated) & ~unstepped)
+        if in_next.any():
+            self._episodes.began(np.flatnonzero(in_next))
+            check_finite(infos["final_obs"], self._row_tasks, "observation")
+        check_finite(obs, self._row_tasks, "observation")
+        check_finite(reward, self._row_tasks, "reward")
+        self._shown, self._lost = obs.copy(), self._nobody
         return obs, reward, terminated, truncated, infos
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state in mid-episode: plain containers of arrays, numbers and strings."""
+        """Return the state in mid-episode: plain containers of arrays, numbers and strings.
+
+        Environments of a worker that has died are stored as lost: `set_state` begins an episode in them.
+        """
         self._check_idle()
         if not self._started:
             raise ResetNeeded("call reset() or set_state() before get_state().")
-        envs: list[Any] = [None] * self.num_envs
-        for rows, states in zip(self._pool.rows, self._pool.call("get_state"), strict=True):
-            for row, state in zip(rows, states, strict=True):
-                envs[row] = state
-        return {
-            "schema": _STATE_SCHEMA,
-            "versions": dict(self.versions),
-            "task_names": list(self.task_names),
-            "envs_per_task": self.envs_per_task,
-            "rules": self._rules._asdict(),
-            "goals": self.goal_sets,
-            "envs": envs,
-        }
+        envs = [self._episodes.stored(row, env) for row, env in enumerate(self._workers.states())]
+        return {**self._header(), "goals": self.goal_sets, "envs": envs, "lost": self._lost.copy()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue, bit for bit, where `get_state` was called; any seed and number of workers on both sides.
 
         Raises:
             UserError: the state belongs to other tasks, other rules or other versions of the simulation.
+            EnvironmentFailure: a worker failed while restoring.
         """
         self._check_idle()
-        for key, mine in (
-            ("schema", _STATE_SCHEMA),
-            ("task_names", list(self.task_names)),
-            ("envs_per_task", self.envs_per_task),
-            ("rules", self._rules._asdict()),
-            ("versions", self.versions),
-        ):
-            if state.get(key) != mine:
-                raise UserError(
-                    f"the saved environment state does not fit these environments: {key} is "
-                    f"{state.get(key)} there and {mine} here. Make environments with the saved values."
-                )
+        check_fits(state, self._header())
         self._started = False
-        args = {
-            worker: ({row: state["envs"][row] for row in rows}, dict(state["goals"]))
-            for worker, rows in enumerate(self._pool.rows)
-        }
-        self._pool.scatter("set_state", args)
-        self._goals = {name: np.array(goals) for name, goals in state["goals"].items()}
+        envs = state["envs"]
+        self._blueprint.goals = {name: np.array(goals) for name, goals in state["goals"].items()}
+        self._episodes.restore(envs)
+        self._workers.restore(envs, state["goals"])
+        anew = np.array([env["env"] is None for env in envs])
+        self._episodes.began(np.flatnonzero(anew))
+        self._lost = anew | np.asarray(state.get("lost", self._nobody), np.bool_)
+        self._shown = self._pool.arrays.obs.copy()
         self._started = True
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "schema": _STATE_SCHEMA,
+            "versions": dict(self.versions),
+            "task_names": list(self.task_names),
+            "envs_per_task": self.envs_per_task,
+            "rules": self._rules._asdict(),
+        }
 
     def render(self, rows: Sequence[int] | None = None) -> tuple[Any, ...]:
         """Return one frame for each of the given rows, by default for all environments."""
         self._check_idle()
         chosen = list(range(self.num_envs) if rows is None else rows)
         frames: dict[int, Any] = {}
-        for own in self._pool.call("render", chosen):
+        for own in self._workers.each("render", chosen):
             frames.update(own)
         return tuple(frames[row] for row in chosen)
 
@@ -268,22 +288,12 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
         """End the workers; at once if `terminate`, if a step is under way or if one has failed."""
         self._pool.close(at_once=terminate or self._pending)
 
-    def worker_modules(self) -> list[list[str]]:
+    def worker_modules(self) -> list[Any]:
         """Return the names of the modules imported in each worker."""
-        self._check_idle()
-        modules: list[list[str]] = self._pool.call("modules")
-        return modules
+        return self._workers.each("modules")
 
     def _check_idle(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("the environments are closed.")
         if self._pending:
             raise AlreadyPendingCallError("a step is under way: call step_wait() first.", "step")
-
-    def _check_finite(self, values: Floats, what: str) -> None:
-        finite = np.isfinite(values)
-        if finite.all():
-            return
-        bad = ~finite.reshape(self.num_envs, -1).all(axis=1)
-        tasks = dict.fromkeys(self._row_tasks[row] for row in np.flatnonzero(bad))
-        raise NonFiniteError(f"non-finite {what} in {', '.join(tasks)} (environments {np.flatnonzero(bad)}).")

@@ -1,12 +1,14 @@
 """A worker process: steps several environments in place in shared memory; imports no torch.
 
-A backend is a module with `versions()`, `generate_goals(names, seed)` and
-`make_env(task, goals, rules, render_mode)`; `mtrl.envs.metaworld` is the real one, tests bring others.
+A backend is a module with `versions()`, `generate_goals(names, seed)`,
+`make_env(task, goals, rules, render_mode)` and `notes()`, texts about them that users should see;
+`mtrl.envs.metaworld` is the real one, tests bring others.
 Messages of one byte start and acknowledge steps; everything rarer is a pickled command between two processes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import select
@@ -14,11 +16,11 @@ import signal
 import sys
 import threading
 import traceback
-import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 from mtrl.envs.shared import INFO_KEYS, SharedArrays
 
 STEP, COMMAND, DONE, RESULT, ERROR = b"s", b"c", b"d", b"r", b"e"
+_IN_ORDER = itemgetter(*INFO_KEYS)
 
 
 class SimEnv(Protocol):
@@ -66,64 +69,59 @@ class Rules(NamedTuple):
 class Build(NamedTuple):
     """What a worker needs to build its environments."""
 
-    slots: list[tuple[int, str, int]]  # row in the shared arrays, task, copy of the task
+    slots: list[tuple[int, str]]  # row in the shared arrays, task
     goals: dict[str, NDArray[np.float64]]  # [G, D] of each of the worker's tasks
-    seed: int
     rules: Rules
     render_mode: str | None
 
 
 class Slot:
-    """One environment with its goal stream and episode clock."""
+    """One environment with its episode clock and its rows of the shared arrays."""
 
-    def __init__(self, row: int, task: str, copy: int, build: Build, backend: Any) -> None:
-        self.row, self.task, self.copy = row, task, copy
-        self.goals = build.goals[task]
-        self.env: SimEnv = backend.make_env(task, self.goals, build.rules, build.render_mode)
+    def __init__(self, row: int, task: str, build: Build, arrays: SharedArrays, backend: Any) -> None:
+        self.row, self.task = row, task
+        self.env: SimEnv = backend.make_env(task, build.goals[task], build.rules, build.render_mode)
+        self.action, self.obs, self.final_obs = arrays.action[row], arrays.obs[row], arrays.final_obs[row]
+        self.info = arrays.info[row]
+        self.upcoming = arrays.goal[row : row + 1]
         self.goal = -1
         self.elapsed = 0
-        self.seed(build.seed)
 
-    def seed(self, seed: int) -> None:
-        """Start the goal stream of (seed, task, copy), which depends on no other environment."""
-        key = (zlib.crc32(self.task.encode()), self.copy)
-        self.rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
-
-    def start(self, goal: int | None = None) -> NDArray[Any]:
-        """Reset to a given goal or to one drawn from the stream."""
-        self.goal = int(self.rng.integers(len(self.goals))) if goal is None else goal
+    def start(self) -> None:
+        """Begin an episode with the goal that the learner has announced."""
+        self.goal = int(self.upcoming[0])
         self.elapsed = 0
-        return self.env.reset(self.goal)
+        self.obs[:] = self.env.reset(self.goal)
 
-    def get_state(self, obs: NDArray[np.float32]) -> dict[str, Any]:
-        """Return everything that decides this environment's future."""
+    def get_state(self) -> dict[str, Any]:
+        """Return everything that decides this environment's future but its goal stream."""
         return {
             "goal": self.goal,
             "elapsed": self.elapsed,
-            "rng": self.rng.bit_generator.state,
-            "obs": obs.copy(),
+            "obs": self.obs.copy(),
             "env": self.env.get_state(),
         }
 
-    def set_state(self, state: dict[str, Any], goals: NDArray[np.float64], obs: NDArray[np.float32]) -> None:
-        """Restore what `get_state` returned, with the goal set it belongs to."""
-        self.goals = np.asarray(goals)
-        self.env.set_goals(self.goals)
+    def set_state(self, state: dict[str, Any], goals: NDArray[np.float64]) -> None:
+        """Restore what `get_state` returned, with the goal set it belongs to; a lost episode starts anew."""
+        self.env.set_goals(np.asarray(goals))
+        if state["env"] is None:
+            self.start()
+            return
         self.goal, self.elapsed = int(state["goal"]), int(state["elapsed"])
-        self.rng.bit_generator.state = state["rng"]
-        obs[:] = state["obs"]
+        self.obs[:] = state["obs"]
         self.env.set_state(state["env"])
 
 
 class Worker:
-    """Executes the learner's messages; `current` is the row being worked on, for error messages."""
+    """Executes the learner's messages."""
 
     def __init__(self, backend: str, arrays: SharedArrays) -> None:
         self.backend_name = backend
         self.arrays = arrays
         self.slots: list[Slot] = []
         self.rules: Rules
-        self.current: int | None = None
+        self.stepping = arrays.stepping[:0]
 
     @cached_property
     def backend(self) -> Any:
@@ -133,20 +131,24 @@ class Worker:
     def step(self) -> None:
         """Step every environment; reset in the same step those whose episode ended."""
         arrays, rules = self.arrays, self.rules
+        rewards, horizon, stepping = arrays.reward, rules.max_episode_steps, self.stepping
         for slot in self.slots:
-            row = self.current = slot.row
-            obs, reward, info = slot.env.step(arrays.action[row].copy())
+            row = slot.row
+            # Where the learner looks if this process dies or hangs in the middle of it.
+            stepping[0] = row + 1
+            obs, reward, info = slot.env.step(slot.action.copy())
             slot.elapsed += 1
-            arrays.reward[row] = reward
-            arrays.info[row] = [info[key] for key in INFO_KEYS]
-            truncated = slot.elapsed >= rules.max_episode_steps
+            rewards[row] = reward
+            slot.info[:] = _IN_ORDER(info)
+            truncated = slot.elapsed >= horizon
             terminated = rules.terminate_on_success and info["success"] == 1.0
             arrays.truncated[row], arrays.terminated[row] = truncated, terminated
             if truncated or terminated:
-                arrays.final_obs[row] = obs
-                obs = slot.start()
-            arrays.obs[row] = obs
-        self.current = None
+                slot.final_obs[:] = obs
+                slot.start()
+            else:
+                slot.obs[:] = obs
+        stepping[0] = 0
 
     def versions(self) -> dict[str, str]:
         """Return the backend's versions."""
@@ -162,38 +164,36 @@ class Worker:
         result: dict[str, NDArray[np.float64]] = self.backend.generate_goals(names, seed)
         return result
 
-    def build(self, build: Build) -> None:
-        """Construct the environments."""
+    def build(self, build: Build) -> list[str]:
+        """Construct the environments; return the backend's notes."""
         self.rules = build.rules
-        for row, task, copy in build.slots:
-            self.current = row
-            self.slots.append(Slot(row, task, copy, build, self.backend))
-        self.current = None
+        first = build.slots[0][0]
+        self.stepping = self.arrays.stepping[first : first + 1]
+        for row, task in build.slots:
+            self.stepping[0] = row + 1
+            self.slots.append(Slot(row, task, build, self.arrays, self.backend))
+        self.stepping[0] = 0
+        _return_freed_memory()
+        notes: list[str] = self.backend.notes()
+        return notes
 
-    def reset(self, seed: int | None, goals: Sequence[int] | None) -> list[int]:
-        """Start an episode in every environment; return the goals in the order of the worker's rows."""
+    def reset(self) -> None:
+        """Start an episode in every environment, with the goals that the learner has announced."""
         for slot in self.slots:
-            self.current = slot.row
-            if seed is not None:
-                slot.seed(seed)
-            self.arrays.obs[slot.row] = slot.start(None if goals is None else goals[slot.row])
-        self.current = None
-        return self.goals()
-
-    def goals(self) -> list[int]:
-        """Return the goal of each environment's running episode."""
-        return [slot.goal for slot in self.slots]
+            self.stepping[0] = slot.row + 1
+            slot.start()
+        self.stepping[0] = 0
 
     def get_state(self) -> list[dict[str, Any]]:
         """Return the state of each environment."""
-        return [slot.get_state(self.arrays.obs[slot.row]) for slot in self.slots]
+        return [slot.get_state() for slot in self.slots]
 
     def set_state(self, states: dict[int, dict[str, Any]], goals: dict[str, NDArray[np.float64]]) -> None:
         """Restore the state of each environment, given by row."""
         for slot in self.slots:
-            self.current = slot.row
-            slot.set_state(states[slot.row], goals[slot.task], self.arrays.obs[slot.row])
-        self.current = None
+            self.stepping[0] = slot.row + 1
+            slot.set_state(states[slot.row], goals[slot.task])
+        self.stepping[0] = 0
 
     def render(self, rows: Sequence[int]) -> dict[int, Any]:
         """Return frames of the given rows, those of other workers left out."""
@@ -204,6 +204,13 @@ class Worker:
         for slot in self.slots:
             slot.env.close()
         self.slots.clear()
+
+
+def _return_freed_memory() -> None:
+    """Give back to the system what building took for a while; glibc keeps it otherwise, 40 MB per worker."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def serve(connection: Connection, backend: str, arrays: SharedArrays) -> None:
@@ -224,8 +231,7 @@ def serve(connection: Connection, backend: str, arrays: SharedArrays) -> None:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
         except Exception:  # noqa: BLE001 - whatever the simulation raises is reported to the learner
-            report = (worker.current, traceback.format_exc())
-            connection.send_bytes(ERROR + pickle.dumps(report))
+            connection.send_bytes(ERROR + pickle.dumps(traceback.format_exc()))
 
 
 def main(channel: int, memory: int, num_envs: int, backend: str) -> None:

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
-from mtrl.envs.fast import quaternion
+from mtrl.envs import BENCHMARKS
+from mtrl.envs.fast_functions import norm, quaternion, quick_tolerance
+from mtrl.envs.results import StepResult
+from mtrl.envs.vector import MetaWorldVectorEnv
+from tests.envs.test_snapshot import assert_same, drive, some_goals
 
 entries = st.one_of(st.floats(-1, 1), st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-9]))
 
@@ -31,27 +36,143 @@ def test_quaternion_of_a_matrix_off_the_rotations_is_scipys() -> None:
         quaternion(np.diag([1.0, 1.0, -1.0]))
 
 
+@given(
+    st.floats(-2, 2),
+    st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda pair: tuple(sorted(pair))),
+    st.one_of(st.floats(0, 2), st.sampled_from([0.0, 1e-300, 1e-9])),
+)
+def test_tolerance_equals_upstreams_bit_for_bit(x: float, bounds: tuple[float, float], margin: float) -> None:
+    quick = quick_tolerance(reward_utils.tolerance)
+    with np.errstate(over="ignore"):
+        for number in (x, np.float64(x)):
+            ours = quick(number, bounds=bounds, margin=np.float64(margin), sigmoid="long_tail")
+            theirs = reward_utils.tolerance(number, bounds=bounds, margin=margin, sigmoid="long_tail")
+            assert type(ours) is type(theirs)
+            assert ours.hex() == theirs.hex()
+
+
+def test_tolerance_leaves_other_cases_and_mistakes_to_upstream() -> None:
+    quick = quick_tolerance(reward_utils.tolerance)
+    for sigmoid in ("gaussian", "linear", "hyperbolic"):
+        assert quick(0.3, (0, 0.1), 0.5, sigmoid) == reward_utils.tolerance(0.3, (0, 0.1), 0.5, sigmoid)
+    many = np.array([0.0, 0.2, 0.9])
+    np.testing.assert_array_equal(
+        quick(many, (0, 0.1), 0.5, "long_tail"), reward_utils.tolerance(many, (0, 0.1), 0.5, "long_tail")
+    )
+    with pytest.raises(ValueError, match="non-negative"):
+        quick(0.3, (0, 0.1), -0.5, "long_tail")
+    with pytest.raises(ValueError, match="Lower bound"):
+        quick(0.3, (1, 0.1), 0.5, "long_tail")
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=7), st.integers(1, 3))
+def test_norm_equals_numpys_bit_for_bit(numbers: list[float], stride: int) -> None:
+    vector = np.array(numbers)[::stride]
+    for ours, theirs in (
+        (norm(vector), np.linalg.norm(vector)),
+        (norm(vector, ord=2), np.linalg.norm(vector, ord=2)),
+        (norm(vector, ord=1), np.linalg.norm(vector, ord=1)),
+    ):
+        assert type(ours) is type(theirs)
+        assert float(ours).hex() == float(theirs).hex()
+
+
 INSTALLED = """
-import metaworld
-from metaworld.envs import sawyer_reach_v3
+import metaworld, numpy, scipy.spatial.transform
+from metaworld.envs import sawyer_reach_v3 as reach
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
-from mtrl.envs import fast
+from metaworld.utils import reward_utils
+from mtrl.envs import fast, fast_functions
 {before}
-fast.install(SawyerXYZEnv)
-print(SawyerXYZEnv.touching_object.__module__, sawyer_reach_v3.Rotation.__module__)
+notes = fast.install(SawyerXYZEnv) + fast.install(SawyerXYZEnv)
+print(SawyerXYZEnv.step.__module__, reach.Rotation.__module__, reach.np.linalg.norm.__module__,
+      reward_utils.tolerance.__module__)
+assert numpy.linalg.norm is not fast_functions.norm
+assert scipy.spatial.transform.Rotation is not fast_functions._QuickRotation
+print(len(set(notes)), *notes)
 """
 
 
 @pytest.mark.parametrize(
-    ("before", "modules"),
+    ("before", "modules", "note"),
     [
-        ("", ["mtrl", "mtrl"]),
-        ("fast.metaworld_version = lambda: '3.2.0'", ["metaworld", "scipy"]),
-        ("fast.quaternion = lambda m: m[0]", ["mtrl", "scipy"]),
+        ("", ["mtrl", "mtrl", "mtrl", "mtrl"], "0"),
+        (
+            "fast.metaworld_version = lambda: '3.2.0'",
+            ["metaworld", "scipy", "numpy", "metaworld"],
+            "1 metaworld 3.2.0",
+        ),
+        (
+            "fast_functions.quaternion = lambda m: m[0]",
+            ["mtrl", "scipy", "mtrl", "mtrl"],
+            "1 environments are somewhat slower: scipy's Rotation",
+        ),
     ],
 )
-def test_replacements_are_for_the_known_version_and_equal_bits_only(before: str, modules: list[str]) -> None:
+def test_replacements_are_for_the_known_version_and_equal_bits_only(
+    before: str, modules: list[str], note: str
+) -> None:
     run = subprocess.run(
         [sys.executable, "-c", INSTALLED.format(before=before)], capture_output=True, text=True, check=True
     )
-    assert [name.partition(".")[0] for name in run.stdout.split()] == modules
+    first, second = run.stdout.splitlines()
+    assert [name.partition(".")[0] for name in first.split()] == modules
+    assert second.startswith(note)
+
+
+def episode(backend: str) -> list[StepResult]:
+    goals = {name: vectors[:2] for name, vectors in some_goals(["push-v3", "door-open-v3"], 0).items()}
+    with MetaWorldVectorEnv(
+        tuple(goals), seed=0, num_goals=2, num_workers=1, max_episode_steps=15, backend=backend, goals=goals
+    ) as envs:
+        envs.reset()
+        return drive(envs, 40, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Constant")  # the scripted policies' own
+def test_another_version_of_metaworld_warns_once_and_gives_the_same_numbers_slowly() -> None:
+    with pytest.warns(RuntimeWarning, match="metaworld 99.0 runs with upstream's own code") as caught:
+        slow = episode("tests.helpers.other_version")
+    assert len([warning for warning in caught if "99.0" in str(warning.message)]) == 1
+    assert_same(slow, episode("mtrl.envs.metaworld"))
+
+
+COPIED = """
+import sys
+import mujoco, numpy as np
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from mtrl.envs.metaworld import make_env
+from mtrl.envs.worker import Rules
+from tests.envs.test_snapshot import simulation_arrays, some_goals
+
+rules = Rules("v2", 50, 500, False)
+for name in sys.argv[1:]:
+    goals = some_goals([name], 0)[name]
+    upstream = ALL_V3_ENVIRONMENTS[name]()  # compiled, unless the speed-ups are in place already
+    first = make_env(name, goals, rules, None)
+    first.reset(3)
+    for action in np.random.default_rng(0).uniform(-1, 1, (30, 4)).astype(np.float32):
+        first.step(action)
+    second = make_env(name, goals, rules, None)
+    assert second.env.model is not first.env.model
+    fresh = mujoco.MjModel.from_xml_path(upstream.fullpath)
+    upstream.model, used = fresh, upstream.model
+    upstream.reset_mocap_welds()
+    arrays = [simulation_arrays(model) for model in (second.env.model, fresh)]
+    assert len(arrays[0]) == len(arrays[1]) > 100
+    assert all(np.array_equal(ours, theirs, equal_nan=True) for ours, theirs in zip(*arrays)), name
+    assert not any(np.shares_memory(a, b) for a, b in zip(arrays[0], simulation_arrays(first.env.model)))
+print("equal")
+"""
+
+
+def test_a_model_copied_from_a_used_environment_is_as_freshly_compiled() -> None:
+    names = ["door-open-v3", "drawer-open-v3", "drawer-close-v3", "basketball-v3", "sweep-into-v3"]
+    run = subprocess.run([sys.executable, "-c", COPIED, *names], capture_output=True, text=True)
+    assert run.stdout.split() == ["equal"], run.stderr
+
+
+@pytest.mark.slow
+def test_copied_models_of_all_tasks_are_as_freshly_compiled() -> None:
+    run = subprocess.run([sys.executable, "-c", COPIED, *BENCHMARKS["MT50"]], capture_output=True, text=True)
+    assert run.stdout.split() == ["equal"], run.stderr

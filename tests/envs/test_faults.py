@@ -20,12 +20,14 @@ from tests.helpers import counting_env
 TASKS = ("task-0", "task-1", "task-2", "task-3")
 
 
-def make(step_timeout: float = 20.0) -> MetaWorldVectorEnv:
+def make(step_timeout: float = 20.0, max_restarts: int = 0) -> MetaWorldVectorEnv:
+    """Worker 0 steps tasks 0 and 2, worker 1 tasks 1 and 3."""
     return MetaWorldVectorEnv(
         TASKS,
         seed=0,
         num_workers=2,
         step_timeout=step_timeout,
+        max_restarts=max_restarts,
         backend="tests.helpers.counting_env",
         goals=counting_env.goals(TASKS),
     )
@@ -64,8 +66,9 @@ def test_killed_worker_is_named_with_tasks_and_signal() -> None:
     envs = make()
     envs.reset()
     start = time.monotonic()
-    with pytest.raises(EnvironmentFailure, match=r"worker 1 of 2 .*task-2, task-3.*SIGKILL"):
-        envs.step(action(2, counting_env.KILL))
+    message = r"worker 1 of 2 .*task-1, task-3.* in task task-3 .*copy 0, goal \d+, env step 1.*SIGKILL"
+    with pytest.raises(EnvironmentFailure, match=message):
+        envs.step(action(3, counting_env.KILL))
     assert time.monotonic() - start < 2.0
     assert_closes_promptly(envs)
 
@@ -74,7 +77,7 @@ def test_worker_killed_between_steps_is_noticed_at_the_next() -> None:
     envs = make()
     envs.reset()
     os.kill(envs.worker_pids[0], signal.SIGKILL)
-    with pytest.raises(EnvironmentFailure, match=r"worker 0 of 2 .*task-0, task-1.*SIGKILL"):
+    with pytest.raises(EnvironmentFailure, match=r"worker 0 of 2 .*task-0, task-2.*SIGKILL"):
         envs.step(action(0, 0.0))
     assert_closes_promptly(envs)
 
@@ -85,7 +88,7 @@ def test_exception_arrives_with_traceback_and_task() -> None:
     with pytest.raises(EnvironmentFailure) as caught:
         envs.step(action(3, counting_env.RAISE))
     message = str(caught.value)
-    assert re.search(r"worker 1 of 2 .*in task task-3 raised", message)
+    assert re.search(r"worker 1 of 2 .*in task task-3 .*goal \d+, env step 1\), raised", message)
     assert "ZeroDivisionError: the counting environment was asked to raise" in message
     assert "counting_env.py" in message
     assert_closes_promptly(envs)
@@ -95,7 +98,7 @@ def test_hanging_worker_is_given_up_after_the_timeout() -> None:
     envs = make(step_timeout=0.5)
     envs.reset()
     start = time.monotonic()
-    with pytest.raises(EnvironmentFailure, match=r"worker 0 of 2 .*no answer within 0.5 s"):
+    with pytest.raises(EnvironmentFailure, match=r"worker 1 of 2 .*task task-1 .*no answer within 0.5 s"):
         envs.step(action(1, counting_env.HANG))
     assert 0.4 < time.monotonic() - start < 2.0
     assert_closes_promptly(envs)
@@ -152,7 +155,8 @@ def test_workers_import_no_torch_and_no_tensorboard() -> None:
 
 
 SCRIPT = """
-import os, sys, time
+import os, sys, time, warnings
+warnings.simplefilter("ignore")
 import tests.envs.test_faults as t
 envs = t.make()
 envs.reset()
@@ -168,6 +172,13 @@ print(*envs.worker_pids, flush=True)
         ("raise SystemExit(3)", 3),
         ("os.kill(os.getpid(), 9)", -9),
         ("envs.step_async(t.action(0, t.counting_env.HANG)); time.sleep(0.3); os.kill(os.getpid(), 9)", -9),
+        # after a restart: the second line of process ids names the new worker
+        (
+            "envs.close(); envs = t.make(max_restarts=1); envs.reset()\n"
+            "envs.step(t.action(0, t.counting_env.KILL)); print(*envs.worker_pids, flush=True); "
+            "os.kill(os.getpid(), 9)",
+            -9,
+        ),
         ("os.fork() or os._exit(0); os.kill(os.getpid(), 15)", -15),
     ],
 )
@@ -178,7 +189,7 @@ def test_no_worker_outlives_its_parent(then: str, code: int) -> None:
     )
     assert run.returncode == code
     pids = [int(pid) for pid in run.stdout.split()]
-    assert len(pids) == 2
+    assert len(pids) in (2, 4)
     assert gone(pids)
     assert {name for name in os.listdir("/dev/shm") if name not in before and "mtrl" in name} == set()
 
@@ -203,3 +214,39 @@ def test_a_forked_child_that_exits_leaves_the_parents_workers_alone() -> None:
         [sys.executable, "-c", SCRIPT.format(then=fork)], capture_output=True, text=True, timeout=60
     )
     assert run.stdout.split()[-1] == "ok", run.stderr
+
+
+def libraries(pid: int) -> set[str]:
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return {name for name in ("libtorch", "libcuda", "libc10") if name in maps}
+
+
+STARTED_BY_A_LEARNER_ON_CUDA = """
+import torch, tests.envs.test_faults as t
+if torch.cuda.is_available():
+    torch.zeros(1, device="cuda")
+with t.make(max_restarts=1) as envs:
+    envs.reset()
+    import os, warnings
+    warnings.simplefilter("ignore")
+    os.kill(envs.worker_pids[0], 9)
+    envs.step(t.action(0, 0.0))
+    print(torch.cuda.is_initialized(), [sorted(t.libraries(pid)) for pid in envs.worker_pids])
+"""
+
+
+def worker_libraries() -> list[str]:
+    run = subprocess.run(
+        [sys.executable, "-c", STARTED_BY_A_LEARNER_ON_CUDA], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split(maxsplit=1)
+
+
+def test_workers_and_their_replacements_are_no_copies_of_the_learner() -> None:
+    assert worker_libraries()[1].strip() == "[[], []]"
+
+
+@pytest.mark.gpu
+def test_workers_of_a_learner_on_cuda_have_no_cuda_context() -> None:
+    assert worker_libraries() == ["True", "[[], []]\n"]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mtrl.envs import BENCHMARKS, make_envs
 from mtrl.envs.metaworld import TaskEnv
-from mtrl.envs.vector import MetaWorldVectorEnv, StepResult
+from mtrl.envs.results import StepResult
+from mtrl.envs.vector import MetaWorldVectorEnv
 from mtrl.envs.worker import Rules
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # the scripted policies' own

@@ -1,0 +1,93 @@
+"""The learner's own books about every environment: goal stream, running goal, env steps of the episode.
+
+They are kept here and not in the workers so that a worker's death loses none of them: the n-th episode of an
+environment gets the n-th goal of its stream, whether or not an earlier episode was cut short by a restart.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Episodes:
+    """Rows as in the vector environment; `goal` and `elapsed` describe the running episodes.
+
+    Args:
+        tasks: task of each row.
+        copies: copy number of each row within its task.
+        num_goals: goals to draw from.
+        upcoming: int64 [N], the goal of each row's next episode, where the workers read it.
+    """
+
+    def __init__(
+        self, tasks: Sequence[str], copies: Sequence[int], num_goals: int, upcoming: NDArray[np.int64]
+    ) -> None:
+        self._keys = [(zlib.crc32(task.encode()), copy) for task, copy in zip(tasks, copies, strict=True)]
+        self._num_goals = num_goals
+        self._upcoming = upcoming
+        self._streams: list[np.random.Generator] = []
+        self._before: list[dict[str, Any]] = []  # each stream's state before it drew the upcoming goal
+        self.goal = np.full(len(tasks), -1, np.int64)
+        self.elapsed = np.zeros(len(tasks), np.int64)
+
+    def seed(self, seed: int) -> None:
+        """Start the stream of (seed, task, copy) in each row; it depends on no other environment."""
+        sequences = [np.random.SeedSequence(seed, spawn_key=key) for key in self._keys]
+        self._streams = [np.random.default_rng(sequence) for sequence in sequences]
+        self._before = [dict(stream.bit_generator.state) for stream in self._streams]
+        self._draw(range(len(self._streams)))
+
+    def began(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        """Note that these rows have begun the episode with their upcoming goal."""
+        self.goal[rows] = self._upcoming[rows]
+        self.elapsed[rows] = 0
+        self._draw(rows)
+
+    @contextmanager
+    def beginning(self, goals: Sequence[int] | None) -> Iterator[None]:
+        """While all rows begin an episode: with these goals, streams left alone, or with those drawn."""
+        drawn = self._upcoming.copy()
+        if goals is not None:
+            self._upcoming[:] = goals
+        try:
+            yield
+            self.goal[:], self.elapsed[:] = self._upcoming, 0
+        finally:
+            self._upcoming[:] = drawn
+        if goals is None:
+            self._draw(range(len(drawn)))
+
+    def where(self, row: int) -> str:
+        """Describe the running episode of a row, for messages."""
+        if self.goal[row] < 0:
+            return f"copy {self._keys[row][1]}, before its first episode"
+        return f"copy {self._keys[row][1]}, goal {self.goal[row]}, env step {self.elapsed[row]}"
+
+    def stored(self, row: int, state: dict[str, Any] | None) -> dict[str, Any]:
+        """Return what a saved state holds of a row; `state` is its worker's part, None if that is lost."""
+        simulation = {
+            "goal": int(self.goal[row]),
+            "elapsed": int(self.elapsed[row]),
+            "obs": None,
+            "env": None,
+        }
+        return {**(simulation if state is None else state), "rng": dict(self._before[row])}
+
+    def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Restore each row's stream, running goal and env steps from what `stored` returned."""
+        for row, state in enumerate(states):
+            self._streams[row].bit_generator.state = state["rng"]
+            self.goal[row], self.elapsed[row] = state["goal"], state["elapsed"]
+        self._draw(range(len(states)))
+
+    def _draw(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        for row in rows:
+            stream = self._streams[row]
+            self._before[row] = dict(stream.bit_generator.state)
+            self._upcoming[row] = stream.integers(self._num_goals)

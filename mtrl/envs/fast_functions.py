@@ -1,0 +1,190 @@
+"""General functions that upstream calls on tiny arguments, replaced by ones with bit-identical results.
+
+They are put into upstream's modules only, by exchanging the names these modules see; numpy and SciPy
+themselves stay untouched. Each is compared with its original on this machine first: compilers may fuse
+multiplications and additions, so only equal bits count.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+# SciPy's own bounds for taking a matrix as orthogonal, drawn in by a tenth; beyond them SciPy is asked.
+_OFF_DIAGONAL, _DIAGONAL = 0.9e-12, 0.9e-5
+_SCALE = float(np.sqrt(1 / 0.1 - 1))  # of the long-tailed sigmoid that is 0.1 at the margin
+_numpy_norm: Callable[..., Any] = np.linalg.norm
+
+
+def install(reward_utils: Any) -> list[str]:
+    """Put the functions into the modules of metaworld's environments; return notes on those left out.
+
+    Args:
+        reward_utils: upstream's module of that name.
+    """
+    left_out = []
+    modules = [module for name, module in sys.modules.items() if _steps_environments(name)]
+    if all(np.array_equal(quaternion(m), Rotation.from_matrix(m).as_quat()) for m in _rotations()):
+        _exchange(modules, "Rotation", Rotation, _QuickRotation)
+    else:
+        left_out.append("scipy's Rotation")
+    if all(_same_bits(norm(x), _numpy_norm(x)) for x in _vectors()):
+        _exchange(modules, "np", np, _numpy_with_quick_norm())
+    else:
+        left_out.append("numpy.linalg.norm")
+    upstream, tolerance = reward_utils.tolerance, quick_tolerance(reward_utils.tolerance)
+    if all(_same_bits(tolerance(x, **k), upstream(x, **k)) for x, k in _distances()):
+        reward_utils.tolerance = tolerance
+    else:
+        left_out.append("metaworld's tolerance")
+    if not left_out:
+        return []
+    return [f"environments are somewhat slower: {', '.join(left_out)} rounds differently on this machine."]
+
+
+def _steps_environments(module: str) -> bool:
+    return module.startswith("metaworld.envs.") or module == "metaworld.sawyer_xyz_env"
+
+
+def _exchange(modules: Sequence[ModuleType], name: str, before: object, after: object) -> None:
+    for module in modules:
+        if getattr(module, name, None) is before:
+            setattr(module, name, after)
+
+
+def _numpy_with_quick_norm() -> ModuleType:
+    quick, linalg = ModuleType("numpy"), ModuleType("numpy.linalg")
+    quick.__dict__.update(np.__dict__)
+    linalg.__dict__.update(np.linalg.__dict__)
+    vars(linalg)["norm"], vars(quick)["linalg"] = norm, linalg
+    return quick
+
+
+def norm(x: Any, ord: Any = None, **others: Any) -> Any:
+    """Return the Euclidean norm of a vector, as `numpy.linalg.norm`; anything else goes to numpy."""
+    if ord not in (None, 2) or others or type(x) is not np.ndarray or x.ndim != 1 or x.dtype.char != "d":
+        return _numpy_norm(x, ord, **others)
+    return np.float64(length(x))
+
+
+def length(vector: NDArray[np.float64]) -> float:
+    """Return the Euclidean norm of a vector of float64; numpy's product decides the rounding."""
+    if not vector.flags.c_contiguous:
+        vector = vector.copy()
+    return math.sqrt(vector.dot(vector))
+
+
+def quick_tolerance(upstream: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `reward_utils.tolerance` for numbers and the long-tailed sigmoid; the rest goes upstream."""
+
+    def tolerance(
+        x: Any,
+        bounds: tuple[float, float] = (0.0, 0.0),
+        margin: Any = 0.0,
+        sigmoid: str = "gaussian",
+        value_at_margin: float = 0.1,
+    ) -> Any:
+        lower, upper = bounds
+        plain = type(x) in (float, np.float64) and lower <= upper and margin >= 0
+        if sigmoid != "long_tail" or value_at_margin != 0.1 or not plain:
+            return upstream(x, bounds, margin, sigmoid, value_at_margin)
+        if lower <= x <= upper:
+            return 1.0
+        if margin == 0:
+            return 0.0
+        # Python's own numbers: numpy's make each operation several times slower.
+        x, margin = float(x), float(margin)
+        distance = (float(lower) - x if x < lower else x - float(upper)) / margin
+        try:
+            return 1 / ((distance * _SCALE) ** 2 + 1)
+        except OverflowError:  # where numpy says infinity
+            return 0.0
+
+    return tolerance
+
+
+class _QuickRotation:
+    """The two calls upstream makes of SciPy's Rotation."""
+
+    def __init__(self, matrix: NDArray[np.float64]) -> None:
+        self._matrix = matrix
+
+    @classmethod
+    def from_matrix(cls, matrix: NDArray[np.float64]) -> _QuickRotation:
+        return cls(matrix)
+
+    def as_quat(self) -> NDArray[np.float64]:
+        return quaternion(self._matrix)
+
+
+def quaternion(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the unit quaternion (x, y, z, w) of a rotation matrix [3, 3], in SciPy's order of operations.
+
+    Markley, "Unit Quaternion from Rotation Matrix", J. Guidance, Control, and Dynamics 31(2), 2008.
+    """
+    m = matrix.tolist()
+    if matrix.shape != (3, 3) or not _is_rotation(m):
+        fallback: NDArray[np.float64] = Rotation.from_matrix(matrix).as_quat()
+        return fallback
+    (a, b, c), (d, e, f), (g, h, k) = m
+    trace = a + e + k
+    largest = max(a, e, k, trace)
+    # The first of equals decides, as in SciPy's search for the largest.
+    if largest == a:
+        x, y, z, w = 1 - trace + 2 * a, d + b, g + c, h - f
+    elif largest == e:
+        x, y, z, w = b + d, 1 - trace + 2 * e, h + f, c - g
+    elif largest == k:
+        x, y, z, w = c + g, f + h, 1 - trace + 2 * k, d - b
+    else:
+        x, y, z, w = h - f, c - g, d - b, 1 + trace
+    norm = math.sqrt(x * x + y * y + z * z + w * w)
+    return np.array((x / norm, y / norm, z / norm, w / norm))
+
+
+def _is_rotation(rows: Sequence[Sequence[float]]) -> bool:
+    """Whether the rows are orthonormal and right-handed beyond any doubt."""
+    (a, b, c), (d, e, f), (g, h, k) = rows
+    return (
+        abs(a * d + b * e + c * f) < _OFF_DIAGONAL
+        and abs(d * g + e * h + f * k) < _OFF_DIAGONAL
+        and abs(a * g + b * h + c * k) < _OFF_DIAGONAL
+        and abs(a * a + b * b + c * c - 1) < _DIAGONAL
+        and abs(d * d + e * e + f * f - 1) < _DIAGONAL
+        and abs(g * g + h * h + k * k - 1) < _DIAGONAL
+        and (b * f - c * e) * g + (c * d - a * f) * h + (a * e - b * d) * k > 0.5
+    )
+
+
+def _rotations() -> list[NDArray[np.float64]]:
+    """Rotations through every branch: random ones, half turns about axes and diagonals (ties), identity."""
+    drawn = np.random.default_rng(0).normal(size=(60, 4))
+    axes = [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0], [1, 1, 0, 0], [0, 1, 1, 0]]
+    return list(Rotation.from_quat([*drawn, *axes]).as_matrix())
+
+
+def _vectors() -> list[NDArray[np.float64]]:
+    rng = np.random.default_rng(0)
+    return [
+        rng.normal(size=size) * 10.0**scale for size in (2, 3, 4, 6) for scale in range(-6, 3) for _ in "ab"
+    ]
+
+
+def _distances() -> list[tuple[float, dict[str, Any]]]:
+    rng = np.random.default_rng(0)
+    drawn = rng.uniform(-0.2, 1.0, (200, 3)).tolist()
+    return [
+        (x, {"bounds": (0, 0.05 * abs(upper)), "margin": abs(margin), "sigmoid": "long_tail"})
+        for x, upper, margin in drawn
+    ]
+
+
+def _same_bits(ours: Any, theirs: Any) -> bool:
+    return type(ours) is type(theirs) and float(ours).hex() == float(theirs).hex()
