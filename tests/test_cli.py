@@ -239,7 +239,7 @@ def test_mistake_in_evaluation(
 def test_evaluation_passes_its_flags_on(calls: Calls) -> None:
     calls.ending = 5
     assert main_evaluate(["runs/a", "--episodes", "7", "--device", "cpu", "--allow-version-mismatch"]) == 5
-    given = {"episodes": 7, "device": "cpu", "allow_version_mismatch": True}
+    given = {"episodes": 7, "device": "cpu", "allow_version_mismatch": True, "video": False}
     assert calls.made == [("evaluate_run", (Path("runs/a"),), given)]
 
 

@@ -101,6 +101,12 @@ def stable_baselines3(problem: Problem) -> Callable[[], None] | None:
         observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (inputs,), np.float32)
         action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
 
+        def reset(self, **_: object) -> tuple[np.ndarray, dict[str, object]]:
+            return np.zeros(inputs, np.float32), {}
+
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
+            return np.zeros(inputs, np.float32), 0.0, False, False, {}
+
     batch = problem.tasks * problem.batch_per_task
     model = SAC(
         "MlpPolicy",
@@ -111,7 +117,9 @@ def stable_baselines3(problem: Problem) -> Callable[[], None] | None:
         device=problem.device,
         seed=0,
     )
-    model._setup_learn(total_timesteps=1)
+    model._setup_learn(
+        total_timesteps=1
+    )  # what `train` needs of `learn`, without its steps in an environment
     random = np.random.default_rng(0)
     buffer = model.replay_buffer
     assert buffer is not None
