@@ -168,6 +168,7 @@ def _root_steps(problem: _Problem, iterations: int) -> Tensor:
     tasks = len(w)
     unit, one, floor, longest = _constants(w)
     smoothing = _SMOOTHING / tasks
+    lightest, heavy, constraint = one * _PENALTY, linear * _PENALTY, torch.outer(normal, normal)
     z, complementarity = _initial_dual(problem)
     target = _FIRST * complementarity / tasks
     product = matrix @ w
@@ -183,8 +184,9 @@ def _root_steps(problem: _Problem, iterations: int) -> Tensor:
         # H w, which Newton's equation for the new w (rather than for the step) takes off the gradient,
         # leaves:
         gradient = torch.addcmul(product * (square / smooth), linear, norm)
-        penalty = torch.addcmul(smooth + one, norm, torch.dot(linear, w).abs()) * _PENALTY
-        penalised = torch.addr(matrix, normal, normal * penalty)
+        level = torch.add(lightest, smooth, alpha=_PENALTY)
+        penalty = torch.addcmul(level, norm, torch.dot(heavy, w).abs())
+        penalised = torch.addcmul(matrix, constraint, penalty)
         multiplier = torch.addcdiv(penalty, torch.dot(w, gradient), torch.dot(w, normal))
         ratio = z / w
         hessian = torch.addcmul(torch.addr(penalised, slope, slope, alpha=-1.0), unit, ratio)
