@@ -122,7 +122,7 @@ def rounded_norm(matrix: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]
 
 def _enough(rows: int) -> int:
     """Steps after which the objective's error is at rounding level, but for norms spread over six decades."""
-    return min(17 + rows // 10, 24)
+    return min(17 + rows // 6, 26)
 
 
 def _scaled(matrix: Tensor, linear: Tensor | None, normal: Tensor, start: Tensor | None = None) -> _Problem:
