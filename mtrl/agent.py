@@ -107,6 +107,9 @@ class MTSAC(nn.Module):
         self.critic = learner(self.critic_spec, sac.critic_lr)
         self.target: Tensor
         self.register_buffer("target", self.critic.flat.vector.detach().clone())
+        self.averaged_actor: Tensor | None
+        average = None if sac.actor_average_rate is None else self.actor.flat.vector.detach().clone()
+        self.register_buffer("averaged_actor", average)
         temperatures = num_tasks if sac.temperature == "per_task" else 1
         start = torch.full((temperatures,), sac.initial_temperature, device=device).log()
         self.log_alpha = nn.Parameter(start)
@@ -127,12 +130,11 @@ class MTSAC(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: Tensor, *, deterministic: bool = False) -> Tensor:
-        """Actions [T, E, A] in [-1, 1] for observations [T, E, O]."""
-        parameters = self.actor.flat.named()
+        """Actions [T, E, A] in [-1, 1] for observations [T, E, O]: drawn, or the averaged policy's modes."""
         if deterministic:
-            return mode_action(self.actor_spec, parameters, obs)
+            return mode_action(self.actor_spec, self.actor.flat.named(self.averaged_actor), obs)
         noise = self._noise(obs)
-        return sample_action(self.actor_spec, parameters, obs, noise).action
+        return sample_action(self.actor_spec, self.actor.flat.named(), obs, noise).action
 
     def update(self, batches: Sequence[Batch]) -> None:
         """One step of critics, actor, temperatures and targets on `num_batches` independent batches."""
@@ -144,6 +146,9 @@ class MTSAC(nn.Module):
         entropy = self._update_temperature(*log_prob[0], actor.ok)
         with torch.no_grad():
             self.target.lerp_(self.critic.flat.vector, self.sac.tau * critic.ok)
+            rate = self.sac.actor_average_rate
+            if rate is not None and self.averaged_actor is not None:
+                self.averaged_actor.lerp_(self.actor.flat.vector, rate)
             self._sums += torch.stack((critic.losses, actor.losses, entropy, alpha))
             seen = (critic.evaluated, actor.evaluated, actor.evaluated, torch.ones_like(actor.evaluated))
             self._counts += torch.stack(seen)
@@ -168,7 +173,7 @@ class MTSAC(nn.Module):
     def anneal(self, progress: float) -> None:
         """Set the step sizes for `progress` in [0, 1] through the run."""
         sac = self.sac
-        share = 1.0 - (1.0 - sac.final_lr_fraction) * progress
+        share = sac.final_lr_fraction**progress
         lrs = (sac.actor_lr, sac.critic_lr, sac.temperature_lr)
         for optimizer, lr in zip(self._optimizers(), lrs, strict=True):
             optimizer.param_groups[0]["lr"] = lr * share

@@ -7,6 +7,7 @@ chosen method's options as `--method.NAME`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import sys
 import time
@@ -101,39 +102,34 @@ def main_train(
         preset: the preset used without `--preset`; None: the dataclass defaults.
         tasks: the tasks used without `--tasks`; None: those of the preset, which must then name some.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return _exit_code(lambda: _train(arguments, preset, tasks))
+    return _exit_code(functools.partial(_train, preset=preset, tasks=tasks), argv)
 
 
 def main_evaluate(argv: Sequence[str] | None = None) -> int:
     """Run the evaluation script and return its exit code, see `main_train`."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return _exit_code(lambda: _evaluate(arguments))
+    return _exit_code(_evaluate, argv)
 
 
 def main_report(argv: Sequence[str] | None = None) -> int:
     """Run the report script and return its exit code, see `main_train`."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return _exit_code(lambda: _report(arguments))
+    return _exit_code(_report, argv)
 
 
 def main_benchmark(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark that the first argument names and return its exit code, see `main_train`."""
     from mtrl.benchmarks.command import run
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return _exit_code(lambda: run(arguments))
+    return _exit_code(run, argv)
 
 
 def main_gallery(argv: Sequence[str] | None = None) -> int:
     """Run the gallery script and return its exit code, see `main_train`."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return _exit_code(lambda: _gallery(arguments))
+    return _exit_code(_gallery, argv)
 
 
-def _exit_code(run: Callable[[], int]) -> int:
+def _exit_code(run: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     try:
-        return run()
+        return run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         code, message = 2, f"error: {error}"
     except NonFiniteError as error:

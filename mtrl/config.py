@@ -85,7 +85,9 @@ class SacConfig:
     temperature_lr: float = 3e-4
     """Adam step size of the log temperatures."""
     final_lr_fraction: float = 1.0
-    """Share of the three step sizes left at the end of the run, reached linearly (MW+: 1, constant)."""
+    """Share of the three step sizes left at the end of the run, reached geometrically (MW+: 1, constant)."""
+    actor_average_rate: float | None = None
+    """Rate per update of an average of the actor's parameters that evaluation uses; None: no average."""
     adam_eps: float = 1e-5
     """Adam epsilon of actor and critics (MW+: 1e-5; torch's own default and the mtrl line: 1e-8)."""
     batch_per_task: int = 128
@@ -177,9 +179,9 @@ class Config:
 
 
 # Fields that may be zero; every other number must be positive (target_entropy has any sign).
-_MAY_BE_ZERO = {"seed", "gamma", "warmup_updates", "final_lr_fraction", "max_restarts"}
+_MAY_BE_ZERO = {"seed", "gamma", "warmup_updates", "max_restarts"}
 _ANY_SIGN = {"target_entropy"}
-_AT_MOST_ONE = {"gamma", "tau", "final_lr_fraction"}
+_AT_MOST_ONE = {"gamma", "tau", "final_lr_fraction", "actor_average_rate"}
 
 
 def _check_ranges(section: Any, prefix: str = "") -> None:

@@ -37,10 +37,9 @@ class TrainingLoop:
         self.config, self.path, self.parts = config, path, parts
         self.eval_envs, self.logger, self.progress = eval_envs, logger, progress
         self.stepper = Stepper(config, parts)
-        self.seconds = self.stepper.seconds | {"evaluation": 0.0, "checkpoint": 0.0}
-        self.stepper.seconds = self.seconds  # one clock for all
+        self.seconds = {"evaluation": 0.0, "checkpoint": 0.0}
         self.last_log = (0.0, 0)  # wall clock, vector step
-        self.spent_at_log = dict(self.seconds)
+        self.spent_at_log = self._spent()
         self.success: float | None = None
         self.final: Evaluation | None = None
         self.failed_writes = 0
@@ -76,6 +75,10 @@ class TrainingLoop:
         self._summary(time.perf_counter() - began, config.steps - start)
         return 0
 
+    def _spent(self) -> dict[str, float]:
+        """Seconds so far, by what they were spent on."""
+        return self.stepper.seconds | self.seconds
+
     def _env_steps(self, vector_step: int) -> int:
         return vector_step * self.parts.envs.num_envs
 
@@ -83,9 +86,10 @@ class TrainingLoop:
         self._raise_if_failed()
         now = time.perf_counter()
         vector_steps = step - self.last_log[1]
-        spent = {name: self.seconds[name] - self.spent_at_log[name] for name in self.seconds}
+        total = self._spent()
+        spent = {name: seconds - self.spent_at_log[name] for name, seconds in total.items()}
         elapsed = now - self.last_log[0] - spent["evaluation"] - spent["checkpoint"]
-        self.last_log, self.spent_at_log = (now, step), dict(self.seconds)
+        self.last_log, self.spent_at_log = (now, step), total
         rate = vector_steps / max(elapsed, 1e-9)
         scalars = {
             "time/fps": rate * self.parts.envs.num_envs,
@@ -178,7 +182,7 @@ class TrainingLoop:
 
     def _summary(self, elapsed: float, vector_steps: int) -> None:
         split = ", ".join(
-            f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in self.seconds.items()
+            f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in self._spent().items()
         )
         self.progress.close()
         if self.final is not None:

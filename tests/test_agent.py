@@ -256,7 +256,7 @@ def test_objective_sampling_touches_nothing_of_the_other_tasks() -> None:
     assert metrics["entropy"][drawn].all()
 
 
-def test_step_sizes_fall_linearly_over_the_run() -> None:
+def test_step_sizes_fall_geometrically_over_the_run() -> None:
     changes = []
     for progress in (0.0, 0.5, 1.0):
         agent = _agent(sac=SacConfig(final_lr_fraction=0.2))
@@ -266,8 +266,23 @@ def test_step_sizes_fall_linearly_over_the_run() -> None:
         changes.append([value.detach() - old for value, old in zip(agent.parameters(), before, strict=True)])
     for full, half, last in zip(*changes, strict=True):
         assert full.any()
-        torch.testing.assert_close(half, 0.6 * full, rtol=1e-2, atol=2e-6)
+        torch.testing.assert_close(half, 0.2**0.5 * full, rtol=1e-2, atol=2e-6)
         torch.testing.assert_close(last, 0.2 * full, rtol=1e-2, atol=2e-6)
+
+
+def test_evaluation_uses_the_average_of_the_actors_parameters_and_training_does_not() -> None:
+    agent, plain = _agent(sac=SacConfig(actor_average_rate=0.25)), _agent(sac=SacConfig())
+    expected = agent.actor.flat.vector.detach().clone()
+    obs = torch.randn(TASKS, 2, OBS)
+    for _ in range(5):
+        _run(agent, 1)
+        _run(plain, 1)
+        expected = 0.75 * expected + 0.25 * agent.actor.flat.vector.detach()
+    assert torch.equal(agent.actor.flat.vector, plain.actor.flat.vector)
+    assert torch.equal(agent.act(obs), plain.act(obs))
+    assert not torch.equal(agent.act(obs, deterministic=True), plain.act(obs, deterministic=True))
+    plain.actor.flat.vector.data.copy_(expected)
+    torch.testing.assert_close(agent.act(obs, deterministic=True), plain.act(obs, deterministic=True))
 
 
 def test_shared_temperature_is_one_number_moved_by_the_mean_over_tasks() -> None:

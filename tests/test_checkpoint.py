@@ -1,20 +1,11 @@
+"""Checkpoints: what comes back, which ones are kept."""
+
 from __future__ import annotations
 
-import ast
-import contextlib
-import errno
-import hashlib
-import json
 import os
-import pickle
-import resource
 import shutil
-import subprocess
-import sys
 import tempfile
-import textwrap
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,61 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mtrl
 from mtrl import checkpoint
 from mtrl.checkpoint import load_checkpoint, save_checkpoint
 from mtrl.errors import UserError
-from mtrl.versions import package_versions
-
-PACKAGE = Path(mtrl.__file__).parent
-
-
-def state_of(step: int) -> dict[str, Any]:
-    """Small state that differs between steps in every part."""
-    return {
-        "agent": {"weight": torch.arange(300.0) + step, "name": "cagrad"},
-        "rng": {"generator": np.random.default_rng(step).bit_generator.state},
-        "counters": {"step": step, "returns": np.full(7, step + 0.5)},
-    }
-
-
-def assert_same(found: Any, expected: Any) -> None:
-    """Equal in type, dtype, shape and every bit."""
-    if isinstance(expected, torch.Tensor):
-        assert found.dtype == expected.dtype and found.shape == expected.shape
-        assert_same(bits(found), bits(expected))
-    elif isinstance(expected, np.ndarray | np.generic):
-        assert type(found) is type(expected)
-        assert found.dtype == expected.dtype and found.shape == expected.shape
-        assert found.tobytes() == expected.tobytes()
-    elif isinstance(expected, dict):
-        assert type(found) is dict and list(found) == list(expected)
-        for key in expected:
-            assert_same(found[key], expected[key])
-    elif isinstance(expected, list | tuple):
-        assert type(found) is type(expected) and len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_same(one, other)
-    elif isinstance(expected, float):
-        assert type(found) is float and found.hex() == expected.hex()
-    else:
-        assert type(found) is type(expected) and found == expected
-
-
-def bits(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy()
-
-
-class Reports(list[str]):
-    """Collects what `load_checkpoint` reports."""
-
-    def __call__(self, text: str) -> None:
-        self.append(text)
-
-
-# -- round trip ---------------------------------------------------------------------------------------------
+from tests.helpers.checkpoints import assert_same, state_of
 
 TENSOR_TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+
+
 ARRAY_TYPES = ["f8", "f4", "f2", "i8", "i4", "u8", "u4", "u2", "u1", "?", "c16", ">f8", ">i4"]
 
 
@@ -111,6 +55,8 @@ LEAVES = (
         array_strategies.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
     )
 )
+
+
 TREES = st.recursive(
     LEAVES,
     lambda tree: (
@@ -280,17 +226,6 @@ def test_a_resumed_run_replaces_the_future_it_abandoned(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "checkpoints") == ["step_000000003"]
 
 
-def test_leftovers_of_a_killed_process_are_removed_by_the_next_save_only(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, state_of(1), keep=2)
-    leftover = tmp_path / "checkpoints/.tmp-1-step_000000002"
-    leftover.mkdir()
-    (leftover / "agent.pt").write_bytes(b"half")
-    load_checkpoint(tmp_path)
-    assert leftover.exists()  # it may belong to a process that is saving now
-    save_checkpoint(tmp_path, 2, state_of(2), keep=2)
-    assert not leftover.exists()
-
-
 def test_no_checkpoint_at_all_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no valid checkpoint .* found none"):
         load_checkpoint(tmp_path)
@@ -306,338 +241,6 @@ def test_loading_follows_a_trainer_that_prunes_meanwhile(tmp_path: Path) -> None
 
 def save_other(run_dir: Path) -> None:
     save_checkpoint(run_dir, 2, state_of(2), keep=1)
-
-
-# -- damage -------------------------------------------------------------------------------------------------
-
-
-def rewrite_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a manifest and make its digest fit, as someone in bad faith would."""
-    path = directory / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["digest"]
-    for name, entry in manifest["files"].items():
-        content = (directory / name).read_bytes()
-        entry.update(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-    change(manifest)
-    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(canonical.encode()).hexdigest()
-    path.write_text(json.dumps({**manifest, "digest": digest}))
-
-
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def become_a_directory(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def become_empty(path: Path) -> None:
-    shutil.rmtree(path)
-    path.mkdir()
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "truncated": lambda path: truncate(path / "agent.pt"),
-    "bit flipped": lambda path: flip_a_bit(path / "agent.pt"),
-    "emptied": lambda path: empty(path / "rng.pt"),
-    "file missing": lambda path: (path / "rng.pt").unlink(),
-    "file extra": lambda path: (path / "more.pt").write_bytes(b"x"),
-    "file of another step": lambda path: shutil.copy(path.parent / "step_000000001/agent.pt", path),
-    "directory instead of file": lambda path: become_a_directory(path / "rng.pt"),
-    "manifest missing": lambda path: (path / "manifest.json").unlink(),
-    "manifest truncated": lambda path: truncate(path / "manifest.json"),
-    "manifest empty": lambda path: empty(path / "manifest.json"),
-    "manifest a list": lambda path: (path / "manifest.json").write_text("[1]"),
-    "manifest with a changed step": lambda path: (path / "manifest.json").write_text(
-        (path / "manifest.json").read_text().replace('"step": 2', '"step": 3')
-    ),
-    "renamed": lambda path: path.rename(path.parent / "step_000000009"),
-    "other schema": lambda path: rewrite_manifest(path, lambda manifest: manifest.update(schema=99)),
-    "empty directory": become_empty,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_damage_is_reported_once_and_the_previous_checkpoint_used(
-    tmp_path: Path, damage: Callable[[Path], object]
-) -> None:
-    for step in (1, 2):
-        save_checkpoint(tmp_path, step, state_of(step), keep=2)
-    damage(tmp_path / "checkpoints/step_000000002")
-    reports = Reports()
-    assert_same(load_checkpoint(tmp_path, report=reports), (1, state_of(1)))
-    assert len(reports) == 1 and reports[0].startswith("skipped checkpoint step_")
-    shutil.rmtree(tmp_path / "checkpoints/step_000000001")
-    with pytest.raises(UserError, match=r"no valid checkpoint .* found 1 damaged"):
-        load_checkpoint(tmp_path, report=reports)
-
-
-def test_no_flipped_bit_anywhere_goes_unnoticed(tmp_path: Path) -> None:
-    for step in (1, 2):
-        save_checkpoint(tmp_path, step, state_of(step), keep=2)
-    generator = np.random.default_rng(0)
-    for file in sorted((tmp_path / "checkpoints/step_000000002").iterdir()):
-        content = file.read_bytes()
-        for position in generator.integers(0, len(content), 25):
-            flipped = bytearray(content)
-            flipped[position] ^= 1 << int(generator.integers(8))
-            file.write_bytes(flipped)
-            step, state = load_checkpoint(tmp_path, report=Reports())
-            assert_same(state, state_of(step))
-        file.write_bytes(content)
-
-
-def test_the_skipped_checkpoint_is_a_warning_on_stderr(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for step in (1, 2):
-        save_checkpoint(tmp_path, step, state_of(step), keep=2)
-    flip_a_bit(tmp_path / "checkpoints/step_000000002/agent.pt")
-    load_checkpoint(tmp_path)
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.splitlines() == [
-        "warning: skipped checkpoint step_000000002: agent.pt was changed: its SHA-256 differs"
-    ]
-
-
-def test_hidden_files_of_file_systems_do_no_harm(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 1, state_of(1), keep=1)
-    (path / ".nfs000000001").write_bytes(b"")
-    assert load_checkpoint(tmp_path)[0] == 1
-
-
-class Bomb:
-    """Creates a marker file when a pickle of it is loaded."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (open, (str(self.marker), "w"))
-
-
-@pytest.mark.parametrize("part", ["agent", "rng", "counters"])
-@pytest.mark.parametrize("container", ["torch", "bare pickle", "old torch"])
-@pytest.mark.parametrize("map_from", [0, 1 << 30], ids=["mapped", "read"])
-def test_a_file_that_would_run_code_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, container: str, map_from: int
-) -> None:
-    monkeypatch.setattr(checkpoint, "_MAP_FROM_BYTES", map_from)
-    for step in (1, 2):
-        save_checkpoint(tmp_path, step, state_of(step), keep=2)
-    marker = tmp_path / "marker"
-    directory = tmp_path / "checkpoints/step_000000002"
-    payload = {"weight": torch.ones(2), "bomb": Bomb(marker)}
-    with open(directory / f"{part}.pt", "wb") as file:
-        if container == "bare pickle":
-            pickle.dump(payload, file, protocol=2)
-        else:
-            torch.save(payload, file, _use_new_zipfile_serialization=container == "torch")
-    rewrite_manifest(directory, lambda manifest: None)
-    reports = Reports()
-    assert_same(load_checkpoint(tmp_path, report=reports), (1, state_of(1)))
-    assert f"{part}.pt" in reports[0]
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("dtype", ["|O", "<U4", "|V8", "nonsense", 5], ids=str)
-def test_a_crafted_array_is_refused(tmp_path: Path, dtype: Any) -> None:
-    directory = save_checkpoint(tmp_path, 1, state_of(1), keep=1)
-    crafted = {"__numpy__": dtype, "shape": (2,), "data": torch.zeros(16, dtype=torch.uint8)}
-    with open(directory / "agent.pt", "wb") as file:
-        torch.save(crafted, file)
-    rewrite_manifest(directory, lambda manifest: None)
-    reports = Reports()
-    with pytest.raises(UserError, match="no valid checkpoint"):
-        load_checkpoint(tmp_path, report=reports)
-    assert "agent.pt is unreadable" in reports[0]
-
-
-def test_a_manifest_cannot_point_outside_its_directory(tmp_path: Path) -> None:
-    directory = save_checkpoint(tmp_path, 1, state_of(1), keep=1)
-    shutil.copy(directory / "agent.pt", directory.parent / "agent.pt")
-    rewrite_manifest(
-        directory,
-        lambda manifest: manifest["files"].update({"../agent.pt": manifest["files"].pop("agent.pt")}),
-    )
-    with pytest.raises(UserError):
-        load_checkpoint(tmp_path, report=Reports())
-
-
-# These unpickle what a process of the same run sends through a pipe, never a file.
-PIPES = {"envs/pool.py", "envs/worker.py"}
-
-
-def test_the_package_never_unpickles_a_file() -> None:
-    loads = 0
-    for source in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-                continue
-            name = ast.unparse(node.func)
-            assert name != "pickle.load", source
-            assert name != "pickle.loads" or source.relative_to(PACKAGE).as_posix() in PIPES, source
-            if name == "torch.load":
-                loads += 1
-                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-                assert options.get("weights_only") == "True", source
-    assert loads >= 1
-
-
-# -- versions -----------------------------------------------------------------------------------------------
-
-
-def load_with(monkeypatch: pytest.MonkeyPatch, run_dir: Path, **changed: str) -> Callable[..., Any]:
-    here = {**package_versions(), **changed}
-    monkeypatch.setattr("mtrl.checkpoint.package_versions", lambda: here)
-    return lambda **options: load_checkpoint(run_dir, **options)
-
-
-@pytest.mark.parametrize("package", ["metaworld", "mujoco", "torch"])
-def test_versions_that_change_numbers_are_refused_unless_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
-    save_checkpoint(tmp_path, 1, state_of(1), keep=1)
-    load = load_with(monkeypatch, tmp_path, **{package: "99.0"})
-    with pytest.raises(UserError, match=rf"{package} .*here 99\.0.*--allow-version-mismatch"):
-        load()
-    assert load(allow_version_mismatch=True)[0] == 1
-
-
-def test_versions_that_change_no_numbers_are_accepted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_checkpoint(tmp_path, 1, state_of(1), keep=1)
-    major = torch.__version__.split(".")[0]
-    assert load_with(monkeypatch, tmp_path, numpy="99.0", torch=f"{major}.999")()[0] == 1
-
-
-# -- kills and full disks -----------------------------------------------------------------------------------
-
-KILLED_SAVES = """
-    import json, os, shutil, signal, sys, pathlib
-    import torch
-    from mtrl import checkpoint
-    from mtrl.checkpoint import load_checkpoint, save_checkpoint
-
-    torch.set_num_threads(1)
-    root, new_step = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-
-    def state(value):
-        return {"agent": {"weight": torch.full((400,), value)}, "counters": {"value": value}}
-
-    def die_at(count):
-        # Counts every write, sync, rename and removal; dies before the given one.
-        left = [count]
-        def wrap(owner, name):
-            original = getattr(owner, name)
-            def wrapped(*args, **kwargs):
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return original(*args, **kwargs)
-            setattr(owner, name, wrapped)
-        wrap(checkpoint._HashingFile, "write")
-        for name in ("fsync", "replace", "unlink", "rmdir", "mkdir"):
-            wrap(os, name)
-
-    outcomes, count = [], 0
-    while True:
-        run_dir = root / str(count)
-        save_checkpoint(run_dir, 1, state(1.0), keep=1)
-        pid = os.fork()
-        if pid == 0:
-            die_at(count)
-            save_checkpoint(run_dir, new_step, state(2.0), keep=1)
-            os._exit(0)
-        finished = os.waitpid(pid, 0)[1] == 0
-        reports = []
-        step, loaded = load_checkpoint(run_dir, report=reports.append)
-        values = {loaded["counters"]["value"], *loaded["agent"]["weight"].tolist()}
-        save_checkpoint(run_dir, 5, state(3.0), keep=1)
-        outcomes.append(
-            {"finished": finished, "step": step, "values": sorted(values), "reports": reports,
-             "names": os.listdir(run_dir / "checkpoints")}
-        )
-        count += 1
-        if finished:
-            break
-    print(json.dumps(outcomes))
-"""
-
-
-def run_script(script: str, *arguments: str) -> str:
-    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("new_step", [2, 1], ids=["another step", "the same step"])
-def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint_whole(
-    tmp_path: Path, new_step: int
-) -> None:
-    outcomes = json.loads(run_script(KILLED_SAVES, str(tmp_path), str(new_step)))
-    assert len(outcomes) > 20
-    for outcome in outcomes:
-        assert (outcome["step"], outcome["values"]) in [(1, [1.0]), (new_step, [2.0])]
-        assert outcome["reports"] == []
-        assert outcome["names"] == ["step_000000005"]  # the next save tidies up
-    values = [outcome["values"][0] for outcome in outcomes]
-    assert values[0] == 1.0 and values[-1] == 2.0 and values == sorted(values)
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let the kernel refuse writes beyond `size` bytes of a file, as a quota would."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.parametrize("size", [0, 100, 1_000, 3_000])
-def test_a_full_disk_raises_and_leaves_the_old_checkpoint_alone(tmp_path: Path, size: int) -> None:
-    save_checkpoint(tmp_path, 1, state_of(1), keep=1)
-    large = {**state_of(2), "replay": torch.zeros(100_000)}
-    with pytest.raises(OSError) as caught, largest_file(size):
-        save_checkpoint(tmp_path, 2, large, keep=1)
-    assert caught.value.errno == errno.EFBIG
-    assert os.listdir(tmp_path / "checkpoints") == ["step_000000001"]
-    assert_same(load_checkpoint(tmp_path), (1, state_of(1)))
-    save_checkpoint(tmp_path, 2, state_of(2), keep=1)
-    assert load_checkpoint(tmp_path)[0] == 2
-
-
-def test_a_device_without_space_raises_enospc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnFullDevice(checkpoint._HashingFile):
-        def __init__(self, path: Path) -> None:
-            super().__init__(path)
-            os.dup2(os.open("/dev/full", os.O_WRONLY), self.fileno())
-
-    save_checkpoint(tmp_path, 1, state_of(1), keep=1)
-    monkeypatch.setattr(checkpoint, "_HashingFile", OnFullDevice)
-    with pytest.raises(OSError) as caught:
-        save_checkpoint(tmp_path, 2, state_of(2), keep=1)
-    assert caught.value.errno == errno.ENOSPC
-    assert os.listdir(tmp_path / "checkpoints") == ["step_000000001"]
 
 
 def test_saving_and_loading_warn_about_nothing(tmp_path: Path) -> None:

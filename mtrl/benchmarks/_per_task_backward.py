@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,12 +25,11 @@ def make(problem: Problem, method: str) -> Callable[[], None] | None:
         return _Reference(problem, None).update
     if method not in _SOLVERS:
         return None
-    try:
-        solver = _SOLVERS[method](problem.tasks)
-    except ImportError as error:
-        report.note(f"left out per-task backward with {method}: pip install {error.name}")
+    package, solver = _SOLVERS[method]
+    if importlib.util.find_spec(package) is None:
+        report.note(f"left out per-task backward with {method}: pip install {package}")
         return None
-    return _Reference(problem, solver).update
+    return _Reference(problem, solver(problem.tasks)).update
 
 
 def _mlp(inputs: int, outputs: int, problem: Problem) -> nn.Sequential:
@@ -120,19 +120,11 @@ class _Reference:
 
 
 def _cagrad(tasks: int) -> Solver:
-    import scipy
-
-    del tasks, scipy
     c = 0.9
     return lambda gram: cagrad_by_slsqp(gram, c) / (1.0 + c**2)
 
 
-def _nash(tasks: int) -> Solver:
-    import cvxpy
-
-    del cvxpy
-    solver = NashByLinearisation(tasks)
-    return solver.__call__
-
-
-_SOLVERS: dict[str, Callable[[int], Solver]] = {"cagrad": _cagrad, "nash_mtl": _nash}
+_SOLVERS: dict[str, tuple[str, Callable[[int], Solver]]] = {  # the package a solver needs, and how to make it
+    "cagrad": ("scipy", _cagrad),
+    "nash_mtl": ("cvxpy", NashByLinearisation),
+}

@@ -38,8 +38,26 @@ class Vector(ABC):
         return time.perf_counter() - began
 
 
-class Mtrl(Vector):
-    """The environments of this package."""
+class Wrapped(Vector):
+    """A vector environment with the customary methods."""
+
+    _envs: Any
+
+    def reset(self) -> None:
+        """Begin an episode everywhere."""
+        self._envs.reset()
+
+    def step(self, action: Any) -> None:
+        """Step all environments."""
+        self._envs.step(action)
+
+    def close(self) -> None:
+        """End its processes."""
+        self._envs.close()
+
+
+class Mtrl(Wrapped):
+    """The environments of this package, always on the same goals."""
 
     def __init__(self, names: Sequence[str], copies: int, workers: int) -> None:
         self._envs = make_envs(names, seed=0, envs_per_task=copies, num_workers=workers)
@@ -48,54 +66,22 @@ class Mtrl(Vector):
         """Begin an episode everywhere."""
         self._envs.reset(options={"goal": np.zeros(self._envs.num_envs, np.int64)})
 
-    def step(self, action: Any) -> None:
-        """Step all environments."""
-        self._envs.step(action)
 
-    def close(self) -> None:
-        """End the workers."""
-        self._envs.close()
-
-
-class Gymnasium(Vector):
+class Gymnasium(Wrapped):
     """`gymnasium.make_vec` of a whole benchmark, as Meta-World documents it."""
 
     def __init__(self, names: Sequence[str], strategy: str) -> None:
         benchmark = next(key for key, tasks in BENCHMARKS.items() if tasks == tuple(names))
         self._envs = gymnasium.make_vec(f"Meta-World/{benchmark}", vector_strategy=strategy, seed=0)
 
-    def reset(self) -> None:
-        """Begin an episode everywhere."""
-        self._envs.reset()
 
-    def step(self, action: Any) -> None:
-        """Step all environments."""
-        self._envs.step(action)
-
-    def close(self) -> None:
-        """End its processes."""
-        self._envs.close()
-
-
-class StableBaselines(Vector):
+class StableBaselines(Wrapped):
     """SubprocVecEnv over single-task environments."""
 
     def __init__(self, names: Sequence[str]) -> None:
         from stable_baselines3.common.vec_env import SubprocVecEnv
 
         self._envs = SubprocVecEnv([partial(_single, name) for name in names], start_method="forkserver")
-
-    def reset(self) -> None:
-        """Begin an episode everywhere."""
-        self._envs.reset()
-
-    def step(self, action: Any) -> None:
-        """Step all environments."""
-        self._envs.step(action)
-
-    def close(self) -> None:
-        """End its processes."""
-        self._envs.close()
 
 
 def _single(name: str) -> Any:

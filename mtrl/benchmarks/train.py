@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mtrl.benchmarks import report
@@ -107,8 +108,7 @@ def _loop_ms(stepper: Stepper, start: int, steps: int, device: torch.device) -> 
     return 1e3 * (time.perf_counter() - began) / steps
 
 
-def _milliseconds(function: object, steps: int, device: torch.device) -> float:
-    assert callable(function)
+def _milliseconds(function: Callable[[], None], steps: int, device: torch.device) -> float:
     _synchronise(device)
     began = time.perf_counter()
     for _ in range(steps):

@@ -51,9 +51,8 @@ class Row:
     `scale_law_from`. `reads_host` says why a method reads from the device, which no other may.
 
     Every method is given `losses_of(rows)` along with the rows; `needs_losses` marks those that refuse to
-    work without. `coordinatewise` says why `identical` or `orthonormal` is None, or why opposite rows need
-    not cancel (`opposite_cancel`): the method looks at each parameter alone and leaves the span of the rows,
-    or draws its weights.
+    work without. A method that looks at each parameter alone, and so leaves the span of the rows, or that
+    draws its weights has None for `identical` or `orthonormal`, or opposite rows that do not cancel.
     `starts_as_mean` marks weights that are learned: the first direction is along the mean.
     """
 
@@ -64,7 +63,6 @@ class Row:
     scale_power: float = 1.0
     scale_law_from: float = 0.0
     reads_host: str = ""
-    coordinatewise: str = ""
     opposite_cancel: bool = True
     needs_losses: bool = False
     starts_as_mean: bool = False
@@ -91,6 +89,7 @@ _IN_BALL = _stretched(functools.partial(assert_best_in_ball, c=0.9), 1.81)
 _SOLVABLE = ("iid", "common", "conflicting", "spread_2", "spread_3")  # a common descent direction exists
 
 ORACLES: dict[str, Row] = {
+    # Adam's first step is the sign of each entry.
     "adatask": Row(
         None,
         None,
@@ -98,7 +97,6 @@ ORACLES: dict[str, Row] = {
         options={"eps": 1e-30},  # a larger one breaks the scale law where gradients are small
         scale_power=0.0,
         row_scale_invariant=True,
-        coordinatewise="Adam's first step is the sign of each entry",
     ),
     "aligned_mtl": Row(
         lambda tasks, norm: 1.0,
@@ -144,11 +142,11 @@ ORACLES: dict[str, Row] = {
     ),
     "famo": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_inverse_losses, needs_losses=True),
     "fs_mtl": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL),
+    # At each parameter one sign is kept.
     "graddrop": Row(
         lambda tasks, norm: 1.0,
         None,
         assert_one_sign_per_parameter,
-        coordinatewise="at each parameter one sign is kept",
         opposite_cancel=False,
     ),
     "gradnorm": Row(
@@ -195,11 +193,11 @@ ORACLES: dict[str, Row] = {
         permutation_equivariant=False,  # the drawn orders belong to task numbers
         oracle_tasks=(2,),
     ),
+    # Its weights are drawn: equal tasks get unequal ones.
     "rlw": Row(
         lambda tasks, norm: 1.0,
         None,
         assert_on_the_simplex,
-        coordinatewise="not that, but the weights are drawn: equal tasks get unequal ones",
         opposite_cancel=False,
         permutation_equivariant=False,  # the drawn weights belong to task numbers
         oracle_families=_SOLVABLE,

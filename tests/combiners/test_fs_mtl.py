@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import pytest
@@ -13,20 +14,20 @@ UNFIT = sorted(name for name, cls in COMBINERS.items() if cls.positive_losses or
 BASES = sorted(set(COMBINERS) - {"fs_mtl", *UNFIT})
 
 
-class Evaluator:
+class Evaluator(ABC):
     """What `direction` takes; evaluates one batch of all tasks."""
 
     losses: Tensor
     parameters: Tensor
 
-    def gradients_at(self, offset: Tensor | float) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def gradients_at(self, offset: Tensor | float) -> Tensor: ...
 
     def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
         return self.gradients_at(0.0 if offset is None else offset)
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
-        raise NotImplementedError
+        return weights_of(self.losses) @ self.gradients_at(0.0)
 
 
 class Linear(Evaluator):

@@ -1,0 +1,31 @@
+"""Calls that every test of all methods makes, and the methods a law holds for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.combiners import COMBINERS, Combiner
+from tests.combiners.oracles import ORACLES, Row
+from tests.helpers.loss_methods import losses_of
+
+NAMES = sorted(COMBINERS)
+CONFLICT = torch.tensor([[1.0, 0.2, 0.0], [-0.9, 0.5, 0.0], [0.1, -0.6, 1.0]], dtype=torch.float64)
+
+methods = pytest.mark.parametrize("name", NAMES)
+
+
+def methods_where(holds: Callable[[Row], bool]) -> pytest.MarkDecorator:
+    """The methods whose row in the table says that the law under test holds for them."""
+    return pytest.mark.parametrize("name", [name for name in NAMES if holds(ORACLES[name])])
+
+
+def direction(name: str, rows: Tensor) -> Tensor:
+    return combined(ORACLES[name].make(name, len(rows)), rows)
+
+
+def combined(combiner: Combiner, rows: Tensor) -> Tensor:
+    return combiner.combine(rows, losses_of(rows))

@@ -1,0 +1,158 @@
+"""What every method promises its caller: refusals, state, resume, metrics."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.combiners import Combiner, GramCombiner, LossCombiner, make_combiner
+from tests.combiners.calls import CONFLICT, combined, direction, methods
+from tests.combiners.oracles import ORACLES
+from tests.helpers.loss_methods import losses_of
+from tests.helpers.matrices import jacobian
+
+
+def advance(combiner: Combiner, seed: int) -> Tensor:
+    """One whole update on random gradients of five tasks, with the second look at the losses."""
+    rows = jacobian("iid", 5, seed)
+    result = combined(combiner, rows)
+    combiner.after_step(losses_of(rows) * torch.linspace(0.5, 1.1, 5, dtype=torch.float64))
+    return result
+
+
+@methods
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_non_finite_row_is_refused_with_the_index_of_its_task(name: str, bad: float) -> None:
+    rows = jacobian("iid", 4, seed=0)
+    rows[2, 1] = bad
+    combiner = ORACLES[name].make(name, 4)
+    before = {key: value.clone() for key, value in combiner.state_dict().items()}
+    with pytest.raises(ValueError, match=r"tasks \[2\]"):
+        combiner.combine(rows)
+    assert all(torch.equal(value, before[key]) for key, value in combiner.state_dict().items())
+
+
+@methods
+def test_wrong_shapes_and_dtypes_are_refused(name: str) -> None:
+    combiner = ORACLES[name].make(name, 4)
+    for wrong in (torch.zeros(3, 5), torch.zeros(4), torch.zeros(4, 5, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="jacobian"):
+            combiner.combine(wrong)
+
+
+@methods
+def test_inside_an_update_a_non_finite_row_does_not_raise(name: str) -> None:
+    rows = jacobian("iid", 4, seed=0)
+    rows[2, 1] = math.nan
+    combiner = ORACLES[name].make(name, 4)
+    with combiner.unchecked():
+        assert combined(combiner, rows).shape == (16,)
+    with pytest.raises(ValueError, match="non-finite"):
+        combined(combiner, rows)
+
+
+@methods
+def test_losses_are_asked_for_exactly_where_they_are_needed(name: str) -> None:
+    rows = jacobian("iid", 4, seed=0)
+    combiner = ORACLES[name].make(name, 4)
+    if ORACLES[name].needs_losses:
+        with pytest.raises(ValueError, match=rf"{name} .*losses of shape \[T\]"):
+            combiner.combine(rows)
+    else:
+        assert torch.equal(combiner.combine(rows), direction(name, rows))
+
+
+@methods
+@pytest.mark.parametrize("bad", [0.0, -1.0])
+def test_only_methods_that_say_so_refuse_losses_that_are_not_positive(name: str, bad: float) -> None:
+    rows = jacobian("iid", 4, seed=0)
+    losses = torch.tensor([1.0, 2.0, bad, 3.0], dtype=torch.float64)
+    combiner = ORACLES[name].make(name, 4)
+    before = {key: value.clone() for key, value in combiner.state_dict().items()}
+    if combiner.positive_losses:
+        with pytest.raises(ValueError, match=r"tasks \[2\].*shift='minimum'"):
+            combiner.combine(rows, losses)
+        assert all(torch.equal(value, before[key]) for key, value in combiner.state_dict().items())
+        combiner = make_combiner(name, num_tasks=4, **(ORACLES[name].options | {"shift": "minimum"}))
+        with pytest.raises(ValueError, match="shift must be one of 'none', 'minimum'"):
+            make_combiner(name, num_tasks=4, shift="lowest")
+    for factor in (1.0, -1.0, 3.0, 0.5):
+        assert combiner.combine(rows, factor * losses).isfinite().all()
+        combiner.after_step(factor * losses - 1.0)
+
+
+@methods
+def test_a_restored_instance_continues_as_the_original(name: str) -> None:
+    original = ORACLES[name].make(name, 5)
+    for seed in range(3):
+        advance(original, seed)
+    restored = ORACLES[name].make(name, 5)
+    restored.load_state_dict(original.state_dict())
+    for seed in range(3, 7):
+        assert torch.equal(advance(restored, seed), advance(original, seed))
+
+
+@methods
+def test_reset_gives_the_state_and_the_results_of_a_fresh_instance(name: str) -> None:
+    used, fresh = (ORACLES[name].make(name, 5) for _ in range(2))
+    fresh.prepare(torch.zeros(20, dtype=torch.float64))
+    for seed in range(3):
+        advance(used, seed)
+    used.reset()
+    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in used.state_dict().items())
+    assert torch.equal(advance(used, 9), advance(fresh, 9))
+
+
+@methods
+def test_state_stays_in_the_same_memory(name: str) -> None:
+    combiner = ORACLES[name].make(name, 5)
+    combiner.prepare(torch.zeros(20, dtype=torch.float64))
+    places = {key: value.data_ptr() for key, value in combiner.named_buffers()}
+    advance(combiner, 1)
+    combiner.reset()
+    combiner.load_state_dict(combiner.state_dict())
+    assert {key: value.data_ptr() for key, value in combiner.named_buffers()} == places
+
+
+@methods
+def test_metrics_hold_finite_device_tensors_about_the_last_call(name: str) -> None:
+    combiner = ORACLES[name].make(name, 3)
+    result = combined(combiner, CONFLICT)
+    metrics = combiner.metrics()
+    assert metrics["weights"].shape == (3,)
+    assert all(isinstance(value, Tensor) and value.isfinite().all() for value in metrics.values())
+    if isinstance(combiner, GramCombiner):
+        torch.testing.assert_close(metrics["weights"].double() @ CONFLICT, result, rtol=1e-5, atol=1e-6)
+        unit = CONFLICT / CONFLICT.norm(dim=1, keepdim=True)
+        cosines = (unit @ unit.T)[torch.triu_indices(3, 3, 1).unbind()]
+        ratio = result.norm() / CONFLICT.mean(dim=0).norm()
+        expected = {"cos_min": cosines.min(), "cos_mean": cosines.mean(), "direction_norm_ratio": ratio}
+        for key, value in expected.items():
+            torch.testing.assert_close(metrics[key], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(metrics["conflict_fraction"].double(), (cosines < 0).double().mean())
+    if "residual" in metrics:
+        assert metrics["residual"].abs() < 1e-5
+
+
+@methods
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_metrics_are_finite_without_gradients_and_before_the_first_call(name: str, tasks: int) -> None:
+    combiner = ORACLES[name].make(name, tasks)
+    for _ in range(2):
+        assert all(value.isfinite().all() for value in combiner.metrics().values())
+        combined(combiner, torch.zeros(tasks, 3))
+
+
+@methods
+def test_the_direction_is_the_weighted_sum_of_the_rows(name: str) -> None:
+    rows = jacobian("iid", 5, seed=4)
+    losses = torch.linspace(0.1, 3.0, 5, dtype=torch.float64)
+    combiner, other = (ORACLES[name].make(name, 5) for _ in range(2))
+    result = combiner.combine(rows, losses)
+    if isinstance(other, GramCombiner):
+        torch.testing.assert_close(other.weights(rows @ rows.T) @ rows, result)
+    elif isinstance(other, LossCombiner):
+        torch.testing.assert_close(other.weights(losses) @ rows, result)
