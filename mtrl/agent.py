@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mtrl import losses
-from mtrl.combiners import Combiner, make_combiner
 from mtrl.config import NetworkConfig, SacConfig
 from mtrl.errors import UserError
-from mtrl.gradients import FlatParameters, LossFunction
-from mtrl.learner import Learner, masked_step
+from mtrl.flat_parameters import FlatParameters
+from mtrl.gradients import LossFunction
+from mtrl.learner import Learner, make_adam, masked_step, set_lr
+from mtrl.memory import free_memory
 from mtrl.networks import (
     TASK_EMBEDDING,
     MLPSpec,
@@ -24,23 +25,8 @@ from mtrl.networks import (
     q_values,
     sample_action,
 )
+from mtrl.sac_combiner import sac_combiner
 from mtrl.types import Batch
-
-
-def sac_combiner(method: str, *, num_tasks: int, options: Mapping[str, Any]) -> Combiner:
-    """Return a fresh combiner for SAC's losses, of which the actor's has no certain sign.
-
-    Raises:
-        ValueError: unknown method or option, or a value outside its rule.
-        UserError: the method needs positive losses and was not told how to shift them.
-    """
-    combiner = make_combiner(method, num_tasks=num_tasks, **options)
-    if combiner.refuses_signed_losses:
-        raise UserError(
-            f"{method} needs positive losses and SAC's actor loss may be negative. --method.shift minimum "
-            "(method_options={'shift': 'minimum'}) measures losses from their lowest value, plus one."
-        )
-    return combiner
 
 
 class MTSAC(nn.Module):
@@ -72,7 +58,8 @@ class MTSAC(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        self.num_tasks, self.sac, self.device = num_tasks, sac, device
+        self.num_tasks, self.obs_dim, self.action_dim = num_tasks, obs_dim, action_dim
+        self.sac, self.device = sac, device
         # Output ranges of the public Meta-World+ code: near-zero first actions and values.
         self.actor_spec = MLPSpec(
             stack=1,
@@ -100,11 +87,19 @@ class MTSAC(nn.Module):
 
         def learner(spec: MLPSpec, lr: float) -> Learner:
             flat = FlatParameters(*initial_parameters(spec, initial), own_rows=(TASK_EMBEDDING,)).to(device)
-            combiner = sac_combiner(method, num_tasks=num_tasks, options=method_options).to(device)
-            return Learner(flat, combiner, lr=lr, eps=sac.adam_eps, max_norm=sac.max_grad_norm).to(device)
+            combiner = sac_combiner(method, method_options, num_tasks, sac.jacobian_chunk).to(device)
+            return Learner(
+                flat,
+                combiner,
+                lr=lr,
+                eps=sac.adam_eps,
+                max_norm=sac.max_grad_norm,
+                jacobian_chunk=sac.jacobian_chunk,
+            ).to(device)
 
         self.actor = learner(self.actor_spec, sac.actor_lr)
         self.critic = learner(self.critic_spec, sac.critic_lr)
+        self._refuse_if_too_large()
         self.target: Tensor
         self.register_buffer("target", self.critic.flat.vector.detach().clone())
         self.averaged_actor: Tensor | None
@@ -113,7 +108,7 @@ class MTSAC(nn.Module):
         temperatures = num_tasks if sac.temperature == "per_task" else 1
         start = torch.full((temperatures,), sac.initial_temperature, device=device).log()
         self.log_alpha = nn.Parameter(start)
-        self.temperature_optimizer = torch.optim.Adam([self.log_alpha], lr=sac.temperature_lr, fused=True)
+        self.temperature_optimizer = make_adam(self.log_alpha, lr=sac.temperature_lr)
         self.generator = torch.Generator(device).manual_seed(seed + 1)
         self.num_batches = self.critic.combiner.num_batches
         self._sums: Tensor
@@ -124,25 +119,67 @@ class MTSAC(nn.Module):
         self.register_buffer("_norms", torch.zeros(3, device=device))  # critic, actor, number of updates
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes of parameters, targets and buffers, and of Adam's moments and the gradient."""
+        trained = sum(value.nbytes for value in self.parameters())
+        return 4 * trained + sum(value.nbytes for value in self.buffers())
+
+    @property
+    def jacobian_bytes(self) -> int:
+        """Bytes of the per-task gradients that actor and critic keep."""
+        return self.actor.jacobian_bytes + self.critic.jacobian_bytes
+
+    def _refuse_if_too_large(self) -> None:
+        needed, free = self.jacobian_bytes, free_memory(self.device)
+        if needed > free:
+            raise UserError(
+                f"the gradients of {self.num_tasks} tasks need {needed / 2**30:.1f} GiB on {self.device}, "
+                f"but {free / 2**30:.1f} GiB are free. Use smaller networks (network.critic_width) or, with "
+                "a method that needs the Gramian alone, sac.jacobian_chunk=1000000."
+            )
+
+    @property
     def alpha(self) -> Tensor:
         """Temperatures [T]."""
         return self.log_alpha.detach().exp().expand(self.num_tasks)
 
+    @property
+    def capturable(self) -> bool:
+        """Whether an update never reads back to the host, so that a CUDA graph can hold it."""
+        return self.critic.combiner.capturable
+
     @torch.no_grad()
-    def act(self, obs: Tensor, *, deterministic: bool = False) -> Tensor:
-        """Actions [T, E, A] in [-1, 1] for observations [T, E, O]: drawn, or the averaged policy's modes."""
+    def act(self, obs: Tensor, *, deterministic: bool = False, noise: Tensor | None = None) -> Tensor:
+        """Actions [T, E, A] in [-1, 1] for observations [T, E, O].
+
+        Drawn with standard normal `noise` [T, E, A], by default from the agent's stream; deterministic: the
+        modes of the policy, averaged over updates where `actor_average_rate` asks for that.
+        """
         if deterministic:
             return mode_action(self.actor_spec, self.actor.flat.named(self.averaged_actor), obs)
-        noise = self._noise(obs)
+        noise = self.drawn(obs.shape[:2]) if noise is None else noise
         return sample_action(self.actor_spec, self.actor.flat.named(), obs, noise).action
 
-    def update(self, batches: Sequence[Batch]) -> None:
-        """One step of critics, actor, temperatures and targets on `num_batches` independent batches."""
+    def drawn(self, lead: Sequence[int]) -> Tensor:
+        """Return standard normal noise for actions, [*lead, A], from the agent's stream."""
+        return self.draw(torch.empty(*lead, self.action_dim, device=self.device))
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Overwrite a tensor on the agent's device with standard normal noise from its stream; return it."""
+        return noise.normal_(generator=self.generator)
+
+    def update(self, batches: Sequence[Batch], noise: Tensor | None = None) -> None:
+        """One step of critics, actor, temperatures and targets on K = `num_batches` independent batches.
+
+        `noise` [K, 2, T, B, A] is what critic targets and the actor draw actions with: standard normal, by
+        default from the agent's stream.
+        """
+        if noise is None:
+            noise = self.drawn((len(batches), 2, *batches[0].reward.shape))
         alpha = self.alpha
-        noise = [(self._noise(batch.obs), self._noise(batch.obs)) for batch in batches]
-        critic = self.critic.step(self.critic_losses(batches, [n[0] for n in noise], alpha))
+        critic = self.critic.step(self.critic_losses(batches, noise[:, 0], alpha))
         log_prob: list[tuple[Tensor, Tensor | None]] = []
-        actor = self.actor.step(self.actor_losses(batches, [n[1] for n in noise], alpha, log_prob))
+        actor = self.actor.step(self.actor_losses(batches, noise[:, 1], alpha, log_prob))
         entropy = self._update_temperature(*log_prob[0], actor.ok)
         with torch.no_grad():
             self.target.lerp_(self.critic.flat.vector, self.sac.tau * critic.ok)
@@ -173,13 +210,17 @@ class MTSAC(nn.Module):
     def anneal(self, progress: float) -> None:
         """Set the step sizes for `progress` in [0, 1] through the run."""
         sac = self.sac
-        share = sac.final_lr_fraction**progress
+        if sac.final_lr_fraction == 1.0:
+            return
         lrs = (sac.actor_lr, sac.critic_lr, sac.temperature_lr)
         for optimizer, lr in zip(self._optimizers(), lrs, strict=True):
-            optimizer.param_groups[0]["lr"] = lr * share
+            set_lr(optimizer, lr * sac.final_lr_fraction**progress)
 
-    def critic_losses(self, batches: Sequence[Batch], noise: Sequence[Tensor], alpha: Tensor) -> LossFunction:
-        """Critic losses [T], or [N] of some tasks; targets of a batch are computed once."""
+    def critic_losses(self, batches: Sequence[Batch], noise: Tensor, alpha: Tensor) -> LossFunction:
+        """Critic losses [T], or [N] of some tasks; targets of a batch are computed once.
+
+        noise [K, T, B, A].
+        """
         targets: dict[int, Tensor] = {}
 
         @torch.no_grad()
@@ -207,11 +248,14 @@ class MTSAC(nn.Module):
     def actor_losses(
         self,
         batches: Sequence[Batch],
-        noise: Sequence[Tensor],
+        noise: Tensor,
         alpha: Tensor,
         log_prob: list[tuple[Tensor, Tensor | None]],
     ) -> LossFunction:
-        """Actor losses [T], or [N] of some tasks; log-probs go to `log_prob`, each with its tasks."""
+        """Actor losses [T], or [N] of some tasks; log-probs go to `log_prob`, each with its tasks.
+
+        noise [K, T, B, A].
+        """
         frozen = self.critic.flat.named()
 
         def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
@@ -261,12 +305,9 @@ class MTSAC(nn.Module):
         """Restore `training_state` in place."""
         self.load_state_dict(state["module"])
         for optimizer, saved in zip(self._optimizers(), state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            # The groups hold step sizes and what the device asks for: those are this agent's own.
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved["state"]})
         self.generator.set_state(state["generator"])
 
     def _optimizers(self) -> tuple[torch.optim.Adam, ...]:
         return self.actor.optimizer, self.critic.optimizer, self.temperature_optimizer
-
-    def _noise(self, obs: Tensor) -> Tensor:
-        shape = (*obs.shape[:2], self.actor_spec.outputs // 2)
-        return torch.randn(shape, generator=self.generator, device=obs.device)

@@ -278,10 +278,10 @@ def _default_run_dir(config: Config) -> Path:
 
 def _check_options(config: Config) -> None:
     """Raise UserError for an option out of its range, before anything is started or written."""
-    from mtrl.agent import sac_combiner
+    from mtrl.sac_combiner import sac_combiner
 
     num_tasks = len(resolve_tasks(config.tasks))
     try:
-        sac_combiner(config.method, num_tasks=num_tasks, options=config.method_options)
+        sac_combiner(config.method, config.method_options, num_tasks, config.sac.jacobian_chunk)
     except ValueError as error:
         raise UserError(f"--method {config.method}: {error}") from error

@@ -94,6 +94,8 @@ class SacConfig:
     """Transitions sampled per task and update (MW+: 128)."""
     max_grad_norm: float | None = 1.0
     """Global gradient norm bound applied after combining (MW+: 1.0); None: no bound."""
+    jacobian_chunk: int | None = None
+    """Parameters whose per-task gradients exist at a time, for Gramian methods; None: all. Costs a pass."""
     temperature: Literal["per_task", "shared"] = "per_task"
     """One temperature per task (MW+) or one for all."""
     initial_temperature: float = 1.0

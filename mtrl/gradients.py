@@ -1,68 +1,19 @@
-"""Flat parameters, per-task gradients by one batched backward, weighted-loss gradients. Knows no SAC."""
+"""Per-task gradients by one batched backward, weighted-loss gradients. Knows no SAC."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from mtrl.flat_parameters import FlatParameters, Slot
+from mtrl.gram_sum import GramSum
+
 # Losses of independent batch k at given named parameters; shared ones may carry a leading task axis. With
 # None for all tasks [T], else for the tasks of an index tensor [N], to which the parameters then belong: [N].
 LossFunction = Callable[[Mapping[str, Tensor], int, Tensor | None], Tensor]
-
-
-class _Slot(NamedTuple):
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-    own_row: bool  # shape [S, T, ...], of which task t uses row t alone
-
-    def joint(self, vector: Tensor) -> Tensor:
-        """View of this parameter in a vector [P], of its shape."""
-        return vector[self.start : self.stop].view(self.shape)
-
-    def per_task(self, rows: Tensor) -> Tensor:
-        """View of this parameter in rows [T, P]: [T, *shape], or [T, S, ...] where each task has a row."""
-        view = rows[:, self.start : self.stop].view(-1, *self.shape)
-        return view.diagonal(dim1=0, dim2=2).movedim(-1, 0) if self.own_row else view
-
-
-class FlatParameters(nn.Module):
-    """Named parameters of one network in one vector [P + H]: P shared first, then H of the task heads.
-
-    `own_rows` names shared parameters of shape [S, T, ...], such as an embedding of the task identity, of
-    which task t's loss uses row t alone; a loss sees their per-task form as [T, S, ...].
-    """
-
-    def __init__(
-        self,
-        shared: Mapping[str, Tensor],
-        heads: Mapping[str, Tensor] | None = None,
-        own_rows: Collection[str] = (),
-    ) -> None:
-        super().__init__()
-        heads = heads or {}
-        self._slots: list[_Slot] = []
-        start = 0
-        for name, value in [*shared.items(), *heads.items()]:
-            stop = start + value.numel()
-            self._slots.append(_Slot(name, tuple(value.shape), start, stop, name in own_rows))
-            start = stop
-        self.shared_slots = self._slots[: len(shared)]
-        self.head_slots = self._slots[len(shared) :]
-        self.num_shared = sum(value.numel() for value in shared.values())
-        self.vector = nn.Parameter(
-            torch.cat([v.detach().flatten() for v in [*shared.values(), *heads.values()]])
-        )
-
-    def named(self, vector: Tensor | None = None) -> dict[str, Tensor]:
-        """Views of `vector` (default: the parameters, detached) under their names; shared ones are joint."""
-        source = self.vector.detach() if vector is None else vector
-        return {slot.name: slot.joint(source) for slot in self._slots}
 
 
 class TaskGradients:
@@ -125,31 +76,75 @@ class TaskGradients:
         """
         flat = self._flat
         jacobian = self._next_jacobian(self._num_tasks if tasks is None else len(tasks))
+        leaves = self._per_task_leaves(offset, tasks)
+        for slot in flat.shared_slots:
+            if tasks is None or not slot.own_row:
+                # A layer that can form its gradient in place of a copy finds the place here.
+                leaves[slot.name].grad = slot.per_task(jacobian)
+        first = offset is None and batch == 0
+        gradients = self._backward(leaves, self._head_leaves(head_offset), batch, tasks, first=first)
+        for slot, gradient in zip(flat.shared_slots, gradients, strict=False):
+            _store(jacobian, slot, gradient, tasks)
+        if head_offset is not None:
+            moved = [gradient.flatten() for gradient in gradients[len(leaves) :]]
+            self.head_gradient = torch.cat([jacobian.new_empty(0), *moved])
+        return jacobian
+
+    def gram(self, gramian: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
+        """Inner products [T, T] of the per-task gradients, of which at most `chunk` columns exist at a time.
+
+        A weight's gradient is formed and used up block by block; one row of a weight is the smallest block.
+
+        Args:
+            gramian: maps columns of the Jacobian [T, p] to their inner products [T, T].
+            chunk: p at most.
+        """
+        leaves = self._per_task_leaves(None, None)
+        sums = {name: GramSum(gramian, chunk) for name in leaves}
+        for name, leaf in leaves.items():
+            leaf.gram_sum = sums[name]  # type: ignore[attr-defined]  # read by a layer that forms blocks
+        gradients = self._backward(leaves, self._head_leaves(), 0, None, first=True)
+        total = gradients[0].new_zeros(self._num_tasks, self._num_tasks)
+        for slot, gradient in zip(self._flat.shared_slots, gradients, strict=False):
+            own = sums[slot.name]
+            if own.total is not None:
+                total += own.total
+            elif slot.own_row:
+                total.diagonal().add_(gradient.square().flatten(1).sum(1))
+            else:
+                total += gramian(gradient.flatten(1))
+        return total
+
+    def _per_task_leaves(self, offset: Tensor | None, tasks: Tensor | None) -> dict[str, Tensor]:
+        """Shared parameters with a leading task axis, each ready to take a gradient."""
         rows = self.parameters.expand(self._num_tasks, -1)
         if offset is not None:
             rows = rows + offset
         leaves: dict[str, Tensor] = {}
-        for slot in flat.shared_slots:
+        for slot in self._flat.shared_slots:
             value = slot.per_task(rows)
-            leaf = (value if tasks is None else _of_tasks(value, tasks)).requires_grad_()
-            if tasks is None or not slot.own_row:
-                # A layer that can form its gradient in place of a copy finds the place here.
-                leaf.grad = slot.per_task(jacobian)
-            leaves[slot.name] = leaf
-        heads = self._head_leaves(head_offset)
+            leaves[slot.name] = (value if tasks is None else _of_tasks(value, tasks)).requires_grad_()
+        return leaves
+
+    def _backward(
+        self,
+        leaves: dict[str, Tensor],
+        heads: dict[str, Tensor],
+        batch: int,
+        tasks: Tensor | None,
+        *,
+        first: bool,
+    ) -> tuple[Tensor, ...]:
+        """Evaluate the losses and return the gradients of the leaves, then of the heads."""
         mine = heads if tasks is None else {k: head.index_select(0, tasks) for k, head in heads.items()}
         losses = self._loss_function({**leaves, **mine}, batch, tasks)
         gradients = torch.autograd.grad(losses.sum(), [*leaves.values(), *heads.values()])
-        for slot, gradient in zip(flat.shared_slots, gradients, strict=False):
-            _store(jacobian, slot, gradient, tasks)
-        self._note(losses.detach(), gradients[len(leaves) :], tasks, first=offset is None and batch == 0)
-        if head_offset is not None:
-            moved = [gradient.flatten() for gradient in gradients[len(leaves) :]]
-            self.head_gradient = torch.cat([losses.new_empty(0), *moved])
+        self._note(losses.detach(), gradients[len(leaves) :], tasks, first=first)
         # The first layer's bias: small, and what is not finite anywhere above it reaches it.
-        smallest = min(flat.shared_slots[:2], key=lambda slot: slot.stop - slot.start)
-        self._blame(torch.isfinite(jacobian[:, smallest.start : smallest.stop].sum(1)), tasks)
-        return jacobian
+        slots = list(enumerate(self._flat.shared_slots[:2]))
+        smallest = min(slots, key=lambda pair: pair[1].stop - pair[1].start)[0]
+        self._blame(torch.isfinite(gradients[smallest].flatten(1).sum(1)), tasks)
+        return gradients
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Gradient [P] of the weighted sum of losses, one ordinary backward; weights_of maps [T] to [T]."""
@@ -214,7 +209,7 @@ def _of_tasks(rows: Tensor, tasks: Tensor) -> Tensor:
     return rows.index_select(0, tasks)
 
 
-def _store(jacobian: Tensor, slot: _Slot, gradient: Tensor, tasks: Tensor | None) -> None:
+def _store(jacobian: Tensor, slot: Slot, gradient: Tensor, tasks: Tensor | None) -> None:
     """Write a parameter's gradient [N, ...] into the Jacobian [N, P], unless its layer has done so."""
     if tasks is None or not slot.own_row:
         destination = slot.per_task(jacobian)

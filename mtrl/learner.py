@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners import Combiner, LossCombiner
-from mtrl.gradients import FlatParameters, LossFunction, TaskGradients, all_finite, clip_by_norm
+from mtrl.combiners import Combiner, GramCombiner, LossCombiner
+from mtrl.combiners.base import gramian
+from mtrl.flat_parameters import FlatParameters
+from mtrl.gradients import LossFunction, TaskGradients, all_finite, clip_by_norm
 
 
 class StepReport(NamedTuple):
@@ -23,23 +25,45 @@ class StepReport(NamedTuple):
 class Learner(nn.Module):
     """One network with its optimiser and its own combiner.
 
+    With `jacobian_chunk` a method whose weights depend on the Gramian alone gets it without the Jacobian
+    (`TaskGradients.gram`), and the direction comes from a second, weighted pass.
+
     A preconditioned direction is taken as it is, theta - lr * direction, neither clipped nor passed through
     Adam; task heads have Adam all the same.
     """
 
     def __init__(
-        self, parameters: FlatParameters, combiner: Combiner, *, lr: float, eps: float, max_norm: float | None
+        self,
+        parameters: FlatParameters,
+        combiner: Combiner,
+        *,
+        lr: float,
+        eps: float,
+        max_norm: float | None,
+        jacobian_chunk: int | None = None,
     ) -> None:
         super().__init__()
         self.flat = parameters
         self.combiner = combiner
+        self.jacobian_chunk = jacobian_chunk if isinstance(combiner, GramCombiner) else None
         self.max_norm = None if combiner.preconditioned else max_norm
         self._gradients = TaskGradients(parameters, combiner.num_tasks)
         combiner.prepare(self._gradients.parameters)
-        # Fused Adam skips a step on the device when found_inf is 1: no host needs to look at the gradient.
-        self.optimizer = torch.optim.Adam([parameters.vector], lr=lr, eps=eps, fused=True)
+        self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps)
         self.register_buffer("failures", torch.zeros(combiner.num_tasks, dtype=torch.bool))
         self.failures: Tensor
+
+    @property
+    def jacobian_bytes(self) -> int:
+        """Bytes of the Jacobians that exist at once during a step."""
+        combiner = self.combiner
+        if isinstance(combiner, LossCombiner):
+            return 0
+        columns = self.flat.num_shared
+        if self.jacobian_chunk is not None:
+            columns = min(columns, self.jacobian_chunk)
+        size = self.flat.vector.element_size()
+        return combiner.jacobians * combiner.num_tasks * columns * size
 
     def step(self, loss_function: LossFunction) -> StepReport:
         """Take one descent step; a non-finite one changes nothing but `failures` [T]."""
@@ -47,10 +71,7 @@ class Learner(nn.Module):
         before = _copies(combiner)
         gradients.start(loss_function)
         with combiner.unchecked():
-            if isinstance(combiner, LossCombiner):
-                shared = gradients.weighted(combiner.weights)
-            else:
-                shared = combiner.direction(gradients)
+            shared = self._direction(combiner)
         gradient = torch.cat((shared, gradients.head_gradient))
         norm = clip_by_norm(gradient, self.max_norm)
         ok = all_finite(norm, gradients.losses)
@@ -62,6 +83,14 @@ class Learner(nn.Module):
         if combiner.looks_again:
             self._look_again(loss_function, ok)
         return StepReport(gradients.losses, gradients.evaluated, ok, norm)
+
+    def _direction(self, combiner: Combiner) -> Tensor:
+        if isinstance(combiner, LossCombiner):
+            return self._gradients.weighted(combiner.weights)
+        if self.jacobian_chunk is not None and isinstance(combiner, GramCombiner):
+            weights = combiner.weights(self._gradients.gram(gramian, self.jacobian_chunk))
+            return self._gradients.weighted(lambda losses: weights)
+        return combiner.direction(self._gradients)
 
     def _plain_step(self, direction: Tensor, ok: Tensor) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
@@ -80,6 +109,24 @@ class Learner(nn.Module):
         # With no single culprit every task is named: better too many names than none.
         culprits = torch.where((~finite).any(), ~finite, torch.ones_like(finite))
         self.failures |= culprits & ~ok
+
+
+def make_adam(parameter: Tensor, *, lr: float, eps: float = 1e-8) -> torch.optim.Adam:
+    """Return Adam for one tensor, of the kind that `masked_step` can mask; on CUDA fit for a graph."""
+    # Fused Adam skips a step on the device when found_inf is 1: no host needs to look at the gradient.
+    if not parameter.is_cuda:
+        return torch.optim.Adam([parameter], lr=lr, eps=eps, fused=True)
+    step_size = torch.tensor(lr, device=parameter.device)  # a graph reads a tensor anew at each replay
+    return torch.optim.Adam([parameter], lr=step_size, eps=eps, fused=True, capturable=True)
+
+
+def set_lr(optimizer: torch.optim.Adam, lr: float) -> None:
+    """Change the step size, also of steps that a CUDA graph has captured."""
+    group = optimizer.param_groups[0]
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
 
 
 def masked_step(optimizer: torch.optim.Adam, parameter: Tensor, gradient: Tensor, ok: Tensor) -> None:

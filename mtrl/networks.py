@@ -113,10 +113,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.dim() == 3:
         return _joint_product(x, weight, bias)
     # A tensor that waits in the weight's `grad` is where its gradient is wanted; only one use may have it,
-    # the engine adds up those of the others.
+    # the engine adds up those of the others. A `gram_sum` wants the gradient in blocks, which it uses up.
     destination = None
     if weight.is_leaf:
         destination, weight.grad = weight.grad, None
+    blocks = getattr(weight, "gram_sum", None)
+    destination = destination if blocks is None else blocks.claim()
     result: Tensor = _PerTaskLinear.apply(x, weight, bias, destination)  # type: ignore[no-untyped-call]
     return result
 
@@ -133,12 +135,12 @@ class _PerTaskLinear(torch.autograd.Function):
 
     A weight that is the same for all tasks arrives as a stride-0 expansion. Then outputs and input gradients
     are ordinary products over all T*B rows; only the weight gradients are batched over tasks, and they are
-    formed right at their destination, views of the Jacobian. autograd alone would do T small products for
-    each of the three.
+    formed right at their destination, views of the Jacobian, or block by block for a sum that uses them up.
+    autograd alone would do T small products for each of the three.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, destination: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, destination: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.destination, ctx.bias_tasks = destination, bias.shape[1]
         if weight.stride(0) == 0:
@@ -152,8 +154,14 @@ class _PerTaskLinear(torch.autograd.Function):
         destination = ctx.destination
         if destination is None:
             destination = weight.new_empty(weight.shape)
-        for network in range(stack):
-            torch.bmm(grad[network].mT, x[network], out=destination[:, network])
+        if isinstance(destination, Tensor):
+            for network in range(stack):
+                torch.bmm(grad[network].mT, x[network], out=destination[:, network])
+        else:
+            for network in range(stack):
+                for part in grad[network].split(max(destination.chunk // x.shape[-1], 1), dim=-1):
+                    destination.add(torch.bmm(part.mT, x[network]))
+            destination = weight.new_zeros(()).expand(weight.shape)
         grad_bias = grad.sum(2) if ctx.bias_tasks > 1 else grad.sum((1, 2)).unsqueeze(1)
         grad_x = None
         if ctx.needs_input_grad[0]:

@@ -13,7 +13,7 @@ from mtrl import console
 from mtrl.agent import MTSAC
 from mtrl.config import Config
 from mtrl.envs import ACTION_SIZE, OBS_SIZE, MetaWorldVectorEnv, make_envs
-from mtrl.evaluator import Policy
+from mtrl.policy import AgentPolicy
 from mtrl.replay import Replay
 from mtrl.rollout import RolloutStatistics
 
@@ -93,15 +93,6 @@ def build_agent(config: Config, envs: MetaWorldVectorEnv, device: torch.device) 
     )
 
 
-def make_policy(agent: MTSAC, envs: MetaWorldVectorEnv) -> Policy:
+def make_policy(agent: MTSAC, envs: MetaWorldVectorEnv) -> AgentPolicy:
     """Return the deterministic policy for evaluation."""
-    return lambda obs: act(agent, envs, obs, deterministic=True)
-
-
-def act(
-    agent: MTSAC, envs: MetaWorldVectorEnv, obs: NDArray[np.float32], *, deterministic: bool
-) -> NDArray[np.float32]:
-    """Return actions [T*E, A] for observations [T*E, O]."""
-    by_task = torch.from_numpy(obs).to(agent.device).view(envs.num_tasks, envs.envs_per_task, -1)
-    action: NDArray[np.float32] = agent.act(by_task, deterministic=deterministic).flatten(0, 1).cpu().numpy()
-    return action
+    return AgentPolicy(agent, envs.envs_per_task, deterministic=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtrl.errors import UserError
+from mtrl.memory import free_memory
+from mtrl.staging import Staging
 from mtrl.types import Batch
 
 EMA_RATE = 1e-3  # mtrl's reward normaliser (protocols: running second moment per task, no centring)
@@ -48,6 +49,7 @@ class Replay:
         self.capacity = max(capacity_per_task // envs_per_task, 1) * envs_per_task
         # One row per transition: obs, action, reward, not_terminated, next_obs. One gather samples all.
         self._widths = [obs_dim, action_dim, 1, 1, obs_dim]
+        self._reward_column = obs_dim + action_dim
         needed = replay_bytes(num_tasks, self.capacity, obs_dim, action_dim)
         free = free_memory(device)
         if needed > 0.9 * free:
@@ -61,6 +63,8 @@ class Replay:
         self._next = 0
         self.size = 0
         self._generator = torch.Generator(device).manual_seed(seed)
+        self._incoming = torch.zeros(num_tasks, envs_per_task, sum(self._widths), device=device)
+        self._staging = Staging(self._incoming)
         self._scale_rewards = scale_rewards
         self._second_moment = torch.ones(num_tasks, device=device)
 
@@ -86,32 +90,45 @@ class Replay:
         """
         envs = obs.shape[1]
         parts = (obs, action, reward.unsqueeze(-1), 1.0 - terminated.float().unsqueeze(-1), next_obs)
-        device = self._rows.device
-        rows = torch.cat(parts, dim=-1).to(device)
+        self._staging.wait()
+        torch.cat(parts, dim=-1, out=self._staging.host)
+        self._staging.send()
+        rows = self._incoming
         if lost is not None and lost.any():
             if self.size == 0:
                 return
             newest = (self._next - envs) % self.capacity
-            rows = torch.where(lost.to(device).unsqueeze(-1), self._rows[:, newest : newest + envs], rows)
-            reward = rows[..., self.obs_dim + self.action_dim]
+            known = self._rows[:, newest : newest + envs]
+            rows = torch.where(lost.to(rows.device).unsqueeze(-1), known, rows)
         self._rows[:, self._next : self._next + envs] = rows
         self._next = (self._next + envs) % self.capacity
         self.size = min(self.size + envs, self.capacity)
         if self._scale_rewards:
-            self._second_moment.lerp_(reward.to(device).square().mean(1), EMA_RATE)
+            self._second_moment.lerp_(rows[..., self._reward_column].square().mean(1), EMA_RATE)
 
     def sample(self, batch_per_task: int) -> Batch:
-        """Draw transitions uniformly with replacement, independent indices for each task.
+        """Draw transitions uniformly with replacement, independent ones for each task.
 
         Raises:
             ValueError: fewer than batch_per_task transitions are stored per task.
         """
-        if self.size < batch_per_task:
-            raise ValueError(f"cannot sample {batch_per_task} transitions per task: {self.size} are stored.")
-        shape, device = (self.num_tasks, batch_per_task), self._rows.device
-        index = torch.randint(self.size, shape, generator=self._generator, device=device)
+        empty = torch.empty(self.num_tasks, batch_per_task, dtype=torch.int64, device=self._rows.device)
+        return self.gather(self.draw(empty))
+
+    def draw(self, index: Tensor) -> Tensor:
+        """Overwrite index [T, B] with uniformly drawn slots, what `gather` takes, and return it.
+
+        Raises:
+            ValueError: fewer than B transitions are stored per task.
+        """
+        if self.size < index.shape[1]:
+            raise ValueError(f"cannot sample {index.shape[1]} transitions per task: {self.size} are stored.")
+        return torch.randint(self.size, index.shape, generator=self._generator, out=index)
+
+    def gather(self, index: Tensor) -> Batch:
+        """Return the transitions in slots [T, B] of each task's ring."""
         flat = (index + self._first_row).flatten()
-        rows = self._rows.view(-1, self._rows.shape[-1]).index_select(0, flat).view(*shape, -1)
+        rows = self._rows.view(-1, self._rows.shape[-1]).index_select(0, flat).view(*index.shape, -1)
         obs, action, reward, not_terminated, next_obs = torch.split(rows, self._widths, dim=-1)
         reward = reward.squeeze(-1)
         if self._scale_rewards:
@@ -139,21 +156,3 @@ class Replay:
 def replay_bytes(num_tasks: int, capacity: int, obs_dim: int, action_dim: int) -> int:
     """Bytes of float32 buffers for num_tasks x capacity transitions."""
     return 4 * num_tasks * capacity * (2 * obs_dim + action_dim + 2)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on the device; for the CPU what the system can give without swapping."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    available = [
-        int(line.split()[1]) * 1024 for line in _meminfo().splitlines() if line.startswith("MemAvailable:")
-    ]
-    # Systems without /proc (macOS) page out on demand; there the buffers are bounded by nothing we can read.
-    return available[0] if available else 1 << 62
-
-
-def _meminfo() -> str:
-    try:
-        return Path("/proc/meminfo").read_text()
-    except OSError:
-        return ""

@@ -10,8 +10,10 @@ import torch
 
 from mtrl.agent import MTSAC
 from mtrl.config import Config
+from mtrl.cuda_graph import WARM_UP_CALLS
 from mtrl.envs import MetaWorldVectorEnv
-from mtrl.types import Batch
+from mtrl.replay import Replay, replay_bytes
+from mtrl.updater import Updater
 
 # One env step of MT10 took 0.2 ms of one server core (2.0 ms for all ten, random actions).
 ENV_STEP_SECONDS = 2e-4
@@ -51,6 +53,7 @@ def describe(
             f"{network.critic_width}, {parameter_count(agent):,} trained parameters",
         ),
         ("device", _device_name(agent.device)),
+        ("memory", _memory(config, agent)),
         ("environments", f"{envs.num_envs} in {envs.num_workers} worker processes"),
         ("estimate", f"about {duration(total)} ({1e3 * update:.1f} ms per update here)"),
         ("run", str(path)),
@@ -70,8 +73,8 @@ def seconds_per_update(config: Config, agent: MTSAC) -> float:
     """Time of one update, the fastest of three on random transitions; leaves `agent` as it was."""
     scratch = MTSAC(
         num_tasks=agent.num_tasks,
-        obs_dim=agent.actor_spec.inputs,
-        action_dim=agent.actor_spec.outputs // 2,
+        obs_dim=agent.obs_dim,
+        action_dim=agent.action_dim,
         network=config.network,
         sac=config.sac,
         method=config.method,
@@ -79,22 +82,36 @@ def seconds_per_update(config: Config, agent: MTSAC) -> float:
         device=agent.device,
         seed=0,
     )
-    shape = (agent.num_tasks, config.sac.batch_per_task)
-    generator = torch.Generator(agent.device).manual_seed(0)
-
-    def random(*last: int) -> torch.Tensor:
-        return torch.rand((*shape, *last), generator=generator, device=agent.device)
-
-    inputs, actions = agent.actor_spec.inputs, agent.actor_spec.outputs // 2
-    batch = Batch(random(inputs), random(actions), random(), random(inputs), torch.ones_like(random()))
+    update = Updater(scratch, _random_replay(scratch, config.sac.batch_per_task), config.sac.batch_per_task)
     times = []
-    for _ in range(4):
+    for _ in range(4 if agent.device.type == "cpu" else WARM_UP_CALLS + 4):
         _wait_for(agent.device)
         began = time.perf_counter()
-        scratch.update([batch] * scratch.num_batches)
+        update()
         _wait_for(agent.device)
         times.append(time.perf_counter() - began)
     return min(times[1:])
+
+
+def _random_replay(agent: MTSAC, transitions: int) -> Replay:
+    """Return a buffer of that many random transitions per task."""
+    replay = Replay(
+        num_tasks=agent.num_tasks,
+        capacity_per_task=transitions,
+        envs_per_task=transitions,
+        obs_dim=agent.obs_dim,
+        action_dim=agent.action_dim,
+        device=agent.device,
+        seed=0,
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*last: int) -> torch.Tensor:
+        return torch.rand((agent.num_tasks, transitions, *last), generator=generator)
+
+    alive = torch.zeros(agent.num_tasks, transitions)
+    replay.add(random(agent.obs_dim), random(agent.action_dim), random(), random(agent.obs_dim), alive)
+    return replay
 
 
 def seconds_per_vector_step(
@@ -110,6 +127,16 @@ def seconds_per_vector_step(
         cores: available.
     """
     return max(environments / workers, updates, (environments + updates * threads) / cores)
+
+
+def _memory(config: Config, agent: MTSAC) -> str:
+    stored = replay_bytes(agent.num_tasks, config.replay.capacity_per_task, agent.obs_dim, agent.action_dim)
+    parts = {
+        "replay": stored,
+        "networks and optimisers": agent.state_bytes,
+        "per-task gradients": agent.jacobian_bytes,
+    }
+    return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in parts.items())
 
 
 def parameter_count(agent: MTSAC) -> int:

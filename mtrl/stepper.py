@@ -13,14 +13,16 @@ from mtrl.config import Config
 from mtrl.envs import ACTION_SIZE
 from mtrl.envs.results import StepResult
 from mtrl.errors import EnvironmentFailure
-from mtrl.parts import Parts, act
+from mtrl.parts import Parts
+from mtrl.policy import AgentPolicy
+from mtrl.updater import Updater
 
 
 class Stepper:
     """Moves the parts of a run by one vector step at a time.
 
     Attributes:
-        seconds: spent so far in `act`, `update` and `env_wait`.
+        seconds: spent so far in `act`, `update` and `env_wait`, each without what ran beside the others.
         failure: set when no further step is possible.
     """
 
@@ -28,6 +30,8 @@ class Stepper:
         self.config, self.parts = config, parts
         self.seconds = dict.fromkeys(("act", "update", "env_wait"), 0.0)
         self.failure: EnvironmentFailure | None = None
+        self.act = AgentPolicy(parts.agent, parts.envs.envs_per_task, deterministic=False)
+        self.update = Updater(parts.agent, parts.replay, config.sac.batch_per_task)
 
     def begin(self) -> None:
         """Start the first episodes, unless a restored run is in the middle of some."""
@@ -41,8 +45,10 @@ class Stepper:
         assert obs is not None
         warm = step >= config.train.warmup_steps
         if warm:
+            with Timer(self.seconds, "update"):
+                self._wait_for_update()
             with Timer(self.seconds, "act"):
-                action = act(parts.agent, envs, obs, deterministic=False)
+                action = self.act(obs)
         else:
             action = parts.exploration.uniform(-1.0, 1.0, (envs.num_envs, ACTION_SIZE)).astype(np.float32)
         envs.step_async(action)
@@ -78,11 +84,10 @@ class Stepper:
         envs = self.parts.envs
         return torch.from_numpy(values).view(envs.num_tasks, envs.envs_per_task, *values.shape[1:])
 
-    def update(self) -> None:
-        """Sample from the replay and update the agent once."""
-        agent, replay = self.parts.agent, self.parts.replay
-        size = self.config.sac.batch_per_task
-        agent.update([replay.sample(size) for _ in range(agent.num_batches)])
+    def _wait_for_update(self) -> None:
+        # On CUDA an update runs beside the environments, and what they did not hide of it is waited for here.
+        if self.parts.agent.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
 
 
 class Timer:

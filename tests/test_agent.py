@@ -55,14 +55,11 @@ def test_mean_equals_ordinary_joint_sac_step_for_step() -> None:
         load_plain(plain.critics[stack], agent.critic.flat.named(), stack)  # type: ignore[arg-type]
         load_plain(plain.targets[stack], agent.critic.flat.named(), stack)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(3)
-    noise = torch.Generator()
     for _ in range(20):
         batch = _batch(generator)
-        noise.set_state(agent.generator.get_state())
-        shape = (TASKS, SAMPLES, ACTION)
-        drawn = (torch.randn(shape, generator=noise), torch.randn(shape, generator=noise))
-        agent.update([batch])
-        plain.update(batch.obs, batch.action, batch.reward, batch.next_obs, drawn)
+        noise = torch.randn(1, 2, TASKS, SAMPLES, ACTION, generator=generator)
+        agent.update([batch], noise)
+        plain.update(batch.obs, batch.action, batch.reward, batch.next_obs, (noise[0, 0], noise[0, 1]))
     obs, action = _batch(generator).obs, _batch(generator).action
     expected = torch.stack([_plain_q(model, obs, action) for model in plain.critics])
     ours = q_values(agent.critic_spec, agent.critic.flat.named(), obs, action)
@@ -96,7 +93,7 @@ def test_target_actions_are_sampled_at_the_next_observations(method: str) -> Non
     def losses(changed: Batch) -> Tensor:
         # A critic that ignores its inputs turns the loss into a function of the target alone.
         constant = {k: torch.zeros_like(v) for k, v in agent.critic.flat.named().items()}
-        return agent.critic_losses([changed], [noise], alpha)(constant, 0, None)
+        return agent.critic_losses([changed], noise.unsqueeze(0), alpha)(constant, 0, None)
 
     with torch.no_grad():
         agent.actor.flat.vector.mul_(3)
@@ -123,7 +120,7 @@ def test_terminated_transitions_are_not_bootstrapped() -> None:
     batch = _batch(torch.Generator().manual_seed(0), terminated=1.0)
     zero = {k: torch.zeros_like(v) for k, v in agent.critic.flat.named().items()}
     noise = torch.zeros(TASKS, SAMPLES, ACTION)
-    losses = agent.critic_losses([batch], [noise], agent.alpha)(zero, 0, None)
+    losses = agent.critic_losses([batch], noise.unsqueeze(0), agent.alpha)(zero, 0, None)
     torch.testing.assert_close(losses, batch.reward.square().mean(1))
 
 
@@ -306,6 +303,33 @@ def test_acting_is_bounded_random_in_training_and_repeatable_in_evaluation() -> 
     assert torch.equal(state, agent.generator.get_state())
 
 
+@pytest.mark.parametrize("method", ["cagrad", "nash_mtl", "mean"])
+def test_a_gramian_formed_in_blocks_gives_the_same_updates(method: str) -> None:
+    whole, chunked = _agent(method), _agent(method, sac=SacConfig(jacobian_chunk=40))
+    for agent in (whole, chunked):
+        _run(agent, 10)
+    for expected, found in zip(whole.parameters(), chunked.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    whole_metrics, metrics = whole.metrics(), chunked.metrics()
+    assert metrics.keys() == whole_metrics.keys()
+    torch.testing.assert_close(metrics["critic_loss"], whole_metrics["critic_loss"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fs_mtl", "adatask", "cagrad_fast"])
+def test_methods_that_take_the_whole_jacobian_refuse_a_gramian_in_blocks(method: str) -> None:
+    with pytest.raises(UserError, match=rf"jacobian_chunk .* {method} takes the whole Jacobian"):
+        _agent(method, sac=SacConfig(jacobian_chunk=40))
+
+
+def test_gradients_that_do_not_fit_are_refused_before_the_first_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mtrl.agent.free_memory", lambda device: 1000)
+    with pytest.raises(UserError, match=r"gradients of 3 tasks need .* GiB on cpu.*jacobian_chunk"):
+        _agent("cagrad")
+    _agent("mean")  # keeps no per-task gradients
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", sorted(name for name in COMBINERS if not ORACLES[name].reads_host))
 def test_an_update_on_cuda_never_waits_for_the_host_and_agrees_with_the_cpu(method: str) -> None:
@@ -317,17 +341,17 @@ def test_an_update_on_cuda_never_waits_for_the_host_and_agrees_with_the_cpu(meth
             sac=SacConfig(), method=method, method_options=sac_options(method), device=torch.device(device),
             seed=0,
         )  # fmt: skip
-        agent._noise = lambda obs: torch.zeros(*obs.shape[:2], ACTION, device=obs.device)  # type: ignore[method-assign]
         agents.append(agent)
     generator = torch.Generator().manual_seed(0)
     batches = [_batch(generator) for _ in range(agents[0].num_batches)]
-    agents[0].update(batches)
-    on_gpu = [Batch(*(value.cuda() for value in batch)) for batch in batches]
-    agents[1].update(on_gpu)  # warm-up: the first call of a library may wait
+    noise = torch.randn(len(batches), 2, TASKS, SAMPLES, ACTION, generator=generator)
+    agents[0].update(batches, noise)
+    on_gpu, noise = [Batch(*(value.cuda() for value in batch)) for batch in batches], noise.cuda()
+    agents[1].update(on_gpu, noise)  # warm-up: the first call of a library may wait
     expected = agents[0].critic.flat.vector.detach()
     torch.testing.assert_close(agents[1].critic.flat.vector.detach().cpu(), expected, rtol=1e-3, atol=1e-5)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        agents[1].update(on_gpu)
+        agents[1].update(on_gpu, noise)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.gradients import FlatParameters, LossFunction, TaskGradients, clip_by_norm
+from mtrl.flat_parameters import FlatParameters
+from mtrl.gradients import LossFunction, TaskGradients, clip_by_norm
 from mtrl.networks import TASK_EMBEDDING, MLPSpec, initial_parameters, mlp
 
 TASKS = 4
@@ -67,6 +68,47 @@ def test_jacobian_equals_a_loop_of_backward_passes(stack: int, one_hot: bool, la
     torch.testing.assert_close(gradients(), _loop(spec, flat, inputs, targets))
     expected = _losses(spec, inputs, targets, flat.named())
     torch.testing.assert_close(gradients.losses, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 11, 60, 10**9])
+@pytest.mark.parametrize(("one_hot", "heads", "layer_norm"), [(True, False, True), (False, True, False)])
+def test_a_gramian_formed_in_blocks_equals_that_of_the_jacobian(
+    chunk: int, one_hot: bool, heads: bool, layer_norm: bool
+) -> None:
+    spec, flat, inputs, targets = _problem(one_hot=one_hot, heads=heads, layer_norm=layer_norm)
+    widest: list[int] = []
+
+    def gramian(columns: Tensor) -> Tensor:
+        widest.append(columns.shape[1])
+        return columns @ columns.T
+
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
+    found = gradients.gram(gramian, chunk)
+    rows = _loop(spec, flat, inputs, targets)
+    shared = rows[:, : flat.num_shared]
+    torch.testing.assert_close(found, shared @ shared.T)
+    torch.testing.assert_close(gradients.head_gradient, rows[:, flat.num_shared :].sum(0))
+    torch.testing.assert_close(gradients.losses, _losses(spec, inputs, targets, flat.named()))
+    # One row of a weight, seven entries, is the smallest block; biases of both networks have fourteen.
+    assert max(widest) <= max(chunk, 14)
+
+
+def test_a_gramian_in_blocks_refuses_a_parameter_that_is_used_twice() -> None:
+    spec, flat, inputs, targets = _problem()
+    gradients = _gradients(
+        flat,
+        lambda p, _, tasks: _losses(spec, inputs, targets, p) + _losses(spec, 2 * inputs, targets, p),
+    )
+    with pytest.raises(RuntimeError, match="used twice"):
+        gradients.gram(lambda columns: columns @ columns.T, 10)
+
+
+def test_a_blamed_task_is_the_same_with_blocks() -> None:
+    spec, flat, inputs, targets = _problem()
+    inputs[2, 1, 0] = torch.nan
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
+    gradients.gram(lambda columns: columns @ columns.T, 10)
+    assert gradients.finite.tolist() == [True, True, False, True]
 
 
 def test_jacobian_equals_torch_func() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import COMBINERS, LossCombiner, make_combiner
-from mtrl.gradients import FlatParameters, TaskGradients
+from mtrl.flat_parameters import FlatParameters
+from mtrl.gradients import TaskGradients
 from mtrl.learner import Learner
 from tests.helpers.loss_methods import sac_options
 

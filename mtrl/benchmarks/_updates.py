@@ -15,6 +15,7 @@ from mtrl.benchmarks import report
 from mtrl.config import NetworkConfig, SacConfig
 from mtrl.envs import ACTION_SIZE, OBS_SIZE
 from mtrl.replay import Replay
+from mtrl.updater import Updater
 
 _STORED = 1000  # transitions per task to sample from
 
@@ -75,12 +76,7 @@ def ours(problem: Problem, method: str) -> Callable[[], None]:
         device=problem.device,
         seed=0,
     )
-    replay = problem.replay()
-
-    def step() -> None:
-        agent.update([replay.sample(problem.batch_per_task) for _ in range(agent.num_batches)])
-
-    return step
+    return Updater(agent, problem.replay(), problem.batch_per_task)
 
 
 def stable_baselines3(problem: Problem) -> Callable[[], None] | None:

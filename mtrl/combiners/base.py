@@ -115,6 +115,8 @@ class Combiner(nn.Module, ABC):
     needs: ClassVar[Literal["losses", "gram", "jacobian"]]
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     positive_losses: ClassVar[bool] = False  # its formulas need losses > 0, or else `shift`
+    jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
+    capturable: bool = True  # nothing in it reads back to the host, so that a CUDA graph can hold it
     shift: str = "none"  # "minimum": losses are made positive, see `_losses.LossOrigin`
     looks_again: ClassVar[bool] = False  # `after_step` wants the losses after the step on the same batch
     preconditioned: ClassVar[bool] = False  # the direction is an optimiser's step: theta -= lr * direction
@@ -172,6 +174,11 @@ class Combiner(nn.Module, ABC):
                     f"{self.name} keeps a state of {size} parameters; found {parameters.numel()}. "
                     "Make one combiner per network."
                 )
+
+    @property
+    def gramian_suffices(self) -> bool:
+        """Whether the direction is `weights(gram) @ jacobian`: nobody has to hold the Jacobian for that."""
+        return self.needs == "gram" and self.num_batches == 1
 
     @property
     def refuses_signed_losses(self) -> bool:

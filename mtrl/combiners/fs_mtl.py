@@ -46,6 +46,8 @@ class FSMTL(JacobianCombiner):
                 f"base must be a method that takes losses of any sign and is no optimiser; found {base!r}."
             )
         self.flat_part = make_combiner(base, num_tasks=num_tasks)
+        self.capturable = self.loss_part.capturable
+        self.jacobians = 1 if self.rho == 0.0 else 4  # gradients, offsets, ascended gradients, difference
 
     def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
         """Return the base method's direction [P] for a Jacobian [T, P]."""

@@ -48,7 +48,7 @@ class SDMGrad(GramCombiner):
         check_choice("batches", batches, (1, 3))
         if batches == 3 and solver == "exact":
             raise ValueError("batches = 3 needs solver = 'paper'; found 'exact'.")
-        self.num_batches = batches
+        self.num_batches = self.jacobians = batches
         self._paper = solver == "paper"
         self.w: Tensor
         self.register_buffer("w", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))

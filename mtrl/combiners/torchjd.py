@@ -33,6 +33,7 @@ class TorchJD(JacobianCombiner):
     """
 
     name: ClassVar[str] = "torchjd"
+    capturable = False
 
     def __init__(self, *, num_tasks: int, aggregator: str = "UPGrad", arguments: str = "") -> None:
         super().__init__(num_tasks=num_tasks)

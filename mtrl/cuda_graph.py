@@ -1,0 +1,69 @@
+"""A step on tensors that stay in place: on CUDA captured as a graph and replayed, elsewhere just called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from mtrl import console
+
+WARM_UP_CALLS = 3  # eager calls before the capture: libraries load, optimisers make their state
+
+
+class GraphedStep:
+    """Calls `step()`; on CUDA from the fourth call on by replaying a graph of it.
+
+    What changes from call to call, random numbers included, must be written into the step's tensors before
+    it. Where the capture fails the step stays eager, with one warning: the results are the same.
+
+    Args:
+        step: reads and writes tensors of `device` that keep their place, and nothing on the host.
+        device: where the step runs.
+        what: names the step in the warning.
+        capturable: False where `step` is known to read back to the host: it stays eager without a warning.
+    """
+
+    def __init__(
+        self, step: Callable[[], None], device: torch.device, *, what: str, capturable: bool = True
+    ) -> None:
+        self._step, self._device, self._what = step, device, what
+        self._eager = device.type != "cuda" or not capturable
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Run the step once, on the current stream."""
+        if self._eager:
+            self._step()
+        elif self._graph is not None:
+            self._graph.replay()
+        elif self._calls < WARM_UP_CALLS:
+            self._calls += 1
+            self._on_another_stream()
+        else:
+            self._capture()
+            self()
+
+    def _on_another_stream(self) -> None:
+        # As CUDA asks before a capture, so that nothing of the step is bound to the default stream.
+        current, other = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        other.wait_stream(current)
+        with torch.cuda.stream(other):
+            self._step()
+        current.wait_stream(other)
+
+    def _capture(self) -> None:
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            # Other threads (the logger's) may talk to CUDA meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._step()
+        except RuntimeError as error:
+            torch.cuda.set_stream(current)  # a failed capture may leave its own stream behind
+            torch.cuda.synchronize(self._device)
+            self._eager = True
+            reason = str(error).splitlines()[0]
+            console.warning(f"{self._what} cannot be captured as a CUDA graph and runs eagerly: {reason}")
+        else:
+            self._graph = graph
