@@ -212,9 +212,10 @@ class MTSAC(nn.Module):
         sac = self.sac
         if sac.final_lr_fraction == 1.0:
             return
+        fall = max(progress - sac.lr_hold_fraction, 0.0) / max(1.0 - sac.lr_hold_fraction, 1e-9)
         lrs = (sac.actor_lr, sac.critic_lr, sac.temperature_lr)
         for optimizer, lr in zip(self._optimizers(), lrs, strict=True):
-            set_lr(optimizer, lr * sac.final_lr_fraction**progress)
+            set_lr(optimizer, lr * sac.final_lr_fraction**fall)
 
     def critic_losses(self, batches: Sequence[Batch], noise: Tensor, alpha: Tensor) -> LossFunction:
         """Critic losses [T], or [N] of some tasks; targets of a batch are computed once.

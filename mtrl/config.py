@@ -86,6 +86,8 @@ class SacConfig:
     """Adam step size of the log temperatures."""
     final_lr_fraction: float = 1.0
     """Share of the three step sizes left at the end of the run, reached geometrically (MW+: 1, constant)."""
+    lr_hold_fraction: float = 0.0
+    """Share of the run before the step sizes begin to fall."""
     actor_average_rate: float | None = None
     """Rate per update of an average of the actor's parameters that evaluation uses; None: no average."""
     adam_eps: float = 1e-5
@@ -181,9 +183,9 @@ class Config:
 
 
 # Fields that may be zero; every other number must be positive (target_entropy has any sign).
-_MAY_BE_ZERO = {"seed", "gamma", "warmup_updates", "max_restarts"}
+_MAY_BE_ZERO = {"seed", "gamma", "lr_hold_fraction", "warmup_updates", "max_restarts"}
 _ANY_SIGN = {"target_entropy"}
-_AT_MOST_ONE = {"gamma", "tau", "final_lr_fraction", "actor_average_rate"}
+_AT_MOST_ONE = {"gamma", "tau", "final_lr_fraction", "lr_hold_fraction", "actor_average_rate"}
 
 
 def _check_ranges(section: Any, prefix: str = "") -> None:

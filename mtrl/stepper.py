@@ -43,7 +43,8 @@ class Stepper:
         config, parts = self.config, self.parts
         envs, obs = parts.envs, parts.obs
         assert obs is not None
-        warm = step >= config.train.warmup_steps
+        # Transitions that a restart has cost may leave less than a batch at the end of warm-up.
+        warm = step >= config.train.warmup_steps and parts.replay.size >= config.sac.batch_per_task
         if warm:
             with Timer(self.seconds, "update"):
                 self._wait_for_update()

@@ -253,10 +253,11 @@ def test_objective_sampling_touches_nothing_of_the_other_tasks() -> None:
     assert metrics["entropy"][drawn].all()
 
 
-def test_step_sizes_fall_geometrically_over_the_run() -> None:
+@pytest.mark.parametrize(("hold", "points"), [(0.0, (0.0, 0.5, 1.0)), (0.6, (0.6, 0.8, 1.0))])
+def test_step_sizes_fall_geometrically_over_the_run(hold: float, points: tuple[float, ...]) -> None:
     changes = []
-    for progress in (0.0, 0.5, 1.0):
-        agent = _agent(sac=SacConfig(final_lr_fraction=0.2))
+    for progress in points:
+        agent = _agent(sac=SacConfig(final_lr_fraction=0.2, lr_hold_fraction=hold))
         before = [value.detach().clone() for value in agent.parameters()]
         agent.anneal(progress)
         _run(agent, 1)  # the first step of Adam: its length is the step size times a function of the gradient
