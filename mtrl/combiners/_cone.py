@@ -1,8 +1,10 @@
 """Projections of the task gradients on the cone of directions that harm no task, all at once, on the device.
 
-For each task i a quadratic program in the weights of the gradients, min v'Mv subject to v >= e_i: Mehrotra's
-interior-point steps for all of them as one batch, then Newton steps on the active sets that these point at.
-The latter are exact once the sets are right, and count only where they lower the violation of optimality.
+For each task i a quadratic program in the gradients' weights: min v'Mv subject to v >= e_i. Newton steps
+on active sets, all programs as one batch, are exact once the sets are right, and count only where they lower
+the violation of optimality. The sets come from Douglas-Rachford splitting, a matrix product per step for all
+programs at once; on a CPU that is usually the end. Where gradients depend on each other, and wherever nobody
+may look, they come a second time from Mehrotra's interior-point steps.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.combiners._traced import traced
+from mtrl.combiners._traced import converged, traced
 
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
 _START = 1.0  # of the products, and least of their multipliers; dependent gradients have large products
-_EXACT_STEPS = 2
+_EXACT_STEPS = 3
+_SOLVED = 1e-12  # violation of optimality at which a program of unit gradients counts as solved
+_SPLITTING_STEPS = 30
+_SHIFT, _RELAXATION = 0.1, 1.6  # of the splitting
 
 
 def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
@@ -25,9 +30,15 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
     back to the host.
     """
     with torch.no_grad():
-        # Six serve independent gradients of any number; the others are for dependent ones.
-        iterations = min(8 + len(matrix) // 3, 12)
-        return _solve(matrix.to(torch.float64), ridge=ridge, iterations=iterations)
+        cosine, unit = _scaled(matrix.to(torch.float64), ridge=ridge)
+        x, violated = unit, torch.full_like(cosine[:, :1], torch.inf)
+        for guess in (_splitting_steps, _interior_steps):
+            new_x, new_violated = _exact(cosine, unit, guess(cosine, unit))
+            x = torch.where(new_violated < violated, new_x, x)
+            violated = torch.fmin(new_violated, violated)
+            if converged(violated.amax(), _SOLVED):
+                break
+        return x + unit
 
 
 def cosines(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,18 +64,33 @@ def violation(cosine: Tensor, weights: Tensor) -> Tensor:
 
 
 @traced
-def _solve(matrix: Tensor, *, ridge: float, iterations: int) -> Tensor:
+def _scaled(matrix: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
     unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    # With x = v - e_i program i is: x >= 0, y = C x + C e_i >= 0, x'y = 0. Row i of every [T, T] is its own.
-    cosine = torch.add(cosines(matrix)[0], unit, alpha=ridge)
-    return _exact_steps(cosine, unit, _interior_steps(cosine, unit, iterations)) + unit
+    return torch.add(cosines(matrix)[0], unit, alpha=ridge), unit
 
 
-def _interior_steps(cosine: Tensor, unit: Tensor, iterations: int) -> Tensor:
+# With x = v - e_i program i is: x >= 0, y = C x + C e_i >= 0, x'y = 0. Row i of each [T, T] below is its own.
+
+
+@traced
+def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
+    # Douglas-Rachford: s += relaxation * (resolvent of the quadratic at |s|, minus the positive part of s).
+    resolvent = _SHIFT * torch.linalg.inv_ex(torch.add(cosine, unit, alpha=_SHIFT))[0]
+    constant = resolvent - unit
+    state = torch.zeros_like(cosine)
+    for _ in range(_SPLITTING_STEPS):
+        miss = torch.addmm(constant, state.abs(), resolvent) - state.clamp(min=0.0)
+        state = torch.add(state, miss, alpha=_RELAXATION)
+    return state.clamp(min=0.0)
+
+
+@traced
+def _interior_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     x = torch.full_like(cosine, _START)
     y = torch.add(cosine, cosine.sum(dim=0), alpha=_START).clamp(min=_START)
     tasks = len(cosine)
-    for _ in range(iterations):
+    # Six steps serve independent gradients of any number; the others are for dependent ones.
+    for _ in range(min(8 + tasks // 3, 12)):
         ratio = y / x
         hessian = torch.addcmul(cosine, unit, ratio.unsqueeze(-1))
         factor = torch.linalg.cholesky_ex(hessian, check_errors=False)[0]
@@ -85,21 +111,35 @@ def _interior_steps(cosine: Tensor, unit: Tensor, iterations: int) -> Tensor:
     return x
 
 
-def _exact_steps(cosine: Tensor, unit: Tensor, x: Tensor) -> Tensor:
-    y = torch.addmm(cosine, x, cosine)
-    free = x > y
-    violated = torch.minimum(x, y).abs().amax(dim=-1, keepdim=True)
+def _exact(cosine: Tensor, unit: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x after the exact steps and each program's violation of optimality [T, 1]."""
+    free, violated = _active_sets(cosine, x)
     for _ in range(_EXACT_STEPS):
-        within = free.unsqueeze(-1) & free.unsqueeze(-2)
-        factor = torch.linalg.cholesky_ex(torch.where(within, cosine, unit), check_errors=False)[0]
-        new_x = _solved(factor, torch.where(free, -cosine, 0.0))
-        free = new_x > torch.where(free, 0.0, torch.addmm(cosine, new_x, cosine))
-        new_x = new_x.clamp(min=0.0)
-        new_y = torch.addmm(cosine, new_x, cosine)
-        new_violated = torch.minimum(new_x, new_y).abs().amax(dim=-1, keepdim=True)
-        x = torch.where(new_violated < violated, new_x, x)
-        violated = torch.fmin(new_violated, violated)
-    return x
+        x, free, violated = _exact_step(cosine, unit, x, free, violated)
+        if converged(violated.amax(), _SOLVED):
+            break
+    return x, violated
+
+
+@traced
+def _active_sets(cosine: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = torch.addmm(cosine, x, cosine)
+    return x > y, torch.minimum(x, y).abs().amax(dim=-1, keepdim=True)
+
+
+@traced
+def _exact_step(
+    cosine: Tensor, unit: Tensor, x: Tensor, free: Tensor, violated: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    within = free.unsqueeze(-1) & free.unsqueeze(-2)
+    factor = torch.linalg.cholesky_ex(torch.where(within, cosine, unit), check_errors=False)[0]
+    new_x = _solved(factor, torch.where(free, -cosine, 0.0))
+    free = new_x > torch.where(free, 0.0, torch.addmm(cosine, new_x, cosine))
+    new_x = new_x.clamp(min=0.0)
+    new_y = torch.addmm(cosine, new_x, cosine)
+    new_violated = torch.minimum(new_x, new_y).abs().amax(dim=-1, keepdim=True)
+    x = torch.where(new_violated < violated, new_x, x)
+    return x, free, torch.fmin(new_violated, violated)
 
 
 def _solved(factor: Tensor, right: Tensor) -> Tensor:

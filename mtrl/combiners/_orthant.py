@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from mtrl.combiners._traced import traced
+from mtrl.combiners._traced import chunks, converged, traced
 
 _TO_BOUNDARY = 0.95  # share of the way to the boundary that a step may use
+_CONVERGED = 1e-7  # relative length of a step after which only rounding is left: convergence is quadratic
+_CHUNK = (5, 2)  # steps before the first look at that length and between two
 
 
 def bargaining_weights(
@@ -24,12 +26,14 @@ def bargaining_weights(
     Tasks with a zero row get 0. Finite for every finite M; reads nothing back to the host.
     """
     with torch.no_grad():
-        return _solve(
-            matrix.to(torch.float64),
-            ridge=ridge ** ((1.0 + alpha) / (2.0 * alpha)),
-            alpha=alpha,
-            iterations=iterations or _enough(alpha),
-        )
+        ridge **= (1.0 + alpha) / (2.0 * alpha)
+        scaled, factor, alone, present = _scaled(matrix.to(torch.float64), ridge=ridge, alpha=alpha)
+        a = torch.ones_like(alone)
+        for count in chunks(iterations or _enough(alpha), *_CHUNK):
+            a, moved = _steps(scaled, factor, a, alpha=alpha, count=count)
+            if converged(moved, _CONVERGED):
+                break
+        return torch.where(present, a * alone, 0.0).squeeze(-1)
 
 
 def _enough(alpha: float) -> int:
@@ -40,23 +44,30 @@ def _enough(alpha: float) -> int:
 
 
 @traced
-def _solve(matrix: Tensor, *, ridge: float, alpha: float, iterations: int) -> Tensor:
-    tasks = matrix.shape[-1]
-    logarithm = alpha == 1.0
-    power, share = 1.0 / alpha, alpha / (1.0 + alpha)
+def _scaled(matrix: Tensor, *, ridge: float, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Measure each task in what it would weigh alone: matrix, factor of phi', these units, who is present."""
+    share = alpha / (1.0 + alpha)
     squares = matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)  # [..., T, 1]; every vector below is a column
     present = squares > 0.0
     squares = torch.where(present, squares, 1.0)
     alone = squares.pow(-share)
     # In these units the diagonal of M and the factor of phi' are the same.
     factor = squares * alone.square()
-    unit = torch.eye(tasks, dtype=matrix.dtype, device=matrix.device)
+    unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     # A missing task becomes one that is orthogonal to all others and of unit norm: solved by a = 1, no
     # influence.
     matrix = torch.where(present & present.mT, matrix * alone * alone.mT, unit)
-    matrix = torch.addcmul(matrix, unit, factor, value=ridge)
-    a = torch.ones_like(squares)
-    for _ in range(iterations):
+    return torch.addcmul(matrix, unit, factor, value=ridge), factor, alone, present
+
+
+@traced
+def _steps(matrix: Tensor, factor: Tensor, a: Tensor, *, alpha: float, count: int) -> tuple[Tensor, Tensor]:
+    """Newton steps from a; also the largest relative change that the last one wanted."""
+    tasks = matrix.shape[-1]
+    logarithm = alpha == 1.0
+    power, share = 1.0 / alpha, alpha / (1.0 + alpha)
+    unit = torch.eye(tasks, dtype=matrix.dtype, device=matrix.device)
+    for _ in range(count):
         product = matrix @ a
         # Every solution has a'Ma = a'phi': rescaling is the exact line search along the ray and saves most
         # steps.
@@ -69,6 +80,7 @@ def _solve(matrix: Tensor, *, ridge: float, alpha: float, iterations: int) -> Te
         hessian = torch.addcmul(matrix, unit, pull * inverse, value=power)
         cholesky = torch.linalg.cholesky_ex(hessian, check_errors=False)[0]
         newton = torch.cholesky_solve(gradient, cholesky)
-        furthest = (newton * inverse).amax(dim=-2, keepdim=True)
+        relative = newton * inverse
+        furthest = relative.amax(dim=-2, keepdim=True)
         a = torch.addcmul(a, newton, _TO_BOUNDARY / furthest.clamp(min=_TO_BOUNDARY), value=-1.0)
-    return torch.where(present, a * alone, 0.0).squeeze(-1)
+    return a, relative.abs().amax()

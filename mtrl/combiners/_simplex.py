@@ -1,4 +1,4 @@
-"""Minimisation over the probability simplex with a fixed number of interior-point steps, on the device.
+"""Minimisation over the probability simplex by at most a fixed number of interior-point steps, on the device.
 
 Covers the two objectives of the min-max methods, both for a positive semi-definite M:
 
@@ -19,13 +19,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtrl.combiners._traced import traced
+from mtrl.combiners._traced import chunks, converged, traced
 
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
 _FIRST = 0.1  # reduction of the complementarity that the first step aims at
 _FLOOR = 1e-15  # complementarity at which progress is lost in rounding
 _SMOOTHING = 1.0  # the root is taken of w'Mw + smoothing * complementarity: steps jam without it at w'Mw -> 0
 _PENALTY = 10.0  # weight of (sum(w) - 1)^2 in units of the objective: a lighter one lets w drift off in scale
+_CONVERGED = 1e-13  # complementarity below which F is known to rounding level
+_CHUNK = (8, 2)  # steps before the first look at the complementarity and between two
 _NEGLIGIBLE = 1e-20  # a row whose squared norm is below this share of the largest one counts as zero
 
 
@@ -57,7 +59,12 @@ def minimise_root(
     with torch.no_grad():
         normal = torch.ones_like(linear) if normal is None else normal
         tensors = (matrix, linear, normal) if start is None else (matrix, linear, normal, start)
-        return _root(*tensors, iterations=iterations or _enough(matrix.shape[-1]))
+        scaled, slope, normal, first, present, *state = _begin_root(*tensors)
+        for count in chunks(iterations or _enough(matrix.shape[-1]), *_CHUNK):
+            state = _root_steps(scaled, slope, normal, *state, count=count)
+            if converged(state[-2], _CONVERGED):
+                break
+        return _finished(state[0], first, present, normal)
 
 
 def minimise_quadratic(matrix: Tensor, *, iterations: int | None = None) -> Tensor:
@@ -66,21 +73,12 @@ def minimise_quadratic(matrix: Tensor, *, iterations: int | None = None) -> Tens
     Zero rows of M get weight 0 unless all are. Finite for every finite M; reads nothing back to the host.
     """
     with torch.no_grad():
-        return _quadratic(matrix, iterations=iterations or _enough(matrix.shape[-1]))
-
-
-@traced
-def _root(
-    matrix: Tensor, linear: Tensor, normal: Tensor, start: Tensor | None = None, *, iterations: int
-) -> Tensor:
-    problem = _scaled(matrix, linear, normal, start)
-    return _finished(problem, _root_steps(problem, iterations))
-
-
-@traced
-def _quadratic(matrix: Tensor, *, iterations: int) -> Tensor:
-    problem = _scaled(matrix, None, torch.ones_like(matrix[0]))
-    return _finished(problem, _quadratic_steps(problem, iterations))
+        scaled, _, normal, first, present, *state = _begin_quadratic(matrix)
+        for count in chunks(iterations or _enough(matrix.shape[-1]), *_CHUNK):
+            state = _quadratic_steps(scaled, normal, *state, count=count)
+            if converged(state[-2], _CONVERGED):
+                break
+        return _finished(state[0], first, present, normal)
 
 
 def project(point: Tensor) -> Tensor:
@@ -148,37 +146,65 @@ def _scaled(matrix: Tensor, linear: Tensor | None, normal: Tensor, start: Tensor
     return _Problem(matrix, linear, normal, start, present)
 
 
-def _finished(problem: _Problem, w: Tensor) -> Tensor:
-    w = torch.where(problem.present, w, 0.0)
-    w = w / torch.dot(w, problem.normal)
-    return torch.where(w.isfinite().all(), w, problem.start)
+@traced
+def _finished(w: Tensor, start: Tensor, present: Tensor, normal: Tensor) -> Tensor:
+    w = torch.where(present, w, 0.0)
+    w = w / torch.dot(w, normal)
+    return torch.where(w.isfinite().all(), w, start)
 
 
-def _initial_dual(problem: _Problem) -> tuple[Tensor, Tensor]:
-    slope = problem.linear + problem.matrix @ problem.start
-    gap = torch.dot(slope - slope.amin(), problem.start)
-    complementarity = (gap + 0.3) / len(slope)
-    return complementarity / problem.start, gap + 0.3
+@traced
+def _begin_root(matrix: Tensor, linear: Tensor, normal: Tensor, start: Tensor | None = None) -> list[Tensor]:
+    """Return the problem's five tensors, then the six that `_root_steps` goes on from."""
+    problem = _scaled(matrix, linear, normal, start)
+    product = problem.matrix @ problem.start
+    z, complementarity, target = _initial_dual(problem, product)
+    norm = torch.add(
+        torch.dot(problem.start, product), complementarity, alpha=_SMOOTHING / len(product)
+    ).sqrt()
+    return [*problem, problem.start, z, product, norm, complementarity, target]
 
 
-def _root_steps(problem: _Problem, iterations: int) -> Tensor:
+@traced
+def _begin_quadratic(matrix: Tensor) -> list[Tensor]:
+    """Return the problem's five tensors, then the four that `_quadratic_steps` goes on from."""
+    problem = _scaled(matrix, None, torch.ones_like(matrix[0]))
+    return [*problem, problem.start, *_initial_dual(problem, problem.matrix @ problem.start)]
+
+
+def _initial_dual(problem: _Problem, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First multipliers z, w'z and the first product of a pair to aim at."""
+    slope = problem.linear + product
+    complementarity = torch.dot(slope - slope.amin(), problem.start) + 0.3
+    level = complementarity / len(slope)
+    return level / problem.start, complementarity, _FIRST * level
+
+
+@traced
+def _root_steps(
+    matrix: Tensor,
+    linear: Tensor,
+    normal: Tensor,
+    w: Tensor,
+    z: Tensor,
+    product: Tensor,
+    previous: Tensor,
+    complementarity: Tensor,
+    target: Tensor,
+    *,
+    count: int,
+) -> list[Tensor]:
     # Primal-dual Newton steps on grad F = z + nu normal, w z = target. Stationarity is multiplied by the norm
     # t, so z is t times the multiplier and follows t from step to step.
-    matrix, linear, normal, w, _ = problem
     tasks = len(w)
     unit, one, floor, longest = _constants(w)
     smoothing = _SMOOTHING / tasks
     lightest, heavy, constraint = one * _PENALTY, linear * _PENALTY, torch.outer(normal, normal)
-    z, complementarity = _initial_dual(problem)
-    target = _FIRST * complementarity / tasks
-    product = matrix @ w
-    previous: Tensor | None = None
-    for _ in range(iterations):
+    for _ in range(count):
         square = torch.dot(w, product)
         smooth = torch.add(square, complementarity, alpha=smoothing)
         norm = smooth.sqrt()
-        if previous is not None:
-            z = z * (norm / previous)
+        z = z * (norm / previous)
         previous = norm
         slope = product / norm
         # H w, which Newton's equation for the new w (rather than for the step) takes off the gradient,
@@ -203,18 +229,25 @@ def _root_steps(problem: _Problem, iterations: int) -> Tensor:
         product = torch.lerp(product, new_product, step)
         complementarity = torch.dot(w, z)
         target = torch.addcmul(floor, complementarity, (one - step).square(), value=1.0 / tasks)
-    return w
+    return [w, z, product, previous, complementarity, target]
 
 
-def _quadratic_steps(problem: _Problem, iterations: int) -> Tensor:
-    matrix, _, normal, w, _ = problem
+@traced
+def _quadratic_steps(
+    matrix: Tensor,
+    normal: Tensor,
+    w: Tensor,
+    z: Tensor,
+    complementarity: Tensor,
+    target: Tensor,
+    *,
+    count: int,
+) -> list[Tensor]:
     tasks = len(w)
     unit, one, floor, longest = _constants(w)
     penalised = torch.addr(matrix, normal, normal, alpha=_PENALTY)
     pull = _PENALTY * normal
-    z, complementarity = _initial_dual(problem)
-    target = _FIRST * complementarity / tasks
-    for _ in range(iterations):
+    for _ in range(count):
         ratio = z / w
         centre = torch.addcdiv(z, target, w)
         new_w = _solve(torch.addcmul(penalised, unit, ratio), centre + pull)
@@ -224,7 +257,7 @@ def _quadratic_steps(problem: _Problem, iterations: int) -> Tensor:
         z = torch.lerp(z, new_z, step)
         complementarity = torch.dot(w, z)
         target = torch.addcmul(floor, complementarity, (one - step).square(), value=1.0 / tasks)
-    return w
+    return [w, z, complementarity, target]
 
 
 def _constants(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

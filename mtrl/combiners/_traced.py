@@ -6,12 +6,13 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-Solver = Callable[..., Tensor]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _plain = False
 
@@ -27,24 +28,47 @@ def plain() -> Iterator[None]:
         _plain = before
 
 
-def traced(solver: Solver) -> Solver:
+def chunks(total: int, first: int, then: int) -> Iterator[int]:
+    """Split a number of steps into `first` of them and `then` at a time."""
+    size, left = first, total
+    while left > 0:
+        yield min(size, left)
+        left, size = left - size, then
+
+
+def converged(measure: Tensor, bound: float) -> bool:
+    """Whether the steps that are left would change nothing, because a 0-dim measure is below a bound.
+
+    Asked on a CPU only, where reading a number costs as much as one operation; False wherever it would make a
+    device wait or hide a branch from a recording, a compiler or torch.vmap: there all steps are taken.
+    """
+    if _plain or measure.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    try:
+        return bool(measure < bound)
+    except RuntimeError:  # how torch.vmap refuses
+        return False
+
+
+def traced(solver: Callable[P, R]) -> Callable[P, R]:
     """Have TorchScript repeat the operations that `solver(*tensors, **constants)` makes on a CPU.
 
-    The operations and their results are those of `solver`, which must not branch on values; a solve of
-    hundreds of calls on tiny tensors takes half the time. On other devices, where a graph is captured, and
-    under torch.compile `solver` itself runs; also with a torch that no longer has TorchScript.
+    The operations and their results are those of `solver`, which must not branch on values; hundreds of calls
+    on tiny tensors take half the time. On other devices, where a graph is captured, and under torch.compile
+    `solver` itself runs; also with a torch that no longer has TorchScript.
     """
-    recorded: dict[Any, Solver] = {}
+    recorded: dict[Any, Callable[..., R]] = {}
 
     @functools.wraps(solver)
-    def wrapper(*tensors: Tensor, **constants: Any) -> Tensor:
-        on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    def wrapper(*tensors: P.args, **constants: P.kwargs) -> R:
+        values: tuple[Any, ...] = tensors
+        on_cpu = all(tensor.device.type == "cpu" for tensor in values)
         if _plain or not on_cpu or torch.compiler.is_compiling() or not hasattr(torch.jit, "trace"):
             return solver(*tensors, **constants)
-        key = (*((tensor.shape, tensor.dtype) for tensor in tensors), *constants.items())
+        key = (*((tensor.shape, tensor.dtype) for tensor in values), *constants.items())
         if key not in recorded:
-            recorded[key] = record(functools.partial(solver, **constants), tensors)
-        return recorded[key](*tensors)
+            recorded[key] = record(functools.partial(solver, **constants), values)
+        return recorded[key](*values)
 
     return wrapper
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mtrl.combiners import COMBINERS, GramCombiner
+from mtrl.combiners._traced import plain
 from tests.combiners.oracles import ORACLES
 from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian
@@ -58,3 +59,13 @@ def test_no_operation_reads_a_number_back_to_the_host(name: str) -> None:
         assert combiner.combine(torch.empty(4, 7, device="meta"), losses).shape == (7,)
         combiner.after_step(losses)
         assert combiner.metrics()["weights"].shape == (4,)
+
+
+@pytest.mark.parametrize("family", ["iid", "common", "conflicting", "spread_3"])
+@pytest.mark.parametrize("name", GRAM_METHODS)
+def test_a_cpu_that_stops_when_converged_gets_the_direction_of_all_steps(name: str, family: str) -> None:
+    rows = jacobian(family, 10, seed=5)
+    stopped = ORACLES[name].make(name, 10).combine(rows, losses_of(rows))
+    with plain():  # as on other devices: every step, no recording
+        whole = ORACLES[name].make(name, 10).combine(rows, losses_of(rows))
+    torch.testing.assert_close(stopped, whole, rtol=1e-8, atol=1e-8 * whole.norm().item())
