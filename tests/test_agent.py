@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtrl.agent import MTSAC
-from mtrl.combiners import COMBINERS
+from mtrl.combiners import COMBINERS, make_combiner
 from mtrl.combiners._random import draw_tasks
 from mtrl.config import NetworkConfig, SacConfig
 from mtrl.errors import UserError
@@ -47,15 +47,21 @@ def _run(agent: MTSAC, updates: int, seed: int = 7) -> None:
         agent.update([_batch(generator) for _ in range(agent.num_batches)])
 
 
-def test_mean_equals_ordinary_joint_sac_step_for_step() -> None:
-    agent = _agent()
+# The plain mean, and a method of each kind: of losses, of the Gramian (with and without a state), of the
+# Jacobian (another library's, and one that looks at gradients elsewhere).
+@pytest.mark.parametrize("method", ["mean", "slaw", "cagrad", "nash_mtl", "torchjd", "fs_mtl"])
+def test_an_update_equals_textbook_sac_with_a_backward_pass_per_task(method: str) -> None:
+    agent = _agent(method)
     plain = PlainSAC(TASKS, OBS, ACTION, WIDTH, 2, lr=3e-4, eps=1e-5)
+    if method != "mean":  # the joint mean of all losses is the textbook itself
+        plain.critic_combiner = make_combiner(method, num_tasks=TASKS)
+        plain.actor_combiner = make_combiner(method, num_tasks=TASKS)
     load_plain(plain.actor, agent.actor.flat.named(), 0)
     for stack in range(2):
         load_plain(plain.critics[stack], agent.critic.flat.named(), stack)  # type: ignore[arg-type]
         load_plain(plain.targets[stack], agent.critic.flat.named(), stack)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(3)
-    for _ in range(20):
+    for _ in range(50):
         batch = _batch(generator)
         noise = torch.randn(1, 2, TASKS, SAMPLES, ACTION, generator=generator)
         agent.update([batch], noise)

@@ -1,15 +1,19 @@
 """Textbook multi-task SAC on plain torch modules: one-hot inputs, one joint mean loss, no mtrl code inside.
 
-An oracle: written from the paper, with nn.Linear, torch.distributions and ordinary autograd.
+An oracle: written from the paper, with nn.Linear, torch.distributions and ordinary autograd. With combiners
+the joint loss gives way to one ordinary backward pass per task.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform
+
+from mtrl.combiners import Combiner
 
 
 def plain_mlp(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
@@ -58,12 +62,44 @@ def plain_q(model: nn.Sequential, obs: Tensor, action: Tensor) -> Tensor:
     return model(one_hot_inputs(torch.cat((obs, action), dim=-1))).view(tasks, batch)  # type: ignore[no-any-return]
 
 
+class PlainJacobian:
+    """Per-task gradients of plain modules, where a combiner asks for them."""
+
+    def __init__(self, module: nn.Module, losses: Callable[[], Tensor]) -> None:
+        self._module, self._evaluate = module, losses
+        self.losses = losses().detach()
+
+    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
+        parameters = list(self._module.parameters())
+        start = nn.utils.parameters_to_vector(parameters).detach().clone()
+        rows = []
+        for task in range(len(self.losses)):
+            if offset is not None:
+                nn.utils.vector_to_parameters(start + offset[task], parameters)
+            gradients = torch.autograd.grad(self._evaluate()[task], parameters)
+            rows.append(nn.utils.parameters_to_vector(gradients))
+        nn.utils.vector_to_parameters(start, parameters)
+        return torch.stack(rows)
+
+    def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
+        return weights_of(self.losses) @ self()
+
+
 class PlainSAC:
     """Joint SAC with twin critics, per-task temperatures and gradient clipping."""
 
     def __init__(
-        self, tasks: int, obs: int, action: int, width: int, depth: int, lr: float, eps: float
+        self,
+        tasks: int,
+        obs: int,
+        action: int,
+        width: int,
+        depth: int,
+        lr: float,
+        eps: float,
     ) -> None:
+        self.critic_combiner: Combiner | None = None
+        self.actor_combiner: Combiner | None = None
         self.actor = plain_mlp(obs + tasks, 2 * action, width, depth)
         self.critics = nn.ModuleList(plain_mlp(obs + action + tasks, 1, width, depth) for _ in range(2))
         self.targets = nn.ModuleList(plain_mlp(obs + action + tasks, 1, width, depth) for _ in range(2))
@@ -80,11 +116,19 @@ class PlainSAC:
             next_action, next_log_prob = plain_sample(self.actor, next_obs, noise[0])
             values = torch.stack([plain_q(m, next_obs, next_action) for m in self.targets])  # type: ignore[arg-type]
             target = reward + 0.99 * (values.min(0).values - alpha * next_log_prob)
-        errors = [(plain_q(m, obs, action) - target).square().mean() for m in self.critics]  # type: ignore[arg-type]
-        self._descend(self.critic_optimizer, sum(errors) / 2, self.critics)  # type: ignore[arg-type]
-        new_action, log_prob = plain_sample(self.actor, obs, noise[1])
-        q = torch.stack([plain_q(m, obs, new_action) for m in self.critics]).min(0).values  # type: ignore[arg-type]
-        self._descend(self.actor_optimizer, (alpha * log_prob - q).mean(), self.actor)
+
+        def critic_losses() -> Tensor:
+            errors = [plain_q(m, obs, action) - target for m in self.critics]  # type: ignore[arg-type]
+            return (errors[0].square() + errors[1].square()).mean(1) / 2
+
+        def actor_losses() -> Tensor:
+            new_action, log_prob = plain_sample(self.actor, obs, noise[1])
+            q = torch.stack([plain_q(m, obs, new_action) for m in self.critics]).min(0).values  # type: ignore[arg-type]
+            return (alpha * log_prob - q).mean(1)
+
+        self._descend(self.critic_optimizer, critic_losses, self.critics, self.critic_combiner)
+        log_prob = plain_sample(self.actor, obs, noise[1])[1]
+        self._descend(self.actor_optimizer, actor_losses, self.actor, self.actor_combiner)
         self.alpha_optimizer.zero_grad()
         (-self.log_alpha * (log_prob.detach().mean(1) - 4.0)).sum().backward()
         self.alpha_optimizer.step()
@@ -93,8 +137,20 @@ class PlainSAC:
                 old.mul_(0.995).add_(0.005 * new)
 
     @staticmethod
-    def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module) -> None:
+    def _descend(
+        optimizer: torch.optim.Optimizer,
+        losses: Callable[[], Tensor],
+        module: nn.Module,
+        combiner: Combiner | None,
+    ) -> None:
         optimizer.zero_grad()
-        loss.backward()
+        if combiner is None:
+            losses().mean().backward()
+        else:
+            direction = combiner.direction(PlainJacobian(module, losses))
+            parameters = list(module.parameters())
+            parts = direction.split([parameter.numel() for parameter in parameters])
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
