@@ -117,13 +117,16 @@ def _rounds(
     """Median milliseconds of each step."""
     import torch
 
+    from mtrl.cuda_graph import WARM_UP_CALLS
+
     times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    for number in range(rounds + 2):  # the first two warm up
+    warm_up = 2 if device.type == "cpu" else WARM_UP_CALLS + 2  # on CUDA the call after them captures
+    for number in range(rounds + warm_up):
         for key, step in steps.items():
             began = time.perf_counter()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if number >= 2:
+            if number >= warm_up:
                 times[key].append(1e3 * (time.perf_counter() - began))
     return {key: statistics.median(values) for key, values in times.items()}
