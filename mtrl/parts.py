@@ -31,7 +31,7 @@ class Parts:
             action_dim=ACTION_SIZE,
             device=device,
             seed=config.seed + 2,
-            scale_rewards=config.replay.reward_scaling == "ema",
+            reward_scaling=config.replay.reward_scaling,
         )
         self.agent = build_agent(config, envs, device)
         self.rollout = RolloutStatistics(envs.num_envs)

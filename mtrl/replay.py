@@ -27,7 +27,8 @@ class Replay:
         action_dim: A.
         device: where transitions live and batches appear.
         seed: of the sampling stream.
-        scale_rewards: divide sampled rewards by a running standard deviation per task.
+        reward_scaling: `none`; `ema`, divide sampled rewards by a running deviation per task, root of a mean
+            square; `shrink`, the same but never multiply: a deviation below 1 counts as 1.
 
     Raises:
         UserError: the buffers do not fit into the device's free memory.
@@ -43,7 +44,7 @@ class Replay:
         action_dim: int,
         device: torch.device,
         seed: int,
-        scale_rewards: bool = False,
+        reward_scaling: str = "none",
     ) -> None:
         self.num_tasks, self.obs_dim, self.action_dim = num_tasks, obs_dim, action_dim
         self.capacity = max(capacity_per_task // envs_per_task, 1) * envs_per_task
@@ -65,7 +66,7 @@ class Replay:
         self._generator = torch.Generator(device).manual_seed(seed)
         self._incoming = torch.zeros(num_tasks, envs_per_task, sum(self._widths), device=device)
         self._staging = Staging(self._incoming)
-        self._scale_rewards = scale_rewards
+        self._smallest_deviation = {"none": None, "ema": 1e-8, "shrink": 1.0}[reward_scaling]
         self._second_moment = torch.ones(num_tasks, device=device)
 
     def add(
@@ -103,7 +104,7 @@ class Replay:
         self._rows[:, self._next : self._next + envs] = rows
         self._next = (self._next + envs) % self.capacity
         self.size = min(self.size + envs, self.capacity)
-        if self._scale_rewards:
+        if self._smallest_deviation is not None:
             self._second_moment.lerp_(rows[..., self._reward_column].square().mean(1), EMA_RATE)
 
     def sample(self, batch_per_task: int) -> Batch:
@@ -131,8 +132,9 @@ class Replay:
         rows = self._rows.view(-1, self._rows.shape[-1]).index_select(0, flat).view(*index.shape, -1)
         obs, action, reward, not_terminated, next_obs = torch.split(rows, self._widths, dim=-1)
         reward = reward.squeeze(-1)
-        if self._scale_rewards:
-            reward = reward / self._second_moment.sqrt().clamp(min=1e-8).unsqueeze(1)
+        if self._smallest_deviation is not None:
+            deviation = self._second_moment.sqrt().clamp(min=self._smallest_deviation)
+            reward = reward / deviation.unsqueeze(1)
         return Batch(obs, action, reward, next_obs, not_terminated.squeeze(-1))
 
     def state_dict(self) -> dict[str, Any]:

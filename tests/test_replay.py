@@ -115,17 +115,20 @@ def test_state_round_trip_continues_the_same_draws() -> None:
 
 
 def test_scaled_rewards_have_unit_second_moment_and_stored_ones_stay_raw() -> None:
-    plain, scaled = _replay(capacity=6000), _replay(capacity=6000, scale_rewards=True)
+    plain, scaled = _replay(capacity=6000), _replay(capacity=6000, reward_scaling="ema")
+    shrunk = _replay(capacity=6000, reward_scaling="shrink")
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([0.1, 1.0, 50.0]).view(-1, 1)
     for _ in range(6000):
         obs, action, _, next_obs, terminated = _transition(0)
         reward = scale * torch.randn(TASKS, 1, generator=generator)
-        for replay in (plain, scaled):
+        for replay in (plain, scaled, shrunk):
             replay.add(obs, action, reward, next_obs, terminated)
     # The running moment of rate 1e-3 has all but forgotten its start; its own spread is about 2 percent.
     ratio = plain.sample(64).reward / scaled.sample(64).reward
     torch.testing.assert_close(ratio.mean(1, keepdim=True), scale, rtol=0.1, atol=0.01)
+    ratio = scaled.sample(64).reward / shrunk.sample(64).reward  # the same draws: streams of one seed
+    torch.testing.assert_close(ratio.mean(1, keepdim=True), (1 / scale).clamp(min=1.0), rtol=0.1, atol=0.01)
     assert torch.equal(plain.state_dict()["rows"], scaled.state_dict()["rows"])
 
 
@@ -166,7 +169,7 @@ def test_a_step_with_a_lost_row_before_any_transition_is_left_out() -> None:
 def test_lost_rows_do_not_enter_the_reward_scale() -> None:
     scales = []
     for reward in (0.0, 1e6):
-        replay = _replay(envs=1, scale_rewards=True)
+        replay = _replay(envs=1, reward_scaling="ema")
         replay.add(*_transition(1))
         parts = list(_transition(2))
         parts[2] = parts[2].clone()
