@@ -43,7 +43,7 @@ class ReplayConfig:
     capacity_per_task: int = 100_000
     """Transitions kept per task, oldest overwritten first (MW+: 100k)."""
     reward_scaling: Literal["none", "ema", "shrink"] = "none"
-    """`ema`: divide sampled rewards by a running deviation per task (rate 1e-3); `shrink`: where it is over 1."""
+    """`ema`: divide sampled rewards by a running deviation per task (rate 1e-3); `shrink`: if over 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

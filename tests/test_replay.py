@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ TASKS, OBS, ACTION = 3, 2, 1
 CPU = torch.device("cpu")
 
 
-def _replay(capacity: int = 10, envs: int = 1, **options: bool) -> Replay:
+def _replay(capacity: int = 10, envs: int = 1, **options: Any) -> Replay:
     return Replay(
         num_tasks=TASKS, capacity_per_task=capacity, envs_per_task=envs, obs_dim=OBS, action_dim=ACTION,
         device=CPU, seed=0, **options,
@@ -125,10 +127,12 @@ def test_scaled_rewards_have_unit_second_moment_and_stored_ones_stay_raw() -> No
         for replay in (plain, scaled, shrunk):
             replay.add(obs, action, reward, next_obs, terminated)
     # The running moment of rate 1e-3 has all but forgotten its start; its own spread is about 2 percent.
-    ratio = plain.sample(64).reward / scaled.sample(64).reward
-    torch.testing.assert_close(ratio.mean(1, keepdim=True), scale, rtol=0.1, atol=0.01)
-    ratio = scaled.sample(64).reward / shrunk.sample(64).reward  # the same draws: streams of one seed
-    torch.testing.assert_close(ratio.mean(1, keepdim=True), (1 / scale).clamp(min=1.0), rtol=0.1, atol=0.01)
+    # All three draw the same rows: their streams have one seed.
+    raw, unit, bounded = (replay.sample(64).reward for replay in (plain, scaled, shrunk))
+    torch.testing.assert_close((raw / unit).mean(1, keepdim=True), scale, rtol=0.1, atol=0.01)
+    torch.testing.assert_close(
+        (raw / bounded).mean(1, keepdim=True), scale.clamp(min=1.0), rtol=0.1, atol=0.01
+    )
     assert torch.equal(plain.state_dict()["rows"], scaled.state_dict()["rows"])
 
 
