@@ -62,7 +62,8 @@ def minimise_root(
         scaled, slope, normal, first, present, *state = _begin_root(*tensors)
         for count in chunks(iterations or _enough(matrix.shape[-1]), *_CHUNK):
             state = _root_steps(scaled, slope, normal, *state, count=count)
-            if converged(state[-2], _CONVERGED):
+            # Under the root the complementarity counts for more the shorter the norm is.
+            if converged(state[-2] / state[-3], _CONVERGED):
                 break
         return _finished(state[0], first, present, normal)
 
