@@ -25,8 +25,9 @@ def best_in_ball(gram: Tensor, reference: Tensor, c: float) -> BallSolution:
     """
     exact = gram.to(torch.float64)
     linear, radius = _linear(exact, reference, c)
-    dual = minimise_root(exact, linear)
-    norm, _ = rounded_norm(exact, dual, torch.finfo(gram.dtype).eps)
+    eps = torch.finfo(gram.dtype).eps
+    dual = minimise_root(exact, linear, eps=eps)
+    norm, _ = rounded_norm(exact, dual, eps)
     return BallSolution(torch.addcmul(reference, dual, radius / norm), dual)
 
 

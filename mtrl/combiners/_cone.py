@@ -36,7 +36,7 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
             new_x, new_violated = _exact(cosine, unit, guess(cosine, unit))
             x = torch.where(new_violated < violated, new_x, x)
             violated = torch.fmin(new_violated, violated)
-            if converged(violated.amax(), _SOLVED):
+            if converged(violated.amax(), max(_SOLVED, 1e-2 * ridge)):
                 break
         return x + unit
 

@@ -26,12 +26,14 @@ def bargaining_weights(
     Tasks with a zero row get 0. Finite for every finite M; reads nothing back to the host.
     """
     with torch.no_grad():
+        # A ridge stands for the rounding error of M's entries; no step goes beyond that.
+        bound = max(_CONVERGED, 0.02 * ridge**0.5)
         ridge **= (1.0 + alpha) / (2.0 * alpha)
         scaled, factor, alone, present = _scaled(matrix.to(torch.float64), ridge=ridge, alpha=alpha)
         a = torch.ones_like(alone)
         for count in chunks(iterations or _enough(alpha), *_CHUNK):
             a, moved = _steps(scaled, factor, a, alpha=alpha, count=count)
-            if converged(moved, _CONVERGED):
+            if converged(moved, bound):
                 break
         return torch.where(present, a * alone, 0.0).squeeze(-1)
 

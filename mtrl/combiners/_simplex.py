@@ -48,12 +48,14 @@ def minimise_root(
     normal: Tensor | None = None,
     start: Tensor | None = None,
     iterations: int | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """Return the minimiser w [T] in float64 of sqrt(w'Mw) + q'w over w >= 0, normal'w = 1; M [T, T], q [T].
 
     `normal` [T] holds ones (the default, the simplex) and zeros (coordinates that the constraint leaves
     free). `start` [T] is positive and of any scale; by default it suits a linear term that is no larger than
-    the root. Rows of M that are zero (their task has no gradient) get weight 0 unless all are. Finite for
+    the root. `eps` is the rounding error of M's entries: below a thousandth of it steps no longer pay. Rows
+    of M that are zero (their task has no gradient) get weight 0 unless all are. Finite for
     every finite input; reads nothing back to the host.
     """
     with torch.no_grad():
@@ -63,7 +65,7 @@ def minimise_root(
         for count in chunks(iterations or _enough(matrix.shape[-1]), *_CHUNK):
             state = _root_steps(scaled, slope, normal, *state, count=count)
             # Under the root the complementarity counts for more the shorter the norm is.
-            if converged(state[-2] / state[-3], _CONVERGED):
+            if converged(state[-2] / state[-3], max(_CONVERGED, 1e-3 * eps)):
                 break
         return _finished(state[0], first, present, normal)
 

@@ -44,9 +44,10 @@ class ConicGrad(GramCombiner):
         if self.c == 1.0:
             return torch.full_like(gram[0], 1.0 / self.num_tasks)
         matrix, linear, scale, length = self._lifted(gram.to(torch.float64))
-        dual = minimise_root(matrix, linear, normal=self._normal)
+        eps = torch.finfo(gram.dtype).eps
+        dual = minimise_root(matrix, linear, normal=self._normal, eps=eps)
         self._dual.copy_(dual)
-        norm, above_noise = rounded_norm(matrix, dual, torch.finfo(gram.dtype).eps)
+        norm, above_noise = rounded_norm(matrix, dual, eps)
         tasks = torch.add(dual[:-1], dual[-1] * scale / self.num_tasks) * (length / norm)
         # Rounding can leave the cone where no direction improves all tasks (there the norm vanishes): put the
         # direction on the cone's surface, keeping its part across the mean gradient.
