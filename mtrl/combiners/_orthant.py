@@ -11,6 +11,8 @@ from mtrl.combiners._traced import chunks, converged, traced
 
 _TO_BOUNDARY = 0.95  # share of the way to the boundary that a step may use
 _CONVERGED = 1e-7  # relative length of a step after which only rounding is left: convergence is quadratic
+_SOLVED = 1e-6  # relative violation of the equations below which the ridge has done no harm
+_WITHOUT_RIDGE = 4  # steps that take a ridge's effect away, where a solution without it is near
 _CHUNK = (5, 2)  # steps before the first look at that length and between two
 
 
@@ -29,12 +31,18 @@ def bargaining_weights(
         # A ridge stands for the rounding error of M's entries; no step goes beyond that.
         bound = max(_CONVERGED, 0.02 * ridge**0.5)
         ridge **= (1.0 + alpha) / (2.0 * alpha)
-        scaled, factor, alone, present = _scaled(matrix.to(torch.float64), ridge=ridge, alpha=alpha)
+        plain, ridged, factor, alone, present = _scaled(matrix.to(torch.float64), ridge=ridge, alpha=alpha)
         a = torch.ones_like(alone)
         for count in chunks(iterations or _enough(alpha), *_CHUNK):
-            a, moved = _steps(scaled, factor, a, alpha=alpha, count=count)
+            a, moved = _steps(ridged, factor, a, alpha=alpha, count=count)
             if converged(moved, bound):
                 break
+        violated = _violation(plain, factor, a, alpha=alpha)
+        if not converged(violated.amax(), _SOLVED):
+            exact, _ = _steps(plain, factor, a, alpha=alpha, count=_WITHOUT_RIDGE)
+            # Quadratic convergence tells a solution from the slow growth of weights where there is none.
+            better = _violation(plain, factor, exact, alpha=alpha) < 0.01 * violated
+            a = torch.where(better, exact, a)
         return torch.where(present, a * alone, 0.0).squeeze(-1)
 
 
@@ -46,8 +54,11 @@ def _enough(alpha: float) -> int:
 
 
 @traced
-def _scaled(matrix: Tensor, *, ridge: float, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Measure each task in what it would weigh alone: matrix, factor of phi', these units, who is present."""
+def _scaled(matrix: Tensor, *, ridge: float, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Measure each task in what it would weigh alone.
+
+    Returns the matrix without and with the ridge, the factor of phi', these units, and who is present.
+    """
     share = alpha / (1.0 + alpha)
     squares = matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)  # [..., T, 1]; every vector below is a column
     present = squares > 0.0
@@ -59,7 +70,13 @@ def _scaled(matrix: Tensor, *, ridge: float, alpha: float) -> tuple[Tensor, Tens
     # A missing task becomes one that is orthogonal to all others and of unit norm: solved by a = 1, no
     # influence.
     matrix = torch.where(present & present.mT, matrix * alone * alone.mT, unit)
-    return torch.addcmul(matrix, unit, factor, value=ridge), factor, alone, present
+    return matrix, torch.addcmul(matrix, unit, factor, value=ridge), factor, alone, present
+
+
+@traced
+def _violation(matrix: Tensor, factor: Tensor, a: Tensor, *, alpha: float) -> Tensor:
+    """Largest |(Ma)_i / phi'(a_i) - 1|, [..., 1, 1]."""
+    return ((matrix @ a) * a.pow(1.0 / alpha) / factor - 1.0).abs().amax(dim=-2, keepdim=True)
 
 
 @traced
