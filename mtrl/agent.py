@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from mtrl import losses
 from mtrl.config import NetworkConfig, SacConfig
-from mtrl.errors import UserError
 from mtrl.flat_parameters import FlatParameters
 from mtrl.gradients import LossFunction
 from mtrl.learner import Learner, make_adam, masked_step, set_lr
-from mtrl.memory import free_memory
+from mtrl.memory import check_fits
 from mtrl.networks import (
     TASK_EMBEDDING,
     MLPSpec,
@@ -27,6 +26,7 @@ from mtrl.networks import (
 )
 from mtrl.sac_combiner import sac_combiner
 from mtrl.types import Batch
+from mtrl.update_totals import UpdateTotals
 
 
 class MTSAC(nn.Module):
@@ -99,7 +99,13 @@ class MTSAC(nn.Module):
 
         self.actor = learner(self.actor_spec, sac.actor_lr)
         self.critic = learner(self.critic_spec, sac.critic_lr)
-        self._refuse_if_too_large()
+        check_fits(
+            self.jacobian_bytes,
+            device,
+            what=f"the gradients of {num_tasks} tasks",
+            advice="Use smaller networks (network.critic_width) or, with a method that needs the Gramian "
+            "alone, sac.jacobian_chunk=1000000.",
+        )
         self.target: Tensor
         self.register_buffer("target", self.critic.flat.vector.detach().clone())
         self.averaged_actor: Tensor | None
@@ -111,12 +117,7 @@ class MTSAC(nn.Module):
         self.temperature_optimizer = make_adam(self.log_alpha, lr=sac.temperature_lr)
         self.generator = torch.Generator(device).manual_seed(seed + 1)
         self.num_batches = self.critic.combiner.num_batches
-        self._sums: Tensor
-        self._norms: Tensor
-        self._counts: Tensor
-        self.register_buffer("_sums", torch.zeros(4, num_tasks, device=device))  # rows: see metrics()
-        self.register_buffer("_counts", torch.zeros(4, num_tasks, device=device))
-        self.register_buffer("_norms", torch.zeros(3, device=device))  # critic, actor, number of updates
+        self.totals = UpdateTotals(num_tasks).to(device)
 
     @property
     def state_bytes(self) -> int:
@@ -128,15 +129,6 @@ class MTSAC(nn.Module):
     def jacobian_bytes(self) -> int:
         """Bytes of the per-task gradients that actor and critic keep."""
         return self.actor.jacobian_bytes + self.critic.jacobian_bytes
-
-    def _refuse_if_too_large(self) -> None:
-        needed, free = self.jacobian_bytes, free_memory(self.device)
-        if needed > free:
-            raise UserError(
-                f"the gradients of {self.num_tasks} tasks need {needed / 2**30:.1f} GiB on {self.device}, "
-                f"but {free / 2**30:.1f} GiB are free. Use smaller networks (network.critic_width) or, with "
-                "a method that needs the Gramian alone, sac.jacobian_chunk=1000000."
-            )
 
     @property
     def alpha(self) -> Tensor:
@@ -186,12 +178,7 @@ class MTSAC(nn.Module):
             rate = self.sac.actor_average_rate
             if rate is not None and self.averaged_actor is not None:
                 self.averaged_actor.lerp_(self.actor.flat.vector, rate)
-            self._sums += torch.stack((critic.losses, actor.losses, entropy, alpha))
-            seen = (critic.evaluated, actor.evaluated, actor.evaluated, torch.ones_like(actor.evaluated))
-            self._counts += torch.stack(seen)
-            self._norms += torch.stack(
-                (critic.gradient_norm, actor.gradient_norm, torch.ones_like(actor.gradient_norm))
-            )
+            self.totals.add(critic, actor, entropy, alpha)
 
     def _update_temperature(self, log_prob: Tensor, tasks: Tensor | None, ok: Tensor) -> Tensor:
         """Move the temperatures of the evaluated tasks; returns their entropies [T], 0 for others."""
@@ -281,14 +268,7 @@ class MTSAC(nn.Module):
         Means of losses, entropy and alpha [T] and of the directions' norms before clipping; under `critic/`
         and `actor/` the combiners' reports on their last call.
         """
-        means = self._sums / self._counts.clamp(min=1)
-        names = ("critic_loss", "actor_loss", "entropy", "alpha")
-        result = dict(zip(names, means.unbind(), strict=True))
-        result["critic/update_norm"], result["actor/update_norm"] = (
-            self._norms[:2] / self._norms[2].clamp(min=1)
-        ).unbind()
-        for total in (self._sums, self._counts, self._norms):
-            total.zero_()
+        result = self.totals.pop_means()
         for name, network in (("critic", self.critic), ("actor", self.actor)):
             for key, value in network.combiner.metrics().items():
                 result[f"{name}/{key}"] = value.clone()

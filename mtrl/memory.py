@@ -1,10 +1,12 @@
-"""What memory is free on a device."""
+"""What memory is free on a device, and the refusal of what does not fit."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+
+from mtrl.errors import UserError
 
 
 def free_memory(device: torch.device) -> int:
@@ -16,6 +18,15 @@ def free_memory(device: torch.device) -> int:
     ]
     # Systems without /proc (macOS) page out on demand; there tensors are bounded by nothing we can read.
     return available[0] if available else 1 << 62
+
+
+def check_fits(needed: int, device: torch.device, *, what: str, advice: str) -> None:
+    """Raise UserError with this advice if `needed` bytes are more than are free."""
+    free = free_memory(device)
+    if needed > free:
+        raise UserError(
+            f"{what} need {needed / 2**30:.1f} GiB on {device}, but {free / 2**30:.1f} GiB are free. {advice}"
+        )
 
 
 def _meminfo() -> str:

@@ -15,13 +15,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each stage may import from mtrl. A stage that is not listed here fails the test: give it a place.
 LEAVES = {
-    "config", "cpu", "errors", "evaluation", "flat_parameters", "gram_sum", "memory", "rollout",
+    "config", "cpu", "errors", "evaluation", "flat_parameters", "gram_sum", "rollout",
     "stop_signal", "types", "versions",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "config": {"errors"},
     "staging": set(),
+    "memory": {"errors"},
     "replay": {"errors", "memory", "staging", "types"},
     "cuda_graph": {"console"},
     "networks": set(),
@@ -29,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "gradients": {"flat_parameters", "gram_sum"},
     "learner": {"combiners", "flat_parameters", "gradients"},
     "sac_combiner": {"combiners", "errors"},
+    "update_totals": {"learner"},
     "agent": {
         "sac_combiner",
         "config",
@@ -40,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
         "memory",
         "networks",
         "types",
+        "update_totals",
     },
     "updater": {"agent", "cuda_graph", "replay"},
     "policy": {"agent", "cuda_graph", "staging"},
