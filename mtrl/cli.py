@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
@@ -37,6 +37,8 @@ from mtrl.presets import build_config, load_preset
 _DESCRIPTION = "Train one multi-task SAC agent on Meta-World; --method combines the gradients of its tasks."
 
 _WITH_RESUME = ("--resume", "--steps", "--device", "--allow-version-mismatch", "--no-allow-version-mismatch")
+
+F = TypeVar("F")  # the flags of one script
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,12 +195,20 @@ def _resume(arguments: list[str]) -> int:
     )
 
 
-def _evaluate(arguments: list[str]) -> int:
+def _parsed(kind: type[F], arguments: list[str]) -> F | None:
+    """Return a script's flags; None if help was asked for, which is printed."""
     if wants_help(arguments):
-        print_help(_EvaluateFlags)
+        print_help(kind)
+        return None
+    check_flags(arguments, kind)
+    flags: F = parse(kind, arguments)
+    return flags
+
+
+def _evaluate(arguments: list[str]) -> int:
+    flags = _parsed(_EvaluateFlags, arguments)
+    if flags is None:
         return 0
-    check_flags(arguments, _EvaluateFlags)
-    flags = parse(_EvaluateFlags, arguments)
     if flags.episodes < 1:
         raise UserError(f"--episodes must be positive; found {flags.episodes}.")
     from mtrl.train import evaluate_run
@@ -213,11 +223,9 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    if wants_help(arguments):
-        print_help(_ReportFlags)
+    flags = _parsed(_ReportFlags, arguments)
+    if flags is None:
         return 0
-    check_flags(arguments, _ReportFlags)
-    flags = parse(_ReportFlags, arguments)
     if not flags.runs:
         raise UserError("no runs: give at least one run directory, for instance runs/mt10/cagrad/seed0-...")
     from mtrl.report import draw_success, final_table, read_run
@@ -237,11 +245,9 @@ def _report(arguments: list[str]) -> int:
 
 
 def _gallery(arguments: list[str]) -> int:
-    if wants_help(arguments):
-        print_help(_GalleryFlags)
+    flags = _parsed(_GalleryFlags, arguments)
+    if flags is None:
         return 0
-    check_flags(arguments, _GalleryFlags)
-    flags = parse(_GalleryFlags, arguments)
     if flags.steps < 1 or not flags.lr > 0.0:
         raise UserError(f"--steps and --lr must be positive; found {flags.steps} and {flags.lr}.")
     for name in (*flags.methods, *flags.long):

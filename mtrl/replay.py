@@ -155,6 +155,29 @@ class Replay:
         self._second_moment.copy_(state["second_moment"])
 
 
+def random_replay(
+    num_tasks: int, transitions: int, obs_dim: int, action_dim: int, device: torch.device
+) -> Replay:
+    """Return a buffer full of random transitions, that many per task: for timing updates."""
+    replay = Replay(
+        num_tasks=num_tasks,
+        capacity_per_task=transitions,
+        envs_per_task=transitions,
+        obs_dim=obs_dim,
+        action_dim=action_dim,
+        device=device,
+        seed=0,
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*last: int) -> Tensor:
+        return torch.randn(num_tasks, transitions, *last, generator=generator)
+
+    running = torch.zeros(num_tasks, transitions)
+    replay.add(normal(obs_dim), normal(action_dim).tanh(), normal(), normal(obs_dim), running)
+    return replay
+
+
 def replay_bytes(num_tasks: int, capacity: int, obs_dim: int, action_dim: int) -> int:
     """Bytes of float32 buffers for num_tasks x capacity transitions."""
     return 4 * num_tasks * capacity * (2 * obs_dim + action_dim + 2)

@@ -12,7 +12,7 @@ from mtrl.agent import MTSAC
 from mtrl.config import Config
 from mtrl.cuda_graph import WARM_UP_CALLS
 from mtrl.envs import MetaWorldVectorEnv
-from mtrl.replay import Replay, replay_bytes
+from mtrl.replay import random_replay, replay_bytes
 from mtrl.updater import Updater
 
 # One env step of MT10 took 0.2 ms of one server core (2.0 ms for all ten, random actions).
@@ -82,7 +82,9 @@ def seconds_per_update(config: Config, agent: MTSAC) -> float:
         device=agent.device,
         seed=0,
     )
-    update = Updater(scratch, _random_replay(scratch, config.sac.batch_per_task), config.sac.batch_per_task)
+    batch = config.sac.batch_per_task
+    replay = random_replay(agent.num_tasks, batch, agent.obs_dim, agent.action_dim, agent.device)
+    update = Updater(scratch, replay, batch)
     times = []
     for _ in range(4 if agent.device.type == "cpu" else WARM_UP_CALLS + 4):
         _wait_for(agent.device)
@@ -91,27 +93,6 @@ def seconds_per_update(config: Config, agent: MTSAC) -> float:
         _wait_for(agent.device)
         times.append(time.perf_counter() - began)
     return min(times[1:])
-
-
-def _random_replay(agent: MTSAC, transitions: int) -> Replay:
-    """Return a buffer of that many random transitions per task."""
-    replay = Replay(
-        num_tasks=agent.num_tasks,
-        capacity_per_task=transitions,
-        envs_per_task=transitions,
-        obs_dim=agent.obs_dim,
-        action_dim=agent.action_dim,
-        device=agent.device,
-        seed=0,
-    )
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*last: int) -> torch.Tensor:
-        return torch.rand((agent.num_tasks, transitions, *last), generator=generator)
-
-    alive = torch.zeros(agent.num_tasks, transitions)
-    replay.add(random(agent.obs_dim), random(agent.action_dim), random(), random(agent.obs_dim), alive)
-    return replay
 
 
 def seconds_per_vector_step(
@@ -136,7 +117,11 @@ def _memory(config: Config, agent: MTSAC) -> str:
         "networks and optimisers": agent.state_bytes,
         "per-task gradients": agent.jacobian_bytes,
     }
-    return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in parts.items())
+    return ", ".join(f"{name} {_size(number)}" for name, number in parts.items())
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def parameter_count(agent: MTSAC) -> int:

@@ -14,7 +14,7 @@ from mtrl.agent import MTSAC
 from mtrl.benchmarks import report
 from mtrl.config import NetworkConfig, SacConfig
 from mtrl.envs import ACTION_SIZE, OBS_SIZE
-from mtrl.replay import Replay
+from mtrl.replay import Replay, random_replay
 from mtrl.updater import Updater
 
 _STORED = 1000  # transitions per task to sample from
@@ -44,23 +44,7 @@ class Problem:
 
     def replay(self) -> Replay:
         """Return a buffer with random transitions."""
-        replay = Replay(
-            num_tasks=self.tasks,
-            capacity_per_task=_STORED,
-            envs_per_task=_STORED,
-            obs_dim=OBS_SIZE,
-            action_dim=ACTION_SIZE,
-            device=self.device,
-            seed=0,
-        )
-        generator = torch.Generator().manual_seed(0)
-
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(self.tasks, _STORED, *shape, generator=generator)
-
-        obs, next_obs = normal(OBS_SIZE), normal(OBS_SIZE)
-        replay.add(obs, normal(ACTION_SIZE).tanh(), normal(), next_obs, torch.zeros(self.tasks, _STORED))
-        return replay
+        return random_replay(self.tasks, _STORED, OBS_SIZE, ACTION_SIZE, self.device)
 
 
 def ours(problem: Problem, method: str) -> Callable[[], None]:
