@@ -10,7 +10,7 @@ from mtrl.replay import Replay
 
 
 class Updater:
-    """Samples `num_batches` independent batches and updates the agent; on CUDA as one graph.
+    """Samples `num_batches` independent batches and updates the agent; on CUDA as one graph per phase.
 
     Random numbers are drawn before the step, from the streams of replay and agent: a captured update takes
     the same ones as an eager one, and a checkpoint holds all there is to resume.
@@ -33,7 +33,7 @@ class Updater:
         for rows in self._rows:
             self._replay.draw(rows)
         self._agent.draw(self._noise)
-        self._graphed()
+        self._graphed(self._agent.next_phase())
 
     def _step(self) -> None:
-        self._agent.update([self._replay.gather(rows) for rows in self._rows], self._noise)
+        self._agent.step([self._replay.gather(rows) for rows in self._rows], self._noise)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from mtrl.agent import MTSAC
 from mtrl.combiners import COMBINERS
+from mtrl.combiners._orthant import bargaining_weights
 from mtrl.config import NetworkConfig, SacConfig
 from mtrl.cuda_graph import WARM_UP_CALLS, GraphedStep
 from mtrl.policy import AgentPolicy
@@ -19,11 +22,11 @@ TASKS, OBS, ACTION, BATCH = 5, 6, 4, 8
 CUDA = torch.device("cuda")
 
 
-def _agent(method: str, device: torch.device, seed: int = 0) -> MTSAC:
+def _agent(method: str, device: torch.device, seed: int = 0, **options: Any) -> MTSAC:
     return MTSAC(
         num_tasks=TASKS, obs_dim=OBS, action_dim=ACTION,
         network=NetworkConfig(actor_width=32, critic_width=32), sac=SacConfig(final_lr_fraction=0.1),
-        method=method, method_options=sac_options(method), device=device, seed=seed,
+        method=method, method_options={**sac_options(method), **options}, device=device, seed=seed,
     )  # fmt: skip
 
 
@@ -76,20 +79,47 @@ def test_updates_by_way_of_the_static_tensors_are_those_of_freshly_drawn_batches
         assert torch.equal(mine, expected)
 
 
+def test_updates_between_two_solves_of_nash_mtl_take_another_sequence_of_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, number = torch.device("cpu"), 0
+    solves: list[int] = []
+
+    def counted(gram: torch.Tensor, *, ridge: float) -> torch.Tensor:
+        solves.append(number)
+        return bargaining_weights(gram, ridge=ridge)
+
+    monkeypatch.setattr("mtrl.combiners.nash_mtl.bargaining_weights", counted)
+    agents = [_agent("nash_mtl", cpu, refresh_every=3) for _ in range(2)]
+    updates = [Updater(agent, _replay(cpu), BATCH) for agent in agents]
+    for number in range(5):  # noqa: B007 - `counted` reads it
+        updates[0]()
+    assert solves == [0, 0, 3, 3]  # the critics' and the actor's
+    agents[1].load_training_state(agents[0].training_state())
+    for number in range(5, 8):  # noqa: B007
+        updates[1]()
+    assert solves[4:] == [6, 6]
+
+
+GRAPHED: list[tuple[str, dict[str, Any]]] = [
+    (name, {}) for name, cls in sorted(COMBINERS.items()) if cls.capturable
+]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", sorted(name for name, cls in COMBINERS.items() if cls.capturable))
-def test_a_replayed_update_equals_an_eager_one(method: str) -> None:
-    graphed, eager = _agent(method, CUDA), _agent(method, CUDA)
+@pytest.mark.parametrize(("method", "options"), [*GRAPHED, ("nash_mtl", {"refresh_every": 3})])
+def test_a_replayed_update_equals_an_eager_one(method: str, options: dict[str, Any]) -> None:
+    graphed, eager = (_agent(method, CUDA, **options) for _ in range(2))
     replays = _replay(CUDA), _replay(CUDA)
     update = Updater(graphed, replays[0], BATCH)
-    for number in range(WARM_UP_CALLS + 12):
+    for number in range(4 * WARM_UP_CALLS + 12):
         for agent in (graphed, eager):
             agent.anneal(number / 20)  # a captured step must see new step sizes
         update()
         eager.update([replays[1].sample(BATCH) for _ in range(eager.num_batches)])
         for replay in replays:
             _add(replay, number + 1)  # and new transitions
-    assert update._graphed._graph is not None
+    assert len(update._graphed._graphs) == (2 if options else 1)
     for mine, expected in zip(graphed.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
     left, right = graphed.metrics(), eager.metrics()

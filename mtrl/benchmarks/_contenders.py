@@ -10,14 +10,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from mtrl.benchmarks import report
 from mtrl.benchmarks._physics import PhysicsProcesses
 from mtrl.benchmarks._vectors import EnvPool, Gymnasium, Mtrl, StableBaselines, Vector
 from mtrl.envs import BENCHMARKS
+from mtrl.memory import free_memory
 
 _PACKAGES = {"sb3_subproc": "stable_baselines3", "envpool": "envpool"}
 _ONE_PER_TASK = ("gym_sync", "gym_async", "sb3_subproc")
 _WHOLE_BENCHMARKS = ("gym_sync", "gym_async")
+# GiB per environment, roughly, in MT50: a process each, with a copy of the benchmark of its own, is dear.
+_PEER_GIB = {"gym_sync": 0.05, "gym_async": 0.3, "sb3_subproc": 0.3, "envpool": 0.06}
+_SPARE_GIB = 1.0
 
 
 class Contender:
@@ -59,6 +65,10 @@ def _why_not(kind: str, names: Sequence[str], copies: int) -> str:
         return "its Meta-World vectors have one environment per task"
     if kind in _WHOLE_BENCHMARKS and tuple(names) not in BENCHMARKS.values():
         return "it makes whole benchmarks only"
+    needed = _PEER_GIB.get(kind, 0.0) * len(names) * copies + _SPARE_GIB
+    free = free_memory(torch.device("cpu")) / 2**30
+    if kind in _PEER_GIB and needed > free:
+        return f"it takes about {needed:.0f} GiB beside the others and {free:.0f} are free (--peers chooses)"
     return ""
 
 

@@ -75,7 +75,11 @@ def _scaled(matrix: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
 @traced
 def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     # Douglas-Rachford: s += relaxation * (resolvent of the quadratic at |s|, minus the positive part of s).
-    resolvent = _SHIFT * torch.linalg.inv_ex(torch.add(cosine, unit, alpha=_SHIFT))[0]
+    shifted = torch.add(cosine, unit, alpha=_SHIFT)
+    # By its factor: on CUDA an inverse by LU cannot be trusted in a graph that is replayed on another stream.
+    factor = torch.linalg.cholesky_ex(shifted, check_errors=False)[0]
+    inverse_factor = torch.linalg.solve_triangular(factor, unit, upper=False)
+    resolvent = _SHIFT * (inverse_factor.mT @ inverse_factor)
     constant = resolvent - unit
     state = torch.zeros_like(cosine)
     for _ in range(_SPLITTING_STEPS):

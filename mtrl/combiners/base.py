@@ -59,6 +59,8 @@ def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
             losses = kwargs.get("losses", args[0] if args else None)
             if self.positive_losses and losses is not None:
                 _check_input(self, "losses", losses)
+            if is_weights:
+                self.next_phase()
         result = function(self, value, *args, **kwargs)
         if is_weights:
             self.last_weights.copy_(result.detach())
@@ -156,6 +158,14 @@ class Combiner(nn.Module, ABC):
         """
         jacobian = jacobian_at()
         return self.combine(jacobian, getattr(jacobian_at, "losses", None))
+
+    def next_phase(self) -> int:
+        """Move on to the next update; return which of its sequences of operations the method takes there.
+
+        Decided on the host, since a CUDA graph holds one sequence: each phase has its own. Inside an update
+        (`unchecked`) the caller moves on beforehand; `weights` called by a user does it itself.
+        """
+        return 0
 
     def after_step(self, losses: Tensor) -> None:
         """Take note of the losses [T] after the step, on the same batch; called where `looks_again`."""

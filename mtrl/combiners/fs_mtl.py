@@ -49,6 +49,11 @@ class FSMTL(JacobianCombiner):
         self.capturable = self.loss_part.capturable
         self.jacobians = 1 if self.rho == 0.0 else 4  # gradients, offsets, ascended gradients, difference
 
+    def next_phase(self) -> int:
+        """Move both parts on, which are always in the same phase."""
+        self.flat_part.next_phase()
+        return self.loss_part.next_phase()
+
     def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
         """Return the base method's direction [P] for a Jacobian [T, P]."""
         return self.loss_part.combine(jacobian, losses)

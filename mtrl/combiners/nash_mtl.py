@@ -27,8 +27,8 @@ class NashMTL(GramCombiner):
     Deviations from the authors' code: the fixed point is solved by Newton's method to rounding error instead
     of by 20 linearised convex programs on the CPU, and failed solves cannot occur. Where no solution exists
     (parameters that are Pareto-stationary) a ridge at the rounding level of the Gramian's dtype bounds the
-    weights. Tasks with a zero gradient weigh 0. `refresh_every` reproduces the published variants; it saves
-    no time here, because a fixed sequence of operations may not skip the solve.
+    weights. Tasks with a zero gradient weigh 0. Weights are kept before `max_norm` is applied, which then
+    looks at the gradients of the day.
     """
 
     name: ClassVar[str] = "nash_mtl"
@@ -37,19 +37,23 @@ class NashMTL(GramCombiner):
         super().__init__(num_tasks=num_tasks)
         self.max_norm = check_number("max_norm", max_norm, low=0.0)
         self.refresh_every = check_count("refresh_every", refresh_every)
+        self.solving = True
+        self.until_solve = 0  # updates
         self.kept: Tensor
-        self.step: Tensor
         self.register_buffer("kept", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def next_phase(self) -> int:
+        """Return 0 for an update that solves, 1 for one that uses the last weights again."""
+        self.solving = self.until_solve == 0
+        self.until_solve = (self.refresh_every if self.solving else self.until_solve) - 1
+        return 0 if self.solving else 1
 
     def weights(self, gram: Tensor) -> Tensor:
         """Return a, scaled down to `max_norm`, shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
-        solution = bargaining_weights(exact, ridge=_RIDGE * torch.finfo(gram.dtype).eps)
-        if self.refresh_every > 1:
-            solution = torch.where(self.step % self.refresh_every == 0, solution, self.kept)
-            self.kept.copy_(solution)
-            self.step.add_(1)
+        if self.solving:
+            self.kept.copy_(bargaining_weights(exact, ridge=_RIDGE * torch.finfo(gram.dtype).eps))
+        solution = self.kept
         if self.max_norm > 0.0:
             norm = (solution @ exact @ solution).clamp(min=0.0).sqrt()
             solution = solution * (self.max_norm / norm.clamp(min=self.max_norm))
@@ -59,7 +63,15 @@ class NashMTL(GramCombiner):
         """Forget the kept weights: the next call solves."""
         super().reset()
         self.kept.zero_()
-        self.step.zero_()
+        self.until_solve = 0
+
+    def get_extra_state(self) -> Tensor:
+        """Return in how many updates the next solve is due, for `state_dict`."""
+        return torch.tensor(self.until_solve)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up `get_extra_state`."""
+        self.until_solve = int(state)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the largest |a_i (Ma)_i - 1| over the tasks with a gradient, before clipping."""
