@@ -6,7 +6,6 @@ simulation, observations, contacts, named lookups, and a few functions that spen
 
 from __future__ import annotations
 
-import copy
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -17,10 +16,9 @@ from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
 from mtrl.envs import fast_functions, fast_rewards
-from mtrl.envs.snapshot import EDITED_MODEL_ARRAYS
+from mtrl.envs.models import initialize_simulation, lend_model
 
 _KNOWN = "3.1.1"
-_compiled: dict[str, tuple[Any, dict[str, NDArray[np.float64]]]] = {}  # of each file, with its edited arrays
 _MOCAP_QUATERNION = np.array([1.0, 0.0, 1.0, 0.0])  # upstream's, not normalised
 
 
@@ -47,7 +45,7 @@ def install(base: Any) -> list[str]:
         for name, function in {
             "step": _step,
             "reset": _reset,
-            "_initialize_simulation": _initialize_simulation,
+            "_initialize_simulation": initialize_simulation,
             "touching_object": _touching_object,
             "_get_id_main_object": _main_object,
             "get_endeff_pos": lambda self: _handles(self).hand,
@@ -97,31 +95,13 @@ def _handles(env: Any) -> _Handles:
     return handles
 
 
-def _initialize_simulation(self: Any) -> tuple[Any, Any]:
-    """Return model and data as gymnasium's MujocoEnv does; a model of the same file is copied, not compiled.
-
-    The first environment goes on to use, and to edit, its model: copies get the edited arrays as compiled.
-    """
-    if self.fullpath in _compiled:
-        first, original = _compiled[self.fullpath]
-        model = copy.copy(first)
-        for name, values in original.items():
-            getattr(model, name)[:] = values
-    else:
-        model = mujoco.MjModel.from_xml_path(self.fullpath)
-        original = {name: getattr(model, name).copy() for name in EDITED_MODEL_ARRAYS}
-        _compiled[self.fullpath] = model, original
-    screen = model.vis.global_
-    screen.offwidth, screen.offheight = max(screen.offwidth, self.width), max(screen.offheight, self.height)
-    return model, mujoco.MjData(model)
-
-
 def _step(self: Any, action: Any) -> tuple[NDArray[np.float64], Any, bool, bool, dict[str, Any]]:
     """Advance as `SawyerXYZEnv.step` does.
 
     Left out for want of an effect: the target sites it places, which the forward pass places again; forces
     on bodies (`mj_rnePostConstraint`), which nothing reads.
     """
+    lend_model(self)
     handles = _handles(self)
     if self._did_see_sim_exception or action.dtype != np.float32 or not handles.as_expected:
         result: tuple[Any, Any, bool, bool, dict[str, Any]] = self._upstream_step(action)
@@ -132,9 +112,9 @@ def _step(self: Any, action: Any) -> tuple[NDArray[np.float64], Any, bool, bool,
         raise ValueError("the episode has reached upstream's limit: reset the environment.")
     hand, delta = handles.mocap_pos, handles.delta
     # In single precision, as upstream; `clip` and the like spend most of their time before they begin.
-    np.minimum(np.maximum(action[:3], -1.0, delta), 1.0, delta)
-    np.add(hand, np.multiply(delta, self.action_scale, delta), hand)
-    np.minimum(np.maximum(hand, self.mocap_low, hand), self.mocap_high, hand)
+    np.minimum(np.maximum(action[:3], -1.0, out=delta), 1.0, out=delta)
+    np.add(hand, np.multiply(delta, self.action_scale, out=delta), out=hand)
+    np.minimum(np.maximum(hand, self.mocap_low, out=hand), self.mocap_high, out=hand)
     handles.mocap_quat[:] = _MOCAP_QUATERNION
     handles.ctrl[0], handles.ctrl[1] = action[3], -action[3]
     mujoco.mj_step(self.model, handles.data, nstep=self.frame_skip)
@@ -146,7 +126,7 @@ def _step(self: Any, action: Any) -> tuple[NDArray[np.float64], Any, bool, bool,
     obs[36:] = 0.0 if self._partially_observable else self._get_pos_goal()
     self._prev_obs = current
     space = self.sawyer_observation_space
-    np.minimum(np.maximum(obs, space.low, obs), space.high, obs)
+    np.minimum(np.maximum(obs, space.low, out=obs), space.high, out=obs)
     self._last_stable_obs = obs
     reward, info = self.evaluate_state(obs, action)
     return obs, reward, False, self.curr_path_length == self.max_path_length, info
@@ -181,6 +161,7 @@ def _reset(
     Between the two passes the simulation's data are wiped, and what the first leaves elsewhere (the model's
     poses, goals) depends on the task's vector alone: its fifty simulated steps of the hand are left out.
     """
+    lend_model(self, editing=True)
     self.curr_path_length = 0
     self._reset_hand = lambda steps=50: _place_hand(self)
     try:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mtrl.envs import fast, snapshot
 from mtrl.envs.goals import GOALS_PER_TASK
+from mtrl.envs.models import lend_model
 from mtrl.envs.worker import Rules
 
 _UPSTREAM_HORIZON = 500
@@ -84,14 +85,17 @@ class TaskEnv:
 
     def get_state(self) -> dict[str, Any]:
         """Return everything the next numbers depend on, as plain containers and arrays."""
+        lend_model(self.env)
         return snapshot.take(self.env)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned, possibly in another process."""
+        lend_model(self.env, editing=True)
         snapshot.restore(self.env, state)
 
     def render(self) -> Any:
         """Return a frame [H, W, 3] uint8, or what the render mode yields."""
+        lend_model(self.env)
         return self.env.render()
 
     def close(self) -> None:
