@@ -59,8 +59,7 @@ class WorkerPool:
         self._finalizer = weakref.finalize(
             self, _stop, self._processes, self._channels, self._memory, os.getpid()
         )
-        self._poll = select.poll()
-        self._worker_of: dict[int, int] = {}
+        self._polls: dict[int, select.poll] = {}
         for worker in range(len(self.rows)):
             process, channel = self._start(worker)
             self._processes.append(process)
@@ -84,8 +83,8 @@ class WorkerPool:
                 process_group=0,  # so that Ctrl-C reaches the learner alone, even while a worker starts
             )
         channel = Connection(ours.detach())
-        self._worker_of[channel.fileno()] = worker
-        self._poll.register(channel.fileno(), select.POLLIN)
+        self._polls[worker] = select.poll()
+        self._polls[worker].register(channel.fileno(), select.POLLIN)
         return process, channel
 
     def restart(self, worker: int) -> None:
@@ -129,20 +128,14 @@ class WorkerPool:
 
     def _gather(self, timeout: float) -> dict[int, Any]:
         """Collect the answers of the workers that owe one."""
-        waiting = self._waiting
         results: dict[int, Any] = {}
         deadline = time.monotonic() + timeout
-        while waiting:
-            remaining = deadline - time.monotonic()
-            ready = self._poll.poll(max(0.0, remaining) * 1000)
-            if not ready and remaining <= 0:
-                for worker in sorted(waiting):
-                    self._fail(
-                        worker, f"gave no answer within {timeout:g} s; raise step_timeout if it is slow"
-                    )
-            for descriptor, _ in ready:
-                worker = self._worker_of[descriptor]
+        # One after the other: waking up for each as it finishes would cost the others a core meanwhile.
+        for worker in sorted(self._waiting):
+            if self._polls[worker].poll(max(0.0, deadline - time.monotonic()) * 1000):
                 self._receive(worker, results)
+            else:
+                self._fail(worker, f"gave no answer within {timeout:g} s; raise step_timeout if it is slow")
         return results
 
     def _receive(self, worker: int, results: dict[int, Any]) -> None:
@@ -177,8 +170,6 @@ class WorkerPool:
         process.kill()
         process.wait()
         self._waiting.discard(worker)
-        self._poll.unregister(self._channels[worker].fileno())
-        del self._worker_of[self._channels[worker].fileno()]
         stepping = int(self.arrays.stepping[self.rows[worker][0]])
         self.arrays.stepping[self.rows[worker][0]] = 0
         self.failures[worker] = Failure(worker, stepping - 1 if stepping else None, reason)
