@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mtrl.envs.vector import MetaWorldVectorEnv
 from mtrl.errors import EnvironmentFailure
@@ -152,6 +153,22 @@ def test_workers_import_no_torch_and_no_tensorboard() -> None:
         for modules in envs.worker_modules():
             assert "numpy" in modules
             assert not {"torch", "tensorboard", "mtrl.envs.vector"} & set(modules)
+
+
+@pytest.mark.gpu
+def test_workers_of_a_learner_on_cuda_hold_nothing_of_the_device() -> None:
+    torch.zeros(1, device="cuda")
+
+    def has_driver(pid: int) -> bool:
+        return "libcuda.so" in Path(f"/proc/{pid}/maps").read_text()
+
+    with make(max_restarts=1) as envs:
+        envs.reset()
+        os.kill(envs.worker_pids[0], signal.SIGKILL)
+        with pytest.warns(RuntimeWarning, match="SIGKILL"):
+            envs.step(np.zeros((envs.num_envs, 4), np.float32))  # the one started anew is one of these
+        assert has_driver(os.getpid())
+        assert not any(has_driver(pid) for pid in envs.worker_pids)
 
 
 SCRIPT = """
