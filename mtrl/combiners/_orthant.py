@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from mtrl.combiners import _fused
 from mtrl.combiners._traced import chunks, converged, traced
 
 _TO_BOUNDARY = 0.95  # share of the way to the boundary that a step may use
@@ -29,11 +30,16 @@ def bargaining_weights(
     """
     with torch.no_grad():
         # A ridge stands for the rounding error of M's entries; no step goes beyond that.
-        bound = max(_CONVERGED, 0.02 * ridge**0.5)
+        steps, bound = iterations or _enough(alpha), max(_CONVERGED, 0.02 * ridge**0.5)
         ridge **= (1.0 + alpha) / (2.0 * alpha)
+        if alpha == 1.0 and _fused.usable(matrix):
+            return _fused.bargaining_weights(
+                matrix, steps, RIDGE=ridge, BOUND=bound, SOLVED=_SOLVED,
+                TO_BOUNDARY=_TO_BOUNDARY, WITHOUT_RIDGE=_WITHOUT_RIDGE,
+            )  # fmt: skip
         plain, ridged, factor, alone, present = _scaled(matrix.to(torch.float64), ridge=ridge, alpha=alpha)
         a = torch.ones_like(alone)
-        for count in chunks(iterations or _enough(alpha), *_CHUNK):
+        for count in chunks(steps, *_CHUNK):
             a, moved = _steps(ridged, factor, a, alpha=alpha, count=count)
             if converged(moved, bound):
                 break

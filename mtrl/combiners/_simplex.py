@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtrl.combiners import _fused
 from mtrl.combiners._traced import chunks, converged, traced
 
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
@@ -29,6 +30,13 @@ _PENALTY = 10.0  # weight of (sum(w) - 1)^2 in units of the objective: a lighter
 _CONVERGED = 1e-13  # complementarity below which F is known to rounding level
 _CHUNK = (8, 2)  # steps before the first look at the complementarity and between two
 _NEGLIGIBLE = 1e-20  # a row whose squared norm is below this share of the largest one counts as zero
+_FOR_KERNELS = {
+    "NEGLIGIBLE": _NEGLIGIBLE,
+    "FIRST": _FIRST,
+    "FLOOR": _FLOOR,
+    "TO_BOUNDARY": _TO_BOUNDARY,
+    "PENALTY": _PENALTY,
+}
 
 
 class _Problem(NamedTuple):
@@ -60,12 +68,16 @@ def minimise_root(
     """
     with torch.no_grad():
         normal = torch.ones_like(linear) if normal is None else normal
+        steps, bound = iterations or _enough(matrix.shape[-1]), max(_CONVERGED, 1e-3 * eps)
+        if _fused.usable(matrix):
+            more = {**_FOR_KERNELS, "SMOOTHING": _SMOOTHING, "BOUND": bound}
+            return _fused.minimise_root(matrix, linear, normal, start, steps, **more)
         tensors = (matrix, linear, normal) if start is None else (matrix, linear, normal, start)
         scaled, slope, normal, first, present, *state = _begin_root(*tensors)
-        for count in chunks(iterations or _enough(matrix.shape[-1]), *_CHUNK):
+        for count in chunks(steps, *_CHUNK):
             state = _root_steps(scaled, slope, normal, *state, count=count)
             # Under the root the complementarity counts for more the shorter the norm is.
-            if converged(state[-2] / state[-3], max(_CONVERGED, 1e-3 * eps)):
+            if converged(state[-2] / state[-3], bound):
                 break
         return _finished(state[0], first, present, normal)
 
@@ -76,8 +88,11 @@ def minimise_quadratic(matrix: Tensor, *, iterations: int | None = None) -> Tens
     Zero rows of M get weight 0 unless all are. Finite for every finite M; reads nothing back to the host.
     """
     with torch.no_grad():
+        steps = iterations or _enough(matrix.shape[-1])
+        if _fused.usable(matrix):
+            return _fused.minimise_quadratic(matrix, steps, **_FOR_KERNELS, BOUND=_CONVERGED)
         scaled, _, normal, first, present, *state = _begin_quadratic(matrix)
-        for count in chunks(iterations or _enough(matrix.shape[-1]), *_CHUNK):
+        for count in chunks(steps, *_CHUNK):
             state = _quadratic_steps(scaled, normal, *state, count=count)
             if converged(state[-2], _CONVERGED):
                 break

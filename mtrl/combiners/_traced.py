@@ -42,12 +42,20 @@ def converged(measure: Tensor, bound: float) -> bool:
     Asked on a CPU only, where reading a number costs as much as one operation; False wherever it would make a
     device wait or hide a branch from a recording, a compiler or torch.vmap: there all steps are taken.
     """
-    if _plain or measure.device.type != "cpu" or torch.compiler.is_compiling():
+    if measure.device.type != "cpu" or is_transformed(measure):
         return False
+    return bool(measure < bound)
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether operations on this tensor are being recorded, compiled or batched by somebody else."""
+    if _plain or torch.compiler.is_compiling():
+        return True
     try:
-        return bool(measure < bound)
-    except RuntimeError:  # how torch.vmap refuses
-        return False
+        tensor.data_ptr()
+    except RuntimeError:  # how the tensors of torch.vmap refuse
+        return True
+    return False
 
 
 def traced(solver: Callable[P, R]) -> Callable[P, R]:
