@@ -21,8 +21,8 @@ from mtrl.memory import free_memory
 _PACKAGES = {"sb3_subproc": "stable_baselines3", "envpool": "envpool"}
 _ONE_PER_TASK = ("gym_sync", "gym_async", "sb3_subproc")
 _WHOLE_BENCHMARKS = ("gym_sync", "gym_async")
-# GiB per environment, roughly, in MT50: a process each, with a copy of the benchmark of its own, is dear.
-_PEER_GIB = {"gym_sync": 0.05, "gym_async": 0.3, "sb3_subproc": 0.3, "envpool": 0.06}
+# GiB per environment, roughly, in MT50: a fresh process each, with a copy of the benchmark, is dear.
+_PEER_GIB = {"gym_sync": 0.05, "gym_async": 0.1, "sb3_subproc": 0.3, "envpool": 0.03}
 _SPARE_GIB = 1.0
 
 
