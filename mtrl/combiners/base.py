@@ -22,7 +22,21 @@ _CHUNK = 2048
 
 
 def gramian(jacobian: Tensor) -> Tensor:
-    """Inner products [T, T] of the rows of a Jacobian [T, P]."""
+    """Inner products [T, T] of the rows of a Jacobian [T, P], in full precision whatever the process has set.
+
+    Solvers count on entries that are exact to rounding, and the product is a small part of an update.
+    """
+    setting = torch.get_float32_matmul_precision()
+    if setting == "highest":
+        return _products(jacobian)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return _products(jacobian)
+    finally:
+        torch.set_float32_matmul_precision(setting)
+
+
+def _products(jacobian: Tensor) -> Tensor:
     tasks, parameters = jacobian.shape
     chunks = parameters // _CHUNK
     if jacobian.device.type != "cpu" or chunks < 2:

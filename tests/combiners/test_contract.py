@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner, make_combiner
+from mtrl.combiners.base import gramian
 from tests.combiners.calls import CONFLICT, combined, direction, methods
 from tests.combiners.oracles import ORACLES
 from tests.helpers.loss_methods import losses_of
@@ -156,3 +159,37 @@ def test_the_direction_is_the_weighted_sum_of_the_rows(name: str) -> None:
         torch.testing.assert_close(other.weights(rows @ rows.T) @ rows, result)
     elif isinstance(other, LossCombiner):
         torch.testing.assert_close(other.weights(losses) @ rows, result)
+
+
+@pytest.mark.parametrize("setting", ["highest", "high", "medium"])
+def test_gramians_are_formed_in_full_precision_whatever_the_process_has_set(setting: str) -> None:
+    seen: list[str] = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+                seen.append(torch.get_float32_matmul_precision())
+            return function(*args, **(kwargs or {}))
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        with Products():  # type: ignore[no-untyped-call]
+            gramian(torch.ones(3, 5000))
+        assert set(seen) == {"highest"}
+        assert str(torch.get_float32_matmul_precision()) == setting
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.gpu
+def test_gramians_on_cuda_are_those_of_the_cpu_under_reduced_precision() -> None:
+    rows = torch.randn(10, 100_000, generator=torch.Generator().manual_seed(0)) + 1.0
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = gramian(rows.cuda()).cpu()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    torch.testing.assert_close(found.double(), rows.double() @ rows.double().T, rtol=1e-5, atol=0.0)
