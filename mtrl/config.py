@@ -123,7 +123,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints kept on disk."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """torch.set_float32_matmul_precision: lower is faster with TF32 or bfloat16 units. Gramians stay exact."""
+    """torch.set_float32_matmul_precision: faster with TF32 or bfloat16 units. Gramians stay exact."""
     num_threads: int | None = None
     """Threads of the learner on the CPU; None: all available cores."""
 

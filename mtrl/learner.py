@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner
-from mtrl.combiners.base import gramian
+from mtrl.combiners._gramian import gramian
 from mtrl.flat_parameters import FlatParameters
 from mtrl.gradients import LossFunction, TaskGradients, all_finite, clip_by_norm
 

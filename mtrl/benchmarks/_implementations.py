@@ -19,7 +19,7 @@ from torch import Tensor
 from mtrl.benchmarks import _published
 from mtrl.benchmarks.report import note
 from mtrl.combiners import COMBINERS, GramCombiner, LossCombiner, make_combiner
-from mtrl.combiners.base import gramian
+from mtrl.combiners._gramian import gramian
 
 NAMES = ("mtrl", "torchjd", "published", "published_rl")
 C, LAM, ALPHA = 0.9, 0.6, 2.0  # of CAGrad, SDMGrad and FairGrad in all implementations

@@ -14,7 +14,7 @@ from mtrl.benchmarks._families import jacobian, widened
 from mtrl.benchmarks._implementations import Implementation, implementation
 from mtrl.benchmarks._measures import OBJECTIVES, objective
 from mtrl.benchmarks.report import Row, note
-from mtrl.combiners.base import gramian
+from mtrl.combiners._gramian import gramian
 
 _LONGEST = 6.0  # a call may take this many times the seconds for repetitions
 _SHORT = 20.0  # ms below which a call follows an untimed one: the peers before it have emptied the caches

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mtrl.combiners._ball import best_in_ball
 from mtrl.combiners._checks import check_choice, check_count, check_number
+from mtrl.combiners._gramian import gramian
 from mtrl.combiners._random import draw_tasks
-from mtrl.combiners.base import JacobianAt, JacobianCombiner, gramian
+from mtrl.combiners.base import JacobianAt, JacobianCombiner
 
 
 class CAGradFast(JacobianCombiner):
