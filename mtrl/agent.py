@@ -89,13 +89,9 @@ class MTSAC(nn.Module):
             flat = FlatParameters(*initial_parameters(spec, initial), own_rows=(TASK_EMBEDDING,)).to(device)
             combiner = sac_combiner(method, method_options, num_tasks, sac.jacobian_chunk).to(device)
             return Learner(
-                flat,
-                combiner,
-                lr=lr,
-                eps=sac.adam_eps,
-                max_norm=sac.max_grad_norm,
+                flat, combiner, lr=lr, eps=sac.adam_eps, max_norm=sac.max_grad_norm,
                 jacobian_chunk=sac.jacobian_chunk,
-            ).to(device)
+            ).to(device)  # fmt: skip
 
         self.actor = learner(self.actor_spec, sac.actor_lr)
         self.critic = learner(self.critic_spec, sac.critic_lr)

@@ -86,6 +86,7 @@ def _agree(device: torch.device) -> bool:
     try:
         there = gram.to(device)
         found = root(there, linear.to(device)), quadratic(there), bargain(there, ridge=ridge)
+        # Once per device, before any graph: the only place where a solve waits for the host.
         same = all(
             torch.allclose(ours.cpu(), theirs, rtol=_TOLERANCE, atol=_TOLERANCE)
             for ours, theirs in zip(found, expected, strict=True)
