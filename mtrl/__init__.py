@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtrl.config import Config
     from mtrl.gradients import set_gradient, task_jacobian
-    from mtrl.train import train
+    from mtrl.training.run import train
 
 __all__ = ["Config", "set_gradient", "task_jacobian", "train"]
 __version__ = "0.1.0"
 
+# Lazy, so that neither `--help` nor an environment worker pays for importing torch.
+_HOMES = {
+    "Config": "mtrl.config",
+    "set_gradient": "mtrl.gradients",
+    "task_jacobian": "mtrl.gradients",
+    "train": "mtrl.training.run",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that neither `--help` nor an environment worker pays for importing torch.
-    if name == "Config":
-        from mtrl.config import Config
-
-        return Config
-    if name == "train":
-        import mtrl.train
-
-        return mtrl.train  # the module is callable: see its last lines
-    if name in ("set_gradient", "task_jacobian"):
-        import mtrl.gradients
-
-        return getattr(mtrl.gradients, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'mtrl' has no attribute '{name}'")

@@ -115,7 +115,9 @@ def test_only_one_module_imports_metaworld() -> None:
     assert [p.relative_to(PACKAGE).as_posix() for p in users] == ["envs/metaworld.py"]
 
 
-@pytest.mark.parametrize("module", ["mtrl", "mtrl.config", "mtrl.presets", "mtrl.cli", "mtrl.envs"])
+@pytest.mark.parametrize(
+    "module", ["mtrl", "mtrl.config.schema", "mtrl.config.presets", "mtrl.cli.commands", "mtrl.envs"]
+)
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(sorted(sys.modules))"
     loaded = subprocess.run(

@@ -1,7 +1,7 @@
 """Gradient combiners: per-task gradients in, one descent direction out. Needs torch, nothing else of mtrl."""
 
-from mtrl.combiners._registry import COMBINERS, make_combiner, scan
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner, LossCombiner
+from mtrl.combiners.registry import COMBINERS, make_combiner, scan
 
 scan()
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._gramian import gramian
+from mtrl.combiners.solvers.gramian import gramian
 
 # What the first argument of a method is, for its check; of `weights` the kind of combiner decides.
 _CHECKED = {"combine": "jacobian", "weights": None, "after_step": "losses"}

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtrl.combiners._ball import ball_gap, best_in_ball
 from mtrl.combiners._checks import check_choice, check_number
-from mtrl.combiners._published import ball_weights
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.ball import ball_gap, best_in_ball
+from mtrl.combiners.solvers.published import ball_weights
 
 
 class CAGrad(GramCombiner):

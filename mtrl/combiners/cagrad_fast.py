@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtrl.combiners._ball import best_in_ball
 from mtrl.combiners._checks import check_choice, check_count, check_number
-from mtrl.combiners._gramian import gramian
 from mtrl.combiners._random import draw_tasks
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
+from mtrl.combiners.solvers.ball import best_in_ball
+from mtrl.combiners.solvers.gramian import gramian
 
 
 class CAGradFast(JacobianCombiner):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._simplex import minimise_root, relative_gap, rounded_norm
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.simplex import minimise_root, relative_gap, rounded_norm
 
 
 class ConicGrad(GramCombiner):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_flag, check_number
-from mtrl.combiners._registry import make_combiner
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
+from mtrl.combiners.registry import make_combiner
 
 
 class FSMTL(JacobianCombiner):

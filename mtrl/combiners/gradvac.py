@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._traced import traced
 from mtrl.combiners.pcgrad import PCGrad
+from mtrl.combiners.solvers.traced import traced
 
 _SMALLEST_SINE = 1e-3  # of a target angle: turning towards it multiplies a gradient's length by up to 1000
 

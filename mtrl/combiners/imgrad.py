@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_choice, check_number
-from mtrl.combiners._simplex import minimise_quadratic, minimise_root, relative_gap, rounded_norm
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.simplex import minimise_quadratic, minimise_root, relative_gap, rounded_norm
 
 _STEPS = 20  # of the dual's solver: small rho make it harder than CAGrad's
 _HULL_STEPS = 25  # of the min-norm point's: an error of its direction is one of rho and moves the dual

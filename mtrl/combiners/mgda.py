@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mtrl.combiners._simplex import minimise_quadratic
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.simplex import minimise_quadratic
 
 
 class MGDA(GramCombiner):

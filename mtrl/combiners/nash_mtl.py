@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_count, check_number
-from mtrl.combiners._orthant import bargaining_weights
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.bargaining import bargaining_weights
 
 _RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rounding error
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_choice, check_number
-from mtrl.combiners._simplex import minimise_quadratic, project
 from mtrl.combiners.base import GramCombiner, JacobianAt
+from mtrl.combiners.solvers.simplex import minimise_quadratic, project
 
 _STEPS, _STEP_SIZE, _MOMENTUM = 20, 10.0, 0.5  # the inner loop of the authors' RL code
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_count, check_number
-from mtrl.combiners._gramian import gramian
 from mtrl.combiners._random import draw_tasks
-from mtrl.combiners._simplex import minimise_quadratic
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
 from mtrl.combiners.sdmgrad import shifted
+from mtrl.combiners.solvers.gramian import gramian
+from mtrl.combiners.solvers.simplex import minimise_quadratic
 
 
 class SDMGradOS(JacobianCombiner):

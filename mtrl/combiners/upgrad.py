@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mtrl.combiners._cone import cone_weights, cosines, violation
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.cone import cone_weights, cosines, violation
 
 _RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rounding error
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from mtrl.envs.goals import GOALS_PER_TASK
-from mtrl.envs.supervision import Report, warn
-from mtrl.envs.tasks import resolve_tasks
-from mtrl.envs.vector import MetaWorldVectorEnv
+from mtrl.envs.engine.supervision import Report, warn
+from mtrl.envs.engine.vector import MetaWorldVectorEnv
+from mtrl.envs.metaworld.goals import GOALS_PER_TASK
+from mtrl.envs.metaworld.tasks import resolve_tasks
 
 
 def make_envs(

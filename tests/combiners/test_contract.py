@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner, make_combiner
-from mtrl.combiners._gramian import gramian
+from mtrl.combiners.solvers.gramian import gramian
 from tests.combiners.calls import CONFLICT, combined, direction, methods
 from tests.combiners.oracles import ORACLES
 from tests.helpers.loss_methods import losses_of

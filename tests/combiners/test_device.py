@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtrl.combiners import COMBINERS, GramCombiner
-from mtrl.combiners._traced import plain
+from mtrl.combiners.solvers.traced import plain
 from tests.combiners.oracles import ORACLES
 from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import make_combiner
-from mtrl.combiners._orthant import bargaining_weights
+from mtrl.combiners.solvers.bargaining import bargaining_weights
 from tests.helpers.gramian_methods import assert_fair
 from tests.helpers.matrices import FAMILIES, jacobian
 

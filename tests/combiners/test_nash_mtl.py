@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtrl.combiners import make_combiner
-from mtrl.combiners._orthant import bargaining_weights
+from mtrl.combiners.solvers.bargaining import bargaining_weights
 from tests.helpers.matrices import FAMILIES, jacobian
 
 EPS = 16 * torch.finfo(torch.float64).eps

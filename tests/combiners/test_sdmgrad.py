@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtrl.combiners import make_combiner
-from mtrl.combiners._simplex import minimise_quadratic
+from mtrl.combiners.solvers.simplex import minimise_quadratic
 from tests.helpers.matrices import FAMILIES, jacobian
 from tests.helpers.properties import assert_direction_oriented
 

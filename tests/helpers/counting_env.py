@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs.shared import INFO_KEYS
-from mtrl.envs.worker import Rules
+from mtrl.envs.engine.shared import INFO_KEYS
+from mtrl.envs.engine.worker import Rules
 
 RAISE, HANG, KILL, NAN_OBS, NAN_REWARD, SUCCEED, SLOW = 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mtrl.benchmarks._families import FAMILIES, jacobian
+from mtrl_benchmarks._families import FAMILIES, jacobian
 
 __all__ = ["FAMILIES", "jacobian"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mtrl.envs import fast
-from mtrl.envs.metaworld import generate_goals, make_env, notes, versions
+from mtrl.envs.metaworld.simulation import generate_goals, make_env, notes, versions
+from mtrl.envs.metaworld.speedups import install as fast
 
 __all__ = ["generate_goals", "make_env", "notes", "versions"]
 

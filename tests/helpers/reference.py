@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import quadprog
 import torch
+from mtrl_benchmarks._conic import best_worst_improvement_in_ball, best_worst_improvement_in_cap
 from torch import Tensor
-
-from mtrl.benchmarks._conic import best_worst_improvement_in_ball, best_worst_improvement_in_cap
 
 __all__ = ["best_worst_improvement_in_ball", "best_worst_improvement_in_cap", "direction_oriented", "surgery"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrl import Config
-from mtrl.config import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
+from mtrl.config.schema import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
 
 TASKS = ("reach-v3", "drawer-close-v3")
 

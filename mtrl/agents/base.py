@@ -1,0 +1,94 @@
+"""What the training loop asks of an agent. The loop knows neither replay nor temperature: those are the agent's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+Policy = Callable[[Floats], Floats]  # observations [T*E, O] -> actions [T*E, A] in [-1, 1]
+
+
+class TaskSpec(NamedTuple):
+    """Sizes that an agent is built for."""
+
+    task_names: tuple[str, ...]  # T
+    envs_per_task: int  # E
+    obs_dim: int  # O
+    action_dim: int  # A
+
+    @property
+    def num_tasks(self) -> int:
+        """T."""
+        return len(self.task_names)
+
+
+class Transitions(NamedTuple):
+    """One vector step of all environments, rows in task-major order."""
+
+    obs: Floats  # [T*E, O]
+    action: Floats  # [T*E, A]
+    reward: Floats  # [T*E]
+    next_obs: Floats  # [T*E, O], the true successor: the final observation where an episode ended
+    terminated: Flags  # [T*E], the task itself ended the episode; never the time limit
+    truncated: Flags  # [T*E], the time limit ended it
+    lost: Flags  # [T*E], no transition: the environment was restarted
+
+
+class Metrics(NamedTuple):
+    """What an agent reports for one log line."""
+
+    scalars: dict[str, float]  # "train/critic_loss" -> mean since the last call
+    per_task: dict[str, NDArray[Any]]  # "critic_loss" -> [T]
+
+
+class Agent(Protocol):
+    """Acts, observes, learns; built by `build(config, spec, device)` of its registry entry."""
+
+    def act(self, obs: Floats) -> Floats:
+        """Return exploring actions [T*E, A] in [-1, 1]; random ones as long as the agent warms up."""
+        ...
+
+    def observe(self, transitions: Transitions) -> None:
+        """Take in one vector step."""
+        ...
+
+    def learn(self, progress: float) -> None:
+        """Do the learning of one vector step, while the environments step; progress in [0, 1] of the run."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until the device has done what `learn` started."""
+        ...
+
+    def policy(self, envs_per_task: int) -> Policy:
+        """Return the deterministic policy for evaluation, on the parameters of the moment of each call."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """Return means since the last call."""
+        ...
+
+    def failures(self) -> dict[str, list[int]]:
+        """Return, by network, the indices of tasks that made a step non-finite since the start."""
+        ...
+
+    def facts(self) -> dict[str, str]:
+        """Return lines for the start screen: label -> text."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return part name -> tree, one file each in a checkpoint; "policy" is what `load_policy` needs."""
+        ...
+
+    def load_state(self, parts: Mapping[str, Any]) -> None:
+        """Restore `state`, on whatever device this agent is."""
+        ...
+
+    def load_policy(self, part: Any) -> None:
+        """Restore what `policy` needs from the part "policy" alone."""
+        ...

@@ -1,0 +1,1 @@
+"""Command lines. Imports no torch before training."""

@@ -1,0 +1,1 @@
+"""CUDA graphs, copies between host and device, memory, CPU settings."""

@@ -1,0 +1,1 @@
+"""Environments in worker processes over shared memory, supervised. Knows no Meta-World."""

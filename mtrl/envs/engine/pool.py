@@ -1,0 +1,207 @@
+"""Worker processes as seen from the learner: start, signal, wait under a deadline, note failures, end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from mtrl.envs.engine.shared import SharedArrays, allocate
+from mtrl.envs.engine.worker import COMMAND, DONE, ERROR, RESULT, STEP
+from mtrl.errors import EnvironmentFailure
+
+# A plain interpreter instead of multiprocessing: workers never re-import the user's script (which may import
+# torch, or lack a `__main__` guard), and there is no helper process beside them to outlive anybody.
+_BOOT = (
+    "import json, sys; path, *args = json.loads(sys.argv[1]); sys.path[:] = path; "
+    "from mtrl.envs.engine.worker import main; main(*args)"
+)
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_START_SECONDS = 600.0
+_CLOSE_SECONDS = 2.0
+
+
+class Failure(NamedTuple):
+    """Why a worker is of no use any more; its process has ended."""
+
+    worker: int
+    row: int | None  # the row it was working on, if it was
+    reason: str
+
+
+class WorkerPool:
+    """Processes that share one set of arrays; worker w owns the rows `rows[w]`.
+
+    A worker that dies, raises or does not answer in time is ended and entered in `failures`; others go on.
+    `restart` puts a new process in its place. Nothing here raises for a failed worker: callers look.
+    """
+
+    def __init__(self, backend: str, num_envs: int, rows: Sequence[Sequence[int]], timeout: float) -> None:
+        self.rows = [tuple(own) for own in rows]
+        self.failures: dict[int, Failure] = {}
+        self._backend, self._num_envs, self._timeout = backend, num_envs, timeout
+        self._interrupted: str | None = None
+        self._waiting: set[int] = set()  # workers that owe an answer
+        self._memory = allocate(num_envs)
+        self.arrays = SharedArrays.attach(self._memory, num_envs)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._channels: list[Connection] = []
+        self._finalizer = weakref.finalize(
+            self, _stop, self._processes, self._channels, self._memory, os.getpid()
+        )
+        self._polls: dict[int, select.poll] = {}
+        for worker in range(len(self.rows)):
+            process, channel = self._start(worker)
+            self._processes.append(process)
+            self._channels.append(channel)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [process.pid for process in self._processes]
+
+    def _start(self, worker: int) -> tuple[subprocess.Popen[bytes], Connection]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = json.dumps([sys.path, theirs.fileno(), self._memory, self._num_envs, self._backend])
+            # A fresh interpreter, never a forked copy: forks of a process that uses CUDA are broken.
+            process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, arguments],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), self._memory),
+                env={**os.environ, **_ONE_THREAD},
+                process_group=0,  # so that Ctrl-C reaches the learner alone, even while a worker starts
+            )
+        channel = Connection(ours.detach())
+        self._polls[worker] = select.poll()
+        self._polls[worker].register(channel.fileno(), select.POLLIN)
+        return process, channel
+
+    def restart(self, worker: int) -> None:
+        """Replace a failed worker by a fresh process, which has no environments yet."""
+        self._channels[worker].close()
+        self._processes[worker], self._channels[worker] = self._start(worker)
+        self.failures.pop(worker, None)
+
+    def begin_step(self) -> None:
+        """Tell every worker to step with the actions in the shared arrays."""
+        for worker in range(len(self._channels)):
+            self._send(worker, STEP)
+
+    def finish_step(self) -> None:
+        """Wait until every worker has stepped or failed; may be called again if an interrupt ended it."""
+        self._gather(self._timeout)
+
+    def scatter(
+        self, name: str, args: Mapping[int, tuple[Any, ...]], *, starting: bool = False
+    ) -> dict[int, Any]:
+        """Run a worker's method with arguments for each worker; return the results of those that answered."""
+        for worker, own in args.items():
+            self._send(worker, COMMAND + pickle.dumps((name, own)))
+        timeout = max(self._timeout, _START_SECONDS) if starting else self._timeout
+        try:
+            return self._gather(timeout)
+        except KeyboardInterrupt:
+            self._interrupted = f"'{name}' was interrupted: the workers' answers to it are lost."
+            raise
+
+    def _send(self, worker: int, message: bytes) -> None:
+        if self._interrupted is not None:
+            raise EnvironmentFailure(self._interrupted)
+        if worker in self.failures:
+            return
+        self._waiting.add(worker)
+        try:
+            self._channels[worker].send_bytes(message)
+        except OSError:
+            self._died(worker)
+
+    def _gather(self, timeout: float) -> dict[int, Any]:
+        """Collect the answers of the workers that owe one."""
+        results: dict[int, Any] = {}
+        deadline = time.monotonic() + timeout
+        # One after the other: waking up for each as it finishes would cost the others a core meanwhile.
+        for worker in sorted(self._waiting):
+            if self._polls[worker].poll(max(0.0, deadline - time.monotonic()) * 1000):
+                self._receive(worker, results)
+            else:
+                self._fail(worker, f"gave no answer within {timeout:g} s; raise step_timeout if it is slow")
+        return results
+
+    def _receive(self, worker: int, results: dict[int, Any]) -> None:
+        try:
+            message = self._channels[worker].recv_bytes()
+        except (EOFError, OSError):
+            self._died(worker)
+            return
+        self._waiting.discard(worker)
+        if message == DONE:
+            return
+        kind, body = message[:1], pickle.loads(message[1:])
+        if kind == ERROR:
+            self._fail(worker, f"raised:\n{body}")
+            return
+        assert kind == RESULT
+        results[worker] = body
+
+    def _died(self, worker: int) -> None:
+        try:
+            code = self._processes[worker].wait(timeout=_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._fail(worker, "closed its channel")
+            return
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        hint = "; out of memory is the usual reason" if code == -signal.SIGKILL else ""
+        self._fail(worker, f"died: {how}{hint}")
+
+    def _fail(self, worker: int, reason: str) -> None:
+        """Enter a failure and end the process: one that wakes up later must not write into the arrays."""
+        process = self._processes[worker]
+        process.kill()
+        process.wait()
+        self._waiting.discard(worker)
+        stepping = int(self.arrays.stepping[self.rows[worker][0]])
+        self.arrays.stepping[self.rows[worker][0]] = 0
+        self.failures[worker] = Failure(worker, stepping - 1 if stepping else None, reason)
+
+    def close(self, *, at_once: bool = False) -> None:
+        """End all workers, idempotently: by SIGKILL if `at_once`, after a failure or within an exchange."""
+        if not self._finalizer.alive:
+            return
+        if not (at_once or self.failures or self._interrupted or self._waiting):
+            for channel in self._channels:
+                try:
+                    channel.send_bytes(COMMAND + pickle.dumps(("close", ())))
+                except OSError:
+                    continue  # already dead, which is what is wanted
+            deadline = time.monotonic() + _CLOSE_SECONDS
+            for process in self._processes:
+                try:
+                    process.wait(timeout=max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    break
+        self._finalizer()
+
+
+def _stop(
+    processes: list[subprocess.Popen[bytes]], channels: list[Connection], memory: int, owner: int
+) -> None:
+    if os.getpid() != owner:
+        return  # a forked copy of the learner must not end the original's workers
+    os.close(memory)
+    for channel in channels:
+        channel.close()
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()

@@ -1,0 +1,157 @@
+"""One Meta-World task as a bare simulation: upstream's class, stepped directly.
+
+The backend of the workers (see `mtrl.envs.engine.worker`): `versions`, `generate_goals`, `make_env`, `notes`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import mujoco
+import numpy as np
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.types import Task
+from numpy.typing import NDArray
+
+from mtrl.envs.engine.worker import Rules
+from mtrl.envs.metaworld import snapshot
+from mtrl.envs.metaworld.goals import GOALS_PER_TASK
+from mtrl.envs.metaworld.models import lend_model
+from mtrl.envs.metaworld.speedups import install as fast
+
+_UPSTREAM_HORIZON = 500
+_notes: dict[str, None] = {}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide what the simulation computes."""
+    return {"metaworld": fast.metaworld_version(), "mujoco": str(mujoco.__version__)}
+
+
+def notes() -> list[str]:
+    """Return what users should know about the environments made so far."""
+    return list(_notes)
+
+
+def make_env(task: str, goals: NDArray[np.float64], rules: Rules, render_mode: str | None) -> TaskEnv:
+    """Return the environment of one task with the goals [G, D] of its goal set.
+
+    Puts the exact speed-ups in place for the whole process, which is a worker's.
+    """
+    for note in fast.install(SawyerXYZEnv):
+        _notes.setdefault(note)
+    return TaskEnv(task, goals, rules, render_mode)
+
+
+class TaskEnv:
+    """One task of Meta-World, goal visible, without wrappers, time limit or automatic reset.
+
+    Equal to upstream's environment after `set_task`: wrappers of `gymnasium.make_vec` change no number of it.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        goals: NDArray[np.float64],
+        rules: Rules,
+        render_mode: str | None = None,
+    ) -> None:
+        cls = ALL_V3_ENVIRONMENTS[task]
+        self.env = cls(reward_function_version=rules.reward_version, render_mode=render_mode)
+        # Upstream refuses to step beyond its own horizon; a shorter one is the worker's affair.
+        self.env.max_path_length = max(rules.max_episode_steps, _UPSTREAM_HORIZON)
+        self._tasks: list[Task] = []
+        self._name = task
+        self.set_goals(goals)
+
+    def set_goals(self, goals: NDArray[np.float64]) -> None:
+        """Replace the goal set; takes effect at the next reset."""
+        self._tasks = [_upstream_task(self._name, vector) for vector in goals]
+        # Observation bounds depend on the goal being visible: settled before any step or restored state.
+        self.env.set_task(self._tasks[0])
+
+    def reset(self, goal: int) -> NDArray[np.float64]:
+        """Start an episode with the given goal of the set; return the first observation [39]."""
+        self.env.set_task(self._tasks[goal])
+        obs: NDArray[np.float64] = self.env.reset()[0]
+        return obs
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, dict[str, Any]]:
+        """Advance by one env step; return observation [39], reward and upstream's info."""
+        obs, reward, _, _, info = self.env.step(action)
+        return obs, reward, info
+
+    def get_state(self) -> dict[str, Any]:
+        """Return everything the next numbers depend on, as plain containers and arrays."""
+        lend_model(self.env)
+        return snapshot.take(self.env)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` returned, possibly in another process."""
+        lend_model(self.env, editing=True)
+        snapshot.restore(self.env, state)
+
+    def render(self) -> Any:
+        """Return a frame [H, W, 3] uint8, or what the render mode yields."""
+        lend_model(self.env)
+        return self.env.render()
+
+    def close(self) -> None:
+        """Free rendering contexts."""
+        self.env.close()
+
+
+def _upstream_task(name: str, vector: NDArray[np.float64]) -> Task:
+    data = {"rand_vec": vector, "env_cls": ALL_V3_ENVIRONMENTS[name], "partially_observable": False}
+    return Task(env_name=name, data=pickle.dumps(data))
+
+
+def scripted_policy(name: str) -> Any:
+    """Return upstream's scripted policy of a task: `get_action(obs)`, obs float64 [39], which it may edit."""
+    from metaworld.policies import ENV_POLICY_MAP  # workers have no use for these fifty modules
+
+    return ENV_POLICY_MAP[name]()
+
+
+def generate_goals(names: Sequence[str], seed: int) -> dict[str, NDArray[np.float64]]:
+    """Return upstream's goal sets [50, D] for the first tasks `names` of a benchmark.
+
+    Follows `metaworld._make_tasks`: one legacy random stream over all tasks. Upstream's resets run with
+    physics switched off, since what they draw and reject depends on the drawn vectors alone (tests compare
+    all tasks). The caller's global random state is left as it was.
+    """
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        return {name: _draw_goals(name) for name in names}
+    finally:
+        np.random.set_state(before)
+
+
+def _draw_goals(name: str) -> NDArray[np.float64]:
+    env = ALL_V3_ENVIRONMENTS[name]()
+    env._freeze_rand_vec = False
+    env._set_task_called = True
+    env._set_task_inner()
+    env.do_simulation = lambda ctrl, n_frames: mujoco.mj_forward(env.model, env.data)
+    env._reset_hand = lambda steps=50: _place_hand(env)
+    vectors = []
+    for _ in range(GOALS_PER_TASK):
+        env.reset()
+        vectors.append(np.array(env._last_rand_vec, dtype=np.float64))
+    env.close()
+    goals = np.stack(vectors)
+    if len(np.unique(goals, axis=0)) != GOALS_PER_TASK:
+        raise RuntimeError(
+            f"{name}: drew duplicate goals, which upstream refuses as well; choose another seed."
+        )
+    return goals
+
+
+def _place_hand(env: Any) -> None:
+    """Stand in for the simulated approach of the hand: defines all derived quantities, moves nothing."""
+    mujoco.mj_forward(env.model, env.data)
+    env.init_tcp = env.tcp_center

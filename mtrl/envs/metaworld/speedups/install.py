@@ -1,0 +1,211 @@
+"""Upstream calculations replaced by faster ones with bit-identical results, for one upstream version.
+
+Physics and rewards stay upstream's; what is replaced only moves numbers about: the step around the
+simulation, observations, contacts, named lookups, and a few functions that spend their time on being general.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
+from numpy.typing import NDArray
+
+from mtrl.envs.metaworld.models import initialize_simulation, lend_model
+from mtrl.envs.metaworld.speedups import functions as fast_functions
+from mtrl.envs.metaworld.speedups import rewards as fast_rewards
+
+_KNOWN = "3.1.1"
+_MOCAP_QUATERNION = np.array([1.0, 0.0, 1.0, 0.0])  # upstream's, not normalised
+
+
+def metaworld_version() -> str:
+    """Return the installed version of metaworld."""
+    return version("metaworld")
+
+
+def install(base: Any) -> list[str]:
+    """Put the replacements into `base`, upstream's SawyerXYZEnv, for this process; return notes for users.
+
+    Does nothing for another version of metaworld.
+    """
+    found = metaworld_version()
+    if found != _KNOWN:
+        return [
+            f"metaworld {found} runs with upstream's own code, two to three times slower: the exact "
+            f"speed-ups are made for {_KNOWN}. Install metaworld=={_KNOWN} for full speed."
+        ]
+    reward_utils = sys.modules[base.__module__].__dict__["reward_utils"]
+    if base.step is not _step:
+        fast_rewards.install(base, reward_utils)
+        base._upstream_step = base.step
+        for name, function in {
+            "step": _step,
+            "reset": _reset,
+            "_initialize_simulation": initialize_simulation,
+            "touching_object": _touching_object,
+            "_get_id_main_object": _main_object,
+            "get_endeff_pos": lambda self: _handles(self).hand,
+            "get_body_com": lambda self, body_name: _handles(self).body(body_name),
+            "_get_site_pos": lambda self, site_name: _handles(self).site(site_name).copy(),
+            "tcp_center": property(_tcp_center),
+        }.items():
+            setattr(base, name, function)
+    return fast_functions.install(reward_utils)
+
+
+class _Handles:
+    """Live views of one environment's simulation, looked up by name once."""
+
+    def __init__(self, env: Any) -> None:
+        model, data = env.model, env.data
+        self.data = data
+        self._bodies: dict[str, NDArray[np.float64]] = {}
+        self._sites: dict[str, NDArray[np.float64]] = {}
+        self.hand = self.body("hand")
+        self.claws = self.body("rightclaw"), self.body("leftclaw")
+        self.fingers = self.site("rightEndEffector"), self.site("leftEndEffector")
+        self.pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
+        self.main_object: int | None = None
+        self.mocap_pos, self.mocap_quat, self.ctrl = data.mocap_pos[0], data.mocap_quat, data.ctrl
+        self.delta = np.empty(3, np.float32)  # scratch
+        # The step below moves one mocap body and two fingers, which all of upstream's models have.
+        self.as_expected = model.nmocap == 1 and model.nu == 2
+
+    def body(self, name: str) -> NDArray[np.float64]:
+        view = self._bodies.get(name)
+        if view is None:
+            view = self._bodies[name] = self.data.body(name).xpos
+        return view
+
+    def site(self, name: str) -> NDArray[np.float64]:
+        view = self._sites.get(name)
+        if view is None:
+            view = self._sites[name] = self.data.site(name).xpos
+        return view
+
+
+def _handles(env: Any) -> _Handles:
+    handles: _Handles | None = env.__dict__.get("_handles")
+    if handles is None or handles.data is not env.data:
+        handles = env._handles = _Handles(env)
+    return handles
+
+
+def _step(self: Any, action: Any) -> tuple[NDArray[np.float64], Any, bool, bool, dict[str, Any]]:
+    """Advance as `SawyerXYZEnv.step` does.
+
+    Left out for want of an effect: the target sites it places, which the forward pass places again; forces
+    on bodies (`mj_rnePostConstraint`), which nothing reads.
+    """
+    lend_model(self)
+    handles = _handles(self)
+    if self._did_see_sim_exception or action.dtype != np.float32 or not handles.as_expected:
+        result: tuple[Any, Any, bool, bool, dict[str, Any]] = self._upstream_step(action)
+        return result
+    if not self._set_task_called:
+        raise RuntimeError("call set_task before step.")
+    if self.curr_path_length >= self.max_path_length:
+        raise ValueError("the episode has reached upstream's limit: reset the environment.")
+    hand, delta = handles.mocap_pos, handles.delta
+    # In single precision, as upstream; `clip` and the like spend most of their time before they begin.
+    np.minimum(np.maximum(action[:3], -1.0, out=delta), 1.0, out=delta)
+    np.add(hand, np.multiply(delta, self.action_scale, out=delta), out=hand)
+    np.minimum(np.maximum(hand, self.mocap_low, out=hand), self.mocap_high, out=hand)
+    handles.mocap_quat[:] = _MOCAP_QUATERNION
+    handles.ctrl[0], handles.ctrl[1] = action[3], -action[3]
+    mujoco.mj_step(self.model, handles.data, nstep=self.frame_skip)
+    self.curr_path_length += 1
+    mujoco.mj_forward(self.model, handles.data)
+    obs = np.empty(39)
+    current = _current_obs(self, handles)
+    obs[:18], obs[18:36] = current, self._prev_obs
+    obs[36:] = 0.0 if self._partially_observable else self._get_pos_goal()
+    self._prev_obs = current
+    space = self.sawyer_observation_space
+    np.minimum(np.maximum(obs, space.low, out=obs), space.high, out=obs)
+    self._last_stable_obs = obs
+    reward, info = self.evaluate_state(obs, action)
+    return obs, reward, False, self.curr_path_length == self.max_path_length, info
+
+
+def _current_obs(self: Any, handles: _Handles) -> NDArray[np.float64]:
+    """Return hand, gripper opening and objects [18], as upstream's `_get_curr_obs_combined_no_goal`."""
+    position, rotation = self._get_pos_objects(), self._get_quat_objects()
+    count = len(position) // 3
+    if len(position) != 3 * count or len(rotation) != 4 * count or 7 * count > self._obs_obj_max_len:
+        general: NDArray[np.float64] = self._get_curr_obs_combined_no_goal()
+        return general
+    obs = np.zeros(4 + self._obs_obj_max_len)
+    obs[:3] = handles.hand
+    right, left = handles.claws
+    gap = right - left
+    obs[3] = min(max(fast_functions.length(gap) / 0.1, 0.0), 1.0)
+    if count == 1:
+        obs[4:7], obs[7:11] = position, rotation
+        return obs
+    for i in range(count):
+        obs[4 + 7 * i : 7 + 7 * i] = position[3 * i : 3 * i + 3]
+        obs[7 + 7 * i : 11 + 7 * i] = rotation[4 * i : 4 * i + 4]
+    return obs
+
+
+def _reset(
+    self: Any, seed: int | None = None, options: dict[str, Any] | None = None
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Begin an episode as `SawyerXYZEnv.reset` does, which places everything twice.
+
+    Between the two passes the simulation's data are wiped, and what the first leaves elsewhere (the model's
+    poses, goals) depends on the task's vector alone: its fifty simulated steps of the hand are left out.
+    """
+    lend_model(self, editing=True)
+    self.curr_path_length = 0
+    self._reset_hand = lambda steps=50: _place_hand(self)
+    try:
+        self.reset_model()
+    finally:
+        del self._reset_hand
+    obs, info = MujocoEnv.reset(self)
+    self._prev_obs = obs[:18].copy()
+    obs[18:36] = self._prev_obs
+    return obs, info
+
+
+def _place_hand(self: Any) -> None:
+    mujoco.mj_forward(self.model, self.data)
+    self.init_tcp = self.tcp_center
+
+
+def _main_object(self: Any) -> int:
+    handles = _handles(self)
+    if handles.main_object is None:
+        handles.main_object = self.data.geom("objGeom").id
+    return handles.main_object
+
+
+def _tcp_center(self: Any) -> NDArray[np.float64]:
+    right, left = _handles(self).fingers
+    center: NDArray[np.float64] = (right + left) / 2.0
+    return center
+
+
+def _touching_object(self: Any, object_geom_id: int) -> bool:
+    """Whether both finger pads press on the geom, as `SawyerXYZEnv.touching_object` defines it.
+
+    Upstream walks all contacts twice as Python objects; here the few that count are found in a list of pairs.
+    """
+    contact = self.data.contact
+    on_object = [(i, pair) for i, pair in enumerate(contact.geom.tolist()) if object_geom_id in pair]
+    if not on_object:
+        return False
+    return all(_presses(self.data, contact, pad, on_object) for pad in _handles(self).pads)
+
+
+def _presses(data: Any, contact: Any, pad: int, pairs: list[tuple[int, list[int]]]) -> bool:
+    # Summed one by one and from the left, like upstream: the rounding of the sum decides its sign.
+    addresses = contact.efc_address
+    return bool(sum(data.efc_force[addresses[i]] for i, pair in pairs if pad in pair) > 0)

@@ -1,0 +1,295 @@
+"""Checkpoints that survive a kill at any moment and hold no pickled objects.
+
+Layout: `checkpoints/step_000123456/{<part>.pt, manifest.json}`. Parts hold tensors and plain values only, so
+that `torch.load(weights_only=True)` reads them. The manifest has a SHA-256 per file, because torch accepts
+flipped bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from mtrl.runs import console
+from mtrl.errors import UserError
+from mtrl.runs.plain_tree import from_plain, to_plain
+from mtrl.runs.directory import CHECKPOINTS_NAME, TEMPORARY_PREFIX, remove_unfinished
+from mtrl.runs.versions import package_versions
+
+SCHEMA = 1
+_MANIFEST = "manifest.json"
+_PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# `.replaced` is the former checkpoint of a step while, and only while, its successor takes the name over.
+_DIRECTORY_NAME = re.compile(r"step_(\d+)(\.replaced)?")
+# Mapping spares large parts a second copy in memory; small ones are read, to depend on the file no longer.
+_MAP_FROM_BYTES = 64 << 20
+
+
+class _Damaged(Exception):
+    """A checkpoint that cannot be trusted; the message says why."""
+
+
+def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep: int) -> Path:
+    """Write one file per part of `state`, atomically, then delete all but the newest `keep` checkpoints.
+
+    Args:
+        run_dir: the run; the caller holds it (`RunDirectory`).
+        step: vector step, names the directory. Checkpoints of later steps belong to a future that a resume
+            abandoned (they were damaged) and are deleted.
+        state: part name (lower case, digits, underscores) -> tree of the types that `plain_tree.to_plain`
+            takes. Tensors on CUDA are copied to the CPU.
+        keep: at least 1.
+
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        OSError: disk full, quota, permissions; earlier checkpoints are intact, nothing half-written is left.
+        TypeError: a value of another type, with the place in the tree.
+    """
+    if keep < 1 or step < 0:
+        raise ValueError(f"keep must be at least 1 and step at least 0; found keep={keep}, step={step}.")
+    checkpoints = run_dir / CHECKPOINTS_NAME
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(checkpoints)
+    final = checkpoints / f"step_{step:09d}"
+    temporary = checkpoints / f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}"
+    temporary.mkdir()
+    try:
+        files = {f"{part}.pt": _write_part(temporary, part, tree) for part, tree in state.items()}
+        _write_manifest(temporary, step, files)
+        _fsync_directory(temporary)
+        _publish(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _prune(run_dir, step, keep)
+    return final
+
+
+def load_checkpoint(
+    run_dir: Path,
+    *,
+    allow_version_mismatch: bool = False,
+    report: Callable[[str], None] = console.warning,
+) -> tuple[int, dict[str, Any]]:
+    """Read the newest checkpoint whose files all match its manifest; it writes nothing, so needs no hold.
+
+    Args:
+        run_dir: the run, possibly of a process still training.
+        allow_version_mismatch: accept another metaworld, mujoco or major version of torch.
+        report: told once per skipped checkpoint, with the reason.
+
+    Returns:
+        Vector step and parts as given to `save_checkpoint`, tensors on the CPU. Tensors of large parts are
+        copy-on-write maps of the file: copy them into place rather than keeping them.
+
+    Raises:
+        UserError: no valid checkpoint, or the newest valid one comes from other versions.
+    """
+    reported: set[str] = set()
+    while True:
+        candidates = _directories(run_dir)
+        for directory in candidates:
+            try:
+                manifest = _verified_manifest(directory)
+                if not allow_version_mismatch:
+                    _check_versions(directory, manifest["versions"])
+                return manifest["step"], _read_parts(directory, manifest)
+            except _Damaged as error:
+                if directory.name not in reported:
+                    report(f"skipped checkpoint {directory.name}: {error}")
+                reported.add(directory.name)
+        # A running trainer may have pruned what was listed and written newer ones meanwhile.
+        if _directories(run_dir) == candidates:
+            break
+    found = f"{len(reported)} damaged" if reported else "none"
+    raise UserError(
+        f"no valid checkpoint in '{run_dir / CHECKPOINTS_NAME}': expected step_* directories with "
+        f"{_MANIFEST}, found {found}. Start the run anew in another --run-dir."
+    )
+
+
+class _HashingFile(io.FileIO):
+    """A file that knows the SHA-256 and size of what was written to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "xb")
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.sha256.update(view)
+        done = 0
+        try:
+            while done < len(view):  # the kernel takes at most 2 GiB at once
+                done += super().write(view[done:])
+        except OSError as error:
+            self.failure = error
+            raise
+        self.size += done
+        return done
+
+
+def _write_part(directory: Path, part: str, tree: Any) -> dict[str, Any]:
+    if not _PART_NAME.fullmatch(part):
+        raise ValueError(f"part name must match {_PART_NAME.pattern}; found {part!r}.")
+    with _HashingFile(directory / f"{part}.pt") as file:
+        try:
+            torch.save(to_plain(tree, part), file)
+        except RuntimeError as error:
+            # On a full disk torch stumbles over its own file position after the OSError, and hides it.
+            raise (file.failure or error) from error
+        os.fsync(file.fileno())
+        return {"sha256": file.sha256.hexdigest(), "size": file.size}
+
+
+def _write_manifest(directory: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
+    manifest = {"schema": SCHEMA, "step": step, "versions": package_versions(), "files": files}
+    text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=2)
+    with open(directory / _MANIFEST, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest's content, so that damage to a step or version is not taken at its word."""
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Give a complete directory its name; at every moment one complete checkpoint of the step has a name."""
+    former = final.with_name(final.name + ".replaced")
+    if final.exists():
+        if former.exists():
+            _delete(former)
+        os.replace(final, former)
+    os.replace(temporary, final)
+    _fsync_directory(final.parent)
+    if former.exists():
+        _delete(former)
+
+
+def _prune(run_dir: Path, step: int, keep: int) -> None:
+    kept = 0
+    for entry in _directories(run_dir):
+        if _step(entry) > step or kept == keep:
+            _delete(entry)
+        else:
+            kept += 1
+
+
+def _delete(directory: Path) -> None:
+    # Renamed first: a kill in the middle of deleting must not leave a half-empty checkpoint under its name.
+    doomed = directory.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-deleted-{directory.name}")
+    os.replace(directory, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _directories(run_dir: Path) -> list[Path]:
+    """Checkpoints, newest first; of one step, the new before the replaced."""
+    checkpoints = run_dir / CHECKPOINTS_NAME
+    if not checkpoints.is_dir():
+        return []
+    found = [entry for entry in checkpoints.iterdir() if _DIRECTORY_NAME.fullmatch(entry.name)]
+    return sorted(found, key=lambda entry: (_step(entry), not entry.suffix), reverse=True)
+
+
+def _step(directory: Path) -> int:
+    match = _DIRECTORY_NAME.fullmatch(directory.name)
+    assert match
+    return int(match[1])
+
+
+def _verified_manifest(directory: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((directory / _MANIFEST).read_bytes())
+        digest = manifest.pop("digest")
+        intact = digest == _digest(manifest)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _Damaged(f"{_MANIFEST} is missing or unreadable") from error
+    if not intact:
+        raise _Damaged(f"{_MANIFEST} was changed")
+    if manifest.get("schema") != SCHEMA:
+        raise _Damaged(f"its format is number {manifest.get('schema')}, this version reads number {SCHEMA}")
+    if _step(directory) != manifest["step"]:
+        raise _Damaged(f"its manifest is that of step {manifest['step']}")
+    # Hidden files come from file systems and desktops (.nfs*, .DS_Store), not from a mixed-up copy.
+    present = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")} - {_MANIFEST}
+    listed = set(manifest["files"])
+    if present != listed:
+        raise _Damaged(
+            f"files missing: {sorted(listed - present)}, not in its manifest: {sorted(present - listed)}"
+        )
+    return dict(manifest)
+
+
+def _check_versions(directory: Path, saved: Mapping[str, str]) -> None:
+    here = package_versions()
+    differing = [
+        f"{name} {saved.get(name)} (here {here[name]})"
+        for name in ("metaworld", "mujoco", "torch")
+        if _relevant(name, saved.get(name, "")) != _relevant(name, here[name])
+    ]
+    if differing:
+        raise UserError(
+            f"checkpoint '{directory}' was written with {', '.join(differing)}: another version gives other "
+            "numbers. Install the version it was written with, or pass --allow-version-mismatch."
+        )
+
+
+def _relevant(name: str, version: str) -> str:
+    return version.split(".", 1)[0] if name == "torch" else version
+
+
+def _read_parts(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    paths = {name: directory / name for name in manifest["files"]}
+    for name, path in paths.items():
+        _verify_file(path, manifest["files"][name])
+    parts = {}
+    for name, path in paths.items():
+        try:
+            parts[name.removesuffix(".pt")] = from_plain(_load(path))
+        except UnpicklingError as error:
+            raise _Damaged(f"{name} holds something other than tensors and plain values; refused") from error
+        except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
+            raise _Damaged(f"{name} is unreadable: {error}") from error
+    return parts
+
+
+def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected["size"]:
+                raise _Damaged(f"{path.name} has {size} bytes instead of {expected['size']}")
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                raise _Damaged(f"{path.name} was changed: its SHA-256 differs")
+    except OSError as error:
+        raise _Damaged(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _load(path: Path) -> Any:
+    large = path.stat().st_size >= _MAP_FROM_BYTES
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=large)

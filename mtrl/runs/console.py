@@ -1,0 +1,182 @@
+"""What a run prints: a start screen, progress, results, warnings. rich on a terminal, plain lines else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from mtrl.runs.evaluation import Evaluation
+
+
+def start_screen(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    notes: Sequence[str] = (),
+    *,
+    console: Console | None = None,
+) -> None:
+    """Print what a run is about to do: one panel on a terminal, aligned `name  value` lines elsewhere."""
+    console = console or Console()
+    if not console.is_interactive:
+        width = max((len(name) for name, _ in facts), default=0)
+        lines = [
+            title,
+            *(f"  {name:<{width}}  {value}" for name, value in facts),
+            *(f"  {note}" for note in notes),
+        ]
+        _print_plain(console, lines)
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(Text(name), Text(value))
+    parts: list[RenderableType] = [table, *(Text(note, style="yellow") for note in notes)]
+    console.print(Panel(Group(*parts), title=Text(title, style="bold"), title_align="left", expand=False))
+
+
+def evaluation_table(result: Evaluation, *, console: Console | None = None) -> None:
+    """Print success at any step, success at the last step and return of each task, and their means."""
+    console = console or Console()
+    any_step, last_step, returns = (
+        array.mean(axis=1) for array in (result.success, result.success_last, result.episode_return)
+    )
+    rows = [
+        (name, f"{any_step[index]:.3f}", f"{last_step[index]:.3f}", f"{returns[index]:.1f}")
+        for index, name in enumerate(result.task_names)
+    ]
+    mean = (
+        "mean",
+        f"{result.mean_success:.3f}",
+        f"{result.mean_success_last:.3f}",
+        f"{result.mean_return:.1f}",
+    )
+    header = (f"task ({result.episodes_per_task} episodes each)", "success", "last step", "return")
+    if not console.is_interactive:
+        _print_plain(console, _aligned([header, *rows, mean]))
+        return
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column(header[0], no_wrap=True)
+    for name in header[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    table.add_section()
+    table.add_row(*mean, style="bold")
+    console.print(table)
+
+
+def warning(text: str) -> None:
+    """Print one warning to stderr."""
+    _to_stderr("warning", "yellow", text)
+
+
+def error(text: str) -> None:
+    """Print one error to stderr."""
+    _to_stderr("error", "red", text)
+
+
+class ProgressReport:
+    """Progress of a run in vector steps; a context manager.
+
+    On a terminal one bar that stays at the bottom; elsewhere one line per `update`, for log files.
+
+    Args:
+        total_steps: length of the run in vector steps.
+        start_step: where this process starts, not zero after a resume.
+        console: where to print; stdout by default.
+    """
+
+    def __init__(self, total_steps: int, start_step: int, *, console: Console | None = None) -> None:
+        self._total = total_steps
+        self._console = console or Console()
+        self._bar: Progress | None = None
+        if self._console.is_interactive:
+            self._bar = Progress(
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                console=self._console,
+            )
+            self._row = self._bar.add_task("", total=total_steps, completed=start_step, numbers="starting")
+            self._bar.start()
+
+    def update(self, step: int, *, success: float | None, steps_per_second: float | None) -> None:
+        """Show vector step, success rate in [0, 1] and vector steps per second; None where not known yet."""
+        numbers = "  ".join(
+            (
+                "success " + ("-" if success is None or success != success else f"{success:.3f}"),
+                ("-" if not steps_per_second else f"{steps_per_second:,.0f}") + " steps/s",
+                "ETA " + _duration(self._total - step, steps_per_second),
+            )
+        )
+        if self._bar is not None:
+            self._bar.update(self._row, completed=step, numbers=numbers)
+        else:
+            share = 100.0 * step / self._total if self._total else 100.0
+            _print_plain(self._console, [f"step {step:,} / {self._total:,} ({share:.1f} %)  {numbers}"])
+
+    def message(self, text: str) -> None:
+        """Print a line of text, above the bar if there is one."""
+        if self._bar is not None:
+            self._console.print(Text(text))
+        else:
+            _print_plain(self._console, [text])
+
+    def close(self) -> None:
+        """End the bar; further calls do nothing."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _to_stderr(label: str, style: str, text: str) -> None:
+    console = Console(stderr=True)
+    if console.is_interactive:
+        console.print(Text.assemble((f"{label}: ", f"bold {style}"), text))
+    else:
+        print(f"{label}: {text}", file=sys.stderr, flush=True)
+
+
+def _print_plain(console: Console, lines: Sequence[str]) -> None:
+    # Not console.print: it would wrap at 80 columns, which makes log files hard to search.
+    print("\n".join(lines), file=console.file, flush=True)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    ]
+
+
+def _duration(steps: int, steps_per_second: float | None) -> str:
+    if not steps_per_second or steps_per_second <= 0:
+        return "-"
+    seconds = round(max(steps, 0) / steps_per_second)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -1,0 +1,71 @@
+"""What a run was made with: packages, machine, commit. Imports torch only when asked for the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import mtrl
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape a run's numbers, read without importing them."""
+    packages = ("torch", "gymnasium", "metaworld", "mujoco", "numpy")
+    return {**{name: _package_version(name) for name in packages}, "mtrl": mtrl.__version__}
+
+
+def versions() -> dict[str, str]:
+    """Python, machine, packages, CUDA device and git commit, as far as each is known."""
+    import torch
+
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        **package_versions(),
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = str(torch.version.cuda)
+        found["cuda_device"] = torch.cuda.get_device_name()
+    commit = _git_commit()
+    if commit:
+        found["git_commit"] = commit
+    return found
+
+
+def _package_version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    # Without this check an installed package would report whatever repository surrounds its environment.
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("-dirty" if changes else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,0 +1,36 @@
+"""Every random stream of a run, from its one seed: named children of one SeedSequence.
+
+Neighbouring seeds share no stream and no two parts of a run do. Imports neither torch nor what draws from the
+streams. What upstream Meta-World draws from the bare seed (its goal sets) is not among them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# The position is the key of the stream: new names go to the end, so that the others keep their numbers.
+STREAMS = (
+    "networks",  # initial parameters
+    "agent",  # action noise
+    "replay",  # rows of batches
+    "exploration",  # random actions of the warm-up
+    "goals",  # order of goals in each environment
+    "critic_combiner",
+    "actor_combiner",
+    "environments",  # dynamics of suites that draw their own randomness
+)
+
+
+def sequence(seed: int, stream: str) -> np.random.SeedSequence:
+    """Return the SeedSequence of one named stream; `spawn` it further for parts of its own."""
+    return np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream),))
+
+
+def generator(seed: int, stream: str) -> np.random.Generator:
+    """Return a NumPy generator of one named stream."""
+    return np.random.default_rng(sequence(seed, stream))
+
+
+def integer(seed: int, stream: str) -> int:
+    """Return 63 bits of one named stream, for torch's `manual_seed` or a counter-based stream."""
+    return int(sequence(seed, stream).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,88 @@
+"""Evaluation: the deterministic policy on fixed goals, in environments of its own, exact episode counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrl.runs.evaluation import Evaluation
+
+Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+class EvaluationEnvs(Protocol):
+    """What evaluation asks of a vector environment (`mtrl.envs.make_envs` returns one)."""
+
+    task_names: tuple[str, ...]
+    num_tasks: int
+    envs_per_task: int
+    num_goals: int
+
+    def reset(self, *, options: dict[str, Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start the given goals: options["goal"] is an int array [T*E]."""
+        ...
+
+    def step(self, actions: NDArray[np.float32]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all environments."""
+        ...
+
+
+def evaluate(policy: Policy, envs: EvaluationEnvs, episodes_per_task: int) -> Evaluation:
+    """Run episodes_per_task whole episodes of each task; episode k starts goal k modulo the number of goals.
+
+    Episodes are dealt out in rounds, copy e of a task taking episode `round * E + e`, and all of a round
+    run to their end, so that no task and no short episode counts more often than another. Success at any step
+    means the flag was set at least once; success at the last step means it was set when the episode ended.
+    A round in which a worker had to be restarted is run again: its episodes are fixed by their goals.
+
+    Args:
+        policy: maps observations [T*E, O] to actions [T*E, A].
+        envs: environments used for nothing else.
+        episodes_per_task: exact number of episodes counted per task.
+    """
+    tasks, copies = envs.num_tasks, envs.envs_per_task
+    rounds = -(-episodes_per_task // copies)
+    any_step = np.zeros((tasks, rounds * copies), dtype=bool)
+    last_step = np.zeros_like(any_step)
+    returns = np.zeros(any_step.shape, dtype=np.float64)
+    for number in range(rounds):
+        columns = slice(number * copies, (number + 1) * copies)
+        episode = np.tile(np.arange(copies) + number * copies, tasks)
+        outcome = _run_round(policy, envs, episode % envs.num_goals)
+        for table, values in zip((any_step, last_step, returns), outcome, strict=True):
+            table[:, columns] = values.reshape(tasks, copies)
+    keep = slice(episodes_per_task)
+    return Evaluation(envs.task_names, any_step[:, keep], last_step[:, keep], returns[:, keep])
+
+
+def _run_round(
+    policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]]:
+    """One episode in every environment: success at any step, success at the last, return, each [T*E]."""
+    while True:
+        outcome = _try_round(policy, envs, goals)
+        if outcome is not None:
+            return outcome
+
+
+def _try_round(
+    policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]] | None:
+    obs, _ = envs.reset(options={"goal": goals})
+    running = np.ones(len(goals), dtype=bool)
+    any_step, last_step = np.zeros_like(running), np.zeros_like(running)
+    returns = np.zeros(len(goals), dtype=np.float64)
+    while running.any():
+        obs, reward, terminated, truncated, infos = envs.step(policy(obs))
+        if (infos["restarted"] & running).any():
+            return None
+        success = infos["success"] > 0
+        returns += np.where(running, reward, 0.0)
+        any_step |= success & running
+        ended = (terminated | truncated) & running
+        last_step[ended] = success[ended]
+        running &= ~ended
+    return any_step, last_step, returns

@@ -1,0 +1,153 @@
+"""The updates that `benchmark.py update` times: ours and Stable-Baselines3's, on random transitions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mtrl.agents.sac.agent import MTSAC
+from mtrl.agents.sac.replay import Replay, random_replay
+from mtrl.agents.sac.update import Updater
+from mtrl.config.schema import NetworkConfig, SacConfig
+from mtrl.envs import ACTION_SIZE, OBS_SIZE
+from mtrl_benchmarks import report
+
+_STORED = 1000  # transitions per task to sample from
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Shapes of an update: T tasks, hidden layers of `width` and `depth`, B transitions per task."""
+
+    tasks: int
+    width: int
+    depth: int
+    batch_per_task: int
+    device: torch.device
+
+    @property
+    def network(self) -> NetworkConfig:
+        """Architecture of the agent."""
+        return NetworkConfig(
+            actor_width=self.width, actor_depth=self.depth, critic_width=self.width, critic_depth=self.depth
+        )
+
+    @property
+    def sac(self) -> SacConfig:
+        """Hyper-parameters of the agent."""
+        return SacConfig(batch_per_task=self.batch_per_task)
+
+    def replay(self) -> Replay:
+        """Return a buffer with random transitions."""
+        return random_replay(self.tasks, _STORED, OBS_SIZE, ACTION_SIZE, self.device)
+
+
+def ours(problem: Problem, method: str) -> Callable[[], None]:
+    """Return one update of the agent, sampling included."""
+    agent = MTSAC(
+        num_tasks=problem.tasks,
+        obs_dim=OBS_SIZE,
+        action_dim=ACTION_SIZE,
+        network=problem.network,
+        sac=problem.sac,
+        method=method,
+        method_options={},
+        device=problem.device,
+        seed=0,
+    )
+    return Updater(agent, problem.replay(), problem.batch_per_task)
+
+
+def stable_baselines3(problem: Problem) -> Callable[[], None] | None:
+    """Return one gradient step of SB3's SAC on the same networks and batch; None where it is missing.
+
+    Its networks see the one-hot task identity as observations; it has one temperature for all tasks and no
+    gradient clipping.
+    """
+    try:
+        import gymnasium
+        from stable_baselines3 import SAC
+    except ImportError:
+        report.note("left out stable-baselines3: pip install stable-baselines3")
+        return None
+    inputs = OBS_SIZE + problem.tasks
+
+    class Empty(gymnasium.Env[np.ndarray, np.ndarray]):
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (inputs,), np.float32)
+        action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
+
+        def reset(self, **_: object) -> tuple[np.ndarray, dict[str, object]]:
+            return np.zeros(inputs, np.float32), {}
+
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
+            return np.zeros(inputs, np.float32), 0.0, False, False, {}
+
+    batch = problem.tasks * problem.batch_per_task
+    model = SAC(
+        "MlpPolicy",
+        Empty(),
+        batch_size=batch,
+        buffer_size=max(batch, 10_000),
+        policy_kwargs={"net_arch": [problem.width] * problem.depth},
+        device=problem.device,
+        seed=0,
+    )
+    model._setup_learn(
+        total_timesteps=1
+    )  # what `train` needs of `learn`, without its steps in an environment
+    random = np.random.default_rng(0)
+    buffer = model.replay_buffer
+    assert buffer is not None
+    buffer.observations[:] = random.normal(size=buffer.observations.shape)
+    buffer.next_observations[:] = random.normal(size=buffer.next_observations.shape)
+    buffer.actions[:] = np.tanh(random.normal(size=buffer.actions.shape))
+    buffer.rewards[:] = random.normal(size=buffer.rewards.shape)
+    buffer.full = True
+    return lambda: model.train(gradient_steps=1, batch_size=batch)
+
+
+def floor_ms(problem: Problem) -> float:
+    """Milliseconds that the matrix products of an update take at this device's speed on a large product."""
+    size = 4096 if problem.device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=problem.device) for _ in range(2))
+    best = min(_product_seconds(left, right) for _ in range(10))
+    return 1e3 * _flops(problem) * best / (2.0 * size**3)
+
+
+def _product_seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    began = time.perf_counter()
+    torch.mm(left, right)
+    if left.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _flops(problem: Problem) -> float:
+    """Floating-point operations of an update's matrix products (the one-hot is a lookup).
+
+    Actor: forward for the target, forward and twice as much backward for its step. Critics: forward for the
+    target; forward and backward for their step; forward and backward to the actions for the actor's step.
+    """
+    hidden = (problem.depth - 1) * problem.width**2
+    actor = problem.width * (OBS_SIZE + 2 * ACTION_SIZE) + hidden
+    critics = 2 * (problem.width * (OBS_SIZE + ACTION_SIZE + 1) + hidden)
+    return 2.0 * problem.tasks * problem.batch_per_task * (4 * actor + 6 * critics)
+
+
+def profile(steps: Sequence[Callable[[], None]], path: Path) -> None:
+    """Write a Chrome trace of three calls of each step."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as recorded:
+        for step in steps:
+            for _ in range(3):
+                step()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recorded.export_chrome_trace(str(path))
+    report.note(f"trace in {path}: open it in a trace viewer (Perfetto, chrome://tracing)")

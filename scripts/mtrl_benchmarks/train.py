@@ -1,0 +1,137 @@
+"""Time the whole training loop: vector steps per second, where they go, hours of the full protocol.
+
+For each method: the environments alone, the update alone, then the loop that overlaps them, from the same
+parts. `overlap_efficiency` is the longer of the two over the loop's time per vector step: 1 if acting,
+transfers and bookkeeping cost nothing and the shorter one hides behind the longer one entirely.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mtrl.errors import UserError
+from mtrl_benchmarks import report
+
+if TYPE_CHECKING:
+    import torch
+
+    from mtrl.config.schema import Config
+    from mtrl.training.stepper import Stepper
+
+ROW_KEYS = (
+    "method", "preset", "tasks", "device", "vector_steps_per_s", "act_ms", "env_ms", "update_ms", "loop_ms",
+    "overlap_efficiency", "protocol_hours",
+)  # fmt: skip
+
+_WARMUP = 50  # vector steps before the clock starts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's flags."""
+    parser.add_argument("--preset", default="laptop", help="configuration to train with")
+    parser.add_argument("--methods", nargs="+", default=["mean", "cagrad"], help="combiners")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--steps", type=int, default=500, help="timed vector steps of each measurement")
+    parser.add_argument("--envs-per-task", type=int, default=None, help="instead of the preset's")
+    parser.add_argument("--num-workers", type=int, default=None, help="instead of the preset's")
+    parser.add_argument("--threads", type=int, default=None, help="the learner's, instead of the preset's")
+
+
+def run(arguments: argparse.Namespace) -> list[report.Row]:
+    """Measure each method; returns rows with the keys ROW_KEYS."""
+    from mtrl.config.presets import build_config, load_preset
+
+    if arguments.steps < 1:
+        raise UserError(f"--steps must be positive; found {arguments.steps}.")
+    chosen = {"envs_per_task": arguments.envs_per_task, "num_workers": arguments.num_workers}
+    layer = {
+        "device": arguments.device,
+        "env": {key: value for key, value in chosen.items() if value is not None},
+        "train": {} if arguments.threads is None else {"num_threads": arguments.threads},
+    }
+    rows: list[report.Row] = []
+    for method in arguments.methods:
+        config = build_config(load_preset(arguments.preset), layer, {"method": method})
+        rows.append({"preset": arguments.preset, **_measure(config, arguments.steps)})
+    return rows
+
+
+def _measure(config: Config, steps: int) -> report.Row:
+    from mtrl.device import cpu
+    from mtrl.training.parts import Parts, build_envs
+    from mtrl.training.run import resolve_device
+    from mtrl.training.stepper import Stepper
+
+    device = resolve_device(config.device)
+    cpu.configure(config.train.num_threads, config.train.matmul_precision)
+    warmup = max(100, -(-config.sac.batch_per_task // config.env.envs_per_task))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, warmup_steps=warmup))
+    envs = build_envs(config, num_workers=config.env.num_workers)
+    try:
+        parts = Parts(config, envs, device)
+        stepper = Stepper(config, parts)
+        stepper.begin()
+        for step in range(warmup):
+            stepper.vector_step(step)
+        loop_ms = _loop_ms(stepper, warmup, steps, device)
+        act_ms = 1e3 * stepper.seconds["act"] / (steps + _WARMUP)
+        update_ms = config.train.updates_per_step * _milliseconds(stepper.update, steps, device)
+        env_ms = _env_ms(stepper, steps)
+    finally:
+        envs.close()
+    return {
+        "method": config.method,
+        "tasks": envs.num_tasks,
+        "device": str(device),
+        "vector_steps_per_s": 1e3 / loop_ms,
+        "act_ms": act_ms,
+        "env_ms": env_ms,
+        "update_ms": update_ms,
+        "loop_ms": loop_ms,
+        "overlap_efficiency": max(env_ms, update_ms) / loop_ms,
+        "protocol_hours": config.steps * loop_ms / 3.6e6,
+    }
+
+
+def _loop_ms(stepper: Stepper, start: int, steps: int, device: torch.device) -> float:
+    for step in range(start, start + _WARMUP):
+        stepper.vector_step(step)
+    _synchronise(device)
+    began = time.perf_counter()
+    for step in range(start + _WARMUP, start + _WARMUP + steps):
+        stepper.vector_step(step)
+    _synchronise(device)
+    return 1e3 * (time.perf_counter() - began) / steps
+
+
+def _milliseconds(function: Callable[[], None], steps: int, device: torch.device) -> float:
+    _synchronise(device)
+    began = time.perf_counter()
+    for _ in range(steps):
+        function()
+    _synchronise(device)
+    return 1e3 * (time.perf_counter() - began) / steps
+
+
+def _env_ms(stepper: Stepper, steps: int) -> float:
+    """Time of a vector step of the environments alone, with the actions of the policy."""
+    import numpy as np
+
+    envs = stepper.parts.envs
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, *(envs.action_space.shape or ())))
+    began = time.perf_counter()
+    for action in actions.astype(np.float32):
+        envs.step_async(action)
+        envs.step_wait()
+    return 1e3 * (time.perf_counter() - began) / steps
+
+
+def _synchronise(device: torch.device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()

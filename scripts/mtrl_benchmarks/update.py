@@ -1,0 +1,139 @@
+"""Time one update of the agent: by method, next to per-task backward passes and to Stable-Baselines3's SAC.
+
+All implementations do the same work on transitions of the same shapes: twin critics, actor, temperatures and
+target networks. They take turns, round by round, so that a machine whose speed drifts treats them alike; ms
+is the median over the rounds. `share_of_floor` is the time of the update's matrix products at the speed of a
+large product on this device over ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtrl.errors import UserError
+from mtrl_benchmarks import report
+
+if TYPE_CHECKING:
+    import torch
+
+    from mtrl_benchmarks._updates import Problem
+
+ROW_KEYS = (
+    "implementation", "method", "tasks", "width", "batch_per_task", "device", "ms", "ratio_to_mean",
+    "share_of_floor",
+)  # fmt: skip
+PACKAGES = ("stable-baselines3", "scipy", "cvxpy")
+
+_SHORT = 2000.0  # ms below which a call follows an untimed one: peers before it have emptied the caches
+
+Step = Callable[[], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's flags."""
+    parser.add_argument(
+        "--tasks", type=int, nargs="+", default=[10, 50], metavar="T", help="numbers of tasks"
+    )
+    parser.add_argument("--widths", type=int, nargs="+", default=[400], help="units per hidden layer")
+    parser.add_argument("--depth", type=int, default=3, help="hidden layers")
+    parser.add_argument("--batch-per-task", type=int, default=128, help="transitions per task and update")
+    parser.add_argument("--methods", nargs="+", default=["mean", "cagrad", "nash_mtl"], help="combiners")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
+    parser.add_argument("--matmul-precision", choices=["highest", "high", "medium"], default="highest")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds; each times every row once")
+    parser.add_argument("--no-peers", action="store_true", help="leave out the other implementations")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="also write a trace of our updates here")
+
+
+def run(arguments: argparse.Namespace) -> list[report.Row]:
+    """Measure every combination; returns rows with the keys ROW_KEYS."""
+    from mtrl.device import cpu
+    from mtrl.training.run import resolve_device
+
+    for name in ("rounds", "depth", "batch_per_task"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be positive; found {getattr(arguments, name)}.")
+    device = resolve_device(arguments.device)
+    cpu.configure(arguments.threads, arguments.matmul_precision)
+    rows: list[report.Row] = []
+    for tasks in arguments.tasks:
+        for width in arguments.widths:
+            rows += _measure(arguments, tasks, width, device)
+    return rows
+
+
+def _measure(arguments: argparse.Namespace, tasks: int, width: int, device: torch.device) -> list[report.Row]:
+    from mtrl_benchmarks import _updates
+
+    problem = _updates.Problem(tasks, width, arguments.depth, arguments.batch_per_task, device)
+    steps: dict[tuple[str, str], Step] = {}
+    for method in arguments.methods:
+        steps["mtrl", method] = _updates.ours(problem, method)
+        if not arguments.no_peers:
+            _add_peers(steps, problem, method)
+    times = _rounds(steps, arguments.rounds, device)
+    if arguments.profile is not None:
+        ours = [step for (implementation, _), step in steps.items() if implementation == "mtrl"]
+        _updates.profile(ours, arguments.profile)
+    floor = _updates.floor_ms(problem)
+    rows: list[report.Row] = []
+    for (implementation, method), ms in times.items():
+        mean = times.get((implementation, "mean"))
+        rows.append(
+            {
+                "implementation": implementation,
+                "method": method,
+                "tasks": tasks,
+                "width": width,
+                "batch_per_task": arguments.batch_per_task,
+                "device": str(device),
+                "ms": ms,
+                "ratio_to_mean": ms / mean if mean else None,
+                "share_of_floor": floor / ms,
+            }
+        )
+    return rows
+
+
+def _add_peers(steps: dict[tuple[str, str], Step], problem: Problem, method: str) -> None:
+    from mtrl_benchmarks import _per_task_backward, _updates
+
+    reference = _per_task_backward.make(problem, method)
+    if reference is not None:
+        steps["per-task backward", method] = reference
+    if method == "mean":
+        sb3 = _updates.stable_baselines3(problem)
+        if sb3 is not None:
+            steps["stable-baselines3", method] = sb3
+
+
+def _rounds(
+    steps: dict[tuple[str, str], Step], rounds: int, device: torch.device
+) -> dict[tuple[str, str], float]:
+    """Median milliseconds of each step."""
+    import torch
+
+    from mtrl.device.cuda_graph import WARM_UP_CALLS
+
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    warm_up = 2 if device.type == "cpu" else WARM_UP_CALLS + 2  # on CUDA the call after them captures
+
+    def timed(step: Step) -> float:
+        began = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - began)
+
+    for number in range(rounds + warm_up):
+        for key, step in steps.items():
+            ms = timed(step)
+            if number >= warm_up:
+                times[key].append(timed(step) if ms < _SHORT else ms)
+    return {key: statistics.median(values) for key, values in times.items()}

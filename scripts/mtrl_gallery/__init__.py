@@ -1,0 +1,1 @@
+"""Every method's trajectories on two toy landscapes."""

@@ -1,0 +1,64 @@
+"""Loss formulae against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mtrl.agents.sac.batch import Batch
+from mtrl.agents.sac.losses import actor_loss, critic_loss, td_target, temperature_loss
+from mtrl.networks.mlp import MLPSpec, SampledAction
+
+
+def _batch(reward: list[list[float]], not_terminated: list[list[float]]) -> Batch:
+    zeros = torch.zeros(2, 2, 1)
+    return Batch(zeros, zeros, torch.tensor(reward), zeros, torch.tensor(not_terminated))
+
+
+def test_td_target_takes_the_lower_critic_subtracts_entropy_and_masks_only_termination() -> None:
+    batch = _batch([[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [1.0, 1.0]])
+    log_prob = torch.tensor([[-1.0, -2.0], [0.5, 0.0]])
+    next_q = torch.tensor([[[10.0, 10.0], [7.0, 1.0]], [[8.0, 12.0], [9.0, -1.0]]])
+    target = td_target(
+        batch, SampledAction(torch.zeros(2, 2, 1), log_prob), next_q, torch.tensor([0.5, 2.0]), 0.9
+    )
+    # 1 + .9 (8 + .5), terminated: 2, 3 + .9 (7 - 1), 4 + .9 (-1 - 0)
+    torch.testing.assert_close(target, torch.tensor([[8.65, 2.0], [8.4, 3.1]]))
+
+
+def test_critic_loss_averages_squared_errors_over_samples_and_both_critics() -> None:
+    spec = MLPSpec(
+        stack=2, num_tasks=2, inputs=2, outputs=1, width=1, depth=1, activation="relu", layer_norm=False,
+        one_hot=False, per_task_heads=False, head_range=1.0,
+    )  # fmt: skip
+    # Critic 1 computes relu(obs + action), critic 2 computes 2 relu(obs + action).
+    parameters = {
+        "0.weight": torch.ones(2, 1, 2),
+        "0.bias": torch.zeros(2, 1),
+        "head.weight": torch.tensor([[[1.0]], [[2.0]]]),
+        "head.bias": torch.zeros(2, 1),
+    }
+    obs = torch.tensor([[[1.0], [2.0]], [[3.0], [-9.0]]])
+    action = torch.tensor([[[1.0], [0.0]], [[1.0], [1.0]]])
+    batch = Batch(obs, action, torch.zeros(2, 2), obs, torch.ones(2, 2))
+    target = torch.tensor([[1.0, 3.0], [4.0, 1.0]])
+    # task 0: q1 = 2, 2; q2 = 4, 4; errors 1, 1, 9, 1. task 1: q1 = 4, 0; q2 = 8, 0; errors 0, 1, 16, 1.
+    torch.testing.assert_close(critic_loss(spec, parameters, batch, target), torch.tensor([3.0, 4.5]))
+
+
+def test_actor_loss_weighs_log_probability_by_each_tasks_temperature() -> None:
+    sampled = SampledAction(torch.zeros(2, 2, 1), torch.tensor([[1.0, 3.0], [2.0, -2.0]]))
+    q = torch.tensor([[[5.0, 1.0], [0.0, 4.0]], [[4.0, 2.0], [1.0, 3.0]]])
+    # task 0: (.5 - 4 + 1.5 - 1) / 2; task 1: (4 - 0 - 4 - 3) / 2
+    torch.testing.assert_close(actor_loss(sampled, q, torch.tensor([0.5, 2.0])), torch.tensor([-1.5, -1.5]))
+
+
+def test_temperature_rises_while_entropy_is_below_its_target() -> None:
+    log_alpha = torch.tensor([0.0, math.log(0.1)], requires_grad=True)
+    # Entropies -(-1) = 1 and 6; target 4 nats: the first must rise, the second fall, whatever alpha is.
+    log_prob = torch.tensor([[-1.0, -1.0], [-5.0, -7.0]])
+    loss = temperature_loss(log_alpha, log_prob, target_entropy=4.0)
+    torch.testing.assert_close(loss, torch.tensor([0.0, -math.log(0.1) * (-6.0 + 4.0)]))
+    (gradient,) = torch.autograd.grad(loss.sum(), log_alpha)
+    torch.testing.assert_close(gradient, torch.tensor([-3.0, 2.0]))

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from mtrl.config.schema import (
+    Config,
+    EnvConfig,
+    EvalConfig,
+    NetworkConfig,
+    ReplayConfig,
+    SacConfig,
+    TrainConfig,
+)
+from mtrl.errors import UserError
+
+SECTIONS: dict[str, Any] = {
+    "env": EnvConfig,
+    "replay": ReplayConfig,
+    "network": NetworkConfig,
+    "sac": SacConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+}
+# The rules a user can rely on, written out here and not read from the module under test.
+ZERO_ALLOWED = {"env.max_restarts", "sac.lr_hold_fraction", "seed", "sac.gamma", "train.warmup_updates"}
+ANY_NUMBER = {"sac.target_entropy"}
+
+
+def build(path: str, value: Any) -> Config:
+    section, _, name = path.rpartition(".")
+    if not section:
+        return Config(**{name: value})
+    return Config(**{section: SECTIONS[section](**{name: value})})
+
+
+def numeric_paths() -> list[str]:
+    owners = {"": Config, **SECTIONS}
+    return [
+        f"{section}.{field.name}".lstrip(".")
+        for section, owner in owners.items()
+        for field in dataclasses.fields(owner)
+        if "int" in str(field.type) or "float" in str(field.type)
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(set(numeric_paths()) - ANY_NUMBER))
+def test_every_number_refuses_negative_values_and_names_itself(path: str) -> None:
+    with pytest.raises(UserError, match=rf"^{path} must be .*found -1"):
+        build(path, -1)
+
+
+@pytest.mark.parametrize("path", sorted(set(numeric_paths()) - ANY_NUMBER - ZERO_ALLOWED))
+def test_numbers_that_count_or_scale_refuse_zero(path: str) -> None:
+    with pytest.raises(UserError, match=path):
+        build(path, 0)
+
+
+@pytest.mark.parametrize("path", sorted(ZERO_ALLOWED))
+def test_seed_discount_and_warmup_updates_may_be_zero(path: str) -> None:
+    build(path, 0)
+
+
+@pytest.mark.parametrize("path", ["sac.gamma", "sac.tau"])
+def test_discount_and_target_step_end_at_one(path: str) -> None:
+    build(path, 1.0)
+    with pytest.raises(UserError, match=f"{path} must be at most 1; found 1.01"):
+        build(path, 1.01)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("path", ["sac.actor_lr", "sac.max_grad_norm", "env.step_timeout"])
+def test_numbers_are_finite(path: str, value: float) -> None:
+    with pytest.raises(UserError, match=path):
+        build(path, value)
+
+
+@pytest.mark.parametrize("value", [-4.0, 0.0, 2.5])
+def test_target_entropy_has_any_sign(value: float) -> None:
+    assert build("sac.target_entropy", value).sac.target_entropy == value
+
+
+@pytest.mark.parametrize("path", ["sac.max_grad_norm", "env.num_workers", "train.num_threads"])
+def test_optional_numbers_may_be_none(path: str) -> None:
+    build(path, None)
+
+
+def test_first_batch_must_fit_into_what_warmup_collects() -> None:
+    Config(
+        train=TrainConfig(warmup_steps=64), env=EnvConfig(envs_per_task=2), sac=SacConfig(batch_per_task=128)
+    )
+    with pytest.raises(UserError, match=r"sac\.batch_per_task must be at most .* = 64; found 65"):
+        Config(train=TrainConfig(warmup_steps=64), sac=SacConfig(batch_per_task=65))
+
+
+def test_replay_must_hold_a_batch() -> None:
+    with pytest.raises(UserError, match=r"replay\.capacity_per_task must be at least .* = 128; found 127"):
+        Config(replay=ReplayConfig(capacity_per_task=127))
+
+
+def test_configuration_cannot_be_changed_after_its_checks() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("owner", [Config, *SECTIONS.values()])
+def test_every_field_is_documented_for_help(owner: Any) -> None:
+    import ast
+    import inspect
+    import textwrap
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    nested = {"env", "replay", "network", "sac", "train", "eval"} if owner is Config else set()
+    for statement, following in zip(body.body, [*body.body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            assert documented or statement.target.id in nested, statement.target.id
+
+
+@pytest.mark.parametrize("tasks", ["MT10", ["MT10"], ("MT10",)])
+def test_tasks_may_be_a_name_a_list_or_a_tuple(tasks: Any) -> None:
+    assert Config(tasks=tasks).tasks == ("MT10",)

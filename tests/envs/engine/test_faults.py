@@ -1,0 +1,269 @@
+"""Workers that die, raise or hang, and parents that die: clear errors in time, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mtrl.envs.engine.vector import MetaWorldVectorEnv
+from mtrl.errors import EnvironmentFailure
+from tests.helpers import counting_env
+
+TASKS = ("task-0", "task-1", "task-2", "task-3")
+
+
+def make(step_timeout: float = 20.0, max_restarts: int = 0) -> MetaWorldVectorEnv:
+    """Worker 0 steps tasks 0 and 2, worker 1 tasks 1 and 3."""
+    return MetaWorldVectorEnv(
+        TASKS,
+        seed=0,
+        num_workers=2,
+        step_timeout=step_timeout,
+        max_restarts=max_restarts,
+        backend="tests.helpers.counting_env",
+        goals=counting_env.goals(TASKS),
+    )
+
+
+def action(row: int, special: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    actions = np.zeros((4, 4), np.float32)
+    actions[row, 3] = special
+    return actions
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids: list[int], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(map(alive, pids)):
+        time.sleep(0.02)
+    return not any(map(alive, pids))
+
+
+def assert_closes_promptly(envs: MetaWorldVectorEnv) -> None:
+    pids = envs.worker_pids
+    start = time.monotonic()
+    envs.close()
+    assert time.monotonic() - start < 1.0
+    assert gone(pids, 0.1)
+
+
+def test_killed_worker_is_named_with_tasks_and_signal() -> None:
+    envs = make()
+    envs.reset()
+    start = time.monotonic()
+    message = r"worker 1 of 2 .*task-1, task-3.* in task task-3 .*copy 0, goal \d+, env step 1.*SIGKILL"
+    with pytest.raises(EnvironmentFailure, match=message):
+        envs.step(action(3, counting_env.KILL))
+    assert time.monotonic() - start < 2.0
+    assert_closes_promptly(envs)
+
+
+def test_worker_killed_between_steps_is_noticed_at_the_next() -> None:
+    envs = make()
+    envs.reset()
+    os.kill(envs.worker_pids[0], signal.SIGKILL)
+    with pytest.raises(EnvironmentFailure, match=r"worker 0 of 2 .*task-0, task-2.*SIGKILL"):
+        envs.step(action(0, 0.0))
+    assert_closes_promptly(envs)
+
+
+def test_exception_arrives_with_traceback_and_task() -> None:
+    envs = make()
+    envs.reset()
+    with pytest.raises(EnvironmentFailure) as caught:
+        envs.step(action(3, counting_env.RAISE))
+    message = str(caught.value)
+    assert re.search(r"worker 1 of 2 .*in task task-3 .*goal \d+, env step 1\), raised", message)
+    assert "ZeroDivisionError: the counting environment was asked to raise" in message
+    assert "counting_env.py" in message
+    assert_closes_promptly(envs)
+
+
+def test_hanging_worker_is_given_up_after_the_timeout() -> None:
+    envs = make(step_timeout=0.5)
+    envs.reset()
+    start = time.monotonic()
+    with pytest.raises(EnvironmentFailure, match=r"worker 1 of 2 .*task task-1 .*no answer within 0.5 s"):
+        envs.step(action(1, counting_env.HANG))
+    assert 0.4 < time.monotonic() - start < 2.0
+    assert_closes_promptly(envs)
+
+
+def test_backend_that_cannot_be_imported_is_reported() -> None:
+    with pytest.raises(EnvironmentFailure, match=r"No module named 'tests.helpers.absent'"):
+        MetaWorldVectorEnv(TASKS, seed=0, backend="tests.helpers.absent", goals=counting_env.goals(TASKS))
+
+
+def test_close_ends_all_workers_in_the_middle_of_a_step_too() -> None:
+    envs = make()
+    envs.reset()
+    envs.step_async(action(0, counting_env.HANG))
+    assert_closes_promptly(envs)
+
+
+def test_dropping_the_last_reference_ends_the_workers() -> None:
+    envs = make()
+    pids = envs.worker_pids
+    del envs
+    assert gone(pids)
+
+
+def test_workers_ignore_ctrl_c() -> None:
+    with make() as envs:
+        envs.reset()
+        for pid in envs.worker_pids:
+            os.kill(pid, signal.SIGINT)
+        envs.step(action(0, 0.0))
+
+
+def test_a_step_interrupted_in_the_learner_can_be_waited_for_again() -> None:
+    with make() as envs:
+        envs.reset()
+        envs.step_async(action(3, counting_env.SLOW))
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                envs.step_wait()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        obs, *_ = envs.step_wait()
+        assert obs[:, 0].tolist() == [1, 1, 1, 1]
+        assert len(envs.get_state()["envs"]) == 4
+
+
+def test_workers_import_no_torch_and_no_tensorboard() -> None:
+    with make() as envs:
+        for modules in envs.worker_modules():
+            assert "numpy" in modules
+            assert not {"torch", "tensorboard", "mtrl.envs.engine.vector"} & set(modules)
+
+
+@pytest.mark.gpu
+def test_workers_of_a_learner_on_cuda_hold_nothing_of_the_device() -> None:
+    torch.zeros(1, device="cuda")
+
+    def has_driver(pid: int) -> bool:
+        return "libcuda.so" in Path(f"/proc/{pid}/maps").read_text()
+
+    with make(max_restarts=1) as envs:
+        envs.reset()
+        os.kill(envs.worker_pids[0], signal.SIGKILL)
+        with pytest.warns(RuntimeWarning, match="SIGKILL"):
+            envs.step(np.zeros((envs.num_envs, 4), np.float32))  # the one started anew is one of these
+        assert has_driver(os.getpid())
+        assert not any(has_driver(pid) for pid in envs.worker_pids)
+
+
+SCRIPT = """
+import os, sys, time, warnings
+warnings.simplefilter("ignore")
+import tests.envs.test_faults as t
+envs = t.make()
+envs.reset()
+print(*envs.worker_pids, flush=True)
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "code"),
+    [
+        ("", 0),  # neither guarded by __main__ nor closed
+        ("raise SystemExit(3)", 3),
+        ("os.kill(os.getpid(), 9)", -9),
+        ("envs.step_async(t.action(0, t.counting_env.HANG)); time.sleep(0.3); os.kill(os.getpid(), 9)", -9),
+        # after a restart: the second line of process ids names the new worker
+        (
+            "envs.close(); envs = t.make(max_restarts=1); envs.reset()\n"
+            "envs.step(t.action(0, t.counting_env.KILL)); print(*envs.worker_pids, flush=True); "
+            "os.kill(os.getpid(), 9)",
+            -9,
+        ),
+        ("os.fork() or os._exit(0); os.kill(os.getpid(), 15)", -15),
+    ],
+)
+def test_no_worker_outlives_its_parent(then: str, code: int) -> None:
+    before = set(os.listdir("/dev/shm"))
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(then=then)], stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert run.returncode == code
+    pids = [int(pid) for pid in run.stdout.split()]
+    assert len(pids) in (2, 4)
+    assert gone(pids)
+    assert {name for name in os.listdir("/dev/shm") if name not in before and "mtrl" in name} == set()
+
+
+def test_signals_to_the_learners_process_group_do_not_reach_the_workers() -> None:
+    then = "[signal.signal(s, signal.SIG_IGN) for s in (1, 2, 15)]; [os.killpg(0, s) for s in (1, 2, 15)]"
+    step = "time.sleep(0.1); envs.step(t.action(0, 0.0)); print('ok')"
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(then=f"import signal; {then}; {step}")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        process_group=0,
+    )
+    assert run.stdout.split()[-1] == "ok", run.stderr
+
+
+def test_a_forked_child_that_exits_leaves_the_parents_workers_alone() -> None:
+    step = "envs.step(t.action(0, 0.0)); print('ok')"
+    fork = f"pid = os.fork()\nif pid == 0: sys.exit(0)\nos.waitpid(pid, 0); {step}"
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(then=fork)], capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout.split()[-1] == "ok", run.stderr
+
+
+def libraries(pid: int) -> set[str]:
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return {name for name in ("libtorch", "libcuda", "libc10") if name in maps}
+
+
+STARTED_BY_A_LEARNER_ON_CUDA = """
+import torch, tests.envs.test_faults as t
+if torch.cuda.is_available():
+    torch.zeros(1, device="cuda")
+with t.make(max_restarts=1) as envs:
+    envs.reset()
+    import os, warnings
+    warnings.simplefilter("ignore")
+    os.kill(envs.worker_pids[0], 9)
+    envs.step(t.action(0, 0.0))
+    print(torch.cuda.is_initialized(), [sorted(t.libraries(pid)) for pid in envs.worker_pids])
+"""
+
+
+def worker_libraries() -> list[str]:
+    run = subprocess.run(
+        [sys.executable, "-c", STARTED_BY_A_LEARNER_ON_CUDA], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split(maxsplit=1)
+
+
+def test_workers_and_their_replacements_are_no_copies_of_the_learner() -> None:
+    assert worker_libraries()[1].strip() == "[[], []]"
+
+
+@pytest.mark.gpu
+def test_workers_of_a_learner_on_cuda_have_no_cuda_context() -> None:
+    assert worker_libraries() == ["True", "[[], []]\n"]

@@ -1,0 +1,251 @@
+"""Workers that fail are replaced: reports, rows, goal streams, budget, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mtrl.envs.engine.results import StepResult
+from mtrl.envs.engine.vector import MetaWorldVectorEnv
+from mtrl.errors import EnvironmentFailure
+from tests.envs.engine.test_faults import action, gone
+from tests.helpers import counting_env
+
+TASKS = ("task-0", "task-1", "task-2", "task-3")
+STEPS, GOAL, EPISODES, CODE, TOTAL = range(5)
+MINE, OTHERS = [1, 3], [0, 2]  # rows of worker 1, in which the faults are injected, and of worker 0
+FAULTS = {
+    counting_env.KILL: "SIGKILL",
+    counting_env.RAISE: "ZeroDivisionError",
+    counting_env.HANG: "no answer",
+}
+
+
+def make(reports: list[str] | None = None, **options: Any) -> MetaWorldVectorEnv:
+    options = {"num_workers": 2, "step_timeout": 20.0, "max_restarts": 2, "max_episode_steps": 5} | options
+    return MetaWorldVectorEnv(
+        TASKS,
+        seed=0,
+        report=([] if reports is None else reports).append,
+        backend="tests.helpers.counting_env",
+        goals=counting_env.goals(TASKS),
+        **options,
+    )
+
+
+def plain(envs: MetaWorldVectorEnv) -> StepResult:
+    return envs.step(np.ones((4, 4), np.float32))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_worker_that_fails_is_reported_and_replaced_and_the_others_go_on(fault: float) -> None:
+    reports: list[str] = []
+    with make(reports, step_timeout=1.0) as envs:
+        envs.reset()
+        before = plain(envs)[0]
+        pids = envs.worker_pids
+        start = time.monotonic()
+        obs, reward, terminated, truncated, infos = envs.step(action(3, fault))
+        assert time.monotonic() - start < 10.0
+        assert gone(pids[1:], 0.5)
+        assert envs.worker_pids[0] == pids[0]
+        (report,) = reports
+        assert "worker 1 of 2" in report
+        assert "in task task-3 (copy 0, goal" in report
+        assert "env step 2" in report
+        assert FAULTS[fault] in report
+        assert "1 of at most 2 restarts" in report
+        assert envs.restarts == 1
+        assert infos["restarted"].tolist() == truncated.tolist() == [False, True, False, True]
+        assert not terminated.any()
+        assert obs[:, STEPS].tolist() == [2, 0, 2, 0]
+        assert reward[MINE].tolist() == [0, 0]
+        assert reward[OTHERS].tolist() == [2, 202]
+        np.testing.assert_array_equal(infos["final_obs"][MINE], before[MINE])
+        obs, _, _, truncated, infos = plain(envs)
+        assert obs[:, STEPS].tolist() == [3, 1, 3, 1]
+        assert not infos["restarted"].any()
+        assert not truncated.any()
+
+
+def goals_of_episodes(envs: MetaWorldVectorEnv, fault_at: int | None) -> list[list[float]]:
+    """The goals of each row's episodes, in order, over 30 steps; worker 1 is killed in one of them."""
+    obs, _ = envs.reset()
+    goals: list[list[float]] = [[goal] for goal in obs[:, GOAL].tolist()]
+    for step in range(30):
+        obs = envs.step(action(3, counting_env.KILL if step == fault_at else 0.0))[0]
+        for row in np.flatnonzero(obs[:, STEPS] == 0):
+            goals[row].append(float(obs[row, GOAL]))
+    return goals
+
+
+@pytest.mark.parametrize("fault_at", [0, 3, 4, 7])
+def test_goal_streams_go_on_after_a_restart_as_without_it(fault_at: int) -> None:
+    with make() as undisturbed, make() as envs:
+        expected, found = goals_of_episodes(undisturbed, None), goals_of_episodes(envs, fault_at)
+        for row in OTHERS:
+            assert found[row] == expected[row]
+        for row in MINE:
+            # One episode was cut short, or its last step lost, and counts as one of the stream all the same.
+            both = min(len(found[row]), len(expected[row]))
+            assert both >= 6
+            assert found[row][:both] == expected[row][:both]
+        np.testing.assert_array_equal(envs.reset(seed=3)[1]["goal"], undisturbed.reset(seed=3)[1]["goal"])
+
+
+def test_a_worker_killed_between_steps_is_replaced_in_the_next() -> None:
+    with make() as envs:
+        envs.reset()
+        os.kill(envs.worker_pids[1], signal.SIGKILL)
+        *_, infos = plain(envs)
+        assert infos["restarted"].tolist() == [False, True, False, True]
+
+
+def test_a_stopped_worker_counts_as_hung() -> None:
+    reports: list[str] = []
+    with make(reports, step_timeout=0.5) as envs:
+        envs.reset()
+        os.kill(envs.worker_pids[1], signal.SIGSTOP)
+        *_, infos = plain(envs)
+        assert infos["restarted"].tolist() == [False, True, False, True]
+        assert "no answer within 0.5 s" in reports[0]
+
+
+def test_all_workers_may_fail_at_once() -> None:
+    with make() as envs:
+        envs.reset()
+        actions = action(3, counting_env.KILL)
+        actions[0, 3] = counting_env.RAISE
+        obs, *_, infos = envs.step(actions)
+        assert infos["restarted"].all()
+        assert obs[:, STEPS].tolist() == [0, 0, 0, 0]
+        assert plain(envs)[0][:, STEPS].tolist() == [1, 1, 1, 1]
+
+
+def test_a_worker_killed_before_a_reset_is_replaced_in_it() -> None:
+    with make() as envs:
+        envs.reset()
+        os.kill(envs.worker_pids[1], signal.SIGKILL)
+        goals = np.array([5, 6, 7, 8])
+        obs, _ = envs.reset(options={"goal": goals})
+        assert obs[:, GOAL].tolist() == goals.tolist()
+        assert not plain(envs)[4]["restarted"].any()
+        assert envs.restarts == 1
+
+
+def test_workers_that_die_in_every_reset_use_up_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COUNTING_ENV_DIES_IN_RESET", "1")
+    envs = make(max_restarts=3)
+    with pytest.raises(EnvironmentFailure, match="2 of at most 3 restarts are used up"):
+        envs.reset()
+    assert envs.restarts == 2  # two workers at a time
+    envs.close()
+
+
+def test_a_worker_that_cannot_be_made_again_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with make() as envs:
+        envs.reset()
+        monkeypatch.setenv("COUNTING_ENV_BROKEN", "1")
+        with pytest.raises(EnvironmentFailure, match="asked not to be made") as caught:
+            envs.step(action(3, counting_env.KILL))
+        assert envs.restarts == 2
+        assert caught.value.step_result[4]["restarted"].tolist() == [False, True, False, True]
+
+
+def test_past_the_budget_the_last_step_and_the_state_are_still_there() -> None:
+    with make(max_restarts=0) as envs:
+        envs.reset()
+        before = plain(envs)[0]
+        with pytest.raises(EnvironmentFailure, match="0 of at most 0 restarts") as caught:
+            envs.step(action(3, counting_env.KILL))
+        obs, _, _, truncated, infos = caught.value.step_result
+        assert infos["restarted"].tolist() == truncated.tolist() == [False, True, False, True]
+        np.testing.assert_array_equal(obs[MINE], before[MINE])
+        assert obs[OTHERS, STEPS].tolist() == [2, 2]
+        for _ in range(2):
+            with pytest.raises(EnvironmentFailure, match="SIGKILL"):
+                plain(envs)
+        state = envs.get_state()
+    with make() as undisturbed, make(num_workers=3) as other:
+        streams = goals_of_episodes(undisturbed, None)
+        other.set_state(state)
+        assert other.observations[:, STEPS].tolist() == [2, 0, 2, 0]
+        assert other.observations[MINE, GOAL].tolist() == [streams[row][1] for row in MINE]
+        obs, *_, infos = plain(other)  # the caller's action answered an observation of the lost episode
+        assert infos["restarted"].tolist() == [False, True, False, True]
+        assert obs[:, STEPS].tolist() == [3, 1, 3, 1]
+        assert not plain(other)[4]["restarted"].any()
+
+
+def test_a_state_taken_while_a_worker_is_dead_stores_its_episodes_as_lost() -> None:
+    with make() as envs, make() as other:
+        envs.reset()
+        plain(envs)
+        os.kill(envs.worker_pids[1], signal.SIGKILL)
+        state = envs.get_state()
+        assert [env["env"] is None for env in state["envs"]] == [False, True, False, True]
+        expected = plain(envs)
+        assert envs.restarts == 1
+        other.set_state(state)
+        assert other.observations[:, STEPS].tolist() == [1, 0, 1, 0]
+        obs, *_, infos = plain(other)
+        np.testing.assert_array_equal(infos["restarted"], expected[4]["restarted"])
+        np.testing.assert_array_equal(obs[OTHERS], expected[0][OTHERS])
+        np.testing.assert_array_equal(obs[MINE, GOAL], expected[0][MINE, GOAL])
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_restarts_leave_no_descriptors_and_no_processes_behind() -> None:
+    with make(max_restarts=10) as envs:
+        envs.reset()
+        plain(envs)
+        before, pids = descriptors(), []
+        for _ in range(4):
+            pids += envs.worker_pids
+            envs.step(action(1, counting_env.KILL))
+        assert descriptors() == before
+        alive = set(envs.worker_pids)
+    assert gone([pid for pid in pids if pid not in alive])
+    assert gone(list(alive))
+
+
+def restarted_rows(tasks: tuple[str, ...], workers: int, copies: int) -> NDArray[np.bool_]:
+    with MetaWorldVectorEnv(
+        tasks,
+        seed=0,
+        num_workers=workers,
+        envs_per_task=copies,
+        report=print,
+        backend="tests.helpers.counting_env",
+        goals=counting_env.goals(tasks),
+    ) as envs:
+        envs.reset()
+        os.kill(envs.worker_pids[0], signal.SIGKILL)
+        restarted: NDArray[np.bool_] = envs.step(np.zeros((envs.num_envs, 4), np.float32))[4]["restarted"]
+        return restarted
+
+
+def test_all_copies_of_a_worker_are_marked_and_no_others() -> None:
+    assert restarted_rows(TASKS[:2], workers=1, copies=3).all()
+    assert restarted_rows(TASKS, workers=4, copies=2).sum() == 2
+
+
+def test_by_default_a_restart_is_a_warning() -> None:
+    envs = MetaWorldVectorEnv(
+        TASKS, seed=0, backend="tests.helpers.counting_env", goals=counting_env.goals(TASKS)
+    )
+    with envs:
+        envs.reset()
+        os.kill(envs.worker_pids[0], signal.SIGKILL)
+        with pytest.warns(RuntimeWarning, match="SIGKILL"):
+            plain(envs)

@@ -1,0 +1,284 @@
+"""The rules of the vector API, read off an environment that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from mtrl.envs.engine.vector import MetaWorldVectorEnv
+from mtrl.errors import NonFiniteError, UserError
+from tests.helpers import counting_env
+
+TASKS = ("task-3", "task-1", "task-2")
+STEPS, GOAL, EPISODES, CODE, TOTAL = range(5)
+
+
+def make(tasks: tuple[str, ...] = TASKS, **options: Any) -> MetaWorldVectorEnv:
+    options = {"seed": 0, "num_workers": 2, "max_episode_steps": 4, "step_timeout": 20.0} | options
+    return MetaWorldVectorEnv(
+        tasks, backend="tests.helpers.counting_env", goals=counting_env.goals(tasks), **options
+    )
+
+
+def zeros(envs: MetaWorldVectorEnv) -> NDArray[np.float32]:
+    return np.zeros((envs.num_envs, 4), np.float32)
+
+
+def test_rows_are_task_major_and_described() -> None:
+    with make(envs_per_task=2) as envs:
+        obs, _ = envs.reset()
+        assert obs[:, CODE].tolist() == [3, 3, 1, 1, 2, 2]
+        assert (envs.num_envs, envs.num_tasks, envs.envs_per_task) == (6, 3, 2)
+        assert envs.task_names == TASKS
+        assert envs.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+        assert envs.single_observation_space.shape == (39,)
+        assert envs.observation_space.shape == (6, 39)
+        assert envs.single_action_space.shape == (4,)
+        assert envs.action_space.shape == (6, 4)
+        assert envs.observation_space.dtype == envs.action_space.dtype == np.float32
+
+
+def test_episode_is_truncated_on_its_last_step_and_restarts_in_it() -> None:
+    with make() as envs:
+        envs.reset()
+        for step in range(1, 10):
+            obs, reward, terminated, truncated, infos = envs.step(zeros(envs))
+            last = step % 4 == 0
+            assert not terminated.any()
+            assert truncated.tolist() == [last] * 3
+            assert obs[:, STEPS].tolist() == [0 if last else step % 4] * 3
+            assert reward.tolist() == [100 * code + (step - 1) % 4 + 1 for code in (3, 1, 2)]
+            assert obs[:, EPISODES].tolist() == [1 + step // 4] * 3
+            assert ("final_obs" in infos) == last
+            if last:
+                assert infos["final_obs"][:, STEPS].tolist() == [4, 4, 4]
+                assert infos["final_obs"].dtype == np.float32
+            assert infos["success"].dtype == np.float32
+            assert infos["success"].shape == (3,)
+
+
+def test_success_is_reported_on_the_last_step_too() -> None:
+    with make() as envs:
+        envs.reset()
+        actions = zeros(envs)
+        actions[1, 3] = counting_env.SUCCEED
+        for _ in range(4):
+            *_, terminated, truncated, infos = envs.step(actions)
+            assert infos["success"].tolist() == [0, 1, 0]
+            assert not terminated.any()
+        assert truncated.all()
+
+
+def test_success_ends_the_episode_if_asked_to_and_others_keep_their_rows() -> None:
+    with make(terminate_on_success=True) as envs:
+        envs.reset()
+        actions = zeros(envs)
+        actions[1, 3] = counting_env.SUCCEED
+        obs, _, terminated, truncated, infos = envs.step(actions)
+        assert terminated.tolist() == [False, True, False]
+        assert not truncated.any()
+        assert obs[:, STEPS].tolist() == [1, 0, 1]
+        assert infos["final_obs"][:, STEPS].tolist() == [1, 1, 1]
+        assert infos["final_obs"][:, EPISODES].tolist() == [1, 1, 1]
+        for _ in range(3):
+            obs, _, _, truncated, _ = envs.step(zeros(envs))
+        assert truncated.tolist() == [True, False, True]
+        assert obs[:, STEPS].tolist() == [0, 3, 0]
+
+
+def test_each_row_receives_its_own_action() -> None:
+    with make(envs_per_task=2) as envs:
+        envs.reset()
+        actions = zeros(envs)
+        actions[:, 0] = np.arange(6)
+        envs.step(actions)
+        obs, *_ = envs.step(actions)
+        assert obs[:, TOTAL].tolist() == [0, 2, 4, 6, 8, 10]
+
+
+def test_given_goals_are_started_and_reported() -> None:
+    with make(envs_per_task=2) as envs:
+        goals = np.array([5, 0, 49, 7, 7, 1])
+        obs, infos = envs.reset(options={"goal": goals})
+        assert obs[:, GOAL].tolist() == infos["goal"].tolist() == goals.tolist()
+
+
+def test_given_goals_do_not_move_the_goal_streams() -> None:
+    with make() as envs:
+        drawn = [envs.reset(seed=1)[1]["goal"], envs.reset()[1]["goal"]]
+        envs.reset(seed=1)
+        envs.reset(options={"goal": np.zeros(3, int)})
+        np.testing.assert_array_equal(envs.reset()[1]["goal"], drawn[1])
+
+
+def test_goals_are_drawn_from_the_first_ones_only() -> None:
+    with make(num_goals=3) as envs:
+        drawn = np.array([envs.reset()[1]["goal"] for _ in range(60)])
+        assert set(drawn.ravel()) == {0, 1, 2}
+
+
+def drawn_goals(envs: MetaWorldVectorEnv, episodes: int = 8) -> NDArray[np.float32]:
+    rows = [envs.reset()[0][:, GOAL]]
+    for _ in range(4 * episodes):
+        obs, *_ = envs.step(zeros(envs))
+        rows.append(obs[:, GOAL])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 100])
+def test_goal_streams_do_not_depend_on_the_number_of_workers(workers: int) -> None:
+    with make() as two, make(num_workers=workers) as other:
+        assert len(other.worker_pids) == min(workers, 3)
+        np.testing.assert_array_equal(drawn_goals(two), drawn_goals(other))
+
+
+def test_goal_streams_do_not_depend_on_other_tasks_or_copies() -> None:
+    with make(envs_per_task=2) as whole, make(("task-2",)) as alone:
+        np.testing.assert_array_equal(drawn_goals(whole)[:, 4], drawn_goals(alone)[:, 0])
+
+
+def test_copies_tasks_and_seeds_have_different_streams() -> None:
+    with make(envs_per_task=2) as first, make(envs_per_task=2, seed=1) as second:
+        columns = np.concatenate([drawn_goals(first), drawn_goals(second)], axis=1)
+        assert len(np.unique(columns, axis=1).T) == 12
+
+
+def test_reset_with_a_seed_starts_the_streams_of_that_seed() -> None:
+    with make(seed=5) as envs, make(seed=6) as other:
+        expected = drawn_goals(envs)
+        obs, _ = other.reset(seed=5)
+        np.testing.assert_array_equal(obs[:, GOAL], expected[0])
+
+
+def test_returned_arrays_are_the_callers_own() -> None:
+    with make() as envs:
+        obs, _ = envs.reset()
+        first = envs.step(zeros(envs))
+        kept = [array.copy() for array in first[:4]]
+        obs[:] = -1
+        envs.step(zeros(envs))
+        for array, copy in zip(first[:4], kept, strict=True):
+            np.testing.assert_array_equal(array, copy)
+
+
+def test_state_continues_with_another_seed_and_number_of_workers() -> None:
+    with make(envs_per_task=2, num_goals=9) as envs:
+        envs.reset()
+        for _ in range(6):
+            envs.step(np.ones((6, 4), np.float32))
+        state = envs.get_state()
+        expected = [envs.step(np.ones((6, 4), np.float32)) for _ in range(9)]
+    with make(envs_per_task=2, num_goals=9, seed=8, num_workers=3) as other:
+        other.set_state(state)
+        assert other.observations[:, STEPS].tolist() == [2] * 6
+        for step in expected:
+            for theirs, ours in zip(step[:4], other.step(np.ones((6, 4), np.float32))[:4], strict=True):
+                np.testing.assert_array_equal(theirs, ours)
+
+
+@pytest.mark.parametrize("other", [{"tasks": ("task-1",)}, {"envs_per_task": 2}, {"max_episode_steps": 5}])
+def test_state_of_other_environments_is_refused(other: dict[str, Any]) -> None:
+    with make() as envs, make(**other) as different:
+        envs.reset()
+        with pytest.raises(UserError, match="does not fit"):
+            different.set_state(envs.get_state())
+
+
+def test_calls_out_of_order_are_refused() -> None:
+    envs = make()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        envs.step(zeros(envs))
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        envs.get_state()
+    envs.reset()
+    with pytest.raises(gymnasium.error.NoAsyncCallError):
+        envs.step_wait()
+    envs.step_async(zeros(envs))
+    pending: list[Callable[[], object]] = [envs.reset, envs.get_state, lambda: envs.step_async(zeros(envs))]
+    for call in pending:
+        with pytest.raises(gymnasium.error.AlreadyPendingCallError):
+            call()
+    envs.step_wait()
+    envs.close()
+    envs.close()
+    closed: list[Callable[[], object]] = [envs.reset, envs.step_wait, lambda: envs.step_async(zeros(envs))]
+    for call in closed:
+        with pytest.raises(gymnasium.error.ClosedEnvironmentError):
+            call()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_action_reaches_no_environment(value: float) -> None:
+    with make() as envs:
+        envs.reset()
+        actions = zeros(envs)
+        actions[1, 2] = value
+        with pytest.raises(NonFiniteError, match="action in task-1"):
+            envs.step(actions)
+        obs, *_ = envs.step(zeros(envs))
+        assert obs[:, STEPS].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("special", "what"), [(counting_env.NAN_OBS, "observation"), (counting_env.NAN_REWARD, "reward")]
+)
+@pytest.mark.parametrize("step", [1, 4])
+def test_non_finite_simulation_names_the_task(special: float, what: str, step: int) -> None:
+    with make() as envs:
+        envs.reset()
+        for _ in range(step - 1):
+            envs.step(zeros(envs))
+        actions = zeros(envs)
+        actions[2, 3] = special
+        with pytest.raises(NonFiniteError, match=f"{what} in task-2"):
+            envs.step(actions)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"envs_per_task": 0},
+        {"num_workers": 0},
+        {"num_goals": 51},
+        {"num_goals": 0},
+        {"max_episode_steps": -1},
+        {"envs_per_task": 1.5},
+        {"seed": -1},
+        {"seed": None},
+        {"reward_version": "v3"},
+        {"render_mode": "ascii"},
+        {"step_timeout": 0.0},
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(UserError, match=name):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"goal": np.zeros(2, int)}, {"goal": np.zeros(3)}, {"goal": np.full(3, 50)}, {"gaol": np.zeros(3, int)}],
+)
+def test_wrong_reset_options_are_refused(options: dict[str, Any]) -> None:
+    with make() as envs, pytest.raises(UserError, match="goal"):
+        envs.reset(options=options)
+
+
+def test_wrong_action_shape_is_refused() -> None:
+    with make() as envs:
+        envs.reset()
+        with pytest.raises(UserError, match=r"\[3, 4\]"):
+            envs.step(np.zeros((4, 3), np.float32))
+
+
+def test_frames_come_in_the_order_asked_for() -> None:
+    with make() as envs:
+        assert [frame[0, 0, 0] for frame in envs.render()] == [3, 1, 2]
+        assert [frame[0, 0, 0] for frame in envs.render([2, 0])] == [2, 3]

@@ -1,0 +1,96 @@
+"""task_jacobian against a loop of autograd.grad; the example without RL in README runs as printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtrl import set_gradient, task_jacobian
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+class _Shared(nn.Module):
+    """A trunk for three tasks, a head that only the last one uses, a frozen and an unused parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv1d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, 3))
+        self.last = nn.Linear(3, 1)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def losses(self, inputs: Tensor) -> Tensor:
+        features = self.frozen(self.trunk(inputs.unsqueeze(1)))
+        first, second = features[:, 0].square().mean(), features[:, 1].exp().mean()
+        return torch.stack((first, second, self.last(features).square().mean()))
+
+
+@pytest.fixture
+def module() -> _Shared:
+    torch.manual_seed(0)
+    return _Shared().double()
+
+
+INPUTS = torch.linspace(-1.0, 2.0, 20, dtype=torch.float64).view(5, 4)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_rows_are_those_of_one_backward_per_task(module: _Shared, batched: bool) -> None:
+    trainable = [value for value in module.parameters() if value.requires_grad]
+    losses = module.losses(INPUTS)
+    expected = []
+    for loss in losses:
+        parts = torch.autograd.grad(loss, trainable, retain_graph=True, materialize_grads=True)
+        expected.append(torch.cat([part.flatten() for part in parts]))
+    found = task_jacobian(losses, module, batched=batched)
+    assert found.shape == (3, sum(value.numel() for value in trainable))
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert not found[:, :2].any()  # the unused parameter
+    assert not found[:2, -4:].any()  # the last task's head
+    assert all(value.grad is None for value in module.parameters())
+
+
+def test_a_written_direction_is_what_backward_would_have_left(module: _Shared) -> None:
+    set_gradient(module, task_jacobian(module.losses(INPUTS), module).sum(0))
+    written = {name: value.grad for name, value in module.named_parameters()}
+    module.zero_grad(set_to_none=True)
+    module.losses(INPUTS).sum().backward()
+    for name, value in module.named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(written[name], value.grad)
+    assert written["frozen.weight"] is None
+
+
+def test_tensors_may_stand_for_a_module_and_gradients_are_copies() -> None:
+    theta = torch.tensor([1.0, 2.0], requires_grad=True)
+    rows = task_jacobian(torch.stack((theta[0] ** 2, theta.prod())), [theta])
+    assert rows.tolist() == [[2.0, 0.0], [2.0, 1.0]]
+    set_gradient([theta], rows[0])
+    rows.zero_()
+    assert theta.grad is not None
+    assert theta.grad.tolist() == [2.0, 0.0]
+
+
+def test_mistakes_are_named(module: _Shared) -> None:
+    with pytest.raises(ValueError, match=r"vector \[T\].*found shape \[\], requires_grad=True"):
+        task_jacobian(module.losses(INPUTS).sum(), module)
+    with pytest.raises(ValueError, match=r"found shape \[3\], requires_grad=False"):
+        task_jacobian(module.losses(INPUTS).detach(), module)
+    with pytest.raises(ValueError, match="at least one tensor with requires_grad=True"):
+        task_jacobian(module.losses(INPUTS), module.frozen)
+    with pytest.raises(ValueError, match=r"direction must have shape \[\d+\]; found \[3\]"):
+        set_gradient(module, torch.zeros(3))
+
+
+def test_the_example_in_readme_learns_both_tasks() -> None:
+    section = README.read_text(encoding="utf-8").partition("## Without RL")[2]
+    block = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert block is not None
+    names: dict[str, Tensor] = {}
+    exec(block[1], names)
+    assert (names["losses"] < 0.01).all(), names["losses"]

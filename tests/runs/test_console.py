@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mtrl.runs import console
+from mtrl.runs.console import ProgressReport, evaluation_table, start_screen
+from mtrl.runs.evaluation import Evaluation
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+RESULT = Evaluation(
+    ("reach-v3", "push-v3"),
+    np.array([[True, True, True, False], [False, False, False, True]]),
+    np.array([[True, False, False, False], [False, False, False, True]]),
+    np.array([[100.0, 200.0, 300.0, 400.0], [1.0, 2.0, 3.0, 4.0]]),
+)
+
+
+def terminal() -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(file=stream, force_terminal=True, force_interactive=True, width=100), stream
+
+
+def seen(stream: io.StringIO) -> str:
+    """Text on the terminal without the escape sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+
+
+def test_outside_a_terminal_nothing_has_control_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    start_screen("MT10", [("device", "cpu"), ("x" * 90, "y" * 90)], ["a note"])
+    with ProgressReport(1000, 0) as progress:
+        progress.update(500, success=0.5, steps_per_second=10.0)
+        progress.message("checkpoint written")
+    evaluation_table(RESULT)
+    console.warning("careful")
+    console.error("wrong")
+    out, err = capsys.readouterr()
+    assert out and err
+    assert not CONTROL.search(out) and not CONTROL.search(err)
+    assert out.isascii()
+
+
+def test_the_plain_start_screen_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    start_screen("MT10, cagrad", [("tasks", "10"), ("parameters", "1.2 M")], ["no GPU found"])
+    assert capsys.readouterr().out.splitlines() == [
+        "MT10, cagrad",
+        "  tasks       10",
+        "  parameters  1.2 M",
+        "  no GPU found",
+    ]
+
+
+def test_the_start_screen_on_a_terminal_shows_the_text_as_it_is() -> None:
+    target, stream = terminal()
+    start_screen("run [bold]", [("tasks", "[red]10[/nothing]")], ["note [/x]"], console=target)
+    for text in ("run [bold]", "[red]10[/nothing]", "note [/x]"):
+        assert text in seen(stream)
+
+
+def test_each_update_is_one_plain_line_with_speed_and_eta(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReport(2_000_000, 0) as progress:
+        progress.update(20_000, success=None, steps_per_second=None)
+        progress.update(200_000, success=0.125, steps_per_second=100.0)
+        progress.update(2_000_000, success=float("nan"), steps_per_second=99.6)
+    assert capsys.readouterr().out.splitlines() == [
+        "step 20,000 / 2,000,000 (1.0 %)  success -  - steps/s  ETA -",
+        "step 200,000 / 2,000,000 (10.0 %)  success 0.125  100 steps/s  ETA 5:00:00",
+        "step 2,000,000 / 2,000,000 (100.0 %)  success -  100 steps/s  ETA 0:00:00",
+    ]
+
+
+def test_a_terminal_gets_one_bar_that_starts_where_the_run_resumes() -> None:
+    target, stream = terminal()
+    progress = ProgressReport(1000, 500, console=target)
+    progress.message("resumed [at] 500")
+    progress.update(750, success=0.25, steps_per_second=25.0)
+    progress.close()
+    progress.close()
+    text = seen(stream)
+    assert "50%" in text and "75%" in text
+    assert "success 0.250  25 steps/s  ETA 0:00:10" in text
+    assert "resumed [at] 500" in text
+
+
+def test_warnings_appear_while_the_bar_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, stream = terminal()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with ProgressReport(10, 0, console=target):
+        console.warning("disk is full")
+    assert "warning: disk is full" in seen(stream)
+
+
+def test_the_evaluation_table_has_tasks_and_their_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation_table(RESULT)
+    rows = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        ["task (4 episodes each)", "success", "last step", "return"],
+        ["reach-v3", "0.750", "0.250", "250.0"],
+        ["push-v3", "0.250", "0.250", "2.5"],
+        ["mean", "0.500", "0.250", "126.2"],
+    ]
+    target, stream = terminal()
+    evaluation_table(RESULT, console=target)
+    cells = [re.findall(r"[\w.-]+", line) for line in seen(stream).splitlines()]
+    for row in rows[1:]:
+        assert row in cells
+
+
+def test_warnings_and_errors_go_to_stderr_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 200
+    console.warning(f"[bold]{long}")
+    console.error("bad :smile: value")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [f"warning: [bold]{long}", "error: bad :smile: value"]
+
+
+def test_an_evaluation_averages_over_tasks_and_episodes() -> None:
+    assert RESULT.episodes_per_task == 4
+    assert RESULT.mean_success == pytest.approx((3 / 4 + 1 / 4) / 2)
+    assert RESULT.mean_success_last == pytest.approx((1 / 4 + 1 / 4) / 2)
+    assert RESULT.mean_return == pytest.approx((250.0 + 2.5) / 2)

@@ -1,0 +1,46 @@
+"""The environment benchmark on a small layout: rows, keys, what is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mtrl_benchmarks.command import run
+
+from mtrl.errors import UserError
+
+
+def test_every_backend_that_is_there_gets_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "envs.json"
+    flags = ["--tasks", "reach-v3", "--envs-per-task", "1", "2", "--steps", "5", "--turns", "3"]
+    assert run(["envs", *flags, "--workers", "1", "2", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    found = {(row["backend"], row["envs_per_task"], row["actions"], row["workers"]) for row in rows}
+    ours = {("mtrl", e, kind, w) for e in (1, 2) for kind in ("random", "scripted") for w in (1, 2)}
+    assert ours <= found
+    assert {("physics", *rest) for _, *rest in ours} <= found
+    for row in rows:
+        assert row["env_steps_per_s"] > 0
+        assert row["startup_s"] > 0
+        assert row["tasks"] == "reach-v3"
+        if row["backend"] == "mtrl":
+            assert 0 < row["share_of_physics"] < 1.5
+            assert row["memory_mb"] > 0
+    output = capsys.readouterr()
+    assert "gym_async: left out, it makes whole benchmarks only" in output.err
+    assert "| mtrl" in output.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "0"], "must be positive"),
+        (["--steps", "100", "--turns", "9"], "at most 480"),
+        (["--peers", "gym_asinc"], "Did you mean 'gym_async'"),
+        (["--tasks", "MT11"], "Did you mean 'MT10'"),
+    ],
+)
+def test_mistakes_are_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(["envs", *flags])

@@ -1,0 +1,120 @@
+"""The gallery's recorded, batched descent against a plain loop; its tables and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mtrl_gallery.descent import LANDSCAPES, Run, descend, final_rows, toy_losses, write_table
+from torch import Tensor
+
+from mtrl.cli.commands import main_gallery
+from mtrl.combiners import COMBINERS, make_combiner
+
+SHIFT = 21.0  # the gallery's: losses start at -20
+# By losses, by the Gramian, with a counter, with a look at the losses after a step, with its own optimiser.
+KINDS = [name for name in ("mean", "cagrad", "nash_mtl", "pcgrad", "famo", "adatask") if name in COMBINERS]
+
+
+def plain_loop(method: str, landscape: str, start: str, steps: int, lr: float) -> Tensor:
+    theta = torch.tensor(LANDSCAPES[landscape].starts[start], dtype=torch.float64, requires_grad=True)
+    factors = torch.tensor(LANDSCAPES[landscape].factors, dtype=torch.float64)
+    combiner = make_combiner(method, num_tasks=2)
+    optimizer: torch.optim.Optimizer
+    optimizer = (torch.optim.SGD if combiner.preconditioned else torch.optim.Adam)([theta], lr=lr)
+    points = [theta.detach().clone()]
+    for _ in range(steps):
+        losses = toy_losses(theta, factors)
+        rows = torch.stack([torch.autograd.grad(loss, theta, retain_graph=True)[0] for loss in losses])
+        theta.grad = combiner.combine(rows, losses.detach() + SHIFT)
+        optimizer.step()
+        if combiner.looks_again:
+            combiner.after_step(toy_losses(theta, factors).detach() + SHIFT)
+        points.append(theta.detach().clone())
+    return torch.stack(points)
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_trajectories_are_those_of_a_plain_loop(method: str) -> None:
+    run = descend(method, steps=25, lr=0.05)
+    for landscape, start in (("cagrad", "B"), ("nash", "D")):
+        expected = plain_loop(method, landscape, start, 25, 0.05)
+        torch.testing.assert_close(run.paths[landscape][start], expected, rtol=1e-8, atol=1e-8)
+
+
+def test_long_trajectories_are_thinned_and_keep_both_ends() -> None:
+    short = descend("mean", steps=300, lr=1e-3, landscapes=("cagrad",)).paths["cagrad"]["C"]
+    long = descend("mean", steps=901, lr=1e-3, landscapes=("cagrad",)).paths["cagrad"]["C"]
+    assert len(short) == 301
+    assert len(long) == 302  # every third, and the last one
+    torch.testing.assert_close(long[:101], short[::3])
+
+
+def test_losses_at_known_points() -> None:
+    """The optimum of the mean and the ends of the Pareto set, from an independent minimisation."""
+    points = torch.tensor([[0.0, 7.0, -7.0], [-8.3552] * 3], dtype=torch.float64)
+    values = toy_losses(points, torch.ones(2, dtype=torch.float64))
+    expected = [[-15.0916, -19.9893, -0.3986], [-15.0916, -0.3986, -19.9893]]
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64), rtol=0.0, atol=2e-3)
+    scaled = toy_losses(points, torch.tensor([0.1, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(scaled, values * torch.tensor([[0.1], [1.0]], dtype=torch.float64))
+
+
+def _run_to(x: float, y: float) -> Run:
+    path = torch.tensor([[-8.5, 7.5], [x, y]], dtype=torch.float64)
+    return Run("mine", 50, 0.1, {"cagrad": {"A": path}, "nash": {"A": path}})
+
+
+def test_the_table_says_who_reached_the_optimum_or_the_pareto_set(tmp_path: Path) -> None:
+    assert [row["reached_step"] for row in final_rows(_run_to(0.0, -8.36))] == [1, None]
+    assert [row["on_pareto_set"] for row in final_rows(_run_to(-6.0, -8.4))] == [True, True]
+    assert [row["on_pareto_set"] for row in final_rows(_run_to(-6.0, 2.0))] == [False, False]
+    table = write_table([_run_to(0.0, -8.36), _run_to(-6.0, 2.0)], tmp_path / "new")
+    assert "| mine | 50, 0.1 | **optimum** [1] |" in table
+    assert "| mine | 50, 0.1 | (-6.00, 2.00) |" in table
+    assert (tmp_path / "new" / "table.md").read_text() == table
+    assert len(json.loads((tmp_path / "new" / "final.json").read_text())) == 4
+
+
+def test_the_script_draws_what_can_run_and_says_what_cannot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--methods", "mean", "torchjd", "--long", "mean", "--steps", "4", "--out", str(tmp_path)]
+    assert main_gallery(arguments) == 0
+    for name in ("mean.png", "contact-sheet.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "torchjd.png").exists()
+    assert {row["steps"] for row in json.loads((tmp_path / "final.json").read_text())} == {12}
+    assert "torchjd: left out. It reads numbers on the host" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "cagrat"], "unknown method 'cagrat'. Did you mean 'cagrad'?"),
+        (["--steps", "0"], "--steps and --lr must be positive; found 0 and"),
+        (["--step", "5"], "unknown flag '--step'. Did you mean '--steps'?"),
+    ],
+)
+def test_mistakes_end_with_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_gallery(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_conicgrad_reaches_the_optimum_from_where_the_mean_is_stuck() -> None:
+    # Not CAGrad: at this learning rate rounding decides when it leaves the valley of start E.
+    mean, conicgrad = (
+        {row["start"]: row["reached_step"] is not None for row in final_rows(run)}
+        for run in (
+            descend(name, steps=26_000, lr=3e-3, landscapes=("cagrad",)) for name in ("mean", "conicgrad")
+        )
+    )
+    assert not mean["A"]
+    assert not mean["E"]
+    assert all(conicgrad.values())

@@ -1,0 +1,194 @@
+"""Runs that meet trouble: non-finite numbers, full disks, impossible requests, workers that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtrl import train
+from mtrl.cli.commands import main_train
+from mtrl.config.schema import EnvConfig, ReplayConfig
+from mtrl.envs import MetaWorldVectorEnv
+from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
+from mtrl.runs.evaluation import Evaluation
+from mtrl.training.evaluate import Policy, evaluate
+from mtrl.training.run import resolve_device, resume_training
+from mtrl.training.stepper import Stepper
+from tests.helpers.short_runs import TASKS, config, lines, without_time
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name(
+    value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Stepper.vector_step
+
+    def poison(self: Stepper, step: int) -> None:
+        original(self, step)
+        if step == 31:
+            self.parts.replay._rows[1, :, 43] = value
+
+    monkeypatch.setattr(Stepper, "vector_step", poison)
+    with pytest.raises(NonFiniteError, match=r"critic in drawer-close-v3\."):
+        train(config(), tmp_path / "run")
+    step, state = load_checkpoint(tmp_path / "run")
+    assert step == 25
+    assert torch.isfinite(state["agent"]["module"]["target"]).all()
+
+
+def test_a_non_finite_action_never_reaches_an_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Stepper.vector_step
+
+    def poison(self: Stepper, step: int) -> None:
+        if step == 30:
+            with torch.no_grad():
+                self.parts.agent.actor.flat.vector.fill_(float("nan"))
+        original(self, step)
+
+    monkeypatch.setattr(Stepper, "vector_step", poison)
+    with pytest.raises(NonFiniteError, match="reach-v3"):
+        train(config(), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run")[0] == 25
+
+
+def test_a_full_disk_is_survived_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+
+    def fail_once(*arguments: Any, **options: Any) -> Path:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return save_checkpoint(*arguments, **options)
+
+    monkeypatch.setattr("mtrl.training.loop.save_checkpoint", fail_once)
+    assert train(config(), tmp_path / "run") == 0
+    assert "No space left on device" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "run")[0] == 60
+
+
+def test_resuming_a_complete_run_is_refused_with_advice(tmp_path: Path) -> None:
+    train(config(steps=20), tmp_path / "run")
+    with pytest.raises(UserError, match=r"is complete: 20 of 20 .* --steps"):
+        resume_training(tmp_path / "run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_without_a_gpu_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    code = main_train(
+        ["--preset", "debug", "--device", "cuda", "--run-dir", str(run)], preset="mt10", tasks=TASKS
+    )
+    assert code == 2
+    assert "--device auto" in capsys.readouterr().err
+    assert not run.exists()
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_too_large_a_replay_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="replay buffers need"):
+        train(config(replay=ReplayConfig(capacity_per_task=10**12)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def _kill_a_worker(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
+    """Before these vector steps (counted from 0) a worker of the training environments dies."""
+    original = Stepper.vector_step
+
+    def kill(self: Stepper, step: int) -> None:
+        if step in at:
+            os.kill(self.parts.envs.worker_pids[0], signal.SIGKILL)
+        original(self, step)
+
+    monkeypatch.setattr(Stepper, "vector_step", kill)
+
+
+def _kill_a_worker_before_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(policy: Policy, envs: MetaWorldVectorEnv, episodes: int) -> Evaluation:
+        os.kill(envs.worker_pids[0], signal.SIGKILL)
+        return evaluate(policy, envs, episodes)
+
+    monkeypatch.setattr("mtrl.training.loop.evaluate", kill)
+
+
+def test_a_killed_worker_is_replaced_and_nothing_invented_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _kill_a_worker(monkeypatch, {30})
+    assert train(config(env=EnvConfig(max_episode_steps=20, num_workers=2)), tmp_path / "run") == 0
+    message = capsys.readouterr().err
+    assert "SIGKILL" in message
+    assert any(task in message for task in TASKS)
+    assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["env/restarts"] == 1.0
+    state = load_checkpoint(tmp_path / "run")[1]
+    rows = torch.roll(state["replay"]["rows"], -state["replay"]["next"], dims=1)  # steps 20 to 59
+    obs, following = rows[..., :39], rows[..., 45:]
+    mine, other = (0, 1) if torch.equal(rows[0, 9], rows[0, 10]) else (1, 0)
+    assert torch.equal(rows[mine, 9], rows[mine, 10])  # step 30 repeats step 29
+    assert not torch.equal(rows[other, 9], rows[other, 10])
+    # Everything else continues the step before, except where an episode begins; the hand knows both.
+    jumps = (obs[:, 1:, :3] - following[:, :-1, :3]).abs().amax(-1) > 1e-3
+    assert jumps[other].nonzero().flatten().tolist() == [19]
+    assert jumps[mine].nonzero().flatten().tolist() == [9, 10, 30]
+
+
+def test_past_the_budget_a_checkpoint_is_written_and_the_run_goes_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _kill_a_worker(monkeypatch, {30})
+    env = EnvConfig(max_episode_steps=20, num_workers=2, max_restarts=0)
+    with pytest.raises(
+        EnvironmentFailure, match=r"SIGKILL(.|\n)*stopped at vector step 31; continue with --res"
+    ):
+        train(config(env=env), tmp_path / "run")
+    step, state = load_checkpoint(tmp_path / "run")
+    assert step == 31
+    assert [stored["env"] is None for stored in state["envs"]["envs"]].count(True) == 1
+    monkeypatch.undo()
+    assert resume_training(tmp_path / "run") == 0
+    step, state = load_checkpoint(tmp_path / "run")
+    assert step == 60
+    assert torch.isfinite(state["replay"]["rows"]).all()
+
+
+def test_the_script_exits_75_past_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _kill_a_worker(monkeypatch, {20})
+    run = tmp_path / "run"
+    flags = ["--preset", "debug", "--run-dir", str(run), "--env.max-restarts", "0"]
+    assert main_train(flags, preset="mt10", tasks=TASKS) == 75
+    message = capsys.readouterr().err
+    assert "SIGKILL" in message
+    assert f"--resume {run}" in message
+    assert load_checkpoint(run)[0] == 21
+
+
+def test_a_worker_killed_during_evaluation_changes_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(), tmp_path / "undisturbed")
+    _kill_a_worker_before_every_evaluation(monkeypatch)
+    train(config(), tmp_path / "disturbed")
+    first, second = (lines(tmp_path / name / "evaluations.jsonl") for name in ("undisturbed", "disturbed"))
+    assert [without_time(line) for line in first] == [without_time(line) for line in second]
+
+
+def test_evaluation_workers_past_the_budget_end_the_run_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _kill_a_worker_before_every_evaluation(monkeypatch)
+    with pytest.raises(EnvironmentFailure, match="stopped at vector step 30"):
+        train(config(env=EnvConfig(max_episode_steps=20, max_restarts=0)), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run")[0] == 30

@@ -1,0 +1,67 @@
+"""Updates that run while the environments step are the updates of a loop that does one after the other."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtrl.config.schema import SacConfig, TrainConfig
+from mtrl.training.parts import Parts, build_envs
+from mtrl.training.stepper import Stepper
+from tests.helpers.short_runs import config
+
+STEPS = 45
+
+
+def _trained(*, overlap: bool) -> dict[str, Any]:
+    settings = config(steps=STEPS, method="cagrad")
+    with closing(build_envs(settings, num_workers=2)) as envs:
+        if not overlap:
+            results: list[Any] = []
+            start, wait = envs.step_async, envs.step_wait
+
+            def whole_step(actions: Any) -> None:
+                start(actions)
+                results.append(wait())
+
+            envs.step_async, envs.step_wait = whole_step, results.pop  # type: ignore[method-assign]
+        parts = Parts(settings, envs, torch.device("cpu"))
+        stepper = Stepper(settings, parts)
+        stepper.begin()
+        for step in range(STEPS):
+            stepper.vector_step(step)
+        return {"vector": parts.agent.critic.flat.vector.detach(), "rows": parts.replay.state_dict()["rows"]}
+
+
+def test_a_restart_in_the_first_vector_step_only_lengthens_the_warm_up() -> None:
+    train = TrainConfig(warmup_steps=8, num_threads=1)
+    settings = config(steps=12, train=train, sac=SacConfig(batch_per_task=8))
+    with closing(build_envs(settings, num_workers=1)) as envs:
+        parts = Parts(settings, envs, torch.device("cpu"))
+        before = parts.agent.critic.flat.vector.detach().clone()
+        stepper, wait = Stepper(settings, parts), envs.step_wait
+        steps: list[int] = []
+
+        def restarted_at_first() -> Any:
+            *values, infos = wait()
+            infos["restarted"] = np.full(envs.num_envs, not steps)
+            steps.append(1)
+            return *values, infos
+
+        envs.step_wait = restarted_at_first  # type: ignore[method-assign]
+        stepper.begin()
+        for step in range(12):
+            stepper.vector_step(step)
+            if step == 8:
+                assert parts.replay.size == 8
+                assert torch.equal(parts.agent.critic.flat.vector, before)
+        assert not torch.equal(parts.agent.critic.flat.vector, before)
+
+
+def test_overlap_changes_no_number() -> None:
+    beside, after = _trained(overlap=True), _trained(overlap=False)
+    assert torch.equal(beside["vector"], after["vector"])
+    assert torch.equal(beside["rows"], after["rows"])
