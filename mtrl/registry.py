@@ -1,7 +1,7 @@
 """Names of exchangeable parts (methods, networks, agents, suites, sinks) and how a user's own are found.
 
-Wherever a name is accepted, `package.module:Name` or `path/to/file.py:Name` names a user's own part. Imports the
-standard library only: `--help` lists names without importing what they stand for.
+Wherever a name is accepted, `package.module:Name` or `path/to/file.py:Name` names a user's own part.
+Imports the standard library only: `--help` lists names without importing what they stand for.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _import(place: str, kind: str) -> Any:
         if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
             raise  # the module is there, something that it imports is not
         raise UserError(
-            f"no module '{place}' for the {kind} '{place}:...': neither installed nor in '{here}'. Start from the "
-            "folder that holds it, or add that folder to PYTHONPATH."
+            f"no module '{place}' for the {kind} '{place}:...': neither installed nor in '{here}'. "
+            "Start from the folder that holds it, or add that folder to PYTHONPATH."
         ) from None
 
 

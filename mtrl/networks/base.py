@@ -37,7 +37,7 @@ class Network(Protocol):
         ...
 
     def of_tasks(self, parameters: Parameters, tasks: Tensor | None) -> Parameters:
-        """Joint parameters for inputs [N, B, I] of the tasks of an index tensor [N] only; None: of all tasks."""
+        """Joint parameters for inputs [N, B, I] of the tasks of an index [N] only; None: of all."""
         ...
 
 
