@@ -1,4 +1,4 @@
-"""What the training loop asks of an agent. The loop knows neither replay nor temperature: those are the agent's."""
+"""What the training loop asks of an agent; replay and temperature are the agent's own affair."""
 
 from __future__ import annotations
 

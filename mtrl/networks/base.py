@@ -1,7 +1,8 @@
 """What gradients and agents ask of a network: pure functions of named parameters, for all tasks at once.
 
-Shapes: T tasks, B batch per task. Shared parameters come joint, `[...]`, or with a leading task axis, `[T, ...]`,
-one value per task: the second form makes per-task gradients (and per-task perturbations) one batched pass.
+Shapes: T tasks, B batch per task. Shared parameters come joint, `[...]`, or with a leading task axis,
+`[T, ...]`, one value per task: the second form makes per-task gradients (and per-task perturbations) one
+batched pass.
 """
 
 from __future__ import annotations
