@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,11 +167,10 @@ def _train(arguments: list[str], preset: str | None, tasks: tuple[str, ...] | No
         raise UserError("no tasks: give --tasks MT10, --tasks reach-v3 push-v3 or a preset that names tasks.")
     flags = parse(type(default), arguments, default)
     config = build_config(flag_values(flags))
-    run_dir = flags.run_dir or _default_run_dir(config)
     _check_options(config)
     from mtrl.training.run import train
 
-    return train(config, run_dir=run_dir)
+    return train(config, run_dir=flags.run_dir).exit_code
 
 
 def _resume(arguments: list[str]) -> int:
@@ -192,7 +190,7 @@ def _resume(arguments: list[str]) -> int:
         steps=flags.steps,
         device=flags.device,
         allow_version_mismatch=flags.allow_version_mismatch,
-    )
+    ).exit_code
 
 
 def _parsed(kind: type[F], arguments: list[str]) -> F | None:
@@ -213,13 +211,14 @@ def _evaluate(arguments: list[str]) -> int:
         raise UserError(f"--episodes must be positive; found {flags.episodes}.")
     from mtrl.training.run import evaluate_run
 
-    return evaluate_run(
+    evaluate_run(
         flags.run_dir,
         episodes=flags.episodes,
         device=flags.device,
         allow_version_mismatch=flags.allow_version_mismatch,
         video=flags.video,
     )
+    return 0
 
 
 def _report(arguments: list[str]) -> int:
@@ -274,12 +273,6 @@ def _gallery(arguments: list[str]) -> int:
     except OSError as error:
         raise UserError(f"cannot write to '{flags.out}': {error.strerror}. Choose another --out.") from error
     return 0
-
-
-def _default_run_dir(config: Config) -> Path:
-    tasks = "+".join(config.tasks) if len(config.tasks) <= 3 else f"{len(config.tasks)}-tasks"
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs", tasks.lower(), config.method, f"seed{config.seed}-{stamp}")
 
 
 def _check_options(config: Config) -> None:

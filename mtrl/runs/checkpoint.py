@@ -2,7 +2,7 @@
 
 Layout: `checkpoints/step_000123456/{<part>.pt, manifest.json}`. Parts hold tensors and plain values only, so
 that `torch.load(weights_only=True)` reads them. The manifest has a SHA-256 per file, because torch accepts
-flipped bits.
+flipped bits. Each part stands alone: the part "policy" evaluates where the others are missing.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
-from mtrl.runs import console
 from mtrl.errors import UserError
-from mtrl.runs.plain_tree import from_plain, to_plain
+from mtrl.runs import console
 from mtrl.runs.directory import CHECKPOINTS_NAME, TEMPORARY_PREFIX, remove_unfinished
+from mtrl.runs.plain_tree import from_plain, to_plain
 from mtrl.runs.versions import package_versions
 
-SCHEMA = 1
+SCHEMA = 2
 _MANIFEST = "manifest.json"
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 # `.replaced` is the former checkpoint of a step while, and only while, its successor takes the name over.
@@ -39,7 +39,9 @@ class _Damaged(Exception):
     """A checkpoint that cannot be trusted; the message says why."""
 
 
-def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep: int) -> Path:
+def save_checkpoint(
+    run_dir: Path, step: int, state: Mapping[str, Any], *, keep: int, suite: Mapping[str, str] | None = None
+) -> Path:
     """Write one file per part of `state`, atomically, then delete all but the newest `keep` checkpoints.
 
     Args:
@@ -49,6 +51,7 @@ def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep:
         state: part name (lower case, digits, underscores) -> tree of the types that `plain_tree.to_plain`
             takes. Tensors on CUDA are copied to the CPU.
         keep: at least 1.
+        suite: versions of the suite of tasks, compared on loading.
 
     Returns:
         The checkpoint's directory.
@@ -67,7 +70,7 @@ def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep:
     temporary.mkdir()
     try:
         files = {f"{part}.pt": _write_part(temporary, part, tree) for part, tree in state.items()}
-        _write_manifest(temporary, step, files)
+        _write_manifest(temporary, step, files, suite or {})
         _fsync_directory(temporary)
         _publish(temporary, final)
     finally:
@@ -79,6 +82,8 @@ def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep:
 def load_checkpoint(
     run_dir: Path,
     *,
+    parts: Collection[str] | None = None,
+    suite: Mapping[str, str] | None = None,
     allow_version_mismatch: bool = False,
     report: Callable[[str], None] = console.warning,
 ) -> tuple[int, dict[str, Any]]:
@@ -86,7 +91,9 @@ def load_checkpoint(
 
     Args:
         run_dir: the run, possibly of a process still training.
-        allow_version_mismatch: accept another metaworld, mujoco or major version of torch.
+        parts: names of the parts to read, whatever has happened to the others; None: all.
+        suite: versions of the suite of tasks here; None: not compared.
+        allow_version_mismatch: accept another version of the suite or major version of torch.
         report: told once per skipped checkpoint, with the reason.
 
     Returns:
@@ -94,7 +101,8 @@ def load_checkpoint(
         copy-on-write maps of the file: copy them into place rather than keeping them.
 
     Raises:
-        UserError: no valid checkpoint, or the newest valid one comes from other versions.
+        UserError: no valid checkpoint, or the newest valid one comes from other versions or is of another
+        format.
     """
     reported: set[str] = set()
     while True:
@@ -102,9 +110,10 @@ def load_checkpoint(
         for directory in candidates:
             try:
                 manifest = _verified_manifest(directory)
+                names = _verified_names(directory, manifest, parts)
                 if not allow_version_mismatch:
-                    _check_versions(directory, manifest["versions"])
-                return manifest["step"], _read_parts(directory, manifest)
+                    _check_versions(directory, manifest["versions"], suite)
+                return manifest["step"], _read_parts(directory, manifest, names)
             except _Damaged as error:
                 if directory.name not in reported:
                     report(f"skipped checkpoint {directory.name}: {error}")
@@ -115,7 +124,7 @@ def load_checkpoint(
     found = f"{len(reported)} damaged" if reported else "none"
     raise UserError(
         f"no valid checkpoint in '{run_dir / CHECKPOINTS_NAME}': expected step_* directories with "
-        f"{_MANIFEST}, found {found}. Start the run anew in another --run-dir."
+        f"{_MANIFEST}, found {found}. Start the run anew, in another --run-dir or after removing this one."
     )
 
 
@@ -155,8 +164,11 @@ def _write_part(directory: Path, part: str, tree: Any) -> dict[str, Any]:
         return {"sha256": file.sha256.hexdigest(), "size": file.size}
 
 
-def _write_manifest(directory: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
-    manifest = {"schema": SCHEMA, "step": step, "versions": package_versions(), "files": files}
+def _write_manifest(
+    directory: Path, step: int, files: dict[str, dict[str, Any]], suite: Mapping[str, str]
+) -> None:
+    versions = {"packages": package_versions(), "suite": dict(suite)}
+    manifest = {"schema": SCHEMA, "step": step, "versions": versions, "files": files}
     text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=2)
     with open(directory / _MANIFEST, "w", encoding="utf-8") as file:
         file.write(text + "\n")
@@ -232,25 +244,39 @@ def _verified_manifest(directory: Path) -> dict[str, Any]:
     if not intact:
         raise _Damaged(f"{_MANIFEST} was changed")
     if manifest.get("schema") != SCHEMA:
-        raise _Damaged(f"its format is number {manifest.get('schema')}, this version reads number {SCHEMA}")
+        raise UserError(
+            f"checkpoint '{directory}' is of format {manifest.get('schema')} and this version of mtrl reads "
+            f"format {SCHEMA}: continue it with the version that wrote it, or start anew in another --run-dir."
+        )
     if _step(directory) != manifest["step"]:
         raise _Damaged(f"its manifest is that of step {manifest['step']}")
-    # Hidden files come from file systems and desktops (.nfs*, .DS_Store), not from a mixed-up copy.
-    present = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")} - {_MANIFEST}
-    listed = set(manifest["files"])
-    if present != listed:
-        raise _Damaged(
-            f"files missing: {sorted(listed - present)}, not in its manifest: {sorted(present - listed)}"
-        )
     return dict(manifest)
 
 
-def _check_versions(directory: Path, saved: Mapping[str, str]) -> None:
-    here = package_versions()
+def _verified_names(directory: Path, manifest: Mapping[str, Any], parts: Collection[str] | None) -> list[str]:
+    """Return the files to read: all of the manifest if `parts` is None, and then no other may be there."""
+    listed = list(manifest["files"])
+    # Hidden files come from file systems and desktops (.nfs*, .DS_Store), not from a mixed-up copy.
+    present = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")} - {_MANIFEST}
+    wanted = listed if parts is None else [f"{part}.pt" for part in parts]
+    missing = {*wanted} - {*listed} & present
+    unknown = present - {*listed} if parts is None else set()
+    if missing or unknown:
+        raise _Damaged(f"files missing: {sorted(missing)}, not in its manifest: {sorted(unknown)}")
+    return wanted
+
+
+def _check_versions(
+    directory: Path, saved: Mapping[str, Mapping[str, str]], suite: Mapping[str, str] | None
+) -> None:
+    before, here = dict(saved["suite"]), dict(saved["suite"] if suite is None else suite)
+    before["torch"], here["torch"] = (
+        packages["torch"].split(".", 1)[0] for packages in (saved["packages"], package_versions())
+    )
     differing = [
-        f"{name} {saved.get(name)} (here {here[name]})"
-        for name in ("metaworld", "mujoco", "torch")
-        if _relevant(name, saved.get(name, "")) != _relevant(name, here[name])
+        f"{name} {before.get(name, 'absent')} (here {here.get(name, 'absent')})"
+        for name in sorted({*before, *here})
+        if before.get(name) != here.get(name)
     ]
     if differing:
         raise UserError(
@@ -259,12 +285,8 @@ def _check_versions(directory: Path, saved: Mapping[str, str]) -> None:
         )
 
 
-def _relevant(name: str, version: str) -> str:
-    return version.split(".", 1)[0] if name == "torch" else version
-
-
-def _read_parts(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    paths = {name: directory / name for name in manifest["files"]}
+def _read_parts(directory: Path, manifest: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    paths = {name: directory / name for name in names}
     for name, path in paths.items():
         _verify_file(path, manifest["files"][name])
     parts = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -10,11 +12,14 @@ from typing import Self
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from mtrl.runs.evaluation import Evaluation
+
+_REFRESH_SECONDS = 0.5
+_WINDOW_SECONDS = 30.0  # of training over which the rate is taken
 
 
 def start_screen(
@@ -88,41 +93,67 @@ def error(text: str) -> None:
 class ProgressReport:
     """Progress of a run in vector steps; a context manager.
 
-    On a terminal one bar that stays at the bottom; elsewhere one line per `update`, for log files.
+    On a terminal one bar that stays at the bottom and moves twice a second; elsewhere one line per `line`,
+    for log files.
 
     Args:
         total_steps: length of the run in vector steps.
         start_step: where this process starts, not zero after a resume.
+        success: success rate of the last evaluation, if there was one.
         console: where to print; stdout by default.
     """
 
-    def __init__(self, total_steps: int, start_step: int, *, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int,
+        *,
+        success: float | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.success = success
         self._total = total_steps
         self._console = console or Console()
+        self._shown_at = -_REFRESH_SECONDS
+        self._window: deque[tuple[float, int]] = deque([(0.0, start_step)])
         self._bar: Progress | None = None
         if self._console.is_interactive:
             self._bar = Progress(
-                BarColumn(bar_width=None),
-                TaskProgressColumn(),
+                BarColumn(bar_width=None, complete_style="green"),
                 TextColumn("{task.fields[numbers]}"),
                 console=self._console,
+                auto_refresh=False,
             )
-            self._row = self._bar.add_task("", total=total_steps, completed=start_step, numbers="starting")
+            numbers = f"{start_step:,}/{total_steps:,}  starting"
+            self._row = self._bar.add_task("", total=total_steps, completed=start_step, numbers=numbers)
             self._bar.start()
 
-    def update(self, step: int, *, success: float | None, steps_per_second: float | None) -> None:
-        """Show vector step, success rate in [0, 1] and vector steps per second; None where not known yet."""
-        numbers = "  ".join(
-            (
-                "success " + ("-" if success is None or success != success else f"{success:.3f}"),
-                ("-" if not steps_per_second else f"{steps_per_second:,.0f}") + " steps/s",
-                "ETA " + _duration(self._total - step, steps_per_second),
-            )
-        )
-        if self._bar is not None:
-            self._bar.update(self._row, completed=step, numbers=numbers)
-        else:
+    def step(self, step: int, seconds: float, activity: str = "") -> None:
+        """Move the bar to a vector step, at most twice a second; cheap enough to be called at every step.
+
+        Args:
+            step: vector steps done.
+            seconds: this process has trained, without evaluations and checkpoints.
+            activity: what it does besides training now.
+        """
+        now = time.monotonic()
+        if self._bar is None or now - self._shown_at < _REFRESH_SECONDS:
+            return
+        self._shown_at = now
+        if step > self._window[-1][1]:
+            self._window.append((seconds, step))
+        while len(self._window) > 2 and seconds - self._window[1][0] > _WINDOW_SECONDS:
+            self._window.popleft()
+        (first_seconds, first), (last_seconds, last) = self._window[0], self._window[-1]
+        rate = (last - first) / (last_seconds - first_seconds) if last > first else None
+        numbers = f"{step:,}/{self._total:,}  {self._numbers(step, rate)}  {activity}".rstrip()
+        self._bar.update(self._row, completed=step, numbers=numbers, refresh=True)
+
+    def line(self, step: int, steps_per_second: float | None) -> None:
+        """Print one line where there is no bar."""
+        if self._bar is None:
             share = 100.0 * step / self._total if self._total else 100.0
+            numbers = self._numbers(step, steps_per_second)
             _print_plain(self._console, [f"step {step:,} / {self._total:,} ({share:.1f} %)  {numbers}"])
 
     def message(self, text: str) -> None:
@@ -136,6 +167,16 @@ class ProgressReport:
         """End the bar; further calls do nothing."""
         if self._bar is not None:
             self._bar.stop()
+
+    def _numbers(self, step: int, rate: float | None) -> str:
+        success = self.success
+        return "  ".join(
+            (
+                "success " + ("-" if success is None or success != success else f"{success:.3f}"),
+                ("-" if not rate else f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}") + " steps/s",
+                "ETA " + _duration(self._total - step, rate),
+            )
+        )
 
     def __enter__(self) -> Self:
         return self

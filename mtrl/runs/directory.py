@@ -4,59 +4,60 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mtrl.runs import console
 from mtrl.errors import UserError
+from mtrl.runs import console
+from mtrl.runs.lock import RunLock
 from mtrl.runs.versions import versions
 
-LOCK_NAME = "run.lock"
 CONFIG_NAME = "config.yaml"
 VERSIONS_NAME = "versions.json"
 METRICS_NAME = "metrics.jsonl"
 EVALUATIONS_NAME = "evaluations.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
+TASKS_NAME = "tasks"  # curves of single tasks
 TEMPORARY_PREFIX = ".tmp-"
 _EVENT_FILES = "events.out.tfevents.*"
 _FILES = (CONFIG_NAME, VERSIONS_NAME, METRICS_NAME, EVALUATIONS_NAME)
-_NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 class RunDirectory:
     """Exclusive hold on a run directory, from `create` or `resume` until `release`; a context manager.
 
-    The hold is an flock on `run.lock`: the kernel drops it when the process ends, however it ends, so there
-    is no stale lock to clean up. Leaving the `with` block by an exception also discards a directory that
-    holds no result yet (`discard_if_empty`).
+    Leaving the `with` block by an exception also discards a directory that holds no result yet
+    (`discard_if_empty`).
     """
 
-    def __init__(self, path: Path, lock: int | None, created: tuple[Path, ...]) -> None:
+    def __init__(self, path: Path, lock: RunLock, created: tuple[Path, ...], *, is_new: bool) -> None:
         self._path = path
-        self._lock = lock
+        self._lock: RunLock | None = lock
         self._created = created  # directories made by `create`, outermost first
-        self._is_new = True
+        self._is_new = is_new
 
     @classmethod
-    def create(cls, path: Path) -> Self:
+    def create(cls, path: Path, *, start_over: bool = False) -> Self:
         """Make `path` (parents too) and hold it for a new run.
+
+        Args:
+            path: of the run.
+            start_over: remove what a run has left there that ended before its first checkpoint.
 
         Raises:
             UserError: it holds a run already, another process owns it, or it cannot be written. Nothing that
                 this call made stays behind.
         """
-        path = Path(path).expanduser()
+        path = expand(path)
         created: list[Path] = []
         try:
             _make_directories(path, created)
-            lock = _lock(path)
+            lock = RunLock(path)
         except OSError as error:
             _remove_empty(created)
             raise UserError(
@@ -66,15 +67,34 @@ class RunDirectory:
         except UserError:
             _remove_empty(created)
             raise
-        run = cls(path, lock, tuple(created))
-        leftovers = [entry.name for entry in _traces_of_a_run(path)]
-        if leftovers:
+        run = cls(path, lock, tuple(created), is_new=True)
+        if start_over and not has_checkpoint(path):
+            run._remove_traces()
+        traces = sorted({entry.relative_to(path).parts[0] for entry in _traces_of_a_run(path)})
+        if traces:
             run.release()
-            raise UserError(
-                f"'{path}' already holds a run (found {', '.join(sorted(leftovers))}). "
-                f"Continue it with --resume {path}, or start elsewhere with another --run-dir."
-            )
+            raise UserError(f"'{path}' already holds a run (found {', '.join(traces)}). {_way_on(path)}")
         return run
+
+    @classmethod
+    def create_numbered(cls, path: Path) -> Self:
+        """Hold a new directory: `path`, or if that exists `path-2`, `path-3`, ... Raises as `create`."""
+        path = expand(path)
+        for number in range(1, 10_000):
+            candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            created: list[Path] = []
+            try:
+                _make_directories(candidate.parent, created)
+                candidate.mkdir()  # of several processes exactly one succeeds
+            except FileExistsError:
+                continue
+            except OSError:
+                _remove_empty(created)  # `create` meets the same error and explains it
+                return cls.create(candidate)
+            run = cls.create(candidate)
+            run._created = (*created, candidate)
+            return run
+        raise UserError(f"no free directory name near '{path}'. Choose one with --run-dir.")
 
     @classmethod
     def resume(cls, path: Path) -> Self:
@@ -83,7 +103,9 @@ class RunDirectory:
         Raises:
             UserError: no run with a checkpoint there, another process owns it, or it cannot be written.
         """
-        path = Path(path).expanduser()
+        path = expand(path)
+        if (path / CONFIG_NAME).is_file() and not has_checkpoint(path):
+            raise UserError(f"the run in '{path}' cannot be resumed. {_way_on(path)}")
         missing = _missing_parts(path)
         if missing:
             raise UserError(
@@ -91,14 +113,13 @@ class RunDirectory:
                 f"checkpoint in it, found {missing}. Give --resume the directory that holds {CONFIG_NAME}."
             )
         try:
-            lock = _lock(path)
+            lock = RunLock(path)
         except OSError as error:
             raise UserError(
                 f"run directory '{path}' cannot be written: {_reason(error)}. "
                 "Copy the run to a writable place and resume it there."
             ) from error
-        run = cls(path, lock, ())
-        run._is_new = False
+        run = cls(path, lock, (), is_new=False)
         for name in remove_unfinished(run.checkpoints):
             console.warning(f"removed {name}, a checkpoint that a killed process left unfinished")
         return run
@@ -118,9 +139,9 @@ class RunDirectory:
         """Where the checkpoints are."""
         return self._path / CHECKPOINTS_NAME
 
-    def write_versions(self) -> dict[str, str]:
-        """Write `versions.json` and return what it holds."""
-        found = versions()
+    def write_versions(self, suite: Mapping[str, str]) -> dict[str, str]:
+        """Write `versions.json`, with those of the suite of tasks, and return what it holds."""
+        found = {**versions(), **suite}
         (self._path / VERSIONS_NAME).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         return found
 
@@ -131,26 +152,17 @@ class RunDirectory:
         """
         if self._lock is None or not self._is_new or self._has_results():
             return False
-        with contextlib.suppress(OSError):
-            remove_unfinished(self.checkpoints)
-            self.checkpoints.rmdir()
-        for entry in _traces_of_a_run(self._path):
-            if entry.is_file():
-                entry.unlink(missing_ok=True)
-        self.release()
+        self._remove_traces()
+        lock, self._lock = self._lock, None
+        lock.release(remove=True)
         _remove_empty(self._created)
         return not self._path.exists()
 
     def release(self) -> None:
         """Give up the hold; further calls do nothing."""
-        if self._lock is None:
-            return
         lock, self._lock = self._lock, None
-        # The directory may have been moved or removed meanwhile; closing is what ends the hold.
-        with contextlib.suppress(OSError):
-            if _is_same_file(lock, self._path / LOCK_NAME):
-                (self._path / LOCK_NAME).unlink()
-        os.close(lock)
+        if lock is not None:
+            lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -167,7 +179,17 @@ class RunDirectory:
 
     def _has_results(self) -> bool:
         logs = (self._path / METRICS_NAME, self._path / EVALUATIONS_NAME)
-        return any(log.exists() and log.stat().st_size > 0 for log in logs) or bool(_checkpoints(self._path))
+        return any(log.exists() and log.stat().st_size > 0 for log in logs) or has_checkpoint(self._path)
+
+    def _remove_traces(self) -> None:
+        with contextlib.suppress(OSError):
+            remove_unfinished(self.checkpoints)
+        for entry in _traces_of_a_run(self._path):
+            with contextlib.suppress(OSError):
+                if entry.is_file():
+                    entry.unlink()
+                else:
+                    entry.rmdir()  # only if nothing else is in it
 
 
 def remove_unfinished(checkpoints: Path) -> list[str]:
@@ -201,63 +223,39 @@ def _remove_empty(directories: tuple[Path, ...] | list[Path]) -> None:
             directory.rmdir()
 
 
-def _lock(path: Path) -> int:
-    """Open and lock `run.lock`; the descriptor holds the lock. Raises UserError when it is taken."""
-    file = path / LOCK_NAME
-    while True:
-        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = _owner(lock)
-            os.close(lock)
-            raise UserError(
-                f"run directory '{path}' is in use by {owner}. "
-                "Wait for that run or stop it, or start another run with another --run-dir."
-            ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS_HERE:
-                os.close(lock)
-                raise
-            console.warning(f"the file system of '{path}' has no locks: make sure no second run uses it")
-        # The former owner removes the file as it leaves: a lock on a removed file protects nothing.
-        if _is_same_file(lock, file):
-            break
-        os.close(lock)
+def has_checkpoint(path: Path) -> bool:
+    """Whether anything that was a checkpoint once is there; whether it can be read is seen on loading."""
+    return any((path / CHECKPOINTS_NAME).glob("step_*"))
+
+
+def expand(path: Path) -> Path:
+    """Return the path with `~` expanded. UserError where there is no home to stand for it."""
     try:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-    except OSError:
-        file.unlink(missing_ok=True)
-        os.close(lock)
-        raise
-    return lock
-
-
-def _owner(lock: int) -> str:
-    try:
-        owner = json.loads(os.pread(lock, 4096, 0))
-        return f"process {owner['pid']} on host {owner['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
-
-
-def _is_same_file(descriptor: int, file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(file))
-    except FileNotFoundError:
-        return False
-
-
-def _checkpoints(path: Path) -> list[Path]:
-    return sorted((path / CHECKPOINTS_NAME).glob("step_*"))
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"'{path}' cannot be expanded: no home directory is known. Write the whole path."
+        ) from error
 
 
 def _traces_of_a_run(path: Path) -> Iterator[Path]:
+    """Yield what a run has written, files before the folders that hold them."""
+    for place in (*path.glob(f"{TASKS_NAME}/*"), path / TASKS_NAME, path):
+        yield from place.glob(_EVENT_FILES)
+        if place != path and place.is_dir():
+            yield place
     for name in (*_FILES, CHECKPOINTS_NAME):
         if (path / name).exists():
             yield path / name
-    yield from path.glob(_EVENT_FILES)
+
+
+def _way_on(path: Path) -> str:
+    if has_checkpoint(path):
+        return f"Continue it with --resume {path}, or start elsewhere with another --run-dir."
+    return (
+        "It ended before its first checkpoint, so that there is nothing to continue: start it anew in the same "
+        f"place with --resume-or-start {path}, or elsewhere with another --run-dir."
+    )
 
 
 def _missing_parts(path: Path) -> str:
@@ -266,7 +264,7 @@ def _missing_parts(path: Path) -> str:
     if not path.is_dir():
         return "a file"
     absent = [] if (path / CONFIG_NAME).is_file() else [f"no {CONFIG_NAME}"]
-    if not _checkpoints(path):
+    if not has_checkpoint(path):
         absent.append("no checkpoint")
     return " and ".join(absent)
 

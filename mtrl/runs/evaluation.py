@@ -39,3 +39,11 @@ class Evaluation(NamedTuple):
     def mean_return(self) -> float:
         """Mean episode return over tasks and episodes."""
         return float(self.episode_return.mean())
+
+    def task_means(self) -> dict[str, dict[str, float]]:
+        """Means over the episodes: "success", "success_last", "return" -> task name -> value."""
+        tables = {"success": self.success, "success_last": self.success_last, "return": self.episode_return}
+        return {
+            group: dict(zip(self.task_names, table.mean(axis=1).tolist(), strict=True))
+            for group, table in tables.items()
+        }

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mtrl.errors import UserError
 from mtrl.config.presets import load_config
+from mtrl.errors import UserError
 from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, VERSIONS_NAME
 
 

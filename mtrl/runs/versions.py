@@ -13,8 +13,8 @@ import mtrl
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape a run's numbers, read without importing them."""
-    packages = ("torch", "gymnasium", "metaworld", "mujoco", "numpy")
+    """Versions of the packages that shape every run's numbers, read without importing them."""
+    packages = ("torch", "gymnasium", "numpy")
     return {**{name: _package_version(name) for name in packages}, "mtrl": mtrl.__version__}
 
 

@@ -30,7 +30,13 @@ class EvaluationEnvs(Protocol):
         ...
 
 
-def evaluate(policy: Policy, envs: EvaluationEnvs, episodes_per_task: int) -> Evaluation:
+def evaluate(
+    policy: Policy,
+    envs: EvaluationEnvs,
+    episodes_per_task: int,
+    *,
+    between_steps: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """Run episodes_per_task whole episodes of each task; episode k starts goal k modulo the number of goals.
 
     Episodes are dealt out in rounds, copy e of a task taking episode `round * E + e`, and all of a round
@@ -42,6 +48,7 @@ def evaluate(policy: Policy, envs: EvaluationEnvs, episodes_per_task: int) -> Ev
         policy: maps observations [T*E, O] to actions [T*E, A].
         envs: environments used for nothing else.
         episodes_per_task: exact number of episodes counted per task.
+        between_steps: called before each env step, for whoever must not wait for the end; may raise.
     """
     tasks, copies = envs.num_tasks, envs.envs_per_task
     rounds = -(-episodes_per_task // copies)
@@ -51,7 +58,7 @@ def evaluate(policy: Policy, envs: EvaluationEnvs, episodes_per_task: int) -> Ev
     for number in range(rounds):
         columns = slice(number * copies, (number + 1) * copies)
         episode = np.tile(np.arange(copies) + number * copies, tasks)
-        outcome = _run_round(policy, envs, episode % envs.num_goals)
+        outcome = _run_round(policy, envs, episode % envs.num_goals, between_steps)
         for table, values in zip((any_step, last_step, returns), outcome, strict=True):
             table[:, columns] = values.reshape(tasks, copies)
     keep = slice(episodes_per_task)
@@ -59,23 +66,24 @@ def evaluate(policy: Policy, envs: EvaluationEnvs, episodes_per_task: int) -> Ev
 
 
 def _run_round(
-    policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64]
+    policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64], between_steps: Callable[[], None]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]]:
     """One episode in every environment: success at any step, success at the last, return, each [T*E]."""
     while True:
-        outcome = _try_round(policy, envs, goals)
+        outcome = _try_round(policy, envs, goals, between_steps)
         if outcome is not None:
             return outcome
 
 
 def _try_round(
-    policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64]
+    policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64], between_steps: Callable[[], None]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]] | None:
     obs, _ = envs.reset(options={"goal": goals})
     running = np.ones(len(goals), dtype=bool)
     any_step, last_step = np.zeros_like(running), np.zeros_like(running)
     returns = np.zeros(len(goals), dtype=np.float64)
     while running.any():
+        between_steps()
         obs, reward, terminated, truncated, infos = envs.step(policy(obs))
         if (infos["restarted"] & running).any():
             return None

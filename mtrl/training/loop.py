@@ -1,29 +1,51 @@
-"""The training loop: vector step after vector step; log, evaluate, checkpoint when it is time."""
+"""The training loop: vector step after vector step; log, checkpoint, evaluate when it is time.
+
+The order at one step is what makes a run survive: the log line first, so that a checkpoint never counts what
+was not logged; then the checkpoint, because an evaluation takes minutes and whoever kills the run in it is to
+lose nothing; then the evaluation. A run is complete when its final evaluation is written, and until then
+resume has something to do.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtrl.config.schema import Config
 from mtrl.envs import MetaWorldVectorEnv
-from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import save_checkpoint
 from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.logging import Logger
+from mtrl.runs.logging import Log
+from mtrl.runs.writes import Writes
 from mtrl.training.evaluate import evaluate
 from mtrl.training.parts import Parts, make_policy
-from mtrl.training.signals import StopSignal
+from mtrl.training.results import Callback, Event, TrainResult
+from mtrl.training.signals import Requests
 from mtrl.training.stepper import Stepper, Timer
 
-_MAX_FAILED_WRITES = 3
+
+class _StopInEvaluation(Exception):
+    """Leaves an evaluation that a stop signal has met; resume makes it from the start."""
 
 
 class TrainingLoop:
-    """The loop around `Stepper`: logs, evaluations, checkpoints, and why it ends."""
+    """The loop around `Stepper`: logs, checkpoints, evaluations, and why it ends.
+
+    Args:
+        config: of the run.
+        path: the run directory, held by the caller.
+        parts: everything that a checkpoint holds.
+        eval_envs: environments of the evaluations.
+        log: where numbers go.
+        progress: what a person sees.
+        requests: of signals and callbacks.
+        suite: versions of the suite of tasks.
+        callbacks: called with each `Event`.
+    """
 
     def __init__(
         self,
@@ -31,79 +53,118 @@ class TrainingLoop:
         path: Path,
         parts: Parts,
         eval_envs: MetaWorldVectorEnv,
-        logger: Logger,
+        log: Log,
         progress: console.ProgressReport,
+        requests: Requests,
+        suite: Mapping[str, str],
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.config, self.path, self.parts = config, path, parts
-        self.eval_envs, self.logger, self.progress = eval_envs, logger, progress
+        self.config, self.path, self.parts, self.eval_envs = config, path, parts, eval_envs
+        self.log, self.progress, self.requests = log, progress, requests
+        self.suite, self.callbacks = suite, callbacks
         self.stepper = Stepper(config, parts)
+        self.writes = Writes(path)
         self.seconds = {"evaluation": 0.0, "checkpoint": 0.0}
-        self.last_log = (0.0, 0)  # wall clock, vector step
-        self.spent_at_log = self._spent()
-        self.success: float | None = None
+        self.saved_at: int | None = None
         self.final: Evaluation | None = None
-        self.failed_writes = 0
+        self.began = time.perf_counter()
+        self.last_log = (self.began, 0)  # wall clock, vector step
+        self.spent_at_log = self._spent()
 
-    def run(self, start: int) -> int:
-        """Go on from vector step `start`; returns the exit code: 0, or 128 + the signal that stopped it.
+    def run(self, start: int, *, resumed: bool, evaluated: bool) -> TrainResult:
+        """Go on from vector step `start`.
+
+        Args:
+            start: vector steps done.
+            resumed: whether `start` is that of a checkpoint.
+            evaluated: whether the evaluation at `start`, if one is due there, has been written.
 
         Raises:
             EnvironmentFailure: workers failed more often than allowed; a checkpoint was written.
+            NonFiniteError: the agent met non-finite numbers; no checkpoint was written since.
+            UserError: a disk stayed full.
         """
-        config, stepper = self.config, self.stepper
-        stepper.begin()
-        began = time.perf_counter()
-        self.last_log = (began, start)
-        with StopSignal() as stop:
-            for done in range(start + 1, config.steps + 1):
-                stepper.vector_step(done - 1)
-                if done % config.train.log_interval == 0 or done == config.steps:
-                    self._log(done)
-                self._evaluate_if_due(done)
-                if stepper.failure is not None:
-                    self._save(done)
-                    advice = f"stopped at vector step {done:,}; continue with --resume {self.path}"
-                    raise EnvironmentFailure(f"{stepper.failure}\n{advice}") from stepper.failure
-                stopped = stop.exit_code is not None
-                if stopped or done % config.train.checkpoint_interval == 0 or done == config.steps:
-                    self._save(done)
-                if stopped and done < config.steps:
-                    self.progress.message(
-                        f"stopped at vector step {done:,}; continue with --resume {self.path}"
-                    )
-                    return int(stop.exit_code or 0)
-        self._summary(time.perf_counter() - began, config.steps - start)
-        return 0
+        self.began = time.perf_counter()
+        self.last_log = (self.began, start)
+        self.saved_at = start if resumed else None
+        self.stepper.begin()
+        if resumed and not evaluated:  # the former process may have ended in it
+            self._evaluate_if_due(start)
+        step = start
+        while step < self.config.steps and not self.requests.stop and self.stepper.failure is None:
+            self.stepper.vector_step(step)
+            step += 1
+            self.progress.step(step, self._training_seconds())
+            self._log_if_due(step)
+            self._save_if_due(step)
+            self._evaluate_if_due(step)
+        return self._end(start, step)
+
+    def _end(self, start: int, step: int) -> TrainResult:
+        if self.saved_at != step:
+            self._save(step, last=True)
+        elapsed = time.perf_counter() - self.began
+        advice = f"stopped at vector step {step:,}; continue with --resume {self.path}"
+        if self.stepper.failure is not None:
+            raise EnvironmentFailure(f"{self.stepper.failure}\n{advice}") from self.stepper.failure
+        self.progress.close()
+        if self.final is None:
+            self.progress.message(advice)
+            return TrainResult(self.requests.exit_code or 0, None, self.path, elapsed, step)
+        self._summary(elapsed, step - start)
+        return TrainResult(0, self.final, self.path, elapsed, step)
 
     def _spent(self) -> dict[str, float]:
         """Seconds so far, by what they were spent on."""
         return self.stepper.seconds | self.seconds
 
-    def _env_steps(self, vector_step: int) -> int:
-        return vector_step * self.parts.envs.num_envs
+    def _training_seconds(self) -> float:
+        return time.perf_counter() - self.began - sum(self.seconds.values())
 
-    def _log(self, step: int) -> None:
+    def _tell(self, event: Event) -> None:
+        for callback in self.callbacks:
+            callback(event)
+
+    def _event(self, kind: Any, step: int, **what: Any) -> Event:
+        values = {"path": self.path} | what
+        return Event(kind, step, self.config.steps, _requests=self.requests, **values)
+
+    # -- log ------------------------------------------------------------------------------------------------
+
+    def _log_if_due(self, step: int) -> None:
+        if step % self.config.train.log_interval and step != self.config.steps:
+            return
         self._raise_if_failed()
-        now = time.perf_counter()
-        vector_steps = step - self.last_log[1]
-        total = self._spent()
-        spent = {name: seconds - self.spent_at_log[name] for name, seconds in total.items()}
-        elapsed = now - self.last_log[0] - spent["evaluation"] - spent["checkpoint"]
-        self.last_log, self.spent_at_log = (now, step), total
-        rate = vector_steps / max(elapsed, 1e-9)
-        scalars = {
-            "time/fps": rate * self.parts.envs.num_envs,
-            "time/vector_steps_per_second": rate,
-            "time/total_timesteps": float(self._env_steps(step)),
-            "env/restarts": float(self.parts.envs.restarts + self.eval_envs.restarts),
-            **{f"time/{name}_ms": 1e3 * spent[name] / vector_steps for name in ("act", "update", "env_wait")},
-            **self.parts.rollout.pop_means(),
-        }
+        scalars = self._speed(step)
+        rate = scalars["time/vector_steps_per_second"]
         per_task: dict[str, Any] = {}
         if step > self.config.train.warmup_steps:
             self._agent_metrics(scalars, per_task)
-        self._write("log", step, lambda: self.logger.metrics(step, self._env_steps(step), scalars, per_task))
-        self.progress.update(step, success=self.success, steps_per_second=rate)
+        stamp = self.log.stamp(step, self.parts.envs.envs_per_task)
+        self.writes.attempt("log", step, lambda: self.log.metrics(stamp, scalars, per_task))
+        self.progress.line(step, rate)
+        if self.callbacks:
+            names = self.parts.envs.task_names
+            by_task = {
+                group: dict(zip(names, map(float, values), strict=True)) for group, values in per_task.items()
+            }
+            self._tell(self._event("log", step, metrics=scalars | by_task))
+
+    def _speed(self, step: int) -> dict[str, float]:
+        now, total = time.perf_counter(), self._spent()
+        vector_steps = step - self.last_log[1]
+        spent = {name: seconds - self.spent_at_log[name] for name, seconds in total.items()}
+        elapsed = now - self.last_log[0] - spent["evaluation"] - spent["checkpoint"]
+        self.last_log, self.spent_at_log = (now, step), total
+        rate, envs = vector_steps / max(elapsed, 1e-9), self.parts.envs
+        return {
+            "time/fps": rate * envs.num_envs,
+            "time/vector_steps_per_second": rate,
+            "time/total_timesteps": float(step * envs.num_envs),
+            "env/restarts": float(envs.restarts + self.eval_envs.restarts),
+            **{f"time/{name}_ms": 1e3 * spent[name] / vector_steps for name in self.stepper.seconds},
+            **self.parts.rollout.pop_means(),
+        }
 
     def _agent_metrics(self, scalars: dict[str, float], per_task: dict[str, Any]) -> None:
         values = {name: value.cpu().numpy() for name, value in self.parts.agent.metrics().items()}
@@ -119,56 +180,6 @@ class TrainingLoop:
             else:
                 scalars[f"grad/{name.replace('/', '_')}"] = float(value)
 
-    def _evaluate_if_due(self, step: int) -> None:
-        settings = self.config.eval
-        final = step == self.config.steps
-        if self.stepper.failure is not None or (not final and step % settings.interval):
-            return
-        episodes = settings.final_episodes_per_task if final else settings.episodes_per_task
-        with Timer(self.seconds, "evaluation"):
-            try:
-                result = evaluate(make_policy(self.parts.agent, self.eval_envs), self.eval_envs, episodes)
-            except EnvironmentFailure as failure:
-                self.stepper.failure = failure
-                return
-        self.success = result.mean_success
-        self._write(
-            "evaluation",
-            step,
-            lambda: self.logger.evaluation(step, self._env_steps(step), result, final=final),
-        )
-        self.progress.message(
-            f"evaluation at {step:,}: success {result.mean_success:.3f} "
-            f"(last step {result.mean_success_last:.3f}), "
-            f"return {result.mean_return:.1f}"
-        )
-        if final:
-            self.final = result
-
-    def _save(self, step: int) -> None:
-        """Write a checkpoint, unless the agent has met something non-finite."""
-        self._raise_if_failed()
-        keep = self.config.train.keep_checkpoints
-        with Timer(self.seconds, "checkpoint"):
-            self._write(
-                "checkpoint", step, lambda: save_checkpoint(self.path, step, self.parts.state(), keep=keep)
-            )
-
-    def _write(self, what: str, step: int, action: Callable[[], object]) -> None:
-        """Survive a full disk for a while: training is worth more than one line or one checkpoint."""
-        try:
-            action()
-        except OSError as error:
-            self.failed_writes += 1
-            message = f"{what} at vector step {step:,} could not be written: {error.strerror or error}"
-            if self.failed_writes >= _MAX_FAILED_WRITES:
-                raise UserError(
-                    f"{message}, {self.failed_writes} failures; free space, then resume."
-                ) from error
-            console.warning(f"{message}; earlier ones are intact, training goes on.")
-        else:
-            self.failed_writes = 0
-
     def _raise_if_failed(self) -> None:
         names = self.parts.envs.task_names
         for network, flags in self.parts.agent.failures().items():
@@ -180,11 +191,76 @@ class TrainingLoop:
                     "Lower the learning rates or scale the rewards (replay.reward_scaling=ema)."
                 )
 
+    # -- checkpoint -----------------------------------------------------------------------------------------
+
+    def _save_if_due(self, step: int) -> None:
+        last = step == self.config.steps
+        due = last or step % self.config.train.checkpoint_interval == 0
+        if due or self.requests.save:
+            self._save(step, last=last)
+
+    def _save(self, step: int, *, last: bool = False) -> None:
+        """Write a checkpoint, unless the agent has met something non-finite."""
+        self._raise_if_failed()
+        self.requests.save = False
+        keep, paths = self.config.train.keep_checkpoints, []
+
+        def write() -> None:
+            paths.append(save_checkpoint(self.path, step, self.parts.state(), keep=keep, suite=self.suite))
+
+        with Timer(self.seconds, "checkpoint"):
+            written = self.writes.attempt("checkpoint", step, write, last=last)
+        if written:
+            self.saved_at = step
+            self._tell(self._event("checkpoint", step, path=paths[0]))
+
+    # -- evaluation -----------------------------------------------------------------------------------------
+
+    def _evaluate_if_due(self, step: int) -> None:
+        settings, final = self.config.eval, step == self.config.steps
+        if self.requests.stop or self.stepper.failure is not None or (not final and step % settings.interval):
+            return
+        episodes = settings.final_episodes_per_task if final else settings.episodes_per_task
+        began, saving = time.perf_counter(), self.seconds["checkpoint"]
+        policy = make_policy(self.parts.agent, self.eval_envs)
+        try:
+            result = evaluate(
+                policy, self.eval_envs, episodes, between_steps=lambda: self._between_evaluation_steps(step)
+            )
+        except _StopInEvaluation:
+            return
+        except EnvironmentFailure as failure:
+            self.stepper.failure = failure
+            return
+        finally:
+            saving = self.seconds["checkpoint"] - saving
+            self.seconds["evaluation"] += time.perf_counter() - began - saving
+        stamp = self.log.stamp(step, self.parts.envs.envs_per_task)
+        self.writes.attempt(
+            "evaluation", step, lambda: self.log.evaluation(stamp, result, final=final), last=final
+        )
+        self.progress.success = result.mean_success
+        self.progress.message(
+            f"evaluation at {step:,}: success {result.mean_success:.3f} "
+            f"(last step {result.mean_success_last:.3f}), "
+            f"return {result.mean_return:.1f}"
+        )
+        if final:
+            self.final = result
+        self._tell(self._event("evaluation", step, evaluation=result, final=final))
+
+    def _between_evaluation_steps(self, step: int) -> None:
+        """Answer signals while an evaluation runs: schedulers kill half a minute after their warning."""
+        if self.requests.stop:
+            raise _StopInEvaluation
+        if self.requests.save:
+            self._save(step)
+        self.progress.step(step, self._training_seconds(), "evaluating")
+
     def _summary(self, elapsed: float, vector_steps: int) -> None:
         split = ", ".join(
             f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in self._spent().items()
         )
-        self.progress.close()
         if self.final is not None:
             console.evaluation_table(self.final)
         rate = vector_steps / elapsed

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.metadata
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -17,30 +21,48 @@ from mtrl.envs import MetaWorldVectorEnv
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import load_checkpoint
-from mtrl.runs.directory import RunDirectory
-from mtrl.runs.logging import Logger
+from mtrl.runs.directory import CONFIG_NAME, RunDirectory, expand, has_checkpoint
+from mtrl.runs.evaluation import Evaluation
+from mtrl.runs.logging import SINKS, JsonLines, Log, RunInfo, Sink, Stamp
+from mtrl.runs.logging.jsonl import History, drop_after, read_history
 from mtrl.training.evaluate import evaluate
 from mtrl.training.loop import TrainingLoop
 from mtrl.training.parts import Parts, build_agent, build_envs, make_policy
+from mtrl.training.results import Callback, TrainResult
+from mtrl.training.signals import Requests
 from mtrl.training.start_screen import describe
 from mtrl.training.video import record
 
+_NEW = History(wall_s=0.0, evaluated_at=None, final=False, success=None)
 
-def train(config: Config, run_dir: str | Path) -> int:
-    """Train one agent; the run directory must be new.
+
+def train(
+    config: Config,
+    run_dir: str | Path | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    sinks: Sequence[Sink] = (),
+) -> TrainResult:
+    """Train one agent. The calling process is left as it was: threads, precision, allocator, signal handlers.
+
+    Args:
+        config: of the run.
+        run_dir: a new directory; None: `default_run_dir`, numbered if it is taken.
+        callbacks: each is called with an `Event` after each log line, checkpoint and evaluation, in the run's
+            own thread; it may ask to stop.
+        sinks: take the run's numbers besides the JSON lines and the sinks that the configuration names.
 
     Returns:
-        0 when finished; 130 or 143 when stopped by Ctrl-C or SIGTERM after writing a checkpoint.
+        How it ended; stopped by Ctrl-C, SIGTERM or a callback it has written a checkpoint.
 
     Raises:
-        UserError: a mistake in config, run directory or machine; nothing is left behind.
-        NonFiniteError: a non-finite action, observation, reward, loss or gradient; names the tasks.
+        UserError: a mistake in config, run directory or machine: nothing is left behind. Or a disk stayed
+        full. NonFiniteError: a non-finite action, observation, reward, loss or gradient; names the tasks.
         EnvironmentFailure: an environment worker died, raised or hung.
     """
     device = resolve_device(config.device)
-    with RunDirectory.create(Path(run_dir)) as run:
-        save_config(config, run.config_path)
-        return _run(config, run, device, checkpoint=None)
+    with _new_directory(config, run_dir) as run:
+        return _start(config, run, device, callbacks, sinks)
 
 
 def resume_training(
@@ -49,20 +71,67 @@ def resume_training(
     steps: int | None = None,
     device: Device | None = None,
     allow_version_mismatch: bool = False,
-) -> int:
-    """Continue a run from its newest valid checkpoint; `steps` extends it. Returns and raises as `train`."""
+    callbacks: Sequence[Callback] = (),
+    sinks: Sequence[Sink] = (),
+) -> TrainResult:
+    """Continue a run from its newest valid checkpoint; `steps` extends it. Returns and raises as `train`.
+
+    A run that has done all its steps but not its final evaluation makes that.
+    """
     with RunDirectory.resume(Path(run_dir)) as run:
         config = load_config(run.config_path)
         config = dataclasses.replace(config, steps=steps or config.steps, device=device or config.device)
         resolved = resolve_device(config.device)
-        checkpoint = load_checkpoint(run.path, allow_version_mismatch=allow_version_mismatch)
-        if checkpoint[0] >= config.steps:
+        suite = suite_versions()
+        step, state = load_checkpoint(run.path, suite=suite, allow_version_mismatch=allow_version_mismatch)
+        if step > config.steps:
             raise UserError(
-                f"the run in '{run.path}' is complete: {checkpoint[0]} of {config.steps} vector steps done. "
-                f"Pass --steps with a larger number to extend it."
+                f"the run in '{run.path}' has done {step} vector steps already, more than {config.steps}. "
+                "Pass --steps with a larger number to extend it."
             )
-        save_config(config, run.config_path)
-        return _run(config, run, resolved, checkpoint)
+        if _is_complete(read_history(run.path), step, config.steps):
+            raise UserError(
+                f"the run in '{run.path}' is complete: {step} of {config.steps} vector steps done. "
+                "Pass --steps with a larger number to extend it."
+            )
+        with _writing(run.path):
+            save_config(config, run.config_path)
+        return _run(config, run, resolved, callbacks, sinks, (step, state))
+
+
+def resume_or_start(
+    config: Config,
+    run_dir: str | Path,
+    *,
+    allow_version_mismatch: bool = False,
+    callbacks: Sequence[Callback] = (),
+    sinks: Sequence[Sink] = (),
+) -> TrainResult:
+    """Continue the run in `run_dir`, or start it there: one command for jobs that are killed and requeued.
+
+    A run that ended before its first checkpoint starts anew in its place; a complete one returns at once,
+    without an evaluation. Raises as `train`, and UserError where the directory holds a run of another
+    configuration.
+    """
+    path = expand(Path(run_dir))
+    if not has_checkpoint(path):
+        device = resolve_device(config.device)
+        with RunDirectory.create(path, start_over=True) as run:
+            return _start(config, run, device, callbacks, sinks)
+    if (path / CONFIG_NAME).is_file():
+        _check_same(config, load_config(path / CONFIG_NAME), path)
+        step, _ = load_checkpoint(path, parts=(), allow_version_mismatch=True)
+        if _is_complete(read_history(path), step, config.steps):
+            print(f"the run in '{path}' is complete already")
+            return TrainResult(0, None, path, 0.0, step)
+    return resume_training(
+        path,
+        steps=config.steps,
+        device=config.device,
+        allow_version_mismatch=allow_version_mismatch,
+        callbacks=callbacks,
+        sinks=sinks,
+    )
 
 
 def evaluate_run(
@@ -72,18 +141,21 @@ def evaluate_run(
     device: Device = "auto",
     allow_version_mismatch: bool = False,
     video: bool = False,
-) -> int:
-    """Evaluate a run's newest checkpoint, print a table and return 0; the run itself stays as it is.
+) -> Evaluation:
+    """Evaluate a run's newest checkpoint, print a table and return it; the run itself stays as it is.
 
     With `video` one more episode of each task is filmed, into the run's folder `videos`.
     """
-    path = Path(run_dir)
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"'{path}' is not a run directory: expected config.yaml in it, found none.")
-    config = load_config(path / "config.yaml")
+    path = expand(Path(run_dir))
+    if not (path / CONFIG_NAME).is_file():
+        raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
+    config = load_config(path / CONFIG_NAME)
     resolved = resolve_device(device)
-    step, state = load_checkpoint(path, allow_version_mismatch=allow_version_mismatch)
-    with closing(build_envs(config, num_workers=None)) as envs:
+    step, state = load_checkpoint(path, suite=suite_versions(), allow_version_mismatch=allow_version_mismatch)
+    with (
+        cpu.settings(config.train.num_threads, config.train.matmul_precision),
+        closing(build_envs(config, num_workers=None)) as envs,
+    ):
         agent = build_agent(config, envs, resolved)
         agent.load_training_state(state["agent"])
         result = evaluate(make_policy(agent, envs), envs, episodes)
@@ -91,7 +163,19 @@ def evaluate_run(
         console.evaluation_table(result)
         if video:
             _film(config, agent, envs, path / "videos")
-    return 0
+    return result
+
+
+def default_run_dir(config: Config) -> Path:
+    """Return runs/TASKS/METHOD/seedN-DATE-TIME."""
+    tasks = "+".join(config.tasks) if len(config.tasks) <= 3 else f"{len(config.tasks)}-tasks"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs", tasks.lower(), config.method, f"seed{config.seed}-{stamp}")
+
+
+def suite_versions() -> dict[str, str]:
+    """Return the versions that decide what the simulation computes."""
+    return {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}
 
 
 def _film(config: Config, agent: MTSAC, envs: MetaWorldVectorEnv, folder: Path) -> None:
@@ -119,31 +203,103 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _new_directory(config: Config, run_dir: str | Path | None) -> RunDirectory:
+    if run_dir is not None:
+        return RunDirectory.create(Path(run_dir))
+    return RunDirectory.create_numbered(default_run_dir(config))
+
+
+def _start(
+    config: Config,
+    run: RunDirectory,
+    device: torch.device,
+    callbacks: Sequence[Callback],
+    sinks: Sequence[Sink],
+) -> TrainResult:
+    with _writing(run.path):
+        save_config(config, run.config_path)
+    return _run(config, run, device, callbacks, sinks, None)
+
+
 def _run(
-    config: Config, run: RunDirectory, device: torch.device, checkpoint: tuple[int, dict[str, Any]] | None
-) -> int:
-    cpu.configure(config.train.num_threads, config.train.matmul_precision)
-    print("starting the environments (the first run of a seed also draws its goals)", flush=True)
+    config: Config,
+    run: RunDirectory,
+    device: torch.device,
+    callbacks: Sequence[Callback],
+    sinks: Sequence[Sink],
+    checkpoint: tuple[int, dict[str, Any]] | None,
+) -> TrainResult:
     with ExitStack() as stack:
+        # From here on a signal is answered: after the environments have started, before the first vector
+        # step.
+        requests = stack.enter_context(Requests())
+        stack.enter_context(cpu.settings(config.train.num_threads, config.train.matmul_precision))
+        print("starting the environments (the first run of a seed also draws its goals)", flush=True)
         envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
         parts = Parts(config, envs, device)
-        start = 0
+        start, history = 0, _NEW
         if checkpoint is not None:
             start = checkpoint[0]
             parts.load_state(checkpoint[1])
+            with _writing(run.path):
+                history = drop_after(run.path, start)
         # The learner waits while these run, so they may take all cores.
         eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None)))
         title, facts, notes = describe(config, parts.agent, envs, run.path, start)
         console.start_screen(title, facts, notes)
-        resume_step = start if checkpoint is not None else None
-        logger = Logger(
-            run.path,
-            envs.task_names,
-            config=config_to_dict(config),
-            versions=run.write_versions(),
-            resume_step=resume_step,
+        suite = suite_versions()
+        with _writing(run.path):
+            versions = run.write_versions(suite)
+            per_task = start * envs.envs_per_task
+            resumed_at = None
+            if checkpoint is not None:
+                resumed_at = Stamp(start, per_task, per_task * envs.num_tasks, history.wall_s)
+            info = RunInfo(run.path, envs.task_names, config_to_dict(config), versions, resumed_at)
+            log = Log(info, JsonLines(), [*_named_sinks(config), *sinks])
+        stack.callback(log.close)
+        progress = stack.enter_context(console.ProgressReport(config.steps, start, success=history.success))
+        loop = TrainingLoop(config, run.path, parts, eval_envs, log, progress, requests, suite, callbacks)
+        evaluated = history.evaluated_at == start and (history.final or start < config.steps)
+        return loop.run(start, resumed=checkpoint is not None, evaluated=evaluated)
+
+
+def _named_sinks(config: Config) -> list[Sink]:
+    return [SINKS[name]() for name in ("tensorboard",)]
+
+
+def _is_complete(history: History, step: int, steps: int) -> bool:
+    """Whether the final evaluation is written and a checkpoint of the same step is there."""
+    return history.final and history.evaluated_at == step == steps
+
+
+def _check_same(asked: Config, found: Config, path: Path) -> None:
+    ours, theirs = (_flat(config_to_dict(config)) for config in (asked, found))
+    differing = [
+        f"{name} {theirs.get(name)} (here {ours.get(name)})"
+        for name in sorted({*ours, *theirs} - {"steps", "device"})
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        raise UserError(
+            f"'{path}' holds a run of another configuration: {', '.join(differing)}. Give the flags of "
+            "that run, or start elsewhere with another directory."
         )
-        stack.callback(logger.close)
-        progress = stack.enter_context(console.ProgressReport(config.steps, start))
-        loop = TrainingLoop(config, run.path, parts, eval_envs, logger, progress)
-        return loop.run(start)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what a full or read-only disk means before anything has been trained."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"run directory '{path}' cannot be written: {error.strerror or error}. Free space, or choose "
+            "another --run-dir."
+        ) from error

@@ -1,4 +1,4 @@
-"""Turn the first SIGINT, SIGTERM or SIGHUP into a request to stop cleanly; a second one stops at once."""
+"""Signals as requests: stop cleanly (SIGINT, SIGTERM, SIGHUP), or save and go on (SIGUSR1, SIGUSR2)."""
 
 from __future__ import annotations
 
@@ -7,23 +7,38 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Slurm (--signal) and other schedulers warn with one of these some time before they kill.
+_SAVE = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-class StopSignal:
-    """Context manager around a loop that asks `exit_code` between its steps.
+class Requests:
+    """What signals and callbacks ask of a run; a context manager that puts the caller's handlers back.
+
+    A second stop signal stops at once, by KeyboardInterrupt.
 
     Attributes:
-        exit_code: None until a signal arrives, then 128 + its number (130 for Ctrl-C, 143 for SIGTERM).
+        exit_code: None until a stop is asked for; then 128 + the signal's number (130 for Ctrl-C, 143 for
+            SIGTERM), or 0 if a callback asked.
+        save: whether a checkpoint is asked for; whoever writes it sets it back.
     """
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
+        self.save = False
         self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def stop(self) -> bool:
+        """Whether the run is to stop."""
+        return self.exit_code is not None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            for number in (*_STOP, *_SAVE):
+                # nohup ignores SIGHUP: a run started with it is to outlive its terminal.
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -33,6 +48,9 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.exit_code is not None:
+        if number in _SAVE:
+            self.save = True
+        elif self.exit_code:
             raise KeyboardInterrupt
-        self.exit_code = 128 + number
+        else:
+            self.exit_code = 128 + number

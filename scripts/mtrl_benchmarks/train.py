@@ -62,12 +62,17 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
 
 def _measure(config: Config, steps: int) -> report.Row:
     from mtrl.device import cpu
+
+    with cpu.settings(config.train.num_threads, config.train.matmul_precision):
+        return _measure_here(config, steps)
+
+
+def _measure_here(config: Config, steps: int) -> report.Row:
     from mtrl.training.parts import Parts, build_envs
     from mtrl.training.run import resolve_device
     from mtrl.training.stepper import Stepper
 
     device = resolve_device(config.device)
-    cpu.configure(config.train.num_threads, config.train.matmul_precision)
     warmup = max(100, -(-config.sac.batch_per_task // config.env.envs_per_task))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, warmup_steps=warmup))
     envs = build_envs(config, num_workers=config.env.num_workers)

@@ -60,11 +60,11 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be positive; found {getattr(arguments, name)}.")
     device = resolve_device(arguments.device)
-    cpu.configure(arguments.threads, arguments.matmul_precision)
     rows: list[report.Row] = []
-    for tasks in arguments.tasks:
-        for width in arguments.widths:
-            rows += _measure(arguments, tasks, width, device)
+    with cpu.settings(arguments.threads, arguments.matmul_precision):
+        for tasks in arguments.tasks:
+            for width in arguments.widths:
+                rows += _measure(arguments, tasks, width, device)
     return rows
 
 

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +25,12 @@ class Calls:
         self.made: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.ending: int | BaseException = 0
 
-    def function(self, name: str) -> Callable[..., int]:
-        def call(*args: Any, **kwargs: Any) -> int:
+    def function(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
             self.made.append((name, args, kwargs))
             if isinstance(self.ending, BaseException):
                 raise self.ending
-            return self.ending
+            return SimpleNamespace(exit_code=self.ending)
 
         return call
 
@@ -42,8 +42,8 @@ class Calls:
         return config
 
     @property
-    def run_dir(self) -> str:
-        return str(self.made[0][2]["run_dir"])
+    def run_dir(self) -> Any:
+        return self.made[0][2]["run_dir"]
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def train_mt10(*arguments: str) -> int:
 def test_without_flags_the_scripts_preset_is_trained(calls: Calls) -> None:
     assert train_mt10() == 0
     assert calls.config == Config()
-    assert re.fullmatch(r"runs/mt10/mean/seed0-\d{8}-\d{6}", calls.run_dir)
+    assert calls.run_dir is None
 
 
 def test_flags_reach_every_section(calls: Calls) -> None:
@@ -98,7 +98,7 @@ def test_flags_reach_every_section(calls: Calls) -> None:
     assert (config.steps, config.seed, config.device, config.env.envs_per_task) == (1000, 3, "cpu", 2)
     assert (config.replay.reward_scaling, config.eval.interval) == ("ema", 7)
     assert (config.network.actor_layer_norm, config.sac.max_grad_norm) == (True, None)
-    assert calls.run_dir == "here"
+    assert calls.run_dir == Path("here")
 
 
 def test_flag_beats_preset_beats_default(calls: Calls, tmp_path: Path) -> None:
@@ -116,7 +116,6 @@ def test_preset_keeps_the_scripts_tasks(calls: Calls) -> None:
 def test_tasks_may_be_replaced(calls: Calls) -> None:
     assert train_mt10("--tasks", "reach-v3", "push-v3", "--method", "cagrad", "--seed", "4") == 0
     assert calls.config.tasks == ("reach-v3", "push-v3")
-    assert calls.run_dir.startswith("runs/reach-v3+push-v3/cagrad/seed4-")
 
 
 def test_method_options_are_typed_and_complete(calls: Calls) -> None:
@@ -235,8 +234,7 @@ def test_mistake_in_evaluation(
 
 
 def test_evaluation_passes_its_flags_on(calls: Calls) -> None:
-    calls.ending = 5
-    assert main_evaluate(["runs/a", "--episodes", "7", "--device", "cpu", "--allow-version-mismatch"]) == 5
+    assert main_evaluate(["runs/a", "--episodes", "7", "--device", "cpu", "--allow-version-mismatch"]) == 0
     given = {"episodes": 7, "device": "cpu", "allow_version_mismatch": True, "video": False}
     assert calls.made == [("evaluate_run", (Path("runs/a"),), given)]
 

@@ -16,9 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtrl.errors import UserError
 from mtrl.runs import checkpoint
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
-from mtrl.errors import UserError
 from tests.helpers.checkpoints import assert_same, state_of
 
 TENSOR_TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import mtrl
+from mtrl.errors import UserError
 from mtrl.runs import checkpoint
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
-from mtrl.errors import UserError
 from mtrl.runs.versions import package_versions
 from tests.helpers.checkpoints import Reports, assert_same, state_of
 
@@ -94,7 +94,6 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
         (path / "manifest.json").read_text().replace('"step": 2', '"step": 3')
     ),
     "renamed": lambda path: path.rename(path.parent / "step_000000009"),
-    "other schema": lambda path: rewrite_manifest(path, lambda manifest: manifest.update(schema=99)),
     "empty directory": become_empty,
 }
 
@@ -208,7 +207,7 @@ def test_a_manifest_cannot_point_outside_its_directory(tmp_path: Path) -> None:
 
 
 # These unpickle what a process of the same run sends through a pipe, never a file.
-PIPES = {"envs/pool.py", "envs/worker.py"}
+PIPES = {"envs/engine/pool.py", "envs/engine/worker.py"}
 
 
 def test_the_package_never_unpickles_a_file() -> None:
@@ -227,29 +226,59 @@ def test_the_package_never_unpickles_a_file() -> None:
     assert loads >= 1
 
 
-# -- versions -----------------------------------------------------------------------------------------------
+# -- formats, parts, versions ------------------------------------------------------------------------------
 
 
-def load_with(monkeypatch: pytest.MonkeyPatch, run_dir: Path, **changed: str) -> Callable[..., Any]:
-    here = {**package_versions(), **changed}
-    monkeypatch.setattr("mtrl.runs.checkpoint.package_versions", lambda: here)
-    return lambda **options: load_checkpoint(run_dir, **options)
+def test_another_format_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, state_of(step), keep=2)
+    rewrite_manifest(tmp_path / "checkpoints/step_000000002", lambda manifest: manifest.update(schema=1))
+    with pytest.raises(UserError, match=r"is of format 1 and this version of mtrl reads format 2: continue"):
+        load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("package", ["metaworld", "mujoco", "torch"])
-def test_versions_that_change_numbers_are_refused_unless_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
-    save_checkpoint(tmp_path, 1, state_of(1), keep=1)
-    load = load_with(monkeypatch, tmp_path, **{package: "99.0"})
-    with pytest.raises(UserError, match=rf"{package} .*here 99\.0.*--allow-version-mismatch"):
-        load()
-    assert load(allow_version_mismatch=True)[0] == 1
+def test_one_part_is_read_whatever_has_happened_to_the_others(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, state_of(1), keep=1)
+    (path / "rng.pt").unlink()
+    flip_a_bit(path / "counters.pt")
+    (path / "more.pt").write_bytes(b"x")
+    assert_same(load_checkpoint(tmp_path, parts=["agent"]), (1, {"agent": state_of(1)["agent"]}))
+    with pytest.raises(UserError, match="no valid checkpoint"):
+        load_checkpoint(tmp_path, report=Reports())
+    flip_a_bit(path / "agent.pt")
+    with pytest.raises(UserError, match="no valid checkpoint"):
+        load_checkpoint(tmp_path, parts=["agent"], report=Reports())
 
 
-def test_versions_that_change_no_numbers_are_accepted(
+SUITE = {"simulation": "1.0", "physics": "2.0"}
+
+
+@pytest.mark.parametrize(
+    "here",
+    [{**SUITE, "physics": "2.1"}, {"simulation": "1.0"}, {**SUITE, "rewards": "3"}, {}],
+    ids=["another", "missing", "new", "none"],
+)
+def test_another_suite_is_refused_unless_allowed(tmp_path: Path, here: dict[str, str]) -> None:
+    save_checkpoint(tmp_path, 1, state_of(1), keep=1, suite=SUITE)
+    with pytest.raises(UserError, match=r"written with \w+ .*--allow-version-mismatch"):
+        load_checkpoint(tmp_path, suite=here)
+    assert load_checkpoint(tmp_path, suite=SUITE)[0] == 1
+    assert load_checkpoint(tmp_path, suite=here, allow_version_mismatch=True)[0] == 1
+
+
+def test_another_torch_is_refused_by_its_major_version_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(tmp_path, 1, state_of(1), keep=1)
-    major = torch.__version__.split(".")[0]
-    assert load_with(monkeypatch, tmp_path, numpy="99.0", torch=f"{major}.999")()[0] == 1
+    here = package_versions()
+    major = here["torch"].split(".")[0]
+
+    def use(**versions: str) -> None:
+        monkeypatch.setattr("mtrl.runs.checkpoint.package_versions", lambda: {**here, **versions})
+
+    use(torch="99.0")
+    with pytest.raises(UserError, match=r"torch .*\(here 99\).*--allow-version-mismatch"):
+        load_checkpoint(tmp_path)
+    assert load_checkpoint(tmp_path, allow_version_mismatch=True)[0] == 1
+    use(numpy="99.0", torch=f"{major}.999")
+    assert load_checkpoint(tmp_path)[0] == 1

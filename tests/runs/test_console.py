@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def seen(stream: io.StringIO) -> str:
 def test_outside_a_terminal_nothing_has_control_codes(capsys: pytest.CaptureFixture[str]) -> None:
     start_screen("MT10", [("device", "cpu"), ("x" * 90, "y" * 90)], ["a note"])
     with ProgressReport(1000, 0) as progress:
-        progress.update(500, success=0.5, steps_per_second=10.0)
+        progress.line(500, 10.0)
         progress.message("checkpoint written")
     evaluation_table(RESULT)
     console.warning("careful")
@@ -62,29 +63,38 @@ def test_the_start_screen_on_a_terminal_shows_the_text_as_it_is() -> None:
         assert text in seen(stream)
 
 
-def test_each_update_is_one_plain_line_with_speed_and_eta(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_line_has_step_success_speed_and_eta(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressReport(2_000_000, 0) as progress:
-        progress.update(20_000, success=None, steps_per_second=None)
-        progress.update(200_000, success=0.125, steps_per_second=100.0)
-        progress.update(2_000_000, success=float("nan"), steps_per_second=99.6)
+        progress.line(20_000, None)
+        progress.success = 0.125
+        progress.line(200_000, 100.0)
+        progress.step(200_001, 1.0)  # a log file gets no bar
+        progress.success = float("nan")
+        progress.line(2_000_000, 2.46)
     assert capsys.readouterr().out.splitlines() == [
         "step 20,000 / 2,000,000 (1.0 %)  success -  - steps/s  ETA -",
         "step 200,000 / 2,000,000 (10.0 %)  success 0.125  100 steps/s  ETA 5:00:00",
-        "step 2,000,000 / 2,000,000 (100.0 %)  success -  100 steps/s  ETA 0:00:00",
+        "step 2,000,000 / 2,000,000 (100.0 %)  success -  2.5 steps/s  ETA 0:00:00",
     ]
 
 
-def test_a_terminal_gets_one_bar_that_starts_where_the_run_resumes() -> None:
+def test_a_terminal_gets_one_bar_that_moves_between_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     target, stream = terminal()
-    progress = ProgressReport(1000, 500, console=target)
+    progress = ProgressReport(1000, 500, success=0.25, console=target)
     progress.message("resumed [at] 500")
-    progress.update(750, success=0.25, steps_per_second=25.0)
+    for step in range(501, 751):  # 25 steps a second of training, beside as much evaluation
+        now[0] += 0.08
+        progress.step(step, (step - 500) / 25, "evaluating" if step > 700 else "")
     progress.close()
     progress.close()
     text = seen(stream)
-    assert "50%" in text and "75%" in text
-    assert "success 0.250  25 steps/s  ETA 0:00:10" in text
     assert "resumed [at] 500" in text
+    assert "500/1,000  starting" in text
+    shown = [int(step) for step in re.findall(r"(\d+)/1,000  success 0\.250  25 steps/s", text)]
+    assert len(set(shown)) > 20  # two a second of 20 seconds
+    assert "success 0.250  25 steps/s  ETA 0:00:10  evaluating" in text
 
 
 def test_warnings_appear_while_the_bar_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_an_existing_directory_with_other_files_is_taken(tmp_path: Path) -> None
     (tmp_path / "notes.txt").write_text("mine")
     with RunDirectory.create(tmp_path):
         pass
-    assert os.listdir(tmp_path) == ["notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["notes.txt", "run.lock"]
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,54 @@ def test_an_existing_directory_with_other_files_is_taken(tmp_path: Path) -> None
 )
 def test_a_directory_that_holds_a_run_is_refused_with_advice(tmp_path: Path, trace: str) -> None:
     (tmp_path / trace).write_text("x")
-    with pytest.raises(UserError, match=rf"already holds a run \(found {trace}\).*--resume .*--run-dir"):
+    with pytest.raises(
+        UserError, match=rf"already holds a run \(found {trace}\).*--resume-or-start .*--run-dir"
+    ):
         RunDirectory.create(tmp_path)
-    assert os.listdir(tmp_path) == [trace]
+    assert sorted(os.listdir(tmp_path)) == sorted([trace, "run.lock"])
+
+
+def test_a_directory_with_a_checkpoint_is_to_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"already holds a run .*Continue it with --resume "):
+        RunDirectory.create(make_run(tmp_path / "run"))
+
+
+def test_what_ended_before_its_first_checkpoint_can_be_started_over(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path) as run:
+        write_preamble(run)
+        (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot be resumed.*before its first checkpoint.*--resume-or-start"):
+        RunDirectory.resume(tmp_path)
+    with RunDirectory.create(tmp_path, start_over=True):
+        assert sorted(os.listdir(tmp_path)) == ["notes.txt", "run.lock", "run.owner"]
+
+
+def test_a_run_with_a_checkpoint_is_never_started_over(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    with pytest.raises(UserError, match="already holds a run"):
+        RunDirectory.create(tmp_path, start_over=True)
+    assert (tmp_path / "checkpoints/step_000000010").is_dir()
+
+
+def test_directories_of_the_same_name_are_numbered(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "seed0-now"
+    with (
+        RunDirectory.create_numbered(path) as one,
+        RunDirectory.create_numbered(path) as two,
+        RunDirectory.create_numbered(path) as three,
+    ):
+        assert [run.path.name for run in (one, two, three)] == ["seed0-now", "seed0-now-2", "seed0-now-3"]
+    with pytest.raises(KeyError), RunDirectory.create_numbered(tmp_path / "other" / "run"):
+        raise KeyError
+    assert os.listdir(tmp_path) == ["runs"]
+
+
+def test_a_home_that_nobody_has_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="Write the whole path"):
+        RunDirectory.create(Path("~no-such-user/run"))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_path_below_a_file_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
@@ -175,6 +220,7 @@ def test_a_lock_whose_owner_has_not_signed_yet_is_respected(tmp_path: Path) -> N
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="in use by another process"):
             RunDirectory.create(tmp_path)
+    assert not (tmp_path / "run.owner").exists()
 
 
 def test_a_lock_on_a_removed_file_is_not_a_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,8 +234,10 @@ def test_a_lock_on_a_removed_file_is_not_a_hold(tmp_path: Path, monkeypatch: pyt
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", removes_before_locking)
+    with pytest.raises(UserError, match="in use"):
+        RunDirectory.create(tmp_path)
     with RunDirectory.create(tmp_path):
-        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / "run.owner").read_text())["pid"] == os.getpid()
         with pytest.raises(UserError, match="in use"):
             RunDirectory.create(tmp_path)
 
@@ -213,7 +261,6 @@ def test_a_file_system_without_locks_is_a_warning(
     [
         (None, "no such directory"),
         ((), "no config.yaml and no checkpoint"),
-        (("config.yaml",), "no checkpoint"),
         (("checkpoints/step_000000010",), "no config.yaml"),
     ],
     ids=str,
@@ -261,8 +308,10 @@ def test_resume_removes_an_unfinished_checkpoint_with_one_warning(
 
 def write_preamble(run: RunDirectory) -> None:
     run.config_path.write_text("seed: 0\n")
-    run.write_versions()
+    run.write_versions({})
     run.checkpoints.mkdir()
+    (run.path / "tasks" / "reach-v3").mkdir(parents=True)
+    (run.path / "tasks" / "reach-v3" / "events.out.tfevents.1.host.1.0").touch()
     for name in ("metrics.jsonl", "evaluations.jsonl", "events.out.tfevents.1.host.1.0"):
         (run.path / name).touch()
 
@@ -290,7 +339,7 @@ def test_a_run_with_results_stays_when_it_fails(tmp_path: Path, result: str) -> 
         (path / result).write_text("{}\n")
         raise KeyError
     assert {"config.yaml", "versions.json"} < set(os.listdir(path))
-    assert not (path / "run.lock").exists()
+    assert not (path / "run.owner").exists()
 
 
 def test_a_resumed_run_is_never_discarded(tmp_path: Path) -> None:
@@ -298,13 +347,13 @@ def test_a_resumed_run_is_never_discarded(tmp_path: Path) -> None:
     before = set(os.listdir(path))
     with pytest.raises(KeyError), RunDirectory.resume(path):
         raise KeyError
-    assert set(os.listdir(path)) == before
+    assert set(os.listdir(path)) == before | {"run.lock"}
 
 
 def test_a_run_that_ends_well_keeps_its_files(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path / "run") as run:
         run.config_path.write_text("seed: 0\n")
-    assert os.listdir(tmp_path / "run") == ["config.yaml"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["config.yaml", "run.lock"]
 
 
 # -- versions -----------------------------------------------------------------------------------------------
@@ -312,12 +361,12 @@ def test_a_run_that_ends_well_keeps_its_files(tmp_path: Path) -> None:
 
 def test_versions_json_holds_what_the_interpreter_says(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path / "run") as run:
-        written = run.write_versions()
+        written = run.write_versions({"simulation": "1.2"})
         assert json.loads((run.path / "versions.json").read_text()) == written
     assert written["python"] == platform.python_version()
     assert written["torch"] == torch.__version__
-    assert written["metaworld"] == importlib.metadata.version("metaworld")
-    assert written["mujoco"] == importlib.metadata.version("mujoco")
+    assert written["gymnasium"] == importlib.metadata.version("gymnasium")
+    assert written["simulation"] == "1.2"
     assert written["mtrl"] == mtrl.__version__
     assert int(written["cores"]) >= 1 and written["cpu"]
     assert ("cuda_device" in written) == torch.cuda.is_available()

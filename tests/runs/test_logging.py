@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import mtrl
 from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.logging import Logger
+from mtrl.runs.logging import SINKS, JsonLines, Log, RunInfo, Sink, Stamp
+from mtrl.runs.logging.jsonl import drop_after, read_history
 
 TASKS = ("reach-v3", "push-v3")
 CONFIG: dict[str, Any] = {
@@ -27,6 +27,7 @@ CONFIG: dict[str, Any] = {
     "seed": 3,
     "sac": {"gamma": 0.99, "max_grad_norm": None},
     "method": "cagrad",
+    "method_options": {"c": 0.4},
     "flag": True,
 }
 VERSIONS = {"torch": "2.13.0", "mujoco": "3.3.0"}
@@ -36,17 +37,22 @@ RESULT = Evaluation(
     np.array([[True, False, False, False], [False, False, False, True]]),
     np.array([[100.0, 200.0, 300.0, 400.0], [1.0, 2.0, 3.0, 4.0]]),
 )
-ENV_STEPS = 2  # environment steps of a vector step: two tasks, one copy each
+COPIES = 3  # environments per task: a vector step is three env steps per task, six in all
 
 
-def open_logger(run_dir: Path, resume_step: int | None = None) -> Logger:
-    return Logger(run_dir, TASKS, config=CONFIG, versions=VERSIONS, resume_step=resume_step)
+def open_log(run_dir: Path, resume_step: int | None = None, *sinks: Sink) -> Log:
+    wall, resumed_at = 0.0, None
+    if resume_step is not None:
+        wall = drop_after(run_dir, resume_step).wall_s
+        resumed_at = Stamp(resume_step, COPIES * resume_step, 2 * COPIES * resume_step, wall)
+    info = RunInfo(run_dir, TASKS, CONFIG, VERSIONS, resumed_at)
+    return Log(info, JsonLines(), [SINKS["tensorboard"](), *sinks], wall_before=wall)
 
 
-def log_steps(logger: Logger, steps: list[int], offset: float = 0.0) -> None:
+def log_steps(log: Log, steps: list[int], offset: float = 0.0) -> None:
     for step in steps:
         value = step + offset
-        logger.metrics(step, ENV_STEPS * step, {"train/critic_loss": value}, {"alpha": [value, -value]})
+        log.metrics(log.stamp(step, COPIES), {"train/critic_loss": value}, {"alpha": [value, -value]})
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -66,16 +72,19 @@ def curve(run_dir: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def test_a_line_of_metrics_holds_steps_scalars_and_tasks_at_once(tmp_path: Path) -> None:
-    logger = open_logger(tmp_path)
-    logger.metrics(
-        500, 1000, {"train/critic_loss": np.float64(0.5), "time/fps": 123}, {"alpha": (0.25, 0.75)}
+    log = open_log(tmp_path)
+    log.metrics(
+        log.stamp(500, COPIES),
+        {"train/critic_loss": np.float64(0.5), "time/fps": 123},
+        {"alpha": (0.25, 0.75)},
     )
     (line,) = lines(tmp_path / "metrics.jsonl")  # before closing: a kill loses nothing
-    logger.close()
+    log.close()
     assert 0 <= line.pop("wall_s") < 60
     assert line == {
         "vector_step": 500,
-        "env_steps": 1000,
+        "env_steps_per_task": 1500,
+        "env_steps": 3000,
         "train/critic_loss": 0.5,
         "time/fps": 123.0,
         "alpha": {"reach-v3": 0.25, "push-v3": 0.75},
@@ -83,32 +92,35 @@ def test_a_line_of_metrics_holds_steps_scalars_and_tasks_at_once(tmp_path: Path)
 
 
 def test_values_that_are_not_finite_are_null_and_no_point(tmp_path: Path) -> None:
-    logger = open_logger(tmp_path)
-    logger.metrics(1, 2, {"a/b": math.nan, "a/c": math.inf}, {"success": [math.nan, 1.0]})
-    logger.close()
+    log = open_log(tmp_path)
+    log.metrics(log.stamp(1, COPIES), {"a/b": math.nan, "a/c": math.inf}, {"success": [math.nan, 1.0]})
+    log.close()
     (line,) = lines(tmp_path / "metrics.jsonl")
     assert line["a/b"] is None and line["a/c"] is None
     assert line["success"] == {"reach-v3": None, "push-v3": 1.0}
-    assert set(events(tmp_path).Tags()["scalars"]) == {"success/push-v3"}
+    assert events(tmp_path).Tags()["scalars"] == []
+    assert events(tmp_path / "tasks/reach-v3").Tags()["scalars"] == []
+    assert events(tmp_path / "tasks/push-v3").Tags()["scalars"] == ["1_success/each_task"]
 
 
 def test_per_task_values_must_match_the_tasks(tmp_path: Path) -> None:
-    logger = open_logger(tmp_path)
+    log = open_log(tmp_path)
     with pytest.raises(ValueError, match="shorter"):
-        logger.metrics(1, 2, {}, {"alpha": [1.0]})
-    logger.close()
+        log.metrics(log.stamp(1, COPIES), {}, {"alpha": [1.0]})
+    log.close()
     assert lines(tmp_path / "metrics.jsonl") == []
 
 
 def test_a_line_of_evaluation_holds_every_task_and_the_means(tmp_path: Path) -> None:
-    logger = open_logger(tmp_path)
-    logger.evaluation(500, 1000, RESULT, final=True)
-    logger.close()
+    log = open_log(tmp_path)
+    log.evaluation(log.stamp(500, COPIES), RESULT, final=True)
+    log.close()
     (line,) = lines(tmp_path / "evaluations.jsonl")
     assert 0 <= line.pop("wall_s") < 60
     assert line == {
         "vector_step": 500,
-        "env_steps": 1000,
+        "env_steps_per_task": 1500,
+        "env_steps": 3000,
         "final": True,
         "episodes_per_task": 4,
         "mean_success": 0.5,
@@ -124,45 +136,54 @@ def test_a_line_of_evaluation_holds_every_task_and_the_means(tmp_path: Path) -> 
 # -- TensorBoard --------------------------------------------------------------------------------------------
 
 
-def test_curves_are_over_environment_steps(tmp_path: Path) -> None:
-    logger = open_logger(tmp_path)
-    log_steps(logger, [10, 20])
-    logger.evaluation(20, 40, RESULT, final=False)
-    logger.close()
-    assert curve(tmp_path, "train/critic_loss") == [(20, 10.0), (40, 20.0)]
-    assert curve(tmp_path, "alpha/push-v3") == [(20, -10.0), (40, -20.0)]
-    expected = {
-        "eval/success_rate": 0.5,
-        "eval/success_rate_last": 0.25,
-        "eval/mean_reward": 126.25,
-        "success/reach-v3": 0.75,
-        "success_last/push-v3": 0.25,
-        "return/reach-v3": 250.0,
+def test_curves_are_over_env_steps_per_task(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log_steps(log, [10, 20])
+    log.evaluation(log.stamp(20, COPIES), RESULT, final=False)
+    log.close()
+    assert curve(tmp_path, "train/critic_loss") == [(30, 10.0), (60, 20.0)]
+    assert curve(tmp_path / "tasks/push-v3", "each_task/alpha") == [(30, -10.0), (60, -20.0)]
+    means = {
+        "1_success/evaluation": 0.5,
+        "1_success/evaluation_at_last_step": 0.25,
+        "2_return/evaluation": 126.25,
     }
-    for tag, value in expected.items():
-        assert curve(tmp_path, tag) == [(40, value)]
+    for tag, value in means.items():
+        assert curve(tmp_path, tag) == [(60, value)]
+    reach = {
+        "1_success/each_task": 0.75,
+        "1_success/each_task_at_last_step": 0.25,
+        "2_return/each_task": 250.0,
+    }
+    for tag, value in reach.items():
+        assert curve(tmp_path / "tasks/reach-v3", tag) == [(60, value)]
 
 
-def test_a_run_is_one_directory_with_one_event_file(tmp_path: Path) -> None:
-    logger = open_logger(tmp_path)
-    log_steps(logger, [1])
-    logger.close()
-    logger.close()
-    assert not any(entry.is_dir() for entry in tmp_path.iterdir())
-    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+def test_success_is_the_first_group_of_charts(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log.metrics(
+        log.stamp(1, COPIES), {"rollout/success_rate": 0.5, "env/restarts": 0.0}, {"alpha": [1.0, 2.0]}
+    )
+    log.evaluation(log.stamp(1, COPIES), RESULT, final=False)
+    log.close()
+    tags = [
+        tag for place in (tmp_path, tmp_path / "tasks/push-v3") for tag in events(place).Tags()["scalars"]
+    ]
+    assert sorted({tag.split("/")[0] for tag in tags})[:2] == ["1_success", "2_return"]
+    assert {"1_success/training_episodes", "env/restarts"} < set(tags)
 
 
-def test_the_layout_puts_all_tasks_in_one_chart(tmp_path: Path) -> None:
-    open_logger(tmp_path).close()
-    (event,) = events(tmp_path).Tensors("custom_scalars__config__")
-    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
-    assert charts["success per task"] == ["success/.*"]
-    assert {"return/.*", "alpha/.*", "critic_loss/.*", "weight/.*"} < {tags[0] for tags in charts.values()}
+def test_a_directory_has_one_event_file_and_one_for_each_task(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log_steps(log, [1])
+    log.close()
+    log.close()
+    for place in (tmp_path, *(tmp_path / "tasks" / task for task in TASKS)):
+        assert len(list(place.glob("events.out.tfevents.*"))) == 1
 
 
 def test_the_configuration_is_text_and_hyper_parameters(tmp_path: Path) -> None:
-    open_logger(tmp_path).close()
+    open_log(tmp_path).close()
     found = events(tmp_path)
     text = {
         tag: found.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
@@ -175,12 +196,13 @@ def test_the_configuration_is_text_and_hyper_parameters(tmp_path: Path) -> None:
     data = plugin_data_pb2.HParamsPluginData
     contents = {tag: data.FromString(content) for tag, content in found.PluginTagToContent("hparams").items()}
     start = contents["_hparams_/session_start_info"].session_start_info.hparams
-    assert start["sac.gamma"].number_value == 0.99
+    assert start["seed"].number_value == 3
     assert start["method"].string_value == "cagrad"
+    assert start["method.c"].number_value == 0.4
     assert start["tasks"].string_value == "reach-v3, push-v3"
     experiment = contents["_hparams_/experiment"].experiment
-    assert [info.name.tag for info in experiment.metric_infos] == ["eval/success_rate"]
-    assert "eval/success_rate" not in found.Tags()["scalars"]  # no made-up point at step 0
+    assert [info.name.tag for info in experiment.metric_infos] == ["1_success/evaluation"]
+    assert "1_success/evaluation" not in found.Tags()["scalars"]  # no made-up point at step 0
 
 
 # -- resume -------------------------------------------------------------------------------------------------
@@ -192,15 +214,15 @@ def wait_for_the_next_second() -> None:
 
 
 def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    logger = open_logger(tmp_path)
-    log_steps(logger, [10, 20, 30, 40])
-    logger.evaluation(20, 40, RESULT, final=False)
-    logger.evaluation(40, 80, RESULT, final=False)
-    logger.close()
+    log = open_log(tmp_path)
+    log_steps(log, [10, 20, 30, 40])
+    log.evaluation(log.stamp(20, COPIES), RESULT, final=False)
+    log.evaluation(log.stamp(40, COPIES), RESULT, final=False)
+    log.close()
     wait_for_the_next_second()
-    logger = open_logger(tmp_path, resume_step=20)
-    log_steps(logger, [30, 40, 50], offset=0.5)
-    logger.close()
+    log = open_log(tmp_path, resume_step=20)
+    log_steps(log, [30, 40, 50], offset=0.5)
+    log.close()
 
     metrics = lines(tmp_path / "metrics.jsonl")
     assert [(line["vector_step"], line["train/critic_loss"]) for line in metrics] == [
@@ -212,26 +234,26 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     ]
     assert [line["vector_step"] for line in lines(tmp_path / "evaluations.jsonl")] == [20]
     assert curve(tmp_path, "train/critic_loss") == [
-        (ENV_STEPS * line["vector_step"], line["train/critic_loss"]) for line in metrics
+        (COPIES * line["vector_step"], line["train/critic_loss"]) for line in metrics
     ]
-    assert curve(tmp_path, "eval/success_rate") == [(40, 0.5)]
-    assert len(events(tmp_path).Tensors("custom_scalars__config__")) == 1
+    assert curve(tmp_path, "1_success/evaluation") == [(60, 0.5)]
+    assert [point for point, _ in curve(tmp_path / "tasks/push-v3", "1_success/each_task")] == [60]
 
 
 def test_resume_between_two_lines_or_before_the_first(tmp_path: Path) -> None:
-    logger = open_logger(tmp_path)
-    log_steps(logger, [10, 20])
-    logger.close()
+    log = open_log(tmp_path)
+    log_steps(log, [10, 20])
+    log.close()
     wait_for_the_next_second()
-    logger = open_logger(tmp_path, resume_step=15)
-    log_steps(logger, [20], offset=0.5)
-    logger.close()
-    assert curve(tmp_path, "train/critic_loss") == [(20, 10.0), (40, 20.5)]
+    log = open_log(tmp_path, resume_step=15)
+    log_steps(log, [20], offset=0.5)
+    log.close()
+    assert curve(tmp_path, "train/critic_loss") == [(30, 10.0), (60, 20.5)]
     wait_for_the_next_second()
-    logger = open_logger(tmp_path, resume_step=5)
-    log_steps(logger, [10], offset=0.75)
-    logger.close()
-    assert curve(tmp_path, "train/critic_loss") == [(20, 10.75)]
+    log = open_log(tmp_path, resume_step=5)
+    log_steps(log, [10], offset=0.75)
+    log.close()
+    assert curve(tmp_path, "train/critic_loss") == [(30, 10.75)]
     assert [line["vector_step"] for line in lines(tmp_path / "metrics.jsonl")] == [10]
 
 
@@ -239,34 +261,34 @@ def test_resume_between_two_lines_or_before_the_first(tmp_path: Path) -> None:
     "damage", [b'{"vector_step": 15, "env_st', b"\x00\x00\x00\n", b"[1]\n", b'{"a": 1}\n']
 )
 def test_resume_drops_a_broken_last_line(tmp_path: Path, damage: bytes) -> None:
-    logger = open_logger(tmp_path)
-    log_steps(logger, [10])
-    logger.close()
+    log = open_log(tmp_path)
+    log_steps(log, [10])
+    log.close()
     with open(tmp_path / "metrics.jsonl", "ab") as file:
         file.write(damage)
-    logger = open_logger(tmp_path, resume_step=20)
-    log_steps(logger, [30])
-    logger.close()
+    log = open_log(tmp_path, resume_step=20)
+    log_steps(log, [30])
+    log.close()
     assert [line["vector_step"] for line in lines(tmp_path / "metrics.jsonl")] == [10, 30]
 
 
 def test_resume_counts_the_time_on(tmp_path: Path) -> None:
-    logger = open_logger(tmp_path)
-    log_steps(logger, [10])
-    logger.close()
+    log = open_log(tmp_path)
+    log_steps(log, [10])
+    log.close()
     path = tmp_path / "metrics.jsonl"
     (line,) = lines(path)
     path.write_text(json.dumps({**line, "wall_s": 1000.0}) + "\n")
-    logger = open_logger(tmp_path, resume_step=10)
-    log_steps(logger, [20])
-    logger.close()
+    log = open_log(tmp_path, resume_step=10)
+    log_steps(log, [20])
+    log.close()
     assert 1000.0 <= lines(path)[-1]["wall_s"] < 1060.0
 
 
 def test_a_purge_that_is_killed_keeps_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logger = open_logger(tmp_path)
-    log_steps(logger, [10, 20])
-    logger.close()
+    log = open_log(tmp_path)
+    log_steps(log, [10, 20])
+    log.close()
     before = (tmp_path / "metrics.jsonl").read_bytes()
 
     def killed(source: Path, target: Path) -> None:
@@ -274,36 +296,109 @@ def test_a_purge_that_is_killed_keeps_the_lines(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", killed)
-        open_logger(tmp_path, resume_step=10)
+        open_log(tmp_path, resume_step=10)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
-    open_logger(tmp_path, resume_step=10).close()
+    open_log(tmp_path, resume_step=10).close()
     assert [line["vector_step"] for line in lines(tmp_path / "metrics.jsonl")] == [10]
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_history_says_what_a_run_has_evaluated(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    assert read_history(tmp_path).evaluated_at is None
+    log_steps(log, [10, 20])
+    log.evaluation(log.stamp(20, COPIES), RESULT, final=True)
+    log.close()
+    for history in (read_history(tmp_path), drop_after(tmp_path, 20)):
+        assert (history.evaluated_at, history.final, history.success) == (20, True, 0.5)
+    history = drop_after(tmp_path, 19)
+    assert (history.evaluated_at, history.final, history.success) == (None, False, None)
+
+
+# -- a user's own sinks -------------------------------------------------------------------------------------
+
+
+class Listener:
+    """A sink that keeps what it is told and fails when asked to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.heard: list[Any] = []
+        self.error = error
+
+    def open(self, run: RunInfo) -> None:
+        self.heard.append(run)
+
+    def metrics(self, stamp: Stamp, scalars: Any, per_task: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self.heard.append((stamp.vector_step, dict(scalars), dict(per_task)))
+
+    def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
+        self.heard.append((stamp.env_steps_per_task, result, final))
+
+    def close(self) -> None:
+        self.heard.append("closed")
+
+
+def test_a_sink_hears_everything_in_order(tmp_path: Path) -> None:
+    sink = Listener()
+    log = open_log(tmp_path, None, sink)
+    log_steps(log, [10])
+    log.evaluation(log.stamp(10, COPIES), RESULT, final=True)
+    log.close()
+    log.close()
+    run, *rest = sink.heard
+    assert (run.path, run.task_names, run.resumed_at) == (tmp_path, TASKS, None)
+    assert rest == [
+        (10, {"train/critic_loss": 10.0}, {"alpha": {"reach-v3": 10.0, "push-v3": -10.0}}),
+        (30, RESULT, True),
+        "closed",
+    ]
+
+
+def test_a_sink_that_cannot_write_is_left_out_with_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, other = Listener(ConnectionError("no network")), Listener()
+    log = open_log(tmp_path, None, broken, other)
+    log_steps(log, [10, 20])
+    log.close()
+    assert capsys.readouterr().err == "warning: Listener ends here (no network); the JSON lines go on\n"
+    assert len(lines(tmp_path / "metrics.jsonl")) == 2
+    assert [len(sink.heard) for sink in (broken, other)] == [1, 4]
+
+
+def test_a_defect_of_a_sink_is_not_hidden(tmp_path: Path) -> None:
+    log = open_log(tmp_path, None, Listener(KeyError("a defect")))
+    with pytest.raises(KeyError):
+        log_steps(log, [10])
+    log.close()
 
 
 # -- full disks ---------------------------------------------------------------------------------------------
 
 FULL_DISK = """
     import json, pathlib, resource, sys
-    from mtrl.runs.logging import Logger
+    from mtrl.runs.logging import SINKS, JsonLines, Log, RunInfo
 
-    logger = Logger(pathlib.Path(sys.argv[1]), ["reach-v3"], config={}, versions={})
-    logger.metrics(1, 1, {"a/b": 1.0}, {})
+    info = RunInfo(pathlib.Path(sys.argv[1]), ("reach-v3",), {}, {}, None)
+    log = Log(info, JsonLines(), [SINKS["tensorboard"]()])
+    log.metrics(log.stamp(1, 1), {"a/b": 1.0}, {})
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (pathlib.Path(sys.argv[1]) / "metrics.jsonl").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, unlimited[1]))
     try:
-        logger.metrics(2, 2, {"a/b": 2.0}, {})
+        log.metrics(log.stamp(2, 1), {"a/b": 2.0}, {})
     except OSError as error:
         print("refused", error.errno)
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    logger.metrics(3, 3, {"a/b": 3.0}, {})
+    log.metrics(log.stamp(3, 1), {"a/b": 3.0}, {})
     # Now the lines fit, the curves do not.
     events = next(pathlib.Path(sys.argv[1]).glob("events*")).stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (events, unlimited[1]))
     for step in range(4, 8):
-        logger.metrics(step, step, {"a/b": 4.0}, {})
-    logger.close()
+        log.metrics(log.stamp(step, 1), {"a/b": 4.0}, {})
+    log.close()
 """
 
 
@@ -318,12 +413,12 @@ def test_a_full_disk_never_leaves_half_a_line_and_ends_only_the_curves(tmp_path:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "refused 27\n"  # EFBIG
     assert [line["vector_step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 3, 4, 5, 6, 7]
-    assert done.stderr.count("warning: TensorBoard curves end here") == 1
+    assert done.stderr.count("warning: TensorBoard ends here") == 1
 
 
-def test_only_the_logger_imports_tensorboard() -> None:
+def test_only_one_module_imports_tensorboard() -> None:
     package = Path(mtrl.__file__).parent
     importing = {
         path.name for path in package.rglob("*.py") if "utils.tensorboard import" in path.read_text()
     }
-    assert importing == {"logger.py"}
+    assert importing == {"tensorboard.py"}

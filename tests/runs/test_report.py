@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mtrl.cli.commands import main_report
+from mtrl.config.presets import save_config
 from mtrl.config.schema import Config
 from mtrl.errors import UserError
-from mtrl.config.presets import save_config
 from mtrl.runs.report import final_table, read_run
 
 

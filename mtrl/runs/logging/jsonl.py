@@ -1,0 +1,153 @@
+"""The record of a run: `metrics.jsonl` and `evaluations.jsonl`, which reports and resume read."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mtrl.runs.directory import EVALUATIONS_NAME, METRICS_NAME, TEMPORARY_PREFIX
+from mtrl.runs.evaluation import Evaluation
+from mtrl.runs.logging.sink import RunInfo, Stamp
+
+
+class JsonLines:
+    """One object a line, each handed to the kernel at once: only the last line can be half a line."""
+
+    def open(self, run: RunInfo) -> None:
+        """Open both files for appending; `drop_after` must have cut those of a resumed run."""
+        self._metrics, self._evaluations = (
+            _LineFile(run.path / name) for name in (METRICS_NAME, EVALUATIONS_NAME)
+        )
+
+    def metrics(
+        self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Write one line of training metrics; what is not finite becomes null."""
+        line: dict[str, Any] = stamp._asdict()
+        line.update({tag: _finite(value) for tag, value in scalars.items()})
+        line.update(
+            {group: {task: _finite(v) for task, v in values.items()} for group, values in per_task.items()}
+        )
+        self._metrics.write(line)
+
+    def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
+        """Write one line with the means and every task's numbers."""
+        means = result.task_means()
+        line: dict[str, Any] = stamp._asdict()
+        line.update(
+            final=final,
+            episodes_per_task=result.episodes_per_task,
+            mean_success=_finite(result.mean_success),
+            mean_success_last=_finite(result.mean_success_last),
+            mean_return=_finite(result.mean_return),
+            tasks={
+                task: {
+                    **{group: _finite(values[task]) for group, values in means.items()},
+                    "episodes": result.episodes_per_task,
+                }
+                for task in result.task_names
+            },
+        )
+        self._evaluations.write(line)
+
+    def close(self) -> None:
+        """Close both files."""
+        self._metrics.close()
+        self._evaluations.close()
+
+
+class History(NamedTuple):
+    """What the record of a run says up to one vector step."""
+
+    wall_s: float  # seconds worked
+    evaluated_at: int | None  # vector step of the last evaluation
+    final: bool  # whether that one completed a run
+    success: float | None  # its mean success
+
+
+def drop_after(run_dir: Path, step: int) -> History:
+    """Drop lines after vector step `step` and broken ones, atomically; return what is left."""
+    lines = [_drop_after(run_dir / name, step) for name in (METRICS_NAME, EVALUATIONS_NAME)]
+    return _history(lines)
+
+
+def read_history(run_dir: Path) -> History:
+    """Return what the whole record says, changing nothing."""
+    lines = []
+    for name in (METRICS_NAME, EVALUATIONS_NAME):
+        path = run_dir / name
+        content = path.read_bytes() if path.is_file() else b""
+        good = [line for raw in content.splitlines(keepends=True) if (line := _parsed(raw)) is not None]
+        lines.append(good[-1] if good else {})
+    return _history(lines)
+
+
+def _history(last_lines: list[dict[str, Any]]) -> History:
+    evaluation = last_lines[1]
+    return History(
+        wall_s=max((line.get("wall_s", 0.0) for line in last_lines), default=0.0),
+        evaluated_at=evaluation.get("vector_step"),
+        final=bool(evaluation.get("final", False)),
+        success=evaluation.get("mean_success"),
+    )
+
+
+class _LineFile:
+    def __init__(self, path: Path) -> None:
+        self._file = io.FileIO(path, "a")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        rest = memoryview((json.dumps(line, allow_nan=False) + "\n").encode())
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            # The next line must not be glued to half of this one.
+            self._file.truncate(end)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _drop_after(path: Path, step: int) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    kept: list[bytes] = []
+    last: dict[str, Any] = {}
+    content = path.read_bytes()
+    for raw in content.splitlines(keepends=True):
+        line = _parsed(raw)
+        if line is not None and line["vector_step"] <= step:
+            kept.append(raw)
+            last = line
+    rest = b"".join(kept)
+    if rest != content:
+        temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+        with open(temporary, "wb") as file:
+            file.write(rest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    return last
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    if not raw.endswith(b"\n"):
+        return None
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and "vector_step" in line else None
+
+
+def _finite(value: float) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None

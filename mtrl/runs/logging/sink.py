@@ -1,0 +1,129 @@
+"""Where a run's numbers go: what a sink is, the registry of sinks, and their fan-out.
+
+The x axis of every curve, here and in reports, is env steps per task (`STEP_LABEL`): vector steps times
+copies of a task, the unit in which the length of published runs is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from mtrl.registry import Registry
+from mtrl.runs import console
+from mtrl.runs.evaluation import Evaluation
+
+STEP_LABEL = "env steps per task"
+
+
+class Stamp(NamedTuple):
+    """When something happened."""
+
+    vector_step: int  # vector steps so far
+    env_steps_per_task: int  # vector steps x copies: the x axis of curves
+    env_steps: int  # of all tasks together
+    wall_s: float  # seconds of all processes that worked on the run
+
+
+class RunInfo(NamedTuple):
+    """What a sink learns of the run when it is opened."""
+
+    path: Path
+    task_names: tuple[str, ...]  # T
+    config: Mapping[str, Any]  # resolved, nested mappings of plain values
+    versions: Mapping[str, str]  # of everything that shapes the numbers
+    resumed_at: Stamp | None  # points after it belong to a future that was abandoned; None: a new run
+
+
+class Sink(Protocol):
+    """Takes a run's numbers. `train(..., sinks=[...])` takes objects, `train.sinks` names of their classes.
+
+    An OSError of any method (a full disk, a lost connection) ends the sink with a warning and the run goes
+    on; other exceptions are taken for defects of the sink and end the run.
+    """
+
+    def open(self, run: RunInfo) -> None:
+        """Begin; called once, before anything else."""
+        ...
+
+    def metrics(
+        self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Take one log line: tag -> value and group -> task -> value. NaN and infinity mean 'no value'."""
+        ...
+
+    def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
+        """Take an evaluation; `final` marks the one that completes the run."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left and close; called once, however the run ends."""
+        ...
+
+
+SINKS = Registry("sink", {"tensorboard": "mtrl.runs.logging.tensorboard:TensorBoard"})
+
+
+class Log:
+    """Gives every number to the record and to all sinks.
+
+    Args:
+        run: the run.
+        record: the sink that reports and resume read (`mtrl.runs.logging.jsonl.JsonLines`): its errors are
+            raised.
+        sinks: for people: one that fails is left out from then on.
+        wall_before: seconds that earlier processes of a resumed run have worked.
+    """
+
+    def __init__(
+        self, run: RunInfo, record: Sink, sinks: Sequence[Sink] = (), *, wall_before: float = 0.0
+    ) -> None:
+        self._tasks = run.task_names
+        self._record = record
+        self._sinks = list(sinks)
+        self._started = time.monotonic() - wall_before
+        record.open(run)
+        self._each(lambda sink: sink.open(run))
+
+    def stamp(self, vector_step: int, envs_per_task: int) -> Stamp:
+        """Return the stamp of now."""
+        per_task = vector_step * envs_per_task
+        wall = round(time.monotonic() - self._started, 3)
+        return Stamp(vector_step, per_task, per_task * len(self._tasks), wall)
+
+    def metrics(
+        self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Sequence[float]]
+    ) -> None:
+        """Log one line; per_task: group -> T values in the order of the tasks.
+
+        Raises:
+            OSError: the record cannot be written (disk full); it ends with its last whole line.
+        """
+        by_task = {
+            group: dict(zip(self._tasks, map(float, values), strict=True))
+            for group, values in per_task.items()
+        }
+        self._record.metrics(stamp, scalars, by_task)
+        self._each(lambda sink: sink.metrics(stamp, scalars, by_task))
+
+    def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
+        """Log an evaluation. Raises OSError as `metrics` does."""
+        self._record.evaluation(stamp, result, final=final)
+        self._each(lambda sink: sink.evaluation(stamp, result, final=final))
+
+    def close(self) -> None:
+        """Close the record and all sinks; further calls do nothing."""
+        self._each(lambda sink: sink.close())
+        self._sinks.clear()
+        self._record.close()
+
+    def _each(self, action: Any) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                action(sink)
+            except OSError as error:
+                # Curves are for people watching: losing them must not stop training, losing lines may.
+                self._sinks.remove(sink)
+                console.warning(f"{type(sink).__name__} ends here ({error}); the JSON lines go on")

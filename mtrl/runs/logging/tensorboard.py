@@ -1,0 +1,132 @@
+"""TensorBoard curves for people. Only this module imports torch.utils.tensorboard.
+
+TensorBoard sorts groups of charts by name, hence the digits: the answer to 'does it work' comes first. It
+gives each run a colour but not each tag, so every task is a run of its own below `tasks/`, and one chart
+holds all tasks. To compare whole runs, filter them with the expression `^(?!.*tasks/)`.
+
+Weights & Biases shows the same curves: `wandb.init(sync_tensorboard=True)` before `train(...)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from mtrl.runs.directory import TASKS_NAME
+from mtrl.runs.evaluation import Evaluation
+from mtrl.runs.logging.sink import STEP_LABEL, RunInfo, Stamp
+
+SUCCESS, SUCCESS_LAST, RETURN = (
+    "1_success/evaluation",
+    "1_success/evaluation_at_last_step",
+    "2_return/evaluation",
+)
+# Log tags that belong to one question with the evaluations.
+_RENAMED = {
+    "rollout/success_rate": "1_success/training_episodes",
+    "rollout/ep_rew_mean": "2_return/training_episodes",
+}
+_TASK_TAGS = {
+    "success": "1_success/each_task",
+    "success_last": "1_success/each_task_at_last_step",
+    "return": "2_return/each_task",
+}
+_ABOUT = f"The horizontal axis of all curves is {STEP_LABEL}: vector steps times copies of a task."
+
+
+class TensorBoard:
+    """Event files in the run directory, and one more for each task in `tasks/`."""
+
+    def open(self, run: RunInfo) -> None:
+        """Open the event files and describe the run in them."""
+        # TensorBoard forgets points AT the purge step too; those at the checkpoint are to stay.
+        self._purge_step = None if run.resumed_at is None else run.resumed_at.env_steps_per_task + 1
+        self._board = SummaryWriter(str(run.path), purge_step=self._purge_step)
+        self._tasks = {
+            task: SummaryWriter(str(run.path / TASKS_NAME / task), purge_step=self._purge_step)
+            for task in run.task_names
+        }
+        self._session_end: Any = None
+        step = 0 if run.resumed_at is None else run.resumed_at.env_steps_per_task
+        self._board.add_text("about", _ABOUT, step)
+        self._board.add_text("config", f"```yaml\n{_yaml(run.config)}```", step)
+        self._board.add_text("versions", _markdown_table(run.versions), step)
+        if run.resumed_at is None:  # else the first event file has them
+            # Not add_hparams: it opens a second event file, and TensorBoard follows only the newest of a run.
+            experiment, start, self._session_end = hparams(_hparams(run.config), {SUCCESS: math.nan})
+            self._board.file_writer.add_summary(experiment)
+            self._board.file_writer.add_summary(start)
+        self._board.flush()
+
+    def metrics(
+        self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Draw one point of each curve."""
+        self._draw(self._board, stamp, ((_RENAMED.get(tag, tag), value) for tag, value in scalars.items()))
+        self._draw_tasks(stamp, per_task)
+
+    def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
+        """Draw the means of an evaluation and each task's."""
+        means = {
+            SUCCESS: result.mean_success,
+            SUCCESS_LAST: result.mean_success_last,
+            RETURN: result.mean_return,
+        }
+        self._draw(self._board, stamp, means.items())
+        self._draw_tasks(stamp, result.task_means())
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        if self._session_end is not None:
+            self._board.file_writer.add_summary(self._session_end)
+        for board in (self._board, *self._tasks.values()):
+            board.close()
+
+    def _draw_tasks(self, stamp: Stamp, per_task: Mapping[str, Mapping[str, float]]) -> None:
+        for task, board in self._tasks.items():
+            points = [
+                (_TASK_TAGS.get(group, f"each_task/{group}"), values[task])
+                for group, values in per_task.items()
+            ]
+            self._draw(board, stamp, points)
+
+    def _draw(self, board: SummaryWriter, stamp: Stamp, points: Iterable[tuple[str, float]]) -> None:
+        for tag, value in points:
+            if math.isfinite(value):
+                board.add_scalar(tag, float(value), stamp.env_steps_per_task)
+        board.flush()
+
+
+def _hparams(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells runs apart at a glance; the rest is in the page of texts."""
+    chosen = ("method", "seed", "suite", "tasks", "steps", "agent", "device")
+    table = {name: config[name] for name in chosen if name in config}
+    for name, value in (config.get("method_options") or {}).items():
+        table[f"method.{name}"] = value
+    for section, names in (
+        ("sac", ("actor_lr", "critic_lr", "batch_per_task")),
+        ("network", ("critic_width",)),
+    ):
+        for name in names:
+            if name in config.get(section, {}):
+                table[f"{section}.{name}"] = config[section][name]
+    return {name: _plain(value) for name, value in table.items() if value is not None}
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, bool | int | float) else str(value)
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _markdown_table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
