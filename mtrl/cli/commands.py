@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
@@ -66,12 +66,16 @@ class _EvaluateFlags:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ReportFlags:
-    """Draw the success curves of runs and write the table of their last evaluations."""
+    """Compare runs: one HTML page, and its tables (CSV, Markdown, LaTeX) and figures (PNG, SVG) as files."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories; several are averaged in the table."""
+    """Run directories, or folders of them such as a sweep's; all of one protocol."""
     out: Path = Path("report")
-    """Folder for success.png and table.md; made if missing."""
+    """Folder for report.html, tables/, figures/ and configs/; made if missing."""
+    single_task: tuple[Path, ...] = ()
+    """Finished runs of one task each, for Delta m: the drop against agents trained on a task alone."""
+    measure: Literal["success", "return"] | None = None
+    """What is compared; by default success where the suite has one, else the return."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,22 +229,15 @@ def _report(arguments: list[str]) -> int:
     flags = _parsed(_ReportFlags, arguments)
     if flags is None:
         return 0
-    if not flags.runs:
-        raise UserError("no runs: give at least one run directory, for instance runs/mt10/cagrad/seed0-...")
-    from mtrl.runs.report import draw_success, final_table, read_run
+    from mtrl.cli.report import report
 
-    runs = [read_run(path) for path in flags.runs]
-    table = final_table(runs)
-    try:
-        draw_success(runs, flags.out / "success.png")
-        (flags.out / "table.md").write_text(table, encoding="utf-8")
-    except ImportError as error:
-        raise UserError("the report needs matplotlib: pip install 'mtrl-torch[report]'.") from error
-    except OSError as error:
-        raise UserError(f"cannot write to '{flags.out}': {error.strerror}. Choose another --out.") from error
-    print(table, end="")
-    print(f"{flags.out / 'success.png'}, {flags.out / 'table.md'}")
-    return 0
+    return report(
+        flags.runs,
+        flags.out,
+        single_task=flags.single_task,
+        measure=flags.measure,
+        command=arguments,
+    )
 
 
 def _gallery(arguments: list[str]) -> int:

@@ -1,0 +1,160 @@
+"""Which runs may share a table: one protocol for all of it, one configuration for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mtrl.errors import UserError
+from mtrl.runs.load import Run, flat
+
+# What is measured. Runs that differ here answer different questions, and no table holds both.
+_PROTOCOL = (
+    "suite",
+    "env.envs_per_task",
+    "env.num_goals",
+    "env.max_episode_steps",
+    "steps",
+    "eval.interval",
+    "eval.episodes_per_task",
+    "eval.final_episodes_per_task",
+)
+# What a run may differ in without being another run: its number, its place, how it is logged and kept.
+_INCIDENTAL = (
+    "seed",
+    "tasks",  # the spelt-out names are in the protocol
+    "device",
+    "env.num_workers",
+    "env.step_timeout",
+    "env.max_restarts",
+    "train.log_interval",
+    "train.checkpoint_interval",
+    "train.keep_checkpoints",
+    "train.num_threads",
+)
+# Versions of the learner and of the machine; all others belong to the simulation.
+_NOT_SIMULATION = (
+    "python", "platform", "cpu", "cores", "torch", "numpy", "mtrl", "cuda", "cuda_device", "git_commit",
+)  # fmt: skip
+_MISSING = "not recorded"
+
+
+class Group(NamedTuple):
+    """Runs of one configuration that differ in their seeds: a row of the tables."""
+
+    label: str  # method, options, and where the groups differ otherwise
+    method: str
+    runs: tuple[Run, ...]  # by seed
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """Those with a final evaluation; only they are pooled."""
+        return tuple(run for run in self.runs if run.finished)
+
+
+def protocol(run: Run) -> dict[str, Any]:
+    """Return what is measured in a run: tasks, suite and its options, lengths, evaluations, simulation."""
+    config = flat(run.config)
+    chosen = {key: config.get(key, _MISSING) for key in _PROTOCOL}
+    options = {key: value for key, value in config.items() if key.startswith("suite_options.")}
+    simulation = {
+        f"version of {name}": version for name, version in run.versions.items() if name not in _NOT_SIMULATION
+    }
+    return {"tasks": run.tasks, **chosen, **options, **simulation}
+
+
+def configuration(run: Run) -> dict[str, Any]:
+    """Return what learns in a run: agent, method, networks and all their numbers."""
+    measured = (*_PROTOCOL, *_INCIDENTAL)
+    return {
+        key: value
+        for key, value in flat(run.config).items()
+        if key not in measured and not key.startswith("suite_options.")
+    }
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Return the rows that `runs` make, in the order of their first runs.
+
+    Raises:
+        UserError: two protocols among them, or one seed twice in a row; names both runs and the difference.
+    """
+    _check_one_protocol(runs)
+    rows: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        rows.setdefault(_key(configuration(run)), []).append(run)
+    configurations = [configuration(row[0]) for row in rows.values()]
+    differing = _differing(configurations)
+    groups = []
+    for row, settings in zip(rows.values(), configurations, strict=True):
+        _check_seeds(row)
+        ordered = tuple(sorted(row, key=lambda run: run.seed))
+        groups.append(Group(_label(settings, differing), row[0].method, ordered))
+    return groups
+
+
+def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys with other values, with both; a key that one lacks counts."""
+    keys = dict.fromkeys((*first, *second))
+    pairs = {key: (first.get(key, _MISSING), second.get(key, _MISSING)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _check_one_protocol(runs: Sequence[Run]) -> None:
+    by_evaluations = sorted(runs, key=lambda run: not run.evaluations)
+    for run in by_evaluations[1:]:
+        found = difference(protocol(by_evaluations[0]), protocol(run))
+        if not run.evaluations:
+            found.pop("tasks", None)  # only an evaluation spells out what MT10 holds
+        if found:
+            words = "; ".join(f"{key}: {_text(a)} and {_text(b)}" for key, (a, b) in found.items())
+            raise UserError(
+                f"runs of different protocols cannot share a table. '{by_evaluations[0].path}' and "
+                f"'{run.path}' differ in "
+                f"{words}. Report them separately."
+            )
+
+
+def _check_seeds(runs: Sequence[Run]) -> None:
+    seen: dict[int, Run] = {}
+    for run in runs:
+        if run.seed in seen:
+            raise UserError(
+                f"'{seen[run.seed].path}' and '{run.path}' are the same configuration with the same seed "
+                f"{run.seed}: counted twice they would narrow the intervals. Leave one out."
+            )
+        seen[run.seed] = run
+
+
+def _label(settings: Mapping[str, Any], differing: set[str]) -> str:
+    """Method with its options, and whatever else is not the same in all rows."""
+    shown = {
+        key.removeprefix("method_options."): _text(value)
+        for key, value in settings.items()
+        if key.startswith("method_options.")
+    }
+    shown |= {
+        key: _text(settings.get(key, _MISSING))
+        for key in sorted(differing)
+        if key != "method" and not key.startswith("method_options.")
+    }
+    words = ", ".join(f"{key}={value}" for key, value in shown.items())
+    return f"{settings['method']} ({words})" if words else str(settings["method"])
+
+
+def _differing(configurations: Sequence[Mapping[str, Any]]) -> set[str]:
+    keys = {key for settings in configurations for key in settings}
+    return {
+        key for key in keys if len({repr(settings.get(key, _MISSING)) for settings in configurations}) > 1
+    }
+
+
+def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(sorted((key, repr(value)) for key, value in settings.items()))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        shown = ", ".join(map(str, value[:3]))
+        return f"{shown}, ... ({len(value)})" if len(value) > 3 else shown
+    return str(value)

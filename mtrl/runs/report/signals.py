@@ -1,0 +1,70 @@
+"""What agent and combiner reported while a run learnt: series over vector steps from metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrl.runs.load import Line, Run
+
+Floats = NDArray[np.float64]
+Network = Literal["critic", "actor"]
+NETWORKS: tuple[Network, ...] = ("critic", "actor")
+
+
+class Series(NamedTuple):
+    """Means over runs at their common log lines; shape [K], [K, T] or [K, T, T]."""
+
+    steps: Floats  # [K]
+    values: Floats
+
+
+def scalar(runs: Sequence[Run], network: Network, quantity: str) -> Series | None:
+    """Return a number of the combiner over time [K], such as `conflict_fraction`; None where not logged."""
+    return _series(runs, (f"grad/{network}_{quantity}", f"{network}/{quantity}"), lambda value: value)
+
+
+def per_task(runs: Sequence[Run], tasks: Sequence[str], network: Network, quantity: str) -> Series | None:
+    """Return numbers per task over time [K, T]: `weight`, `grad_norm` or `loss`."""
+    names: tuple[str, ...] = (f"{network}_{quantity}", f"{network}/{quantity}")
+    if quantity == "weight" and network == "critic":
+        names = (*names, "weight")  # the critic's weights went by the plain name at first
+    return _series(runs, names, lambda value: [value.get(task) for task in tasks])
+
+
+def cosines(runs: Sequence[Run], tasks: Sequence[str], network: Network) -> Series | None:
+    """Return the cosines between the tasks' gradients over time [K, T, T]."""
+    names = (f"{network}_cosine", f"{network}/cosine")
+    return _series(runs, names, lambda value: [[value[a].get(b) for b in tasks] for a in tasks])
+
+
+def update_milliseconds(run: Run) -> float:
+    """Return the median over log lines of the time of one update; NaN where none was logged.
+
+    Lines without an update, those of the warm-up, do not count.
+    """
+    updates = int(run.config.get("train", {}).get("updates_per_step", 1))
+    found = [line["time/update_ms"] for line in run.metrics if line.get("time/update_ms")]
+    return float(np.median(found)) / updates if found else np.nan
+
+
+def _series(runs: Sequence[Run], names: Sequence[str], read: Callable[[Any], Any]) -> Series | None:
+    by_step = [_by_step(run.metrics, names) for run in runs]
+    if not by_step or not all(by_step):
+        return None
+    common = sorted(set.intersection(*(set(lines) for lines in by_step)))
+    if not common:
+        return None
+    values = [[read(lines[step]) for step in common] for lines in by_step]
+    return Series(np.array(common, float), np.array(values, dtype=np.float64).mean(axis=0))
+
+
+def _by_step(lines: Sequence[Line], names: Sequence[str]) -> Mapping[int, Any]:
+    for name in names:
+        found = {line["vector_step"]: line[name] for line in lines if line.get(name) is not None}
+        if found:
+            return found
+    return {}

@@ -1,0 +1,98 @@
+"""Which runs share a table and which a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtrl.errors import UserError
+from mtrl.runs.load import Run, read_run
+from mtrl.runs.protocol import group
+from tests.helpers.written_runs import VERSIONS, write_run
+
+SUCCESS = {"reach-v3": (0.5, 1.0), "push-v3": (0.0, 0.5)}
+
+
+def _run(path: Path, **changes: Any) -> Run:
+    return read_run(write_run(path, SUCCESS, **changes))
+
+
+def test_seeds_share_a_row_and_methods_do_not(tmp_path: Path) -> None:
+    runs = [
+        _run(tmp_path / f"{method}{seed}", method=method, seed=seed)
+        for seed in (1, 0)
+        for method in ("mean", "cagrad")
+    ]
+    groups = group(runs)
+    assert [(row.label, [run.seed for run in row.runs]) for row in groups] == [
+        ("mean", [0, 1]),
+        ("cagrad", [0, 1]),
+    ]
+
+
+def test_options_and_other_settings_make_rows_and_labels(tmp_path: Path) -> None:
+    settings = [
+        {"method_options": {"c": 0.4}},
+        {"method_options": {"c": 0.9}},
+        {"method_options": {"c": 0.9}, "sac": {"gamma": 0.9}},
+    ]
+    runs = [_run(tmp_path / str(i), method="cagrad", config=config) for i, config in enumerate(settings)]
+    assert [row.label for row in group(runs)] == [
+        "cagrad (c=0.4, sac.gamma=0.99)",
+        "cagrad (c=0.9, sac.gamma=0.99)",
+        "cagrad (c=0.9, sac.gamma=0.9)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"versions": {**VERSIONS, "mujoco": "3.6.0"}}, r"version of mujoco: 3\.3\.0 and 3\.6\.0"),
+        ({"config": {"steps": 10}}, "steps: 20 and 10"),
+        (
+            {"config": {"suite_options": {"reward_version": "v1"}}},
+            r"suite_options\.reward_version: v2 and v1",
+        ),
+        ({"config": {"env": {"num_goals": 50, "max_episode_steps": 150}}}, r"max_episode_steps: 500 and 150"),
+        ({"config": {"eval": {"interval": 5}}}, r"eval\.interval: not recorded and 5"),
+        ({"config": {"suite": "gymnasium"}}, "suite: metaworld and gymnasium"),
+    ],
+)
+def test_other_protocols_are_refused_with_the_difference(changes: Any, message: str, tmp_path: Path) -> None:
+    runs = [_run(tmp_path / "a"), _run(tmp_path / "b", seed=1, **changes)]
+    with pytest.raises(UserError, match=message):
+        group(runs)
+
+
+def test_other_tasks_are_refused(tmp_path: Path) -> None:
+    other = read_run(write_run(tmp_path / "b", {"reach-v3": (0.0, 0.0)}, seed=1))
+    with pytest.raises(UserError, match="tasks: reach-v3, push-v3 and reach-v3"):
+        group([_run(tmp_path / "a"), other])
+
+
+def test_one_seed_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="same seed 3"):
+        group([_run(tmp_path / "a", seed=3), _run(tmp_path / "b", seed=3)])
+
+
+def test_machine_and_bookkeeping_do_not_matter(tmp_path: Path) -> None:
+    other = {
+        "versions": {**VERSIONS, "cpu": "another", "torch": "2.7.0"},
+        "config": {"device": "cuda", "train": {"log_interval": 7}},
+    }
+    (row,) = group([_run(tmp_path / "a"), _run(tmp_path / "b", seed=1, **other)])
+    assert row.label == "mean"
+
+
+def test_old_and_new_spelling_of_the_reward_version_are_one_protocol(tmp_path: Path) -> None:
+    env = {"num_goals": 50, "max_episode_steps": 500, "reward_version": "v2"}
+    old = _run(tmp_path / "a", seed=1, config={"env": env, "suite_options": {}})
+    (row,) = group([old, _run(tmp_path / "b")])
+    assert len(row.runs) == 2
+
+
+def test_a_benchmark_and_its_tasks_spelt_out_are_one_protocol(tmp_path: Path) -> None:
+    (row,) = group([_run(tmp_path / "a", config={"tasks": ["MT2"]}), _run(tmp_path / "b", seed=1)])
+    assert len(row.runs) == 2
