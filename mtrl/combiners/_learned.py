@@ -27,7 +27,7 @@ class Learned(nn.Module):
         self.step: Tensor
         for name in ("value", "first", "second"):
             self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
-        self.register_buffer("step", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
 
     def update(self, gradient: Tensor) -> None:
         """Take one step against `gradient` [size]."""

@@ -53,9 +53,9 @@ class AdaTask(JacobianCombiner):
         self.first: Tensor
         self.second: Tensor
         self.step: Tensor
-        self.register_buffer("step", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the step [P] for a Jacobian [T, P] and take it into the moments; losses are ignored."""
         self.prepare(jacobian[0])
         self.step.add_(1.0)

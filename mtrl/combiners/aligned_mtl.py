@@ -36,7 +36,7 @@ class AlignedMTL(GramCombiner):
         check_choice("scale", scale, ("min", "median", "rmse"))
         self.scale = scale
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return s M^(-1/2) u, shape [T], for the Gramian [T, T]."""
         # The routine raises for values that are not finite; the weights must carry them on instead.
         finite = gram.isfinite()

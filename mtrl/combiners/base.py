@@ -2,32 +2,54 @@
 
 Letters: T tasks, P parameters. Row t of a Jacobian is the gradient of task t's loss; the Gramian is
 `jacobian @ jacobian.T`; the direction goes where a gradient would go (theta <- theta - lr * direction).
+
+What a user calls (`combine`, `weights`, `after_step`) is final: it checks its input, detaches it, and calls
+the hook of the same name with an underscore, which is all that a method writes.
 """
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners.solvers.gramian import gramian
-
-# What the first argument of a method is, for its check; of `weights` the kind of combiner decides.
-_CHECKED = {"combine": "jacobian", "weights": None, "after_step": "losses"}
+from mtrl.combiners._random import stream_key
+from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
 
 class JacobianAt(Protocol):
-    """Evaluates gradients at the current parameters and elsewhere."""
+    """Evaluates one network's losses and per-task gradients, at the current parameters and elsewhere."""
 
-    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
-        """Return the Jacobian [T, P], task t at `params + offset[t]`, on independent batch `batch`.
+    @property
+    def losses(self) -> Tensor:
+        """Losses [T] of the first evaluation at the current parameters, detached."""
+        ...
+
+    @property
+    def parameters(self) -> Tensor:
+        """Current shared parameters [P], detached."""
+        ...
+
+    @property
+    def heads(self) -> tuple[Tensor, Tensor]:
+        """Parameters of the task heads and their gradients so far, [T, h] each; h = 0 without heads."""
+        ...
+
+    def __call__(
+        self,
+        offset: Tensor | None = None,
+        batch: int = 0,
+        tasks: Tensor | None = None,
+        head_offset: Tensor | None = None,
+    ) -> Tensor:
+        """Return the Jacobian [T, P], task t at `parameters + offset[t]`, on independent batch `batch`.
 
         tasks: int64 [N]; only these are evaluated, which gives [N, P] at the cost of N tasks.
+        head_offset: [T, h]; the task heads are moved by it, and step by their gradients from there.
         """
         ...
 
@@ -36,82 +58,26 @@ class JacobianAt(Protocol):
         ...
 
 
-def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check what a user hands to the methods of _CHECKED; keep the weights that `weights` returns."""
-    is_weights = function.__name__ == "weights"
-
-    @functools.wraps(function)
-    def wrapper(self: Combiner, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self._checked:
-            kind = _CHECKED[function.__name__] or ("losses" if self.needs == "losses" else "gram")
-            _check_input(self, kind, value)
-            losses = kwargs.get("losses", args[0] if args else None)
-            if self.positive_losses and losses is not None:
-                _check_input(self, "losses", losses)
-            if is_weights:
-                self.next_phase()
-        result = function(self, value, *args, **kwargs)
-        if is_weights:
-            self.last_weights.copy_(result.detach())
-            if isinstance(self, GramCombiner):
-                self._last_gram.copy_(value.detach())
-        return result
-
-    return wrapper
-
-
-def _check_input(combiner: Combiner, kind: str, value: Tensor) -> None:
-    tasks = combiner.num_tasks
-    expected = {"losses": (tasks,), "gram": (tasks, tasks)}.get(kind)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        found = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{kind} must be a floating-point tensor; found {found}.")
-    wrong = value.shape != expected if expected else (value.dim() != 2 or value.shape[0] != tasks)
-    if wrong:
-        rule = list(expected) if expected else f"[{tasks}, P]"
-        raise ValueError(f"{kind} of {combiner.name} must have shape {rule}; found {list(value.shape)}.")
-    finite = torch.isfinite(value)
-    if not bool(finite.all()):
-        bad = _non_finite_tasks(kind, finite)
-        raise ValueError(f"{kind} has non-finite entries in tasks {bad}: fix or drop these tasks' losses.")
-    if kind == "losses" and combiner.refuses_signed_losses and not bool((value > 0.0).all()):
-        raise ValueError(
-            f"{combiner.name} needs positive losses; found others in tasks {_tasks(value <= 0.0)}. "
-            "Pass shift='minimum' to measure losses from the lowest value of each task, plus one."
-        )
-
-
-def _non_finite_tasks(kind: str, finite: Tensor) -> list[int]:
-    if kind == "gram":  # a bad gradient spoils its row and column; its own diagonal entry names it
-        diagonal = _tasks(~finite.diagonal())
-        if diagonal:
-            return diagonal
-    return _tasks(~(finite if finite.dim() == 1 else finite.all(dim=1)))
-
-
-def _tasks(chosen: Tensor) -> list[int]:
-    return list(map(int, chosen.nonzero().flatten()))
-
-
 class Combiner(nn.Module, ABC):
-    """Base of all methods: keeps the number of tasks, the last weights and the validation of inputs.
+    """Base of all methods: input checks, the last weights, a random stream, state that survives a resume.
 
-    A method derives from LossCombiner, GramCombiner or JacobianCombiner and writes exactly one function.
-    State that must survive a resume lives in registered buffers that are written in place. Called by a user,
-    that function checks its input and raises ValueError; inside an update (`unchecked`) nothing talks to the
-    host and the update masks a non-finite step itself.
+    A method derives from LossCombiner or GramCombiner and writes `_weights`, or from JacobianCombiner and
+    writes `_combine`. State lives in registered buffers that are written in place and have at least one
+    dimension (torch.compile loses changes of 0-dim float64 buffers). Called by a user, a bad input raises
+    ValueError; inside an update (`unchecked`) nothing talks to the host.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     needs: ClassVar[Literal["losses", "gram", "jacobian"]]
-    num_batches: int = 1  # independent batches the method asks jacobian_at for
+    reads_losses: ClassVar[bool] = False  # `combine` refuses to go without losses
     positive_losses: ClassVar[bool] = False  # its formulas need losses > 0, or else `shift`
-    jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
-    capturable: bool = True  # nothing in it reads back to the host, so that a CUDA graph can hold it
-    shift: str = "none"  # "minimum": losses are made positive, see `_losses.LossOrigin`
     looks_again: ClassVar[bool] = False  # `after_step` wants the losses after the step on the same batch
     preconditioned: ClassVar[bool] = False  # the direction is an optimiser's step: theta -= lr * direction
     row_state: ClassVar[tuple[str, ...]] = ()  # names of buffers [T, P], zero at first, see `prepare`
+    num_batches: int = 1  # independent batches the method asks jacobian_at for
+    jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
+    capturable: bool = True  # nothing in it reads back to the host, so that a CUDA graph can hold it
+    shift: str = "none"  # "minimum": losses are made positive, see `_losses.LossOrigin`
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__()
@@ -120,44 +86,60 @@ class Combiner(nn.Module, ABC):
         self.num_tasks = num_tasks
         self._checked = True
         self.last_weights: Tensor
+        self.stream: Tensor
         self.register_buffer("last_weights", torch.full((num_tasks,), 1.0 / num_tasks))
+        self.register_buffer("stream", torch.zeros(1, dtype=torch.int64))
         for buffer in self.row_state:
             self.register_buffer(buffer, torch.zeros(num_tasks, 0))
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for attribute in _CHECKED:
-            if attribute in cls.__dict__ and not getattr(
-                cls.__dict__[attribute], "__isabstractmethod__", False
-            ):
-                setattr(cls, attribute, _validated(cls.__dict__[attribute]))
-
-    @abstractmethod
+    @final
     def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P] and, where the method reads them, losses [T].
+
+        Neither input keeps its autograd graph alive. A step that no single Jacobian gives (other batches,
+        gradients elsewhere, losses after the step) takes `direction` and `after_step`.
 
         Raises:
             ValueError: wrong shape or dtype, missing losses, or non-finite entries (names the tasks).
         """
+        jacobian = self._taken("jacobian", jacobian)
+        if losses is None and self.reads_losses:
+            raise ValueError(f"{self.name} looks at the tasks' losses: pass losses of shape [T].")
+        if losses is not None:
+            losses = self._taken("losses", losses)
+        return self._combine(jacobian, losses)
+
+    @abstractmethod
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        """Return the direction [P]; `losses` is there wherever `reads_losses`."""
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return the direction [P]; methods that need gradients elsewhere or on other batches override this.
-
-        `jacobian_at.losses`, where present, holds the losses [T] at the current parameters.
-        """
+        """Return the direction [P]; methods that need gradients elsewhere or other batches override this."""
         jacobian = jacobian_at()
-        return self.combine(jacobian, getattr(jacobian_at, "losses", None))
+        return self.combine(jacobian, jacobian_at.losses)
 
-    def next_phase(self) -> int:
-        """Move on to the next update; return which of its sequences of operations the method takes there.
-
-        Decided on the host, since a CUDA graph holds one sequence: each phase has its own. Inside an update
-        (`unchecked`) the caller moves on beforehand; `weights` called by a user does it itself.
-        """
-        return 0
-
+    @final
     def after_step(self, losses: Tensor) -> None:
         """Take note of the losses [T] after the step, on the same batch; called where `looks_again`."""
+        self._after_step(self._taken("losses", losses))
+
+    def _after_step(self, losses: Tensor) -> None:
+        return None
+
+    @final
+    def seed(self, stream: int) -> None:
+        """Choose the random stream of this instance and of the methods in it (0 at first), part of the state.
+
+        Instances of equal streams draw equal numbers: give each network and each run its own.
+
+        Raises:
+            ValueError: `stream` is not an integer in [0, 2^63).
+        """
+        if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < 2**63:
+            raise ValueError(f"stream must be an integer in [0, 2^63); found {stream!r}.")
+        members = [module for module in self.modules() if isinstance(module, Combiner)]
+        for index, member in enumerate(members):
+            member.stream.fill_(stream_key(stream, index))
 
     def prepare(self, parameters: Tensor) -> None:
         """Make room for the buffers of `row_state`: [T, P], with P, dtype and device of `parameters` [P].
@@ -207,10 +189,46 @@ class Combiner(nn.Module, ABC):
             for member, checked in zip(members, before, strict=True):
                 member._checked = checked
 
-    def _required(self, losses: Tensor | None) -> Tensor:
-        if losses is None:
-            raise ValueError(f"{self.name} looks at the tasks' losses: pass losses of shape [T].")
-        return losses
+    def _taken(self, kind: str, value: Tensor) -> Tensor:
+        """Return an input without its graph, checked unless this is an update: the one place for both."""
+        if self._checked:
+            self._check(kind, value)
+        return value.detach()
+
+    def _check(self, kind: str, value: Tensor) -> None:
+        tasks = self.num_tasks
+        expected = {"losses": (tasks,), "gram": (tasks, tasks)}.get(kind)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            found = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{kind} must be a floating-point tensor; found {found}.")
+        wrong = value.shape != expected if expected else (value.dim() != 2 or value.shape[0] != tasks)
+        if wrong:
+            rule = list(expected) if expected else f"[{tasks}, P]"
+            raise ValueError(f"{kind} of {self.name} must have shape {rule}; found {list(value.shape)}.")
+        finite = torch.isfinite(value)
+        if not bool(finite.all()):
+            bad = _non_finite_tasks(kind, finite)
+            raise ValueError(f"{kind} has non-finite entries in tasks {bad}: fix or drop these.")
+        if kind == "losses" and self.refuses_signed_losses and not bool((value > 0.0).all()):
+            raise ValueError(
+                f"{self.name} needs positive losses; found others in tasks {_tasks(value <= 0.0)}. "
+                "Pass shift='minimum' to measure losses from the lowest value of each task, plus one."
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Combiner:
+        # `.half()` and the like are for networks: what a method keeps in float64 (sums, counters, learned
+        # weights) moves to the new device and keeps its dtype. Only `row_state` follows the gradients' dtype.
+        rows = {name: fn(self.get_buffer(name)) for name in self.row_state}
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            exact = tensor.dtype == torch.float64 and result.dtype != torch.float64
+            return tensor.to(result.device) if exact else result
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in rows.items():
+            self.register_buffer(name, buffer)
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A fresh instance does not know P before its state arrives.
@@ -225,14 +243,28 @@ class LossCombiner(Combiner):
     """A method whose weights depend on the losses alone: one weighted backward pass is enough."""
 
     needs = "losses"
+    reads_losses = True
+
+    @final
+    def weights(self, losses: Tensor) -> Tensor:
+        """Return the task weights [T] for losses [T]; the direction is the weighted sum of gradients.
+
+        Raises:
+            ValueError: wrong shape or dtype, or non-finite entries (names the tasks).
+        """
+        losses = self._taken("losses", losses)
+        weights = self._weights(losses)
+        self.last_weights.copy_(weights)
+        return weights
 
     @abstractmethod
-    def weights(self, losses: Tensor) -> Tensor:
-        """Return the task weights [T] for losses [T]; the direction is the weighted sum of gradients."""
+    def _weights(self, losses: Tensor) -> Tensor:
+        """Return the task weights [T] for losses [T]."""
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
-        """Return `weights(losses) @ jacobian` [P]."""
-        return self.weights(self._required(losses)).to(jacobian.dtype) @ jacobian
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        # Where losses are not read they only give the dtype.
+        given = losses if losses is not None else jacobian.new_ones(self.num_tasks)
+        return weighted_sum(self.weights(given), jacobian)
 
 
 class GramCombiner(Combiner):
@@ -245,13 +277,25 @@ class GramCombiner(Combiner):
         self._last_gram: Tensor
         self.register_buffer("_last_gram", torch.eye(num_tasks, dtype=torch.float64), persistent=False)
 
-    @abstractmethod
+    @final
     def weights(self, gram: Tensor) -> Tensor:
-        """Return the task weights [T] for the Gramian [T, T]; the direction is `jacobian.T @ weights`."""
+        """Return the task weights [T] for the Gramian [T, T]; the direction is `jacobian.T @ weights`.
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
-        """Return `jacobian.T @ weights(jacobian @ jacobian.T)` [P]; losses are ignored."""
-        return self.weights(gramian(jacobian)).to(jacobian.dtype) @ jacobian
+        Raises:
+            ValueError: wrong shape or dtype, or non-finite entries (names the tasks).
+        """
+        gram = self._taken("gram", gram)
+        weights = self._weights(gram)
+        self.last_weights.copy_(weights)
+        self._last_gram.copy_(gram)
+        return weights
+
+    @abstractmethod
+    def _weights(self, gram: Tensor) -> Tensor:
+        """Return the task weights [T] for the Gramian [T, T]."""
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        return weighted_sum(self.weights(gramian(jacobian)), jacobian)
 
     def reset(self) -> None:
         """Put the state back to that of a fresh instance; stateful methods extend it."""
@@ -284,6 +328,18 @@ class GramCombiner(Combiner):
 
 
 class JacobianCombiner(Combiner):
-    """A method that needs the whole Jacobian: it writes `combine` itself."""
+    """A method that needs the whole Jacobian: it writes `_combine`."""
 
     needs = "jacobian"
+
+
+def _non_finite_tasks(kind: str, finite: Tensor) -> list[int]:
+    if kind == "gram":  # a bad gradient spoils its row and column; its own diagonal entry names it
+        diagonal = _tasks(~finite.diagonal())
+        if diagonal:
+            return diagonal
+    return _tasks(~(finite if finite.dim() == 1 else finite.all(dim=1)))
+
+
+def _tasks(chosen: Tensor) -> list[int]:
+    return list(map(int, chosen.nonzero().flatten()))

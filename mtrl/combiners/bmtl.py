@@ -31,7 +31,7 @@ class BMTL(LossCombiner):
         super().__init__(num_tasks=num_tasks)
         self.temperature = check_number("temperature", temperature, low=1e-6)
 
-    def weights(self, losses: Tensor) -> Tensor:
+    def _weights(self, losses: Tensor) -> Tensor:
         """Return weights [T] that sum to 1 for losses [T]."""
         exact = losses.to(torch.float64)
         return torch.softmax((exact - exact.amax()) / self.temperature, dim=0).to(losses.dtype)

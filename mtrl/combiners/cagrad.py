@@ -53,7 +53,7 @@ class CAGrad(GramCombiner):
         equal = torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64)
         self.register_buffer("_reference", equal, persistent=False)
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""
         if self._paper:
             dual, pull = ball_weights(gram, self.c)

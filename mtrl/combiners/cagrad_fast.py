@@ -45,12 +45,12 @@ class CAGradFast(JacobianCombiner):
         self._singles = min(sampled, num_tasks) - 1
         self.step: Tensor
         self._reference: Tensor
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
         reference = torch.full((self._singles + 1,), 1.0 / num_tasks, dtype=torch.float64)
         reference[-1] = 1.0 - self._singles / num_tasks
         self.register_buffer("_reference", reference, persistent=False)
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P], of which it uses the sampled rows and the mean."""
         tasks = self._draw()
         return self._direction(jacobian.index_select(0, tasks), jacobian.mean(dim=0), tasks)
@@ -67,7 +67,7 @@ class CAGradFast(JacobianCombiner):
         self.step.zero_()
 
     def _draw(self) -> Tensor:
-        tasks = draw_tasks(self.num_tasks, self._singles, self.step)
+        tasks = draw_tasks(self.num_tasks, self._singles, self.step, self.stream)
         self.step.add_(1)
         return tasks
 

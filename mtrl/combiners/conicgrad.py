@@ -39,7 +39,7 @@ class ConicGrad(GramCombiner):
         self.register_buffer("_dual", dual, persistent=False)
         self.register_buffer("_normal", (torch.arange(num_tasks + 1) < num_tasks).double(), persistent=False)
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return |g0| (w + eta / |g0| u) / |g_w + eta e0|, shape [T], for the Gramian [T, T]."""
         if self.c == 1.0:
             return torch.full_like(gram[0], 1.0 / self.num_tasks)

@@ -30,6 +30,7 @@ class DBMTL(JacobianCombiner):
     """
 
     name: ClassVar[str] = "db_mtl"
+    reads_losses: ClassVar[bool] = True
     positive_losses: ClassVar[bool] = True
     row_state: ClassVar[tuple[str, ...]] = ("average",)
 
@@ -48,12 +49,13 @@ class DBMTL(JacobianCombiner):
         self.shift = shift
         self.average: Tensor
         self.step: Tensor
-        self.register_buffer("step", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P] and losses [T], which join the averages first."""
         self.prepare(jacobian[0])
-        measured = self.origin(self._required(losses)).to(jacobian.dtype)
+        assert losses is not None
+        measured = self.origin(losses).to(jacobian.dtype)
         self.step.add_(1.0)
         rate = 1.0 - self.beta / self.step**self.sigma
         self.average.lerp_(jacobian / measured.unsqueeze(-1), rate.to(jacobian.dtype))

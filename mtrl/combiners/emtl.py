@@ -29,6 +29,7 @@ class EMTL(JacobianCombiner):
     """
 
     name: ClassVar[str] = "emtl"
+    reads_losses: ClassVar[bool] = True
     positive_losses: ClassVar[bool] = True
 
     def __init__(self, *, num_tasks: int, shift: Literal["none", "minimum"] = "none") -> None:
@@ -36,9 +37,10 @@ class EMTL(JacobianCombiner):
         self.origin = LossOrigin(num_tasks, shift)
         self.shift = shift
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P] and losses [T]."""
-        measured = self.origin(self._required(losses))
+        assert losses is not None
+        measured = self.origin(losses)
         units, lengths = unit_rows(jacobian)
         parts = torch.where(lengths > 0.0, measured / measured.amax(), 0.0)
         total = parts.sum()

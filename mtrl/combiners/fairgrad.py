@@ -45,7 +45,7 @@ class FairGrad(GramCombiner):
         self._solution: Tensor
         self.register_buffer("_solution", torch.ones(num_tasks, dtype=torch.float64), persistent=False)
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return w, shape [T], for the Gramian [T, T]."""
         if self._paper:
             w = fair_weights(gram, self.alpha)

@@ -54,12 +54,12 @@ class FAMO(LossCombiner):
         self.before: Tensor
         self.register_buffer("before", torch.ones(num_tasks, dtype=torch.float64))
 
-    def weights(self, losses: Tensor) -> Tensor:
+    def _weights(self, losses: Tensor) -> Tensor:
         """Return weights [T] that sum to 1 for losses [T], which are kept for `after_step`."""
         self.before.copy_(losses.detach())
         return torch.softmax(self.xi.value - self.origin(losses).log(), dim=0).to(losses.dtype)
 
-    def after_step(self, losses: Tensor) -> None:
+    def _after_step(self, losses: Tensor) -> None:
         """Learn from the losses [T] after the step."""
         after = self.origin(losses).log()  # first: it may lower the origin of both
         fall = self.origin(self.before).log() - after

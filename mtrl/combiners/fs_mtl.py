@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,34 +49,20 @@ class FSMTL(JacobianCombiner):
         self.capturable = self.loss_part.capturable
         self.jacobians = 1 if self.rho == 0.0 else 4  # gradients, offsets, ascended gradients, difference
 
-    def next_phase(self) -> int:
-        """Move both parts on, which are always in the same phase."""
-        self.flat_part.next_phase()
-        return self.loss_part.next_phase()
-
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the base method's direction [P] for a Jacobian [T, P]."""
         return self.loss_part.combine(jacobian, losses)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return base(G) + base(H) [P]; an adaptive step needs `jacobian_at.parameters` [P].
-
-        Where `jacobian_at.heads` holds parameters and gradients of task heads, [T, h] each, heads ascend too:
-        the second evaluation is given `head_offset` [T, h].
-        """
+        """Return base(G) + base(H) [P]; task heads ascend too."""
         gradients = jacobian_at()
-        losses = getattr(jacobian_at, "losses", None)
+        losses = jacobian_at.losses
         combined = self.combine(gradients, losses)
         if self.rho == 0.0:
             return combined
-        offset = self._ascent(gradients, getattr(jacobian_at, "parameters", None))
-        heads: tuple[Tensor, Tensor] | None = getattr(jacobian_at, "heads", None)
-        if heads is None:
-            ascended = jacobian_at(offset=offset)
-        else:
-            values, their_gradients = heads
-            with_heads: Any = jacobian_at
-            ascended = with_heads(offset=offset, head_offset=self._ascent(their_gradients, values))
+        offset = self._ascent(gradients, jacobian_at.parameters)
+        values, their_gradients = jacobian_at.heads
+        ascended = jacobian_at(offset=offset, head_offset=self._ascent(their_gradients, values))
         return combined + self.flat_part.combine(ascended - gradients, losses)
 
     def reset(self) -> None:
@@ -90,11 +76,9 @@ class FSMTL(JacobianCombiner):
         flat = {f"flat_{key}": value for key, value in self.flat_part.metrics().items()}
         return {**self.loss_part.metrics(), **flat}
 
-    def _ascent(self, gradients: Tensor, parameters: Tensor | None) -> Tensor:
+    def _ascent(self, gradients: Tensor, parameters: Tensor) -> Tensor:
         """Return the step [T, n] of each task along its gradient [T, n]; parameters are [n] or [T, n]."""
         if self.adaptive:
-            if parameters is None:
-                raise ValueError("adaptive = True needs jacobian_at.parameters [P]; found none.")
             scale = parameters.abs()
             scaled = gradients * scale
             norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)

@@ -32,15 +32,15 @@ class GradDrop(JacobianCombiner):
         super().__init__(num_tasks=num_tasks)
         self.leak = check_number("leak", leak, low=0.0, high=1.0)
         self.step: Tensor
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P] and advance the counter; losses are ignored."""
         positive = jacobian.clamp(min=0.0).mean(dim=0)
         negative = jacobian.clamp(max=0.0).mean(dim=0)
         total = positive - negative
         share = positive / torch.where(total > 0.0, total, 1.0)
-        kept = torch.where(share > uniform(jacobian.shape[1], self.step), positive, negative)
+        kept = torch.where(share > uniform(jacobian.shape[1], self.step, self.stream), positive, negative)
         self.step.add_(1)
         return kept.lerp(positive + negative, self.leak)
 

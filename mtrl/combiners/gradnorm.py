@@ -33,6 +33,7 @@ class GradNorm(JacobianCombiner):
     """
 
     name: ClassVar[str] = "gradnorm"
+    reads_losses: ClassVar[bool] = True
     positive_losses: ClassVar[bool] = True
 
     def __init__(
@@ -51,9 +52,10 @@ class GradNorm(JacobianCombiner):
         self.initial: Tensor
         self.register_buffer("initial", torch.ones(num_tasks, dtype=torch.float64))
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the mean [P] of w_t g_t for a Jacobian [T, P] and losses [T]; then w takes its step."""
-        measured = self.origin(self._required(losses))
+        assert losses is not None
+        measured = self.origin(losses)
         self.initial.copy_(torch.where(self.logits.step == 0.0, measured, self.initial))
         left = measured / self.initial
         weights = torch.softmax(self.logits.value, dim=0)

@@ -38,7 +38,7 @@ class GradVac(PCGrad):
         self.targets: Tensor
         self.register_buffer("targets", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return the weights [T] for the Gramian [T, T]; advances the counter and the targets."""
         if self.num_tasks == 1:
             return torch.ones_like(gram[0])

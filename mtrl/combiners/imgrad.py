@@ -43,9 +43,9 @@ class IMGrad(GramCombiner):
         self._dual: Tensor
         self._rho: Tensor
         self.register_buffer("_dual", self.last_weights.to(torch.float64), persistent=False)
-        self.register_buffer("_rho", torch.ones((), dtype=torch.float64), persistent=False)
+        self.register_buffer("_rho", torch.ones(1, dtype=torch.float64), persistent=False)
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
         eps = torch.finfo(gram.dtype).eps
@@ -65,7 +65,7 @@ class IMGrad(GramCombiner):
     def metrics(self) -> dict[str, Tensor]:
         """Add `rho` and `residual`, the last duality gap over rho c |g0| and the mean norm under w."""
         gap = relative_gap(self._last_gram, self._linear(self._last_gram)[0], self._dual)
-        return {**super().metrics(), "rho": self._rho, "residual": gap}
+        return {**super().metrics(), "rho": self._rho.squeeze(0), "residual": gap}
 
     def _linear(self, gram: Tensor) -> tuple[Tensor, Tensor]:
         """The objective's linear term once divided by rho c |g0|, and c |g0|."""

@@ -32,7 +32,7 @@ class IMTLG(GramCombiner):
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return w, shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
         cosine, inverse = cosines(exact)

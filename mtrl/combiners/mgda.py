@@ -30,7 +30,7 @@ class MGDA(GramCombiner):
         self._solution: Tensor
         self.register_buffer("_solution", self.last_weights.to(torch.float64), persistent=False)
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return w on the simplex, shape [T], for the Gramian [T, T]."""
         w = minimise_quadratic(gram)
         self._solution.copy_(w)

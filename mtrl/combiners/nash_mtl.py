@@ -37,41 +37,36 @@ class NashMTL(GramCombiner):
         super().__init__(num_tasks=num_tasks)
         self.max_norm = check_number("max_norm", max_norm, low=0.0)
         self.refresh_every = check_count("refresh_every", refresh_every)
-        self.solving = True
-        self.until_solve = 0  # updates
         self.kept: Tensor
+        self.until_solve: Tensor
         self.register_buffer("kept", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("until_solve", torch.zeros(1, dtype=torch.int64))  # updates
 
-    def next_phase(self) -> int:
-        """Return 0 for an update that solves, 1 for one that uses the last weights again."""
-        self.solving = self.until_solve == 0
-        self.until_solve = (self.refresh_every if self.solving else self.until_solve) - 1
-        return 0 if self.solving else 1
-
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return a, scaled down to `max_norm`, shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
-        if self.solving:
-            self.kept.copy_(bargaining_weights(exact, ridge=_RIDGE * torch.finfo(gram.dtype).eps))
-        solution = self.kept
+        solution = bargaining_weights(exact, ridge=_RIDGE * torch.finfo(gram.dtype).eps)
+        if self.refresh_every > 1:
+            solution = self._kept(solution, exact.isfinite().all())
         if self.max_norm > 0.0:
             norm = (solution @ exact @ solution).clamp(min=0.0).sqrt()
             solution = solution * (self.max_norm / norm.clamp(min=self.max_norm))
         return solution.to(gram.dtype)
 
+    def _kept(self, solution: Tensor, finite: Tensor) -> Tensor:
+        # One sequence of operations, whether weights are due or not, fits one CUDA graph; the Jacobian costs
+        # far more than the solve that is thrown away. Weights of a gradient that is not finite are not kept:
+        # the next update is due instead.
+        due = (self.until_solve <= 0) & finite
+        self.kept.copy_(torch.where(due, solution, self.kept))
+        self.until_solve.copy_(torch.where(due, self.refresh_every - 1, (self.until_solve - 1).clamp(min=0)))
+        return torch.where(finite, self.kept, torch.nan)
+
     def reset(self) -> None:
         """Forget the kept weights: the next call solves."""
         super().reset()
         self.kept.zero_()
-        self.until_solve = 0
-
-    def get_extra_state(self) -> Tensor:
-        """Return in how many updates the next solve is due, for `state_dict`."""
-        return torch.tensor(self.until_solve)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take up `get_extra_state`."""
-        self.until_solve = int(state)
+        self.until_solve.zero_()
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the largest |a_i (Ma)_i - 1| over the tasks with a gradient, before clipping."""

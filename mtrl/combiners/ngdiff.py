@@ -23,7 +23,7 @@ class NGDiff(GramCombiner):
 
     name: ClassVar[str] = "ngdiff"
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return mean_s |g_s| / (T |g_t|), shape [T], for the Gramian [T, T]."""
         lengths = gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
         inverse = torch.where(lengths > 0.0, lengths, torch.inf).reciprocal()

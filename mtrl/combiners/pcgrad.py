@@ -31,18 +31,18 @@ class PCGrad(GramCombiner):
         self.step: Tensor
         self._others: Tensor
         self._keys: Tensor
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
         self.register_buffer("_others", torch.tensor(others, dtype=torch.int64), persistent=False)
         keys = torch.arange(1, num_tasks * (num_tasks - 1) + 1, dtype=torch.int64)
         self.register_buffer("_keys", keys.view(num_tasks, num_tasks - 1), persistent=False)
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return the weights [T] for the Gramian [T, T] and advance the counter that draws the orders."""
         return project(gram.to(torch.float64), self.draw_orders()).to(gram.dtype)
 
     def draw_orders(self) -> Tensor:
         """Return a random order of the other tasks for each task [T, T-1]; advances the counter."""
-        order = self._others.gather(1, scrambled(self._keys, self.step).argsort(dim=1))
+        order = self._others.gather(1, scrambled(self._keys, self.step, self.stream).argsort(dim=1))
         self.step.add_(1)
         return order
 

@@ -1,4 +1,4 @@
-"""Finds the methods of this folder and builds them by name: a method is one file, nothing lists it."""
+"""The methods by name, and how a user's own is found. A method of this folder is one file, listed nowhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.combiners.base import Combiner
+from mtrl.errors import UserError
+from mtrl.registry import Registry
 
-COMBINERS: dict[str, type[Combiner]] = {}
+COMBINERS = Registry("method", {})
 
 
 def scan() -> None:
@@ -34,22 +36,39 @@ def scan() -> None:
             raise TypeError(
                 f"{path.name} must define one concrete Combiner with name = {path.stem!r}; found {names}."
             )
-        COMBINERS[path.stem] = found[0]
+        COMBINERS.register(path.stem, found[0])
 
 
-def make_combiner(name: str, *, num_tasks: int, **options: Any) -> Combiner:
-    """Return a fresh instance of the method `name` for `num_tasks` tasks.
+def combiner_class(method: str | type[Combiner]) -> type[Combiner]:
+    """Return the class of a method: by its name, as "package.module:Name" or "file.py:Name", or itself.
+
+    Raises:
+        UserError: no such method, or something that is no concrete Combiner with a `name`.
+    """
+    found = COMBINERS[method] if isinstance(method, str) else method
+    if not (inspect.isclass(found) and issubclass(found, Combiner)) or inspect.isabstract(found):
+        missing = sorted(getattr(found, "__abstractmethods__", ()))
+        lacks = f" that lacks {', '.join(missing)}" if missing else ""
+        raise UserError(
+            f"a method must be a subclass of LossCombiner, GramCombiner or JacobianCombiner with their hooks "
+            f"written; found {found!r}{lacks}."
+        )
+    if not found.name:
+        raise UserError(f"{found.__name__} needs a class attribute `name`, by which messages call it.")
+    return found
+
+
+def make_combiner(method: str | type[Combiner], *, num_tasks: int, **options: Any) -> Combiner:
+    """Return a fresh instance of a method (see `combiner_class`) for `num_tasks` tasks.
 
     Raises:
         ValueError: unknown method or argument (names the nearest valid ones), or a value outside its rule.
     """
-    if name not in COMBINERS:
-        raise ValueError(f"unknown combiner {name!r}.{_nearest(name, COMBINERS)}")
-    cls = COMBINERS[name]
+    cls = combiner_class(method)
     valid = [key for key in inspect.signature(cls).parameters if key != "num_tasks"]
     for key in options:
         if key not in valid:
-            raise ValueError(f"unknown argument {key!r} of {name}.{_nearest(key, valid)}")
+            raise UserError(f"unknown argument {key!r} of {cls.name}.{_nearest(key, valid)}")
     return cls(num_tasks=num_tasks, **options)
 
 

@@ -22,25 +22,21 @@ class RLW(LossCombiner):
     """
 
     name: ClassVar[str] = "rlw"
+    reads_losses: ClassVar[bool] = False
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)
         self.step: Tensor
         self._keys: Tensor
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
         keys = torch.arange(1, 2 * num_tasks + 1, dtype=torch.int64).view(2, num_tasks)
         self.register_buffer("_keys", keys, persistent=False)
 
-    def weights(self, losses: Tensor) -> Tensor:
+    def _weights(self, losses: Tensor) -> Tensor:
         """Return random weights [T] of sum 1; the losses only give the dtype."""
-        drawn = _normals(self._keys, self.step).softmax(dim=0)
+        drawn = _normals(self._keys, self.step, self.stream).softmax(dim=0)
         self.step.add_(1)
         return drawn.to(losses.dtype)
-
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
-        """Return the randomly weighted sum [P] of the rows of a Jacobian [T, P]; losses are not needed."""
-        del losses
-        return self.weights(jacobian.new_zeros(self.num_tasks)) @ jacobian
 
     def reset(self) -> None:
         """Start the sequence of weights again."""
@@ -48,8 +44,8 @@ class RLW(LossCombiner):
         self.step.zero_()
 
 
-def _normals(keys: Tensor, step: Tensor) -> Tensor:
+def _normals(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
     """Standard normal numbers [T] in float64 from the keys [2, T] (Box and Muller)."""
     # The upper 53 bits as a number in (0, 1).
-    uniform: Tensor = ((scrambled(keys, step) >> 11 & 0x1FFFFFFFFFFFFF).double() + 0.5) * 2.0**-53
+    uniform: Tensor = ((scrambled(keys, step, stream) >> 11 & 0x1FFFFFFFFFFFFF).double() + 0.5) * 2.0**-53
     return (-2.0 * uniform[0].log()).sqrt() * (2.0 * math.pi * uniform[1]).cos()

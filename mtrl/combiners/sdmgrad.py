@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner, JacobianAt
+from mtrl.combiners.solvers.gramian import inner_products, weighted_sum
 from mtrl.combiners.solvers.simplex import minimise_quadratic, project
 
 _STEPS, _STEP_SIZE, _MOMENTUM = 20, 10.0, 0.5  # the inner loop of the authors' RL code
@@ -53,7 +54,7 @@ class SDMGrad(GramCombiner):
         self.w: Tensor
         self.register_buffer("w", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return (w + lam u) / (1 + lam), shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
         w = self._published_steps(exact) if self._paper else minimise_quadratic(shifted(exact, self.lam))
@@ -65,7 +66,7 @@ class SDMGrad(GramCombiner):
         if self.num_batches == 1:
             return super().direction(jacobian_at)
         first, second, third = (jacobian_at(batch=batch) for batch in range(3))
-        return self.weights(first @ second.T).to(third.dtype) @ third
+        return weighted_sum(self.weights(inner_products(first, second)), third)
 
     def reset(self) -> None:
         """Put w back to equal weights."""

@@ -39,9 +39,9 @@ class SDMGradOS(JacobianCombiner):
         self.sampled = check_count("sampled", sampled)
         self.lam = check_number("lam", lam, low=0.0)
         self.step: Tensor
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P], of which it uses the sampled rows."""
         tasks = self._draw()
         return self._direction(jacobian.index_select(0, tasks), tasks)
@@ -57,7 +57,7 @@ class SDMGradOS(JacobianCombiner):
         self.step.zero_()
 
     def _draw(self) -> Tensor:
-        tasks = draw_tasks(self.num_tasks, min(self.sampled, self.num_tasks), self.step)
+        tasks = draw_tasks(self.num_tasks, min(self.sampled, self.num_tasks), self.step, self.stream)
         self.step.add_(1)
         return tasks
 

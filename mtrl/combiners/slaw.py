@@ -37,9 +37,9 @@ class SLAW(LossCombiner):
         self.step: Tensor
         self.register_buffer("average", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("variance", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("step", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
 
-    def weights(self, losses: Tensor) -> Tensor:
+    def _weights(self, losses: Tensor) -> Tensor:
         """Return weights [T] that sum to 1 for losses [T], which join the running deviations first."""
         self.step.add_(1.0)
         rate = self.step.reciprocal().clamp(min=1.0 - self.decay)

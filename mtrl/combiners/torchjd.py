@@ -58,7 +58,7 @@ class TorchJD(JacobianCombiner):
         # In a tuple, which hides it from nn.Module: what it holds is no tensor state in fixed memory.
         self._held = (built,)
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the aggregator's vector [P] for a Jacobian [T, P]; reads from the device."""
         if not bool(torch.isfinite(jacobian).all()):
             return jacobian.sum(dim=0)  # not finite either; the solvers behind would raise

@@ -32,7 +32,7 @@ class UPGrad(GramCombiner):
         self._solution: Tensor
         self.register_buffer("_solution", torch.eye(num_tasks, dtype=torch.float64), persistent=False)
 
-    def weights(self, gram: Tensor) -> Tensor:
+    def _weights(self, gram: Tensor) -> Tensor:
         """Return the mean over the tasks of their projections' weights, shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
         solution = cone_weights(exact, ridge=_RIDGE * torch.finfo(gram.dtype).eps)

@@ -37,7 +37,7 @@ class UW(LossCombiner):
         self.origin = LossOrigin(num_tasks, shift)
         self.shift = shift
 
-    def weights(self, losses: Tensor) -> Tensor:
+    def _weights(self, losses: Tensor) -> Tensor:
         """Return exp(-s) / (2 T), shape [T], for losses [T]; then s takes its step."""
         precision = (-self.s.value).exp()
         self.s.update((1.0 - precision * self.origin(losses)) / 2.0)

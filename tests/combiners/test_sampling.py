@@ -10,48 +10,32 @@ from torch import Tensor
 
 from mtrl.combiners import make_combiner
 from mtrl.combiners._random import draw_tasks
+from tests.helpers.evaluators import Rows
 from tests.helpers.matrices import jacobian
 from tests.helpers.properties import assert_best_in_ball, assert_direction_oriented
 
-
-class Recorder:
-    """Serves rows of a fixed Jacobian and notes what was asked for."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-        self.asked: list[Tensor] = []
-        self.backward_passes = 0
-
-    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
-        assert tasks is not None, "all tasks were evaluated"
-        self.asked.append(tasks)
-        return self.rows[tasks]
-
-    def weighted(self, weights_of: object) -> Tensor:
-        self.backward_passes += 1
-        weights = weights_of(torch.zeros(len(self.rows), dtype=torch.float64))  # type: ignore[operator]
-        result: Tensor = weights @ self.rows
-        return result
+ZERO = torch.zeros(1, dtype=torch.int64)
 
 
 def test_draws_are_without_repetition_equally_frequent_and_follow_the_counter() -> None:
     counts = torch.zeros(10)
     for step in range(2000):
-        drawn = draw_tasks(10, 4, torch.tensor(step))
+        drawn = draw_tasks(10, 4, torch.tensor([step]), ZERO)
         assert len(set(drawn.tolist())) == 4
         counts[drawn] += 1.0
     # Each count is binomial(2000, 0.4), standard deviation 22.
     assert (counts - 800.0).abs().max() < 100.0
-    assert torch.equal(draw_tasks(10, 4, torch.tensor(7)), draw_tasks(10, 4, torch.tensor(7)))
+    assert torch.equal(draw_tasks(10, 4, torch.tensor([7]), ZERO), draw_tasks(10, 4, torch.tensor([7]), ZERO))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_cagrad_fast_solves_cagrad_between_the_sampled_and_the_pooled_tasks(seed: int) -> None:
     rows = jacobian("conflicting", 10, seed=seed)
-    source = Recorder(rows)
+    source = Rows(rows)
     combiner = make_combiner("cagrad_fast", num_tasks=10, sampled=4, c=0.9, rescale=0)
     direction = combiner.direction(source)
     (tasks,) = source.asked
+    assert tasks is not None, "all tasks were evaluated"
     assert (len(tasks), source.backward_passes) == (3, 1)
     others = [task for task in range(10) if task not in tasks.tolist()]
     pooled = rows[others].mean(dim=0)
@@ -65,9 +49,10 @@ def test_cagrad_fast_solves_cagrad_between_the_sampled_and_the_pooled_tasks(seed
 @pytest.mark.parametrize("seed", range(5))
 def test_sdmgrad_os_solves_sdmgrad_between_the_sampled_tasks(seed: int) -> None:
     rows = jacobian("conflicting", 10, seed=seed)
-    source = Recorder(rows)
+    source = Rows(rows)
     direction = make_combiner("sdmgrad_os", num_tasks=10, sampled=4, lam=0.6).direction(source)
     (tasks,) = source.asked
+    assert tasks is not None, "all tasks were evaluated"
     assert (len(tasks), source.backward_passes) == (4, 0)
     assert_direction_oriented(rows[tasks], direction, lam=0.6)
 
@@ -78,8 +63,9 @@ def test_every_task_is_met_and_restored_instances_draw_the_same(name: str) -> No
     original, restored = (make_combiner(name, num_tasks=10, sampled=4) for _ in range(2))
     seen = set()
     for _ in range(30):
-        source = Recorder(rows)
+        source = Rows(rows)
         original.direction(source)
+        assert source.asked[0] is not None
         seen |= set(source.asked[0].tolist())
     assert seen == set(range(10))
     restored.load_state_dict(original.state_dict())
@@ -90,9 +76,7 @@ def test_every_task_is_met_and_restored_instances_draw_the_same(name: str) -> No
 @pytest.mark.parametrize("batches", [1, 3])
 def test_the_published_sdmgrad_loop_follows_its_description(batches: int) -> None:
     first, second, third = (jacobian("iid", 5, seed=seed) for seed in range(3))
-
-    def source(offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
-        return (first, second, third)[batch]
+    source = Rows(first, second, third)
 
     combiner = make_combiner("sdmgrad", num_tasks=5, solver="paper", batches=batches)
     left, right, last = (first, second, third) if batches == 3 else (first, first, first)
@@ -100,7 +84,7 @@ def test_the_published_sdmgrad_loop_follows_its_description(batches: int) -> Non
     products = products / products.diagonal().abs().add(1e-4).sqrt().mean() ** 2
     w = torch.full((5,), 0.2, dtype=torch.float64)
     for _ in range(3):
-        direction = combiner.direction(source)  # type: ignore[arg-type]
+        direction = combiner.direction(source)
         parameter = torch.nn.Parameter(w.clone())
         optimizer = torch.optim.SGD([parameter], lr=10.0, momentum=0.5)
         for _ in range(20):

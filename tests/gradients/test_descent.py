@@ -77,8 +77,8 @@ def test_famo_learns_from_the_losses_after_the_step_on_the_same_batch() -> None:
     problem = Problem()
     learner = problem.learner("famo")
     seen: list[Tensor] = []
-    notice = learner.combiner.after_step
-    learner.combiner.after_step = lambda losses: (seen.append(losses), notice(losses))[1]  # type: ignore[method-assign, func-returns-value]
+    notice = learner.combiner._after_step
+    learner.combiner._after_step = lambda losses: (seen.append(losses), notice(losses))[1]  # type: ignore[method-assign, func-returns-value]
     learner.step(problem)
     moved = learner.flat.named()
     torch.testing.assert_close(seen[0], problem.losses(moved["w"], moved["h"]))
@@ -94,7 +94,7 @@ def test_famo_learns_from_the_losses_after_the_step_on_the_same_batch() -> None:
 def test_a_non_finite_second_look_leaves_the_step_and_forgets_the_look(bad: float) -> None:
     problem, twin = Problem(), Problem()
     learner, other = problem.learner("famo"), twin.learner("famo")
-    other.combiner.after_step = lambda losses: None  # type: ignore[method-assign]
+    other.combiner._after_step = lambda losses: None  # type: ignore[method-assign]
     problem.bad = {1: bad}
     assert learner.step(problem).ok
     other.step(twin)

@@ -69,7 +69,22 @@ class PlainJacobian:
         self._module, self._evaluate = module, losses
         self.losses = losses().detach()
 
-    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
+    @property
+    def parameters(self) -> Tensor:
+        return nn.utils.parameters_to_vector(self._module.parameters()).detach()
+
+    @property
+    def heads(self) -> tuple[Tensor, Tensor]:
+        none = self.losses.new_empty(len(self.losses), 0)
+        return none, none
+
+    def __call__(
+        self,
+        offset: Tensor | None = None,
+        batch: int = 0,
+        tasks: Tensor | None = None,
+        head_offset: Tensor | None = None,
+    ) -> Tensor:
         parameters = list(self._module.parameters())
         start = nn.utils.parameters_to_vector(parameters).detach().clone()
         rows = []

@@ -157,16 +157,10 @@ class MTSAC(nn.Module):
         return noise.normal_(generator=self.generator)
 
     def update(self, batches: Sequence[Batch], noise: Tensor | None = None) -> None:
-        """Call `next_phase` and `step`, with noise from the agent's stream by default."""
+        """Call `step`, with noise from the agent's stream by default."""
         if noise is None:
             noise = self.drawn((len(batches), 2, *batches[0].reward.shape))
-        self.next_phase()
         self.step(batches, noise)
-
-    def next_phase(self) -> int:
-        """Move the combiners on to the next step; return its phase (`Combiner.next_phase`)."""
-        self.actor.combiner.next_phase()  # as the critic's: the same method after as many steps
-        return self.critic.combiner.next_phase()
 
     def step(self, batches: Sequence[Batch], noise: Tensor) -> None:
         """One step of critics, actor, temperatures and targets on K = `num_batches` independent batches.

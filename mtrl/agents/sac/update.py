@@ -33,7 +33,7 @@ class Updater:
         for rows in self._rows:
             self._replay.draw(rows)
         self._agent.draw(self._noise)
-        self._graphed(self._agent.next_phase())
+        self._graphed()
 
     def _step(self) -> None:
         self._agent.step([self._replay.gather(rows) for rows in self._rows], self._noise)

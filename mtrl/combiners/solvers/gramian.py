@@ -1,34 +1,76 @@
-"""The Gramian of a Jacobian."""
+"""Products with a Jacobian [T, P] in full precision: the Gramian, and the weighted sum of its rows."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # Columns per product: on a CPU a batch of narrow products runs three times as fast as a short and wide one.
 _CHUNK = 2048
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def gramian(jacobian: Tensor) -> Tensor:
-    """Inner products [T, T] of the rows of a Jacobian [T, P], in full precision whatever the process has set.
+    """Inner products [T, T] of the rows of a Jacobian [T, P]; see `inner_products`."""
+    return inner_products(jacobian, jacobian)
 
-    Solvers count on entries that are exact to rounding, and the product is a small part of an update.
+
+def inner_products(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products [T, T] between the rows of two Jacobians [T, P], in full precision.
+
+    Whatever precision the process allows: solvers count on entries that are exact to rounding, and the
+    product is a small part of an update. Half precision is summed in float32: squares of numbers above 256
+    overflow float16.
     """
-    setting = torch.get_float32_matmul_precision()
-    if setting == "highest":
-        return _products(jacobian)
-    torch.set_float32_matmul_precision("highest")
+    if left.dtype in _HALF:
+        left, right = left.float(), right.float()
+    with _full_precision(left.device.type):
+        return _products(left, right)
+
+
+def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
+    """Return `weights @ jacobian` [P] in the Jacobian's dtype; half precision is summed in float32."""
+    if jacobian.dtype in _HALF:
+        return (weights.float() @ jacobian.float()).to(jacobian.dtype)
+    return weights.to(jacobian.dtype) @ jacobian
+
+
+@contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """Rule out TF32 and bfloat16 within float32 products on this kind of device."""
+    backend: Any = torch.backends.cuda.matmul if device == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    if not hasattr(backend, "fp32_precision"):  # before torch 2.9 there is one setting for all devices
+        setting = torch.get_float32_matmul_precision()
+        if setting == "highest":
+            yield
+            return
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(setting)
+        return
+    # The older setting may not be read, not even by torch itself, once a program has used the newer one.
+    reduced = backend.fp32_precision
+    if reduced in ("ieee", "none"):
+        yield
+        return
+    backend.fp32_precision = "ieee"
     try:
-        return _products(jacobian)
+        yield
     finally:
-        torch.set_float32_matmul_precision(setting)
+        backend.fp32_precision = reduced
 
 
-def _products(jacobian: Tensor) -> Tensor:
-    tasks, parameters = jacobian.shape
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    tasks, parameters = left.shape
     chunks = parameters // _CHUNK
-    if jacobian.device.type != "cpu" or chunks < 2:
-        return jacobian @ jacobian.T
-    blocks = jacobian[:, : chunks * _CHUNK].view(tasks, chunks, _CHUNK).transpose(0, 1)
-    rest = jacobian[:, chunks * _CHUNK :]
-    return torch.addmm(torch.bmm(blocks, blocks.mT).sum(0), rest, rest.T)
+    if left.device.type != "cpu" or chunks < 2:
+        return left @ right.T
+    whole = chunks * _CHUNK
+    blocks = [rows[:, :whole].view(tasks, chunks, _CHUNK).transpose(0, 1) for rows in (left, right)]
+    return torch.addmm(torch.bmm(blocks[0], blocks[1].mT).sum(0), left[:, whole:], right[:, whole:].T)

@@ -243,7 +243,7 @@ def test_objective_sampling_touches_nothing_of_the_other_tasks() -> None:
         sac=SacConfig(), method="sdmgrad_os", method_options={"sampled": 2},
         device=torch.device("cpu"), seed=0,
     )  # fmt: skip
-    drawn = draw_tasks(TASKS, 2, torch.tensor(0))
+    drawn = draw_tasks(TASKS, 2, *torch.zeros(2, 1, dtype=torch.int64))
     batch = _batch(torch.Generator().manual_seed(0))
     (other,) = set(range(TASKS)) - set(drawn.tolist())
     batch.obs[other] = math.nan
