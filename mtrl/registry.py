@@ -15,6 +15,9 @@ from typing import Any
 
 from mtrl.errors import UserError, unknown_name
 
+FILE_MODULE = "mtrl_user_"
+"""Beginning of the names of modules that were loaded from `path/to/file.py`."""
+
 
 class Registry(Mapping[str, Any]):
     """Parts of one kind by name; built-in ones are imported when they are first asked for.
@@ -102,7 +105,7 @@ def _load_file(path: Path, kind: str) -> Any:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise UserError(f"no file '{path}' for the {kind}.")
-    name = f"mtrl_user_{path.stem}"
+    name = f"{FILE_MODULE}{path.stem}"
     known = sys.modules.get(name)
     if known is not None and known.__file__ == str(path):
         return known

@@ -21,9 +21,9 @@ STREAMS = (
 )
 
 
-def sequence(seed: int, stream: str) -> np.random.SeedSequence:
-    """Return the SeedSequence of one named stream; `spawn` it further for parts of its own."""
-    return np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream),))
+def sequence(seed: int, stream: str, part: tuple[int, ...] = ()) -> np.random.SeedSequence:
+    """Return the SeedSequence of one named stream, or of a numbered part of it."""
+    return np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *part))
 
 
 def generator(seed: int, stream: str) -> np.random.Generator:

@@ -276,7 +276,7 @@ def _check_options(config: Config) -> None:
     """Raise UserError for an option out of its range, before anything is started or written."""
     from mtrl.agents.sac.combiner import sac_combiner
 
-    num_tasks = len(resolve_tasks(config.tasks))
+    num_tasks = len(resolve_tasks(config.tasks) if config.suite == "metaworld" else config.tasks)
     try:
         sac_combiner(config.method, config.method_options, num_tasks, config.sac.jacobian_chunk)
     except ValueError as error:

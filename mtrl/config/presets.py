@@ -64,7 +64,8 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     options = values.pop(_METHOD_DEFAULTS, {}).get(method, {}) | dict(values.get("method_options", {}))
     values["method_options"] = _method_section(method, options, "method_options")
     config = Config(**_construct(values, Config))
-    resolve_tasks(config.tasks)
+    if config.suite == "metaworld":
+        resolve_tasks(config.tasks)
     return config
 
 

@@ -26,8 +26,8 @@ class EnvConfig:
     """Environment processes; None: one per available core, at most one per environment."""
     reward_version: Literal["v1", "v2"] = "v2"
     """Meta-World reward functions; v2 is the v3-environments' default (MW+)."""
-    num_goals: int = 50
-    """Goals per task, redrawn at each reset (MW+: 50)."""
+    num_goals: int | None = None
+    """Goals per task, one drawn at each reset; None: all that the suite has (Meta-World and MW+: 50)."""
     max_episode_steps: int = 500
     """Episode length in env steps; every episode ends by truncation (MW+: 500)."""
     step_timeout: float = 60.0
@@ -146,6 +146,10 @@ class Config:
 
     tasks: tuple[str, ...] = ("MT10",)
     """One benchmark (MT10, MT25, MT50) or task names such as reach-v3 push-v3."""
+    suite: str = "metaworld"
+    """Suite of tasks, a name in mtrl.envs.suite.SUITES or package.module:Name."""
+    suite_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword-only arguments of the suite; those left out take its defaults."""
     method: str = "mean"
     """Gradient combiner, a name in mtrl.combiners.COMBINERS."""
     method_options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,14 +1,46 @@
-"""The entry point: names and numbers in, running environments out."""
+"""Entry points: a Config, or names and numbers, in; a suite, or running environments, out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from mtrl.envs.engine.supervision import Report, warn
-from mtrl.envs.engine.vector import MetaWorldVectorEnv
+from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.envs.metaworld.goals import GOALS_PER_TASK
-from mtrl.envs.metaworld.tasks import resolve_tasks
+from mtrl.envs.metaworld.suite import MetaWorldSuite
+from mtrl.envs.suite import SUITES, TaskSuite
+from mtrl.errors import UserError, unknown_name
+
+
+def build_suite(
+    name: str,
+    tasks: Sequence[str],
+    *,
+    num_goals: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> TaskSuite:
+    """Return the suite of that name, or of "package.module:Name", with the given tasks.
+
+    Args:
+        name: a name in SUITES or a path to a class of the user's own.
+        tasks: as the suite understands them.
+        num_goals: variations of each task; None: as many as the suite has.
+        options: the suite class's keyword-only arguments.
+
+    Raises:
+        UserError: no such suite, option or task.
+    """
+    cls = SUITES[name]
+    options = dict(options or {})
+    parameters = inspect.signature(cls).parameters.values()
+    known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    for option in options:
+        if option not in known - {"num_goals"}:
+            raise UserError(unknown_name(f"option of the suite {name}", option, known - {"num_goals"}))
+    suite: TaskSuite = cls(tasks, num_goals=num_goals, **options)
+    return suite
 
 
 def make_envs(
@@ -25,8 +57,8 @@ def make_envs(
     step_timeout: float = 60.0,
     max_restarts: int = 3,
     report: Report = warn,
-) -> MetaWorldVectorEnv:
-    """Start worker processes with T x E environments and return them as one vector environment.
+) -> TaskVectorEnv:
+    """Start worker processes with T x E environments of Meta-World; TaskVectorEnv does it for any suite.
 
     Args:
         tasks: "MT10", "MT25", "MT50", or a sequence of task names such as ["reach-v3", "push-v3"].
@@ -40,20 +72,17 @@ def make_envs(
         render_mode: Upstream's: None, "human", "rgb_array" or "depth_array".
         step_timeout: Seconds without an answer after which a worker counts as hung.
         max_restarts: Workers that die, raise or hang are restarted this often in all; then stepping raises.
-        report: Called with a text for each restart, and if upstream's version makes environments slow; by
-            default a RuntimeWarning.
+        report: Called with a text for each restart, and if upstream's version makes environments slow.
 
     Raises:
         UserError: an unknown or doubled task, or a number out of range.
         EnvironmentFailure: a worker could not start.
     """
-    return MetaWorldVectorEnv(
-        resolve_tasks(tasks),
+    return TaskVectorEnv(
+        MetaWorldSuite(tasks, num_goals=num_goals, reward_version=reward_version),
         seed=seed,
         envs_per_task=envs_per_task,
         num_workers=num_workers,
-        reward_version=reward_version,
-        num_goals=num_goals,
         max_episode_steps=max_episode_steps,
         terminate_on_success=terminate_on_success,
         render_mode=render_mode,

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from mtrl.registry import Registry
 
+StepOutcome = tuple[NDArray[Any], float, bool, bool, Mapping[str, Any]]
+
 
 class TaskEnv(Protocol):
     """One task in one worker: no time limit, no automatic reset; those are the engine's."""
@@ -18,12 +20,20 @@ class TaskEnv(Protocol):
         """Start an episode with the given variation of the task; return the first observation [O]."""
         ...
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[Any], float, bool, Mapping[str, Any]]:
-        """Advance by one env step with an action [A] in [-1, 1]: observation, reward, terminated, info."""
+    def step(self, action: NDArray[np.float32]) -> StepOutcome:
+        """Advance by one env step with an action [A] in [-1, 1].
+
+        Returns what Gymnasium's environments do: observation [O], reward, terminated, truncated, and an info
+        that has every key of the suite's `info_keys`.
+        """
         ...
 
     def get_state(self) -> Any:
-        """Return everything the next numbers depend on, as plain containers and arrays."""
+        """Return everything the next numbers depend on, as plain containers, numbers, strings and arrays.
+
+        Raises:
+            UserError: this environment cannot be saved.
+        """
         ...
 
     def set_state(self, state: Any) -> None:
@@ -40,24 +50,70 @@ class TaskEnv(Protocol):
 
 
 class TaskSuite(Protocol):
-    """A list of tasks with one observation and one action shape; pickled to workers, so plain data only."""
+    """A list of tasks with one observation and one action shape.
 
-    task_names: tuple[str, ...]  # T
-    obs_dim: int  # O
-    action_dim: int  # A
-    info_keys: tuple[str, ...]  # entries of `info` that travel as float32; "success" where the suite has one
-    num_goals: int  # variations of each task; evaluation plays them in order
+    An instance is pickled to the workers, so it holds plain data only; simulations are imported by
+    `draw_goals` and `make_env`, which run in a worker. RuntimeWarnings that are raised there reach the user
+    as reports. Subclass it to inherit the members that have a default.
+
+    Attributes:
+        task_names: T names, the order of the task axis.
+        obs_dim: O.
+        action_dim: A.
+        info_keys: entries of `info` that travel as float32; "success" must be among them (1 where the task is
+            solved at this step, 0 where not, NaN where the task knows no success).
+        num_goals: variations of each task; training draws among them, evaluation plays them in order.
+        step_costs: what an env step of a task costs, relative to 1: spreads tasks evenly over the workers.
+    """
+
+    task_names: tuple[str, ...]
+    obs_dim: int
+    action_dim: int
+    info_keys: tuple[str, ...]
+    num_goals: int
+    step_costs: Mapping[str, float] = {}
+
+    def make_env(
+        self,
+        task: str,
+        goals: Any,
+        *,
+        seed: np.random.SeedSequence,
+        max_episode_steps: int,
+        render_mode: str | None,
+    ) -> TaskEnv:
+        """Return an environment of one task; called in a worker.
+
+        Args:
+            task: one of `task_names`.
+            goals: the task's entry of `draw_goals`.
+            seed: of randomness beyond the goals; each environment and each restart of it has its own.
+            max_episode_steps: env steps after which the engine truncates an episode.
+            render_mode: None, "human", "rgb_array" or "depth_array".
+        """
+        ...
+
+    def draw_goals(self, seed: int) -> Mapping[str, Any]:
+        """Return, for each task, plain data that says what its `num_goals` variations are."""
+        return dict.fromkeys(self.task_names, ())
 
     def versions(self) -> dict[str, str]:
         """Return the versions that decide what the simulation computes."""
-        ...
+        return {}
 
-    def make_env(self, task: str, *, seed: np.random.SeedSequence, render_mode: str | None) -> TaskEnv:
-        """Return an environment of one task; called in a worker, which imports the simulation here."""
-        ...
+    def rules(self) -> dict[str, Any]:
+        """Return what else defines the tasks, as plain values: a saved state fits equal rules only."""
+        return {}
+
+    def worker_variables(self, render_mode: str | None) -> dict[str, str]:
+        """Return environment variables of the worker processes."""
+        return {}
 
 
 SUITES = Registry(
     "suite",
-    {"metaworld": "mtrl.envs.metaworld:MetaWorldSuite", "gymnasium": "mtrl.envs.gymnasium:GymnasiumSuite"},
+    {
+        "metaworld": "mtrl.envs.metaworld.suite:MetaWorldSuite",
+        "gymnasium": "mtrl.envs.gymnasium:GymnasiumSuite",
+    },
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.config.schema import Config
-from mtrl.envs import MetaWorldVectorEnv
+from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import save_checkpoint
@@ -52,7 +52,7 @@ class TrainingLoop:
         config: Config,
         path: Path,
         parts: Parts,
-        eval_envs: MetaWorldVectorEnv,
+        eval_envs: TaskVectorEnv,
         log: Log,
         progress: console.ProgressReport,
         requests: Requests,

@@ -13,7 +13,8 @@ from mtrl.agents.sac.agent import MTSAC
 from mtrl.agents.sac.policy import AgentPolicy
 from mtrl.agents.sac.replay import Replay
 from mtrl.config.schema import Config
-from mtrl.envs import ACTION_SIZE, OBS_SIZE, MetaWorldVectorEnv, make_envs
+from mtrl.envs import TaskVectorEnv, build_suite
+from mtrl.envs.suite import TaskSuite
 from mtrl.runs import console
 from mtrl.training.rollout import RolloutStatistics
 
@@ -21,14 +22,14 @@ from mtrl.training.rollout import RolloutStatistics
 class Parts:
     """Everything whose state a checkpoint holds."""
 
-    def __init__(self, config: Config, envs: MetaWorldVectorEnv, device: torch.device) -> None:
+    def __init__(self, config: Config, envs: TaskVectorEnv, device: torch.device) -> None:
         self.envs = envs
         self.replay = Replay(
             num_tasks=envs.num_tasks,
             capacity_per_task=config.replay.capacity_per_task,
             envs_per_task=envs.envs_per_task,
-            obs_dim=OBS_SIZE,
-            action_dim=ACTION_SIZE,
+            obs_dim=envs.obs_dim,
+            action_dim=envs.action_dim,
             device=device,
             seed=config.seed + 2,
             reward_scaling=config.replay.reward_scaling,
@@ -61,16 +62,26 @@ class Parts:
         self.rollout.load_state_dict(state["loop"]["rollout"])
 
 
-def build_envs(config: Config, *, num_workers: int | None) -> MetaWorldVectorEnv:
+def suite_of(config: Config) -> TaskSuite:
+    """Return the run's suite of tasks.
+
+    Raises:
+        UserError: no such suite, option or task.
+    """
+    options = dict(config.suite_options)
+    if config.suite == "metaworld":
+        options.setdefault("reward_version", config.env.reward_version)
+    return build_suite(config.suite, config.tasks, num_goals=config.env.num_goals, options=options)
+
+
+def build_envs(config: Config, *, num_workers: int | None) -> TaskVectorEnv:
     """Start environments of the run's protocol in num_workers processes; None: one per available core."""
     env = config.env
-    return make_envs(
-        config.tasks,
+    return TaskVectorEnv(
+        suite_of(config),
         seed=config.seed,
         envs_per_task=env.envs_per_task,
         num_workers=num_workers,
-        reward_version=env.reward_version,
-        num_goals=env.num_goals,
         max_episode_steps=env.max_episode_steps,
         step_timeout=env.step_timeout,
         max_restarts=env.max_restarts,
@@ -78,12 +89,12 @@ def build_envs(config: Config, *, num_workers: int | None) -> MetaWorldVectorEnv
     )
 
 
-def build_agent(config: Config, envs: MetaWorldVectorEnv, device: torch.device) -> MTSAC:
+def build_agent(config: Config, envs: TaskVectorEnv, device: torch.device) -> MTSAC:
     """Make a fresh agent for the run's tasks."""
     return MTSAC(
         num_tasks=envs.num_tasks,
-        obs_dim=OBS_SIZE,
-        action_dim=ACTION_SIZE,
+        obs_dim=envs.obs_dim,
+        action_dim=envs.action_dim,
         network=config.network,
         sac=config.sac,
         method=config.method,
@@ -93,6 +104,6 @@ def build_agent(config: Config, envs: MetaWorldVectorEnv, device: torch.device) 
     )
 
 
-def make_policy(agent: MTSAC, envs: MetaWorldVectorEnv) -> AgentPolicy:
+def make_policy(agent: MTSAC, envs: TaskVectorEnv) -> AgentPolicy:
     """Return the deterministic policy for evaluation."""
     return AgentPolicy(agent, envs.envs_per_task, deterministic=True)

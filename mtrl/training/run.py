@@ -17,7 +17,8 @@ from mtrl.agents.sac.agent import MTSAC
 from mtrl.config.presets import config_to_dict, load_config, save_config
 from mtrl.config.schema import Config, Device
 from mtrl.device import cpu
-from mtrl.envs import MetaWorldVectorEnv
+from mtrl.envs import TaskVectorEnv
+from mtrl.envs.suite import TaskSuite
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import load_checkpoint
@@ -27,7 +28,7 @@ from mtrl.runs.logging import SINKS, JsonLines, Log, RunInfo, Sink, Stamp
 from mtrl.runs.logging.jsonl import History, drop_after, read_history
 from mtrl.training.evaluate import evaluate
 from mtrl.training.loop import TrainingLoop
-from mtrl.training.parts import Parts, build_agent, build_envs, make_policy
+from mtrl.training.parts import Parts, build_agent, build_envs, make_policy, suite_of
 from mtrl.training.results import Callback, TrainResult
 from mtrl.training.signals import Requests
 from mtrl.training.start_screen import describe
@@ -178,12 +179,11 @@ def suite_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}
 
 
-def _film(config: Config, agent: MTSAC, envs: MetaWorldVectorEnv, folder: Path) -> None:
-    policy = make_policy(agent, envs)
-    steps, version = config.env.max_episode_steps, config.env.reward_version
-    files = record(
-        policy, envs.goal_sets, envs.envs_per_task, folder, seed=config.seed, steps=steps, version=version
-    )
+def _film(config: Config, agent: MTSAC, envs: TaskVectorEnv, folder: Path) -> None:
+    def suite(task: str) -> TaskSuite:
+        return suite_of(dataclasses.replace(config, tasks=(task,)))
+
+    files = record(make_policy(agent, envs), envs, suite, folder, seed=config.seed)
     print(f"videos: {', '.join(map(str, files))}")
 
 

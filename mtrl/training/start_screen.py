@@ -13,7 +13,7 @@ from mtrl.agents.sac.replay import random_replay, replay_bytes
 from mtrl.agents.sac.update import Updater
 from mtrl.config.schema import Config
 from mtrl.device.cuda_graph import WARM_UP_CALLS
-from mtrl.envs import MetaWorldVectorEnv
+from mtrl.envs import TaskVectorEnv
 
 # One env step of MT10 took 0.2 ms of one server core (2.0 ms for all ten, random actions).
 ENV_STEP_SECONDS = 2e-4
@@ -21,7 +21,7 @@ LONG_RUN_SECONDS = 6 * 3600.0
 
 
 def describe(
-    config: Config, agent: MTSAC, envs: MetaWorldVectorEnv, path: Path, start: int
+    config: Config, agent: MTSAC, envs: TaskVectorEnv, path: Path, start: int
 ) -> tuple[str, list[tuple[str, str]], list[str]]:
     """Return title, facts and notes of the start screen; measures a few updates on a scratch agent."""
     benchmark = config.tasks[0] if len(config.tasks) == 1 else f"{envs.num_tasks} tasks"
@@ -40,11 +40,11 @@ def describe(
         ("method", config.method + (f" ({options})" if options else "")),
         (
             "tasks",
-            ", ".join(envs.task_names) if envs.num_tasks <= 10 else f"{envs.num_tasks} of Meta-World v3",
+            ", ".join(envs.task_names) if envs.num_tasks <= 10 else f"{envs.num_tasks} of {config.suite}",
         ),
         (
             "protocol",
-            f"reward {env.reward_version}, {env.num_goals} goals, {env.max_episode_steps} steps per episode, "
+            f"{envs.num_goals} goals, {env.max_episode_steps} steps per episode, "
             f"{config.steps:,} vector steps, batch {config.sac.batch_per_task} per task, seed {config.seed}",
         ),
         (

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from mtrl.agents.sac.policy import AgentPolicy
 from mtrl.agents.sac.update import Updater
 from mtrl.config.schema import Config
-from mtrl.envs import ACTION_SIZE
 from mtrl.envs.engine.results import StepResult
 from mtrl.errors import EnvironmentFailure
 from mtrl.training.parts import Parts
@@ -51,7 +50,7 @@ class Stepper:
             with Timer(self.seconds, "act"):
                 action = self.act(obs)
         else:
-            action = parts.exploration.uniform(-1.0, 1.0, (envs.num_envs, ACTION_SIZE)).astype(np.float32)
+            action = parts.exploration.uniform(-1.0, 1.0, (envs.num_envs, envs.action_dim)).astype(np.float32)
         envs.step_async(action)
         if warm:
             parts.agent.anneal(step / config.steps)

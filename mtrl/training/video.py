@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs import MetaWorldVectorEnv
-from mtrl.envs.metaworld.goals import GoalSets
+from mtrl.envs import TaskVectorEnv
+from mtrl.envs.suite import TaskSuite
 from mtrl.errors import EnvironmentFailure, UserError
 from mtrl.training.evaluate import Policy
 
@@ -22,18 +21,16 @@ _STEPS_PER_FRAME = 4  # software rendering takes a fifth of a second per frame
 
 
 def record(
-    policy: Policy, goal_sets: GoalSets, copies: int, folder: Path, *, seed: int, steps: int, version: str
+    policy: Policy, envs: TaskVectorEnv, suite: Callable[[str], TaskSuite], folder: Path, *, seed: int
 ) -> list[Path]:
     """Write one episode of each task, started at goal 0, to `folder`; return the files.
 
     Args:
-        policy: maps observations [T*E, 39] of all tasks to actions [T*E, 4].
-        goal_sets: goals [G, D] of each task, in the order of the policy's tasks.
-        copies: E.
+        policy: maps observations [T*E, O] of all tasks to actions [T*E, A].
+        envs: the environments of the policy, whose tasks, goals and time limit are those of the films.
+        suite: returns the suite of one task alone.
         folder: made if missing.
         seed: of the environments.
-        steps: env steps of an episode.
-        version: reward version.
 
     Raises:
         UserError: imageio or its ffmpeg is missing, or nothing here can render without a screen.
@@ -46,30 +43,30 @@ def record(
         os.environ.setdefault("MUJOCO_GL", "egl")  # the window library would look for a screen
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for task, (name, goals) in enumerate(goal_sets.items()):
-        options: dict[str, Any] = {"seed": seed, "max_episode_steps": steps, "reward_version": version}
-        frames = _film(policy, name, goals, options, task * copies, len(goal_sets) * copies)
+    for task, name in enumerate(envs.task_names):
+        frames = _film(policy, suite(name), envs, task * envs.envs_per_task, seed)
         files.append(folder / f"{name}.mp4")
         imageio.mimwrite(files[-1], [*frames], fps=_STEPS_PER_SECOND / _STEPS_PER_FRAME)
     return files
 
 
 def _film(
-    policy: Policy, name: str, goals: NDArray[np.float64], options: dict[str, Any], row: int, rows: int
+    policy: Policy, suite: TaskSuite, envs: TaskVectorEnv, row: int, seed: int
 ) -> list[NDArray[np.uint8]]:
     """Return the frames of one episode, rendered in a worker of its own."""
+    (name,) = suite.task_names
     try:
-        envs = MetaWorldVectorEnv(
-            [name],
+        film = TaskVectorEnv(
+            suite,
+            seed=seed,
             num_workers=1,
-            num_goals=len(goals),
+            max_episode_steps=envs.max_episode_steps,
             render_mode="rgb_array",
             max_restarts=0,
-            goals={name: goals},
-            **options,
+            goals={name: envs.goal_sets[name]},
         )
-        with closing(envs):
-            return list(_frames(policy, envs, row, rows))
+        with closing(film):
+            return list(_frames(policy, film, row, envs.num_envs))
     except EnvironmentFailure as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
@@ -79,15 +76,15 @@ def _film(
         ) from error
 
 
-def _frames(policy: Policy, envs: MetaWorldVectorEnv, row: int, rows: int) -> Iterator[NDArray[np.uint8]]:
+def _frames(policy: Policy, film: TaskVectorEnv, row: int, rows: int) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of one episode; the policy sees the environment in its row, zeros in the others."""
-    everyone = np.zeros((rows, 39), np.float32)
-    obs, _ = envs.reset(options={"goal": np.zeros(1, np.int64)})
+    everyone = np.zeros((rows, film.obs_dim), np.float32)
+    obs, _ = film.reset(options={"goal": np.zeros(1, np.int64)})
     ended, number = False, 0
     while not ended:
         if number % _STEPS_PER_FRAME == 0:
-            yield envs.render()[0]
+            yield film.render()[0]
         everyone[row] = obs[0]
-        obs, _, terminated, truncated, _ = envs.step(policy(everyone)[row : row + 1])
+        obs, _, terminated, truncated, _ = film.step(policy(everyone)[row : row + 1])
         ended = bool(terminated[0] or truncated[0])
         number += 1

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtrl.envs import make_envs
 from mtrl.envs.engine.costs import balanced
+from mtrl.envs.metaworld.costs import STEP_COSTS
 from mtrl_benchmarks._vectors import Vector
 
 _STATE: list[Any] = []  # the environments of one process, which its calls share
@@ -22,7 +23,7 @@ class PhysicsProcesses(Vector):
     """Five `mj_step` and one `mj_forward` per env step, actions applied to the hand and the gripper."""
 
     def __init__(self, names: Sequence[str], copies: int, processes: int) -> None:
-        self._rows = balanced([name for name in names for _ in range(copies)], processes)
+        self._rows = balanced([name for name in names for _ in range(copies)], processes, STEP_COSTS)
         with make_envs(names, seed=0, num_workers=1) as envs:
             goals = {name: vectors[0] for name, vectors in envs.goal_sets.items()}
         # One pool per process: each keeps its own environments. Fresh interpreters, like mtrl's workers.
@@ -61,11 +62,9 @@ class PhysicsProcesses(Vector):
 
 
 def _build(tasks: Sequence[tuple[str, NDArray[np.float64]]]) -> None:
-    from mtrl.envs.engine.worker import Rules
     from mtrl.envs.metaworld.simulation import make_env
 
-    rules = Rules(reward_version="v2", num_goals=1, max_episode_steps=500, terminate_on_success=False)
-    _STATE[:] = [make_env(name, goal[None], rules, None) for name, goal in tasks]
+    _STATE[:] = [make_env(name, goal[None]) for name, goal in tasks]
 
 
 def _reset() -> None:

@@ -67,7 +67,11 @@ def test_preset_cites_where_it_comes_from(name: str) -> None:
 def test_mt10_is_the_meta_world_plus_protocol() -> None:
     config = build_config(load_preset("mt10"))
     assert config.tasks == ("MT10",)
-    assert (config.env.reward_version, config.env.num_goals, config.env.max_episode_steps) == ("v2", 50, 500)
+    assert (config.env.reward_version, config.env.num_goals, config.env.max_episode_steps) == (
+        "v2",
+        None,
+        500,
+    )
     assert (config.network.actor_width, config.network.critic_width, config.network.task_identity) == (
         400,
         400,

@@ -1,7 +1,8 @@
-"""A backend of the environment workers with integers for numbers: the vector API's rules become visible.
+"""A suite of integers for numbers: the vector API's rules become visible, and workers start at once.
 
 Observation entries: 0 env steps of the running episode, 1 goal, 2 episodes started, 3 task code, 4 sum of the
 first action entries of the episode. The reward is 100 * task code + env steps. Special actions misbehave.
+Sizes are not Meta-World's, so that none of those can hide in the engine.
 """
 
 from __future__ import annotations
@@ -9,60 +10,75 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs.engine.shared import INFO_KEYS
-from mtrl.envs.engine.worker import Rules
+from mtrl.envs.suite import StepOutcome, TaskSuite
+from mtrl.errors import UserError
 
-RAISE, HANG, KILL, NAN_OBS, NAN_REWARD, SUCCEED, SLOW = 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0
-
-
-def versions() -> dict[str, str]:
-    return {"metaworld": "counting", "mujoco": "none"}
+RAISE, HANG, KILL, NAN_OBS, NAN_REWARD, SUCCEED, SLOW, END = 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0
+OBS_DIM, ACTION_DIM = 8, 4
+INFO_KEYS = ("success", "steps")
 
 
-def generate_goals(names: tuple[str, ...], seed: int) -> dict[str, NDArray[np.float64]]:
-    return goals(names)
+class CountingSuite(TaskSuite):
+    """Tasks are names that end in their code: "task-7". Goal g of every task is the number g."""
 
+    obs_dim, action_dim = OBS_DIM, ACTION_DIM
+    info_keys = INFO_KEYS
 
-def notes() -> list[str]:
-    return []
+    def __init__(
+        self, tasks: str | Sequence[str], *, num_goals: int | None = None, step_seconds: float = 0.0
+    ) -> None:
+        names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+        bad = [name for name in names if not name.rpartition("-")[2].isdecimal()]
+        if bad:
+            raise UserError(f"tasks of the counting suite are named task-NUMBER; found {', '.join(bad)}.")
+        self.task_names = names
+        self.num_goals = 50 if num_goals is None else num_goals
+        self.step_seconds = step_seconds
 
+    def versions(self) -> dict[str, str]:
+        return {"counting": "1"}
 
-def goals(names: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
-    """Fifty goals of each task: goal g is the vector [g]."""
-    return {name: np.arange(50, dtype=np.float64)[:, None] for name in names}
+    def draw_goals(self, seed: int) -> dict[str, NDArray[np.float64]]:
+        return {name: np.arange(float(self.num_goals)) for name in self.task_names}
 
-
-def make_env(task: str, goal_set: NDArray[np.float64], rules: Rules, render_mode: str | None) -> CountingEnv:
-    if os.environ.get("COUNTING_ENV_BROKEN"):
-        raise RuntimeError("the counting environment was asked not to be made")
-    return CountingEnv(task, goal_set)
+    def make_env(
+        self,
+        task: str,
+        goals: NDArray[np.float64],
+        *,
+        seed: np.random.SeedSequence,
+        max_episode_steps: int,
+        render_mode: str | None,
+    ) -> CountingEnv:
+        if os.environ.get("COUNTING_ENV_BROKEN"):
+            raise RuntimeError("the counting environment was asked not to be made")
+        return CountingEnv(task, goals, self.step_seconds)
 
 
 class CountingEnv:
     """Counts; the task's code is the number in its name ("task-7": 7)."""
 
-    def __init__(self, task: str, goal_set: NDArray[np.float64]) -> None:
+    def __init__(self, task: str, goals: NDArray[np.float64], step_seconds: float) -> None:
         self.code = int(task.rpartition("-")[2])
-        self.goals = goal_set
+        self.goals = goals
+        self.step_seconds = step_seconds
         self.steps = self.goal = self.episodes = 0
         self.total = 0.0
-
-    def set_goals(self, goals: NDArray[np.float64]) -> None:
-        self.goals = goals
 
     def reset(self, goal: int) -> NDArray[np.float64]:
         if os.environ.get("COUNTING_ENV_DIES_IN_RESET"):
             os.kill(os.getpid(), signal.SIGKILL)
-        self.steps, self.goal, self.total = 0, int(self.goals[goal, 0]), 0.0
+        self.steps, self.goal, self.total = 0, int(self.goals[goal]), 0.0
         self.episodes += 1
         return self._obs()
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> StepOutcome:
         special = float(action[3])
         if special == RAISE:
             raise ZeroDivisionError("the counting environment was asked to raise")
@@ -72,21 +88,25 @@ class CountingEnv:
             time.sleep(0.5)
         if special == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.step_seconds:
+            time.sleep(self.step_seconds)
         self.steps += 1
         self.total += float(action[0])
         obs = self._obs()
         if special == NAN_OBS:
             obs[7] = np.nan
         reward = np.inf if special == NAN_REWARD else 100.0 * self.code + self.steps
-        info = dict.fromkeys(INFO_KEYS, 0.0) | {"success": float(special == SUCCEED)}
-        return obs, reward, info
+        info = {"success": float(special == SUCCEED), "steps": float(self.steps)}
+        return obs, reward, special == END, False, info
 
     def _obs(self) -> NDArray[np.float64]:
-        obs = np.zeros(39)
+        obs = np.zeros(OBS_DIM)
         obs[:5] = self.steps, self.goal, self.episodes, self.code, self.total
         return obs
 
     def get_state(self) -> dict[str, Any]:
+        if os.environ.get("COUNTING_ENV_UNSAVABLE"):
+            raise UserError("the counting environment was asked not to be saved")
         return {"steps": self.steps, "goal": self.goal, "episodes": self.episodes, "total": self.total}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -94,6 +114,8 @@ class CountingEnv:
         self.episodes, self.total = state["episodes"], state["total"]
 
     def render(self) -> NDArray[np.uint8]:
+        if os.environ.get("COUNTING_ENV_BLIND"):
+            raise RuntimeError("the counting environment was asked to render nothing")
         return np.full((2, 3, 3), self.code, np.uint8)
 
     def close(self) -> None:

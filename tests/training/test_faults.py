@@ -13,7 +13,7 @@ import torch
 from mtrl import train
 from mtrl.cli.commands import main_train
 from mtrl.config.schema import EnvConfig, ReplayConfig
-from mtrl.envs import MetaWorldVectorEnv
+from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from mtrl.runs.evaluation import Evaluation
@@ -115,7 +115,7 @@ def _kill_a_worker(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
 
 
 def _kill_a_worker_before_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(policy: Policy, envs: MetaWorldVectorEnv, episodes: int, **options: Any) -> Evaluation:
+    def kill(policy: Policy, envs: TaskVectorEnv, episodes: int, **options: Any) -> Evaluation:
         os.kill(envs.worker_pids[0], signal.SIGKILL)
         return evaluate(policy, envs, episodes, **options)
 

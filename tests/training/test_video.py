@@ -5,17 +5,29 @@ from __future__ import annotations
 from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import mtrl.training.video
+from mtrl.envs.metaworld.suite import MetaWorldSuite
 from mtrl.errors import UserError
 from mtrl.training.video import record
 from tests.envs.metaworld.test_snapshot import some_goals
 
 TASKS = ["reach-v3", "drawer-close-v3"]
+
+
+class Envs(NamedTuple):
+    """What `record` asks of the policy's environments."""
+
+    goal_sets: dict[str, NDArray[np.float64]]
+    task_names: tuple[str, ...] = tuple(TASKS)
+    envs_per_task: int = 2
+    num_envs: int = 4
+    max_episode_steps: int = 6
 
 
 def film(folder: Path, rows_seen: list[int] | None = None) -> list[Path]:
@@ -24,7 +36,7 @@ def film(folder: Path, rows_seen: list[int] | None = None) -> list[Path]:
             rows_seen.extend(np.flatnonzero(obs.any(axis=1)).tolist())
         return np.zeros((len(obs), 4), np.float32)
 
-    return record(policy, some_goals(TASKS, 0), 2, folder, seed=0, steps=6, version="v2")
+    return record(policy, Envs(some_goals(TASKS, 0)), MetaWorldSuite, folder, seed=0)  # type: ignore[arg-type]
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

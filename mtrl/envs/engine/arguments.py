@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs.metaworld.goals import GOALS_PER_TASK
+from mtrl.envs.suite import TaskSuite
 from mtrl.errors import NonFiniteError, UserError
 
 _RENDER_MODES = (None, "human", "rgb_array", "depth_array")
@@ -34,7 +34,7 @@ def read_goals(options: Mapping[str, Any] | None, num_envs: int, num_goals: int)
 
 def check_seed(seed: object) -> int:
     """Return the seed; refuse what is no 32-bit unsigned integer."""
-    # Upstream seeds NumPy's legacy generator, which takes 32 bits.
+    # Simulations seed NumPy's legacy generator with it, which takes 32 bits.
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**32:
         raise UserError(f"seed must be an integer from 0 to 2**32 - 1; found {seed!r}.")
     return int(seed)
@@ -48,21 +48,30 @@ def check_positive(**sizes: object) -> None:
 
 
 def check_choices(
-    reward_version: str, num_goals: int, render_mode: str | None, step_timeout: float, max_restarts: object
+    render_mode: str | None, step_timeout: float, max_restarts: object, niceness: object
 ) -> None:
     """Refuse values outside of the few that exist."""
-    if reward_version not in ("v1", "v2"):
-        raise UserError(f"reward_version must be 'v1' or 'v2'; found {reward_version!r}.")
-    if num_goals > GOALS_PER_TASK:
-        raise UserError(f"num_goals must be at most {GOALS_PER_TASK}, as upstream has; found {num_goals}.")
     if render_mode not in _RENDER_MODES:
         raise UserError(
             f"render_mode must be one of {', '.join(map(str, _RENDER_MODES))}; found {render_mode!r}."
         )
     if not step_timeout > 0:
         raise UserError(f"step_timeout must be a positive number of seconds; found {step_timeout!r}.")
-    if isinstance(max_restarts, bool) or not isinstance(max_restarts, int | np.integer) or max_restarts < 0:
-        raise UserError(f"max_restarts must be zero or a positive integer; found {max_restarts!r}.")
+    for name, number in (("max_restarts", max_restarts), ("worker_niceness", niceness)):
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 0:
+            raise UserError(f"{name} must be zero or a positive integer; found {number!r}.")
+
+
+def check_suite(suite: TaskSuite) -> None:
+    """Refuse a suite whose description contradicts itself."""
+    names, kind = tuple(suite.task_names), type(suite).__name__
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{kind}.task_names must be one or more different names; found {names}.")
+    if "success" not in suite.info_keys:
+        raise UserError(
+            f"{kind}.info_keys must have 'success' (NaN in tasks without one); found {suite.info_keys}."
+        )
+    check_positive(obs_dim=suite.obs_dim, action_dim=suite.action_dim)
 
 
 def check_finite(values: NDArray[np.float32], tasks: Sequence[str], what: str) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl import seeds
+
 
 class Episodes:
     """Rows as in the vector environment; `goal` and `elapsed` describe the running episodes.
@@ -38,10 +40,14 @@ class Episodes:
 
     def seed(self, seed: int) -> None:
         """Start the stream of (seed, task, copy) in each row; it depends on no other environment."""
-        sequences = [np.random.SeedSequence(seed, spawn_key=key) for key in self._keys]
+        sequences = [seeds.sequence(seed, "goals", key) for key in self._keys]
         self._streams = [np.random.default_rng(sequence) for sequence in sequences]
         self._before = [dict(stream.bit_generator.state) for stream in self._streams]
         self._draw(range(len(self._streams)))
+
+    def dynamics(self, row: int, seed: int, restart: int) -> np.random.SeedSequence:
+        """Return the seed of an environment's randomness beyond its goals; a restarted one gets another."""
+        return seeds.sequence(seed, "environments", (*self._keys[row], restart))
 
     def began(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
         """Note that these rows have begun the episode with their upcoming goal."""

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from mtrl.envs.engine.shared import SharedArrays, allocate
-from mtrl.envs.engine.worker import COMMAND, DONE, ERROR, RESULT, STEP
+from mtrl.envs.engine.shared import SharedArrays, Sizes, allocate
+from mtrl.envs.engine.worker import COMMAND, DONE, ERROR, REFUSAL, RESULT, STEP
 from mtrl.errors import EnvironmentFailure
 
 # A plain interpreter instead of multiprocessing: workers never re-import the user's script (which may import
@@ -44,16 +44,33 @@ class WorkerPool:
 
     A worker that dies, raises or does not answer in time is ended and entered in `failures`; others go on.
     `restart` puts a new process in its place. Nothing here raises for a failed worker: callers look.
+
+    Args:
+        sizes: of the shared arrays.
+        rows: of each worker.
+        timeout: seconds without an answer after which a worker counts as hung.
+        niceness: added to the workers' scheduling priority number.
+        variables: environment variables of the workers, beside those of this process.
     """
 
-    def __init__(self, backend: str, num_envs: int, rows: Sequence[Sequence[int]], timeout: float) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        rows: Sequence[Sequence[int]],
+        timeout: float,
+        *,
+        niceness: int = 0,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.rows = [tuple(own) for own in rows]
         self.failures: dict[int, Failure] = {}
-        self._backend, self._num_envs, self._timeout = backend, num_envs, timeout
+        self._sizes, self._timeout, self._niceness = sizes, timeout, niceness
+        self._variables = {**_ONE_THREAD, **(variables or {})}
+        self._refusals: list[Exception] = []
         self._interrupted: str | None = None
         self._waiting: set[int] = set()  # workers that owe an answer
-        self._memory = allocate(num_envs)
-        self.arrays = SharedArrays.attach(self._memory, num_envs)
+        self._memory = allocate(sizes)
+        self.arrays = SharedArrays.attach(self._memory, sizes)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[Connection] = []
         self._finalizer = weakref.finalize(
@@ -73,13 +90,14 @@ class WorkerPool:
     def _start(self, worker: int) -> tuple[subprocess.Popen[bytes], Connection]:
         ours, theirs = socket.socketpair()
         with theirs:
-            arguments = json.dumps([sys.path, theirs.fileno(), self._memory, self._num_envs, self._backend])
+            path = [entry for entry in sys.path if isinstance(entry, str)]  # imports ignore all others
+            arguments = json.dumps([path, theirs.fileno(), self._memory, self._sizes, self._niceness])
             # A fresh interpreter, never a forked copy: forks of a process that uses CUDA are broken.
             process = subprocess.Popen(
                 [sys.executable, "-c", _BOOT, arguments],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), self._memory),
-                env={**os.environ, **_ONE_THREAD},
+                env={**os.environ, **self._variables},
                 process_group=0,  # so that Ctrl-C reaches the learner alone, even while a worker starts
             )
         channel = Connection(ours.detach())
@@ -105,15 +123,23 @@ class WorkerPool:
     def scatter(
         self, name: str, args: Mapping[int, tuple[Any, ...]], *, starting: bool = False
     ) -> dict[int, Any]:
-        """Run a worker's method with arguments for each worker; return the results of those that answered."""
+        """Run a worker's method with arguments for each worker; return the results of those that answered.
+
+        Raises:
+            UserError, EnvironmentFailure: what a worker refused to do; it has lost nothing by it.
+        """
         for worker, own in args.items():
             self._send(worker, COMMAND + pickle.dumps((name, own)))
         timeout = max(self._timeout, _START_SECONDS) if starting else self._timeout
+        self._refusals.clear()
         try:
-            return self._gather(timeout)
+            results = self._gather(timeout)
         except KeyboardInterrupt:
             self._interrupted = f"'{name}' was interrupted: the workers' answers to it are lost."
             raise
+        if self._refusals:
+            raise self._refusals[0]
+        return results
 
     def _send(self, worker: int, message: bytes) -> None:
         if self._interrupted is not None:
@@ -148,6 +174,9 @@ class WorkerPool:
         if message == DONE:
             return
         kind, body = message[:1], pickle.loads(message[1:])
+        if kind == REFUSAL:
+            self._refusals.append(body)
+            return
         if kind == ERROR:
             self._fail(worker, f"raised:\n{body}")
             return

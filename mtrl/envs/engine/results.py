@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs.engine.shared import INFO_KEYS, SharedArrays
+from mtrl.envs.engine.shared import SharedArrays
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 StepResult = tuple[Floats, Floats, Flags, Flags, dict[str, Any]]
 
 
-def collect(arrays: SharedArrays, before: Floats, unstepped: Flags, lost: Flags) -> StepResult:
+def collect(
+    arrays: SharedArrays, info_keys: Sequence[str], before: Floats, unstepped: Flags, lost: Flags
+) -> StepResult:
     """Return copies of observation, reward, terminated, truncated and infos.
 
     Args:
         arrays: as the workers left them.
-        before: the observations handed out before this step [N, 39].
+        info_keys: names of the entries of `arrays.info`.
+        before: the observations handed out before this step [N, O].
         unstepped: rows [N] of workers that failed in this step: their flags mean nothing.
         lost: those and the rows whose actions answered an observation of an episode that was lost.
     """
@@ -28,7 +32,7 @@ def collect(arrays: SharedArrays, before: Floats, unstepped: Flags, lost: Flags)
     # callers who do not look at `restarted` neither bootstrap across episodes nor meet invented numbers.
     terminated = arrays.terminated & ~lost
     truncated = (arrays.truncated & ~unstepped) | lost
-    infos: dict[str, Any] = dict(zip(INFO_KEYS, info, strict=True))
+    infos: dict[str, Any] = dict(zip(info_keys, info, strict=True))
     infos["restarted"] = lost
     ended = terminated | truncated
     if ended.any():

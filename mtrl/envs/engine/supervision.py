@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.envs.engine.episodes import Episodes
+from mtrl.envs.engine.parcel import Parcel
 from mtrl.envs.engine.pool import Failure, WorkerPool
 from mtrl.envs.engine.worker import Build, Rules
-from mtrl.envs.metaworld.goals import GoalSets
 from mtrl.errors import EnvironmentFailure
 
 Report = Callable[[str], None]
@@ -28,15 +28,18 @@ def warn(text: str) -> None:
 class Blueprint:
     """What all environments are made of."""
 
+    suite: Parcel
     tasks: Sequence[str]  # of each row
-    goals: GoalSets
+    seed: int
     rules: Rules
     render_mode: str | None
+    goals: Mapping[str, Any]  # of each task, those in force
 
-    def of(self, rows: Sequence[int]) -> Build:
+    def of(self, rows: Sequence[int], episodes: Episodes, restart: int) -> Build:
         """Return what the worker of these rows needs."""
-        slots = [(row, self.tasks[row]) for row in rows]
-        return Build(slots, {task: self.goals[task] for _, task in slots}, self.rules, self.render_mode)
+        slots = [(row, self.tasks[row], episodes.dynamics(row, self.seed, restart)) for row in rows]
+        goals = {task: self.goals[task] for _, task, _ in slots}
+        return Build(self.suite, slots, goals, self.rules, self.render_mode)
 
 
 class Supervisor:
@@ -67,20 +70,24 @@ class Supervisor:
         self._fatal: str | None = None  # why there will be no more steps
 
     def start(self) -> list[str]:
-        """Make the environments in all workers; return the backend's notes, each once."""
+        """Make the environments in all workers, anew if they have some; return notes for users, each once."""
         notes = self._build(range(len(self._pool.rows)))
         if self._pool.failures:
             self._give_up("")
         return list(dict.fromkeys(note for own in notes.values() for note in own))
 
     def _build(self, workers: Sequence[int]) -> dict[int, Any]:
-        builds = {worker: (self._blueprint.of(self._pool.rows[worker]),) for worker in workers}
+        rows = self._pool.rows
+        builds = {
+            worker: (self._blueprint.of(rows[worker], self._episodes, self.restarts),) for worker in workers
+        }
         return self._pool.scatter("build", builds, starting=True)
 
-    def generate_goals(self, names: Sequence[str], seed: int) -> GoalSets:
-        """Return the goal sets of a benchmark's first tasks, drawn by one worker."""
-        sets: GoalSets = self.all_of("generate_goals", {0: (names, seed)}, starting=True)[0]
-        return sets
+    def draw_goals(self, seed: int) -> tuple[dict[str, Any], list[str]]:
+        """Return the suite's goals, drawn by one worker, and notes for users."""
+        drawn: tuple[dict[str, Any], list[str]]
+        drawn = self.all_of("draw_goals", {0: (self._blueprint.suite, seed)}, starting=True)[0]
+        return drawn
 
     def all_of(self, name: str, args: Mapping[int, tuple[Any, ...]], *, starting: bool = False) -> list[Any]:
         """Return the workers' results in the order of `args`; EnvironmentFailure if one of them fails."""
@@ -129,10 +136,22 @@ class Supervisor:
                 envs[row] = state
         return envs
 
-    def restore(self, states: Sequence[Any], goals: Mapping[str, NDArray[np.float64]]) -> None:
+    def restore(self, states: Sequence[Any]) -> None:
         """Put each row's environment into its state; EnvironmentFailure if a worker fails."""
         parts = [{row: states[row] for row in rows} for rows in self._pool.rows]
-        self.all_of("set_state", {worker: (part, dict(goals)) for worker, part in enumerate(parts)})
+        self.all_of("set_state", {worker: (part,) for worker, part in enumerate(parts)})
+
+    def render(self, rows: Sequence[int]) -> dict[int, Any]:
+        """Return a frame of each of these rows; a worker that dies of it is replaced in the next step."""
+        self.check()
+        everyone = range(len(self._pool.rows))
+        frames: dict[int, Any] = {}
+        for own in self._pool.scatter("render", dict.fromkeys(everyone, (rows,))).values():
+            frames.update(own)
+        if self._pool.failures:
+            reports = [self._describe(failure) for failure in self._pool.failures.values()]
+            raise EnvironmentFailure("\n".join(["rendering failed:", *reports]))
+        return frames
 
     def _restart_failed(self) -> set[int]:
         """Restart the workers that have failed, with environments but in no episode; return them."""

@@ -1,8 +1,8 @@
-"""Meta-World tasks as one gymnasium.vector.VectorEnv over worker processes and shared memory."""
+"""A suite of tasks as one gymnasium.vector.VectorEnv over worker processes and shared memory."""
 
 from __future__ import annotations
 
-import os
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -16,31 +16,33 @@ from gymnasium.error import (
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from mtrl.device.resources import available_cores
 from mtrl.envs.engine.arguments import (
     check_choices,
     check_finite,
     check_fits,
     check_positive,
     check_seed,
+    check_suite,
     read_goals,
 )
 from mtrl.envs.engine.costs import balanced
 from mtrl.envs.engine.episodes import Episodes
+from mtrl.envs.engine.parcel import pack
 from mtrl.envs.engine.pool import WorkerPool
 from mtrl.envs.engine.results import Flags, Floats, StepResult, collect
+from mtrl.envs.engine.shared import Sizes
 from mtrl.envs.engine.supervision import Blueprint, Report, Supervisor, warn
 from mtrl.envs.engine.worker import Rules
-from mtrl.envs.metaworld.goals import GOALS_PER_TASK, GoalSets, goal_sets
-from mtrl.envs.metaworld.tasks import ACTION_SIZE, OBS_SIZE
+from mtrl.envs.suite import TaskSuite
 from mtrl.errors import EnvironmentFailure, UserError
 
-_BACKEND = "mtrl.envs.metaworld.simulation"
-_STATE_SCHEMA = 1
+_STATE_SCHEMA = 2
 
 
-class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
+class TaskVectorEnv(VectorEnv[Any, Any, Any]):
     """T tasks x E copies in task-major order: row t * E + e is copy e of task t.
 
     Episodes that end restart in the same step (SAME_STEP). Each environment draws its goals from a stream of
@@ -49,70 +51,96 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
     A worker that dies, raises or hangs is restarted, up to `max_restarts` times; each of its environments
     begins a new episode with the next goal of its stream, and `infos["restarted"]` marks the row for that
     step: truncated, reward 0, `final_obs` the last observation handed out. Such a row is no transition.
-    `backend` and `goals` replace the simulation and its goal sets in tests.
+
+    Args:
+        suite: the tasks.
+        seed: of the suite's goals and of each environment's own streams.
+        envs_per_task: copies of each task, E.
+        num_workers: processes; None: one per core this process may use. Never more than environments.
+        max_episode_steps: env steps after which an episode is truncated.
+        terminate_on_success: whether success ends an episode as a termination (never in training).
+        render_mode: None, "human", "rgb_array" or "depth_array".
+        step_timeout: seconds without an answer after which a worker counts as hung.
+        max_restarts: workers that die, raise or hang are restarted this often in all; then stepping raises.
+        worker_niceness: added to the workers' scheduling priority number; above 0 they yield to others.
+        report: called with a text for each restart, and for what the suite has to say about the environments;
+            by default a RuntimeWarning.
+        goals: in place of those that the suite draws for the seed.
+
+    Raises:
+        UserError: a number out of range, or a suite that no worker can load.
+        EnvironmentFailure: a worker could not start.
     """
 
     def __init__(
         self,
-        task_names: Sequence[str],
+        suite: TaskSuite,
         *,
         seed: int,
         envs_per_task: int = 1,
         num_workers: int | None = None,
-        reward_version: str = "v2",
-        num_goals: int = GOALS_PER_TASK,
         max_episode_steps: int = 500,
         terminate_on_success: bool = False,
         render_mode: str | None = None,
         step_timeout: float = 60.0,
         max_restarts: int = 3,
+        worker_niceness: int = 0,
         report: Report = warn,
-        backend: str = _BACKEND,
-        goals: Mapping[str, NDArray[np.float64]] | None = None,
+        goals: Mapping[str, Any] | None = None,
     ) -> None:
         self.closed = True  # so that a failing check leaves nothing for __del__ to close
         check_seed(seed)
         check_positive(envs_per_task=envs_per_task, max_episode_steps=max_episode_steps)
-        check_positive(num_workers=1 if num_workers is None else num_workers, num_goals=num_goals)
-        check_choices(reward_version, num_goals, render_mode, step_timeout, max_restarts)
-        self.task_names = tuple(task_names)
+        check_positive(num_workers=1 if num_workers is None else num_workers, num_goals=suite.num_goals)
+        check_choices(render_mode, step_timeout, max_restarts, worker_niceness)
+        check_suite(suite)
+        self.suite = suite
+        self.task_names = tuple(suite.task_names)
         self.num_tasks, self.envs_per_task = len(self.task_names), envs_per_task
         self.num_envs = self.num_tasks * envs_per_task
-        self.num_goals = num_goals
+        self.num_goals = suite.num_goals
+        self.max_episode_steps = max_episode_steps
+        self.obs_dim, self.action_dim = suite.obs_dim, suite.action_dim
+        self.versions = suite.versions()
         self.render_mode = render_mode
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": 80}
-        self.single_observation_space = Box(-np.inf, np.inf, (OBS_SIZE,), np.float32)
-        self.single_action_space = Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space = Box(-np.inf, np.inf, (suite.obs_dim,), np.float32)
+        self.single_action_space = Box(-1.0, 1.0, (suite.action_dim,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._rules = Rules(reward_version, num_goals, max_episode_steps, terminate_on_success)
+        self._rules = Rules(max_episode_steps, terminate_on_success)
         self._pending = self._started = False
         self._row_tasks = tuple(name for name in self.task_names for _ in range(envs_per_task))
-        rows = balanced(self._row_tasks, num_workers or len(os.sched_getaffinity(0)))
+        rows = balanced(self._row_tasks, num_workers or available_cores(), suite.step_costs)
         self.num_workers = len(rows)
-        self._pool = WorkerPool(backend, self.num_envs, rows, step_timeout)
+        parcel = pack(suite)
+        self._pool = WorkerPool(
+            Sizes(self.num_envs, suite.obs_dim, suite.action_dim, len(suite.info_keys)),
+            rows,
+            step_timeout,
+            niceness=worker_niceness,
+            variables=suite.worker_variables(render_mode),
+        )
         copies = [row % envs_per_task for row in range(self.num_envs)]
-        self._episodes = Episodes(self._row_tasks, copies, num_goals, self._pool.arrays.goal)
-        self._blueprint = Blueprint(self._row_tasks, {}, self._rules, render_mode)
+        self._episodes = Episodes(self._row_tasks, copies, suite.num_goals, self._pool.arrays.goal)
+        self._blueprint = Blueprint(parcel, self._row_tasks, seed, self._rules, render_mode, goals or {})
         self._workers = Supervisor(self._pool, self._blueprint, self._episodes, max_restarts, report)
         self._nobody: Flags = np.zeros(self.num_envs, np.bool_)
         self._lost = self._nobody  # rows whose episode was lost before the step under way
         self._shown = self._pool.arrays.obs.copy()  # observations handed out last
         self.closed = False
         try:
-            self._start(seed, goals, report)
+            self._start(seed, report)
         except BaseException:
             self.close(terminate=True)
             raise
 
-    def _start(self, seed: int, goals: Mapping[str, NDArray[np.float64]] | None, report: Report) -> None:
-        self.versions: dict[str, str] = self._workers.all_of("versions", {0: ()}, starting=True)[0]
-        if goals is None:
-            goals = goal_sets(self.task_names, seed, self.versions["metaworld"], self._workers.generate_goals)
-        count = self._rules.num_goals
-        self._blueprint.goals = {name: goals[name][:count] for name in self.task_names}
+    def _start(self, seed: int, report: Report) -> None:
+        notes: list[str] = []
+        if not self._blueprint.goals:
+            self._blueprint.goals, notes = self._workers.draw_goals(seed)
         self._episodes.seed(seed)
-        for note in self._workers.start():
+        for note in dict.fromkeys([*notes, *self._workers.start()]):
             report(note)
 
     def __enter__(self) -> Self:
@@ -133,26 +161,26 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
 
     @property
     def observations(self) -> Floats:
-        """The observations [T*E, 39] that the next actions answer, for instance after `set_state`."""
+        """The observations [T*E, O] that the next actions answer, for instance after `set_state`."""
         self._check_idle()
         return self._pool.arrays.obs.copy()
 
     @property
-    def goal_sets(self) -> GoalSets:
-        """The goal vectors [num_goals, D] of each task."""
-        return {name: goals.copy() for name, goals in self._blueprint.goals.items()}
+    def goal_sets(self) -> dict[str, Any]:
+        """What the suite drew as the goals of each task."""
+        return copy.deepcopy(dict(self._blueprint.goals))
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Floats, dict[str, Any]]:
-        """Start new episodes everywhere; return observations [T*E, 39] and infos with `goal` int64 [T*E].
+        """Start new episodes everywhere; return observations [T*E, O] and infos with `goal` int64 [T*E].
 
         Args:
-            seed: If given, starts every goal stream anew; the goal sets stay those of the constructor's seed.
+            seed: If given, starts every goal stream anew; the goals stay those of the constructor's seed.
             options: `{"goal": int array [T*E]}` starts these goals and leaves the streams where they are.
         """
         self._check_idle()
-        goals = read_goals(options, self.num_envs, self._rules.num_goals)
+        goals = read_goals(options, self.num_envs, self.num_goals)
         if seed is not None:
             self._episodes.seed(check_seed(seed))
         self._started = False
@@ -166,12 +194,12 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
         return obs, {"goal": self._episodes.goal.copy()}
 
     def step(self, actions: Floats) -> StepResult:
-        """Step every environment with actions [T*E, 4]; `step_async` followed by `step_wait`."""
+        """Step every environment with actions [T*E, A]; `step_async` followed by `step_wait`."""
         self.step_async(actions)
         return self.step_wait()
 
     def step_async(self, actions: ArrayLike) -> None:
-        """Start stepping with actions [T*E, 4] and return at once.
+        """Start stepping with actions [T*E, A] and return at once.
 
         Raises:
             NonFiniteError: an action is not finite; no environment has stepped.
@@ -181,9 +209,9 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
         if not self._started:
             raise ResetNeeded("call reset() or set_state() before stepping.")
         actions = np.asarray(actions, np.float32)
-        if actions.shape != (self.num_envs, ACTION_SIZE):
+        if actions.shape != (self.num_envs, self.action_dim):
             raise UserError(
-                f"actions must have shape {[self.num_envs, ACTION_SIZE]} (tasks x copies, action); "
+                f"actions must have shape {[self.num_envs, self.action_dim]} (tasks x copies, action); "
                 f"found {list(actions.shape)}."
             )
         check_finite(actions, self._row_tasks, "action")
@@ -194,9 +222,9 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
     def step_wait(self) -> StepResult:
         """Return observations, rewards [T*E], terminations, truncations and infos of the step under way.
 
-        `infos` holds upstream's info entries as float32 [T*E] on every step, `success` among them, and
+        `infos` holds the suite's info entries as float32 [T*E] on every step, `success` among them, and
         `restarted`, bool [T*E]: the rows whose episode was lost with its worker. Where any episode ended also
-        `final_obs` [T*E, 39], the rows of the others being their current observation.
+        `final_obs` [T*E, O], the rows of the others being their current observation.
 
         Raises:
             NonFiniteError: the simulation returned a non-finite observation or reward; names the tasks.
@@ -225,7 +253,9 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
         arrays = self._pool.arrays
         if dead is not self._nobody:
             arrays.obs[dead] = self._shown[dead]
-        obs, reward, terminated, truncated, infos = collect(arrays, self._shown, unstepped, lost)
+        obs, reward, terminated, truncated, infos = collect(
+            arrays, self.suite.info_keys, self._shown, unstepped, lost
+        )
         in_next = begun | ((arrays.terminated | arrays.truncated) & ~unstepped)
         if in_next.any():
             self._episodes.began(np.flatnonzero(in_next))
@@ -250,16 +280,18 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
         """Continue, bit for bit, where `get_state` was called; any seed and number of workers on both sides.
 
         Raises:
-            UserError: the state belongs to other tasks, other rules or other versions of the simulation.
+            UserError: the state belongs to another suite, other tasks, rules or versions of the simulation.
             EnvironmentFailure: a worker failed while restoring.
         """
         self._check_idle()
         check_fits(state, self._header())
         self._started = False
         envs = state["envs"]
-        self._blueprint.goals = {name: np.array(goals) for name, goals in state["goals"].items()}
+        if not _same(state["goals"], self._blueprint.goals):
+            self._blueprint.goals = copy.deepcopy(state["goals"])
+            self._workers.start()
         self._episodes.restore(envs)
-        self._workers.restore(envs, state["goals"])
+        self._workers.restore(envs)
         anew = np.array([env["env"] is None for env in envs])
         self._episodes.began(np.flatnonzero(anew))
         self._lost = anew | np.asarray(state.get("lost", self._nobody), np.bool_)
@@ -269,19 +301,23 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
     def _header(self) -> dict[str, Any]:
         return {
             "schema": _STATE_SCHEMA,
+            "suite": type(self.suite).__name__,
             "versions": dict(self.versions),
             "task_names": list(self.task_names),
             "envs_per_task": self.envs_per_task,
-            "rules": self._rules._asdict(),
+            "num_goals": self.num_goals,
+            "rules": {**self.suite.rules(), **self._rules._asdict()},
         }
 
     def render(self, rows: Sequence[int] | None = None) -> tuple[Any, ...]:
-        """Return one frame for each of the given rows, by default for all environments."""
+        """Return one frame for each of the given rows, by default for all environments.
+
+        Raises:
+            EnvironmentFailure: nothing can be rendered; stepping goes on as if it had not been tried.
+        """
         self._check_idle()
         chosen = list(range(self.num_envs) if rows is None else rows)
-        frames: dict[int, Any] = {}
-        for own in self._workers.each("render", chosen):
-            frames.update(own)
+        frames = self._workers.render(chosen)
         return tuple(frames[row] for row in chosen)
 
     def close_extras(self, *, terminate: bool = False, **kwargs: Any) -> None:
@@ -297,3 +333,12 @@ class MetaWorldVectorEnv(VectorEnv[Any, Any, Any]):
             raise ClosedEnvironmentError("the environments are closed.")
         if self._pending:
             raise AlreadyPendingCallError("a step is under way: call step_wait() first.", "step")
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two trees of plain values and arrays are equal."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return bool(np.array_equal(first, second))

@@ -1,8 +1,5 @@
 """A worker process: steps several environments in place in shared memory; imports no torch.
 
-A backend is a module with `versions()`, `generate_goals(names, seed)`,
-`make_env(task, goals, rules, render_mode)` and `notes()`, texts about them that users should see;
-`mtrl.envs.metaworld.simulation` is the real one, tests bring others.
 Messages of one byte start and acknowledge steps; everything rarer is a pickled command between two processes.
 """
 
@@ -16,52 +13,26 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
-from functools import cached_property
-from importlib import import_module
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mtrl.envs.engine.shared import INFO_KEYS, SharedArrays
+from mtrl.envs.engine.parcel import Parcel
+from mtrl.envs.engine.shared import SharedArrays, Sizes
+from mtrl.envs.suite import TaskEnv, TaskSuite
+from mtrl.errors import EnvironmentFailure, UserError
 
-STEP, COMMAND, DONE, RESULT, ERROR = b"s", b"c", b"d", b"r", b"e"
-_IN_ORDER = itemgetter(*INFO_KEYS)
-
-
-class SimEnv(Protocol):
-    """One simulated task, as a backend's `make_env` returns it."""
-
-    def set_goals(self, goals: NDArray[np.float64]) -> None:
-        """Replace the goal set [G, D]."""
-
-    def reset(self, goal: int) -> NDArray[Any]:
-        """Start an episode; return the first observation [39]."""
-
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[Any], float, dict[str, Any]]:
-        """Return observation [39], reward and info with the keys of `INFO_KEYS`."""
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the simulation's state as plain containers and arrays."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the simulation's state."""
-
-    def render(self) -> Any:
-        """Return a frame."""
-
-    def close(self) -> None:
-        """Free what the simulation holds."""
+STEP, COMMAND, DONE, RESULT, ERROR, REFUSAL = b"s", b"c", b"d", b"r", b"e", b"n"
 
 
 class Rules(NamedTuple):
-    """What defines an episode; part of a saved state."""
+    """What the engine makes an episode of; part of a saved state."""
 
-    reward_version: str
-    num_goals: int
     max_episode_steps: int
     terminate_on_success: bool
 
@@ -69,8 +40,9 @@ class Rules(NamedTuple):
 class Build(NamedTuple):
     """What a worker needs to build its environments."""
 
-    slots: list[tuple[int, str]]  # row in the shared arrays, task
-    goals: dict[str, NDArray[np.float64]]  # [G, D] of each of the worker's tasks
+    suite: Parcel
+    slots: list[tuple[int, str, np.random.SeedSequence]]  # row in the shared arrays, task, seed
+    goals: dict[str, Any]  # of each of the worker's tasks
     rules: Rules
     render_mode: str | None
 
@@ -78,9 +50,8 @@ class Build(NamedTuple):
 class Slot:
     """One environment with its episode clock and its rows of the shared arrays."""
 
-    def __init__(self, row: int, task: str, build: Build, arrays: SharedArrays, backend: Any) -> None:
-        self.row, self.task = row, task
-        self.env: SimEnv = backend.make_env(task, build.goals[task], build.rules, build.render_mode)
+    def __init__(self, row: int, env: TaskEnv, arrays: SharedArrays) -> None:
+        self.row, self.env = row, env
         self.action, self.obs, self.final_obs = arrays.action[row], arrays.obs[row], arrays.final_obs[row]
         self.info = arrays.info[row]
         self.upcoming = arrays.goal[row : row + 1]
@@ -102,9 +73,8 @@ class Slot:
             "env": self.env.get_state(),
         }
 
-    def set_state(self, state: dict[str, Any], goals: NDArray[np.float64]) -> None:
-        """Restore what `get_state` returned, with the goal set it belongs to; a lost episode starts anew."""
-        self.env.set_goals(np.asarray(goals))
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` returned; a lost episode starts anew."""
         if state["env"] is None:
             self.start()
             return
@@ -116,32 +86,28 @@ class Slot:
 class Worker:
     """Executes the learner's messages."""
 
-    def __init__(self, backend: str, arrays: SharedArrays) -> None:
-        self.backend_name = backend
+    def __init__(self, arrays: SharedArrays) -> None:
         self.arrays = arrays
         self.slots: list[Slot] = []
         self.rules: Rules
+        self.in_order: Callable[[Mapping[str, Any]], Any]  # info -> entries in the order of the arrays
         self.stepping = arrays.stepping[:0]
-
-    @cached_property
-    def backend(self) -> Any:
-        """The simulation's module, imported at the first command, so that failing is reported."""
-        return import_module(self.backend_name)
 
     def step(self) -> None:
         """Step every environment; reset in the same step those whose episode ended."""
-        arrays, rules = self.arrays, self.rules
+        arrays, rules, in_order = self.arrays, self.rules, self.in_order
         rewards, horizon, stepping = arrays.reward, rules.max_episode_steps, self.stepping
         for slot in self.slots:
             row = slot.row
             # Where the learner looks if this process dies or hangs in the middle of it.
             stepping[0] = row + 1
-            obs, reward, info = slot.env.step(slot.action.copy())
+            obs, reward, terminated, truncated, info = slot.env.step(slot.action.copy())
             slot.elapsed += 1
             rewards[row] = reward
-            slot.info[:] = _IN_ORDER(info)
-            truncated = slot.elapsed >= horizon
-            terminated = rules.terminate_on_success and info["success"] == 1.0
+            slot.info[:] = in_order(info)
+            truncated = truncated or slot.elapsed >= horizon
+            if rules.terminate_on_success and info["success"] == 1.0:
+                terminated = True
             arrays.truncated[row], arrays.terminated[row] = truncated, terminated
             if truncated or terminated:
                 slot.final_obs[:] = obs
@@ -150,31 +116,30 @@ class Worker:
                 slot.obs[:] = obs
         stepping[0] = 0
 
-    def versions(self) -> dict[str, str]:
-        """Return the backend's versions."""
-        result: dict[str, str] = self.backend.versions()
-        return result
-
     def modules(self) -> list[str]:
         """Return the names of the modules imported in this process."""
         return sorted(sys.modules)
 
-    def generate_goals(self, names: Sequence[str], seed: int) -> dict[str, NDArray[np.float64]]:
-        """Return the goal sets of a benchmark's first tasks."""
-        result: dict[str, NDArray[np.float64]] = self.backend.generate_goals(names, seed)
-        return result
+    def draw_goals(self, suite: Parcel, seed: int) -> tuple[dict[str, Any], list[str]]:
+        """Return the suite's goals and notes for users."""
+        with _noted() as notes:
+            goals = dict(suite.open().draw_goals(seed))
+        return goals, notes
 
     def build(self, build: Build) -> list[str]:
-        """Construct the environments; return the backend's notes."""
+        """Construct the environments, instead of those there are; return notes for users."""
+        self.close()
         self.rules = build.rules
         first = build.slots[0][0]
         self.stepping = self.arrays.stepping[first : first + 1]
-        for row, task in build.slots:
-            self.stepping[0] = row + 1
-            self.slots.append(Slot(row, task, build, self.arrays, self.backend))
+        with _noted() as notes:
+            suite = build.suite.open()
+            self.in_order = itemgetter(*suite.info_keys)
+            for row, task, seed in build.slots:
+                self.stepping[0] = row + 1
+                self.slots.append(Slot(row, _make(suite, task, seed, build), self.arrays))
         self.stepping[0] = 0
         _return_freed_memory()
-        notes: list[str] = self.backend.notes()
         return notes
 
     def reset(self) -> None:
@@ -188,22 +153,55 @@ class Worker:
         """Return the state of each environment."""
         return [slot.get_state() for slot in self.slots]
 
-    def set_state(self, states: dict[int, dict[str, Any]], goals: dict[str, NDArray[np.float64]]) -> None:
+    def set_state(self, states: dict[int, dict[str, Any]]) -> None:
         """Restore the state of each environment, given by row."""
         for slot in self.slots:
             self.stepping[0] = slot.row + 1
-            slot.set_state(states[slot.row], goals[slot.task])
+            slot.set_state(states[slot.row])
         self.stepping[0] = 0
 
     def render(self, rows: Sequence[int]) -> dict[int, Any]:
         """Return frames of the given rows, those of other workers left out."""
-        return {slot.row: slot.env.render() for slot in self.slots if slot.row in rows}
+        try:
+            return {slot.row: slot.env.render() for slot in self.slots if slot.row in rows}
+        except Exception as error:
+            # No picture, but the simulations are as they were: not a reason to end this process.
+            reason = traceback.format_exception_only(error)[-1].strip()
+            raise EnvironmentFailure(f"rendering failed: {reason}") from error
 
     def close(self) -> None:
         """Free the environments."""
         for slot in self.slots:
             slot.env.close()
         self.slots.clear()
+
+
+def _make(suite: TaskSuite, task: str, seed: np.random.SeedSequence, build: Build) -> TaskEnv:
+    return suite.make_env(
+        task,
+        build.goals[task],
+        seed=seed,
+        max_episode_steps=build.rules.max_episode_steps,
+        render_mode=build.render_mode,
+    )
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """Collect the texts of RuntimeWarnings, which the learner passes on; others are shown as always."""
+    notes: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, RuntimeWarning):
+                notes.append(str(message))
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = note
+        warnings.simplefilter("always", RuntimeWarning)
+        yield notes
 
 
 def _return_freed_memory() -> None:
@@ -213,9 +211,9 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def serve(connection: Connection, backend: str, arrays: SharedArrays) -> None:
+def serve(connection: Connection, arrays: SharedArrays) -> None:
     """Answer messages until the learner closes the connection or asks for the end."""
-    worker = Worker(backend, arrays)
+    worker = Worker(arrays)
     while True:
         message = connection.recv_bytes()
         try:
@@ -230,23 +228,24 @@ def serve(connection: Connection, backend: str, arrays: SharedArrays) -> None:
                 return
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
+        except (UserError, EnvironmentFailure) as refused:
+            connection.send_bytes(REFUSAL + pickle.dumps(refused))
         except Exception:  # noqa: BLE001 - whatever the simulation raises is reported to the learner
             connection.send_bytes(ERROR + pickle.dumps(traceback.format_exc()))
 
 
-def main(channel: int, memory: int, num_envs: int, backend: str) -> None:
+def main(channel: int, memory: int, sizes: Sequence[int], niceness: int) -> None:
     """Run a worker on inherited descriptors of its channel and of the shared memory."""
     # Schedulers may signal every process of a job; the learner decides when the workers end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # Where cores are short the learner goes first: one thread preempted in a parallel region, all wait.
-    os.nice(19)
+    os.nice(niceness)
     threading.Thread(target=_exit_with_parent, args=(channel, os.getppid()), daemon=True).start()
     connection = Connection(channel)
-    arrays = SharedArrays.attach(memory, num_envs)
+    arrays = SharedArrays.attach(memory, Sizes(*sizes))
     os.close(memory)
     try:
-        serve(connection, backend, arrays)
+        serve(connection, arrays)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The learner is gone; interpreter shutdown may hang in a rendering context, so skip it.
         os._exit(1)

@@ -1,11 +1,9 @@
-"""One Meta-World task as a bare simulation: upstream's class, stepped directly.
-
-The backend of the workers (see `mtrl.envs.engine.worker`): `versions`, `generate_goals`, `make_env`, `notes`.
-"""
+"""One Meta-World task as a bare simulation: upstream's class, stepped directly. Imported by workers only."""
 
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,37 +14,28 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task
 from numpy.typing import NDArray
 
-from mtrl.envs.engine.worker import Rules
 from mtrl.envs.metaworld import snapshot
 from mtrl.envs.metaworld.goals import GOALS_PER_TASK
 from mtrl.envs.metaworld.models import lend_model
 from mtrl.envs.metaworld.speedups import install as fast
+from mtrl.envs.suite import StepOutcome
 
-_UPSTREAM_HORIZON = 500
-_notes: dict[str, None] = {}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that decide what the simulation computes."""
-    return {"metaworld": fast.metaworld_version(), "mujoco": str(mujoco.__version__)}
+_NO_HORIZON = 2**62  # upstream refuses to step beyond its own; the time limit is the engine's
 
 
-def notes() -> list[str]:
-    """Return what users should know about the environments made so far."""
-    return list(_notes)
-
-
-def make_env(task: str, goals: NDArray[np.float64], rules: Rules, render_mode: str | None) -> TaskEnv:
+def make_env(
+    task: str, goals: NDArray[np.float64], *, reward_version: str = "v2", render_mode: str | None = None
+) -> MetaWorldEnv:
     """Return the environment of one task with the goals [G, D] of its goal set.
 
     Puts the exact speed-ups in place for the whole process, which is a worker's.
     """
     for note in fast.install(SawyerXYZEnv):
-        _notes.setdefault(note)
-    return TaskEnv(task, goals, rules, render_mode)
+        warnings.warn(note, RuntimeWarning, stacklevel=2)
+    return MetaWorldEnv(task, goals, reward_version=reward_version, render_mode=render_mode)
 
 
-class TaskEnv:
+class MetaWorldEnv:
     """One task of Meta-World, goal visible, without wrappers, time limit or automatic reset.
 
     Equal to upstream's environment after `set_task`: wrappers of `gymnasium.make_vec` change no number of it.
@@ -56,20 +45,13 @@ class TaskEnv:
         self,
         task: str,
         goals: NDArray[np.float64],
-        rules: Rules,
+        *,
+        reward_version: str = "v2",
         render_mode: str | None = None,
     ) -> None:
-        cls = ALL_V3_ENVIRONMENTS[task]
-        self.env = cls(reward_function_version=rules.reward_version, render_mode=render_mode)
-        # Upstream refuses to step beyond its own horizon; a shorter one is the worker's affair.
-        self.env.max_path_length = max(rules.max_episode_steps, _UPSTREAM_HORIZON)
-        self._tasks: list[Task] = []
-        self._name = task
-        self.set_goals(goals)
-
-    def set_goals(self, goals: NDArray[np.float64]) -> None:
-        """Replace the goal set; takes effect at the next reset."""
-        self._tasks = [_upstream_task(self._name, vector) for vector in goals]
+        self.env = ALL_V3_ENVIRONMENTS[task](reward_function_version=reward_version, render_mode=render_mode)
+        self.env.max_path_length = _NO_HORIZON
+        self._tasks = [_upstream_task(task, vector) for vector in goals]
         # Observation bounds depend on the goal being visible: settled before any step or restored state.
         self.env.set_task(self._tasks[0])
 
@@ -79,10 +61,10 @@ class TaskEnv:
         obs: NDArray[np.float64] = self.env.reset()[0]
         return obs
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, dict[str, Any]]:
-        """Advance by one env step; return observation [39], reward and upstream's info."""
-        obs, reward, _, _, info = self.env.step(action)
-        return obs, reward, info
+    def step(self, action: NDArray[np.float32]) -> StepOutcome:
+        """Advance by one env step; return what upstream does, which never ends an episode by itself."""
+        outcome: StepOutcome = self.env.step(action)
+        return outcome
 
     def get_state(self) -> dict[str, Any]:
         """Return everything the next numbers depend on, as plain containers and arrays."""

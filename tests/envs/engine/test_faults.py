@@ -8,29 +8,29 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mtrl.envs.engine.vector import MetaWorldVectorEnv
+from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure
 from tests.helpers import counting_env
+from tests.helpers.counting_env import CountingSuite
 
 TASKS = ("task-0", "task-1", "task-2", "task-3")
 
 
-def make(step_timeout: float = 20.0, max_restarts: int = 0) -> MetaWorldVectorEnv:
+def make(step_timeout: float = 20.0, max_restarts: int = 0) -> TaskVectorEnv:
     """Worker 0 steps tasks 0 and 2, worker 1 tasks 1 and 3."""
-    return MetaWorldVectorEnv(
-        TASKS,
+    return TaskVectorEnv(
+        CountingSuite(TASKS),
         seed=0,
         num_workers=2,
         step_timeout=step_timeout,
         max_restarts=max_restarts,
-        backend="tests.helpers.counting_env",
-        goals=counting_env.goals(TASKS),
     )
 
 
@@ -55,7 +55,7 @@ def gone(pids: list[int], seconds: float = 5.0) -> bool:
     return not any(map(alive, pids))
 
 
-def assert_closes_promptly(envs: MetaWorldVectorEnv) -> None:
+def assert_closes_promptly(envs: TaskVectorEnv) -> None:
     pids = envs.worker_pids
     start = time.monotonic()
     envs.close()
@@ -105,9 +105,13 @@ def test_hanging_worker_is_given_up_after_the_timeout() -> None:
     assert_closes_promptly(envs)
 
 
-def test_backend_that_cannot_be_imported_is_reported() -> None:
-    with pytest.raises(EnvironmentFailure, match=r"No module named 'tests.helpers.absent'"):
-        MetaWorldVectorEnv(TASKS, seed=0, backend="tests.helpers.absent", goals=counting_env.goals(TASKS))
+def test_a_suite_that_workers_cannot_import_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = types.ModuleType("only_here")
+    suite_class = type("OnlyHere", (CountingSuite,), {"__module__": "only_here"})
+    home.OnlyHere = suite_class  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "only_here", home)
+    with pytest.raises(EnvironmentFailure, match=r"No module named 'only_here'"):
+        TaskVectorEnv(suite_class(TASKS), seed=0)
 
 
 def test_close_ends_all_workers_in_the_middle_of_a_step_too() -> None:
@@ -174,7 +178,7 @@ def test_workers_of_a_learner_on_cuda_hold_nothing_of_the_device() -> None:
 SCRIPT = """
 import os, sys, time, warnings
 warnings.simplefilter("ignore")
-import tests.envs.test_faults as t
+import tests.envs.engine.test_faults as t
 envs = t.make()
 envs.reset()
 print(*envs.worker_pids, flush=True)
@@ -239,7 +243,7 @@ def libraries(pid: int) -> set[str]:
 
 
 STARTED_BY_A_LEARNER_ON_CUDA = """
-import torch, tests.envs.test_faults as t
+import torch, tests.envs.engine.test_faults as t
 if torch.cuda.is_available():
     torch.zeros(1, device="cuda")
 with t.make(max_restarts=1) as envs:

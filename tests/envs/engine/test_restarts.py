@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from mtrl.envs.engine.results import StepResult
-from mtrl.envs.engine.vector import MetaWorldVectorEnv
+from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure
 from tests.envs.engine.test_faults import action, gone
 from tests.helpers import counting_env
+from tests.helpers.counting_env import CountingSuite
 
 TASKS = ("task-0", "task-1", "task-2", "task-3")
 STEPS, GOAL, EPISODES, CODE, TOTAL = range(5)
@@ -28,19 +29,17 @@ FAULTS = {
 }
 
 
-def make(reports: list[str] | None = None, **options: Any) -> MetaWorldVectorEnv:
+def make(reports: list[str] | None = None, **options: Any) -> TaskVectorEnv:
     options = {"num_workers": 2, "step_timeout": 20.0, "max_restarts": 2, "max_episode_steps": 5} | options
-    return MetaWorldVectorEnv(
-        TASKS,
+    return TaskVectorEnv(
+        CountingSuite(TASKS),
         seed=0,
         report=([] if reports is None else reports).append,
-        backend="tests.helpers.counting_env",
-        goals=counting_env.goals(TASKS),
         **options,
     )
 
 
-def plain(envs: MetaWorldVectorEnv) -> StepResult:
+def plain(envs: TaskVectorEnv) -> StepResult:
     return envs.step(np.ones((4, 4), np.float32))
 
 
@@ -75,7 +74,7 @@ def test_a_worker_that_fails_is_reported_and_replaced_and_the_others_go_on(fault
         assert not truncated.any()
 
 
-def goals_of_episodes(envs: MetaWorldVectorEnv, fault_at: int | None) -> list[list[float]]:
+def goals_of_episodes(envs: TaskVectorEnv, fault_at: int | None) -> list[list[float]]:
     """The goals of each row's episodes, in order, over 30 steps; worker 1 is killed in one of them."""
     obs, _ = envs.reset()
     goals: list[list[float]] = [[goal] for goal in obs[:, GOAL].tolist()]
@@ -220,14 +219,12 @@ def test_restarts_leave_no_descriptors_and_no_processes_behind() -> None:
 
 
 def restarted_rows(tasks: tuple[str, ...], workers: int, copies: int) -> NDArray[np.bool_]:
-    with MetaWorldVectorEnv(
-        tasks,
+    with TaskVectorEnv(
+        CountingSuite(tasks),
         seed=0,
         num_workers=workers,
         envs_per_task=copies,
         report=print,
-        backend="tests.helpers.counting_env",
-        goals=counting_env.goals(tasks),
     ) as envs:
         envs.reset()
         os.kill(envs.worker_pids[0], signal.SIGKILL)
@@ -241,10 +238,7 @@ def test_all_copies_of_a_worker_are_marked_and_no_others() -> None:
 
 
 def test_by_default_a_restart_is_a_warning() -> None:
-    envs = MetaWorldVectorEnv(
-        TASKS, seed=0, backend="tests.helpers.counting_env", goals=counting_env.goals(TASKS)
-    )
-    with envs:
+    with TaskVectorEnv(CountingSuite(TASKS), seed=0) as envs:
         envs.reset()
         os.kill(envs.worker_pids[0], signal.SIGKILL)
         with pytest.warns(RuntimeWarning, match="SIGKILL"):

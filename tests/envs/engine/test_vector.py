@@ -11,22 +11,22 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from mtrl.envs.engine.vector import MetaWorldVectorEnv
+from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.errors import NonFiniteError, UserError
 from tests.helpers import counting_env
+from tests.helpers.counting_env import CountingSuite
 
 TASKS = ("task-3", "task-1", "task-2")
 STEPS, GOAL, EPISODES, CODE, TOTAL = range(5)
 
 
-def make(tasks: tuple[str, ...] = TASKS, **options: Any) -> MetaWorldVectorEnv:
+def make(tasks: tuple[str, ...] = TASKS, **options: Any) -> TaskVectorEnv:
     options = {"seed": 0, "num_workers": 2, "max_episode_steps": 4, "step_timeout": 20.0} | options
-    return MetaWorldVectorEnv(
-        tasks, backend="tests.helpers.counting_env", goals=counting_env.goals(tasks), **options
-    )
+    suite = CountingSuite(tasks, num_goals=options.pop("num_goals", None))
+    return TaskVectorEnv(suite, **options)
 
 
-def zeros(envs: MetaWorldVectorEnv) -> NDArray[np.float32]:
+def zeros(envs: TaskVectorEnv) -> NDArray[np.float32]:
     return np.zeros((envs.num_envs, 4), np.float32)
 
 
@@ -37,8 +37,8 @@ def test_rows_are_task_major_and_described() -> None:
         assert (envs.num_envs, envs.num_tasks, envs.envs_per_task) == (6, 3, 2)
         assert envs.task_names == TASKS
         assert envs.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
-        assert envs.single_observation_space.shape == (39,)
-        assert envs.observation_space.shape == (6, 39)
+        assert envs.single_observation_space.shape == (8,)
+        assert envs.observation_space.shape == (6, 8)
         assert envs.single_action_space.shape == (4,)
         assert envs.action_space.shape == (6, 4)
         assert envs.observation_space.dtype == envs.action_space.dtype == np.float32
@@ -123,7 +123,7 @@ def test_goals_are_drawn_from_the_first_ones_only() -> None:
         assert set(drawn.ravel()) == {0, 1, 2}
 
 
-def drawn_goals(envs: MetaWorldVectorEnv, episodes: int = 8) -> NDArray[np.float32]:
+def drawn_goals(envs: TaskVectorEnv, episodes: int = 8) -> NDArray[np.float32]:
     rows = [envs.reset()[0][:, GOAL]]
     for _ in range(4 * episodes):
         obs, *_ = envs.step(zeros(envs))
@@ -245,15 +245,15 @@ def test_non_finite_simulation_names_the_task(special: float, what: str, step: i
     [
         {"envs_per_task": 0},
         {"num_workers": 0},
-        {"num_goals": 51},
         {"num_goals": 0},
         {"max_episode_steps": -1},
         {"envs_per_task": 1.5},
         {"seed": -1},
         {"seed": None},
-        {"reward_version": "v3"},
         {"render_mode": "ascii"},
         {"step_timeout": 0.0},
+        {"max_restarts": -1},
+        {"worker_niceness": -5},
     ],
 )
 def test_values_out_of_range_are_refused_by_name(options: dict[str, Any]) -> None:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from mtrl.envs import BENCHMARKS, make_envs
 from mtrl.envs.engine.results import StepResult
-from mtrl.envs.engine.vector import MetaWorldVectorEnv
-from mtrl.envs.engine.worker import Rules
-from mtrl.envs.metaworld.simulation import TaskEnv
+from mtrl.envs.engine.vector import TaskVectorEnv
+from mtrl.envs.metaworld.simulation import MetaWorldEnv
+from mtrl.envs.metaworld.suite import MetaWorldSuite
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # the scripted policies' own
 PLAIN = (bool, int, float, str, type(None))
@@ -41,7 +41,7 @@ def some_goals(names: Sequence[str], seed: int) -> dict[str, NDArray[np.float64]
 
 
 def drive(
-    envs: MetaWorldVectorEnv, steps: int, seed: int, between: Callable[[], object] = lambda: None
+    envs: TaskVectorEnv, steps: int, seed: int, between: Callable[[], object] = lambda: None
 ) -> list[StepResult]:
     """Scripted actions, so that hands are in contact, with some noise."""
     rng = np.random.default_rng(seed)
@@ -90,12 +90,12 @@ def test_all_tasks_continue() -> None:
 
 def test_state_fits_environments_that_were_never_reset() -> None:
     names = ["basketball-v3", "door-lock-v3"]  # attributes become live views at their first reset
-    with MetaWorldVectorEnv(names, seed=0, goals=some_goals(names, 0)) as envs:
+    with TaskVectorEnv(MetaWorldSuite(names), seed=0, goals=some_goals(names, 0)) as envs:
         envs.reset()
         drive(envs, 30, 1)
         state = envs.get_state()
         expected = drive(envs, 30, 2)
-    with MetaWorldVectorEnv(names, seed=0, goals=some_goals(names, 1)) as other:
+    with TaskVectorEnv(MetaWorldSuite(names), seed=0, goals=some_goals(names, 1)) as other:
         other.set_state(state)
         assert_same(expected, drive(other, 30, 2))
 
@@ -149,8 +149,7 @@ def assert_views_survive(names: Sequence[str]) -> None:
     """Every attribute that looks into the simulation looks into the restored one as well."""
     for name in names:
         goals = some_goals([name], 0)[name]
-        rules = Rules("v2", 50, 500, False)
-        source, target = TaskEnv(name, goals, rules), TaskEnv(name, goals, rules)
+        source, target = MetaWorldEnv(name, goals), MetaWorldEnv(name, goals)
         source.reset(0)
         for _ in range(3):
             source.step(np.zeros(4, np.float32))

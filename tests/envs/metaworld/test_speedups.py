@@ -14,9 +14,11 @@ from scipy.spatial.transform import Rotation
 
 from mtrl.envs import BENCHMARKS
 from mtrl.envs.engine.results import StepResult
-from mtrl.envs.engine.vector import MetaWorldVectorEnv
+from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.envs.metaworld.speedups.functions import norm, quaternion, quick_tolerance
+from mtrl.envs.metaworld.suite import MetaWorldSuite
 from tests.envs.metaworld.test_snapshot import assert_same, drive, some_goals
+from tests.helpers.other_version import OtherVersionSuite
 
 entries = st.one_of(st.floats(-1, 1), st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-9]))
 
@@ -82,7 +84,8 @@ import metaworld, numpy, scipy.spatial.transform
 from metaworld.envs import sawyer_reach_v3 as reach
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils import reward_utils
-from mtrl.envs import fast, fast_functions
+from mtrl.envs.metaworld.speedups import functions as fast_functions
+from mtrl.envs.metaworld.speedups import install as fast
 {before}
 notes = fast.install(SawyerXYZEnv) + fast.install(SawyerXYZEnv)
 print(SawyerXYZEnv.step.__module__, reach.Rotation.__module__, reach.np.linalg.norm.__module__,
@@ -120,10 +123,10 @@ def test_replacements_are_for_the_known_version_and_equal_bits_only(
     assert second.startswith(note)
 
 
-def episode(backend: str) -> list[StepResult]:
+def episode(suite: type[MetaWorldSuite]) -> list[StepResult]:
     goals = {name: vectors[:2] for name, vectors in some_goals(["push-v3", "door-open-v3"], 0).items()}
-    with MetaWorldVectorEnv(
-        tuple(goals), seed=0, num_goals=2, num_workers=1, max_episode_steps=15, backend=backend, goals=goals
+    with TaskVectorEnv(
+        suite(tuple(goals), num_goals=2), seed=0, num_workers=1, max_episode_steps=15, goals=goals
     ) as envs:
         envs.reset()
         return drive(envs, 40, 1)
@@ -132,23 +135,21 @@ def episode(backend: str) -> list[StepResult]:
 @pytest.mark.filterwarnings("ignore:Constant")  # the scripted policies' own
 def test_another_version_of_metaworld_warns_once_and_gives_the_same_numbers_slowly() -> None:
     with pytest.warns(RuntimeWarning, match="metaworld 99.0 runs with upstream's own code") as caught:
-        slow = episode("tests.helpers.other_version")
+        slow = episode(OtherVersionSuite)
     assert len([warning for warning in caught if "99.0" in str(warning.message)]) == 1
-    assert_same(slow, episode("mtrl.envs.metaworld.simulation"))
+    assert_same(slow, episode(MetaWorldSuite))
 
 
 SHARED = """
 import sys
 import mujoco, numpy as np
-from mtrl.envs.metaworld.simulation import TaskEnv, make_env
-from mtrl.envs.engine.worker import Rules
+from mtrl.envs.metaworld.simulation import MetaWorldEnv, make_env
 from tests.envs.metaworld.test_snapshot import simulation_arrays, some_goals
 
 names = [name for name in sys.argv[1:] for _ in range(2)]
 goals = some_goals(sys.argv[1:], 0)
-rules = Rules("v2", 50, 500, False)
-alone = [TaskEnv(name, goals[name], rules) for name in names]  # before the speed-ups: a model each
-shared = [make_env(name, goals[name], rules, None) for name in names]
+alone = [MetaWorldEnv(name, goals[name]) for name in names]  # before the speed-ups: a model each
+shared = [make_env(name, goals[name]) for name in names]
 assert len({id(env.env.model) for env in alone}) == len(alone)
 assert len({id(env.env.model) for env in shared}) <= len(shared) / 2
 rng = np.random.default_rng(0)
@@ -167,7 +168,7 @@ for row in reversed(range(len(names))):  # the two copies of a task change place
 for row, action in enumerate(rng.uniform(-1, 1, (len(names), 4)).astype(np.float32)):
     np.testing.assert_array_equal(shared[row ^ 1].step(action)[0], alone[row].step(action)[0])
 for name in sys.argv[1:]:
-    env = make_env(name, goals[name], rules, None).env
+    env = make_env(name, goals[name]).env
     fresh = mujoco.MjModel.from_xml_path(env.fullpath)
     ours = [array.copy() for array in simulation_arrays(env.model)]
     env.model = fresh

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from mtrl.envs import BENCHMARKS, make_envs
-from mtrl.envs.engine.shared import INFO_KEYS
+from mtrl.envs.metaworld.suite import INFO_KEYS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Constant"),  # the scripted policies' own

@@ -1,0 +1,86 @@
+"""How many cores and how much memory this process may use. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+def available_cores() -> int:
+    """Cores that this process can keep busy: its affinity (taskset, SLURM), bounded by its CPU quota."""
+    # macOS has no affinities.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _cpu_quota())))
+
+
+def default_threads() -> int:
+    """Threads for the learner: OMP_NUM_THREADS if that is set, but no more than there are cores."""
+    wish = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    cores = available_cores()
+    return min(cores, int(wish)) if wish.isdecimal() and int(wish) > 0 else cores
+
+
+def available_memory() -> int | None:
+    """Bytes that can be taken without swapping or being killed for it; None where nothing tells."""
+    bounds = [
+        int(line.split()[1]) * 1024
+        for line in _read(_MEMINFO).splitlines()
+        if line.startswith("MemAvailable:")
+    ]
+    for folder in _folders("memory"):
+        for limit_name, usage_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, usage = _read(folder / limit_name).strip(), _read(folder / usage_name).strip()
+            if limit.isdecimal() and usage.isdecimal():
+                bounds.append(max(0, int(limit) - int(usage) + _page_cache(folder)))
+    return min(bounds, default=None)
+
+
+def _cpu_quota() -> float:
+    """Cores that the control groups grant, the least of all levels; infinite if none sets a quota."""
+    quotas = [math.inf]
+    for folder in _folders("cpu"):
+        second = _read(folder / "cpu.max").split()  # version 2: "max 100000" or "150000 100000"
+        first = [_read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        quotas += [
+            int(numbers[0]) / int(numbers[1])
+            for numbers in (second, first)
+            if len(numbers) == 2 and all(map(str.isdecimal, numbers)) and int(numbers[1]) > 0
+        ]
+    return min(quotas)
+
+
+def _page_cache(folder: Path) -> int:
+    """Bytes counted as used by a control group that the kernel drops when memory is needed."""
+    for line in _read(folder / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file") and value.isdecimal():
+            return int(value)
+    return 0
+
+
+def _folders(controller: str) -> Iterator[Path]:
+    """The folders of this process's control groups and of all above them, whose limits count as well."""
+    for line in _read(_MEMBERSHIP).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = _CGROUPS / controller if controllers else _CGROUPS
+        # A container often sees its own group as the root, whatever the path says.
+        own = Path(path.lstrip("/"))
+        yield from (root / level for level in (own, *own.parents) if (root / level).is_dir())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
