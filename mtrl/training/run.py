@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -83,7 +82,7 @@ def resume_training(
         config = load_config(run.config_path)
         config = dataclasses.replace(config, steps=steps or config.steps, device=device or config.device)
         resolved = resolve_device(config.device)
-        suite = suite_versions()
+        suite = suite_of(config).versions()
         step, state = load_checkpoint(run.path, suite=suite, allow_version_mismatch=allow_version_mismatch)
         if step > config.steps:
             raise UserError(
@@ -152,7 +151,8 @@ def evaluate_run(
         raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
     config = load_config(path / CONFIG_NAME)
     resolved = resolve_device(device)
-    step, state = load_checkpoint(path, suite=suite_versions(), allow_version_mismatch=allow_version_mismatch)
+    suite = suite_of(config).versions()
+    step, state = load_checkpoint(path, suite=suite, allow_version_mismatch=allow_version_mismatch)
     with (
         cpu.settings(config.train.num_threads, config.train.matmul_precision),
         closing(build_envs(config, num_workers=None)) as envs,
@@ -172,11 +172,6 @@ def default_run_dir(config: Config) -> Path:
     tasks = "+".join(config.tasks) if len(config.tasks) <= 3 else f"{len(config.tasks)}-tasks"
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs", tasks.lower(), config.method, f"seed{config.seed}-{stamp}")
-
-
-def suite_versions() -> dict[str, str]:
-    """Return the versions that decide what the simulation computes."""
-    return {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}
 
 
 def _film(config: Config, agent: MTSAC, envs: TaskVectorEnv, folder: Path) -> None:
@@ -247,7 +242,7 @@ def _run(
         eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None)))
         title, facts, notes = describe(config, parts.agent, envs, run.path, start)
         console.start_screen(title, facts, notes)
-        suite = suite_versions()
+        suite = envs.versions
         with _writing(run.path):
             versions = run.write_versions(suite)
             per_task = start * envs.envs_per_task
