@@ -246,7 +246,7 @@ def _verified_manifest(directory: Path) -> dict[str, Any]:
     if manifest.get("schema") != SCHEMA:
         raise UserError(
             f"checkpoint '{directory}' is of format {manifest.get('schema')} and this version of mtrl reads "
-            f"format {SCHEMA}: continue it with the version that wrote it, or start anew in another --run-dir."
+            f"{SCHEMA}: continue it with the version that wrote it, or start anew in another --run-dir."
         )
     if _step(directory) != manifest["step"]:
         raise _Damaged(f"its manifest is that of step {manifest['step']}")

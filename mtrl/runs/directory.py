@@ -253,8 +253,8 @@ def _way_on(path: Path) -> str:
     if has_checkpoint(path):
         return f"Continue it with --resume {path}, or start elsewhere with another --run-dir."
     return (
-        "It ended before its first checkpoint, so that there is nothing to continue: start it anew in the same "
-        f"place with --resume-or-start {path}, or elsewhere with another --run-dir."
+        "It ended before its first checkpoint, so that there is nothing to continue: start it anew in the "
+        f"same place with --resume-or-start {path}, or elsewhere with another --run-dir."
     )
 
 

@@ -39,8 +39,8 @@ class Writes:
             if last or self._failures[kind] >= MAX_FAILURES:
                 count = "it was the last" if last else f"{MAX_FAILURES} failures in a row"
                 raise UserError(
-                    f"{message} ({count}). The run is not complete; earlier checkpoints are intact. Free space, "
-                    f"then go on with --resume {self._path}"
+                    f"{message} ({count}). The run is not complete; earlier checkpoints are intact. Free "
+                    f"space, then go on with --resume {self._path}"
                 ) from error
             console.warning(f"{message}; earlier ones are intact, training goes on.")
             return False

@@ -21,10 +21,10 @@ from mtrl.runs.directory import TASKS_NAME
 from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.logging.sink import STEP_LABEL, RunInfo, Stamp
 
-SUCCESS, SUCCESS_LAST, RETURN = (
-    "1_success/evaluation",
-    "1_success/evaluation_at_last_step",
-    "2_return/evaluation",
+SUCCESS, RETURN, SUCCESS_LAST = (
+    "1_success/all_tasks",
+    "2_return/all_tasks",
+    "3_success_at_last_step/all_tasks",
 )
 # Log tags that belong to one question with the evaluations.
 _RENAMED = {
@@ -33,8 +33,8 @@ _RENAMED = {
 }
 _TASK_TAGS = {
     "success": "1_success/each_task",
-    "success_last": "1_success/each_task_at_last_step",
     "return": "2_return/each_task",
+    "success_last": "3_success_at_last_step/each_task",
 }
 _ABOUT = f"The horizontal axis of all curves is {STEP_LABEL}: vector steps times copies of a task."
 
@@ -102,26 +102,16 @@ class TensorBoard:
         board.flush()
 
 
-def _hparams(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells runs apart at a glance; the rest is in the page of texts."""
-    chosen = ("method", "seed", "suite", "tasks", "steps", "agent", "device")
-    table = {name: config[name] for name in chosen if name in config}
-    for name, value in (config.get("method_options") or {}).items():
-        table[f"method.{name}"] = value
-    for section, names in (
-        ("sac", ("actor_lr", "critic_lr", "batch_per_task")),
-        ("network", ("critic_width",)),
-    ):
-        for name in names:
-            if name in config.get(section, {}):
-                table[f"{section}.{name}"] = config[section][name]
-    return {name: _plain(value) for name, value in table.items() if value is not None}
-
-
-def _plain(value: Any) -> bool | int | float | str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return value if isinstance(value, bool | int | float) else str(value)
+def _hparams(config: Mapping[str, Any]) -> dict[str, str]:
+    """Five columns, the number that the page shows, in the alphabetical order that it shows them in."""
+    options = config.get("method_options") or {}
+    return {
+        "method": str(config.get("method")),
+        "method_options": ", ".join(f"{name}={value}" for name, value in options.items()) or "none",
+        "seed": str(config.get("seed")),  # the page would write numbers as 0.0000 and 2.0e+5
+        "steps": f"{config.get('steps', 0):,}",
+        "tasks": ", ".join(map(str, config.get("tasks", ()))),
+    }
 
 
 def _yaml(config: Mapping[str, Any]) -> str:
