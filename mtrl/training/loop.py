@@ -140,7 +140,7 @@ class TrainingLoop:
         per_task: dict[str, Any] = {}
         if step > self.config.train.warmup_steps:
             self._agent_metrics(scalars, per_task)
-        stamp = self.log.stamp(step, self.parts.envs.envs_per_task)
+        stamp = self.log.stamp(step, self.parts.envs.num_envs)
         self.writes.attempt("log", step, lambda: self.log.metrics(stamp, scalars, per_task))
         self.progress.line(step, rate)
         if self.callbacks:
@@ -235,7 +235,7 @@ class TrainingLoop:
         finally:
             saving = self.seconds["checkpoint"] - saving
             self.seconds["evaluation"] += time.perf_counter() - began - saving
-        stamp = self.log.stamp(step, self.parts.envs.envs_per_task)
+        stamp = self.log.stamp(step, self.parts.envs.num_envs)
         self.writes.attempt(
             "evaluation", step, lambda: self.log.evaluation(stamp, result, final=final), last=final
         )

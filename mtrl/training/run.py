@@ -245,10 +245,9 @@ def _run(
         suite = envs.versions
         with _writing(run.path):
             versions = run.write_versions(suite)
-            per_task = start * envs.envs_per_task
             resumed_at = None
             if checkpoint is not None:
-                resumed_at = Stamp(start, per_task, per_task * envs.num_tasks, history.wall_s)
+                resumed_at = Stamp(start, start * envs.num_envs, history.wall_s)
             info = RunInfo(run.path, envs.task_names, config_to_dict(config), versions, resumed_at)
             log = Log(info, JsonLines(), [*_named_sinks(config), *sinks])
         stack.callback(log.close)

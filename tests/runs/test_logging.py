@@ -37,14 +37,14 @@ RESULT = Evaluation(
     np.array([[True, False, False, False], [False, False, False, True]]),
     np.array([[100.0, 200.0, 300.0, 400.0], [1.0, 2.0, 3.0, 4.0]]),
 )
-COPIES = 3  # environments per task: a vector step is three env steps per task, six in all
+NUM_ENVS = 6  # three copies of two tasks
 
 
 def open_log(run_dir: Path, resume_step: int | None = None, *sinks: Sink) -> Log:
     wall, resumed_at = 0.0, None
     if resume_step is not None:
         wall = drop_after(run_dir, resume_step).wall_s
-        resumed_at = Stamp(resume_step, COPIES * resume_step, 2 * COPIES * resume_step, wall)
+        resumed_at = Stamp(resume_step, NUM_ENVS * resume_step, wall)
     info = RunInfo(run_dir, TASKS, CONFIG, VERSIONS, resumed_at)
     return Log(info, JsonLines(), [SINKS["tensorboard"](), *sinks], wall_before=wall)
 
@@ -52,7 +52,7 @@ def open_log(run_dir: Path, resume_step: int | None = None, *sinks: Sink) -> Log
 def log_steps(log: Log, steps: list[int], offset: float = 0.0) -> None:
     for step in steps:
         value = step + offset
-        log.metrics(log.stamp(step, COPIES), {"train/critic_loss": value}, {"alpha": [value, -value]})
+        log.metrics(log.stamp(step, NUM_ENVS), {"train/critic_loss": value}, {"alpha": [value, -value]})
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def curve(run_dir: Path, tag: str) -> list[tuple[int, float]]:
 def test_a_line_of_metrics_holds_steps_scalars_and_tasks_at_once(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     log.metrics(
-        log.stamp(500, COPIES),
+        log.stamp(500, NUM_ENVS),
         {"train/critic_loss": np.float64(0.5), "time/fps": 123},
         {"alpha": (0.25, 0.75)},
     )
@@ -83,7 +83,6 @@ def test_a_line_of_metrics_holds_steps_scalars_and_tasks_at_once(tmp_path: Path)
     assert 0 <= line.pop("wall_s") < 60
     assert line == {
         "vector_step": 500,
-        "env_steps_per_task": 1500,
         "env_steps": 3000,
         "train/critic_loss": 0.5,
         "time/fps": 123.0,
@@ -93,7 +92,7 @@ def test_a_line_of_metrics_holds_steps_scalars_and_tasks_at_once(tmp_path: Path)
 
 def test_values_that_are_not_finite_are_null_and_no_point(tmp_path: Path) -> None:
     log = open_log(tmp_path)
-    log.metrics(log.stamp(1, COPIES), {"a/b": math.nan, "a/c": math.inf}, {"success": [math.nan, 1.0]})
+    log.metrics(log.stamp(1, NUM_ENVS), {"a/b": math.nan, "a/c": math.inf}, {"success": [math.nan, 1.0]})
     log.close()
     (line,) = lines(tmp_path / "metrics.jsonl")
     assert line["a/b"] is None and line["a/c"] is None
@@ -106,20 +105,19 @@ def test_values_that_are_not_finite_are_null_and_no_point(tmp_path: Path) -> Non
 def test_per_task_values_must_match_the_tasks(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     with pytest.raises(ValueError, match="shorter"):
-        log.metrics(log.stamp(1, COPIES), {}, {"alpha": [1.0]})
+        log.metrics(log.stamp(1, NUM_ENVS), {}, {"alpha": [1.0]})
     log.close()
     assert lines(tmp_path / "metrics.jsonl") == []
 
 
 def test_a_line_of_evaluation_holds_every_task_and_the_means(tmp_path: Path) -> None:
     log = open_log(tmp_path)
-    log.evaluation(log.stamp(500, COPIES), RESULT, final=True)
+    log.evaluation(log.stamp(500, NUM_ENVS), RESULT, final=True)
     log.close()
     (line,) = lines(tmp_path / "evaluations.jsonl")
     assert 0 <= line.pop("wall_s") < 60
     assert line == {
         "vector_step": 500,
-        "env_steps_per_task": 1500,
         "env_steps": 3000,
         "final": True,
         "episodes_per_task": 4,
@@ -136,35 +134,35 @@ def test_a_line_of_evaluation_holds_every_task_and_the_means(tmp_path: Path) -> 
 # -- TensorBoard --------------------------------------------------------------------------------------------
 
 
-def test_curves_are_over_env_steps_per_task(tmp_path: Path) -> None:
+def test_curves_are_over_vector_steps(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     log_steps(log, [10, 20])
-    log.evaluation(log.stamp(20, COPIES), RESULT, final=False)
+    log.evaluation(log.stamp(20, NUM_ENVS), RESULT, final=False)
     log.close()
-    assert curve(tmp_path, "train/critic_loss") == [(30, 10.0), (60, 20.0)]
-    assert curve(tmp_path / "tasks/push-v3", "each_task/alpha") == [(30, -10.0), (60, -20.0)]
+    assert curve(tmp_path, "train/critic_loss") == [(10, 10.0), (20, 20.0)]
+    assert curve(tmp_path / "tasks/push-v3", "each_task/alpha") == [(10, -10.0), (20, -20.0)]
     means = {
         "1_success/all_tasks": 0.5,
         "3_success_at_last_step/all_tasks": 0.25,
         "2_return/all_tasks": 126.25,
     }
     for tag, value in means.items():
-        assert curve(tmp_path, tag) == [(60, value)]
+        assert curve(tmp_path, tag) == [(20, value)]
     reach = {
         "1_success/each_task": 0.75,
         "3_success_at_last_step/each_task": 0.25,
         "2_return/each_task": 250.0,
     }
     for tag, value in reach.items():
-        assert curve(tmp_path / "tasks/reach-v3", tag) == [(60, value)]
+        assert curve(tmp_path / "tasks/reach-v3", tag) == [(20, value)]
 
 
 def test_success_is_the_first_group_of_charts(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     log.metrics(
-        log.stamp(1, COPIES), {"rollout/success_rate": 0.5, "env/restarts": 0.0}, {"alpha": [1.0, 2.0]}
+        log.stamp(1, NUM_ENVS), {"rollout/success_rate": 0.5, "env/restarts": 0.0}, {"alpha": [1.0, 2.0]}
     )
-    log.evaluation(log.stamp(1, COPIES), RESULT, final=False)
+    log.evaluation(log.stamp(1, NUM_ENVS), RESULT, final=False)
     log.close()
     tags = [
         tag for place in (tmp_path, tmp_path / "tasks/push-v3") for tag in events(place).Tags()["scalars"]
@@ -218,8 +216,8 @@ def wait_for_the_next_second() -> None:
 def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     log_steps(log, [10, 20, 30, 40])
-    log.evaluation(log.stamp(20, COPIES), RESULT, final=False)
-    log.evaluation(log.stamp(40, COPIES), RESULT, final=False)
+    log.evaluation(log.stamp(20, NUM_ENVS), RESULT, final=False)
+    log.evaluation(log.stamp(40, NUM_ENVS), RESULT, final=False)
     log.close()
     wait_for_the_next_second()
     log = open_log(tmp_path, resume_step=20)
@@ -236,10 +234,10 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     ]
     assert [line["vector_step"] for line in lines(tmp_path / "evaluations.jsonl")] == [20]
     assert curve(tmp_path, "train/critic_loss") == [
-        (COPIES * line["vector_step"], line["train/critic_loss"]) for line in metrics
+        (line["vector_step"], line["train/critic_loss"]) for line in metrics
     ]
-    assert curve(tmp_path, "1_success/all_tasks") == [(60, 0.5)]
-    assert [point for point, _ in curve(tmp_path / "tasks/push-v3", "1_success/each_task")] == [60]
+    assert curve(tmp_path, "1_success/all_tasks") == [(20, 0.5)]
+    assert [point for point, _ in curve(tmp_path / "tasks/push-v3", "1_success/each_task")] == [20]
 
 
 def test_resume_between_two_lines_or_before_the_first(tmp_path: Path) -> None:
@@ -250,12 +248,12 @@ def test_resume_between_two_lines_or_before_the_first(tmp_path: Path) -> None:
     log = open_log(tmp_path, resume_step=15)
     log_steps(log, [20], offset=0.5)
     log.close()
-    assert curve(tmp_path, "train/critic_loss") == [(30, 10.0), (60, 20.5)]
+    assert curve(tmp_path, "train/critic_loss") == [(10, 10.0), (20, 20.5)]
     wait_for_the_next_second()
     log = open_log(tmp_path, resume_step=5)
     log_steps(log, [10], offset=0.75)
     log.close()
-    assert curve(tmp_path, "train/critic_loss") == [(30, 10.75)]
+    assert curve(tmp_path, "train/critic_loss") == [(10, 10.75)]
     assert [line["vector_step"] for line in lines(tmp_path / "metrics.jsonl")] == [10]
 
 
@@ -309,7 +307,7 @@ def test_history_says_what_a_run_has_evaluated(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     assert read_history(tmp_path).evaluated_at is None
     log_steps(log, [10, 20])
-    log.evaluation(log.stamp(20, COPIES), RESULT, final=True)
+    log.evaluation(log.stamp(20, NUM_ENVS), RESULT, final=True)
     log.close()
     for history in (read_history(tmp_path), drop_after(tmp_path, 20)):
         assert (history.evaluated_at, history.final, history.success) == (20, True, 0.5)
@@ -336,7 +334,7 @@ class Listener:
         self.heard.append((stamp.vector_step, dict(scalars), dict(per_task)))
 
     def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
-        self.heard.append((stamp.env_steps_per_task, result, final))
+        self.heard.append((stamp.env_steps, result, final))
 
     def close(self) -> None:
         self.heard.append("closed")
@@ -346,14 +344,14 @@ def test_a_sink_hears_everything_in_order(tmp_path: Path) -> None:
     sink = Listener()
     log = open_log(tmp_path, None, sink)
     log_steps(log, [10])
-    log.evaluation(log.stamp(10, COPIES), RESULT, final=True)
+    log.evaluation(log.stamp(10, NUM_ENVS), RESULT, final=True)
     log.close()
     log.close()
     run, *rest = sink.heard
     assert (run.path, run.task_names, run.resumed_at) == (tmp_path, TASKS, None)
     assert rest == [
         (10, {"train/critic_loss": 10.0}, {"alpha": {"reach-v3": 10.0, "push-v3": -10.0}}),
-        (30, RESULT, True),
+        (60, RESULT, True),
         "closed",
     ]
 

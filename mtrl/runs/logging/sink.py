@@ -1,7 +1,8 @@
 """Where a run's numbers go: what a sink is, the registry of sinks, and their fan-out.
 
-The x axis of every curve, here and in reports, is env steps per task (`STEP_LABEL`): vector steps times
-copies of a task, the unit in which the length of published runs is given.
+The x axis of every curve, here and in reports, is vector steps (`STEP_LABEL`), the unit of `steps` and of
+all intervals in the configuration; with one copy of each task they are the env steps per task of published
+curves.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from mtrl.registry import Registry
 from mtrl.runs import console
 from mtrl.runs.evaluation import Evaluation
 
-STEP_LABEL = "env steps per task"
+STEP_LABEL = "vector steps (env steps of each copy of a task)"
 
 
 class Stamp(NamedTuple):
     """When something happened."""
 
     vector_step: int  # vector steps so far
-    env_steps_per_task: int  # vector steps x copies: the x axis of curves
-    env_steps: int  # of all tasks together
+    env_steps: int  # of all environments together
     wall_s: float  # seconds of all processes that worked on the run
 
 
@@ -87,11 +87,10 @@ class Log:
         record.open(run)
         self._each(lambda sink: sink.open(run))
 
-    def stamp(self, vector_step: int, envs_per_task: int) -> Stamp:
+    def stamp(self, vector_step: int, num_envs: int) -> Stamp:
         """Return the stamp of now."""
-        per_task = vector_step * envs_per_task
         wall = round(time.monotonic() - self._started, 3)
-        return Stamp(vector_step, per_task, per_task * len(self._tasks), wall)
+        return Stamp(vector_step, vector_step * num_envs, wall)
 
     def metrics(
         self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Sequence[float]]

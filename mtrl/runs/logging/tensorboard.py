@@ -36,7 +36,7 @@ _TASK_TAGS = {
     "return": "2_return/each_task",
     "success_last": "3_success_at_last_step/each_task",
 }
-_ABOUT = f"The horizontal axis of all curves is {STEP_LABEL}: vector steps times copies of a task."
+_ABOUT = f"The horizontal axis of all curves is {STEP_LABEL}."
 
 
 class TensorBoard:
@@ -45,14 +45,14 @@ class TensorBoard:
     def open(self, run: RunInfo) -> None:
         """Open the event files and describe the run in them."""
         # TensorBoard forgets points AT the purge step too; those at the checkpoint are to stay.
-        self._purge_step = None if run.resumed_at is None else run.resumed_at.env_steps_per_task + 1
+        self._purge_step = None if run.resumed_at is None else run.resumed_at.vector_step + 1
         self._board = SummaryWriter(str(run.path), purge_step=self._purge_step)
         self._tasks = {
             task: SummaryWriter(str(run.path / TASKS_NAME / task), purge_step=self._purge_step)
             for task in run.task_names
         }
         self._session_end: Any = None
-        step = 0 if run.resumed_at is None else run.resumed_at.env_steps_per_task
+        step = 0 if run.resumed_at is None else run.resumed_at.vector_step
         self._board.add_text("about", _ABOUT, step)
         self._board.add_text("config", f"```yaml\n{_yaml(run.config)}```", step)
         self._board.add_text("versions", _markdown_table(run.versions), step)
@@ -98,7 +98,7 @@ class TensorBoard:
     def _draw(self, board: SummaryWriter, stamp: Stamp, points: Iterable[tuple[str, float]]) -> None:
         for tag, value in points:
             if math.isfinite(value):
-                board.add_scalar(tag, float(value), stamp.env_steps_per_task)
+                board.add_scalar(tag, float(value), stamp.vector_step)
         board.flush()
 
 

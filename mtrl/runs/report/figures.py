@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter
 
 from mtrl.runs import stats
 from mtrl.runs.load import Run
+from mtrl.runs.logging import STEP_LABEL
 from mtrl.runs.protocol import Group
 from mtrl.runs.report import signals
 from mtrl.runs.report.comparison import Comparison, curves
@@ -31,7 +32,7 @@ STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: small files, searchable
 }
-STEPS = "vector steps (env steps of each copy of a task)"
+STEPS = STEP_LABEL
 
 
 class Figure(NamedTuple):
