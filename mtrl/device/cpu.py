@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+from mtrl.device.resources import available_cores
+
 # glibc's malloc.h: parameter -> while training, by default, the user's own variable.
 _MALLOC = {
     -3: (1 << 30, 128 << 10, "MALLOC_MMAP_THRESHOLD_"),
@@ -23,11 +25,11 @@ def settings(num_threads: int | None, matmul_precision: str) -> Iterator[None]:
 
     Args:
         num_threads: None: what torch would use, which OMP_NUM_THREADS and `torch.set_num_threads` limit, but
-            no more than the cores that this process may use.
+            no more than `available_cores`.
         matmul_precision: as `torch.set_float32_matmul_precision` takes it.
     """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(num_threads or min(threads, len(os.sched_getaffinity(0))))
+    torch.set_num_threads(num_threads or min(threads, available_cores()))
     torch.set_float32_matmul_precision(matmul_precision)
     _keep_freed_memory(True)
     try:

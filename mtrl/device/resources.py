@@ -19,13 +19,6 @@ def available_cores() -> int:
     return max(1, math.ceil(min(cores, _cpu_quota())))
 
 
-def default_threads() -> int:
-    """Threads for the learner: OMP_NUM_THREADS if that is set, but no more than there are cores."""
-    wish = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    cores = available_cores()
-    return min(cores, int(wish)) if wish.isdecimal() and int(wish) > 0 else cores
-
-
 def available_memory() -> int | None:
     """Bytes that can be taken without swapping or being killed for it; None where nothing tells."""
     bounds = [

@@ -218,7 +218,8 @@ class TrainingLoop:
 
     def _evaluate_if_due(self, step: int) -> None:
         settings, final = self.config.eval, step == self.config.steps
-        if self.requests.stop or self.stepper.failure is not None or (not final and step % settings.interval):
+        due = final or (step > 0 and step % settings.interval == 0)
+        if not due or self.requests.stop or self.stepper.failure is not None:
             return
         episodes = settings.final_episodes_per_task if final else settings.episodes_per_task
         began, saving = time.perf_counter(), self.seconds["checkpoint"]

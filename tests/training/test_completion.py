@@ -1,0 +1,228 @@
+"""What counts as complete, what resume finishes, and disks that are full. On the counting suite."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtrl import Config, train
+from mtrl.config.schema import EnvConfig, EvalConfig, TrainConfig
+from mtrl.errors import EnvironmentFailure, UserError
+from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
+from mtrl.runs.logging import JsonLines
+from mtrl.training.evaluate import evaluate
+from mtrl.training.run import resume_or_start, resume_training
+from mtrl.training.stepper import Stepper
+from tests.helpers.runs import assert_same_run
+from tests.helpers.short_runs import COUNTING, config, lines
+
+NO_RESTARTS = EnvConfig(max_episode_steps=20, max_restarts=0)
+
+
+def counting(**changes: Any) -> Config:
+    return config(**COUNTING, **changes)
+
+
+def evaluated(run: Path) -> list[tuple[int, bool]]:
+    return [(line["vector_step"], line["final"]) for line in lines(run / "evaluations.jsonl")]
+
+
+def kill_a_worker_in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A worker of the evaluation with this number, counted from 0, dies."""
+    calls: list[int] = []
+
+    def kill(policy: Any, envs: Any, episodes: int, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number + 1:
+            os.kill(envs.worker_pids[0], signal.SIGKILL)
+        return evaluate(policy, envs, episodes, **options)
+
+    monkeypatch.setattr("mtrl.training.loop.evaluate", kill)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["on the way", "at the end"])
+def test_an_evaluation_that_failed_is_made_on_resume(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, failed = tmp_path / "undisturbed", tmp_path / "failed"
+    train(counting(env=NO_RESTARTS), undisturbed)
+    with monkeypatch.context() as patch:
+        kill_a_worker_in_evaluation(patch, number)
+        with pytest.raises(EnvironmentFailure, match=f"stopped at vector step {30 + 30 * number}; continue"):
+            train(counting(env=NO_RESTARTS), failed)
+    assert len(evaluated(failed)) == number
+    result = resume_training(failed)
+    assert result.exit_code == 0
+    assert result.evaluation is not None
+    assert result.steps == 60
+    assert evaluated(failed) == [(30, False), (60, True)]
+    assert_same_run(undisturbed, failed)
+
+
+def test_a_worker_that_fails_in_the_last_step_leaves_a_run_that_can_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Stepper.vector_step
+
+    def kill(self: Stepper, step: int) -> None:
+        if step == 59:
+            os.kill(self.parts.envs.worker_pids[0], signal.SIGKILL)
+        original(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "vector_step", kill)
+        with pytest.raises(EnvironmentFailure, match="stopped at vector step 60; continue with --resume"):
+            train(counting(env=NO_RESTARTS), tmp_path / "run")
+    assert evaluated(tmp_path / "run") == [(30, False)]
+    assert resume_training(tmp_path / "run").evaluation is not None
+    assert evaluated(tmp_path / "run") == [(30, False), (60, True)]
+    with pytest.raises(UserError, match="is complete"):
+        resume_training(tmp_path / "run")
+
+
+def test_at_one_step_the_checkpoint_comes_before_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        saved.append(load_checkpoint(tmp_path / "run")[0])
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr("mtrl.training.loop.evaluate", look)
+    settings = TrainConfig(warmup_steps=15, log_interval=10, checkpoint_interval=30, num_threads=1)
+    train(counting(train=settings), tmp_path / "run")
+    assert saved == [30, 60]
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
+    train(counting(steps=40), tmp_path / "run")
+    with pytest.raises(UserError, match=r"has done 40 vector steps already, more than 30"):
+        resume_training(tmp_path / "run", steps=30)
+
+
+def test_a_longer_run_goes_on_from_a_complete_one(tmp_path: Path) -> None:
+    whole, extended = tmp_path / "whole", tmp_path / "extended"
+    once = EvalConfig(interval=30, episodes_per_task=2, final_episodes_per_task=2)
+    train(counting(eval=once), whole)
+    train(counting(eval=once, steps=30), extended)
+    assert resume_training(extended, steps=60).exit_code == 0
+    assert evaluated(extended) == [(30, True), (60, True)]
+    assert_same_run(whole, extended, evaluations=False)
+
+
+# -- disks --------------------------------------------------------------------------------------------------
+
+
+def refuse_checkpoints(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    def refuse(run: Path, step: int, *arguments: Any, **options: Any) -> Path:
+        if step in steps:
+            raise OSError(28, "No space left on device")
+        return save_checkpoint(run, step, *arguments, **options)
+
+    monkeypatch.setattr("mtrl.training.loop.save_checkpoint", refuse)
+
+
+EVERY_TEN = TrainConfig(warmup_steps=15, log_interval=5, checkpoint_interval=10, num_threads=1)
+
+
+def test_log_lines_that_succeed_do_not_excuse_checkpoints_that_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_checkpoints(monkeypatch, {20, 30, 40})
+    with pytest.raises(UserError, match=r"checkpoint at vector step 40 .*3 failures in a row.*--resume"):
+        train(counting(train=EVERY_TEN), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run")[0] == 10
+
+
+def test_checkpoints_that_fail_now_and_then_are_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuse_checkpoints(monkeypatch, {10, 20, 40, 50})
+    assert train(counting(train=EVERY_TEN), tmp_path / "run").exit_code == 0
+    assert capsys.readouterr().err.count("No space left on device") == 4
+
+
+def test_a_last_checkpoint_that_fails_is_an_error_and_the_run_can_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    train(counting(), undisturbed)
+    with monkeypatch.context() as patch:
+        refuse_checkpoints(patch, {60})
+        with pytest.raises(UserError, match=r"step 60 .*it was the last.*not complete.*--resume"):
+            train(counting(), run)
+    assert evaluated(run) == [(30, False)]
+    assert resume_training(run).exit_code == 0
+    assert_same_run(undisturbed, run)
+
+
+def test_a_final_evaluation_that_cannot_be_written_is_an_error_and_the_run_can_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, final: bool) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JsonLines, "evaluation", refuse)
+        with pytest.raises(UserError, match=r"evaluation at vector step 60 .*it was the last"):
+            train(counting(), tmp_path / "run")
+    assert resume_training(tmp_path / "run").evaluation is not None
+    assert evaluated(tmp_path / "run")[-1] == (60, True)
+
+
+@pytest.mark.parametrize("what", ["save_config", "RunDirectory.write_versions", "JsonLines.open"])
+def test_a_disk_that_is_full_from_the_start_is_one_sentence(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"mtrl.training.run.{what}", refuse)
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device\. Free space"):
+        train(counting(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# -- resume or start ----------------------------------------------------------------------------------------
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_resume_or_start_starts_resumes_and_leaves_what_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    train(counting(), undisturbed)
+    original = Stepper.vector_step
+
+    def killed_at(number: int) -> None:
+        def kill(self: Stepper, step: int) -> None:
+            if step == number:
+                raise _Killed
+            original(self, step)
+
+        with monkeypatch.context() as patch, pytest.raises(_Killed):
+            patch.setattr(Stepper, "vector_step", kill)
+            resume_or_start(counting(), run)
+
+    killed_at(20)  # logged, before the first checkpoint
+    with pytest.raises(UserError, match=f"--resume-or-start {run}"):
+        resume_training(run)
+    with pytest.raises(UserError, match=f"--resume-or-start {run}"):
+        train(counting(), run)
+    killed_at(40)  # started anew, past the first checkpoint
+    with pytest.raises(UserError, match=r"another configuration: seed 0 \(here 1\)"):
+        resume_or_start(counting(seed=1), run)
+    assert resume_or_start(counting(), run).evaluation is not None
+    assert_same_run(undisturbed, run)
+    before = (run / "evaluations.jsonl").read_bytes()
+    assert resume_or_start(counting(), run)[:3] == (0, None, run)
+    assert "complete already" in capsys.readouterr().out
+    assert (run / "evaluations.jsonl").read_bytes() == before

@@ -1,0 +1,186 @@
+"""What callers get: results, events, sinks of their own, and their process as it was."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mtrl import Config, train
+from mtrl.device import cpu
+from mtrl.runs.evaluation import Evaluation
+from mtrl.training.results import Event
+from mtrl.training.run import default_run_dir, evaluate_run, resume_training
+from tests.helpers.runs import assert_same_run
+from tests.helpers.short_runs import COUNTING, config, lines
+
+
+def counting(**changes: Any) -> Config:
+    return config(**COUNTING, **changes)
+
+
+def test_the_result_is_what_the_files_say(tmp_path: Path) -> None:
+    result = train(counting(), tmp_path / "run")
+    assert (result.exit_code, result.path, result.steps) == (0, tmp_path / "run", 60)
+    assert result.seconds > 0
+    assert result.evaluation is not None
+    written = lines(tmp_path / "run" / "evaluations.jsonl")[-1]
+    assert written["mean_return"] == result.evaluation.mean_return
+    # Twenty rewards of 100 * code + step each.
+    np.testing.assert_array_equal(result.evaluation.episode_return, [[2210.0] * 2, [4210.0] * 2])
+    again = evaluate_run(tmp_path / "run", episodes=2)
+    np.testing.assert_array_equal(again.episode_return, result.evaluation.episode_return)
+    assert evaluate_run(tmp_path / "run", episodes=3).episodes_per_task == 3
+
+
+def test_callbacks_hear_everything_in_order(tmp_path: Path) -> None:
+    events: list[Event] = []
+    result = train(counting(), tmp_path / "run", callbacks=[events.append])
+    assert [(event.kind, event.vector_step) for event in events] == [
+        ("log", 10), ("log", 20), ("checkpoint", 25), ("log", 30), ("evaluation", 30), ("log", 40),
+        ("log", 50), ("checkpoint", 50), ("log", 60), ("checkpoint", 60), ("evaluation", 60),
+    ]  # fmt: skip
+    assert {event.total_steps for event in events} == {60}
+    assert [event.final for event in events if event.kind == "evaluation"] == [False, True]
+    assert events[-1].evaluation is result.evaluation
+    assert events[-2].path == tmp_path / "run/checkpoints/step_000000060"
+    written = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert events[-3].metrics["critic_loss"] == written["critic_loss"]
+    assert events[-3].metrics["time/fps"] == written["time/fps"]
+
+
+def test_a_callback_may_stop_and_the_run_resumes_as_if_undisturbed(tmp_path: Path) -> None:
+    train(counting(), tmp_path / "undisturbed")
+
+    def stop_at_40(event: Event) -> None:
+        if event.vector_step == 40:
+            event.stop()
+
+    result = train(counting(), tmp_path / "run", callbacks=[stop_at_40])
+    assert (result.exit_code, result.evaluation, result.steps) == (0, None, 40)
+    assert resume_training(tmp_path / "run").evaluation is not None
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
+
+
+def test_a_defect_of_a_callback_ends_the_run_and_what_was_saved_resumes(tmp_path: Path) -> None:
+    train(counting(), tmp_path / "undisturbed")
+
+    def defect(event: Event) -> None:
+        if event.kind == "log" and event.vector_step == 40:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(counting(), tmp_path / "run", callbacks=[defect])
+    resume_training(tmp_path / "run")
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
+
+
+class Listener:
+    """Counts what a sink is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def open(self, run: Any) -> None:
+        self.heard.append(f"open {run.task_names[0]} {run.config['seed']} {run.versions['counting']}")
+
+    def metrics(self, stamp: Any, scalars: Any, per_task: Any) -> None:
+        self.heard.append(f"metrics {stamp.vector_step} {stamp.env_steps}")
+
+    def evaluation(self, stamp: Any, result: Evaluation, *, final: bool) -> None:
+        self.heard.append(f"evaluation {stamp.vector_step} {final}")
+
+    def close(self) -> None:
+        self.heard.append("close")
+
+
+def test_a_sink_of_the_users_own_hears_the_run(tmp_path: Path) -> None:
+    sink = Listener()
+    train(counting(steps=20), tmp_path / "run", sinks=[sink])
+    assert sink.heard == [
+        "open task-1 0 1", "metrics 10 20", "metrics 20 40", "evaluation 20 True", "close",
+    ]  # fmt: skip
+
+
+# -- the caller's process -----------------------------------------------------------------------------------
+
+
+def test_the_calling_process_is_left_as_it_was(tmp_path: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    handlers = [signal.getsignal(number) for number in numbers]
+    during: list[tuple[int, str]] = []
+
+    def look(event: Event) -> None:
+        during.append((torch.get_num_threads(), torch.get_float32_matmul_precision()))
+
+    try:
+        torch.set_num_threads(2)
+        torch.set_float32_matmul_precision("medium")
+        train(counting(steps=20), tmp_path / "run", callbacks=[look])
+        assert set(during) == {(1, "highest")}
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "medium")
+        with pytest.raises(KeyError), cpu.settings(1, "high"):
+            raise KeyError
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "medium")
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+    assert [signal.getsignal(number) for number in numbers] == handlers
+
+
+THREADS = """
+import os, torch
+from mtrl.device import cpu
+with cpu.settings(None, "highest"):
+    print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(("variable", "expected"), [("1", 1), ("64", None), (None, None)])
+def test_the_learner_takes_no_more_threads_than_it_may(variable: str | None, expected: int | None) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    environment |= {} if variable is None else {"OMP_NUM_THREADS": variable}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, check=True
+    )
+    found, cores = int(done.stdout), len(os.sched_getaffinity(0))
+    assert found == expected or (expected is None and 1 <= found <= cores)
+
+
+def test_a_core_that_taskset_grants_alone_is_one_thread() -> None:
+    core = min(os.sched_getaffinity(0))
+    code = f"import os, torch; os.sched_setaffinity(0, [{core}])\n{THREADS}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+def test_runs_can_be_submitted_to_a_pool_of_processes(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        result = pool.submit(train, counting(steps=20), tmp_path / "run").result()
+    assert (result.exit_code, result.path, result.steps) == (0, tmp_path / "run", 20)
+    assert result.evaluation is not None
+    assert result.evaluation.episodes_per_task == 2
+
+
+def test_default_directories_name_the_run_and_never_collide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = Config(tasks=("reach-v3", "push-v3"), method="cagrad", seed=4)
+    assert re.fullmatch(r"runs/reach-v3\+push-v3/cagrad/seed4-\d{8}-\d{6}", str(default_run_dir(plain)))
+    assert str(default_run_dir(Config())).startswith("runs/mt10/mean/seed0-")
+    monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
+    paths = [train(counting(steps=16)).path for _ in range(2)]
+    assert [path.name for path in paths] == ["seed0-20260101-000000", "seed0-20260101-000000-2"]

@@ -1,0 +1,145 @@
+"""Signals at every moment of a run: while it starts, steps, evaluates. On the counting suite."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtrl import Config, train
+from mtrl.runs.checkpoint import load_checkpoint
+from mtrl.training.evaluate import evaluate
+from mtrl.training.results import Event
+from mtrl.training.run import resume_training
+from mtrl.training.signals import Requests
+from tests.helpers.runs import assert_same_run
+from tests.helpers.short_runs import COUNTING, config, lines
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAVES = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+def counting(**changes: Any) -> Config:
+    return config(**COUNTING, **changes)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_the_first_stop_is_a_request_and_the_second_stops_at_once(number: int) -> None:
+    before = [signal.getsignal(one) for one in (*STOPS, *SAVES)]
+    with pytest.raises(KeyboardInterrupt), Requests() as requests:
+        send(number)
+        assert requests.stop
+        assert requests.exit_code == 128 + number
+        assert not requests.save
+        send(number)
+    assert [signal.getsignal(one) for one in (*STOPS, *SAVES)] == before
+
+
+@pytest.mark.parametrize("number", SAVES)
+def test_a_warning_asks_for_a_checkpoint_alone(number: int) -> None:
+    with Requests() as requests:
+        send(number)
+        assert requests.save
+        assert not requests.stop
+
+
+def test_a_run_that_nohup_started_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Requests() as requests:
+            send(signal.SIGHUP)
+            assert not requests.stop
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def in_an_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Send a signal before the fourth env step of the first evaluation; returns a counter of env steps."""
+    counter: list[int] = []
+
+    def signalled(policy: Any, envs: Any, episodes: int, *, between_steps: Any) -> Any:
+        def between() -> None:
+            if len(counter) == 3:
+                send(number)
+            between_steps()
+            counter.append(1)
+
+        return evaluate(policy, envs, episodes, between_steps=between)
+
+    monkeypatch.setattr("mtrl.training.loop.evaluate", signalled)
+    return counter
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_stop_in_an_evaluation_is_answered_before_its_next_env_step(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    train(counting(), undisturbed)
+    with monkeypatch.context() as patch:
+        counter = in_an_evaluation(patch, number)
+        result = train(counting(), run)
+    assert len(counter) == 3
+    assert (result.exit_code, result.evaluation, result.steps) == (128 + number, None, 30)
+    assert load_checkpoint(run)[0] == 30
+    assert f"stopped at vector step 30; continue with --resume {run}" in capsys.readouterr().out
+    assert resume_training(run).exit_code == 0
+    assert_same_run(undisturbed, run)
+
+
+def test_a_warning_in_an_evaluation_saves_at_once_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+
+    def note(event: Event) -> None:
+        if event.kind == "checkpoint":
+            saved.append(event.vector_step)
+
+    train(counting(), tmp_path / "undisturbed")
+    counter = in_an_evaluation(monkeypatch, signal.SIGUSR1)
+    result = train(counting(), tmp_path / "run", callbacks=[note])
+    assert saved == [25, 30, 50, 60]
+    assert len(counter) == 20 + 40  # two evaluations to their ends
+    assert result.exit_code == 0
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR2, 0)])
+def test_between_steps_both_save_at_the_step_they_meet(number: int, code: int, tmp_path: Path) -> None:
+    saved: list[int] = []
+
+    def signal_at_40(event: Event) -> None:
+        if event.kind == "log" and event.vector_step == 40:
+            send(number)
+        if event.kind == "checkpoint":
+            saved.append(event.vector_step)
+
+    assert train(counting(), tmp_path / "run", callbacks=[signal_at_40]).exit_code == code
+    assert saved == ([25, 40] if code else [25, 40, 50, 60])
+
+
+def test_a_stop_while_the_environments_start_leaves_a_run_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(counting(), tmp_path / "undisturbed")
+
+    def stopped(*arguments: Any) -> tuple[str, list[tuple[str, str]], list[str]]:
+        send(signal.SIGTERM)
+        return "title", [], []
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrl.training.run.describe", stopped)
+        result = train(counting(), tmp_path / "run")
+    assert (result.exit_code, result.steps) == (143, 0)
+    assert lines(tmp_path / "run" / "metrics.jsonl") == []
+    assert resume_training(tmp_path / "run").steps == 60
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
