@@ -1,1 +1,5 @@
-"""Agents: what acts and learns; one folder per agent."""
+"""Agents: what acts, observes and learns. One folder per agent; replay or rollouts are its own affair."""
+
+from mtrl.registry import Registry
+
+AGENTS = Registry("agent", {"sac": "mtrl.agents.sac.agent:build"})  # `build(config, spec, device) -> Agent`

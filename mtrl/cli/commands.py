@@ -274,10 +274,10 @@ def _gallery(arguments: list[str]) -> int:
 
 def _check_options(config: Config) -> None:
     """Raise UserError for an option out of its range, before anything is started or written."""
-    from mtrl.agents.sac.combiner import sac_combiner
+    from mtrl.agents.sac.methods import make_combiners
 
     num_tasks = len(resolve_tasks(config.tasks) if config.suite == "metaworld" else config.tasks)
     try:
-        sac_combiner(config.method, config.method_options, num_tasks, config.sac.jacobian_chunk)
+        make_combiners(config, num_tasks)
     except ValueError as error:
         raise UserError(f"--method {config.method}: {error}") from error

@@ -48,8 +48,12 @@ class ReplayConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Actor and twin critics: MLPs."""
+    """Actor and twin critics."""
 
+    architecture: str = "mlp"
+    """`mlp`, or package.module:Name or file.py:Name of a class of your own (mtrl.networks.build)."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of your own class; the mlp takes those below."""
     actor_width: int = 400
     """Units per hidden layer of the actor (MW+: 400)."""
     actor_depth: int = 3
@@ -96,14 +100,12 @@ class SacConfig:
     """Transitions sampled per task and update (MW+: 128)."""
     max_grad_norm: float | None = 1.0
     """Global gradient norm bound applied after combining (MW+: 1.0); None: no bound."""
-    jacobian_chunk: int | None = None
-    """Parameters whose per-task gradients exist at a time, for Gramian methods; None: all. Costs a pass."""
     temperature: Literal["per_task", "shared"] = "per_task"
     """One temperature per task (MW+) or one for all."""
     initial_temperature: float = 1.0
     """Starting value of every temperature."""
-    target_entropy: float = -4.0
-    """Target entropy in nats: minus the number of action dimensions."""
+    target_entropy: float | None = None
+    """Target entropy in nats; None: minus the number of action dimensions."""
 
 
 @dataclass(frozen=True, kw_only=True)

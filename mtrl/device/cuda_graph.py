@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -16,8 +15,7 @@ class GraphedStep:
     """Calls `step()`; on CUDA from the fourth call on by replaying a graph of it.
 
     What changes from call to call, random numbers included, must be written into the step's tensors before
-    it. A step that takes one of several sequences of operations has a graph for each of these phases. Where a
-    capture fails the step stays eager, with one warning: the results are the same.
+    it. Where a capture fails the step stays eager, with one warning: the results are the same.
 
     Args:
         step: reads and writes tensors of `device` that keep their place, and nothing on the host.
@@ -31,25 +29,21 @@ class GraphedStep:
     ) -> None:
         self._step, self._device, self._what = step, device, what
         self._eager = device.type != "cuda" or not capturable
-        self._calls: Counter[int] = Counter()
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, phase: int = 0) -> None:
-        """Run the step once, on the current stream.
-
-        Args:
-            phase: names the sequence of operations that the step will take.
-        """
+    def __call__(self) -> None:
+        """Run the step once, on the current stream."""
         if self._eager:
             self._step()
-        elif phase in self._graphs:
-            self._graphs[phase].replay()
-        elif self._calls[phase] < WARM_UP_CALLS:
-            self._calls[phase] += 1
+        elif self._graph is not None:
+            self._graph.replay()
+        elif self._calls < WARM_UP_CALLS:
+            self._calls += 1
             self._on_another_stream()
         else:
-            self._capture(phase)
-            self(phase)
+            self._capture()
+            self()
 
     def _on_another_stream(self) -> None:
         # As CUDA asks before a capture, so that nothing of the step is bound to the default stream.
@@ -59,13 +53,11 @@ class GraphedStep:
             self._step()
         current.wait_stream(other)
 
-    def _capture(self, phase: int) -> None:
+    def _capture(self) -> None:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
-        # One phase runs after the other and leaves nothing behind in memory of its own: they can share it.
-        pool = next((other.pool() for other in self._graphs.values()), None)
         try:
             # Other threads (the logger's) may talk to CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a failed capture may leave its own stream behind
@@ -74,4 +66,4 @@ class GraphedStep:
             reason = str(error).splitlines()[0]
             console.warning(f"{self._what} cannot be captured as a CUDA graph and runs eagerly: {reason}")
         else:
-            self._graphs[phase] = graph
+            self._graph = graph

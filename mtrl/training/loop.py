@@ -22,7 +22,7 @@ from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.logging import Log
 from mtrl.runs.writes import Writes
 from mtrl.training.evaluate import evaluate
-from mtrl.training.parts import Parts, make_policy
+from mtrl.training.parts import Parts
 from mtrl.training.results import Callback, Event, TrainResult
 from mtrl.training.signals import Requests
 from mtrl.training.stepper import Stepper, Timer
@@ -92,7 +92,11 @@ class TrainingLoop:
             self._evaluate_if_due(start)
         step = start
         while step < self.config.steps and not self.requests.stop and self.stepper.failure is None:
-            self.stepper.vector_step(step)
+            try:
+                self.stepper.vector_step(step)
+            except NonFiniteError:
+                self._raise_if_failed()  # a failed agent acts so: name the tasks that made it fail
+                raise
             step += 1
             self.progress.step(step, self._training_seconds())
             self._log_if_due(step)
@@ -135,11 +139,10 @@ class TrainingLoop:
         if step % self.config.train.log_interval and step != self.config.steps:
             return
         self._raise_if_failed()
-        scalars = self._speed(step)
+        agent = self.parts.agent.metrics()
+        scalars: dict[str, float] = self._speed(step) | agent.scalars
+        per_task: dict[str, Any] = dict(agent.per_task)
         rate = scalars["time/vector_steps_per_second"]
-        per_task: dict[str, Any] = {}
-        if step > self.config.train.warmup_steps:
-            self._agent_metrics(scalars, per_task)
         stamp = self.log.stamp(step, self.parts.envs.num_envs)
         self.writes.attempt("log", step, lambda: self.log.metrics(stamp, scalars, per_task))
         self.progress.line(step, rate)
@@ -166,30 +169,15 @@ class TrainingLoop:
             **self.parts.rollout.pop_means(),
         }
 
-    def _agent_metrics(self, scalars: dict[str, float], per_task: dict[str, Any]) -> None:
-        values = {name: value.cpu().numpy() for name, value in self.parts.agent.metrics().items()}
-        for name in ("critic_loss", "actor_loss", "entropy", "alpha"):
-            per_task[name] = values.pop(name)
-            scalars[f"train/{'ent_coef' if name == 'alpha' else name}"] = float(per_task[name].mean())
-        # The critic's weights are the ones people compare; the actor's stand beside them.
-        per_task["weight"] = values.pop("critic/weights")
-        per_task["actor_weight"] = values.pop("actor/weights")
-        for name, value in values.items():
-            if value.ndim:
-                per_task[name.replace("/", "_")] = value
-            else:
-                scalars[f"grad/{name.replace('/', '_')}"] = float(value)
-
     def _raise_if_failed(self) -> None:
         names = self.parts.envs.task_names
-        for network, flags in self.parts.agent.failures().items():
-            bad = [names[index] for index in flags.nonzero().flatten().tolist()]
-            if bad:
-                raise NonFiniteError(
-                    f"non-finite loss or gradient of the {network} in {', '.join(bad)}. These steps were "
-                    f"skipped and no checkpoint was written since; the last good one is in '{self.path}'. "
-                    "Lower the learning rates or scale the rewards (replay.reward_scaling=ema)."
-                )
+        for network, tasks in self.parts.agent.failures().items():
+            bad = [names[index] for index in tasks]
+            raise NonFiniteError(
+                f"non-finite loss or gradient of the {network} in {', '.join(bad)}. No checkpoint was "
+                f"written since; the last good one is in '{self.path}'. Lower the learning rates or scale "
+                "the rewards (replay.reward_scaling=ema)."
+            )
 
     # -- checkpoint -----------------------------------------------------------------------------------------
 
@@ -223,7 +211,7 @@ class TrainingLoop:
             return
         episodes = settings.final_episodes_per_task if final else settings.episodes_per_task
         began, saving = time.perf_counter(), self.seconds["checkpoint"]
-        policy = make_policy(self.parts.agent, self.eval_envs)
+        policy = self.parts.agent.policy(self.eval_envs.envs_per_task)
         try:
             result = evaluate(
                 policy, self.eval_envs, episodes, between_steps=lambda: self._between_evaluation_steps(step)

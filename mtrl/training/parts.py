@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from mtrl.agents.sac.agent import MTSAC
-from mtrl.agents.sac.policy import AgentPolicy
-from mtrl.agents.sac.replay import Replay
+from mtrl.agents import AGENTS
+from mtrl.agents.base import Agent, Floats, TaskSpec
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv, build_suite
 from mtrl.envs.suite import TaskSuite
@@ -24,41 +22,23 @@ class Parts:
 
     def __init__(self, config: Config, envs: TaskVectorEnv, device: torch.device) -> None:
         self.envs = envs
-        self.replay = Replay(
-            num_tasks=envs.num_tasks,
-            capacity_per_task=config.replay.capacity_per_task,
-            envs_per_task=envs.envs_per_task,
-            obs_dim=envs.obs_dim,
-            action_dim=envs.action_dim,
-            device=device,
-            seed=config.seed + 2,
-            reward_scaling=config.replay.reward_scaling,
-        )
         self.agent = build_agent(config, envs, device)
         self.rollout = RolloutStatistics(envs.num_envs)
-        self.exploration = np.random.default_rng(config.seed + 3)
-        self.obs: NDArray[np.float32] | None = None
+        self.obs: Floats | None = None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: agent, replay, environments and the loop's own numbers."""
+        """Return what a checkpoint holds: the agent's parts, the environments and the loop's own numbers."""
         return {
-            "agent": self.agent.training_state(),
-            "replay": self.replay.state_dict(),
+            **self.agent.state(),
             "envs": self.envs.get_state(),
-            "loop": {
-                "obs": self.obs,
-                "exploration": self.exploration.bit_generator.state,
-                "rollout": self.rollout.state_dict(),
-            },
+            "loop": {"obs": self.obs, "rollout": self.rollout.state_dict()},
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore `state`."""
-        self.agent.load_training_state(state["agent"])
-        self.replay.load_state_dict(state["replay"])
+        self.agent.load_state(state)
         self.envs.set_state(state["envs"])
         self.obs = np.array(state["loop"]["obs"])
-        self.exploration.bit_generator.state = state["loop"]["exploration"]
         self.rollout.load_state_dict(state["loop"]["rollout"])
 
 
@@ -89,21 +69,8 @@ def build_envs(config: Config, *, num_workers: int | None) -> TaskVectorEnv:
     )
 
 
-def build_agent(config: Config, envs: TaskVectorEnv, device: torch.device) -> MTSAC:
+def build_agent(config: Config, envs: TaskVectorEnv, device: torch.device) -> Agent:
     """Make a fresh agent for the run's tasks."""
-    return MTSAC(
-        num_tasks=envs.num_tasks,
-        obs_dim=envs.obs_dim,
-        action_dim=envs.action_dim,
-        network=config.network,
-        sac=config.sac,
-        method=config.method,
-        method_options=config.method_options,
-        device=device,
-        seed=config.seed,
-    )
-
-
-def make_policy(agent: MTSAC, envs: TaskVectorEnv) -> AgentPolicy:
-    """Return the deterministic policy for evaluation."""
-    return AgentPolicy(agent, envs.envs_per_task, deterministic=True)
+    spec = TaskSpec(tuple(envs.task_names), envs.envs_per_task, envs.obs_dim, envs.action_dim)
+    agent: Agent = AGENTS["sac"](config, spec, device)
+    return agent

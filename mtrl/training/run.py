@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mtrl.agents.sac.agent import MTSAC
+from mtrl.agents.base import Agent
 from mtrl.config.presets import config_to_dict, load_config, save_config
 from mtrl.config.schema import Config, Device
 from mtrl.device import cpu
@@ -27,7 +27,7 @@ from mtrl.runs.logging import SINKS, JsonLines, Log, RunInfo, Sink, Stamp
 from mtrl.runs.logging.jsonl import History, drop_after, read_history
 from mtrl.training.evaluate import evaluate
 from mtrl.training.loop import TrainingLoop
-from mtrl.training.parts import Parts, build_agent, build_envs, make_policy, suite_of
+from mtrl.training.parts import Parts, build_agent, build_envs, suite_of
 from mtrl.training.results import Callback, TrainResult
 from mtrl.training.signals import Requests
 from mtrl.training.start_screen import describe
@@ -152,14 +152,16 @@ def evaluate_run(
     config = load_config(path / CONFIG_NAME)
     resolved = resolve_device(device)
     suite = suite_of(config).versions()
-    step, state = load_checkpoint(path, suite=suite, allow_version_mismatch=allow_version_mismatch)
+    step, state = load_checkpoint(
+        path, suite=suite, parts=("policy",), allow_version_mismatch=allow_version_mismatch
+    )
     with (
         cpu.settings(config.train.num_threads, config.train.matmul_precision),
         closing(build_envs(config, num_workers=None)) as envs,
     ):
         agent = build_agent(config, envs, resolved)
-        agent.load_training_state(state["agent"])
-        result = evaluate(make_policy(agent, envs), envs, episodes)
+        agent.load_policy(state["policy"])
+        result = evaluate(agent.policy(envs.envs_per_task), envs, episodes)
         print(f"{path}: checkpoint of vector step {step:,}")
         console.evaluation_table(result)
         if video:
@@ -174,11 +176,11 @@ def default_run_dir(config: Config) -> Path:
     return Path("runs", tasks.lower(), config.method, f"seed{config.seed}-{stamp}")
 
 
-def _film(config: Config, agent: MTSAC, envs: TaskVectorEnv, folder: Path) -> None:
+def _film(config: Config, agent: Agent, envs: TaskVectorEnv, folder: Path) -> None:
     def suite(task: str) -> TaskSuite:
         return suite_of(dataclasses.replace(config, tasks=(task,)))
 
-    files = record(make_policy(agent, envs), envs, suite, folder, seed=config.seed)
+    files = record(agent.policy(envs.envs_per_task), envs, suite, folder, seed=config.seed)
     print(f"videos: {', '.join(map(str, files))}")
 
 
@@ -240,7 +242,7 @@ def _run(
                 history = drop_after(run.path, start)
         # The learner waits while these run, so they may take all cores.
         eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None)))
-        title, facts, notes = describe(config, parts.agent, envs, run.path, start)
+        title, facts, notes = describe(config, parts.agent.facts(), envs, run.path, start, device)
         console.start_screen(title, facts, notes)
         suite = envs.versions
         with _writing(run.path):

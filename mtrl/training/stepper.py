@@ -1,16 +1,10 @@
-"""One vector step of training: act, start the environments, update meanwhile, collect, store."""
+"""One vector step of training: act, start the environments, learn meanwhile, collect, observe."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from mtrl.agents.sac.policy import AgentPolicy
-from mtrl.agents.sac.update import Updater
+from mtrl.agents.base import Transitions
 from mtrl.config.schema import Config
 from mtrl.envs.engine.results import StepResult
 from mtrl.errors import EnvironmentFailure
@@ -29,8 +23,6 @@ class Stepper:
         self.config, self.parts = config, parts
         self.seconds = dict.fromkeys(("act", "update", "env_wait"), 0.0)
         self.failure: EnvironmentFailure | None = None
-        self.act = AgentPolicy(parts.agent, parts.envs.envs_per_task, deterministic=False)
-        self.update = Updater(parts.agent, parts.replay, config.sac.batch_per_task)
 
     def begin(self) -> None:
         """Start the first episodes, unless a restored run is in the middle of some."""
@@ -38,32 +30,22 @@ class Stepper:
             self.parts.obs, _ = self.parts.envs.reset()
 
     def vector_step(self, step: int) -> None:
-        """Move every environment by one env step and, after warm-up, update meanwhile."""
-        config, parts = self.config, self.parts
-        envs, obs = parts.envs, parts.obs
+        """Move every environment by one env step and let the agent learn meanwhile."""
+        parts = self.parts
+        envs, agent, obs = parts.envs, parts.agent, parts.obs
         assert obs is not None
-        # Transitions that a restart has cost may leave less than a batch at the end of warm-up.
-        warm = step >= config.train.warmup_steps and parts.replay.size >= config.sac.batch_per_task
-        if warm:
-            with Timer(self.seconds, "update"):
-                self._wait_for_update()
-            with Timer(self.seconds, "act"):
-                action = self.act(obs)
-        else:
-            action = parts.exploration.uniform(-1.0, 1.0, (envs.num_envs, envs.action_dim)).astype(np.float32)
+        with Timer(self.seconds, "update"):
+            agent.wait()  # what the environments did not hide of the learning started a step ago
+        with Timer(self.seconds, "act"):
+            action = agent.act(obs)
         envs.step_async(action)
-        if warm:
-            parts.agent.anneal(step / config.steps)
-            burst = config.train.warmup_updates if step == config.train.warmup_steps else 0
-            with Timer(self.seconds, "update"):
-                for _ in range(config.train.updates_per_step + burst):
-                    self.update()
+        with Timer(self.seconds, "update"):
+            agent.learn(step / self.config.steps)
         with Timer(self.seconds, "env_wait"):
             next_obs, reward, terminated, truncated, infos = self._step_wait()
         ended, lost = terminated | truncated, infos["restarted"]
         successor = infos["final_obs"] if ended.any() else next_obs
-        transition = (obs, action, reward, successor, terminated, lost)
-        parts.replay.add(*(self._by_task(x) for x in transition))
+        agent.observe(Transitions(obs, action, reward, successor, terminated, truncated, lost))
         parts.rollout.add(reward, infos["success"], ended & ~lost)
         parts.rollout.drop(lost)
         parts.obs = next_obs
@@ -78,16 +60,6 @@ class Stepper:
             self.failure = failure
             result: StepResult = failure.step_result
             return result
-
-    def _by_task(self, values: NDArray[Any]) -> torch.Tensor:
-        """[T*E, ...] -> [T, E, ...]."""
-        envs = self.parts.envs
-        return torch.from_numpy(values).view(envs.num_tasks, envs.envs_per_task, *values.shape[1:])
-
-    def _wait_for_update(self) -> None:
-        # On CUDA an update runs beside the environments, and what they did not hide of it is waited for here.
-        if self.parts.agent.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
 
 
 class Timer:

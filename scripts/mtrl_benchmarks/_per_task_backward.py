@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtrl.agents.sac.batch import Batch
+from mtrl.agents.sac.replay import Batch
 from mtrl.envs import ACTION_SIZE, OBS_SIZE
 from mtrl_benchmarks import report
 from mtrl_benchmarks._published import NashByLinearisation, cagrad_by_slsqp

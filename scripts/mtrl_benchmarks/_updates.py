@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtrl.agents.sac.agent import MTSAC
-from mtrl.agents.sac.replay import Replay, random_replay
-from mtrl.agents.sac.update import Updater
-from mtrl.config.schema import NetworkConfig, SacConfig
+from mtrl.agents.base import TaskSpec
+from mtrl.agents.sac.agent import SACAgent
+from mtrl.agents.sac.replay import Replay
+from mtrl.config.schema import Config, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.envs import ACTION_SIZE, OBS_SIZE
 from mtrl_benchmarks import report
 
@@ -44,23 +44,43 @@ class Problem:
 
     def replay(self) -> Replay:
         """Return a buffer with random transitions."""
-        return random_replay(self.tasks, _STORED, OBS_SIZE, ACTION_SIZE, self.device)
+        replay = Replay(
+            num_tasks=self.tasks,
+            capacity_per_task=_STORED,
+            envs_per_task=_STORED,
+            obs_dim=OBS_SIZE,
+            action_dim=ACTION_SIZE,
+            device=self.device,
+            seed=0,
+        )
+        fill(replay)
+        return replay
+
+
+def fill(replay: Replay) -> None:
+    """Fill a buffer that takes all of its transitions in one step with random ones."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*last: int) -> torch.Tensor:
+        return torch.randn(replay.num_tasks, replay.capacity, *last, generator=generator)
+
+    running = torch.zeros(replay.num_tasks, replay.capacity)
+    action = normal(replay.action_dim).tanh()
+    replay.add(normal(replay.obs_dim), action, normal(), normal(replay.obs_dim), running)
 
 
 def ours(problem: Problem, method: str) -> Callable[[], None]:
     """Return one update of the agent, sampling included."""
-    agent = MTSAC(
-        num_tasks=problem.tasks,
-        obs_dim=OBS_SIZE,
-        action_dim=ACTION_SIZE,
+    config = Config(
         network=problem.network,
         sac=problem.sac,
         method=method,
-        method_options={},
-        device=problem.device,
-        seed=0,
+        replay=ReplayConfig(capacity_per_task=_STORED),
     )
-    return Updater(agent, problem.replay(), problem.batch_per_task)
+    names = tuple(f"task {number}" for number in range(problem.tasks))
+    agent = SACAgent(config, TaskSpec(names, _STORED, OBS_SIZE, ACTION_SIZE), problem.device)
+    fill(agent.replay)
+    return agent.update_from_replay
 
 
 def stable_baselines3(problem: Problem) -> Callable[[], None] | None:

@@ -68,6 +68,7 @@ def _measure(config: Config, steps: int) -> report.Row:
 
 
 def _measure_here(config: Config, steps: int) -> report.Row:
+    from mtrl.agents.sac.agent import SACAgent
     from mtrl.training.parts import Parts, build_envs
     from mtrl.training.run import resolve_device
     from mtrl.training.stepper import Stepper
@@ -84,7 +85,9 @@ def _measure_here(config: Config, steps: int) -> report.Row:
             stepper.vector_step(step)
         loop_ms = _loop_ms(stepper, warmup, steps, device)
         act_ms = 1e3 * stepper.seconds["act"] / (steps + _WARMUP)
-        update_ms = config.train.updates_per_step * _milliseconds(stepper.update, steps, device)
+        assert isinstance(parts.agent, SACAgent)
+        update = parts.agent.update_from_replay
+        update_ms = config.train.updates_per_step * _milliseconds(update, steps, device)
         env_ms = _env_ms(stepper, steps)
     finally:
         envs.close()

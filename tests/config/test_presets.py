@@ -166,7 +166,7 @@ def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
         ("steps: null", "steps must be an integer; found null"),
         ("sac: {gamma: high}", r"sac\.gamma must be a finite number; found 'high' \(text\)"),
         ("sac: {gamma: false}", r"sac\.gamma must be a finite number; found false"),
-        ("sac: {target_entropy: .nan}", r"sac\.target_entropy must be a finite number; found nan"),
+        ("sac: {target_entropy: .nan}", r"sac\.target_entropy must be a finite number or null; found nan"),
         ("sac: {max_grad_norm: None}", r"finite number or null; found 'None' \(text\)\. Write null\."),
         ("network: {actor_layer_norm: 1}", r"network\.actor_layer_norm must be true or false; found 1"),
         ("sac: {temperature: sharde}", r"value for sac\.temperature 'sharde'\. Did you mean 'shared'\?"),

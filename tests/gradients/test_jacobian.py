@@ -8,34 +8,36 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtrl.gradients.descent import clip_by_norm
 from mtrl.gradients.flat_parameters import FlatParameters
-from mtrl.gradients.jacobian import LossFunction, TaskGradients, clip_by_norm
-from mtrl.networks.mlp import TASK_EMBEDDING, MLPSpec, initial_parameters, mlp
+from mtrl.gradients.jacobian import LossFunction, TaskGradients
+from mtrl.networks.mlp import MLP
 
 TASKS = 4
 
 
 def _problem(
     *, layer_norm: bool = False, one_hot: bool = True, heads: bool = False, stack: int = 2
-) -> tuple[MLPSpec, FlatParameters, Tensor, Tensor]:
-    spec = MLPSpec(
+) -> tuple[MLP, FlatParameters, Tensor, Tensor]:
+    network = MLP(
         stack=stack, num_tasks=TASKS, inputs=5, outputs=2, width=7, depth=2, activation="silu",
-        layer_norm=layer_norm, one_hot=one_hot, per_task_heads=heads, head_range=0.5,
+        layer_norm=layer_norm, task_identity="one_hot" if one_hot else "none", per_task_heads=heads,
+        head_range=0.5,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
-    shared, head = initial_parameters(spec, generator)
+    shared, head, own_rows = network.initial_parameters(generator)
     flat = FlatParameters(
         {name: value.double() for name, value in shared.items()},
         {name: value.double() for name, value in head.items()},
-        own_rows=(TASK_EMBEDDING,),
+        own_rows=own_rows,
     )
     inputs = torch.randn(TASKS, 6, 5, generator=generator).double()
     targets = torch.randn(TASKS, 6, 2, generator=generator).double()
-    return spec, flat, inputs, targets
+    return network, flat, inputs, targets
 
 
-def _losses(spec: MLPSpec, inputs: Tensor, targets: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-    return (mlp(spec, parameters, inputs) - targets).square().mean(dim=(0, 2, 3))
+def _losses(network: MLP, inputs: Tensor, targets: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    return (network.apply(parameters, inputs) - targets).square().mean(dim=(0, 2, 3))
 
 
 def _gradients(flat: FlatParameters, loss_function: LossFunction) -> TaskGradients:
@@ -45,7 +47,7 @@ def _gradients(flat: FlatParameters, loss_function: LossFunction) -> TaskGradien
 
 
 def _loop(
-    spec: MLPSpec, flat: FlatParameters, inputs: Tensor, targets: Tensor, offset: Tensor | None = None
+    network: MLP, flat: FlatParameters, inputs: Tensor, targets: Tensor, offset: Tensor | None = None
 ) -> Tensor:
     """One ordinary backward per task over the joint parameter vector [T, P + H]."""
     rows = []
@@ -54,7 +56,7 @@ def _loop(
         if offset is not None:
             vector[: flat.num_shared] += offset[task]
         vector.requires_grad_()
-        loss = _losses(spec, inputs, targets, flat.named(vector))[task]
+        loss = _losses(network, inputs, targets, flat.named(vector))[task]
         rows.append(torch.autograd.grad(loss, vector)[0])
     return torch.stack(rows)
 
@@ -63,58 +65,17 @@ def _loop(
 @pytest.mark.parametrize("one_hot", [True, False])
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_jacobian_equals_a_loop_of_backward_passes(stack: int, one_hot: bool, layer_norm: bool) -> None:
-    spec, flat, inputs, targets = _problem(stack=stack, one_hot=one_hot, layer_norm=layer_norm)
-    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
-    torch.testing.assert_close(gradients(), _loop(spec, flat, inputs, targets))
-    expected = _losses(spec, inputs, targets, flat.named())
+    network, flat, inputs, targets = _problem(stack=stack, one_hot=one_hot, layer_norm=layer_norm)
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(network, inputs, targets, p))
+    torch.testing.assert_close(gradients(), _loop(network, flat, inputs, targets))
+    expected = _losses(network, inputs, targets, flat.named())
     torch.testing.assert_close(gradients.losses, expected)
 
 
-@pytest.mark.parametrize("chunk", [1, 11, 60, 10**9])
-@pytest.mark.parametrize(("one_hot", "heads", "layer_norm"), [(True, False, True), (False, True, False)])
-def test_a_gramian_formed_in_blocks_equals_that_of_the_jacobian(
-    chunk: int, one_hot: bool, heads: bool, layer_norm: bool
-) -> None:
-    spec, flat, inputs, targets = _problem(one_hot=one_hot, heads=heads, layer_norm=layer_norm)
-    widest: list[int] = []
-
-    def gramian(columns: Tensor) -> Tensor:
-        widest.append(columns.shape[1])
-        return columns @ columns.T
-
-    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
-    found = gradients.gram(gramian, chunk)
-    rows = _loop(spec, flat, inputs, targets)
-    shared = rows[:, : flat.num_shared]
-    torch.testing.assert_close(found, shared @ shared.T)
-    torch.testing.assert_close(gradients.head_gradient, rows[:, flat.num_shared :].sum(0))
-    torch.testing.assert_close(gradients.losses, _losses(spec, inputs, targets, flat.named()))
-    # One row of a weight, seven entries, is the smallest block; biases of both networks have fourteen.
-    assert max(widest) <= max(chunk, 14)
-
-
-def test_a_gramian_in_blocks_refuses_a_parameter_that_is_used_twice() -> None:
-    spec, flat, inputs, targets = _problem()
-    gradients = _gradients(
-        flat,
-        lambda p, _, tasks: _losses(spec, inputs, targets, p) + _losses(spec, 2 * inputs, targets, p),
-    )
-    with pytest.raises(RuntimeError, match="used twice"):
-        gradients.gram(lambda columns: columns @ columns.T, 10)
-
-
-def test_a_blamed_task_is_the_same_with_blocks() -> None:
-    spec, flat, inputs, targets = _problem()
-    inputs[2, 1, 0] = torch.nan
-    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
-    gradients.gram(lambda columns: columns @ columns.T, 10)
-    assert gradients.finite.tolist() == [True, True, False, True]
-
-
 def test_jacobian_equals_torch_func() -> None:
-    spec, flat, inputs, targets = _problem()
-    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
-    reference = torch.func.jacrev(lambda v: _losses(spec, inputs, targets, flat.named(v)))(
+    network, flat, inputs, targets = _problem()
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(network, inputs, targets, p))
+    reference = torch.func.jacrev(lambda v: _losses(network, inputs, targets, flat.named(v)))(
         flat.vector.detach()
     )
     torch.testing.assert_close(gradients(), reference)
@@ -122,29 +83,29 @@ def test_jacobian_equals_torch_func() -> None:
 
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_offsets_perturb_each_task_by_its_own_row(layer_norm: bool) -> None:
-    spec, flat, inputs, targets = _problem(layer_norm=layer_norm)
-    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
+    network, flat, inputs, targets = _problem(layer_norm=layer_norm)
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(network, inputs, targets, p))
     offset = 0.1 * torch.randn(TASKS, flat.num_shared).double()
     before = flat.vector.detach().clone()
-    torch.testing.assert_close(gradients(offset), _loop(spec, flat, inputs, targets, offset))
+    torch.testing.assert_close(gradients(offset), _loop(network, flat, inputs, targets, offset))
     assert torch.equal(flat.vector.detach(), before)
 
 
 @pytest.mark.parametrize("heads", [True, False])
 def test_weighted_gradient_equals_weights_times_jacobian(heads: bool) -> None:
-    spec, flat, inputs, targets = _problem(heads=heads)
+    network, flat, inputs, targets = _problem(heads=heads)
     weights = torch.tensor([0.1, 0.0, 0.5, 0.4]).double()
-    cheap = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
-    full = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
+    cheap = _gradients(flat, lambda p, _, tasks: _losses(network, inputs, targets, p))
+    full = _gradients(flat, lambda p, _, tasks: _losses(network, inputs, targets, p))
     torch.testing.assert_close(cheap.weighted(lambda losses: weights), weights @ full())
     torch.testing.assert_close(cheap.head_gradient, full.head_gradient)
 
 
 def test_heads_get_their_own_tasks_gradient_and_stay_out_of_the_jacobian() -> None:
-    spec, flat, inputs, targets = _problem(heads=True)
-    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
+    network, flat, inputs, targets = _problem(heads=True)
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(network, inputs, targets, p))
     jacobian = gradients()
-    reference = _loop(spec, flat, inputs, targets)
+    reference = _loop(network, flat, inputs, targets)
     assert jacobian.shape == (TASKS, flat.num_shared)
     torch.testing.assert_close(jacobian, reference[:, : flat.num_shared])
     # A head appears in its own task's loss only, so the sum over tasks is each head's own gradient.
@@ -152,11 +113,11 @@ def test_heads_get_their_own_tasks_gradient_and_stay_out_of_the_jacobian() -> No
 
 
 def test_a_network_used_twice_in_a_loss_gets_both_contributions() -> None:
-    spec, flat, inputs, targets = _problem()
+    network, flat, inputs, targets = _problem()
 
     def losses(parameters: Mapping[str, Tensor]) -> Tensor:
-        first = _losses(spec, inputs, targets, parameters)
-        return first + 3.0 * _losses(spec, inputs.flip(1), targets.sin(), parameters)
+        first = _losses(network, inputs, targets, parameters)
+        return first + 3.0 * _losses(network, inputs.flip(1), targets.sin(), parameters)
 
     jacobian = _gradients(flat, lambda p, _, tasks: losses(p))()
     rows = []
@@ -167,52 +128,52 @@ def test_a_network_used_twice_in_a_loss_gets_both_contributions() -> None:
 
 
 def test_batches_are_told_apart_and_the_first_one_defines_the_losses() -> None:
-    spec, flat, inputs, targets = _problem()
-    gradients = _gradients(flat, lambda p, k, tasks: _losses(spec, inputs + k, targets, p))
+    network, flat, inputs, targets = _problem()
+    gradients = _gradients(flat, lambda p, k, tasks: _losses(network, inputs + k, targets, p))
     first, second = gradients(), gradients(batch=1)
-    torch.testing.assert_close(first, _loop(spec, flat, inputs, targets))
-    torch.testing.assert_close(second, _loop(spec, flat, inputs + 1, targets))
-    torch.testing.assert_close(gradients.losses, _losses(spec, inputs, targets, flat.named()))
+    torch.testing.assert_close(first, _loop(network, flat, inputs, targets))
+    torch.testing.assert_close(second, _loop(network, flat, inputs + 1, targets))
+    torch.testing.assert_close(gradients.losses, _losses(network, inputs, targets, flat.named()))
 
 
 @pytest.mark.parametrize("heads", [True, False])
 @pytest.mark.parametrize("one_hot", [True, False])
 def test_some_tasks_alone_give_their_rows(heads: bool, one_hot: bool) -> None:
-    spec, flat, inputs, targets = _problem(heads=heads, one_hot=one_hot)
+    network, flat, inputs, targets = _problem(heads=heads, one_hot=one_hot)
     chosen: list[Tensor | None] = []
 
     def losses(parameters: Mapping[str, Tensor], _: int, tasks: Tensor | None) -> Tensor:
         chosen.append(tasks)
         assert tasks is not None
-        return _losses(spec, inputs[tasks], targets[tasks], parameters)
+        return _losses(network, inputs[tasks], targets[tasks], parameters)
 
     gradients = _gradients(flat, losses)
-    reference = _loop(spec, flat, inputs, targets)
+    reference = _loop(network, flat, inputs, targets)
     for order in ([2, 0], [1, 3]):  # the second call reuses the first one's memory
         gradients.start(losses)
         jacobian = gradients(tasks=torch.tensor(order))
         torch.testing.assert_close(jacobian, reference[order, : flat.num_shared])
         expected = torch.zeros(TASKS).double()
-        expected[order] = _losses(spec, inputs, targets, flat.named())[order]
+        expected[order] = _losses(network, inputs, targets, flat.named())[order]
         torch.testing.assert_close(gradients.losses, expected)
         assert gradients.evaluated.tolist() == [task in order for task in range(TASKS)]
         torch.testing.assert_close(gradients.head_gradient, reference[order, flat.num_shared :].sum(0))
 
 
 def test_jacobians_of_one_step_live_side_by_side() -> None:
-    spec, flat, inputs, targets = _problem()
-    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
+    network, flat, inputs, targets = _problem()
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(network, inputs, targets, p))
     offset = 0.1 * torch.randn(TASKS, flat.num_shared).double()
     first, second = gradients(), gradients(offset)
-    torch.testing.assert_close(first, _loop(spec, flat, inputs, targets))
-    torch.testing.assert_close(second, _loop(spec, flat, inputs, targets, offset))
+    torch.testing.assert_close(first, _loop(network, flat, inputs, targets))
+    torch.testing.assert_close(second, _loop(network, flat, inputs, targets, offset))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_task_is_flagged_and_only_that_one(bad: float) -> None:
-    spec, flat, inputs, targets = _problem()
+    network, flat, inputs, targets = _problem()
     inputs[2, 0, 0] = bad
-    gradients = _gradients(flat, lambda p, _, tasks: _losses(spec, inputs, targets, p))
+    gradients = _gradients(flat, lambda p, _, tasks: _losses(network, inputs, targets, p))
     gradients()
     assert gradients.finite.tolist() == [True, True, False, True]
 

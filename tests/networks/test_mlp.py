@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform
 
-from mtrl.networks.mlp import (
-    TASK_EMBEDDING,
-    MLPSpec,
-    initial_parameters,
-    linear,
-    mlp,
-    mode_action,
-    sample_action,
-)
+from mtrl.networks.gaussian import mode_action, sample_action
+from mtrl.networks.linear import linear
+from mtrl.networks.mlp import MLP, TASK_EMBEDDING
 from tests.helpers.plain_sac import load_plain, one_hot_inputs, plain_mlp
 
-SPEC = MLPSpec(
-    stack=2, num_tasks=3, inputs=5, outputs=4, width=8, depth=2, activation="relu", layer_norm=False,
-    one_hot=True, per_task_heads=False, head_range=0.5,
-)  # fmt: skip
+
+def _network(**changes: Any) -> MLP:
+    sizes = {"stack": 2, "num_tasks": 3, "inputs": 5, "outputs": 4, "width": 8, "depth": 2, "head_range": 0.5}
+    return MLP(**{**sizes, **changes})
 
 
-def _parameters(spec: MLPSpec) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    return initial_parameters(spec, torch.Generator().manual_seed(0))
+def _parameters(network: MLP) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    shared, heads, _ = network.initial_parameters(torch.Generator().manual_seed(0))
+    return shared, heads
 
 
 def test_shared_mlp_equals_plain_linear_layers_on_one_hot_inputs() -> None:
-    shared, _ = _parameters(SPEC)
+    network = _network()
+    shared, _ = _parameters(network)
     inputs = torch.randn(3, 6, 5)
-    outputs = mlp(SPEC, shared, inputs)
+    outputs = network.apply(shared, inputs)
     for stack in range(2):
         model = plain_mlp(5 + 3, 4, 8, 2)
         load_plain(model, shared, stack)
@@ -39,44 +37,44 @@ def test_shared_mlp_equals_plain_linear_layers_on_one_hot_inputs() -> None:
 
 
 def test_layer_norm_equals_torch_module() -> None:
-    spec = SPEC._replace(layer_norm=True, one_hot=False, depth=1)
-    shared, _ = _parameters(spec)
+    network = _network(layer_norm=True, task_identity="none", depth=1)
+    shared, _ = _parameters(network)
     inputs = torch.randn(3, 6, 5)
     norm = nn.LayerNorm(8, elementwise_affine=False)
     hidden = torch.relu(norm(inputs @ shared["0.weight"][1].T + shared["0.bias"][1]))
     expected = hidden @ shared["head.weight"][1].T + shared["head.bias"][1]
-    torch.testing.assert_close(mlp(spec, shared, inputs)[1], expected)
+    torch.testing.assert_close(network.apply(shared, inputs)[1], expected)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_per_task_parameters_that_agree_give_the_joint_outputs(layer_norm: bool) -> None:
-    spec = SPEC._replace(layer_norm=layer_norm)
-    shared, _ = _parameters(spec)
+    network = _network(layer_norm=layer_norm)
+    shared, _ = _parameters(network)
     inputs = torch.randn(3, 6, 5)
     expanded = {name: value.expand(3, *value.shape) for name, value in shared.items()}
     expanded[TASK_EMBEDDING] = shared[TASK_EMBEDDING].transpose(0, 1)  # each task's own row
     copied = {name: value.clone() for name, value in expanded.items()}
-    joint = mlp(spec, shared, inputs)
-    torch.testing.assert_close(mlp(spec, expanded, inputs), joint)
-    torch.testing.assert_close(mlp(spec, copied, inputs), joint)
+    joint = network.apply(shared, inputs)
+    torch.testing.assert_close(network.apply(expanded, inputs), joint)
+    torch.testing.assert_close(network.apply(copied, inputs), joint)
 
 
 def test_heads_see_only_their_own_task() -> None:
-    spec = SPEC._replace(per_task_heads=True)
-    shared, heads = _parameters(spec)
+    network = _network(per_task_heads=True)
+    shared, heads = _parameters(network)
     inputs = torch.randn(3, 6, 5)
-    before = mlp(spec, shared | heads, inputs)
+    before = network.apply(shared | heads, inputs)
     changed = {name: value.clone() for name, value in heads.items()}
     changed["head.weight"][1] += 1.0
-    after = mlp(spec, shared | changed, inputs)
+    after = network.apply(shared | changed, inputs)
     assert torch.equal(before[:, [0, 2]], after[:, [0, 2]])
     assert not torch.allclose(before[:, 1], after[:, 1])
 
 
 def test_without_one_hot_equal_inputs_give_equal_outputs_for_all_tasks() -> None:
-    spec = SPEC._replace(one_hot=False)
-    shared, _ = _parameters(spec)
-    outputs = mlp(spec, shared, torch.randn(1, 6, 5).expand(3, 6, 5))
+    network = _network(task_identity="none")
+    shared, _ = _parameters(network)
+    outputs = network.apply(shared, torch.randn(1, 6, 5).expand(3, 6, 5))
     torch.testing.assert_close(outputs[:, 0], outputs[:, 2])
 
 
@@ -103,35 +101,35 @@ def test_linear_gradients_pass_gradcheck(expanded: bool) -> None:
 
 
 def test_log_probability_is_that_of_torch_distributions() -> None:
-    spec = SPEC._replace(stack=1, outputs=8)
-    shared, _ = _parameters(spec)
+    network = _network(stack=1, outputs=8)
+    shared, _ = _parameters(network)
     obs, noise = torch.randn(3, 6, 5).double(), torch.randn(3, 6, 4).double()
     parameters = {name: value.double() for name, value in shared.items()}
-    sampled = sample_action(spec, parameters, obs, noise)
-    mean, log_std = mlp(spec, parameters, obs)[0].chunk(2, dim=-1)
+    sampled = sample_action(network.apply(parameters, obs)[0], noise)
+    mean, log_std = network.apply(parameters, obs)[0].chunk(2, dim=-1)
     policy = torch.distributions.TransformedDistribution(Normal(mean, log_std.exp()), [TanhTransform()])
     torch.testing.assert_close(sampled.log_prob, policy.log_prob(sampled.action).sum(-1))
 
 
 def test_log_probability_stays_finite_at_saturated_actions() -> None:
-    spec = SPEC._replace(stack=1, outputs=8)
-    shared, _ = _parameters(spec)
+    network = _network(stack=1, outputs=8)
+    shared, _ = _parameters(network)
     shared["head.bias"] += 50.0
-    sampled = sample_action(spec, shared, torch.randn(3, 6, 5), torch.randn(3, 6, 4))
+    sampled = sample_action(network.apply(shared, torch.randn(3, 6, 5))[0], torch.randn(3, 6, 4))
     assert torch.isfinite(sampled.log_prob).all()
 
 
 def test_mode_is_the_sample_without_noise() -> None:
-    spec = SPEC._replace(stack=1, outputs=8)
-    shared, _ = _parameters(spec)
+    network = _network(stack=1, outputs=8)
+    shared, _ = _parameters(network)
     obs = torch.randn(3, 6, 5)
-    silent = sample_action(spec, shared, obs, torch.zeros(3, 6, 4)).action
-    torch.testing.assert_close(mode_action(spec, shared, obs), silent)
+    silent = sample_action(network.apply(shared, obs)[0], torch.zeros(3, 6, 4)).action
+    torch.testing.assert_close(mode_action(network.apply(shared, obs)[0]), silent)
 
 
 def test_initial_scale_follows_fan_in_with_the_identity_counted() -> None:
-    spec = SPEC._replace(width=400, inputs=39, num_tasks=10)
-    shared, _ = _parameters(spec)
+    network = _network(width=400, inputs=39, num_tasks=10)
+    shared, _ = _parameters(network)
     bound = (6.0 / 49) ** 0.5
     for name in ("0.weight", "0.task"):
         assert 0.95 * bound < float(shared[name].abs().max()) <= bound

@@ -32,14 +32,14 @@ def test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name(
     def poison(self: Stepper, step: int) -> None:
         original(self, step)
         if step == 31:
-            self.parts.replay._rows[1, :, 43] = value
+            self.parts.agent.replay._rows[1, :, 43] = value  # type: ignore[attr-defined]
 
     monkeypatch.setattr(Stepper, "vector_step", poison)
     with pytest.raises(NonFiniteError, match=r"critic in drawer-close-v3\."):
         train(config(), tmp_path / "run")
     step, state = load_checkpoint(tmp_path / "run")
     assert step == 25
-    assert torch.isfinite(state["agent"]["module"]["target"]).all()
+    assert torch.isfinite(state["agent"]["update"]["target"]).all()
 
 
 def test_a_non_finite_action_never_reaches_an_environment(
@@ -50,7 +50,7 @@ def test_a_non_finite_action_never_reaches_an_environment(
     def poison(self: Stepper, step: int) -> None:
         if step == 30:
             with torch.no_grad():
-                self.parts.agent.actor.flat.vector.fill_(float("nan"))
+                self.parts.agent.update.actor.flat.vector.fill_(float("nan"))  # type: ignore[attr-defined]
         original(self, step)
 
     monkeypatch.setattr(Stepper, "vector_step", poison)
@@ -138,7 +138,7 @@ def test_a_killed_worker_is_replaced_and_nothing_invented_is_stored(
     assert torch.equal(rows[mine, 9], rows[mine, 10])  # step 30 repeats step 29
     assert not torch.equal(rows[other, 9], rows[other, 10])
     # Everything else continues the step before, except where an episode begins; the hand knows both.
-    jumps = (obs[:, 1:, :3] - following[:, :-1, :3]).abs().amax(-1) > 1e-3
+    jumps = (obs[:, 1:, :3] - following[:, :-1, :3]).abs().amax(-1) > 1e-6
     assert jumps[other].nonzero().flatten().tolist() == [19]
     assert jumps[mine].nonzero().flatten().tolist() == [9, 10, 30]
 

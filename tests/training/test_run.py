@@ -149,7 +149,7 @@ def test_other_seeds_give_other_runs(tmp_path: Path) -> None:
     train(config(), tmp_path / "a")
     train(config(seed=1), tmp_path / "b")
     left, right = (load_checkpoint(tmp_path / name)[1] for name in "ab")
-    assert not torch.equal(left["agent"]["module"]["target"], right["agent"]["module"]["target"])
+    assert not torch.equal(left["agent"]["update"]["target"], right["agent"]["update"]["target"])
     assert not torch.equal(left["replay"]["rows"], right["replay"]["rows"])
 
 

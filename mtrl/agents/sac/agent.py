@@ -1,293 +1,245 @@
-"""Multi-task soft actor-critic: act, update, state. An update is a fixed sequence of tensor operations."""
+"""Multi-task soft actor-critic: acts, fills its replay, and updates while the environments step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from mtrl.agents.sac import losses
-from mtrl.agents.sac.batch import Batch
-from mtrl.agents.sac.combiner import sac_combiner
-from mtrl.agents.sac.totals import UpdateTotals
-from mtrl.config.schema import NetworkConfig, SacConfig
+from mtrl import seeds
+from mtrl.agents.base import Floats, Metrics, Policy, TaskSpec, Transitions
+from mtrl.agents.sac.acting import SACPolicy
+from mtrl.agents.sac.replay import Replay, replay_bytes
+from mtrl.agents.sac.update import SACUpdate
+from mtrl.config.schema import Config
+from mtrl.device.cuda_graph import GraphedStep
 from mtrl.device.memory import check_fits
-from mtrl.gradients.descent import Learner, make_adam, masked_step, set_lr
-from mtrl.gradients.flat_parameters import FlatParameters
-from mtrl.gradients.jacobian import LossFunction
-from mtrl.networks.mlp import (
-    TASK_EMBEDDING,
-    MLPSpec,
-    Parameters,
-    initial_parameters,
-    mode_action,
-    of_tasks,
-    q_values,
-    sample_action,
-)
+from mtrl.device.random_stream import RandomStream
 
 
-class MTSAC(nn.Module):
-    """One agent for all tasks: a policy, twin critics, target critics and temperatures.
+def build(config: Config, spec: TaskSpec, device: torch.device) -> SACAgent:
+    """Return a fresh agent; what only training needs is allocated when it is first used."""
+    return SACAgent(config, spec, device)
 
-    Args:
-        num_tasks: T.
-        obs_dim: O, without task identity.
-        action_dim: A.
-        network: architecture.
-        sac: hyper-parameters.
-        method: name of the gradient combiner; critic and actor get an instance each.
-        method_options: the combiner's hyper-parameters.
-        device: where parameters live.
-        seed: initial parameters and all later sampling.
+
+class SACAgent:
+    """One agent for all tasks (`mtrl.agents.base.Agent`).
+
+    It warms up with uniformly random actions for `train.warmup_steps` vector steps, and longer where restarts
+    of environments have left less than a batch; its first `learn` after that makes `train.warmup_updates`
+    updates more than the others. Random numbers are drawn before each update, from streams of the agent: a
+    captured update takes the same ones as an eager one, and a checkpoint holds all there is to resume.
+
+    Attributes:
+        update: networks, combiners and optimisers, and the step that changes them.
+        updates: made so far.
     """
 
-    def __init__(
-        self,
-        *,
-        num_tasks: int,
-        obs_dim: int,
-        action_dim: int,
-        network: NetworkConfig,
-        sac: SacConfig,
-        method: str,
-        method_options: Mapping[str, Any],
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.num_tasks, self.obs_dim, self.action_dim = num_tasks, obs_dim, action_dim
-        self.sac, self.device = sac, device
-        # Output ranges of the public Meta-World+ code: near-zero first actions and values.
-        self.actor_spec = MLPSpec(
-            stack=1,
-            num_tasks=num_tasks,
-            inputs=obs_dim,
-            outputs=2 * action_dim,
-            width=network.actor_width,
-            depth=network.actor_depth,
-            activation=network.activation,
-            layer_norm=network.actor_layer_norm,
-            one_hot=network.task_identity == "one_hot",
-            per_task_heads=network.heads == "per_task",
-            head_range=1e-3,
+    def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
+        self.config, self.spec, self.device = config, spec, device
+        self.update = SACUpdate(config, spec, device)
+        self.updates = 0
+        self._observed = 0  # vector steps
+        self._exploration = seeds.generator(config.seed, "exploration")
+        self._noise_stream = RandomStream(seeds.integer(config.seed, "agent"), device)
+        self._explore = SACPolicy(self.update, spec, self._noise_stream, device)
+        lead = (self.update.num_batches, spec.num_tasks, config.sac.batch_per_task)
+        self._rows = torch.zeros(lead, dtype=torch.int64, device=device)
+        self._noise = torch.zeros(lead[0], 2, *lead[1:], spec.action_dim, device=device)
+        self._graphed = GraphedStep(
+            self._update_once, device, what="the update", capturable=self.update.capturable
         )
-        self.critic_spec = self.actor_spec._replace(
-            stack=2,
-            inputs=obs_dim + action_dim,
-            outputs=1,
-            width=network.critic_width,
-            depth=network.critic_depth,
-            layer_norm=network.critic_layer_norm,
-            head_range=3e-3,
-        )
-        initial = torch.Generator().manual_seed(seed)
 
-        def learner(spec: MLPSpec, lr: float) -> Learner:
-            flat = FlatParameters(*initial_parameters(spec, initial), own_rows=(TASK_EMBEDDING,)).to(device)
-            combiner = sac_combiner(method, method_options, num_tasks, sac.jacobian_chunk).to(device)
-            return Learner(
-                flat, combiner, lr=lr, eps=sac.adam_eps, max_norm=sac.max_grad_norm,
-                jacobian_chunk=sac.jacobian_chunk,
-            ).to(device)  # fmt: skip
+    @cached_property
+    def replay(self) -> Replay:
+        """Transitions to learn from; made when first asked for, since evaluation needs none.
 
-        self.actor = learner(self.actor_spec, sac.actor_lr)
-        self.critic = learner(self.critic_spec, sac.critic_lr)
+        Raises:
+            UserError: it, or the gradients of an update, do not fit into the device's memory.
+        """
         check_fits(
             self.jacobian_bytes,
-            device,
-            what=f"the gradients of {num_tasks} tasks",
-            advice="Use smaller networks (network.critic_width) or, with a method that needs the Gramian "
-            "alone, sac.jacobian_chunk=1000000.",
+            self.device,
+            what=f"the gradients of {self.spec.num_tasks} tasks",
+            advice="Use smaller networks (network.critic_width) or a method that looks at losses alone.",
         )
-        self.target: Tensor
-        self.register_buffer("target", self.critic.flat.vector.detach().clone())
-        self.averaged_actor: Tensor | None
-        average = None if sac.actor_average_rate is None else self.actor.flat.vector.detach().clone()
-        self.register_buffer("averaged_actor", average)
-        temperatures = num_tasks if sac.temperature == "per_task" else 1
-        start = torch.full((temperatures,), sac.initial_temperature, device=device).log()
-        self.log_alpha = nn.Parameter(start)
-        self.temperature_optimizer = make_adam(self.log_alpha, lr=sac.temperature_lr)
-        self.generator = torch.Generator(device).manual_seed(seed + 1)
-        self.num_batches = self.critic.combiner.num_batches
-        self.totals = UpdateTotals(num_tasks).to(device)
+        replay = self.config.replay
+        return Replay(
+            num_tasks=self.spec.num_tasks,
+            capacity_per_task=replay.capacity_per_task,
+            envs_per_task=self.spec.envs_per_task,
+            obs_dim=self.spec.obs_dim,
+            action_dim=self.spec.action_dim,
+            device=self.device,
+            seed=seeds.integer(self.config.seed, "replay"),
+            reward_scaling=replay.reward_scaling,
+        )
 
     @property
-    def state_bytes(self) -> int:
-        """Bytes of parameters, targets and buffers, and of Adam's moments and the gradient."""
-        trained = sum(value.nbytes for value in self.parameters())
-        return 4 * trained + sum(value.nbytes for value in self.buffers())
+    def warm(self) -> bool:
+        """Whether warm-up is over."""
+        enough = self.replay.size >= self.config.sac.batch_per_task
+        return self._observed >= self.config.train.warmup_steps and enough
+
+    def act(self, obs: Floats) -> Floats:
+        """Return a sample of the policy [T*E, A]; during warm-up uniformly random actions."""
+        if self.warm:
+            return self._explore(obs)
+        shape = (len(obs), self.spec.action_dim)
+        return self._exploration.uniform(-1.0, 1.0, shape).astype(np.float32)
+
+    def observe(self, transitions: Transitions) -> None:
+        """Store one vector step; time limits are bootstrapped, so what `truncated` says is not needed."""
+        obs, action, reward, successor, terminated, _, lost = transitions
+        parts = (obs, action, reward, successor, terminated, lost)
+        self.replay.add(*(self._by_task(part) for part in parts))
+        self._observed += 1
+
+    def learn(self, progress: float) -> None:
+        """Make the updates of one vector step, none during warm-up; on CUDA they are only started."""
+        if not self.warm:
+            return
+        train = self.config.train
+        self.update.anneal(progress)
+        burst = train.warmup_updates if self.updates == 0 else 0
+        for _ in range(train.updates_per_step + burst):
+            self.update_from_replay()
+
+    def update_from_replay(self) -> None:
+        """Update once, on freshly drawn batches.
+
+        Raises:
+            ValueError: fewer than `sac.batch_per_task` transitions are stored per task.
+        """
+        for rows in self._rows:
+            self.replay.draw(rows)
+        self._noise.normal_(generator=self._noise_stream.generator)
+        self._graphed()
+        self.updates += 1
+
+    def wait(self) -> None:
+        """Wait for the updates that `learn` started."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def policy(self, envs_per_task: int) -> Policy:
+        """Return the deterministic policy for T*E observations."""
+        return SACPolicy(self.update, self.spec._replace(envs_per_task=envs_per_task), None, self.device)
+
+    def metrics(self) -> Metrics:
+        """Return means over the updates since the last call, and the combiners' reports on the last one."""
+        if self.updates == 0:
+            return Metrics({}, {})
+        values = self.update.totals.pop_means()
+        for name, network in (("critic", self.update.critic), ("actor", self.update.actor)):
+            values |= {f"{name}/{key}": value for key, value in network.combiner.metrics().items()}
+        arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}
+        scalars: dict[str, float] = {}
+        # The critic's weights are the ones people compare; the actor's stand beside them.
+        per_task = {"weight": arrays.pop("critic/weights"), "actor_weight": arrays.pop("actor/weights")}
+        for name, array in arrays.items():
+            if array.ndim:
+                per_task[name.replace("/", "_")] = array
+            else:
+                scalars[f"grad/{name.replace('/', '_')}"] = float(array)
+        for name, label in (
+            ("alpha", "ent_coef"),
+            ("critic_loss",) * 2,
+            ("actor_loss",) * 2,
+            ("entropy",) * 2,
+        ):
+            scalars[f"train/{label}"] = float(per_task[name].mean())
+        return Metrics(scalars, per_task)
+
+    def failures(self) -> dict[str, list[int]]:
+        """Return the tasks whose losses or gradients were non-finite, by network."""
+        networks = {"critic": self.update.critic, "actor": self.update.actor}
+        flags = {name: network.failures.nonzero().flatten().tolist() for name, network in networks.items()}
+        return {name: tasks for name, tasks in flags.items() if tasks}
+
+    def facts(self) -> dict[str, str]:
+        """Return sizes for the start screen; what does not fit into memory is refused here at the latest."""
+        network, parts = self.config.network, self.memory()
+        sizes = (
+            f"actor {network.actor_depth}x{network.actor_width}, critics 2x{network.critic_depth}x"
+            f"{network.critic_width}"
+            if network.architecture == "mlp"
+            else network.architecture
+        )
+        return {
+            "networks": f"{sizes}, {self.parameter_count:,} trained parameters",
+            "batch": f"{self.config.sac.batch_per_task} transitions per task",
+            "memory": ", ".join(f"{name} {_size(count)}" for name, count in parts.items()),
+        }
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained parameters: actor, critics, temperatures; targets are copies and do not count."""
+        return sum(parameter.numel() for parameter in self.update.parameters())
 
     @property
     def jacobian_bytes(self) -> int:
         """Bytes of the per-task gradients that actor and critic keep."""
-        return self.actor.jacobian_bytes + self.critic.jacobian_bytes
+        return self.update.actor.jacobian_bytes + self.update.critic.jacobian_bytes
 
-    @property
-    def alpha(self) -> Tensor:
-        """Temperatures [T]."""
-        return self.log_alpha.detach().exp().expand(self.num_tasks)
-
-    @property
-    def capturable(self) -> bool:
-        """Whether an update never reads back to the host, so that a CUDA graph can hold it."""
-        return self.critic.combiner.capturable
-
-    @torch.no_grad()
-    def act(self, obs: Tensor, *, deterministic: bool = False, noise: Tensor | None = None) -> Tensor:
-        """Actions [T, E, A] in [-1, 1] for observations [T, E, O].
-
-        Drawn with standard normal `noise` [T, E, A], by default from the agent's stream; deterministic: the
-        modes of the policy, averaged over updates where `actor_average_rate` asks for that.
-        """
-        if deterministic:
-            return mode_action(self.actor_spec, self.actor.flat.named(self.averaged_actor), obs)
-        noise = self.drawn(obs.shape[:2]) if noise is None else noise
-        return sample_action(self.actor_spec, self.actor.flat.named(), obs, noise).action
-
-    def drawn(self, lead: Sequence[int]) -> Tensor:
-        """Return standard normal noise for actions, [*lead, A], from the agent's stream."""
-        return self.draw(torch.empty(*lead, self.action_dim, device=self.device))
-
-    def draw(self, noise: Tensor) -> Tensor:
-        """Overwrite a tensor on the agent's device with standard normal noise from its stream; return it."""
-        return noise.normal_(generator=self.generator)
-
-    def update(self, batches: Sequence[Batch], noise: Tensor | None = None) -> None:
-        """Call `step`, with noise from the agent's stream by default."""
-        if noise is None:
-            noise = self.drawn((len(batches), 2, *batches[0].reward.shape))
-        self.step(batches, noise)
-
-    def step(self, batches: Sequence[Batch], noise: Tensor) -> None:
-        """One step of critics, actor, temperatures and targets on K = `num_batches` independent batches.
-
-        `noise` [K, 2, T, B, A], standard normal, is what critic targets and the actor draw actions with.
-        """
-        alpha = self.alpha
-        critic = self.critic.step(self.critic_losses(batches, noise[:, 0], alpha))
-        log_prob: list[tuple[Tensor, Tensor | None]] = []
-        actor = self.actor.step(self.actor_losses(batches, noise[:, 1], alpha, log_prob))
-        entropy = self._update_temperature(*log_prob[0], actor.ok)
-        with torch.no_grad():
-            self.target.lerp_(self.critic.flat.vector, self.sac.tau * critic.ok)
-            rate = self.sac.actor_average_rate
-            if rate is not None and self.averaged_actor is not None:
-                self.averaged_actor.lerp_(self.actor.flat.vector, rate)
-            self.totals.add(critic, actor, entropy, alpha)
-
-    def _update_temperature(self, log_prob: Tensor, tasks: Tensor | None, ok: Tensor) -> Tensor:
-        """Move the temperatures of the evaluated tasks; returns their entropies [T], 0 for others."""
-        temperature = self.log_alpha.detach().requires_grad_()
-        own = temperature.expand(self.num_tasks)
-        own = own if tasks is None else own.index_select(0, tasks)
-        per_task = losses.temperature_loss(own, log_prob, self.sac.target_entropy)
-        # Per-task temperatures are separate parameters: a sum gives each its own gradient. A shared one
-        # takes the mean over tasks, as one loss over the whole batch would.
-        total = per_task.sum() / (len(per_task) if len(self.log_alpha) == 1 else 1)
-        (gradient,) = torch.autograd.grad(total, temperature)
-        masked_step(self.temperature_optimizer, self.log_alpha, gradient, ok & torch.isfinite(total))
-        entropy = -log_prob.detach().mean(1)
-        return entropy if tasks is None else entropy.new_zeros(self.num_tasks).index_copy(0, tasks, entropy)
-
-    def anneal(self, progress: float) -> None:
-        """Set the step sizes for `progress` in [0, 1] through the run."""
-        sac = self.sac
-        if sac.final_lr_fraction == 1.0:
-            return
-        fall = max(progress - sac.lr_hold_fraction, 0.0) / max(1.0 - sac.lr_hold_fraction, 1e-9)
-        lrs = (sac.actor_lr, sac.critic_lr, sac.temperature_lr)
-        for optimizer, lr in zip(self._optimizers(), lrs, strict=True):
-            set_lr(optimizer, lr * sac.final_lr_fraction**fall)
-
-    def critic_losses(self, batches: Sequence[Batch], noise: Tensor, alpha: Tensor) -> LossFunction:
-        """Critic losses [T], or [N] of some tasks; targets of a batch are computed once.
-
-        noise [K, T, B, A].
-        """
-        targets: dict[int, Tensor] = {}
-
-        @torch.no_grad()
-        def target(index: int, tasks: Tensor | None) -> Tensor:
-            batch, own_noise, own_alpha = batches[index].of_tasks(tasks), noise[index], alpha
-            if tasks is not None:
-                own_noise, own_alpha = own_noise.index_select(0, tasks), alpha.index_select(0, tasks)
-            actor = of_tasks(self.actor_spec, self.actor.flat.named(), tasks)
-            next_action = sample_action(self.actor_spec, actor, batch.next_obs, own_noise)
-            frozen = of_tasks(self.critic_spec, self.critic.flat.named(self.target), tasks)
-            next_q = q_values(self.critic_spec, frozen, batch.next_obs, next_action.action)
-            return losses.td_target(batch, next_action, next_q, own_alpha, self.sac.gamma)
-
-        def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
-            if tasks is None and index not in targets:
-                targets[index] = target(index, None)
-            known = targets.get(index)
-            if tasks is not None:
-                known = target(index, tasks) if known is None else known.index_select(0, tasks)
-            assert known is not None
-            return losses.critic_loss(self.critic_spec, parameters, batches[index].of_tasks(tasks), known)
-
-        return function
-
-    def actor_losses(
-        self,
-        batches: Sequence[Batch],
-        noise: Tensor,
-        alpha: Tensor,
-        log_prob: list[tuple[Tensor, Tensor | None]],
-    ) -> LossFunction:
-        """Actor losses [T], or [N] of some tasks; log-probs go to `log_prob`, each with its tasks.
-
-        noise [K, T, B, A].
-        """
-        frozen = self.critic.flat.named()
-
-        def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
-            obs, own_noise, own_alpha = batches[index].obs, noise[index], alpha
-            if tasks is not None:
-                obs, own_noise, own_alpha = (x.index_select(0, tasks) for x in (obs, own_noise, alpha))
-            sampled = sample_action(self.actor_spec, parameters, obs, own_noise)
-            log_prob.append((sampled.log_prob, tasks))
-            critic = of_tasks(self.critic_spec, frozen, tasks)
-            q = q_values(self.critic_spec, critic, obs, sampled.action)
-            return losses.actor_loss(sampled, q, own_alpha)
-
-        return function
-
-    def failures(self) -> dict[str, Tensor]:
-        """Per network, which tasks [T] (bool, on the device) made a step non-finite since the start."""
-        return {"critic": self.critic.failures, "actor": self.actor.failures}
-
-    def metrics(self) -> dict[str, Tensor]:
-        """Device tensors that describe the updates since the last call.
-
-        Means of losses, entropy and alpha [T] and of the directions' norms before clipping; under `critic/`
-        and `actor/` the combiners' reports on their last call.
-        """
-        result = self.totals.pop_means()
-        for name, network in (("critic", self.critic), ("actor", self.actor)):
-            for key, value in network.combiner.metrics().items():
-                result[f"{name}/{key}"] = value.clone()
-        return result
-
-    def training_state(self) -> dict[str, Any]:
-        """Everything that influences later updates: networks, combiners, optimisers, sampling stream."""
+    def memory(self) -> dict[str, int]:
+        """Bytes that training takes on the device, by purpose."""
+        spec, capacity = self.spec, self.replay.capacity
+        # Adam's two moments and the gradient beside each parameter; targets and combiners' states.
+        trained = 4 * sum(value.nbytes for value in self.update.parameters())
         return {
-            "module": dict(self.state_dict()),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers()],
-            "generator": self.generator.get_state(),
+            "replay": replay_bytes(spec.num_tasks, capacity, spec.obs_dim, spec.action_dim),
+            "networks and optimisers": trained + sum(value.nbytes for value in self.update.buffers()),
+            "per-task gradients": self.jacobian_bytes,
         }
 
-    def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Restore `training_state` in place."""
-        self.load_state_dict(state["module"])
-        for optimizer, saved in zip(self._optimizers(), state["optimizers"], strict=True):
-            # The groups hold step sizes and what the device asks for: those are this agent's own.
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved["state"]})
-        self.generator.set_state(state["generator"])
+    def state(self) -> dict[str, Any]:
+        """Return the parts "policy" (all that acting needs), "agent" and "replay"."""
+        actor, averaged = self.update.actor.flat.vector.detach(), self.update.averaged_actor
+        return {
+            "policy": {"parameters": actor if averaged is None else averaged},
+            "agent": {
+                "update": dict(self.update.state_dict()),
+                "optimizers": [optimizer.state_dict()["state"] for optimizer in self.update.optimizers],
+                "noise": self._noise_stream.state(),
+                "exploration": self._exploration.bit_generator.state,
+                "observed": self._observed,
+                "updates": self.updates,
+            },
+            "replay": self.replay.state_dict(),
+        }
 
-    def _optimizers(self) -> tuple[torch.optim.Adam, ...]:
-        return self.actor.optimizer, self.critic.optimizer, self.temperature_optimizer
+    def load_state(self, parts: Mapping[str, Any]) -> None:
+        """Restore `state`: bit for bit on the same kind of device, with fresh noise (`RandomStream`) else."""
+        state = parts["agent"]
+        self.update.load_state_dict(state["update"])
+        for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
+            # The groups hold step sizes and what the device asks for: those are this agent's own.
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
+        self._noise_stream.load_state(state["noise"])
+        self._exploration.bit_generator.state = state["exploration"]
+        self._observed, self.updates = state["observed"], state["updates"]
+        self.replay.load_state_dict(parts["replay"])
+
+    @torch.no_grad()
+    def load_policy(self, part: Mapping[str, Tensor]) -> None:
+        """Restore what `policy` needs."""
+        acting = self.update.averaged_actor
+        (self.update.actor.flat.vector if acting is None else acting).copy_(part["parameters"])
+
+    def _update_once(self) -> None:
+        self.update.step([self.replay.gather(rows) for rows in self._rows], self._noise)
+
+    def _by_task(self, values: NDArray[Any]) -> Tensor:
+        """[T*E, ...] -> [T, E, ...]."""
+        shape = (self.spec.num_tasks, self.spec.envs_per_task, *values.shape[1:])
+        return torch.from_numpy(values).view(shape)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,11 +1,11 @@
-"""SAC's losses per task: pure functions, `[T, B, ...] -> [T]`, no coupling between tasks."""
+"""SAC's losses per task: pure functions of networks' outputs, `[T, B, ...] -> [T]`, no coupling of tasks."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from mtrl.agents.sac.batch import Batch
-from mtrl.networks.mlp import MLPSpec, Parameters, SampledAction, q_values
+from mtrl.agents.sac.replay import Batch
+from mtrl.networks.gaussian import SampledAction
 
 
 def td_target(
@@ -24,9 +24,8 @@ def td_target(
     return batch.reward + gamma * batch.not_terminated * soft_value
 
 
-def critic_loss(spec: MLPSpec, parameters: Parameters, batch: Batch, target: Tensor) -> Tensor:
-    """Squared error to target [T, B], mean over samples and over the twin critics: [T]."""
-    q = q_values(spec, parameters, batch.obs, batch.action)
+def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+    """Squared error of values [2, T, B] to target [T, B], mean over samples and twin critics: [T]."""
     return (q - target).square().mean(dim=(0, 2))
 
 

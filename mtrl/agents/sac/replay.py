@@ -1,19 +1,38 @@
-"""Per-task ring buffers on the training device. Rewards and observations are stored raw."""
+"""Per-task ring buffers on the training device, and the batches drawn from them. Rewards are stored raw.
+
+Letters: T tasks, E envs per task, B batch per task, O observation, A action. T is the first axis everywhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mtrl.agents.sac.batch import Batch
 from mtrl.device.memory import free_memory
+from mtrl.device.random_stream import RandomStream
 from mtrl.device.staging import Staging
 from mtrl.errors import UserError
 
 EMA_RATE = 1e-3  # mtrl's reward normaliser (protocols: running second moment per task, no centring)
+
+
+class Batch(NamedTuple):
+    """Transitions sampled from replay, `batch_per_task` of each task."""
+
+    obs: Tensor  # [T, B, O]
+    action: Tensor  # [T, B, A]
+    reward: Tensor  # [T, B]
+    next_obs: (
+        Tensor  # [T, B, O], the true successor: an episode's last transition holds its final observation
+    )
+    not_terminated: Tensor  # [T, B], 0 only where the task itself ended the episode; truncation bootstraps
+
+    def of_tasks(self, tasks: Tensor | None) -> Batch:
+        """The samples [N, B, ...] of the tasks of an index tensor [N]; None: of all tasks."""
+        return self if tasks is None else Batch(*(part.index_select(0, tasks) for part in self))
 
 
 class Replay:
@@ -63,7 +82,7 @@ class Replay:
         self._first_row = torch.arange(num_tasks, device=device).unsqueeze(1) * self.capacity
         self._next = 0
         self.size = 0
-        self._generator = torch.Generator(device).manual_seed(seed)
+        self._stream = RandomStream(seed, device)
         self._incoming = torch.zeros(num_tasks, envs_per_task, sum(self._widths), device=device)
         self._staging = Staging(self._incoming)
         self._smallest_deviation = {"none": None, "ema": 1e-8, "shrink": 1.0}[reward_scaling]
@@ -124,7 +143,7 @@ class Replay:
         """
         if self.size < index.shape[1]:
             raise ValueError(f"cannot sample {index.shape[1]} transitions per task: {self.size} are stored.")
-        return torch.randint(self.size, index.shape, generator=self._generator, out=index)
+        return torch.randint(self.size, index.shape, generator=self._stream.generator, out=index)
 
     def gather(self, index: Tensor) -> Batch:
         """Return the transitions in slots [T, B] of each task's ring."""
@@ -138,12 +157,12 @@ class Replay:
         return Batch(obs, action, reward, next_obs, not_terminated.squeeze(-1))
 
     def state_dict(self) -> dict[str, Any]:
-        """The stored transitions and everything later sampling depends on."""
+        """Return the stored transitions and everything later sampling depends on."""
         return {
             "rows": self._rows[:, : self.size],
             "next": self._next,
             "size": self.size,
-            "generator": self._generator.get_state(),
+            "stream": self._stream.state(),
             "second_moment": self._second_moment,
         }
 
@@ -151,31 +170,8 @@ class Replay:
         """Restore `state_dict` of a buffer of the same shape."""
         self.size, self._next = state["size"], state["next"]
         self._rows[:, : self.size] = state["rows"].to(self._rows.device)
-        self._generator.set_state(state["generator"])
+        self._stream.load_state(state["stream"])
         self._second_moment.copy_(state["second_moment"])
-
-
-def random_replay(
-    num_tasks: int, transitions: int, obs_dim: int, action_dim: int, device: torch.device
-) -> Replay:
-    """Return a buffer full of random transitions, that many per task: for timing updates."""
-    replay = Replay(
-        num_tasks=num_tasks,
-        capacity_per_task=transitions,
-        envs_per_task=transitions,
-        obs_dim=obs_dim,
-        action_dim=action_dim,
-        device=device,
-        seed=0,
-    )
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*last: int) -> Tensor:
-        return torch.randn(num_tasks, transitions, *last, generator=generator)
-
-    running = torch.zeros(num_tasks, transitions)
-    replay.add(normal(obs_dim), normal(action_dim).tanh(), normal(), normal(obs_dim), running)
-    return replay
 
 
 def replay_bytes(num_tasks: int, capacity: int, obs_dim: int, action_dim: int) -> int:

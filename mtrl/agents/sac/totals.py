@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtrl.gradients.descent import StepReport
 
-_PER_TASK = ("critic_loss", "actor_loss", "entropy", "alpha")
+_PER_TASK = ("critic_loss", "actor_loss", "entropy", "alpha", "critic_grad_norm", "actor_grad_norm")
 
 
 class UpdateTotals(nn.Module):
@@ -25,9 +25,18 @@ class UpdateTotals(nn.Module):
 
     def add(self, critic: StepReport, actor: StepReport, entropy: Tensor, alpha: Tensor) -> None:
         """Count one update; entropy and alpha [T]."""
-        self.sums += torch.stack((critic.losses, actor.losses, entropy, alpha))
-        seen = (critic.evaluated, actor.evaluated, actor.evaluated, torch.ones_like(actor.evaluated))
-        self.counts += torch.stack(seen)
+        every = torch.ones_like(actor.evaluated)
+        never, nothing = torch.zeros_like(every), torch.zeros_like(alpha)
+        rows = [
+            (critic.losses, critic.evaluated),
+            (actor.losses, actor.evaluated),
+            (entropy, actor.evaluated),
+            (alpha, every),
+            (nothing, never) if critic.task_norms is None else (critic.task_norms, critic.evaluated),
+            (nothing, never) if actor.task_norms is None else (actor.task_norms, actor.evaluated),
+        ]
+        self.sums += torch.stack([values.to(self.sums.dtype) for values, _ in rows])
+        self.counts += torch.stack([seen for _, seen in rows])
         one = torch.ones_like(actor.gradient_norm)
         self.norms += torch.stack((critic.gradient_norm, actor.gradient_norm, one))
 
@@ -35,6 +44,9 @@ class UpdateTotals(nn.Module):
         """Return means since the last call, [T] and, of the directions' norms, 0-dim; begin anew."""
         means = self.sums / self.counts.clamp(min=1)
         result = dict(zip(_PER_TASK, means.unbind(), strict=True))
+        for name in ("critic_grad_norm", "actor_grad_norm"):
+            if not self.counts[_PER_TASK.index(name)].any():  # the method looks at no gradient of one task
+                del result[name]
         norms = self.norms[:2] / self.norms[2].clamp(min=1)
         result["critic/update_norm"], result["actor/update_norm"] = norms.unbind()
         for total in (self.sums, self.counts, self.norms):

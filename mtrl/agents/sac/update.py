@@ -1,39 +1,208 @@
-"""One update, from the replay to the target networks, as one step on tensors that stay in place."""
+"""One update of multi-task SAC: a fixed sequence of operations on tensors that stay in place.
+
+Critics descend, then the actor, then the temperatures; targets follow. Nothing here reads back to the host,
+so that on CUDA the whole of it is one graph.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor, nn
 
-from mtrl.agents.sac.agent import MTSAC
-from mtrl.agents.sac.replay import Replay
-from mtrl.device.cuda_graph import GraphedStep
+from mtrl import seeds
+from mtrl.agents.base import TaskSpec
+from mtrl.agents.sac import losses
+from mtrl.agents.sac.methods import make_combiners
+from mtrl.agents.sac.replay import Batch
+from mtrl.agents.sac.totals import UpdateTotals
+from mtrl.combiners import Combiner
+from mtrl.config.schema import Config
+from mtrl.gradients.descent import Descent, adam_step, make_adam, set_lr
+from mtrl.gradients.flat_parameters import FlatParameters
+from mtrl.gradients.jacobian import LossFunction
+from mtrl.networks.base import Network, Parameters
+from mtrl.networks.build import build_network
+from mtrl.networks.gaussian import mode_action, sample_action
 
 
-class Updater:
-    """Samples `num_batches` independent batches and updates the agent; on CUDA as one graph per phase.
+class SACUpdate(nn.Module):
+    """What an update changes: a policy, twin critics, target critics, temperatures, and their combiners.
 
-    Random numbers are drawn before the step, from the streams of replay and agent: a captured update takes
-    the same ones as an eager one, and a checkpoint holds all there is to resume.
+    Args:
+        config: of the run; of it `network`, `sac`, `seed` and the methods are read.
+        spec: sizes.
+        device: where parameters live.
+
+    Attributes:
+        num_batches: K, independent batches that `step` takes.
+        target_entropy: of each task's policy, nats; by default minus the number of action dimensions.
     """
 
-    def __init__(self, agent: MTSAC, replay: Replay, batch_per_task: int) -> None:
-        self._agent, self._replay = agent, replay
-        shape = (agent.num_batches, agent.num_tasks, batch_per_task)
-        self._rows = torch.zeros(shape, dtype=torch.int64, device=agent.device)
-        noise = (agent.num_batches, 2, agent.num_tasks, batch_per_task, agent.action_dim)
-        self._noise = torch.zeros(noise, device=agent.device)
-        self._graphed = GraphedStep(self._step, agent.device, what="the update", capturable=agent.capturable)
+    def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
+        super().__init__()
+        self.num_tasks, self.sac = spec.num_tasks, config.sac
+        wanted = config.sac.target_entropy
+        self.target_entropy = -float(spec.action_dim) if wanted is None else wanted
+        self.actor_network = build_network(
+            config.network, "actor", stack=1, num_tasks=spec.num_tasks, inputs=spec.obs_dim,
+            outputs=2 * spec.action_dim,
+        )  # fmt: skip
+        self.critic_network = build_network(
+            config.network, "critic", stack=2, num_tasks=spec.num_tasks,
+            inputs=spec.obs_dim + spec.action_dim, outputs=1,
+        )  # fmt: skip
+        combiners = make_combiners(config, spec.num_tasks)
+        initial = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
 
-    def __call__(self) -> None:
-        """Update once.
+        def descent(network: Network, combiner: Combiner, lr: float) -> Descent:
+            flat = FlatParameters(*network.initial_parameters(initial)).to(device)
+            sac = config.sac
+            return Descent(
+                flat, combiner.to(device), lr=lr, eps=sac.adam_eps, max_norm=sac.max_grad_norm
+            ).to(device)  # fmt: skip
 
-        Raises:
-            ValueError: fewer than batch_per_task transitions are stored per task.
+        self.actor = descent(self.actor_network, combiners.actor, config.sac.actor_lr)
+        self.critic = descent(self.critic_network, combiners.critic, config.sac.critic_lr)
+        self.num_batches = max(combiner.num_batches for combiner in combiners)
+        self.target: Tensor
+        self.register_buffer("target", self.critic.flat.vector.detach().clone())
+        self.averaged_actor: Tensor | None
+        average = None if config.sac.actor_average_rate is None else self.actor.flat.vector.detach().clone()
+        self.register_buffer("averaged_actor", average)
+        temperatures = spec.num_tasks if config.sac.temperature == "per_task" else 1
+        start = torch.full((temperatures,), config.sac.initial_temperature, device=device).log()
+        self.log_alpha = nn.Parameter(start)
+        self.temperature_optimizer = make_adam(self.log_alpha, lr=config.sac.temperature_lr)
+        self.totals = UpdateTotals(spec.num_tasks).to(device)
+
+    @property
+    def optimizers(self) -> tuple[torch.optim.Adam, ...]:
+        """Of the actor, the critics and the temperatures."""
+        return self.actor.optimizer, self.critic.optimizer, self.temperature_optimizer
+
+    @property
+    def capturable(self) -> bool:
+        """Whether an update never reads back to the host, so that a CUDA graph can hold it."""
+        return self.critic.combiner.capturable and self.actor.combiner.capturable
+
+    @property
+    def alpha(self) -> Tensor:
+        """Temperatures [T]."""
+        return self.log_alpha.detach().exp().expand(self.num_tasks)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Tensor | None) -> Tensor:
+        """Return actions [T, E, A] in [-1, 1] for observations [T, E, O].
+
+        With standard normal noise [T, E, A] a sample of the policy; without, its mode, with the parameters
+        averaged over updates where `actor_average_rate` asks for that.
         """
-        for rows in self._rows:
-            self._replay.draw(rows)
-        self._agent.draw(self._noise)
-        self._graphed()
+        if noise is None:
+            return mode_action(self._policy(self.actor.flat.named(self.averaged_actor), obs))
+        return sample_action(self._policy(self.actor.flat.named(), obs), noise).action
 
-    def _step(self) -> None:
-        self._agent.step([self._replay.gather(rows) for rows in self._rows], self._noise)
+    def step(self, batches: Sequence[Batch], noise: Tensor) -> None:
+        """One step of critics, actor, temperatures and targets on K = `num_batches` independent batches.
+
+        `noise` [K, 2, T, B, A], standard normal, is what critic targets and the actor draw actions with.
+        """
+        alpha = self.alpha
+        critic = self.critic.step(self.critic_losses(batches, noise[:, 0], alpha))
+        log_prob: list[tuple[Tensor, Tensor | None]] = []
+        actor = self.actor.step(self.actor_losses(batches, noise[:, 1], alpha, log_prob))
+        entropy = self._step_temperatures(*log_prob[0])
+        with torch.no_grad():
+            self.target.lerp_(self.critic.flat.vector, self.sac.tau)
+            rate = self.sac.actor_average_rate
+            if rate is not None and self.averaged_actor is not None:
+                self.averaged_actor.lerp_(self.actor.flat.vector, rate)
+            self.totals.add(critic, actor, entropy, alpha)
+
+    def critic_losses(self, batches: Sequence[Batch], noise: Tensor, alpha: Tensor) -> LossFunction:
+        """Critic losses [T], or [N] of some tasks; targets of a batch are computed once.
+
+        noise [K, T, B, A].
+        """
+        targets: dict[int, Tensor] = {}
+
+        @torch.no_grad()
+        def target(index: int, tasks: Tensor | None) -> Tensor:
+            batch = batches[index].of_tasks(tasks)
+            own_noise, own_alpha = _of_tasks(noise[index], tasks), _of_tasks(alpha, tasks)
+            outputs = self._policy(self.actor.flat.named(), batch.next_obs, tasks)
+            next_action = sample_action(outputs, own_noise)
+            frozen = self.critic.flat.named(self.target)
+            next_q = self._values(frozen, batch.next_obs, next_action.action, tasks)
+            return losses.td_target(batch, next_action, next_q, own_alpha, self.sac.gamma)
+
+        def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
+            if tasks is None and index not in targets:
+                targets[index] = target(index, None)
+            known = targets.get(index)
+            known = target(index, tasks) if known is None else _of_tasks(known, tasks)
+            batch = batches[index].of_tasks(tasks)
+            return losses.critic_loss(self._values(parameters, batch.obs, batch.action, tasks), known)
+
+        return function
+
+    def actor_losses(
+        self,
+        batches: Sequence[Batch],
+        noise: Tensor,
+        alpha: Tensor,
+        log_prob: list[tuple[Tensor, Tensor | None]],
+    ) -> LossFunction:
+        """Actor losses [T], or [N] of some tasks; log-probs go to `log_prob`, each with its tasks.
+
+        noise [K, T, B, A].
+        """
+        frozen = self.critic.flat.named()
+
+        def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
+            obs = _of_tasks(batches[index].obs, tasks)
+            sampled = sample_action(self._policy(parameters, obs, tasks), _of_tasks(noise[index], tasks))
+            log_prob.append((sampled.log_prob, tasks))
+            q = self._values(frozen, obs, sampled.action, tasks)
+            return losses.actor_loss(sampled, q, _of_tasks(alpha, tasks))
+
+        return function
+
+    def anneal(self, progress: float) -> None:
+        """Set the step sizes for `progress` in [0, 1] through the run."""
+        sac = self.sac
+        if sac.final_lr_fraction == 1.0:
+            return
+        fall = max(progress - sac.lr_hold_fraction, 0.0) / max(1.0 - sac.lr_hold_fraction, 1e-9)
+        lrs = (sac.actor_lr, sac.critic_lr, sac.temperature_lr)
+        for optimizer, lr in zip(self.optimizers, lrs, strict=True):
+            set_lr(optimizer, lr * sac.final_lr_fraction**fall)
+
+    def _step_temperatures(self, log_prob: Tensor, tasks: Tensor | None) -> Tensor:
+        """Move the temperatures of the evaluated tasks; returns their entropies [T], 0 for others."""
+        temperature = self.log_alpha.detach().requires_grad_()
+        own = _of_tasks(temperature.expand(self.num_tasks), tasks)
+        per_task = losses.temperature_loss(own, log_prob, self.target_entropy)
+        # Per-task temperatures are separate parameters: a sum gives each its own gradient. A shared one
+        # takes the mean over tasks, as one loss over the whole batch would.
+        total = per_task.sum() / (len(per_task) if len(self.log_alpha) == 1 else 1)
+        (gradient,) = torch.autograd.grad(total, temperature)
+        adam_step(self.temperature_optimizer, self.log_alpha, gradient)
+        entropy = -log_prob.detach().mean(1)
+        return entropy if tasks is None else entropy.new_zeros(self.num_tasks).index_copy(0, tasks, entropy)
+
+    def _policy(self, parameters: Parameters, obs: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """Outputs of the actor's network [T, B, 2A]."""
+        return self.actor_network.apply(parameters, obs, tasks)[0]
+
+    def _values(
+        self, parameters: Parameters, obs: Tensor, action: Tensor, tasks: Tensor | None = None
+    ) -> Tensor:
+        """Both critics' values [2, T, B]."""
+        return self.critic_network.apply(parameters, torch.cat((obs, action), dim=-1), tasks).squeeze(-1)
+
+
+def _of_tasks(values: Tensor, tasks: Tensor | None) -> Tensor:
+    """Rows of the tasks of an index [N]; None: all."""
+    return values if tasks is None else values.index_select(0, tasks)

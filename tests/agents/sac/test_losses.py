@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from mtrl.agents.sac.batch import Batch
 from mtrl.agents.sac.losses import actor_loss, critic_loss, td_target, temperature_loss
-from mtrl.networks.mlp import MLPSpec, SampledAction
+from mtrl.agents.sac.replay import Batch
+from mtrl.networks.gaussian import SampledAction
 
 
 def _batch(reward: list[list[float]], not_terminated: list[list[float]]) -> Batch:
@@ -28,23 +28,10 @@ def test_td_target_takes_the_lower_critic_subtracts_entropy_and_masks_only_termi
 
 
 def test_critic_loss_averages_squared_errors_over_samples_and_both_critics() -> None:
-    spec = MLPSpec(
-        stack=2, num_tasks=2, inputs=2, outputs=1, width=1, depth=1, activation="relu", layer_norm=False,
-        one_hot=False, per_task_heads=False, head_range=1.0,
-    )  # fmt: skip
-    # Critic 1 computes relu(obs + action), critic 2 computes 2 relu(obs + action).
-    parameters = {
-        "0.weight": torch.ones(2, 1, 2),
-        "0.bias": torch.zeros(2, 1),
-        "head.weight": torch.tensor([[[1.0]], [[2.0]]]),
-        "head.bias": torch.zeros(2, 1),
-    }
-    obs = torch.tensor([[[1.0], [2.0]], [[3.0], [-9.0]]])
-    action = torch.tensor([[[1.0], [0.0]], [[1.0], [1.0]]])
-    batch = Batch(obs, action, torch.zeros(2, 2), obs, torch.ones(2, 2))
+    q = torch.tensor([[[2.0, 2.0], [4.0, 0.0]], [[4.0, 4.0], [8.0, 0.0]]])  # two critics, two tasks
     target = torch.tensor([[1.0, 3.0], [4.0, 1.0]])
     # task 0: q1 = 2, 2; q2 = 4, 4; errors 1, 1, 9, 1. task 1: q1 = 4, 0; q2 = 8, 0; errors 0, 1, 16, 1.
-    torch.testing.assert_close(critic_loss(spec, parameters, batch, target), torch.tensor([3.0, 4.5]))
+    torch.testing.assert_close(critic_loss(q, target), torch.tensor([3.0, 4.5]))
 
 
 def test_actor_loss_weighs_log_probability_by_each_tasks_temperature() -> None:

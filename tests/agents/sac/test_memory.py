@@ -2,80 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from collections.abc import Callable
-from itertools import accumulate
-from pathlib import Path
 
 import pytest
-import torch
 
-from mtrl.agents.sac.agent import MTSAC
-from mtrl.agents.sac.batch import Batch
-from mtrl.config.schema import NetworkConfig, SacConfig
-
-TASKS, BATCH, OBS, ACTION = 30, 4, 39, 4
+from mtrl.errors import UserError
+from tests.helpers.agents import sac_agent, sac_config
 
 
-def _agent(method: str, jacobian_chunk: int | None = None) -> MTSAC:
-    network = NetworkConfig(actor_width=128, critic_width=128)
-    return MTSAC(
-        num_tasks=TASKS, obs_dim=OBS, action_dim=ACTION, network=network,
-        sac=SacConfig(jacobian_chunk=jacobian_chunk), method=method, method_options={},
-        device=torch.device("cpu"), seed=0,
-    )  # fmt: skip
+def test_gradients_that_do_not_fit_are_refused_with_the_facts_before_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mtrl.device.memory.free_memory", lambda device: 1000)
+    with pytest.raises(UserError, match=r"gradients of 3 tasks need .* GiB on cpu.*critic_width"):
+        sac_agent(sac_config("cagrad")).facts()
+    sac_agent(sac_config("mean")).facts()  # keeps no per-task gradients
 
 
-def _update(agent: MTSAC) -> Callable[[], None]:
-    def random(*last: int) -> torch.Tensor:
-        return torch.rand(TASKS, BATCH, *last)
-
-    batch = Batch(random(OBS), random(ACTION), random(), random(OBS), torch.ones(TASKS, BATCH))
-    return lambda: agent.update([batch])
-
-
-def _peak_bytes(step: Callable[[], None], trace: Path) -> int:
-    """Most bytes of tensors alive at once that `step` allocated."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as recorded:
-        step()
-    recorded.export_chrome_trace(str(trace))
-    events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
-    events.sort(key=lambda event: event["ts"])
-    return max(accumulate(int(event["args"]["Bytes"]) for event in events))
-
-
-def test_a_chunk_bounds_what_an_update_allocates(tmp_path: Path) -> None:
-    whole, chunked = _agent("cagrad"), _agent("cagrad", jacobian_chunk=2000)
-    without = _peak_bytes(_update(_agent("mean")), tmp_path / "mean.json")
-    peaks = [_peak_bytes(_update(agent), tmp_path / "trace.json") for agent in (whole, chunked)]
-    assert whole.jacobian_bytes > 5 * without  # or there would be nothing to bound
-    assert peaks[0] >= whole.jacobian_bytes
-    assert peaks[1] <= 2 * without + 3 * chunked.jacobian_bytes < peaks[0] / 2
+def test_stated_per_task_gradients_are_what_an_update_keeps() -> None:
+    agent = sac_agent(sac_config("cagrad"), tasks=30)
+    networks = (agent.update.actor, agent.update.critic)
+    parameters = sum(network.flat.vector.numel() for network in networks)
+    assert agent.jacobian_bytes == 4 * 30 * parameters
 
 
 MT50 = """
 import resource, torch
-from mtrl.agents.sac.agent import MTSAC
-from mtrl.config.schema import NetworkConfig, SacConfig
-from mtrl.agents.sac.replay import Replay, replay_bytes
-from mtrl.agents.sac.update import Updater
+from mtrl.agents.base import TaskSpec
+from mtrl.agents.sac.agent import SACAgent
+from mtrl.config.schema import Config, NetworkConfig
 
 torch.set_num_threads(2)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-network = NetworkConfig(actor_width=2048, critic_width=2048)
-agent = MTSAC(num_tasks=50, obs_dim=39, action_dim=4, network=network, sac=SacConfig(), method="cagrad",
-              method_options={}, device=torch.device("cpu"), seed=0)
-replay = Replay(num_tasks=50, capacity_per_task=100_000, envs_per_task=10_000, obs_dim=39, action_dim=4,
-                device=torch.device("cpu"), seed=0)
+config = Config(network=NetworkConfig(actor_width=2048, critic_width=2048), method="cagrad")
+names = tuple(f"task {number}" for number in range(50))
+agent = SACAgent(config, TaskSpec(names, 10_000, 39, 4), torch.device("cpu"))
 for _ in range(10):
-    replay.add(torch.rand(50, 10_000, 39), torch.rand(50, 10_000, 4), torch.rand(50, 10_000),
-               torch.rand(50, 10_000, 39), torch.zeros(50, 10_000))
-Updater(agent, replay, 128)()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before,
-      replay_bytes(50, 100_000, 39, 4) + agent.state_bytes + agent.jacobian_bytes)
+    agent.replay.add(torch.rand(50, 10_000, 39), torch.rand(50, 10_000, 4), torch.rand(50, 10_000),
+                     torch.rand(50, 10_000, 39), torch.zeros(50, 10_000))
+agent.update_from_replay()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, sum(agent.memory().values()))
 """
 
 

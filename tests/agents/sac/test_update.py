@@ -1,0 +1,305 @@
+"""The agent's update against textbook SAC, and what must never happen in it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.agents.sac.replay import Batch
+from mtrl.agents.sac.update import SACUpdate
+from mtrl.combiners import COMBINERS, make_combiner
+from mtrl.combiners._random import draw_tasks
+from mtrl.errors import UserError
+from mtrl.networks.gaussian import sample_action
+from tests.combiners.oracles import ORACLES
+from tests.helpers.agents import ACTION, OBS, TASKS, WIDTH, sac_config, sac_update
+from tests.helpers.plain_sac import PlainSAC, load_plain, plain_q, plain_sample
+
+SAMPLES = 5
+
+
+def _agent(method: str = "mean", **settings: Any) -> SACUpdate:
+    return sac_update(sac_config(method, **settings))
+
+
+def _batch(generator: torch.Generator, terminated: float = 0.0) -> Batch:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(TASKS, SAMPLES, *shape, generator=generator)
+
+    alive = torch.full((TASKS, SAMPLES), 1.0 - terminated)
+    return Batch(normal(OBS), normal(ACTION).tanh(), 3 * normal(), normal(OBS), alive)
+
+
+def _noise(agent: SACUpdate, generator: torch.Generator) -> Tensor:
+    return torch.randn(agent.num_batches, 2, TASKS, SAMPLES, ACTION, generator=generator)
+
+
+def _run(agent: SACUpdate, updates: int, seed: int = 7) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(updates):
+        batches = [_batch(generator) for _ in range(agent.num_batches)]
+        agent.step(batches, _noise(agent, generator))
+
+
+def _q(agent: SACUpdate, parameters: dict[str, Tensor], obs: Tensor, action: Tensor) -> Tensor:
+    inputs = torch.cat((obs, action), dim=-1)
+    return agent.critic_network.apply(parameters, inputs).squeeze(-1)
+
+
+def _sample(agent: SACUpdate, obs: Tensor, noise: Tensor) -> Any:
+    return sample_action(agent.actor_network.apply(agent.actor.flat.named(), obs)[0], noise)
+
+
+# The plain mean, and a method of each kind: of losses, of the Gramian (with and without a state), of the
+# Jacobian (another library's, and one that looks at gradients elsewhere).
+@pytest.mark.parametrize("method", ["mean", "slaw", "cagrad", "nash_mtl", "torchjd", "fs_mtl"])
+def test_an_update_equals_textbook_sac_with_a_backward_pass_per_task(method: str) -> None:
+    agent = _agent(method)
+    plain = PlainSAC(TASKS, OBS, ACTION, WIDTH, 2, lr=3e-4, eps=1e-5)
+    if method != "mean":  # the joint mean of all losses is the textbook itself
+        plain.critic_combiner = make_combiner(method, num_tasks=TASKS)
+        plain.actor_combiner = make_combiner(method, num_tasks=TASKS)
+    load_plain(plain.actor, agent.actor.flat.named(), 0)
+    for stack in range(2):
+        load_plain(plain.critics[stack], agent.critic.flat.named(), stack)  # type: ignore[arg-type]
+        load_plain(plain.targets[stack], agent.critic.flat.named(), stack)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(50):
+        batch = _batch(generator)
+        noise = torch.randn(1, 2, TASKS, SAMPLES, ACTION, generator=generator)
+        agent.step([batch], noise)
+        plain.update(batch.obs, batch.action, batch.reward, batch.next_obs, (noise[0, 0], noise[0, 1]))
+    obs, action = _batch(generator).obs, _batch(generator).action
+    expected = torch.stack([_plain_q(model, obs, action) for model in plain.critics])
+    ours = _q(agent, agent.critic.flat.named(), obs, action)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    targets = torch.stack([_plain_q(model, obs, action) for model in plain.targets])
+    ours = _q(agent, agent.critic.flat.named(agent.target), obs, action)
+    torch.testing.assert_close(ours, targets, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(agent.log_alpha.detach(), plain.log_alpha.detach(), rtol=1e-4, atol=1e-6)
+    sample = _sample(agent, obs, torch.zeros_like(action))
+    expected_action, expected_log_prob = _plain_policy(plain, obs, torch.zeros_like(action))
+    torch.testing.assert_close(sample.action, expected_action, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sample.log_prob, expected_log_prob, rtol=1e-4, atol=1e-4)
+
+
+def _plain_q(model: Any, obs: Tensor, action: Tensor) -> Tensor:
+    return plain_q(model, obs, action).detach()
+
+
+def _plain_policy(plain: PlainSAC, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    action, log_prob = plain_sample(plain.actor, obs, noise)
+    return action.detach(), log_prob.detach()
+
+
+@pytest.mark.parametrize("method", ["mean", "cagrad"])
+def test_target_actions_are_sampled_at_the_next_observations(method: str) -> None:
+    """Changing obs must leave the targets alone; changing next_obs, of one task, must move only its own."""
+    agent = _agent(method)
+    batch = _batch(torch.Generator().manual_seed(0))
+    noise, alpha = torch.zeros(TASKS, SAMPLES, ACTION), agent.alpha
+
+    def losses(changed: Batch) -> Tensor:
+        # A critic that ignores its inputs turns the loss into a function of the target alone.
+        constant = {k: torch.zeros_like(v) for k, v in agent.critic.flat.named().items()}
+        return agent.critic_losses([changed], noise.unsqueeze(0), alpha)(constant, 0, None)
+
+    with torch.no_grad():
+        agent.actor.flat.vector.mul_(3)
+        agent.actor.flat.named()["head.weight"].normal_()
+        agent.target.mul_(3)
+    reference = losses(batch)
+    torch.testing.assert_close(losses(batch._replace(obs=batch.obs + 1.0)), reference)
+    moved = batch.next_obs.clone()
+    moved[1] += 1.0
+    difference = losses(batch._replace(next_obs=moved)) - reference
+    assert difference[0] == 0
+    assert difference[2] == 0
+    assert difference[1] != 0
+    # The action in the target is the policy's at the next observation, to the last digit.
+    action, log_prob = _sample(agent, batch.next_obs, noise)
+    next_q = _q(agent, agent.critic.flat.named(agent.target), batch.next_obs, action)
+    target = batch.reward + 0.99 * (next_q.amin(0) - alpha.unsqueeze(1) * log_prob)
+    torch.testing.assert_close(reference, target.square().mean(1))
+
+
+def test_terminated_transitions_are_not_bootstrapped() -> None:
+    agent = _agent()
+    batch = _batch(torch.Generator().manual_seed(0), terminated=1.0)
+    zero = {k: torch.zeros_like(v) for k, v in agent.critic.flat.named().items()}
+    noise = torch.zeros(TASKS, SAMPLES, ACTION)
+    losses = agent.critic_losses([batch], noise.unsqueeze(0), agent.alpha)(zero, 0, None)
+    torch.testing.assert_close(losses, batch.reward.square().mean(1))
+
+
+@pytest.mark.parametrize("method", sorted(COMBINERS))
+@pytest.mark.parametrize("heads", ["shared", "per_task"])
+def test_every_method_trains_and_stays_finite(method: str, heads: str) -> None:
+    agent = _agent(method, heads=heads)
+    before = agent.actor.flat.vector.detach().clone()
+    _run(agent, 5)
+    assert torch.isfinite(agent.actor.flat.vector).all()
+    assert not torch.equal(agent.actor.flat.vector, before)
+    assert not _failures(agent)
+    assert all(torch.isfinite(value).all() for value in agent.totals.pop_means().values())
+
+
+def _failures(agent: SACUpdate) -> dict[str, list[int]]:
+    networks = {"critic": agent.critic, "actor": agent.actor}
+    flagged = {name: descent.failures.nonzero().flatten().tolist() for name, descent in networks.items()}
+    return {name: tasks for name, tasks in flagged.items() if tasks}
+
+
+LEARNED = sorted(name for name, row in ORACLES.items() if row.starts_as_mean)
+
+
+@pytest.mark.parametrize("method", sorted(set(COMBINERS) - {"mean", *LEARNED}))
+def test_every_method_differs_from_the_mean_where_tasks_disagree(method: str) -> None:
+    """Equal observations without identity, rewards of opposite sign: the critics' gradients conflict."""
+    batch = _batch(torch.Generator().manual_seed(0))
+    sign = torch.tensor([1.0, -1.0, 1.0]).view(-1, 1)
+    same = {name: getattr(batch, name)[:1].expand_as(getattr(batch, name)) for name in ("obs", "action")}
+    batch = batch._replace(**same, reward=10 * sign.expand_as(batch.reward))
+    critics = []
+    for name in (method, "mean"):
+        agent = _agent(name, task_identity="none")
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(5):
+            noise = _noise(agent, generator)
+            agent.step([batch] * agent.num_batches, noise)
+        critics.append(agent.critic.flat.vector.detach())
+    assert not torch.allclose(critics[0], critics[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_learned_weights_leave_the_mean_within_some_updates(method: str) -> None:
+    agent = _agent(method)
+    _run(agent, 20)
+    for network in (agent.actor, agent.critic):
+        weights = network.combiner.last_weights
+        assert weights.max() > 1.01 * weights.min()
+
+
+@pytest.mark.parametrize("method", sorted(name for name, cls in COMBINERS.items() if cls.positive_losses))
+def test_methods_for_positive_losses_are_refused_unless_told_how_to_shift(method: str) -> None:
+    """The actor's loss has no certain sign: the message names the flag."""
+    with pytest.raises(UserError, match=rf"{method} needs positive losses.*--method.shift minimum"):
+        _agent(method, options={"shift": "none"})
+
+
+@pytest.mark.parametrize("base", ["mean", "nash_mtl", "pcgrad"])
+def test_fs_mtl_trains_on_every_kind_of_base(base: str) -> None:
+    """`mean` weighs by losses: FS-MTL must hand those of the current step on."""
+    agent = _agent("fs_mtl", options={"base": base})
+    before = agent.critic.flat.vector.detach().clone()
+    _run(agent, 2)
+    assert not torch.equal(agent.critic.flat.vector, before)
+    assert not _failures(agent)
+
+
+def test_actor_and_critic_share_no_combiner_state() -> None:
+    agent = _agent("nash_mtl")
+    assert agent.actor.combiner is not agent.critic.combiner
+    _run(agent, 1)
+    assert not torch.equal(agent.actor.combiner.last_weights, agent.critic.combiner.last_weights)
+
+
+@pytest.mark.parametrize("method", sorted(COMBINERS))
+@pytest.mark.parametrize("field", ["reward", "obs"])
+def test_a_task_with_non_finite_numbers_is_named_and_no_other(method: str, field: str) -> None:
+    agent = _agent(method)
+    _run(agent, 2)
+    generator = torch.Generator().manual_seed(0)
+    batches = [_batch(generator) for _ in range(agent.num_batches)]
+    getattr(batches[0], field)[1, 0] = float("nan")
+    agent.step(batches, _noise(agent, generator))
+    assert _failures(agent).get("critic", [1]) == [1]  # a method may not have looked at the task
+    assert _failures(agent) or method in ("cagrad_fast", "sdmgrad_os")
+
+
+def test_objective_sampling_touches_nothing_of_the_other_tasks() -> None:
+    agent = _agent("sdmgrad_os", options={"sampled": 2}, heads="per_task")
+    for network in (agent.critic, agent.actor):
+        network.combiner.seed(7)  # one stream: the same tasks in both
+    stream = agent.critic.combiner.stream.clone()
+    drawn = draw_tasks(TASKS, 2, stream, torch.zeros(1, dtype=torch.int64))
+    batch = _batch(torch.Generator().manual_seed(0))
+    (other,) = set(range(TASKS)) - set(drawn.tolist())
+    batch.obs[other] = math.nan
+    batch.reward[other] = math.inf
+    before = agent.log_alpha.detach().clone()
+    agent.step([batch], _noise(agent, torch.Generator()))
+    assert not _failures(agent)
+    assert torch.isfinite(agent.critic.flat.vector).all()
+    moved = agent.log_alpha.detach() != before
+    assert [task for task in range(TASKS) if moved[task]] == sorted(drawn.tolist())
+    metrics = agent.totals.pop_means()
+    assert metrics["critic_loss"][other] == 0.0
+    assert metrics["entropy"][drawn].all()
+
+
+@pytest.mark.parametrize(("hold", "points"), [(0.0, (0.0, 0.5, 1.0)), (0.6, (0.6, 0.8, 1.0))])
+def test_step_sizes_fall_geometrically_over_the_run(hold: float, points: tuple[float, ...]) -> None:
+    changes = []
+    for progress in points:
+        agent = _agent(sac={"final_lr_fraction": 0.2, "lr_hold_fraction": hold})
+        before = [value.detach().clone() for value in agent.parameters()]
+        agent.anneal(progress)
+        _run(agent, 1)  # the first step of Adam: its length is the step size times a function of the gradient
+        changes.append([value.detach() - old for value, old in zip(agent.parameters(), before, strict=True)])
+    for full, half, last in zip(*changes, strict=True):
+        assert full.any()
+        torch.testing.assert_close(half, 0.2**0.5 * full, rtol=1e-2, atol=2e-6)
+        torch.testing.assert_close(last, 0.2 * full, rtol=1e-2, atol=2e-6)
+
+
+def test_evaluation_uses_the_average_of_the_actors_parameters_and_training_does_not() -> None:
+    agent, plain = _agent(sac={"actor_average_rate": 0.25}), _agent()
+    expected = agent.actor.flat.vector.detach().clone()
+    obs = torch.randn(TASKS, 2, OBS)
+    for _ in range(5):
+        _run(agent, 1)
+        _run(plain, 1)
+        expected = 0.75 * expected + 0.25 * agent.actor.flat.vector.detach()
+    assert torch.equal(agent.actor.flat.vector, plain.actor.flat.vector)
+    noise = torch.randn(TASKS, 2, ACTION)
+    assert torch.equal(agent.act(obs, noise), plain.act(obs, noise))
+    assert not torch.equal(agent.act(obs, None), plain.act(obs, None))
+    plain.actor.flat.vector.data.copy_(expected)
+    torch.testing.assert_close(agent.act(obs, None), plain.act(obs, None))
+
+
+def test_shared_temperature_is_one_number_moved_by_the_mean_over_tasks() -> None:
+    agent = _agent(sac={"temperature": "shared"})
+    assert agent.log_alpha.shape == (1,)
+    _run(agent, 2)
+    assert agent.alpha.shape == (TASKS,)
+    assert float(agent.alpha.max() - agent.alpha.min()) == 0.0
+    assert float(agent.log_alpha.detach()) != 0.0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", sorted(name for name in COMBINERS if not ORACLES[name].reads_host))
+def test_an_update_on_cuda_never_waits_for_the_host_and_agrees_with_the_cpu(method: str) -> None:
+    """Same numbers in: the first update must agree to rounding, and none may synchronise."""
+    agents = []
+    for device in ("cpu", "cuda"):
+        agent = sac_update(sac_config(method), device=torch.device(device))
+        agents.append(agent)
+    generator = torch.Generator().manual_seed(0)
+    batches = [_batch(generator) for _ in range(agents[0].num_batches)]
+    noise = torch.randn(len(batches), 2, TASKS, SAMPLES, ACTION, generator=generator)
+    agents[0].step(batches, noise)
+    on_gpu, noise = [Batch(*(value.cuda() for value in batch)) for batch in batches], noise.cuda()
+    agents[1].step(on_gpu, noise)  # warm-up: the first call of a library may wait
+    expected = agents[0].critic.flat.vector.detach()
+    torch.testing.assert_close(agents[1].critic.flat.vector.detach().cpu(), expected, rtol=1e-3, atol=1e-5)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        agents[1].step(on_gpu, noise)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
