@@ -13,7 +13,7 @@ from mtrl.training.start_screen import describe
 
 class _Envs:
     task_names = ("reach-v3", "push-v3")
-    num_tasks, num_envs, num_workers = 2, 2, 1
+    num_tasks, num_envs, num_workers, num_goals = 2, 2, 1, 50
 
 
 def _describe(steps: int) -> tuple[dict[str, str], list[str]]:
