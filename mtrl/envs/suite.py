@@ -114,6 +114,6 @@ SUITES = Registry(
     "suite",
     {
         "metaworld": "mtrl.envs.metaworld.suite:MetaWorldSuite",
-        "gymnasium": "mtrl.envs.gymnasium:GymnasiumSuite",
+        "gymnasium": "mtrl.envs.gymnasium.suite:GymnasiumSuite",
     },
 )

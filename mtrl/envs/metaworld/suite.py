@@ -60,9 +60,7 @@ class MetaWorldSuite(TaskSuite):
             raise UserError(f"reward_version must be 'v1' or 'v2'; found {reward_version!r}.")
         self.num_goals = GOALS_PER_TASK if num_goals is None else num_goals
         if self.num_goals > GOALS_PER_TASK:
-            raise UserError(
-                f"num_goals must be at most {GOALS_PER_TASK}, as upstream; found {num_goals}."
-            )
+            raise UserError(f"num_goals must be at most {GOALS_PER_TASK}, as upstream; found {num_goals}.")
         self.task_names = resolve_tasks(tasks)
         self.reward_version = reward_version
 

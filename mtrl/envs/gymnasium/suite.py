@@ -1,0 +1,168 @@
+"""A list of Gymnasium environments as a suite of tasks, for instance variants of one with other physics."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from mtrl.envs.mujoco_gl import variables
+from mtrl.envs.suite import TaskEnv, TaskSuite
+from mtrl.errors import UserError, unknown_name
+
+ALL = "all"
+_SEEDS = 2**31 - 1
+_DEFINITION = {"id": str, "kwargs": dict, "set": dict, "scale": dict, "success_return": (int, float)}
+
+
+class GymnasiumSuite(TaskSuite):
+    """Registered Gymnasium environments with one observation and one action shape, both vectors.
+
+    A definition in `environments` is an id ("Hopper-v5", or "module:Name-v0", which imports the module first)
+    or a mapping with these keys, of which only `id` is required:
+
+    * `id`: as above.
+    * `kwargs`: keyword arguments of `gymnasium.make`, such as `{g: 5.0}` of Pendulum-v1.
+    * `set`: attributes of the bare environment and their values, by dotted path: `{l: 0.5}` of Pendulum-v1,
+      `{model.opt.gravity: [0, 0, -5]}` of one that runs on MuJoCo.
+    * `scale`: numbers and arrays to be multiplied, likewise: `{model.body_mass: 2, model.body_inertia: 2}`.
+    * `success_return`: an episode counts as solved if its undiscounted return is at least this when it ends.
+
+    Actions in [-1, 1] are stretched to the environment's bounds. Success of a step is `info["success"]` (or
+    "is_success") where the environment gives one; with `success_return` it is 0 but at the last step of an
+    episode; otherwise NaN, there being none. Goal k of a task is the reset with seed k: training draws a new
+    seed for each episode, evaluation plays seeds 0, 1, ... Time limits are the engine's: registered ones are
+    left out.
+
+    Args:
+        tasks: names of `environments` or ids of registered environments; "all": every one of the former.
+        num_goals: seeds to draw from; None: 2**31 - 1.
+        environments: name -> definition.
+
+    Raises:
+        UserError: an environment that cannot be made, or shapes that differ or are no bounded vectors.
+    """
+
+    info_keys = ("success",)
+
+    def __init__(
+        self,
+        tasks: str | Sequence[str],
+        *,
+        num_goals: int | None = None,
+        environments: Mapping[str, str | Mapping[str, Any]] | None = None,
+    ) -> None:
+        known = {name: _definition(name, given) for name, given in (environments or {}).items()}
+        names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+        self.task_names = tuple(known) if names == (ALL,) and known else names
+        self.environments = {name: known.get(name, {"id": name}) for name in self.task_names}
+        self.num_goals = _SEEDS if num_goals is None else num_goals
+        if len(self.environments) < len(names) or not names:
+            raise UserError(f"tasks must be one or more different names; found {', '.join(names)}.")
+        self.obs_dim, self.action_dim = self._shape(list(known))
+
+    def _shape(self, known: list[str]) -> tuple[int, int]:
+        """Return the sizes that all tasks share, by making each environment once."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for name, definition in self.environments.items():
+            with _named(name, definition, known), _importable_mujoco():
+                env = importlib.import_module("mtrl.envs.gymnasium.env").make(definition, render_mode=None)
+                shapes[name] = importlib.import_module("mtrl.envs.gymnasium.env").sizes(env)
+                env.close()
+        if len(set(shapes.values())) > 1:
+            found = ", ".join(f"{name}: {obs} and {action}" for name, (obs, action) in shapes.items())
+            raise UserError(
+                f"tasks must have one size of observation and one of action; found {found}. Leave out those "
+                "that differ, or bring them to one size with wrappers in a registered environment of your own."
+            )
+        return next(iter(shapes.values()))
+
+    def versions(self) -> dict[str, str]:
+        """Return the installed versions of gymnasium, and of mujoco where that is installed."""
+        found = {"gymnasium": version("gymnasium")}
+        with suppress(PackageNotFoundError):  # classic control does without
+            found["mujoco"] = version("mujoco")
+        return found
+
+    def rules(self) -> dict[str, Any]:
+        """Return the definitions of the tasks."""
+        return {"environments": self.environments}
+
+    def worker_variables(self, render_mode: str | None) -> dict[str, str]:
+        """Return what lets workers import MuJoCo without the renderer they do not need."""
+        return variables(render_mode)
+
+    def make_env(
+        self,
+        task: str,
+        goals: Any,
+        *,
+        seed: np.random.SeedSequence,
+        max_episode_steps: int,
+        render_mode: str | None,
+    ) -> TaskEnv:
+        """Return one environment; resets seed all that it draws, so `seed` is not needed."""
+        env: TaskEnv = importlib.import_module("mtrl.envs.gymnasium.env").GymnasiumEnv(
+            self.environments[task], max_episode_steps=max_episode_steps, render_mode=render_mode
+        )
+        return env
+
+
+def _definition(name: str, given: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"id": given}
+    where = f"environments.{name}"
+    if not isinstance(given, Mapping) or "id" not in given:
+        raise UserError(f"{where} must be an id or a mapping with the key 'id'; found {given!r}.")
+    for key, value in given.items():
+        if key not in _DEFINITION:
+            raise UserError(unknown_name(f"key of {where}", str(key), _DEFINITION))
+        kind = _DEFINITION[key]
+        if isinstance(value, bool) or not isinstance(value, Mapping if kind is dict else kind):  # type: ignore[arg-type]
+            raise UserError(f"{where}.{key} has a value of the wrong kind: {value!r}.")
+    plain: dict[str, Any] = _plain(given)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings as dicts and sequences as lists, as a checkpoint gives them back."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+@contextmanager
+def _named(name: str, definition: Mapping[str, Any], known: list[str]) -> Iterator[None]:
+    """Turn whatever goes wrong in making an environment into a UserError that names it."""
+    try:
+        yield
+    except Exception as error:
+        hint = f" Names in environments: {', '.join(known)}." if known and name not in known else ""
+        raise UserError(
+            f"the environment '{name}' ({definition}) cannot be used: {type(error).__name__}: {error}.{hint}"
+        ) from error
+
+
+@contextmanager
+def _importable_mujoco() -> Iterator[None]:
+    """Import MuJoCo without a renderer if the one that MUJOCO_GL names is not installed."""
+    before = os.environ.get("MUJOCO_GL")
+    if before:
+        try:
+            importlib.import_module("mujoco")
+        except ModuleNotFoundError:
+            pass  # not needed, or the environment says so itself
+        except Exception:  # noqa: BLE001 - a missing library shows up as any of several errors
+            os.environ["MUJOCO_GL"] = "disabled"
+    try:
+        yield
+    finally:
+        if before:
+            os.environ["MUJOCO_GL"] = before
