@@ -32,6 +32,8 @@ class EnvConfig:
     """Episode length in env steps; every episode ends by truncation (MW+: 500)."""
     step_timeout: float = 60.0
     """Seconds without an answer after which a worker counts as hung."""
+    worker_niceness: int = 0
+    """Added to the workers' scheduling priority number (0 to 19): above 0 they yield to other processes."""
     max_restarts: int = 3
     """Workers restarted when they die, raise or hang; one more ends the run (checkpoint, exit code 75)."""
 
@@ -189,7 +191,7 @@ class Config:
 
 
 # Fields that may be zero; every other number must be positive (target_entropy has any sign).
-_MAY_BE_ZERO = {"seed", "gamma", "lr_hold_fraction", "warmup_updates", "max_restarts"}
+_MAY_BE_ZERO = {"seed", "gamma", "lr_hold_fraction", "warmup_updates", "max_restarts", "worker_niceness"}
 _ANY_SIGN = {"target_entropy"}
 _AT_MOST_ONE = {"gamma", "tau", "final_lr_fraction", "lr_hold_fraction", "actor_average_rate"}
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
+from mtrl.device.resources import available_memory
 from mtrl.errors import UserError
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the device; for the CPU what the system can give without swapping."""
+    """Bytes free on the device; for the CPU what machine and control groups can give."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    available = [
-        int(line.split()[1]) * 1024 for line in _meminfo().splitlines() if line.startswith("MemAvailable:")
-    ]
-    # Systems without /proc (macOS) page out on demand; there tensors are bounded by nothing we can read.
-    return available[0] if available else 1 << 62
+    available = available_memory()
+    # Where nothing tells (macOS), tensors are paged out on demand and bounded by nothing we can read.
+    return 1 << 62 if available is None else available
 
 
 def check_fits(needed: int, device: torch.device, *, what: str, advice: str) -> None:
@@ -27,10 +24,3 @@ def check_fits(needed: int, device: torch.device, *, what: str, advice: str) -> 
         raise UserError(
             f"{what} need {needed / 2**30:.1f} GiB on {device}, but {free / 2**30:.1f} GiB are free. {advice}"
         )
-
-
-def _meminfo() -> str:
-    try:
-        return Path("/proc/meminfo").read_text()
-    except OSError:
-        return ""

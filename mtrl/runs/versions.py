@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
 
 import mtrl
+from mtrl.device.resources import available_cores
 
 
 def package_versions() -> dict[str, str]:
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(available_cores()),
         **package_versions(),
     }
     if torch.cuda.is_available():

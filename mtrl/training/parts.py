@@ -65,6 +65,7 @@ def build_envs(config: Config, *, num_workers: int | None) -> TaskVectorEnv:
         max_episode_steps=env.max_episode_steps,
         step_timeout=env.step_timeout,
         max_restarts=env.max_restarts,
+        worker_niceness=env.worker_niceness,
         report=console.warning,
     )
 

@@ -12,11 +12,11 @@ no such layout are left out with a note. EnvPool is another port: other MuJoCo, 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mtrl.device.resources import available_cores
 from mtrl.errors import UserError, unknown_name
 from mtrl_benchmarks import report
 
@@ -83,7 +83,7 @@ def _layout(
     """Measure all backends on T tasks x E copies."""
     from mtrl_benchmarks._contenders import start
 
-    workers = arguments.workers or [len(os.sched_getaffinity(0))]
+    workers = arguments.workers or [available_cores()]
     wanted = [(kind, count) for count in workers for kind in ("physics", "mtrl")]
     wanted += [(peer, workers[0]) for peer in arguments.peers]
     contenders: list[Contender] = []

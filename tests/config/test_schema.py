@@ -25,7 +25,14 @@ SECTIONS: dict[str, Any] = {
     "eval": EvalConfig,
 }
 # The rules a user can rely on, written out here and not read from the module under test.
-ZERO_ALLOWED = {"env.max_restarts", "sac.lr_hold_fraction", "seed", "sac.gamma", "train.warmup_updates"}
+ZERO_ALLOWED = {
+    "env.max_restarts",
+    "env.worker_niceness",
+    "sac.lr_hold_fraction",
+    "seed",
+    "sac.gamma",
+    "train.warmup_updates",
+}
 ANY_NUMBER = {"sac.target_entropy"}
 
 

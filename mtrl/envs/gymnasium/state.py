@@ -67,8 +67,8 @@ class EnvState:
             except _NotPlainError as error:
                 raise UserError(
                     f"the environment {self._name} cannot be saved in mid-episode: "
-                    f"{type(layer).__name__}.{name} {error}. Checkpoints need environments whose attributes are "
-                    "numbers, strings, arrays, and lists or dicts of them."
+                    f"{type(layer).__name__}.{name} {error}. Checkpoints need environments whose attributes "
+                    "are numbers, strings, arrays, and lists or dicts of them."
                 ) from error
         return stored
 

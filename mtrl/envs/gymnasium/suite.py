@@ -78,7 +78,7 @@ class GymnasiumSuite(TaskSuite):
             found = ", ".join(f"{name}: {obs} and {action}" for name, (obs, action) in shapes.items())
             raise UserError(
                 f"tasks must have one size of observation and one of action; found {found}. Leave out those "
-                "that differ, or bring them to one size with wrappers in a registered environment of your own."
+                "that differ, or bring them to one size by wrappers in an environment of your own."
             )
         return next(iter(shapes.values()))
 

@@ -26,11 +26,25 @@ Generate = Callable[[Sequence[str], int], Mapping[str, NDArray[np.float64]]]
 
 
 def cache_folder() -> Path:
-    """Return `$XDG_CACHE_HOME/mtrl/goals`, by default `~/.cache/mtrl/goals`."""
+    """Return `$XDG_CACHE_HOME/mtrl/goals`, by default `~/.cache/mtrl/goals`.
+
+    Where there is no home (no HOME and no entry of the user, as in some containers), a folder of this user's
+    own among the temporary files, with a warning.
+    """
     # The XDG specification tells to ignore relative values.
     base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".cache"
-    return root / "mtrl" / "goals"
+    if os.path.isabs(base):
+        return Path(base) / "mtrl" / "goals"
+    home = os.path.expanduser("~")
+    if os.path.isabs(home):
+        return Path(home) / ".cache" / "mtrl" / "goals"
+    folder = Path(tempfile.gettempdir()) / f"mtrl-{os.getuid()}" / "goals"
+    warnings.warn(
+        f"no home folder: goals are cached in {folder}. Set HOME or XDG_CACHE_HOME to keep them.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return folder
 
 
 def goal_sets(tasks: Sequence[str], seed: int, version: str, generate: Generate) -> GoalSets:
@@ -41,9 +55,10 @@ def goal_sets(tasks: Sequence[str], seed: int, version: str, generate: Generate)
     """
     source = goal_source(tasks)
     found: GoalSets = {}
+    cache = cache_folder()
     for benchmark in sorted(set(source.values())):
         wanted = [name for name in tasks if source[name] == benchmark]
-        folder = cache_folder() / version / benchmark / f"seed{seed}"
+        folder = cache / version / benchmark / f"seed{seed}"
         cached = {name: _read(folder / f"{name}.npz") for name in wanted}
         if all(goals is not None for goals in cached.values()):
             found.update({name: goals for name, goals in cached.items() if goals is not None})
@@ -65,7 +80,9 @@ def _read(path: Path) -> NDArray[np.float64] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        warnings.warn(f"goal cache {path} is unusable ({error}); generating it again.", stacklevel=2)
+        warnings.warn(
+            f"goal cache {path} is unusable ({error}); generating it again.", RuntimeWarning, stacklevel=2
+        )
         return None
     return goals
 
@@ -79,6 +96,7 @@ def _write_all(folder: Path, goals: Mapping[str, NDArray[np.float64]]) -> None:
         warnings.warn(
             f"goal cache {folder} cannot be written ({error}); goals are generated again at the next start. "
             "Set XDG_CACHE_HOME to a writable folder.",
+            RuntimeWarning,
             stacklevel=2,
         )
 

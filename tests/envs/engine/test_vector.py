@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,8 +14,9 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from mtrl.envs import build_suite, make_envs
 from mtrl.envs.engine.vector import TaskVectorEnv
-from mtrl.errors import NonFiniteError, UserError
+from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from tests.helpers import counting_env
 from tests.helpers.counting_env import CountingSuite
 
@@ -282,3 +286,85 @@ def test_frames_come_in_the_order_asked_for() -> None:
     with make() as envs:
         assert [frame[0, 0, 0] for frame in envs.render()] == [3, 1, 2]
         assert [frame[0, 0, 0] for frame in envs.render([2, 0])] == [2, 3]
+
+
+def test_a_task_that_ends_by_itself_is_terminated_and_not_truncated() -> None:
+    with make() as envs:
+        envs.reset()
+        actions = zeros(envs)
+        actions[2, 3] = counting_env.END
+        obs, _, terminated, truncated, infos = envs.step(actions)
+        assert terminated.tolist() == [False, False, True]
+        assert not truncated.any()
+        assert obs[:, STEPS].tolist() == [1, 1, 0]
+        assert infos["final_obs"][:, STEPS].tolist() == [1, 1, 1]
+
+
+def test_a_frame_that_cannot_be_rendered_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COUNTING_ENV_BLIND", "1")
+    with make(max_restarts=0) as envs:
+        envs.reset()
+        with pytest.raises(EnvironmentFailure, match="rendering failed: RuntimeError: the counting"):
+            envs.render()
+        assert envs.step(zeros(envs))[0][:, STEPS].tolist() == [1, 1, 1]
+
+
+def test_what_cannot_be_saved_is_refused_and_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COUNTING_ENV_UNSAVABLE", "1")
+    with make(max_restarts=0) as envs:
+        envs.reset()
+        with pytest.raises(UserError, match="asked not to be saved"):
+            envs.get_state()
+        assert envs.step(zeros(envs))[0][:, STEPS].tolist() == [1, 1, 1]
+
+
+def test_a_suite_in_a_file_reaches_the_workers(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from tests.helpers.counting_env import CountingSuite\n\n\nclass Mine(CountingSuite):\n    pass\n"
+    )
+    suite = build_suite(f"{file}:Mine", TASKS, num_goals=3, options={"step_seconds": 0.0})
+    with TaskVectorEnv(suite, seed=0, num_workers=1) as envs:
+        obs, _ = envs.reset()
+        assert obs[:, CODE].tolist() == [3, 1, 2]
+
+
+def test_a_suite_that_no_other_process_can_load_is_refused_with_advice() -> None:
+    class Local(CountingSuite):
+        pass
+
+    with pytest.raises(UserError, match="class at the top of a module"):
+        TaskVectorEnv(Local(TASKS), seed=0)
+
+
+def test_paths_that_are_no_text_and_a_renderer_that_is_missing_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path, tmp_path])
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")  # its library is missing on most machines
+    with make_envs(["reach-v3"], seed=0) as envs:
+        envs.reset()
+
+
+def priority(pid: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, pid)
+
+
+def test_workers_have_the_priority_of_the_learner_unless_told_otherwise() -> None:
+    with make() as envs, make(worker_niceness=3) as nice:
+        envs.reset(), nice.reset()
+        assert {priority(pid) for pid in envs.worker_pids} == {priority(0)}
+        assert {priority(pid) for pid in nice.worker_pids} == {priority(0) + 3}
+
+
+def test_goals_of_a_restored_state_stay_in_force_with_another_seed() -> None:
+    suite = CountingSuite(TASKS, num_goals=2)
+    shifted = {name: np.array([7.0, 7.0]) for name in TASKS}
+    with TaskVectorEnv(suite, seed=0, goals=shifted, max_episode_steps=2) as envs:
+        envs.reset()
+        state = envs.get_state()
+    with TaskVectorEnv(suite, seed=1, max_episode_steps=2) as other:
+        other.set_state(state)
+        for _ in range(2):
+            obs, *_ = other.step(zeros(other))
+        assert obs[:, GOAL].tolist() == [7, 7, 7]

@@ -103,7 +103,7 @@ def test_damaged_file_is_generated_again(cache: Path, damage: str) -> None:
         np.savez(path, rand_vec=np.zeros((49, 3)))
     else:
         path.write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"goal cache .*push-v3\.npz is unusable"):
+    with pytest.warns(RuntimeWarning, match=r"goal cache .*push-v3\.npz is unusable"):
         again = goal_sets(TASKS, 0, "1", generate)
     np.testing.assert_array_equal(again["push-v3"], good["push-v3"])
     goal_sets(TASKS, 0, "1", generate)
@@ -114,9 +114,22 @@ def test_unwritable_cache_costs_a_warning_only(tmp_path: Path, monkeypatch: pyte
     file = tmp_path / "not-a-folder"
     file.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
-    with pytest.warns(UserWarning, match="cannot be written"):
+    with pytest.warns(RuntimeWarning, match="cannot be written"):
         found = goal_sets(TASKS, 0, "1", Generator())
     assert found["push-v3"].shape == (50, 3)
+
+
+def test_without_a_home_goals_go_to_the_temporary_files_and_no_folder_is_named_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without HOME and passwd entry
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(RuntimeWarning, match="no home folder.*Set HOME"):
+        goal_sets(TASKS, 0, "1", Generator())
+    assert not (tmp_path / "~").exists()
+    assert len(list(tmp_path.rglob("push-v3.npz"))) == 1
 
 
 def test_failed_write_leaves_neither_a_partial_nor_a_temporary_file(
@@ -126,6 +139,6 @@ def test_failed_write_leaves_neither_a_partial_nor_a_temporary_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.warns(UserWarning, match="No space left"):
+    with pytest.warns(RuntimeWarning, match="No space left"):
         goal_sets(TASKS, 0, "1", Generator())
     assert [path for path in cache.rglob("*") if path.is_file()] == []
