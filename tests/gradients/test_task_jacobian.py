@@ -87,6 +87,47 @@ def test_mistakes_are_named(module: _Shared) -> None:
         set_gradient(module, torch.zeros(3))
 
 
+def test_what_would_have_been_ignored_is_refused_or_works(module: _Shared) -> None:
+    expected = task_jacobian(module.losses(INPUTS), module)
+    for given in (module.named_parameters(), module.parameters(), list(module.parameters())):
+        torch.testing.assert_close(task_jacobian(list(module.losses(INPUTS)), given), expected)
+    theta = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert task_jacobian(torch.stack((theta[0] ** 2, theta.prod())), theta).tolist() == [
+        [2.0, 0.0],
+        [2.0, 1.0],
+    ]
+    set_gradient(theta, torch.ones(2))
+    assert theta.grad is not None
+    assert theta.grad.tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="depend on none of the parameters"):
+        task_jacobian(module.losses(INPUTS), _Shared().double())
+    with pytest.raises(ValueError, match="named twice"):
+        task_jacobian(module.losses(INPUTS), [module.unused, module.last.bias, module.unused])
+    used_up = module.parameters()
+    list(used_up)
+    with pytest.raises(ValueError, match="empty once it has been used"):
+        task_jacobian(module.losses(INPUTS), used_up)
+    with pytest.raises(ValueError, match="found a str among them"):
+        task_jacobian(module.losses(INPUTS), ["trunk"])
+    with pytest.raises(ValueError, match="list of T 0-dim tensors"):
+        task_jacobian([module.losses(INPUTS)], module)
+
+
+def test_gradients_accumulate_as_those_of_backward_do(module: _Shared) -> None:
+    direction = task_jacobian(module.losses(INPUTS), module).sum(0)
+    for _ in range(2):
+        set_gradient(module, direction, accumulate=True)
+    found = torch.cat([value.grad.flatten() for value in module.parameters() if value.grad is not None])
+    torch.testing.assert_close(found, 2 * direction)
+
+
+def test_a_compiled_model_gives_the_same_rows(module: _Shared) -> None:
+    expected = task_jacobian(module.losses(INPUTS), module)
+    # AOT autograd is what torch.compile's backward is made of; this backend needs no compiler.
+    compiled = torch.compile(module.losses, backend="aot_eager")
+    torch.testing.assert_close(task_jacobian(compiled(INPUTS), module), expected)
+
+
 def test_the_example_in_readme_learns_both_tasks() -> None:
     section = README.read_text(encoding="utf-8").partition("## Without RL")[2]
     block = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)

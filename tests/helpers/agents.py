@@ -25,6 +25,7 @@ def sac_config(
     replay: Mapping[str, Any] | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    network_options: Mapping[str, Any] | None = None,
     **network: Any,
 ) -> Config:
     """Configuration of networks of two layers; keyword arguments left over are `network`'s."""
@@ -33,7 +34,7 @@ def sac_config(
         method=method,
         method_options={**sac_options(method), **(options or {})},
         seed=seed,
-        network=NetworkConfig(**(sizes | network)),
+        network=NetworkConfig(**(sizes | network), options=network_options or {}),
         sac=SacConfig(**({"batch_per_task": 5} | dict(sac or {}))),
         train=TrainConfig(**({"warmup_steps": 8} | dict(train or {}))),
         replay=ReplayConfig(**({"capacity_per_task": 64} | dict(replay or {}))),
