@@ -158,6 +158,14 @@ class Config:
     """Gradient combiner, a name in mtrl.combiners.COMBINERS."""
     method_options: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters of the combiner; those left out take the combiner's defaults."""
+    critic_method: str | None = None
+    """Gradient combiner of the critics alone; None: as `method`."""
+    critic_method_options: Mapping[str, Any] = field(default_factory=dict)
+    """Hyper-parameters of `critic_method`."""
+    actor_method: str | None = None
+    """Gradient combiner of the actor alone; None: as `method`."""
+    actor_method_options: Mapping[str, Any] = field(default_factory=dict)
+    """Hyper-parameters of `actor_method`."""
     steps: int = 2_000_000
     """Length of the run in vector steps, which is env steps per task and copy (MW+: 2M)."""
     seed: int = 0
@@ -188,6 +196,13 @@ class Config:
                 f"replay.capacity_per_task must be at least sac.batch_per_task = {self.sac.batch_per_task}; "
                 f"found {self.replay.capacity_per_task}."
             )
+
+    def method_of(self, network: Literal["critic", "actor"]) -> tuple[str, Mapping[str, Any]]:
+        """Return name and options of the method that combines this network's gradients."""
+        own = self.critic_method if network == "critic" else self.actor_method
+        if own is None:
+            return self.method, self.method_options
+        return own, self.critic_method_options if network == "critic" else self.actor_method_options
 
 
 # Fields that may be zero; every other number must be positive (target_entropy has any sign).

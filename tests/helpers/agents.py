@@ -25,6 +25,7 @@ def sac_config(
     replay: Mapping[str, Any] | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    per_network: Mapping[str, Any] | None = None,
     network_options: Mapping[str, Any] | None = None,
     **network: Any,
 ) -> Config:
@@ -33,6 +34,7 @@ def sac_config(
     return Config(
         method=method,
         method_options={**sac_options(method), **(options or {})},
+        **(per_network or {}),
         seed=seed,
         network=NetworkConfig(**(sizes | network), options=network_options or {}),
         sac=SacConfig(**({"batch_per_task": 5} | dict(sac or {}))),

@@ -191,6 +191,26 @@ def test_methods_for_positive_losses_are_refused_unless_told_how_to_shift(method
         _agent(method, options={"shift": "none"})
 
 
+@pytest.mark.parametrize("method", sorted(name for name, cls in COMBINERS.items() if cls.positive_losses))
+def test_critics_take_such_methods_on_their_raw_losses_beside_a_mean_actor(method: str) -> None:
+    agent = _agent(method, options={"shift": "none"}, per_network={"actor_method": "mean"})
+    _run(agent, 3)
+    assert not _failures(agent)
+    assert agent.actor.combiner.name == "mean"
+    assert agent.critic.combiner.shift == "none"
+
+
+def test_each_network_may_have_a_method_of_its_own() -> None:
+    """The actor's side is that of an agent with its method for both, as long as the critics are frozen."""
+    own = {"actor_method": "nash_mtl", "actor_method_options": {"max_norm": 0.5}}
+    mixed = _agent("cagrad", per_network=own, sac={"critic_lr": 1e-30})
+    alone = _agent("nash_mtl", options={"max_norm": 0.5}, sac={"critic_lr": 1e-30})
+    for agent in (mixed, alone):
+        _run(agent, 5)
+    torch.testing.assert_close(mixed.actor.flat.vector, alone.actor.flat.vector)
+    assert mixed.critic.combiner.name == "cagrad"
+
+
 @pytest.mark.parametrize("base", ["mean", "nash_mtl", "pcgrad"])
 def test_fs_mtl_trains_on_every_kind_of_base(base: str) -> None:
     """`mean` weighs by losses: FS-MTL must hand those of the current step on."""
