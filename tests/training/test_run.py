@@ -1,4 +1,4 @@
-"""Whole runs on real Meta-World: the script, resume, kill, Ctrl-C, isolation."""
+"""Whole runs: resume, isolation, reproduction on the counting suite; two runs of real Meta-World."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +15,137 @@ import numpy as np
 import pytest
 import torch
 
-from mtrl import train
+from mtrl import Config, train
 from mtrl.combiners import COMBINERS
-from mtrl.config.schema import EnvConfig, EvalConfig, ReplayConfig
+from mtrl.config.schema import EnvConfig, EvalConfig
 from mtrl.runs.checkpoint import load_checkpoint
-from mtrl.training.run import resume_training
+from mtrl.training.results import Event
+from mtrl.training.run import evaluate_run, resume_training
+from tests.helpers.checkpoints import assert_same
 from tests.helpers.loss_methods import sac_options
-from tests.helpers.short_runs import TASKS, config, lines, without_time
+from tests.helpers.runs import assert_same_run
+from tests.helpers.short_runs import COUNTING, TASKS, config, lines
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-def _assert_equal_trees(left: Any, right: Any, where: str = "") -> None:
-    assert type(left) is type(right), where
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            _assert_equal_trees(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for index, (a, b) in enumerate(zip(left, right, strict=True)):
-            _assert_equal_trees(a, b, f"{where}[{index}]")
-    elif isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, np.ndarray):
-        assert np.array_equal(left, right), where
-    else:
-        assert left == right, where
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
+# One of the losses alone, one of the Gramian, one that asks for gradients at other parameters.
+QUICK = {"famo", "cagrad", "fs_mtl"}
+METHODS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(COMBINERS)
+]
 
 
-def _assert_same_run(left: Path, right: Path) -> None:
-    (left_step, left_state), (right_step, right_state) = load_checkpoint(left), load_checkpoint(right)
-    assert left_step == right_step
-    _assert_equal_trees(left_state, right_state)
-    for name in ("metrics.jsonl", "evaluations.jsonl"):
-        pairs = zip(lines(left / name), lines(right / name), strict=True)
-        for a, b in pairs:
-            assert without_time(a) == without_time(b)
+def counting(**changes: Any) -> Config:
+    return config(**COUNTING, **changes)
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    return load_checkpoint(run)[1]
+
+
+def stop_at(step: int) -> Callable[[Event], None]:
+    """A callback that stops at this vector step."""
+
+    def callback(event: Event) -> None:
+        if event.vector_step == step:
+            event.stop()
+
+    return callback
+
+
+def wait_for(found: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopped_and_resumed_equals_uninterrupted(method: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = counting(method=method, method_options=sac_options(method))
+    train(settings, whole)
+    # At 25 every episode and the log's means are halfway.
+    assert train(settings, parts, callbacks=[stop_at(25)]).steps == 25
+    assert resume_training(parts).exit_code == 0
+    assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_process_group_saves_and_exits_with_its_code(
+    number: int, code: int, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, str(SCRIPTS / "train.py"), "--preset", "debug", "--run-dir", str(run)]
+    command += ["--suite", COUNTING["suite"], "--tasks", *COUNTING["tasks"], "--steps", "100000"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        wait_for(lambda: process.poll() is not None or (run / "checkpoints/step_000000060").exists())
+        os.killpg(process.pid, number)  # a terminal sends Ctrl-C to the workers as well
+        output = process.communicate(timeout=60)[0].decode()
+    finally:
+        process.kill()
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    assert f"--resume {run}" in output
+    step, _ = load_checkpoint(run)
+    assert step == int(output.split("stopped at vector step ")[1].split(";")[0].replace(",", ""))
+
+
+def test_evaluation_leaves_training_untouched(tmp_path: Path) -> None:
+    often, never = tmp_path / "often", tmp_path / "never"
+    train(counting(eval=EvalConfig(interval=7, episodes_per_task=3, final_episodes_per_task=1)), often)
+    train(counting(eval=EvalConfig(interval=9999, episodes_per_task=1, final_episodes_per_task=1)), never)
+    assert_same(state_of(often), state_of(never))
+    assert lines(often / "evaluations.jsonl")[-1]["tasks"] == lines(never / "evaluations.jsonl")[-1]["tasks"]
+
+
+def test_worker_count_does_not_change_the_run(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        train(counting(env=EnvConfig(max_episode_steps=20, num_workers=workers)), tmp_path / str(workers))
+    assert_same_run(tmp_path / "1", tmp_path / "2")
+
+
+def test_other_seeds_give_other_runs(tmp_path: Path) -> None:
+    train(counting(), tmp_path / "a")
+    train(counting(seed=1), tmp_path / "b")
+    left, right = (state_of(tmp_path / name)["replay"]["rows"] for name in "ab")
+    assert not torch.equal(left, right)
+
+
+def test_the_true_final_observation_is_stored_at_truncation_and_bootstrapped(tmp_path: Path) -> None:
+    train(counting(steps=40), tmp_path / "run")
+    rows = state_of(tmp_path / "run")["replay"]["rows"]
+    obs, alive, following = rows[..., :8], rows[..., 13], rows[..., 14:]
+    assert bool((alive == 1).all())
+    steps = torch.arange(20.0).repeat(2)
+    for task in range(2):
+        assert torch.equal(obs[task, :, 0], steps)  # of the running episode
+        assert torch.equal(following[task, :, 0], steps + 1)  # to 20, not to the 0 of the next episode
+        assert torch.equal(following[task, :, 2], obs[task, :, 2])  # of the same episode
+        assert obs[task, 20, 2] == obs[task, 19, 2] + 1
+
+
+def test_a_policy_evaluates_without_what_only_training_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(counting(), tmp_path / "run")
+    for name in ("replay.pt", "agent.pt", "envs.pt"):
+        (tmp_path / "run/checkpoints/step_000000060" / name).unlink()
+    assert evaluate_run(tmp_path / "run", episodes=2).episodes_per_task == 2
+    output = capsys.readouterr()
+    assert "checkpoint of vector step 60" in output.out  # not the one before it
+    assert output.err == ""
+
+
+# -- real Meta-World ----------------------------------------------------------------------------------------
 
 
 def test_mt10_script_trains_evaluates_and_writes_everything(tmp_path: Path) -> None:
@@ -71,96 +166,16 @@ def test_mt10_script_trains_evaluates_and_writes_everything(tmp_path: Path) -> N
     assert max(metrics["weight"].values()) > min(metrics["weight"].values()) > 0
 
 
-@pytest.mark.parametrize("method", sorted(COMBINERS))
-def test_stopped_and_resumed_equals_uninterrupted(method: str, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    chosen = {"method": method, "method_options": sac_options(method)}
-    assert train(config(**chosen), whole).exit_code == 0
-    # A shorter run ends with an evaluation of its own; the curves must agree from its checkpoint on.
-    train(config(**chosen, steps=37, eval=EvalConfig(interval=1000, final_episodes_per_task=1)), parts)
-    (parts / "evaluations.jsonl").write_text((whole / "evaluations.jsonl").read_text().splitlines()[0] + "\n")
-    settings = (parts / "config.yaml").read_text().replace("interval: 1000", "interval: 30")
-    settings = settings.replace("final_episodes_per_task: 1", "final_episodes_per_task: 2")
-    (parts / "config.yaml").write_text(settings)
-    assert resume_training(parts, steps=60).exit_code == 0
-    left, right = load_checkpoint(whole)[1], load_checkpoint(parts)[1]
-    _assert_equal_trees(left["agent"], right["agent"])
-    _assert_equal_trees(left["replay"], right["replay"])
-    _assert_equal_trees(left["envs"], right["envs"])
-    last = [without_time(lines(run / "evaluations.jsonl")[-1]) for run in (whole, parts)]
-    assert last[0] == last[1]
-
-
-def test_killed_at_any_moment_and_resumed_is_bit_equal_to_undisturbed(tmp_path: Path) -> None:
-    steps = ["--steps", "400", "--train.checkpoint-interval", "50", "--train.num-threads", "1"]
+def test_killed_and_resumed_is_bit_equal_to_undisturbed(tmp_path: Path) -> None:
+    steps = ["--steps", "300", "--train.checkpoint-interval", "50", "--train.num-threads", "1"]
     command = [sys.executable, str(SCRIPTS / "train.py"), "--tasks", *TASKS, "--method", "nash_mtl"]
     command += ["--preset", "debug", *steps]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     subprocess.run([*command, "--run-dir", str(undisturbed)], check=True, capture_output=True)
     process = subprocess.Popen([*command, "--run-dir", str(killed)], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((killed / "checkpoints").glob("step_*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(np.random.default_rng().uniform(0.0, 0.5))
+    wait_for(lambda: process.poll() is not None or list((killed / "checkpoints").glob("step_*")))
     process.kill()
     assert process.wait() == -signal.SIGKILL
     resume = [sys.executable, str(SCRIPTS / "train.py"), "--resume", str(killed)]
     subprocess.run(resume, check=True, capture_output=True)
-    _assert_same_run(undisturbed, killed)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_exits_with_its_code(number: int, code: int, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = [sys.executable, str(SCRIPTS / "train.py"), "--tasks", *TASKS, "--preset", "debug"]
-    command += ["--steps", "100000", "--run-dir", str(run)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    deadline = time.monotonic() + 60
-    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    os.killpg(process.pid, number)  # a terminal sends Ctrl-C to the workers as well
-    output = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    assert f"--resume {run}" in output
-    step, _ = load_checkpoint(run)
-    assert step == int(output.split("stopped at vector step ")[1].split(";")[0].replace(",", ""))
-
-
-def test_evaluation_leaves_training_untouched(tmp_path: Path) -> None:
-    often, never = tmp_path / "often", tmp_path / "never"
-    train(config(eval=EvalConfig(interval=7, episodes_per_task=3, final_episodes_per_task=1)), often)
-    train(config(eval=EvalConfig(interval=10_000, episodes_per_task=1, final_episodes_per_task=1)), never)
-    _assert_equal_trees(load_checkpoint(often)[1], load_checkpoint(never)[1])
-    assert lines(often / "evaluations.jsonl")[-1]["tasks"] == lines(never / "evaluations.jsonl")[-1]["tasks"]
-
-
-def test_worker_count_does_not_change_the_run(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    train(config(env=EnvConfig(max_episode_steps=20, num_workers=1)), one)
-    train(config(env=EnvConfig(max_episode_steps=20, num_workers=2)), two)
-    _assert_equal_trees(load_checkpoint(one)[1]["agent"], load_checkpoint(two)[1]["agent"])
-
-
-def test_other_seeds_give_other_runs(tmp_path: Path) -> None:
-    train(config(), tmp_path / "a")
-    train(config(seed=1), tmp_path / "b")
-    left, right = (load_checkpoint(tmp_path / name)[1] for name in "ab")
-    assert not torch.equal(left["agent"]["update"]["target"], right["agent"]["update"]["target"])
-    assert not torch.equal(left["replay"]["rows"], right["replay"]["rows"])
-
-
-def test_the_true_final_observation_is_stored_at_truncation_and_bootstrapped(tmp_path: Path) -> None:
-    train(config(steps=40, replay=ReplayConfig(capacity_per_task=40)), tmp_path / "run")
-    rows = load_checkpoint(tmp_path / "run")[1]["replay"]["rows"]
-    obs, alive, following = rows[..., :39], rows[..., 44], rows[..., 45:]
-    assert bool((alive == 1).all())
-    continued = (obs[:, 1:, :3] - following[:, :-1, :3]).abs().amax(-1)
-    # Every successor is the next observation, except where step 20 ended the episode: there the hand was
-    # still where it had been, not back at the start.
-    assert float(continued[:, :19].max()) == 0.0
-    assert float(continued[:, 19].min()) > 1e-3
-    assert float((following[:, 19, :3] - obs[:, 19, :3]).norm(dim=-1).max()) < 0.05
+    assert_same_run(undisturbed, killed)
