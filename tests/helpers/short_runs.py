@@ -10,7 +10,10 @@ from mtrl import Config
 from mtrl.config.schema import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
 
 TASKS = ("reach-v3", "drawer-close-v3")
-COUNTING = {"suite": "tests.helpers.counting_env:CountingSuite", "tasks": ("task-1", "task-2")}
+COUNTING: dict[str, Any] = {
+    "suite": "tests.helpers.counting_env:CountingSuite",
+    "tasks": ("task-1", "task-2"),
+}
 """Changes that put the counting simulation in the place of Meta-World, which takes seconds to start."""
 
 

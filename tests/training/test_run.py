@@ -30,9 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 # One of the losses alone, one of the Gramian, one that asks for gradients at other parameters.
 QUICK = {"famo", "cagrad", "fs_mtl"}
-METHODS = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(COMBINERS)
-]
+METHODS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(COMBINERS)]
 
 
 def counting(**changes: Any) -> Config:

@@ -11,13 +11,13 @@ import torch
 from mtrl.config.schema import SacConfig, TrainConfig
 from mtrl.training.parts import Parts, build_envs
 from mtrl.training.stepper import Stepper
-from tests.helpers.short_runs import config
+from tests.helpers.short_runs import COUNTING, config
 
 STEPS = 45
 
 
 def _trained(*, overlap: bool) -> dict[str, Any]:
-    settings = config(steps=STEPS, method="cagrad")
+    settings = config(**COUNTING, steps=STEPS, method="cagrad")
     with closing(build_envs(settings, num_workers=2)) as envs:
         if not overlap:
             results: list[Any] = []
@@ -39,7 +39,7 @@ def _trained(*, overlap: bool) -> dict[str, Any]:
 
 def test_a_restart_in_the_first_vector_step_only_lengthens_the_warm_up() -> None:
     train = TrainConfig(warmup_steps=8, num_threads=1)
-    settings = config(steps=12, train=train, sac=SacConfig(batch_per_task=8))
+    settings = config(**COUNTING, steps=12, train=train, sac=SacConfig(batch_per_task=8))
     with closing(build_envs(settings, num_workers=1)) as envs:
         parts = Parts(settings, envs, torch.device("cpu"))
         agent: Any = parts.agent
