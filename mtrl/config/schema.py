@@ -126,6 +126,8 @@ class TrainConfig:
     """Vector steps between two checkpoints; one more is written at the end and on Ctrl-C."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept on disk."""
+    sinks: tuple[str, ...] = ("tensorboard",)
+    """Where numbers go besides the JSON lines: tensorboard, or classes of your own as package.module:Name."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """torch.set_float32_matmul_precision: faster with TF32 or bfloat16 units. Gramians stay exact."""
     num_threads: int | None = None

@@ -96,7 +96,7 @@ def resume_training(
             )
         with _writing(run.path):
             save_config(config, run.config_path)
-        return _run(config, run, resolved, callbacks, sinks, (step, state))
+        return _run(config, run, resolved, callbacks, [*_named_sinks(config), *sinks], (step, state))
 
 
 def resume_or_start(
@@ -213,6 +213,7 @@ def _start(
     callbacks: Sequence[Callback],
     sinks: Sequence[Sink],
 ) -> TrainResult:
+    sinks = [*_named_sinks(config), *sinks]
     with _writing(run.path):
         save_config(config, run.config_path)
     return _run(config, run, device, callbacks, sinks, None)
@@ -251,7 +252,7 @@ def _run(
             if checkpoint is not None:
                 resumed_at = Stamp(start, start * envs.num_envs, history.wall_s)
             info = RunInfo(run.path, envs.task_names, config_to_dict(config), versions, resumed_at)
-            log = Log(info, JsonLines(), [*_named_sinks(config), *sinks])
+            log = Log(info, JsonLines(), sinks)
         stack.callback(log.close)
         progress = stack.enter_context(console.ProgressReport(config.steps, start, success=history.success))
         loop = TrainingLoop(config, run.path, parts, eval_envs, log, progress, requests, suite, callbacks)
@@ -260,7 +261,7 @@ def _run(
 
 
 def _named_sinks(config: Config) -> list[Sink]:
-    return [SINKS[name]() for name in ("tensorboard",)]
+    return [SINKS[name]() for name in config.train.sinks]
 
 
 def _is_complete(history: History, step: int, steps: int) -> bool:

@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from mtrl import Config, train
+from mtrl.config.schema import TrainConfig
 from mtrl.device import cpu
+from mtrl.errors import UserError
 from mtrl.runs.evaluation import Evaluation
 from mtrl.training.results import Event
 from mtrl.training.run import default_run_dir, evaluate_run, resume_training
@@ -112,6 +114,34 @@ def test_a_sink_of_the_users_own_hears_the_run(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_sink_that_the_configuration_names_hears_the_run_and_its_continuation(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Mine:\n"
+        "    def open(self, run): self.path = run.path.parent / 'heard'; self.say('open')\n"
+        "    def metrics(self, stamp, scalars, per_task): self.say(f'metrics {stamp.vector_step}')\n"
+        "    def evaluation(self, stamp, result, *, final): self.say(f'evaluation {stamp.vector_step}')\n"
+        "    def close(self): self.say('close')\n"
+        "    def say(self, text):\n"
+        "        with self.path.open('a') as file: file.write(text + '\\n')\n"
+    )
+    settings = TrainConfig(
+        warmup_steps=15, log_interval=10, num_threads=1, sinks=(f"{tmp_path / 'mine.py'}:Mine",)
+    )
+    train(counting(train=settings, steps=20), tmp_path / "run")
+    resume_training(tmp_path / "run", steps=30)
+    heard = (tmp_path / "heard").read_text().split("\n")
+    expected = "open,metrics 10,metrics 20,evaluation 20,close,open,metrics 30,evaluation 30,close,"
+    assert heard == expected.split(",")
+    assert not list((tmp_path / "run").glob("events*"))
+
+
+def test_a_sink_that_does_not_exist_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    settings = TrainConfig(warmup_steps=15, sinks=("tensorbord",))
+    with pytest.raises(UserError, match=r"unknown sink 'tensorbord'\. Did you mean 'tensorboard'"):
+        train(counting(train=settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # -- the caller's process -----------------------------------------------------------------------------------
 
 
@@ -141,7 +171,9 @@ def test_the_calling_process_is_left_as_it_was(tmp_path: Path) -> None:
 
 THREADS = """
 import os, torch
+from mtrl.config.schema import TrainConfig
 from mtrl.device import cpu
+from mtrl.errors import UserError
 with cpu.settings(None, "highest"):
     print(torch.get_num_threads())
 """
