@@ -16,8 +16,8 @@ class Evaluation(NamedTuple):
     """
 
     task_names: tuple[str, ...]  # T
-    success: NDArray[np.bool_]  # [T, N], at any step of the episode
-    success_last: NDArray[np.bool_]  # [T, N], at the episode's last step
+    success: NDArray[np.float64]  # [T, N], 1 or 0, at any step of the episode; NaN: the task knows none
+    success_last: NDArray[np.float64]  # [T, N], at the episode's last step
     episode_return: NDArray[np.float64]  # [T, N], undiscounted sum of unscaled rewards
 
     @property
@@ -27,12 +27,12 @@ class Evaluation(NamedTuple):
 
     @property
     def mean_success(self) -> float:
-        """Any-step success rate in [0, 1], over tasks and episodes."""
+        """Any-step success rate in [0, 1], over tasks and episodes; NaN if a task knows no success."""
         return float(self.success.mean())
 
     @property
     def mean_success_last(self) -> float:
-        """Last-step success rate in [0, 1], over tasks and episodes."""
+        """Last-step success rate in [0, 1], over tasks and episodes; NaN if a task knows no success."""
         return float(self.success_last.mean())
 
     @property

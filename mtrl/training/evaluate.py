@@ -42,6 +42,7 @@ def evaluate(
     Episodes are dealt out in rounds, copy e of a task taking episode `round * E + e`, and all of a round
     run to their end, so that no task and no short episode counts more often than another. Success at any step
     means the flag was set at least once; success at the last step means it was set when the episode ended.
+    Both are NaN for a task that knows no success.
     A round in which a worker had to be restarted is run again: its episodes are fixed by their goals.
 
     Args:
@@ -52,9 +53,9 @@ def evaluate(
     """
     tasks, copies = envs.num_tasks, envs.envs_per_task
     rounds = -(-episodes_per_task // copies)
-    any_step = np.zeros((tasks, rounds * copies), dtype=bool)
+    any_step = np.zeros((tasks, rounds * copies), dtype=np.float64)
     last_step = np.zeros_like(any_step)
-    returns = np.zeros(any_step.shape, dtype=np.float64)
+    returns = np.zeros_like(any_step)
     for number in range(rounds):
         columns = slice(number * copies, (number + 1) * copies)
         episode = np.tile(np.arange(copies) + number * copies, tasks)
@@ -67,7 +68,7 @@ def evaluate(
 
 def _run_round(
     policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64], between_steps: Callable[[], None]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """One episode in every environment: success at any step, success at the last, return, each [T*E]."""
     while True:
         outcome = _try_round(policy, envs, goals, between_steps)
@@ -77,19 +78,20 @@ def _run_round(
 
 def _try_round(
     policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64], between_steps: Callable[[], None]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]] | None:
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
     obs, _ = envs.reset(options={"goal": goals})
     running = np.ones(len(goals), dtype=bool)
-    any_step, last_step = np.zeros_like(running), np.zeros_like(running)
-    returns = np.zeros(len(goals), dtype=np.float64)
+    any_step, last_step = np.full(len(goals), np.nan), np.full(len(goals), np.nan)
+    returns = np.zeros(len(goals))
     while running.any():
         between_steps()
         obs, reward, terminated, truncated, infos = envs.step(policy(obs))
         if (infos["restarted"] & running).any():
             return None
-        success = infos["success"] > 0
+        flag = infos["success"]
+        success = np.where(np.isnan(flag), np.nan, flag > 0)
         returns += np.where(running, reward, 0.0)
-        any_step |= success & running
+        any_step = np.where(running, np.fmax(any_step, success), any_step)  # a number wins over NaN
         ended = (terminated | truncated) & running
         last_step[ended] = success[ended]
         running &= ~ended

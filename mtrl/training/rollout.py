@@ -15,6 +15,7 @@ class RolloutStatistics:
     def __init__(self, num_envs: int) -> None:
         self._return = np.zeros(num_envs, dtype=np.float64)
         self._success = np.zeros(num_envs, dtype=bool)
+        self._known = True  # whether any task knows success
         self._ended: NDArray[np.float64] = np.zeros(
             3, dtype=np.float64
         )  # episodes, sum of returns, successes
@@ -25,6 +26,7 @@ class RolloutStatistics:
         """Count one vector step: reward, success flag and end of episode, each [T*E]."""
         self._return += reward
         self._success |= success > 0
+        self._known = not np.isnan(success).all()
         if ended.any():
             self._ended += (ended.sum(), self._return[ended].sum(), self._success[ended].sum())
             self._return[ended] = 0.0
@@ -41,7 +43,8 @@ class RolloutStatistics:
         self._ended = np.zeros_like(self._ended)
         if not episodes:
             return {}
-        return {"rollout/ep_rew_mean": returns / episodes, "rollout/success_rate": successes / episodes}
+        means = {"rollout/ep_rew_mean": returns / episodes}
+        return means | ({"rollout/success_rate": successes / episodes} if self._known else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Unfinished episodes and what has not been reported yet."""
