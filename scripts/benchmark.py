@@ -1,6 +1,6 @@
 """Measure the combiners, the environments, an update, a training; see --help."""
 
-from mtrl.cli.commands import main_benchmark
+from mtrl.cli import launch
 
 if __name__ == "__main__":  # environment workers import this file
-    raise SystemExit(main_benchmark())
+    raise SystemExit(launch("mtrl.cli.benchmark"))

@@ -1,6 +1,6 @@
 """Evaluate the newest checkpoint of a run; see --help."""
 
-from mtrl.cli.commands import main_evaluate
+from mtrl.cli import launch
 
 if __name__ == "__main__":  # environment workers import this file
-    raise SystemExit(main_evaluate())
+    raise SystemExit(launch("mtrl.cli.evaluate"))

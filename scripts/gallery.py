@@ -1,6 +1,6 @@
 """Draw every method's trajectories on two toy landscapes; see --help."""
 
-from mtrl.cli.commands import main_gallery
+from mtrl.cli import launch
 
 if __name__ == "__main__":
-    raise SystemExit(main_gallery())
+    raise SystemExit(launch("mtrl_gallery.command"))

@@ -1,6 +1,6 @@
 """Table and success curves of runs; see --help."""
 
-from mtrl.cli.commands import main_report
+from mtrl.cli import launch
 
 if __name__ == "__main__":
-    raise SystemExit(main_report())
+    raise SystemExit(launch("mtrl.cli.report"))

@@ -1,6 +1,6 @@
 """Train on any tasks: --tasks reach-v3 push-v3, or a preset that names them; see --help."""
 
-from mtrl.cli.commands import main_train
+from mtrl.cli import launch
 
 if __name__ == "__main__":  # environment workers import this file
-    raise SystemExit(main_train())
+    raise SystemExit(launch("mtrl.cli.train"))

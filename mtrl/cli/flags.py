@@ -1,4 +1,9 @@
-"""Flags of the command lines: dataclasses parsed by tyro, with messages of one line and nearest names."""
+"""Flags: fields and options of parts, shown and split by tyro, their values read as YAML reads them.
+
+tyro sees text alone, so that a value from the shell, from YAML and from Python is checked at one place and
+a mistake reads the same. What tyro refuses itself (a missing value, a stray word) it draws as a box, of which
+one line is kept.
+"""
 
 from __future__ import annotations
 
@@ -9,103 +14,103 @@ import io
 import itertools
 import os
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, get_origin
 
 import tyro
 
-from mtrl.config.method_options import MethodSpec, method_options
-from mtrl.config.presets import preset_names
-from mtrl.config.schema import Config
-from mtrl.errors import UserError, unknown_name
+from mtrl.config.options import REQUIRED, Option
+from mtrl.config.values import field_types, from_text, label
+from mtrl.errors import UserError
 
-_REGISTRY = tyro.constructors.ConstructorRegistry()
+F = TypeVar("F")
 
 
-def train_flags(base: Config, preset: str | None) -> Any:
-    """Return an instance of a subclass of Config with the values of `base` and the flags Config lacks.
+class Flag(NamedTuple):
+    """One flag; `flag` is its name without dashes and without its group's, "" for a positional one."""
 
-    The options of the method of `base` are typed fields of `method_options`; `preset`, `run_dir` and `resume`
-    are added. The class does not check ranges: that is done once, on the final values.
+    flag: str
+    option: Option
+    metavar: str
+
+
+class Group(NamedTuple):
+    """Flags `--FLAG.name`; their values become one mapping under `key`."""
+
+    key: str
+    flag: str
+    help: str
+    members: tuple[Flag | Group, ...]
+
+
+Members = Sequence[Flag | Group]
+
+
+def option_flag(option: Option, flag: str | None = None, metavar: str | None = None) -> Flag:
+    """Return the flag of an option, by default under the option's own name."""
+    return Flag(option.name if flag is None else flag, option, metavar or label(option.annotation))
+
+
+def fields_of(cls: Any, values: Any = None) -> list[Option]:
+    """Return the fields of a `settings` dataclass as options; defaults are those of the instance `values`."""
+    options = []
+    for field in dataclasses.fields(cls):
+        default = field.default if values is None else getattr(values, field.name)
+        help_text = cls.__pydantic_fields__[field.name].description or ""
+        missing = default is dataclasses.MISSING
+        options.append(
+            Option(field.name, field_types(cls)[field.name], REQUIRED if missing else default, help_text)
+        )
+    return options
+
+
+def parse(members: Members, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the value of every flag, nested by group, defaults where a flag is not given.
+
+    Raises:
+        UserError: an unknown flag (the nearest one is given), a missing value, a stray word.
     """
-    method = method_options()[base.method]
-    values = {option.name: option.default for option in method.options} | dict(base.method_options)
-    options_type: Any = dataclasses.make_dataclass(
-        "MethodOptions",
-        [
-            (option.name, Annotated[option.type, tyro.conf.arg(help=option.help)], values[option.name])
-            for option in method.options
-        ],
-        frozen=True,
-        kw_only=True,
-    )
-    methods = "{" + ",".join(method_options()) + "}"
-    presets = "{" + ",".join(preset_names()) + "}|FILE.yaml"
-    of_method = tyro.conf.arg(name="method", help=f"{method.name}: {method.summary}")
-    extra: list[tuple[str, Any, Any]] = [
-        ("method", _described(str, "Gradient combiner; all are listed at the end.", methods), base.method),
-        ("method_options", Annotated[options_type, of_method], options_type(**values)),
-        ("preset", _described(str | None, "Values to start from, a name in configs/.", presets), preset),
-        ("run_dir", _described(Path | None, "Default: runs/TASKS/METHOD/seedK-TIME."), None),
-        (
-            "resume",
-            _described(Path | None, "Run directory to continue; takes only --steps and --device."),
-            None,
-        ),
-    ]
-    flags_type: Any = dataclasses.make_dataclass(
-        "TrainFlags",
-        extra,
-        bases=(Config,),
-        namespace={"__post_init__": lambda self: None},
-        frozen=True,
-        kw_only=True,
-    )
-    added = {name for name, _, _ in extra}
-    return flags_type(**{name: value for name, value in vars(base).items() if name not in added})
-
-
-def flag_values(flags: Any) -> dict[str, Any]:
-    """Return what `train_flags` added to or took from Config as one layer for `build_config`."""
-    return {
-        field.name: vars(value) if dataclasses.is_dataclass(value := getattr(flags, field.name)) else value
-        for field in dataclasses.fields(Config)
-    }
-
-
-def parse(flags_type: Any, arguments: Sequence[str], default: Any = None) -> Any:
-    """Return `flags_type` built from `arguments`; raises UserError for what tyro refuses."""
-    options = {} if default is None else {"default": default}
+    _check_flags(arguments, members)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(flags_type, args=list(arguments), registry=_REGISTRY, **options)
+            parsed = tyro.cli(_tyro_type(members), args=list(arguments))
     except SystemExit:
         raise UserError(_first_paragraph(box.getvalue())) from None
+    return _values(parsed, members)
 
 
-def print_help(
-    flags_type: Any, default: Any = None, description: str | None = None, epilogue: str = ""
-) -> None:
+def print_help(members: Members, description: str, epilogue: str = "") -> None:
     """Print every flag with its meaning and default, and below them the epilogue."""
-    options = {} if default is None else {"default": default}
-    prog = Path(sys.argv[0]).name
     try:
         with contextlib.suppress(SystemExit):
             tyro.cli(
-                flags_type, args=["--help"], prog=prog, description=description, registry=_REGISTRY, **options
+                _tyro_type(members), args=["--help"], prog=Path(sys.argv[0]).name, description=description
             )
-        print(epilogue, flush=True)
+        print(epilogue, end="\n" if epilogue else "", flush=True)
     except BrokenPipeError:
         # `--help | head` closes the pipe early; without this the interpreter's last flush fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def parse_command(cls: type[F], arguments: Sequence[str], positional: str | None = None) -> F | None:
+    """Return a command's flags, the fields of a `settings` class; None if help was asked for, and printed."""
+    members = [
+        option_flag(option, "" if option.name == positional else None, "PATH" if positional else None)
+        if option.name == positional
+        else option_flag(option)
+        for option in fields_of(cls)
+    ]
+    if wants_help(arguments):
+        print_help(members, cls.__doc__ or "")
+        return None
+    return cls(**parse(members, arguments))
+
+
 def given(arguments: Sequence[str]) -> list[str]:
     """Return the flags among `arguments`, with dashes for underscores and without values."""
-    return [_flag(text[2:].partition("=")[0]) for text in arguments if text.startswith("--")]
+    return [_dashed(text[2:].partition("=")[0]) for text in arguments if text.startswith("--")]
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
@@ -117,122 +122,107 @@ def peek(arguments: Sequence[str], flag: str) -> str | None:
     """Return the last value of `flag`; None where it has none, which the parser then reports."""
     value = None
     for text, following in itertools.pairwise([*arguments, "--"]):
-        if text == flag and not following.startswith("--"):
-            value = following
-        elif text.startswith(flag + "="):
-            value = text.partition("=")[2]
+        name, equals, attached = text.partition("=")
+        if text.startswith("--") and _dashed(name[2:]) == flag:
+            if equals:
+                value = attached
+            elif not following.startswith("--"):
+                value = following
     return value
 
 
-def check_flags(arguments: Sequence[str], flags_type: Any, method: MethodSpec | None = None) -> None:
-    """Raise UserError for the first flag that `flags_type` lacks, with the nearest one that it has."""
-    known = list(_known_flags(flags_type, ""))
-    for flag in given(arguments):
-        if flag in known:
+def _tyro_type(members: Members, name: str = "Flags") -> Any:
+    """Return a dataclass for tyro: bool and tuple fields as they are, all others as text."""
+    fields: list[tuple[str, Any, Any]] = []
+    for member in members:
+        if isinstance(member, Group):
+            inner = _tyro_type(member.members, member.key)
+            about = tyro.conf.arg(name=member.flag, help=member.help)
+            fields.append((member.key, Annotated[inner, about], dataclasses.field(default_factory=inner)))
             continue
-        if method is not None and flag.startswith("--method."):
-            options = [_flag(option.name)[2:] for option in method.options]
-            if not options:
-                raise UserError(f"method '{method.name}' has no options; found {flag}.")
-            raise UserError(
-                unknown_name(f"option of method '{method.name}'", flag.partition(".")[2], options)
-            )
-        near = _nearest(flag, known)
-        hint = f" Did you mean '{near}'?" if near else ""
-        raise UserError(f"unknown flag '{flag}'.{hint} --help lists all flags.")
+        option, kind = member.option, _kind(member.option.annotation)
+        default: Any = tyro.MISSING if option.default is REQUIRED else option.default
+        if kind is str and option.default is not REQUIRED:
+            default = str(option.default)
+        about = tyro.conf.arg(name=member.flag or None, help=option.help, metavar=member.metavar)
+        if kind is bool:
+            about = tyro.conf.arg(name=member.flag, help=option.help)
+        place = () if member.flag else (tyro.conf.Positional,)
+        described: Any = Annotated[kind, about, *place]
+        fields.append((option.name, described, default))
+    return dataclasses.make_dataclass(name, fields, kw_only=True)
 
 
-def methods_overview(width: int) -> str:
-    """Return the text on every method and its options with types and defaults, `width` columns wide."""
-    lines = ["methods and their options:"]
-    for method in method_options().values():
-        lines += textwrap.wrap(
-            f"{method.name}: {method.summary}", width, initial_indent="  ", subsequent_indent="    "
-        )
-        for option in method.options:
-            name = _flag(f"method.{option.name}")
-            usage = f"{name} {_type_label(option.type)}"
-            if option.type is bool:
-                usage = f"{name}, {_flag(f'method.no-{option.name}')}"
-            text = f"{usage} (default: {option.default})  {option.help}"
-            lines += textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 10)
-    return "\n".join(lines)
+def _kind(annotation: Any) -> Any:
+    if get_origin(annotation) is Annotated:
+        return _kind(annotation.__origin__)
+    if annotation is bool:
+        return bool
+    names: Any = tuple[str, ...]
+    return names if get_origin(annotation) is tuple else str
 
 
-def _described(kind: Any, text: str, metavar: str | None = None) -> Any:
-    return Annotated[kind, tyro.conf.arg(help=text, metavar=metavar)]
+def _values(parsed: Any, members: Members) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for member in members:
+        if isinstance(member, Group):
+            values[member.key] = _values(getattr(parsed, member.key), member.members)
+            continue
+        option = member.option
+        value = getattr(parsed, option.name)
+        if isinstance(value, str):
+            value = option.default if value == str(option.default) else from_text(value, option.annotation)
+        values[option.name] = value
+    return values
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _check_flags(arguments: Sequence[str], members: Members) -> None:
+    known = list(_known_flags(members, ""))
+    for flag in given(arguments):
+        if flag not in known:
+            options = list(_known_flags([m for m in members if isinstance(m, Group)], ""))
+            chosen = peek(arguments, flag.rpartition(".")[0])
+            raise UserError(_unknown_flag(flag, known, options, chosen))
 
 
-def _nearest(flag: str, known: Sequence[str]) -> str | None:
-    """Return the flag nearest to `flag`: by its last part alone (--gamma) if it names no section."""
+def _unknown_flag(flag: str, known: Sequence[str], options: Sequence[str], chosen: str | None) -> str:
+    """Return the message for an unknown flag: the nearest one, without a section by its last part."""
+    section, dot, _ = flag.rpartition(".")
+    if dot and section in known and not any(name.startswith(f"{section}.") for name in options):
+        value = f" {chosen}" if chosen else ""
+        return f"{section}{value} has no options; found {flag}."
     last = {name.rpartition(".")[2].removeprefix("--"): name for name in reversed(known)}
-    candidates = {name: name for name in known} | (last if "." not in flag else {})
+    candidates = {name: name for name in known} | ({} if dot else last)
     exact = candidates.get(flag.removeprefix("--"))
     near = difflib.get_close_matches(flag, candidates, n=1)
-    return exact or (candidates[near[0]] if near else None)
+    best = exact or (candidates[near[0]] if near else None)
+    hint = f" Did you mean '{best}'?" if best else ""
+    return f"unknown flag '{flag}'.{hint} --help lists all flags."
 
 
-def _known_flags(section: Any, prefix: str) -> Iterator[str]:
-    hints = get_type_hints(section)
-    for field in dataclasses.fields(section):
-        kind = hints[field.name]
-        name = "method" if field.name == "method_options" else field.name
-        if dataclasses.is_dataclass(kind):
-            yield from _known_flags(kind, f"{prefix}{name}.")
-        else:
-            yield _flag(prefix + name)
-            if kind is bool:
-                yield _flag(f"{prefix}no-{name}")
+def _known_flags(members: Members, prefix: str) -> Iterator[str]:
+    for member in members:
+        name = prefix + member.flag
+        if isinstance(member, Group):
+            yield from _known_flags(member.members, f"{name}.")
+        elif member.flag:
+            yield _dashed(name)
+            if _kind(member.option.annotation) is bool:
+                head, dot, last = name.rpartition(".")
+                yield _dashed(f"{head}{dot}no-{last}")
+
+
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _first_paragraph(box: str) -> str:
     """Return the message of tyro's boxed error, which stands between its title and the next rule."""
-    lines = [line.strip("│╭╮╰╯|+ ") for line in box.splitlines()[1:]]
     paragraph: list[str] = []
-    for line in lines:
-        is_rule = set(line) <= {"─", "-"}
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯|+ ")
+        is_rule = set(text) <= {"─", "-"}
         if is_rule and paragraph:
             break
-        paragraph += [] if is_rule else [line]
-    return " ".join(paragraph).removeprefix("Error parsing ").removesuffix(".") + ". See --help."
-
-
-def _type_label(kind: Any) -> str:
-    if kind is type(None):
-        return "None"
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(map(str, get_args(kind))) + "}"
-    members = get_args(kind)
-    return "|".join(map(_type_label, members)) if members else str(kind.__name__).upper()
-
-
-@_REGISTRY.primitive_rule
-def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Parse int, float and each `| None` with messages for people instead of Python's."""
-    names = {int: "an integer", float: "a number"}
-    members = [member for member in get_args(info.type) or (info.type,) if member is not type(None)]
-    optional = len(members) < len(get_args(info.type))
-    if len(members) != 1 or members[0] not in names:
-        return None
-    kind: Any = members[0]
-
-    def from_text(texts: list[str]) -> Any:
-        if optional and texts[0].lower() in ("none", "null"):
-            return None
-        try:
-            return kind(texts[0])
-        except ValueError:
-            expected = names[kind] + (" or None" if optional else "")
-            raise ValueError(f"expected {expected}, found '{texts[0]}'") from None
-
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=_type_label(info.type),
-        instance_from_str=from_text,
-        is_instance=lambda value: type(value) in (kind, int) or (optional and value is None),
-        str_from_instance=lambda value: [str(value)],
-    )
+        paragraph += [] if is_rule else [text]
+    return " ".join(paragraph).removesuffix(".") + ". See --help."

@@ -1,13 +1,49 @@
-"""What `mtrl-report` does once its flags are read."""
+"""`mtrl-report`: compare runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+from mtrl.cli.exit_codes import run_command
+from mtrl.cli.flags import parse_command
+from mtrl.config.values import settings
 from mtrl.errors import UserError
-from mtrl.runs.report import compare, write_report
-from mtrl.runs.report.comparison import Measure
+
+Measure = Literal["success", "return"]
+
+
+@settings("--")
+class _Flags:
+    """Compare runs: one HTML page, and its tables (CSV, Markdown, LaTeX) and figures (PNG, SVG) as files."""
+
+    runs: tuple[str, ...] = ()
+    """Run directories, or folders of them such as a sweep's; all of one protocol."""
+    out: str = "report"
+    """Folder for report.html, tables/, figures/ and configs/; made if missing."""
+    single_task: tuple[str, ...] = ()
+    """Finished runs of one task each, for Delta m: the drop against agents trained on a task alone."""
+    measure: Measure | None = None
+    """What is compared; by default success where the suite has one, else the return."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report and return the exit code, see `mtrl.cli.exit_codes`."""
+    return run_command(_report, argv)
+
+
+def _report(arguments: list[str]) -> int:
+    flags = parse_command(_Flags, arguments, positional="runs")
+    if flags is None:
+        return 0
+    return report(
+        list(map(Path, flags.runs)),
+        Path(flags.out),
+        single_task=list(map(Path, flags.single_task)),
+        measure=flags.measure,
+        command=arguments,
+    )
 
 
 def report(
@@ -25,6 +61,8 @@ def report(
     """
     if not runs:
         raise UserError("no runs: give run directories or folders of them, for instance runs/mt10.")
+    from mtrl.runs.report import compare, write_report
+
     comparison = compare(runs, single_task=single_task, measure=measure)
     try:
         result = write_report(comparison, out, command=command)

@@ -1,5 +1,21 @@
 """Configuration of a run and its presets. Imports no torch."""
 
-from mtrl.config.schema import Config
+from mtrl.config.schema import (
+    Config,
+    EnvConfig,
+    EvalConfig,
+    NetworkConfig,
+    ReplayConfig,
+    SacConfig,
+    TrainConfig,
+)
 
-__all__ = ["Config"]
+__all__ = [
+    "Config",
+    "EnvConfig",
+    "EvalConfig",
+    "NetworkConfig",
+    "ReplayConfig",
+    "SacConfig",
+    "TrainConfig",
+]

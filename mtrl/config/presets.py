@@ -1,6 +1,6 @@
-"""Presets and the strict way from nested mappings to a Config. Imports no torch.
+"""Presets and the way from nested mappings to a Config. Imports no torch.
 
-Layers are merged from weak to strong: dataclass defaults, a preset (with those it extends), flags. A preset
+Layers are merged from weak to strong: dataclass defaults, a preset (with those it `extends`), flags. A preset
 may hold `method_defaults: {cagrad: {c: 0.5}}`, options that apply whenever that method is chosen.
 """
 
@@ -9,21 +9,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
-from mtrl.config.conversion import as_mapping, convert, found
-from mtrl.config.method_options import method_options
 from mtrl.config.schema import Config
-from mtrl.envs.metaworld.tasks import resolve_tasks
+from mtrl.config.values import YamlLoader, convert, field_types, found
 from mtrl.errors import UserError, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_METHOD_DEFAULTS = "method_defaults"
 _SUFFIXES = (".yaml", ".yml")
+# Keys of former versions that change no result; a stored run has all of them.
+_RETIRED = {"sac": ("jacobian_chunk",)}
+# Options belong to the part whose name stands in the key beside them, by default the one given here.
+_OWNERS = {"options": "architecture"}
+_DEFAULT_PARTS = {"method": "mean", "suite": "metaworld", "architecture": "mlp"}
 
 
 def presets_folder() -> Path:
@@ -44,7 +46,7 @@ def load_preset(name: str) -> dict[str, Any]:
     relative to its own folder.
 
     Raises:
-        UserError: no such preset; not YAML; unknown key, method or option (nearest name given); wrong type.
+        UserError: no such preset; not YAML; unknown key (nearest name given); wrong type or range.
     """
     return _load_chain(name, ())
 
@@ -52,26 +54,26 @@ def load_preset(name: str) -> dict[str, Any]:
 def build_config(*layers: Mapping[str, Any]) -> Config:
     """Return the Config of `layers` merged over the dataclass defaults, the last layer strongest.
 
-    Options of a method are dropped where a stronger layer chooses another method.
+    Options of a method, suite or architecture are dropped where a stronger layer names another one.
 
     Raises:
-        UserError: unknown key, method, option or task (nearest name given); wrong type; value out of range.
+        UserError: unknown key (nearest name given), wrong type, value out of range, values that exclude each
+            other.
     """
     values: dict[str, Any] = {}
     for layer in layers:
-        values = _merge(values, _validate(layer))
-    method = values.get("method", Config.method)
-    options = values.pop(_METHOD_DEFAULTS, {}).get(method, {}) | dict(values.get("method_options", {}))
-    values["method_options"] = _method_section(method, options, "method_options")
-    config = Config(**_construct(values, Config))
-    if config.suite == "metaworld":
-        resolve_tasks(config.tasks)
-    return config
+        values = _merge(values, _check(layer, Config, ""))
+    return _construct(values, Config)  # type: ignore[no-any-return]
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Return every value of `config` as plain nested dicts and lists, ready for YAML or JSON."""
     return {name: _plain(value) for name, value in vars(config).items()}
+
+
+def config_text(config: Config) -> str:
+    """Return the complete `config` as YAML."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -80,7 +82,7 @@ def save_config(config: Config, path: str | Path) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with unfinished.open("w", encoding="utf-8") as file:
-            yaml.safe_dump(config_to_dict(config), file, sort_keys=False, allow_unicode=True)
+            file.write(config_text(config))
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -89,14 +91,27 @@ def save_config(config: Config, path: str | Path) -> None:
 
 
 def load_config(path: str | Path) -> Config:
-    """Return the Config that `save_config` wrote.
+    """Return the Config that `save_config` wrote, in this version or a former one.
 
     Raises:
         UserError: no such file, not YAML, or not a valid configuration.
     """
     values = _read_yaml(Path(path))
     with _named(path):
-        return build_config(values)
+        return build_config(_translated(values))
+
+
+def _translated(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a former version under today's names."""
+    translated = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for section, keys in _RETIRED.items():
+        for key in keys:
+            if isinstance(translated.get(section), dict):
+                translated[section].pop(key, None)
+    env = translated.get("env")
+    if isinstance(env, dict) and "reward_version" in env:
+        translated.setdefault("suite_options", {})["reward_version"] = env.pop("reward_version")
+    return translated
 
 
 def _plain(value: Any) -> Any:
@@ -104,7 +119,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(inner) for name, inner in vars(value).items()}
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return list(map(_plain, value)) if isinstance(value, tuple | list) else value
 
 
 @contextlib.contextmanager
@@ -116,23 +131,10 @@ def _named(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice: PyYAML would silently keep the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.MarkedYAMLError(problem=f"'{name}' is given twice", problem_mark=key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         # The loader derives from SafeLoader: plain data only.
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -151,75 +153,55 @@ def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
         path = presets_folder() / f"{name}.yaml"
     else:
         raise UserError(unknown_name("preset", name, preset_names()) + " A file of your own ends in .yaml.")
-    values = _read_yaml(path)
+    values = _translated(_read_yaml(path))
     with _named(path):
         parent = convert(values.pop("extends", None), str | None, "extends")
-        values = _validate(values)
+        values = _check(values, Config, "")
         if parent is not None:
             parent = str(path.parent / parent) if parent.endswith(_SUFFIXES) else parent
             values = _merge(_load_chain(parent, (*children, name)), values)
-        if "method_options" in values:
-            method = values.get("method", Config.method)
-            values["method_options"] = _method_section(method, values["method_options"], "method_options")
     return values
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
-    before = base.get("method", Config.method)
-    if layer.get("method", before) != before:
-        merged.pop("method_options", None)
+    for key in base:
+        if key.endswith("options"):
+            owner = _OWNERS.get(key, key.removesuffix("_options"))
+            before = base.get(owner, _DEFAULT_PARTS.get(owner))
+            if layer.get(owner, before) != before:
+                del merged[key]
     for key, value in layer.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
 
 
-def _validate(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `layer` with known keys only, each value converted; `method_options` wait for the method."""
-    rest = dict(layer)
-    defaults = as_mapping(rest.pop(_METHOD_DEFAULTS, {}), _METHOD_DEFAULTS)
-    values = _section(rest, Config, "")
-    if "method" in values:
-        _check_method(values["method"])
-    if defaults:
-        values[_METHOD_DEFAULTS] = {
-            method: _method_section(method, options, f"{_METHOD_DEFAULTS}.{method}")
-            for method, options in defaults.items()
-        }
-    return values
-
-
-def _check_method(method: str) -> None:
-    if method not in method_options():
-        raise UserError(unknown_name("method", str(method), method_options()))
-
-
-def _method_section(method: str, options: Any, path: str) -> dict[str, Any]:
-    _check_method(method)
-    types = {option.name: option.type for option in method_options()[method].options}
-    converted = {}
-    for key, value in as_mapping(options, path).items():
-        if not types:
-            raise UserError(f"{path}: method '{method}' has no options; found '{key}'.")
-        if key not in types:
-            raise UserError(unknown_name(f"option of method '{method}'", str(key), types))
-        converted[key] = convert(value, types[key], f"{path}.{key}")
-    return converted
-
-
-def _section(values: Mapping[str, Any], section: Any, prefix: str) -> dict[str, Any]:
-    types = get_type_hints(section)
-    converted = {}
+def _check(values: Mapping[str, Any], section: Any, prefix: str) -> dict[str, Any]:
+    """Return `values` of a section, converted; rules between fields wait for the whole Config."""
+    types = field_types(section)
+    checked = {}
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key not in types:
             raise UserError(_unknown_key(path, [prefix + name for name in types]))
         if dataclasses.is_dataclass(types[key]):
-            converted[key] = _section(as_mapping(value, path), types[key], path + ".")
+            if not isinstance(value, Mapping):
+                raise UserError(f"{path} must be a mapping 'key: value'; found {found(value)}.")
+            checked[key] = _check(value, types[key], path + ".")
         else:
-            converted[key] = convert(value, types[key], path)
-    return converted
+            checked[key] = convert(value, types[key], path)
+    return checked
+
+
+def _construct(values: Mapping[str, Any], section: Any) -> Any:
+    types = field_types(section)
+    return section(
+        **{
+            key: _construct(value, types[key]) if dataclasses.is_dataclass(types[key]) else value
+            for key, value in values.items()
+        }
+    )
 
 
 def _unknown_key(path: str, valid: list[str]) -> str:
@@ -231,17 +213,8 @@ def _unknown_key(path: str, valid: list[str]) -> str:
 
 
 def _key_paths(section: Any, prefix: str) -> Iterator[str]:
-    for name, kind in get_type_hints(section).items():
+    for name, kind in field_types(section).items():
         if dataclasses.is_dataclass(kind):
             yield from _key_paths(kind, f"{prefix}{name}.")
         else:
             yield prefix + name
-
-
-def _construct(values: Mapping[str, Any], section: Any) -> dict[str, Any]:
-    """Return keyword arguments of `section`, its nested dataclasses built."""
-    types = get_type_hints(section)
-    return {
-        key: types[key](**_construct(value, types[key])) if dataclasses.is_dataclass(types[key]) else value
-        for key, value in values.items()
-    }

@@ -48,10 +48,9 @@ def suite_of(config: Config) -> TaskSuite:
     Raises:
         UserError: no such suite, option or task.
     """
-    options = dict(config.suite_options)
-    if config.suite == "metaworld":
-        options.setdefault("reward_version", config.env.reward_version)
-    return build_suite(config.suite, config.tasks, num_goals=config.env.num_goals, options=options)
+    return build_suite(
+        config.suite, config.tasks, num_goals=config.env.num_goals, options=config.suite_options
+    )
 
 
 def build_envs(config: Config, *, num_workers: int | None) -> TaskVectorEnv:
@@ -73,5 +72,5 @@ def build_envs(config: Config, *, num_workers: int | None) -> TaskVectorEnv:
 def build_agent(config: Config, envs: TaskVectorEnv, device: torch.device) -> Agent:
     """Make a fresh agent for the run's tasks."""
     spec = TaskSpec(tuple(envs.task_names), envs.envs_per_task, envs.obs_dim, envs.action_dim)
-    agent: Agent = AGENTS["sac"](config, spec, device)
+    agent: Agent = AGENTS[config.agent](config, spec, device)
     return agent

@@ -28,6 +28,7 @@ from mtrl.runs.logging.jsonl import History, drop_after, read_history
 from mtrl.training.evaluate import evaluate
 from mtrl.training.loop import TrainingLoop
 from mtrl.training.parts import Parts, build_agent, build_envs, suite_of
+from mtrl.training.resolve import resolve
 from mtrl.training.results import Callback, TrainResult
 from mtrl.training.signals import Requests
 from mtrl.training.start_screen import describe
@@ -60,6 +61,7 @@ def train(
         full. NonFiniteError: a non-finite action, observation, reward, loss or gradient; names the tasks.
         EnvironmentFailure: an environment worker died, raised or hung.
     """
+    config = resolve(config)
     device = resolve_device(config.device)
     with _new_directory(config, run_dir) as run:
         return _start(config, run, device, callbacks, sinks)
@@ -79,7 +81,7 @@ def resume_training(
     A run that has done all its steps but not its final evaluation makes that.
     """
     with RunDirectory.resume(Path(run_dir)) as run:
-        config = load_config(run.config_path)
+        config = resolve(load_config(run.config_path))
         config = dataclasses.replace(config, steps=steps or config.steps, device=device or config.device)
         resolved = resolve_device(config.device)
         suite = suite_of(config).versions()
@@ -113,13 +115,13 @@ def resume_or_start(
     without an evaluation. Raises as `train`, and UserError where the directory holds a run of another
     configuration.
     """
-    path = expand(Path(run_dir))
+    config, path = resolve(config), expand(Path(run_dir))
     if not has_checkpoint(path):
         device = resolve_device(config.device)
         with RunDirectory.create(path, start_over=True) as run:
             return _start(config, run, device, callbacks, sinks)
     if (path / CONFIG_NAME).is_file():
-        _check_same(config, load_config(path / CONFIG_NAME), path)
+        _check_same(config, resolve(load_config(path / CONFIG_NAME)), path)
         step, _ = load_checkpoint(path, parts=(), allow_version_mismatch=True)
         if _is_complete(read_history(path), step, config.steps):
             print(f"the run in '{path}' is complete already")
@@ -149,7 +151,7 @@ def evaluate_run(
     path = expand(Path(run_dir))
     if not (path / CONFIG_NAME).is_file():
         raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
-    config = load_config(path / CONFIG_NAME)
+    config = resolve(load_config(path / CONFIG_NAME))
     resolved = resolve_device(device)
     suite = suite_of(config).versions()
     step, state = load_checkpoint(
@@ -173,7 +175,8 @@ def default_run_dir(config: Config) -> Path:
     """Return runs/TASKS/METHOD/seedN-DATE-TIME."""
     tasks = "+".join(config.tasks) if len(config.tasks) <= 3 else f"{len(config.tasks)}-tasks"
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs", tasks.lower(), config.method, f"seed{config.seed}-{stamp}")
+    method = config.method.replace("/", "-").replace(":", "-")  # a user's own may be path/to/file.py:Name
+    return Path("runs", tasks.lower(), method, f"seed{config.seed}-{stamp}")
 
 
 def _film(config: Config, agent: Agent, envs: TaskVectorEnv, folder: Path) -> None:

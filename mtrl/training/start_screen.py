@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,17 +24,17 @@ def describe(
 ) -> tuple[str, list[tuple[str, str]], list[str]]:
     """Return title, facts and notes of the start screen."""
     benchmark = config.tasks[0] if len(config.tasks) == 1 else f"{envs.num_tasks} tasks"
-    options = ", ".join(f"{name}={value}" for name, value in config.method_options.items())
+    suite = "".join(f"{name.replace('_', ' ')} {value}, " for name, value in config.suite_options.items())
     env = config.env
     facts = [
-        ("method", config.method + (f" ({options})" if options else "")),
+        *_methods(config),
         (
             "tasks",
             ", ".join(envs.task_names) if envs.num_tasks <= 10 else f"{envs.num_tasks} of {config.suite}",
         ),
         (
             "protocol",
-            f"{envs.num_goals} goals, {env.max_episode_steps} steps per episode, "
+            f"{suite}{envs.num_goals} goals, {env.max_episode_steps} steps per episode, "
             f"{config.steps:,} vector steps, seed {config.seed}",
         ),
         *agent_facts.items(),
@@ -56,3 +57,16 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _methods(config: Config) -> list[tuple[str, str]]:
+    """Return a line for the method of both networks, or one for each."""
+    names: tuple[Literal["critic", "actor"], ...] = ("critic", "actor")
+    texts = []
+    for network in names:
+        method, options = config.method_of(network)
+        values = ", ".join(f"{name}={value}" for name, value in options.items())
+        texts.append(method + (f" ({values})" if values else ""))
+    if texts[0] == texts[1]:
+        return [("method", texts[0])]
+    return [(f"{network}'s method", text) for network, text in zip(names, texts, strict=True)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,26 +23,11 @@ def run_script(name: str, *arguments: str, cwd: Path, **environment: str) -> sub
     )
 
 
-@pytest.mark.parametrize("script", ["train_mt10.py", "train_mt50.py", "train.py", "evaluate.py"])
+@pytest.mark.parametrize("script", ["train_mt50.py", "evaluate.py"])
 def test_help_of_each_script(script: str, tmp_path: Path) -> None:
     result = run_script(script, "--help", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"usage: {script}")
-
-
-def test_help_takes_less_than_a_second_and_imports_nothing_heavy(tmp_path: Path) -> None:
-    code = (
-        "import sys; from mtrl.cli.commands import main_train; code = main_train(['--help'], preset='mt10');"
-        "heavy = {'torch', 'gymnasium', 'metaworld', 'mujoco', 'mtrl.training.run'} & set(sys.modules);"
-        "print(*sorted(heavy), file=sys.stderr, end=''); raise SystemExit(code)"
-    )
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-        seconds.append(time.perf_counter() - began)
-        assert (result.returncode, result.stderr) == (0, "")
-    assert min(seconds) < 1.0
 
 
 def test_help_cut_off_by_a_pager_is_no_error(tmp_path: Path) -> None:
@@ -59,10 +43,9 @@ def test_help_cut_off_by_a_pager_is_no_error(tmp_path: Path) -> None:
 def test_mistake_in_a_real_process(tmp_path: Path, encoding: str) -> None:
     result = run_script("train_mt10.py", "--device", "gpu", cwd=tmp_path, PYTHONIOENCODING=encoding)
     assert (result.returncode, result.stdout) == (2, "")
-    choices = "('auto', 'cpu', 'cuda')"
     assert (
         result.stderr
-        == f"error: invalid choice 'gpu' for argument '--device'. Expected one of {choices}. See --help.\n"
+        == "error: unknown value for device 'gpu'. Did you mean 'cpu'? Valid: auto, cpu, cuda.\n"
     )
     assert os.listdir(tmp_path) == []
 
@@ -80,3 +63,33 @@ def test_a_directory_without_a_run_is_refused_by_the_real_training(
     assert "is not a run directory" in result.stderr
     assert "Traceback" not in result.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_module_is_the_console_commands(tmp_path: Path) -> None:
+    def module(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mtrl", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    assert module("evaluate", "--help").stdout.startswith("usage: mtrl evaluate")
+    wrong = module("trian")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "Did you mean 'train'?" in wrong.stderr
+
+
+def test_a_missing_package_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['pydantic'] = None\n"
+        "from mtrl.cli import launch\n"
+        "sys.exit(launch('mtrl.cli.train', []))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=SCRIPTS.parent
+    )
+    message = "error: 'pydantic' is not installed: pip install 'mtrl-torch[train]'.\n"
+    assert (result.returncode, result.stderr) == (2, message)

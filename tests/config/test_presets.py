@@ -45,10 +45,9 @@ def test_shipped_presets_are_found() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_preset_builds(name: str) -> None:
     config = build_config(load_preset(name), {"tasks": ["MT10"]})
+    found = dict(leaves(config_to_dict(config)))
     for path, value in leaves(load_preset(name)):
-        if path != "tasks" and not path.startswith(("method_defaults.", "suite_options.")):
-            owner, _, field = path.rpartition(".")
-            assert getattr(getattr(config, owner) if owner else config, field) == value
+        assert path == "tasks" or found[path] == value
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -67,11 +66,7 @@ def test_preset_cites_where_it_comes_from(name: str) -> None:
 def test_mt10_is_the_meta_world_plus_protocol() -> None:
     config = build_config(load_preset("mt10"))
     assert config.tasks == ("MT10",)
-    assert (config.env.reward_version, config.env.num_goals, config.env.max_episode_steps) == (
-        "v2",
-        None,
-        500,
-    )
+    assert (config.env.num_goals, config.env.max_episode_steps) == (None, 500)
     assert (config.network.actor_width, config.network.critic_width, config.network.task_identity) == (
         400,
         400,
@@ -91,23 +86,13 @@ def test_mt10_is_the_meta_world_plus_protocol() -> None:
 
 def test_mtrl_compat_is_the_protocol_of_the_2021_line() -> None:
     config = build_config(load_preset("mtrl_compat"), {"tasks": ["MT10"]})
-    assert (config.env.reward_version, config.env.num_goals, config.env.max_episode_steps) == ("v1", 1, 150)
+    assert (config.suite_options["reward_version"], config.env.num_goals) == ("v1", 1)
+    assert config.env.max_episode_steps == 150
     assert (config.network.task_identity, config.replay.reward_scaling) == ("none", "ema")
     assert (config.sac.max_grad_norm, config.sac.adam_eps, config.sac.temperature) == (None, 1e-8, "shared")
     assert (config.train.warmup_steps, config.train.warmup_updates) == (1500, 1500)
     assert (config.eval.interval, config.eval.episodes_per_task) == (10_000, 1)
     assert config.sac.batch_per_task * 10 == 1280
-
-
-def test_cagrad_has_the_papers_radius_for_each_benchmark() -> None:
-    assert build_config(load_preset("mt50"), {"method": "cagrad"}).method_options == {"c": 0.5}
-    assert build_config(load_preset("mt50"), {"method": "mean"}).method_options == {}
-    assert build_config(load_preset("mt10"), {"method": "cagrad"}).method_options == {}
-
-
-def test_options_given_for_a_method_beat_the_presets_options_for_it() -> None:
-    config = build_config(load_preset("mt50"), {"method": "cagrad", "method_options": {"c": 0.4}})
-    assert config.method_options == {"c": 0.4}
 
 
 def test_layers_are_merged_key_by_key_with_the_last_strongest() -> None:
@@ -128,6 +113,11 @@ def test_options_stay_with_the_method_they_were_given_for() -> None:
     of_cagrad = {"method": "cagrad", "method_options": {"c": 0.4}}
     assert build_config(of_cagrad, {"method": "cagrad"}).method_options == {"c": 0.4}
     assert build_config(of_cagrad, {"method": "pcgrad"}).method_options == {}
+    of_base = {"method": "fs_mtl", "method_options": {"base": "cagrad", "base_options": {"c": 0.4}}}
+    other = build_config(of_base, {"method_options": {"base": "mgda"}})
+    assert other.method_options == {"base": "mgda"}
+    network = {"network": {"architecture": "my_file:Net", "options": {"width": 3}}}
+    assert build_config(network, {"network": {"architecture": "mlp"}}).network.options == {}
 
 
 def test_extends_merges_the_chain_of_presets(tmp_path: Path) -> None:
@@ -161,7 +151,7 @@ def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
         ("sac: 3", "sac must be a mapping 'key: value'; found 3"),
         ("seed: true", "seed must be an integer; found true"),
         ("seed: 1.5", "seed must be an integer; found 1.5"),
-        ("steps: 2e6", r"steps must be an integer; found '2e6' \(text\)\. Write 2000000\."),
+        ("steps: 2e6", r"steps must be an integer; found 2000000\.0\. Write 2000000\."),
         ("steps: 2.0e+6", r"steps must be an integer; found 2000000\.0\. Write 2000000\."),
         ("steps: null", "steps must be an integer; found null"),
         ("sac: {gamma: high}", r"sac\.gamma must be a finite number; found 'high' \(text\)"),
@@ -171,18 +161,10 @@ def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
         ("network: {actor_layer_norm: 1}", r"network\.actor_layer_norm must be true or false; found 1"),
         ("sac: {temperature: sharde}", r"value for sac\.temperature 'sharde'\. Did you mean 'shared'\?"),
         ("sac: {temperature: 3}", r"sac\.temperature must be one of per_task, shared; found 3"),
-        ("tasks: MT10", r"tasks must be a list of names; found 'MT10' \(text\)\. Write \[MT10\]\."),
-        ("tasks: [1]", r"tasks must be a list of names; found \[1\]"),
-        ("method: cagard", r"unknown method 'cagard'\. Did you mean 'cagrad'\?"),
-        ("method: cagrad\nmethod_options: {d: 1}", r"unknown option of method 'cagrad' 'd'"),
-        ("method: cagrad\nmethod_options: {c: x}", r"method_options\.c must be a finite number; found 'x'"),
-        ("method_options: {c: 0.5}", r"method 'mean' has no options; found 'c'"),
-        ("method_defaults: {cagard: {c: 1}}", r"unknown method 'cagard'\. Did you mean 'cagrad'\?"),
-        (
-            "method_defaults: {cagrad: {c: true}}",
-            r"method_defaults\.cagrad\.c must be a finite number; found true",
-        ),
+        ("tasks: [1]", r"tasks must be a list of names; found 1"),
+        ("sac: {gamma: 2}", r"sac\.gamma must be at most 1; found 2"),
         ("method_defaults: [cagrad]", r"method_defaults must be a mapping"),
+        ("method_options: 3", r"method_options must be a mapping"),
         ("extends: mt01", r"unknown preset 'mt01'\. Did you mean '.*'\? Valid: debug"),
         ("extends: 3", "extends must be text or null; found 3"),
         ("seed: 1\nseed: 2", "not valid YAML: 'seed' is given twice.*line 2"),
@@ -219,10 +201,9 @@ def test_empty_file_is_an_empty_preset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ({"tasks": ["push-v2"]}, r"'push-v2'\. Did you mean 'push-v3'\?"),
-        ({"tasks": []}, "at least one task"),
-        ({"sac": {"gamma": 2}}, r"sac\.gamma must be at most 1; found 2\.0"),
-        ({"sac": {"batch_per_task": -3}}, r"sac\.batch_per_task must be positive and finite; found -3"),
+        ({"tasks": []}, "tasks must name at least one; found none"),
+        ({"sac": {"gamma": 2}}, r"sac\.gamma must be at most 1; found 2"),
+        ({"sac": {"batch_per_task": -3}}, r"sac\.batch_per_task must be positive; found -3"),
         ({"env": None}, "env must be a mapping"),
     ],
 )
@@ -295,3 +276,13 @@ def test_build_config_does_not_change_its_layers() -> None:
     layer: dict[str, Any] = {"method_defaults": {"cagrad": {"c": 0.5}}, "sac": {"gamma": 0.9}}
     build_config(layer, {"sac": {"gamma": 0.8}, "method": "cagrad"})
     assert layer == {"method_defaults": {"cagrad": {"c": 0.5}}, "sac": {"gamma": 0.9}}
+
+
+def test_a_stored_configuration_of_a_former_version_is_read(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "env: {reward_version: v1, num_goals: 3}\nsac: {jacobian_chunk: null}\n", "config.yaml"
+    )
+    config = load_config(path)
+    assert config.suite_options == {"reward_version": "v1"}
+    assert config.env.num_goals == 3
+    assert load_config(presets_folder().parent / "results/laptop-cagrad/config.yaml").method == "cagrad"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+import re
 from typing import Any
 
 import pytest
@@ -26,8 +28,8 @@ SECTIONS: dict[str, Any] = {
 }
 # The rules a user can rely on, written out here and not read from the module under test.
 ZERO_ALLOWED = {
-    "env.max_restarts",
     "env.worker_niceness",
+    "env.max_restarts",
     "sac.lr_hold_fraction",
     "seed",
     "sac.gamma",
@@ -49,7 +51,7 @@ def numeric_paths() -> list[str]:
         f"{section}.{field.name}".lstrip(".")
         for section, owner in owners.items()
         for field in dataclasses.fields(owner)
-        if "int" in str(field.type) or "float" in str(field.type)
+        if re.search(r"Int|int,|Positive|float|Fraction", str(field.type))
     ]
 
 
@@ -114,17 +116,41 @@ def test_configuration_cannot_be_changed_after_its_checks() -> None:
 
 @pytest.mark.parametrize("owner", [Config, *SECTIONS.values()])
 def test_every_field_is_documented_for_help(owner: Any) -> None:
-    import ast
-    import inspect
-    import textwrap
+    for name, field in owner.__pydantic_fields__.items():
+        assert field.description or (owner is Config and name in SECTIONS), name
 
-    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    nested = {"env", "replay", "network", "sac", "train", "eval"} if owner is Config else set()
-    for statement, following in zip(body.body, [*body.body[1:], None], strict=True):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            assert documented or statement.target.id in nested, statement.target.id
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("steps", 1000.5, r"steps must be an integer; found 1000\.5\."),
+        ("steps", 1000.0, r"steps must be an integer; found 1000\.0\. Write 1000\."),
+        ("steps", True, "steps must be an integer; found true"),
+        ("steps", "10", r"steps must be an integer; found '10' \(text\)"),
+        ("sac.gamma", False, r"sac\.gamma must be a finite number; found false"),
+        ("network.actor_layer_norm", 1, r"network\.actor_layer_norm must be true or false; found 1"),
+        ("device", "gpu", "unknown value for device 'gpu'. Did you mean 'cpu'"),
+        ("method", 3, "method must be text; found 3"),
+        ("env", {"num_goals": 3}, "env must be of type EnvConfig"),
+        ("tasks", [], "tasks must name at least one"),
+        ("stepss", 3, "unknown argument 'stepss'. Did you mean 'steps'"),
+        ("actor_method_options", {"c": 0.4}, "found no actor_method"),
+    ],
+)
+def test_python_is_checked_as_yaml_is(path: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(path, value)
+
+
+def test_configuration_travels_to_other_processes() -> None:
+    config = Config(tasks=["reach-v3"], method="cagrad", method_options={"c": 0.4})  # type: ignore[arg-type]
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_each_network_may_have_its_own_method() -> None:
+    config = Config(method="cagrad", method_options={"c": 0.4}, actor_method="mean")
+    assert config.method_of("critic") == ("cagrad", {"c": 0.4})
+    assert config.method_of("actor") == ("mean", {})
 
 
 @pytest.mark.parametrize("tasks", ["MT10", ["MT10"], ("MT10",)])

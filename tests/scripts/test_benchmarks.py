@@ -18,7 +18,7 @@ from mtrl_benchmarks._families import FAMILIES, jacobian, widened
 from mtrl_benchmarks.combiners import ACCURACY_KEYS, ROW_KEYS
 from torch import Tensor
 
-from mtrl.cli.commands import main_benchmark
+from mtrl.cli.benchmark import main as main_benchmark
 
 TINY = ["--parameters", "60", "--repetitions", "1", "--seconds", "1"]
 
@@ -191,7 +191,11 @@ def test_every_benchmark_keeps_the_contract(name: str, capsys: pytest.CaptureFix
 
 
 def test_help_imports_no_torch() -> None:
-    lines = ["import sys", "from mtrl.cli.commands import main_benchmark", "main_benchmark(['--help'])"]
+    lines = [
+        "import sys",
+        "from mtrl.cli.benchmark import main as main_benchmark",
+        "main_benchmark(['--help'])",
+    ]
     lines += [f"main_benchmark([{name!r}, '--help'])" for name in command.subcommands()]
     lines.append("print([name for name in ('torch', 'numpy', 'gymnasium', 'mujoco') if name in sys.modules])")
     result = subprocess.run(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mtrl_gallery.command import main as main_gallery
 from mtrl_gallery.descent import LANDSCAPES, Run, descend, final_rows, toy_losses, write_table
 from torch import Tensor
 
-from mtrl.cli.commands import main_gallery
 from mtrl.combiners import COMBINERS, make_combiner
 
 SHIFT = 21.0  # the gallery's: losses start at -20

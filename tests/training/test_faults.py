@@ -13,7 +13,7 @@ import torch
 
 from mtrl import Config, train
 from mtrl.agents.base import Transitions
-from mtrl.cli.commands import main_train
+from mtrl.cli.train import main as main_train
 from mtrl.config.schema import EnvConfig, ReplayConfig
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError

@@ -43,7 +43,7 @@ def sac_combiner(
     if network == "actor" and combiner.refuses_signed_losses:
         raise UserError(
             f"{method} needs positive losses and SAC's actor loss may be negative. Give the actor a method "
-            "of its own (--actor-method mean leaves the critics' raw losses to this one), or --method.shift "
+            "of its own (--method.actor mean leaves the critics' raw losses to this one), or --method.shift "
             "minimum (method_options={'shift': 'minimum'}), which measures losses from their lowest value, "
             "plus one."
         )

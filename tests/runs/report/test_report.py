@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mtrl.cli.commands import main_report
+from mtrl.cli.report import main as main_report
 from mtrl.errors import UserError
 from mtrl.runs.report import Comparison, compare, write_report
 from mtrl.runs.report.tables import all_tables

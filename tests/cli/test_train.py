@@ -1,59 +1,22 @@
 from __future__ import annotations
 
+import inspect
 import os
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 
-from mtrl.cli.commands import main_evaluate, main_train
-from mtrl.config.method_options import method_options
-from mtrl.config.schema import Config
+import mtrl
+from mtrl.cli.train import main as main_train
+from mtrl.combiners import COMBINERS
+from mtrl.config import Config
+from mtrl.config.presets import build_config, load_preset
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.training.resolve import resolve
+from tests.cli.conftest import Calls
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-class Calls:
-    """Stands for mtrl.training.run: keeps what it was called with and ends as told."""
-
-    def __init__(self) -> None:
-        self.made: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-        self.ending: int | BaseException = 0
-
-    def function(self, name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.made.append((name, args, kwargs))
-            if isinstance(self.ending, BaseException):
-                raise self.ending
-            return SimpleNamespace(exit_code=self.ending)
-
-        return call
-
-    @property
-    def config(self) -> Config:
-        ((name, (config,), _),) = self.made
-        assert name == "train"
-        assert isinstance(config, Config)
-        return config
-
-    @property
-    def run_dir(self) -> Any:
-        return self.made[0][2]["run_dir"]
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
-    calls, module = Calls(), ModuleType("mtrl.training.run")
-    for name in ("train", "resume_training", "evaluate_run"):
-        setattr(module, name, calls.function(name))
-    monkeypatch.setitem(sys.modules, "mtrl.training.run", module)
-    monkeypatch.chdir(tmp_path)
-    return calls
 
 
 def train_mt10(*arguments: str) -> int:
@@ -62,7 +25,7 @@ def train_mt10(*arguments: str) -> int:
 
 def test_without_flags_the_scripts_preset_is_trained(calls: Calls) -> None:
     assert train_mt10() == 0
-    assert calls.config == Config()
+    assert calls.config == resolve(Config())
     assert calls.run_dir is None
 
 
@@ -120,10 +83,8 @@ def test_tasks_may_be_replaced(calls: Calls) -> None:
 
 def test_method_options_are_typed_and_complete(calls: Calls) -> None:
     assert train_mt10("--method", "cagrad", "--method.c", "0.4") == 0
-    expected = {option.name: option.default for option in method_options()["cagrad"].options} | {"c": 0.4}
     assert calls.config.method == "cagrad"
-    assert calls.config.method_options == expected
-    assert type(calls.config.method_options["c"]) is float
+    assert calls.config.method_options == {"c": 0.4, "rescale": 1, "solver": "exact"}
 
 
 def test_preset_supplies_method_options_below_the_flags(calls: Calls) -> None:
@@ -134,12 +95,42 @@ def test_preset_supplies_method_options_below_the_flags(calls: Calls) -> None:
     assert calls.config.method_options["c"] == 0.7
 
 
-@pytest.mark.parametrize("name", sorted(method_options()))
+def test_each_network_may_have_a_method_of_its_own(calls: Calls) -> None:
+    line = "--method.critic cagrad --method.critic.c .3 --method.actor fs_mtl --method.actor.rho 0.1"
+    assert train_mt10(*line.split()) == 0
+    config = calls.config
+    assert (config.method, config.critic_method, config.actor_method) == ("mean", "cagrad", "fs_mtl")
+    assert config.critic_method_options["c"] == 0.3
+    assert config.actor_method_options["rho"] == 0.1
+
+
+def test_the_suite_has_typed_options(calls: Calls) -> None:
+    assert train_mt10("--suite", "metaworld", "--suite.reward-version", "v1") == 0
+    assert calls.config.suite_options == {"reward_version": "v1"}
+
+
+@pytest.mark.parametrize("name", sorted(COMBINERS))
 def test_every_method_is_trainable_with_its_defaults(calls: Calls, name: str) -> None:
-    expected = {option.name: option.default for option in method_options()[name].options}
-    shift = ["--method.shift", "minimum"] if "shift" in expected else []
-    assert train_mt10("--method", name, *shift) == 0
-    assert calls.config.method_options == expected | ({"shift": "minimum"} if shift else {})
+    signature = inspect.signature(COMBINERS[name]).parameters
+    expected = {key: value.default for key, value in signature.items() if key != "num_tasks"}
+    if "shift" in expected:
+        expected["shift"] = "minimum"
+    assert train_mt10("--method", name, *(["--method.shift", "minimum"] if "shift" in expected else [])) == 0
+    found = calls.config.method_options
+    assert {key: value for key, value in found.items() if not key.endswith("_options")} == {
+        key: value for key, value in expected.items() if not key.endswith("_options")
+    }
+
+
+def test_print_config_prints_what_would_be_trained(
+    calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = ["--preset", "mt50", "--method", "cagrad", "--sac.gamma", "0.9"]
+    assert train_mt10(*line, "--print-config") == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    assert calls.made == []
+    assert train_mt10(*line) == 0
+    assert build_config(load_preset("mine.yaml")) == calls.config
 
 
 def test_train_script_without_tasks_says_what_to_give(
@@ -160,41 +151,46 @@ MISTAKES = [
     ("--batch-per-tsk=3", "Did you mean '--sac.batch-per-task'?"),
     ("--stesp 3", "Did you mean '--steps'?"),
     ("--no-such-thing-at-all", "unknown flag '--no-such-thing-at-all'."),
-    ("--sac.gamma x", "--sac.gamma: expected a number, found 'x'"),
-    ("--seed 2e3", "--seed: expected an integer, found '2e3'"),
-    ("--env.num-workers x", "--env.num-workers: expected an integer or None, found 'x'"),
+    ("--sac.gamma x", "sac.gamma must be a finite number; found 'x' (text)."),
+    ("--seed 2e3", "seed must be an integer; found 2000.0. Write 2000."),
+    ("--env.num-workers x", "env.num_workers must be an integer or null; found 'x' (text)."),
     ("--sac.gamma", "Missing value for argument '--sac.gamma'"),
     ("--sac.gamma --seed 3", "Missing value for argument '--sac.gamma'"),
     ("stray", "Unrecognized options: stray"),
-    (
-        "--sac.temperature shard",
-        "'shard' for argument '--sac.temperature'. Expected one of ('per_task', 'shared')",
-    ),
-    ("--device gpu", "'gpu' for argument '--device'. Expected one of ('auto', 'cpu', 'cuda')"),
+    ("--sac.temperature shard", "value for sac.temperature 'shard'. Did you mean 'shared'?"),
+    ("--device gpu", "unknown value for device 'gpu'. Did you mean 'cpu'? Valid: auto, cpu, cuda."),
     ("--method cagard", "unknown method 'cagard'. Did you mean 'cagrad'? Valid: adatask,"),
     ("--method", "Missing value for argument '--method'"),
-    ("--method cagrad --method.cc 3", "unknown option of method 'cagrad' 'cc'. Did you mean 'c'?"),
-    ("--method cagrad --method.c x", "--method.c: expected a number, found 'x'"),
-    ("--method cagrad --method.c -3", "--method cagrad: c "),
-    ("--method famo", "--method famo: famo needs positive losses and SAC's actor loss may be negative."),
+    ("--method cagrad --method.cc 3", "unknown flag '--method.cc'. Did you mean '--method.c'?"),
+    ("--method cagrad --method.c x", "method_options.c must be a finite number; found 'x' (text)."),
+    ("--method cagrad --method.c -3", "method cagrad: c "),
+    ("--method famo", "famo needs positive losses and SAC's actor loss may be negative."),
     ("--method famo", "--method.shift minimum"),
-    ("--method mean --method.c 3", "method 'mean' has no options; found --method.c"),
+    ("--method mean --method.c 3", "--method mean has no options; found --method.c."),
+    ("--method.actor cagrad --method.actor.d 3", "Did you mean '--method.actor.c'?"),
+    ("--method cagrad --method.actor.c 3", "--method.actor has no options; found --method.actor.c."),
+    ("--suite metaword", "unknown suite 'metaword'. Did you mean 'metaworld'?"),
+    ("--suite.reward-version v3", "Did you mean 'v2'?"),
+    ("--agent sca", "unknown agent 'sca'. Did you mean 'sac'?"),
+    ("--network.architecture mpl", "unknown network 'mpl'. Did you mean 'mlp'?"),
+    ("--method absent.py:Mine", "absent.py' for the method."),
+    ("--method absent_module:Mine", "no module 'absent_module'"),
     ("--preset mt01", "unknown preset 'mt01'. Did you mean"),
     ("--preset absent.yaml", "cannot read absent.yaml: No such file or directory."),
     ("--tasks push-v2", "'push-v2'. Did you mean 'push-v3'?"),
     ("--tasks mt10", "'mt10'. Did you mean 'MT10'?"),
-    ("--tasks", "at least one task"),
+    ("--tasks", "tasks must name at least one; found none."),
     ("--tasks MT10 reach-v3", "stands alone"),
     ("--tasks reach-v3 reach-v3", "reach-v3 more than once"),
-    ("--sac.batch-per-task -3", "sac.batch_per_task must be positive and finite; found -3."),
-    ("--sac.gamma nan", "sac.gamma must be a finite number; found nan."),
+    ("--sac.batch-per-task -3", "sac.batch_per_task must be positive; found -3."),
+    ("--sac.gamma nan", "sac.gamma must be a finite number; found 'nan' (text)."),
     ("--steps 0", "steps must be positive"),
     ("--train.warmup-steps 100", "sac.batch_per_task must be at most"),
     ("--resume somewhere --seed 3", "--resume continues a run with its own configuration"),
     ("--seed 3 --resume=somewhere", "found --seed"),
     ("--resume", "Missing value for argument '--resume'"),
     ("--resume somewhere --steps -5", "--steps must be positive; found -5."),
-    ("--resume somewhere --steps x", "--steps: expected an integer or None, found 'x'"),
+    ("--resume somewhere --steps x", "--steps must be an integer or null; found 'x' (text)."),
 ]
 
 
@@ -210,33 +206,6 @@ def test_mistake_gives_one_message_code_2_and_leaves_nothing(
     assert message in captured.err
     assert calls.made == []
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("", "PATH"),
-        ("run --episodes x", "--episodes: expected an integer, found 'x'"),
-        ("run --episodes 0", "--episodes must be positive; found 0."),
-        ("run --epsiodes 3", "unknown flag '--epsiodes'. Did you mean '--episodes'?"),
-        ("run other", "Unrecognized options: other"),
-    ],
-)
-def test_mistake_in_evaluation(
-    line: str, message: str, calls: Calls, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main_evaluate(line.split()) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert message in error
-    assert calls.made == []
-
-
-def test_evaluation_passes_its_flags_on(calls: Calls) -> None:
-    assert main_evaluate(["runs/a", "--episodes", "7", "--device", "cpu", "--allow-version-mismatch"]) == 0
-    given = {"episodes": 7, "device": "cpu", "allow_version_mismatch": True, "video": False}
-    assert calls.made == [("evaluate_run", (Path("runs/a"),), given)]
 
 
 def test_resume_passes_only_what_was_given(calls: Calls) -> None:
@@ -279,30 +248,88 @@ def test_a_defect_of_the_program_is_not_disguised_as_a_mistake(calls: Calls) -> 
         train_mt10()
 
 
-def test_help_shows_flags_with_their_meaning_and_all_methods(
+def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert train_mt10(*arguments, "--help") == 0
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_help_shows_flags_with_their_meaning_and_lists_the_methods(
     calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_mt10("--method", "cagrad", "--preset", "laptop", "--help") == 0
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for words in (
-        "--sac.gamma FLOAT Discount per env step. (default: 0.99)",
-        "--preset {debug,",
-        "--resume",
-        "--run-dir",
-    ):
+    text = helped(capsys, "--preset", "laptop")
+    for words in ("--sac.gamma FLOAT Discount per env step. (default: 0.99)", "--preset {debug,", "--resume"):
         assert words in text
     assert "(default: laptop)" in text
-    flags, _, overview = text.partition("methods and their options:")
-    assert "--method.c FLOAT" in flags
-    for method in method_options().values():
-        assert f"{method.name}: {method.summary}" in overview
-        for option in method.options:
-            name = f"--method.{option.name.replace('_', '-')}"
-            assert name in overview.partition(f"{method.name}: {method.summary}")[2]
-            assert f"(default: {option.default})" in overview
+    for name, method in COMBINERS.items():
+        assert f"{name} {(method.__doc__ or '').splitlines()[0]}" in text
+    assert "--method.c " not in text
+
+
+def test_help_of_a_method_shows_its_options_and_no_others(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = helped(capsys, "--preset", "mt50", "--method", "cagrad")
+    assert re.search(r"--method\.c FLOAT Radius of the ball [^(]*\([^)]*\)\. \(default: 0\.5\)", text)
+    assert "--method.rho" not in text
+    assert "methods:" not in text
+    assert "--method.alpha" in helped(capsys, "--method", "fairgrad")
 
 
 def test_help_shows_the_values_of_the_preset(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_mt10("--preset", "mtrl_compat", "-h") == 0
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    text = helped(capsys, "--preset", "mtrl_compat")
     assert re.search(r"--env\.max-episode-steps INT [^(]*\([^)]*\)\. \(default: 150\)", text)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_mt10("--version") == 0
+    assert capsys.readouterr().out == f"mtrl {mtrl.__version__}\n"
+
+
+INVERSE = '''
+import torch
+from mtrl.combiners import LossCombiner
+
+class Inverse(LossCombiner):
+    """Weights in inverse proportion to the losses.
+
+    Args:
+        power: exponent of the losses.
+        kind: which one.
+    """
+
+    name = "inverse"
+
+    def __init__(self, *, num_tasks: int, power: float = 1.0, kind: str = "plain") -> None:
+        super().__init__(num_tasks=num_tasks)
+        if power < 0:
+            raise ValueError(f"power must be positive; found {power}.")
+
+    def _weights(self, losses: torch.Tensor) -> torch.Tensor:
+        return losses.abs().pow(-1.0)
+'''
+
+
+@pytest.mark.parametrize("name", ["my_inverse:Inverse", "my_inverse.py:Inverse"])
+def test_a_method_in_a_file_of_the_users_own_has_typed_options(
+    name: str, calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "my_inverse.py").write_text(INVERSE)
+    assert train_mt10("--method", name, "--method.power", "2", "--method.kind", "3") == 0
+    assert (calls.config.method, calls.config.method_options) == (name, {"power": 2.0, "kind": "3"})
+    assert "--method.power FLOAT exponent of the losses. (default: 1.0)" in helped(capsys, "--method", name)
+    for line, message in (
+        ("--method.power -1", "method my_inverse.* power must be positive"),
+        ("--method.power x", "method_options.power must be a finite number; found 'x'"),
+        ("--method.powre 1", "Did you mean '--method.power'"),
+    ):
+        assert train_mt10("--method", name, *line.split()) == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_users_method_from_yaml(calls: Calls, tmp_path: Path) -> None:
+    (tmp_path / "my_inverse.py").write_text(INVERSE)
+    (tmp_path / "mine.yaml").write_text(
+        "method: my_inverse.py:Inverse\nmethod_defaults: {'my_inverse.py:Inverse': {power: 3}}\n"
+    )
+    assert train_mt10("--preset", "mine.yaml") == 0
+    assert calls.config.method_options == {"power": 3.0, "kind": "plain"}

@@ -1,0 +1,28 @@
+"""`python -m mtrl {train,evaluate,report,benchmark} ...`: the console commands by their short names."""
+
+from __future__ import annotations
+
+import sys
+
+from mtrl.cli import launch
+from mtrl.errors import unknown_name
+
+_COMMANDS = ("train", "evaluate", "report", "benchmark")
+
+
+def _run(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else ""
+    if name in _COMMANDS:
+        sys.argv[0] = f"mtrl {name}"
+        return launch(f"mtrl.cli.{name}", arguments[1:])
+    if name == "--version":
+        return launch("mtrl.cli.train", arguments)
+    if name in ("", "-h", "--help"):
+        print(f"usage: python -m mtrl {{{','.join(_COMMANDS)}}} ...; each has its own --help")
+        return 0 if name else 2
+    print(f"error: {unknown_name('command', name, _COMMANDS)}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":  # environment workers import this file
+    raise SystemExit(_run(sys.argv[1:]))

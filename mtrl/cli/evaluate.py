@@ -1,0 +1,51 @@
+"""`mtrl-evaluate`: the newest checkpoint of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from mtrl.cli.exit_codes import run_command
+from mtrl.cli.flags import parse_command
+from mtrl.config.schema import Device
+from mtrl.config.values import settings
+
+
+@settings("--")
+class _Flags:
+    """Evaluate the newest checkpoint of a run: deterministic policy, fixed goals, success per task."""
+
+    run_dir: str
+    """Run directory that a training wrote."""
+    episodes: Annotated[int, Field(gt=0)] = 50
+    """Episodes per task; episode k uses goal k."""
+    device: Device = "auto"
+    """Device of the networks; auto: CUDA if there is one."""
+    allow_version_mismatch: bool = False
+    """Accept a checkpoint of another metaworld, mujoco or major version of torch."""
+    video: bool = False
+    """Also film one episode of each task, into the run's folder videos/; needs the extra [video]."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate and return the exit code, see `mtrl.cli.exit_codes`."""
+    return run_command(_evaluate, argv)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    flags = parse_command(_Flags, arguments, positional="run_dir")
+    if flags is None:
+        return 0
+    from mtrl.training.run import evaluate_run
+
+    evaluate_run(
+        Path(flags.run_dir),
+        episodes=flags.episodes,
+        device=flags.device,
+        allow_version_mismatch=flags.allow_version_mismatch,
+        video=flags.video,
+    )
+    return 0

@@ -1,0 +1,67 @@
+"""The command line of the gallery."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from mtrl.cli.exit_codes import run_command
+from mtrl.cli.flags import parse_command
+from mtrl.config.values import settings
+from mtrl.errors import UserError
+
+
+@settings("--")
+class _Flags:
+    """Draw every method's trajectories on the toy landscapes of the CAGrad and Nash-MTL papers."""
+
+    methods: tuple[str, ...] = ()
+    """Methods to run; none given: all."""
+    steps: Annotated[int, Field(gt=0)] = 20_000
+    """Steps of Adam."""
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    """Learning rate of Adam."""
+    long: tuple[str, ...] = ()
+    """Methods to run with three times the steps at a third of the learning rate, by default the papers'."""
+    out: str = "gallery"
+    """Folder for the pictures, final.json and table.md; made if missing."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the gallery and return the exit code, see `mtrl.cli.exit_codes`."""
+    return run_command(_gallery, argv)
+
+
+def _gallery(arguments: list[str]) -> int:
+    flags = parse_command(_Flags, arguments)
+    if flags is None:
+        return 0
+    from mtrl.combiners import COMBINERS
+    from mtrl.training.resolve import part_of
+    from mtrl_gallery.descent import descend, write_table
+
+    for name in (*flags.methods, *flags.long):
+        part_of("method", name)
+    out, runs = Path(flags.out), []
+    for name in flags.methods or sorted(COMBINERS):
+        scale = 3 if name in flags.long else 1
+        try:
+            runs.append(descend(name, steps=flags.steps * scale, lr=flags.lr / scale))
+        except ValueError as error:
+            print(f"{name}: left out. {error}", file=sys.stderr)
+        else:
+            print(f"{name}: done", file=sys.stderr)
+    try:
+        print(write_table(runs, out), end="")
+        from mtrl_gallery.pictures import draw
+
+        print(*draw(runs, out), sep="\n")
+    except ImportError as error:
+        raise UserError("the pictures need matplotlib: pip install 'mtrl-torch[report]'.") from error
+    except OSError as error:
+        raise UserError(f"cannot write to '{out}': {error.strerror}. Choose another --out.") from error
+    return 0

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+
+from mtrl.combiners import COMBINERS
+from mtrl.config.options import REQUIRED, Option, complete, options_of
+from mtrl.errors import UserError
+
+DEFAULT = 25
+Solver = Literal["newton", "sgd"]
+
+
+class Example:
+    """Does things: in one line.
+
+    More text with a colon: here.
+
+    Args:
+        num_tasks: not an option.
+        radius: how far, relative to the
+            mean: a norm.
+        steps (int): how often.
+        solver: which one.
+        bound: an upper bound, in units of c: metres.
+
+    Raises:
+        ValueError: never.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        num_tasks: int,
+        radius: float = -0.5,
+        steps: int = DEFAULT,
+        solver: Solver = "sgd",
+        bound: float | None = None,
+        **others: Any,
+    ) -> None: ...
+
+
+class Child(Example):
+    """Inherits all arguments.
+
+    Args:
+        steps: explained anew.
+    """
+
+
+def test_options_are_the_arguments_that_nobody_else_gives() -> None:
+    options = options_of(Example, {"num_tasks", "inputs"})
+    assert list(options.values()) == [
+        Option("width", int, REQUIRED, ""),
+        Option("radius", float, -0.5, "how far, relative to the mean: a norm."),
+        Option("steps", int, 25, "how often."),
+        Option("solver", Solver, "sgd", "which one."),
+        Option("bound", float | None, None, "an upper bound, in units of c: metres."),
+    ]
+    child = options_of(Child, {"num_tasks", "inputs"})
+    assert child == options | {"steps": Option("steps", int, 25, "explained anew.")}
+
+
+def test_types_come_from_defaults_where_there_are_no_annotations() -> None:
+    def build(width=3, act="relu", extra=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        ...
+
+    types = {name: option.annotation for name, option in options_of(build, ()).items()}
+    assert types == {"width": int, "act": str, "extra": Any}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": 3, "steps": 2.5}, r"opts\.steps must be an integer; found 2\.5"),
+        ({"width": 3, "solver": "sdg"}, "value for opts.solver 'sdg'. Did you mean 'sgd'"),
+        ({"width": 3, "stesp": 1}, "unknown option of thing 'stesp'. Did you mean 'steps'"),
+        ({}, "opts: thing needs a value for its option 'width'; found none"),
+    ],
+)
+def test_mistakes_name_option_rule_and_value(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        complete(values, options_of(Example, {"num_tasks", "inputs"}), "thing", "opts")
+
+
+@pytest.mark.parametrize("name", sorted(COMBINERS))
+def test_every_option_of_every_method_is_explained(name: str) -> None:
+    assert COMBINERS[name].__doc__
+    undocumented = [o.name for o in options_of(COMBINERS[name], {"num_tasks"}).values() if not o.help]
+    assert undocumented == []

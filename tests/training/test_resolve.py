@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtrl import train
+from mtrl.combiners import make_combiner
+from mtrl.config import Config
+from mtrl.config.presets import build_config, load_preset
+from mtrl.errors import UserError
+from mtrl.training.resolve import base_options, part_options, resolve
+
+HAS_BASE_OPTIONS = bool(base_options(part_options("method", "fs_mtl")))
+
+
+def test_every_option_is_written_out() -> None:
+    config = resolve(Config(method="cagrad", method_options={"c": 0.4}, actor_method="sdmgrad"))
+    assert config.method_options == {"c": 0.4, "rescale": 1, "solver": "exact"}
+    assert config.actor_method_options == {"lam": 0.6, "solver": "exact", "batches": 1}
+    assert config.suite_options == {"reward_version": "v2"}
+    assert resolve(config) == config
+
+
+def test_cagrad_has_the_papers_radius_for_each_benchmark() -> None:
+    def radius(preset: str, **layer: Any) -> Any:
+        return resolve(build_config(load_preset(preset), layer)).method_options
+
+    assert radius("mt50", method="cagrad")["c"] == 0.5
+    assert radius("mt10", method="cagrad")["c"] == 0.9
+    assert radius("mt50", method="cagrad", method_options={"c": 0.4})["c"] == 0.4
+    assert radius("mt50", method="mean") == {}
+
+
+@pytest.mark.skipif(not HAS_BASE_OPTIONS, reason="wrappers take no base_options yet")
+def test_a_wrappers_base_has_the_options_of_the_preset_and_its_own() -> None:
+    by_default = resolve(build_config(load_preset("mt50"), {"method": "fs_mtl"}))
+    assert by_default.method_options["base_options"]["c"] == 0.5
+    given = {"method": "fs_mtl", "method_options": {"base": "cagrad", "base_options": {"c": 0.3}}}
+    assert resolve(build_config(load_preset("mt50"), given)).method_options["base_options"]["c"] == 0.3
+    with pytest.raises(UserError, match=r"unknown option of method 'cagrad' 'd'"):
+        resolve(Config(method="fs_mtl", method_options={"base_options": {"d": 1}}))
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"method": "cagard"}, r"unknown method 'cagard'\. Did you mean 'cagrad'\?"),
+    ({"critic_method": "cagard"}, r"unknown method 'cagard'"),
+    ({"method": "cagrad", "method_options": {"d": 1}}, r"unknown option of method 'cagrad' 'd'"),
+    ({"method": "cagrad", "method_options": {"c": "x"}}, r"method_options\.c must be .*; found 'x'"),
+    ({"method": "cagrad", "method_options": {"c": True}}, r"method_options\.c must be .*; found true"),
+    ({"method": "cagrad", "method_options": {"c": -1.0}}, "method cagrad: c must be"),
+    ({"method_options": {"c": 0.5}}, r"method 'mean' has no options; found 'c'"),
+    ({"method_defaults": {"cagard": {"c": 1.0}}}, r"unknown method 'cagard'"),
+    (
+        {"method_defaults": {"cagrad": {"c": True}}},
+        r"method_defaults\.cagrad\.c must be a finite number; found true",
+    ),
+    ({"method": "famo"}, "shift minimum"),
+    ({"actor_method": "famo"}, "shift minimum"),
+    ({"suite": "metaword"}, "unknown suite 'metaword'. Did you mean 'metaworld'"),
+    ({"suite_options": {"reward_version": "v3"}}, r"suite_options\.reward_version 'v3'"),
+    ({"agent": "sca"}, "unknown agent 'sca'. Did you mean 'sac'"),
+    ({"tasks": ("push-v2",)}, r"'push-v2'\. Did you mean 'push-v3'\?"),
+    ({"tasks": ("MT10", "push-v3")}, "stands alone"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "message"), MISTAKES)
+def test_a_mistake_ends_training_from_python_before_anything_starts(
+    values: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_workers(*_: Any, **__: Any) -> None:
+        raise AssertionError("workers were started")
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", no_workers)
+    with pytest.raises(UserError, match=message):
+        train(Config(**values), run_dir=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_resolve_accepts_can_be_made() -> None:
+    name, options = resolve(Config(method="fs_mtl", method_options={"base": "mgda"})).method_of("critic")
+    made: Any = make_combiner(name, num_tasks=2, **options)
+    assert made.loss_part.name == "mgda"
