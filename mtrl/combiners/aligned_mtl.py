@@ -25,7 +25,7 @@ class AlignedMTL(GramCombiner):
     with `min` the direction's length, jump where an eigenvalue passes the threshold; eigenvalues are known
     only up to the rounding error of the largest one.
 
-    Deviations from the authors' code: weights of mean 1/T instead of sum T; nothing is sorted or cut out.
+    Deviations from the authors' code: u = 1/T instead of 1; nothing is sorted or cut out.
     """
 
     name: ClassVar[str] = "aligned_mtl"

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.ball import ball_gap, best_in_ball
+from mtrl.combiners.solvers.ball import around_mean, ball_gap, best_in_ball
 from mtrl.combiners.solvers.published import ball_weights
 
 
 class CAGrad(GramCombiner):
-    """CAGrad (conflict-averse gradient descent): max_d min_i <g_i, d> subject to |d - g0| <= c |g0|.
+    """CAGrad (conflict-averse gradient descent): max_d min_i g_i.d subject to |d - g0| <= c |g0|.
 
     Liu et al., NeurIPS 2021 (arXiv:2110.14048), equation 3 and algorithm 1: with g0 the mean gradient, w
-    minimises <g_w, g0> + c |g0| |g_w| over the simplex and d = g0 + c |g0| g_w / |g_w|, divided as `rescale`
+    minimises g_w.g0 + c |g0| |g_w| over the simplex and d = g0 + c |g0| g_w / |g_w|, divided as `rescale`
     says.
 
     Args:
@@ -28,7 +28,9 @@ class CAGrad(GramCombiner):
 
     Deviations from the authors' RL code, but for `solver`: the 1e-4 under its square roots, which makes that
     code ignore gradients below 1e-2, is absent. Tasks whose gradient is zero do not enter the maximisation
-    (no direction changes them); they do count in the mean.
+    (no direction changes them); they do count in the mean. Gradients 1e-16 times as short as the longest fade
+    out on the way to that (see solvers/units.py). Where gradients cancel, so that no direction improves all
+    tasks and several are the best, the one nearest to g0 is taken: inside the ball, where g_w = 0.
     """
 
     name: ClassVar[str] = "cagrad"
@@ -47,25 +49,36 @@ class CAGrad(GramCombiner):
         check_choice("solver", solver, ("exact", "paper"))
         self._paper = solver == "paper"
         self._divisor = (1.0, 1.0 + self.c**2, 1.0 + self.c)[rescale]
+        self._solution: Tensor
         self._dual: Tensor
-        self._reference: Tensor
-        self.register_buffer("_dual", self.last_weights.to(torch.float64), persistent=False)
         equal = torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64)
-        self.register_buffer("_reference", equal, persistent=False)
+        self.register_buffer("_solution", torch.zeros_like(equal), persistent=False)
+        self.register_buffer("_dual", equal, persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""
+        exact = gram.to(torch.float64)
+        linear, radius = around_mean(exact, self.c)
         if self._paper:
             dual, pull = ball_weights(gram, self.c)
-            weights = torch.addcmul(self._reference, dual, pull)
+            solution = dual * pull / torch.where(radius > 0.0, radius, 1.0)
         else:
-            weights, dual = best_in_ball(gram, self._reference, self.c)
+            solution, dual = best_in_ball(exact, linear, eps=torch.finfo(gram.dtype).eps)
+        self._solution.copy_(solution)
         self._dual.copy_(dual)
+        weights = torch.add(solution * radius, 1.0 / self.num_tasks)
         return weights.div(self._divisor).to(gram.dtype)
+
+    def reset(self) -> None:
+        """Forget the last solution."""
+        super().reset()
+        self._solution.zero_()
+        self._dual.fill_(1.0 / self.num_tasks)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the last solve's duality gap over c |g0| and the mean norm under w."""
+        linear, _ = around_mean(self._last_gram, self.c)
         return {
             **super().metrics(),
-            "residual": ball_gap(self._last_gram, self._reference, self.c, self._dual),
+            "residual": ball_gap(self._last_gram, linear, self._solution, self._dual),
         }

@@ -10,8 +10,8 @@ from torch import Tensor
 from mtrl.combiners._checks import check_choice, check_count, check_number
 from mtrl.combiners._random import draw_tasks
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
-from mtrl.combiners.solvers.ball import best_in_ball
-from mtrl.combiners.solvers.gramian import gramian
+from mtrl.combiners.solvers.ball import around, best_in_ball
+from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
 
 class CAGradFast(JacobianCombiner):
@@ -23,7 +23,7 @@ class CAGradFast(JacobianCombiner):
 
     Args:
         sampled: Gradients that enter the problem, the pooled one included (authors: 4 MT10, 8 MT50); T or
-            more is CAGrad itself.
+            more is CAGrad itself, 1 is a multiple of the mean.
         c: Radius of the ball around the mean gradient relative to its norm (paper: 0.9 MT10, 0.5 MT50).
         rescale: Divides the direction by 1 (0), by 1 + c^2 (1) or by 1 + c (2, the authors' code here).
 
@@ -59,7 +59,8 @@ class CAGradFast(JacobianCombiner):
         """Return the direction [P]; only the sampled tasks and the mean loss are differentiated."""
         mean = jacobian_at.weighted(lambda losses: torch.full_like(losses, 1.0 / self.num_tasks))
         tasks = self._draw()
-        return self._direction(jacobian_at(tasks=tasks), mean, tasks)
+        rows = jacobian_at(tasks=tasks) if self._singles else mean.new_empty(0, len(mean))
+        return self._direction(rows, mean, tasks)
 
     def reset(self) -> None:
         """Start the sequence of samples again."""
@@ -75,8 +76,11 @@ class CAGradFast(JacobianCombiner):
         rest = self.num_tasks - self._singles
         pooled = (self.num_tasks * mean - rows.sum(dim=0)) / rest
         gradients = torch.cat((rows, pooled.unsqueeze(0)))
-        weights = best_in_ball(gramian(gradients), self._reference, self.c).weights / self._divisor
+        gram = gramian(gradients)
+        linear, radius = around(gram.to(torch.float64), self._reference, self.c)
+        solution = best_in_ball(gram, linear, eps=torch.finfo(gram.dtype).eps).weights
+        weights = torch.addcmul(self._reference, solution, radius) / self._divisor
         # What each task weighs: the pooled gradient's weight is shared by the tasks that were not sampled.
         shared = (weights[-1] / rest).expand(self.num_tasks)
         self.last_weights.copy_(shared.index_copy(0, tasks, weights[:-1]))
-        return weights.to(gradients.dtype) @ gradients
+        return weighted_sum(weights, gradients)

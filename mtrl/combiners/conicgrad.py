@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.simplex import minimise_root, relative_gap, rounded_norm
+from mtrl.combiners.solvers.ball import best_in_cone, cone_gap
 
 
 class ConicGrad(GramCombiner):
-    """ConicGrad: max_d min_i <g_i, d> in the cone <g0, d> >= c |g0| |d| around the mean gradient g0.
+    """ConicGrad: max_d min_i g_i.d in the cone g0.d >= c |g0| |d| around the mean gradient g0.
 
     Hassanpour et al., 2025 (arXiv:2502.00217), for the problem. Its exact dual, solved here: w on the simplex
     and eta >= 0 minimise |g_w + eta e0| - c eta for e0 = g0 / |g0|, and d = |g0| (g_w + eta e0) / |g_w + eta
@@ -23,9 +23,11 @@ class ConicGrad(GramCombiner):
         c: Smallest cosine between the direction and the mean gradient; 1 is the mean, 0 the half-space.
 
     Deviations: the paper's closed form with a regularised matrix inverse, its default c and its optimiser of
-    w are not reproduced (there is no public code, and the unregularised form points away from g0 where <g_w,
-    g0> > 0), so magnitudes follow the rule |d| = |g0| stated above. Tasks whose gradient is zero do not enter
-    the minimisation.
+    w are not reproduced: no public code was found and its equations could not be read; the unregularised form
+    as derived here points away from g0 where g_w.g0 > 0. Magnitudes follow the rule |d| = |g0| stated above.
+    Where gradients cancel, so that no direction in the cone improves all tasks, the shortest of the best
+    vectors up to that length is stretched to it. Tasks whose gradient is zero do not enter the minimisation;
+    gradients 1e-16 times as short as the longest fade out on the way (see solvers/units.py).
     """
 
     name: ClassVar[str] = "conicgrad"
@@ -33,44 +35,23 @@ class ConicGrad(GramCombiner):
     def __init__(self, *, num_tasks: int, c: float = 0.5) -> None:
         super().__init__(num_tasks=num_tasks)
         self.c = check_number("c", c, low=0.0, high=1.0)
-        self._dual: Tensor
-        self._normal: Tensor
-        dual = torch.full((num_tasks + 1,), 1.0 / num_tasks, dtype=torch.float64)
-        self.register_buffer("_dual", dual, persistent=False)
-        self.register_buffer("_normal", (torch.arange(num_tasks + 1) < num_tasks).double(), persistent=False)
+        self._solution: Tensor
+        self.register_buffer("_solution", torch.zeros(num_tasks + 1, dtype=torch.float64), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return |g0| (w + eta / |g0| u) / |g_w + eta e0|, shape [T], for the Gramian [T, T]."""
         if self.c == 1.0:
             return torch.full_like(gram[0], 1.0 / self.num_tasks)
-        matrix, linear, scale, length = self._lifted(gram.to(torch.float64))
-        eps = torch.finfo(gram.dtype).eps
-        dual = minimise_root(matrix, linear, normal=self._normal, eps=eps)
-        self._dual.copy_(dual)
-        norm, above_noise = rounded_norm(matrix, dual, eps)
-        tasks = torch.add(dual[:-1], dual[-1] * scale / self.num_tasks) * (length / norm)
-        # Rounding can leave the cone where no direction improves all tasks (there the norm vanishes): put the
-        # direction on the cone's surface, keeping its part across the mean gradient.
-        reach = matrix[-1, -1].sqrt() * length
-        cosine = (torch.dot(matrix[-1, :-1], tasks) / torch.where(reach > 0.0, reach, 1.0)).clamp(-1.0, 1.0)
-        across = ((1.0 - self.c**2) / (1.0 - cosine.square()).clamp(min=1e-12)).sqrt()
-        moved = torch.add(tasks * across, (self.c - across * cosine) / self.num_tasks)
-        tasks = torch.where(cosine < self.c, moved, tasks)
-        return torch.where(above_noise, tasks, 1.0 / self.num_tasks).to(gram.dtype)
+        solution, length, reach = best_in_cone(gram, self.c, eps=torch.finfo(gram.dtype).eps)
+        self._solution.copy_(solution * reach)
+        # Of the solution's weights the last one is that of g0 / |g0|.
+        return torch.add(solution[:-1] * length, solution[-1] / self.num_tasks).to(gram.dtype)
+
+    def reset(self) -> None:
+        """Forget the last solution."""
+        super().reset()
+        self._solution.zero_()
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the duality gap of the last solve relative to the gradients' norms."""
-        matrix, linear, *_ = self._lifted(self._last_gram)
-        return {**super().metrics(), "residual": relative_gap(matrix, linear, self._dual, self._normal)}
-
-    def _lifted(self, gram: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gramian and linear term of the T gradients and a stretched g0; the stretch; |g0|."""
-        products = gram.mean(dim=-1)
-        length = products.mean().clamp(min=0.0).sqrt()
-        typical = gram.diagonal().mean().sqrt()
-        scale = typical / torch.where(length > 0.0, length, 1.0)
-        column = (products * scale).unsqueeze(-1)
-        corner = (scale * length).square().view(1, 1)
-        matrix = torch.cat((torch.cat((gram, column), dim=1), torch.cat((column.mT, corner), dim=1)), dim=0)
-        linear = torch.where(self._normal > 0.0, 0.0, -self.c * scale * length)
-        return matrix, linear, scale, length
+        return {**super().metrics(), "residual": cone_gap(self._last_gram, self.c, self._solution)}

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.pcgrad import PCGrad
-from mtrl.combiners.solvers.traced import traced
 
 _SMALLEST_SINE = 1e-3  # of a target angle: turning towards it multiplies a gradient's length by up to 1000
 
@@ -68,20 +67,15 @@ def turn(gram: Tensor, order: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     `targets` [T, T-1] belong to `order`; a cosine is NaN where one of the two gradients is zero.
     """
-    added, seen = _turn(gram, order, targets).unbind(0)
-    return added, seen
-
-
-@traced
-def _turn(gram: Tensor, order: Tensor, targets: Tensor) -> Tensor:
     norms = gram.diagonal().clamp(min=0.0).sqrt()
     running = norms
     lengths = norms[order]
     sines = (1.0 - targets.square()).clamp(min=_SMALLEST_SINE**2).sqrt()
-    # Coordinates of each task's own sequence: products[t, k] = <running gradient t, gradient order[t, k]>.
+    # Coordinates of each task's own sequence: products[t, k] = running gradient t . gradient order[t, k].
     products = gram.gather(1, order)
     among = gram[order.unsqueeze(-1), order.unsqueeze(-2)]
-    added, seen = [], []
+    added: list[Tensor] = []
+    seen: list[Tensor] = []
     for position in range(order.shape[1]):
         length, target, sine = lengths[:, position], targets[:, position], sines[:, position]
         cosine = (products[:, position] / (running * length)).clamp(-1.0, 1.0)
@@ -93,4 +87,4 @@ def _turn(gram: Tensor, order: Tensor, targets: Tensor) -> Tensor:
         products = torch.addcmul(products, share.unsqueeze(-1), among[:, position])
         added.append(share)
         seen.append(cosine)
-    return torch.stack((torch.stack(added, dim=1), torch.stack(seen, dim=1)))
+    return torch.stack(added, dim=1), torch.stack(seen, dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.cone import cosines
 
-_RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rounding error
+_RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of T times its dtype's rounding error
 _SMALLEST_SUM = 1e-3  # of the weights, relative to the sum of their magnitudes
 
 
@@ -37,7 +37,7 @@ class IMTLG(GramCombiner):
         exact = gram.to(torch.float64)
         cosine, inverse = cosines(exact)
         unit = torch.eye(self.num_tasks, dtype=cosine.dtype, device=cosine.device)
-        ridged = torch.add(cosine, unit, alpha=_RIDGE * torch.finfo(gram.dtype).eps)
+        ridged = torch.add(cosine, unit, alpha=_RIDGE * self.num_tasks * torch.finfo(gram.dtype).eps)
         factor = torch.linalg.cholesky_ex(ridged, check_errors=False)[0]
         present = (exact.diagonal() > 0.0).to(exact.dtype)
         # Scaled to unit sum first: these stay of order one where the solution is as large as 1 / ridge.

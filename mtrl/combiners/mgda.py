@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.simplex import minimise_quadratic
+from mtrl.combiners.solvers.hull import shortest_in_hull
 
 
 class MGDA(GramCombiner):
@@ -20,7 +20,8 @@ class MGDA(GramCombiner):
 
     Deviations from the usual code: w is solved to convergence instead of by Frank-Wolfe steps, which leave
     directions ten times too long where norms differ by orders of magnitude; gradients are not normalised.
-    Tasks whose gradient is zero do not enter the minimisation (with them the direction would be zero).
+    Tasks whose gradient is zero do not enter the minimisation (with them the direction would be zero);
+    gradients 1e-16 times as short as the longest fade out on the way (see solvers/units.py).
     """
 
     name: ClassVar[str] = "mgda"
@@ -32,7 +33,7 @@ class MGDA(GramCombiner):
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return w on the simplex, shape [T], for the Gramian [T, T]."""
-        w = minimise_quadratic(gram)
+        w = shortest_in_hull(gram, eps=torch.finfo(gram.dtype).eps)
         self._solution.copy_(w)
         return w.to(gram.dtype)
 

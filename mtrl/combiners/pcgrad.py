@@ -57,7 +57,7 @@ def project(gram: Tensor, order: Tensor) -> Tensor:
     tasks = gram.shape[0]
     squares = gram.diagonal()
     inverse = torch.where(squares > 0.0, squares, 1.0).reciprocal()[order]
-    # Coordinates of each task's own sequence: products[t, k] = <running gradient t, gradient order[t, k]>.
+    # Coordinates of each task's own sequence: products[t, k] = running gradient t . gradient order[t, k].
     products = gram.gather(1, order)
     among = gram[order.unsqueeze(-1), order.unsqueeze(-2)]
     removed = []

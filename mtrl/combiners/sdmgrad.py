@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner, JacobianAt
-from mtrl.combiners.solvers.gramian import inner_products, weighted_sum
-from mtrl.combiners.solvers.simplex import minimise_quadratic, project
+from mtrl.combiners.solvers.gramian import gramian, inner_products, weighted_sum
+from mtrl.combiners.solvers.hull import project, shortest_in_hull
 
 _STEPS, _STEP_SIZE, _MOMENTUM = 20, 10.0, 0.5  # the inner loop of the authors' RL code
 
@@ -24,13 +24,14 @@ class SDMGrad(GramCombiner):
     Args:
         lam: Weight of the mean gradient in the objective (0.6 in the authors' RL runs).
         solver: `exact` solves for w; `paper` continues from the last w by 20 projected momentum steps of size
-            10 on the Gramian over its mean squared norm, beyond the stability limit (authors' RL code).
+            10 on the Gramian over its squared mean norm, beyond the stability limit (authors' RL code).
         batches: 1, or the paper's 3 independent batches: w from the products between the gradients of two,
             the direction from the third. Three need `paper`: such products have no convex objective.
 
     Deviations from the authors' code: see `solver` and `batches` (their three gradient buffers alias, so
-    their double sampling does not take place); critic and actor do not share w. Tasks whose gradient is zero
-    do not enter the exact minimisation; they do count in the mean.
+    their double sampling does not take place); critic and actor do not share w. A task whose
+    gradient is zero enters the exact minimisation as lam g0, like the published problem, and draws w to itself
+    as lam falls; only lam = 0 leaves it out.
     """
 
     name: ClassVar[str] = "sdmgrad"
@@ -57,7 +58,10 @@ class SDMGrad(GramCombiner):
     def _weights(self, gram: Tensor) -> Tensor:
         """Return (w + lam u) / (1 + lam), shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
-        w = self._published_steps(exact) if self._paper else minimise_quadratic(shifted(exact, self.lam))
+        if self._paper:
+            w = self._published_steps(exact)
+        else:
+            w = shortest_in_hull(shifted(exact, self.lam), eps=torch.finfo(gram.dtype).eps)
         self.w.copy_(w)
         return torch.add(w, self.lam / self.num_tasks).div(1.0 + self.lam).to(gram.dtype)
 
@@ -66,7 +70,10 @@ class SDMGrad(GramCombiner):
         if self.num_batches == 1:
             return super().direction(jacobian_at)
         first, second, third = (jacobian_at(batch=batch) for batch in range(3))
-        return weighted_sum(self.weights(inner_products(first, second)), third)
+        direction = weighted_sum(self.weights(inner_products(first, second)), third)
+        # Products of two batches have no norms and no cosines: metrics are about the batch of the direction.
+        self._last_gram.copy_(gramian(third))
+        return direction
 
     def reset(self) -> None:
         """Put w back to equal weights."""

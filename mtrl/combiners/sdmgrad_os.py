@@ -11,8 +11,8 @@ from mtrl.combiners._checks import check_count, check_number
 from mtrl.combiners._random import draw_tasks
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
 from mtrl.combiners.sdmgrad import shifted
-from mtrl.combiners.solvers.gramian import gramian
-from mtrl.combiners.solvers.simplex import minimise_quadratic
+from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+from mtrl.combiners.solvers.hull import shortest_in_hull
 
 
 class SDMGradOS(JacobianCombiner):
@@ -62,7 +62,8 @@ class SDMGradOS(JacobianCombiner):
         return tasks
 
     def _direction(self, rows: Tensor, tasks: Tensor) -> Tensor:
-        w = minimise_quadratic(shifted(gramian(rows).to(torch.float64), self.lam))
-        weights = torch.add(w, self.lam / len(w)).div(1.0 + self.lam).to(rows.dtype)
+        gram = gramian(rows)
+        w = shortest_in_hull(shifted(gram.to(torch.float64), self.lam), eps=torch.finfo(gram.dtype).eps)
+        weights = torch.add(w, self.lam / len(w)).div(1.0 + self.lam)
         self.last_weights.zero_().index_copy_(0, tasks, weights.to(self.last_weights.dtype))
-        return weights @ rows
+        return weighted_sum(weights, rows)

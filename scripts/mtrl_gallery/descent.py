@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mtrl.combiners import Combiner, make_combiner
-from mtrl.combiners.solvers.traced import plain, record
+from mtrl.combiners.solvers.roads import on_tensors
 
 POINTS = 400  # kept of a trajectory
 OPTIMUM = (0.0, -8.3552)  # of the mean loss of the CAGrad landscape
@@ -162,7 +162,7 @@ def _recorded(step: _Step, names: list[str], tensors: tuple[Tensor, ...]) -> Cal
         state = dict(zip(names, values[5:], strict=True))
         return torch.func.functional_call(step, state, values[:5])
 
-    with plain(), warnings.catch_warnings():
+    with on_tensors(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about operations that vmap takes start by start
         try:
             graph = make_fx(torch.vmap(one))(*(value.clone() for value in tensors))
@@ -170,7 +170,11 @@ def _recorded(step: _Step, names: list[str], tensors: tuple[Tensor, ...]) -> Cal
             raise ValueError(
                 "It reads numbers on the host; only fixed tensor operations can run here."
             ) from error
-        return record(graph, tensors)
+        examples = tuple(torch.ones_like(value) for value in tensors)
+        recorded: Callable[..., Any] = torch.jit.trace(
+            lambda *values: graph(*values), examples, check_trace=False
+        )
+        return recorded
 
 
 def final_rows(run: Run) -> list[dict[str, Any]]:

@@ -46,15 +46,15 @@ def test_at_the_matching_cone_its_worst_improvement_is_at_least_that_of_cagrad()
 def test_parameters_where_no_direction_helps_get_the_mean() -> None:
     rows = torch.tensor([[2.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     result = make_combiner("conicgrad", num_tasks=2).combine(rows)
-    # The dual optimum is the tip of a cone: lengths there are known to the root of the rounding error.
-    torch.testing.assert_close(result, rows.mean(dim=0), rtol=1e-2, atol=0.0)
+    torch.testing.assert_close(result, rows.mean(dim=0), rtol=1e-7, atol=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_cone_is_kept_even_where_no_direction_improves_all_tasks(dtype: torch.dtype) -> None:
+    tolerance = 1e-6 if dtype == torch.float64 else 1e-3  # gradients depend on each other up to rounding
     for seed in range(60):
         rows = jacobian("deficient", 10, seed).to(dtype)
         mean = rows.mean(dim=0)
         result = make_combiner("conicgrad", num_tasks=10).combine(rows)
-        assert torch.nn.functional.cosine_similarity(result, mean, dim=0) >= 0.5 - 1e-3
-        assert result.norm().item() == pytest.approx(mean.norm().item(), rel=1e-2)
+        assert torch.nn.functional.cosine_similarity(result, mean, dim=0) >= 0.5 - tolerance
+        assert result.norm().item() == pytest.approx(mean.norm().item(), rel=10.0 * tolerance)

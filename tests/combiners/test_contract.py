@@ -170,7 +170,7 @@ def test_gramians_are_formed_in_full_precision_whatever_the_process_has_set(sett
             self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
         ) -> Any:
             if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
-                seen.append(torch.get_float32_matmul_precision())
+                seen.append(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
             return function(*args, **(kwargs or {}))
 
     before = torch.get_float32_matmul_precision()
@@ -178,7 +178,8 @@ def test_gramians_are_formed_in_full_precision_whatever_the_process_has_set(sett
     try:
         with Products():  # type: ignore[no-untyped-call]
             gramian(torch.ones(3, 5000))
-        assert set(seen) == {"highest"}
+        assert set(seen) <= {"ieee", "none"}
+        assert seen
         assert str(torch.get_float32_matmul_precision()) == setting
     finally:
         torch.set_float32_matmul_precision(before)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtrl.combiners import COMBINERS, GramCombiner
-from mtrl.combiners.solvers.traced import plain
+from mtrl.combiners.solvers.roads import on_tensors
 from tests.combiners.oracles import ORACLES
 from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian
@@ -67,6 +67,6 @@ def test_no_operation_reads_a_number_back_to_the_host(name: str) -> None:
 def test_a_cpu_that_stops_when_converged_gets_the_direction_of_all_steps(name: str, family: str) -> None:
     rows = jacobian(family, 10, seed=5)
     stopped = ORACLES[name].make(name, 10).combine(rows, losses_of(rows))
-    with plain():  # as on other devices: every step, no recording
+    with on_tensors():  # as on other devices: every step, nothing read back
         whole = ORACLES[name].make(name, 10).combine(rows, losses_of(rows))
     torch.testing.assert_close(stopped, whole, rtol=1e-8, atol=1e-8 * whole.norm().item())

@@ -1,43 +1,139 @@
-"""CAGrad's problem: the best worst-case improvement within a ball around a reference gradient."""
+"""The best worst-case improvement within a ball around a reference gradient, or within a cone around it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.simplex import minimise_root, relative_gap, rounded_norm
+from mtrl.combiners.solvers.path import PathEnd, follow
+from mtrl.combiners.solvers.roads import Road, road_of
+from mtrl.combiners.solvers.units import tolerance_of, units_of
 
 
 class BallSolution(NamedTuple):
-    """Weights of the gradients in the direction, and the dual solution that they come from."""
+    """The step x from the centre, |x| <= 1 in units of the radius, and the proof that it is the best."""
 
-    weights: Tensor  # [T], float64
+    weights: Tensor  # [T], float64, >= 0: x = weights @ G
     dual: Tensor  # [T], float64, on the simplex
 
 
-def best_in_ball(gram: Tensor, reference: Tensor, c: float) -> BallSolution:
-    """Solve max_d min_i <g_i, d> subject to |d - g0| <= c |g0| for the Gramian [T, T], g0 = reference @ G.
+class ConeSolution(NamedTuple):
+    """The direction x of length 1 and what it was before it was stretched."""
 
-    CAGrad, equation 3 and algorithm 1: with w the minimiser of <g_w, g0> + c |g0| |g_w| over the simplex, d =
-    g0 + c |g0| g_w / |g_w|.
-    """
-    exact = gram.to(torch.float64)
-    linear, radius = _linear(exact, reference, c)
-    eps = torch.finfo(gram.dtype).eps
-    dual = minimise_root(exact, linear, eps=eps)
-    norm, _ = rounded_norm(exact, dual, eps)
-    return BallSolution(torch.addcmul(reference, dual, radius / norm), dual)
+    weights: Tensor  # [T + 1], float64, >= 0: of the gradients and, last, of e0 = g0 / |g0|
+    length: Tensor  # |g0|, 0-dim
+    reach: Tensor  # 0-dim; below 1 where gradients cancel
 
 
-def ball_gap(gram: Tensor, reference: Tensor, c: float, dual: Tensor) -> Tensor:
-    """Duality gap of `dual` [T] over c |g0| and the mean norm under it, a 0-dim tensor."""
-    return relative_gap(gram, _linear(gram, reference, c)[0], dual)
+_LEAST_COSINE = 1e-8  # of the cone; at 0 the direction would have no length where gradients cancel
 
 
-def _linear(gram: Tensor, reference: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    """The objective's linear term once divided by the radius c |g0|, and this radius."""
+def around(gram: Tensor, reference: Tensor, c: float) -> tuple[Tensor, Tensor]:
+    """What each task gains at the centre g0 = reference @ G, over the radius c |g0|, [T]; and this radius."""
     products = gram @ reference
     radius = c * torch.dot(products, reference).clamp(min=0.0).sqrt()
     return products / torch.where(radius > 0.0, radius, 1.0), radius
+
+
+def around_mean(gram: Tensor, c: float) -> tuple[Tensor, Tensor]:
+    """Return `around` for the mean gradient."""
+    return around(gram, torch.full_like(gram[0], 1.0 / len(gram)), c)
+
+
+def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> BallSolution:
+    """Solve max over |x| <= 1 of min_i (g_i.x + linear_i), for the Gramian [T, T] and linear [T].
+
+    CAGrad's problem with x = (d - g0) / (c |g0|) and linear = g_i.g0 / (c |g0|). Its dual minimises |g_w| +
+    linear . w over the simplex. Zero gradients do not enter the minimum (see `units_of`). Where gradients
+    cancel, several x are the best: the shortest is returned, and it is shorter than 1. `eps` is the rounding
+    error of the Gramian's entries.
+    """
+    road = road_of(gram)
+    with road.quiet():
+        units = units_of(road, road.ready(gram))
+        offsets = road.ready(linear) * units.inverse
+        end = follow(road, units.cosines, units.amounts, offsets, to_length=True, tolerance=tolerance_of(eps))
+        weights, dual = end.weights * units.inverse, proof(road, end) * units.inverse
+        total = dual.sum()
+        some = total > 0.0
+        dual = road.select(some, dual / road.select(some, total, total + 1.0), dual + 1.0 / len(dual))
+        return BallSolution(road.tensor(weights), road.tensor(dual))
+
+
+def ball_gap(gram: Tensor, linear: Tensor, solution: Tensor, dual: Tensor) -> Tensor:
+    """Bound how far the step `solution` [T] is from the best, relative to the mean norm under `dual` [T].
+
+    The dual's value at `dual` less the worst improvement that the step gives, a 0-dim tensor.
+    """
+    squares = gram.diagonal().clamp(min=0.0)
+    bound = torch.dot(dual, linear) + torch.dot(dual, gram @ dual).clamp(min=0.0).sqrt()
+    worst = torch.where(squares > 0.0, linear + gram @ solution, torch.inf).amin()
+    scale = torch.dot(dual, squares.sqrt())
+    return torch.where(scale > 0.0, (bound - worst) / torch.where(scale > 0.0, scale, 1.0), 0.0)
+
+
+def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
+    """Solve max of min_i g_i.x over the cap |x| <= 1, e0.x >= c, for the Gramian [T, T] and e0 = g0 / |g0|.
+
+    e0 is one more task, which asks for c whatever the others get. Zero gradients do not enter the minimum.
+    Where gradients cancel, several x are the best and the shortest of them is stretched to length 1: it stays
+    in the cone, and its direction is the one that costs the worst task least per progress along g0.
+    """
+    road = road_of(gram)
+    with road.quiet():
+        join = road.xp.concatenate
+        exact = road.ready(gram)
+        units = units_of(road, exact)
+        products = exact.sum(1) / len(exact)
+        length = (products.sum() / len(exact)).clip(0.0) ** 0.5
+        some = road.select(length > 0.0, length * 0.0 + 1.0, length * 0.0)
+        column = products * units.inverse * some / (length + 1.0 - some)
+        none = units.amounts * 0.0
+        one = none[:1] + 1.0
+        cosines = join(
+            (join((units.cosines, column[:, None]), 1), join((column, one), 0)[None, :]),
+            0,
+        )
+        end = follow(
+            road,
+            cosines,
+            join((units.amounts, none[:1]), 0),
+            join((none, one * some * -max(c, _LEAST_COSINE)), 0),
+            to_length=True,
+            tolerance=tolerance_of(eps),
+            first=len(none),
+        )
+        reach = (end.weights @ (cosines @ end.weights)).clip(0.0) ** 0.5
+        weights = end.weights * join((units.inverse, one * some), 0)
+        weights = weights / road.select(reach > 0.0, reach, reach + 1.0)
+        return ConeSolution(road.tensor(weights), road.tensor(length), road.tensor(reach))
+
+
+def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
+    """Bound how far x of weights `solution` [T + 1], not stretched, is from the best in the cap.
+
+    The violation of its optimality conditions (equal gains of the tasks that have weight, no smaller ones;
+    e0.x >= c, and equal where e0 has weight) in units of the mean norm under it, a 0-dim tensor.
+    """
+    squares = gram.diagonal().clamp(min=0.0)
+    products = gram.mean(dim=-1)
+    length = products.mean().clamp(min=0.0).sqrt()
+    column = products / torch.where(length > 0.0, length, 1.0)
+    tasks, eta = solution[:-1], solution[-1]
+    gains = gram @ tasks + eta * column
+    worst = torch.where(squares > 0.0, gains, torch.inf).amin()
+    along = torch.dot(column, tasks) + eta * (length > 0.0) - max(c, _LEAST_COSINE)
+    total = tasks.sum()
+    some = total > 0.0
+    shares = tasks / torch.where(some, total, 1.0)
+    missed = torch.dot(shares, gains - torch.where(some, worst, 0.0)) + eta * along.clamp(min=0.0)
+    missed = missed + along.clamp(max=0.0).abs() * (length > 0.0)
+    scale = torch.dot(shares, squares.sqrt())
+    return torch.where(some, missed / torch.where(scale > 0.0, scale, 1.0), 0.0)
+
+
+def proof(road: Road, end: PathEnd) -> Any:
+    """The weights of unit gradients in the dual solution, of any scale."""
+    return road.select(end.stuck, end.ray, end.weights)

@@ -1,111 +1,90 @@
-"""Weights a > 0 of fair bargains, (Ma)_i = a_i^(-1/alpha): Newton's method on a barrier, on the device."""
+"""Weights a > 0 of fair bargains, (Ma)_i = a_i^(-1/alpha): Newton's method on a barrier.
+
+a minimises the convex f(a) = 1/2 a'Ma - sum(phi(a_i)) with phi'(a) = a^(-1/alpha), since M a = phi'(a) is the
+equation. Its gradient is Ma - phi'(a), its Hessian M + diag(a^(-1/alpha - 1) / alpha) positive definite.
+Three things make Newton's steps few:
+
+- Units: each task is measured in what it would weigh alone, M_ii^(-alpha / (1 + alpha)), so norms drop out.
+- Rays: along t a the minimum is known, t^((1 + alpha) / alpha) = a'phi'(a) / a'Ma, and taken before each
+step. - Boundary: a step goes 95 % of the way to the first a_i = 0 at most, and no further than Newton's own
+length.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers import fused as _fused
-from mtrl.combiners.solvers.traced import chunks, converged, traced
+from mtrl.combiners.solvers.roads import Road, road_of
 
-_TO_BOUNDARY = 0.95  # share of the way to the boundary that a step may use
+_TO_BOUNDARY = 0.95
 _CONVERGED = 1e-7  # relative length of a step after which only rounding is left: convergence is quadratic
 _SOLVED = 1e-6  # relative violation of the equations below which the ridge has done no harm
 _WITHOUT_RIDGE = 4  # steps that take a ridge's effect away, where a solution without it is near
-_CHUNK = (5, 2)  # steps before the first look at that length and between two
 
 
-def bargaining_weights(
-    matrix: Tensor, *, ridge: float, alpha: float = 1.0, iterations: int | None = None
-) -> Tensor:
-    """Return a [..., T] in float64 with (Ma)_i = a_i^(-1/alpha) and a > 0, for M [..., T, T].
+def bargaining_weights(matrix: Tensor, *, ridge: float, alpha: float = 1.0) -> Tensor:
+    """Return a [T] in float64 with (Ma)_i = a_i^(-1/alpha) and a > 0, for M [T, T].
 
-    a minimises 1/2 a'Ma - sum(phi(a_i)) with phi'(a) = a^(-1/alpha); alpha = 1 is the logarithm and Nash's
-    bargain, and [0.5, 5] is the range that the iteration counts are for. Each task is measured in what it
-    would weigh alone, so rows of any norm are equally safe. A ridge on the Gramian of unit diagonal bounds
-    the weights in these units by ridge**-0.5 where no solution exists (the parameters are Pareto-stationary).
-    Tasks with a zero row get 0. Finite for every finite M; reads nothing back to the host.
+    alpha = 1 is the logarithm and Nash's bargain; [0.5, 5] is the range that the step counts are for. A
+    ridge on the Gramian of unit diagonal bounds the weights in units of their own by ridge**-0.5 where no
+    solution exists (the parameters are Pareto-stationary). Tasks with a zero row get 0. Finite for every
+    finite M.
     """
-    with torch.no_grad():
-        # A ridge stands for the rounding error of M's entries; no step goes beyond that.
-        steps, bound = iterations or _enough(alpha), max(_CONVERGED, 0.02 * ridge**0.5)
-        ridge **= (1.0 + alpha) / (2.0 * alpha)
-        if alpha == 1.0 and _fused.usable(matrix):
-            return _fused.bargaining_weights(
-                matrix, steps, RIDGE=ridge, BOUND=bound, SOLVED=_SOLVED,
-                TO_BOUNDARY=_TO_BOUNDARY, WITHOUT_RIDGE=_WITHOUT_RIDGE,
-            )  # fmt: skip
-        plain, ridged, factor, alone, present = _scaled(matrix.to(torch.float64), ridge=ridge, alpha=alpha)
-        a = torch.ones_like(alone)
-        for count in chunks(steps, *_CHUNK):
-            a, moved = _steps(ridged, factor, a, alpha=alpha, count=count)
-            if converged(moved, bound):
-                break
-        violated = _violation(plain, factor, a, alpha=alpha)
-        if not converged(violated.amax(), _SOLVED):
-            exact, _ = _steps(plain, factor, a, alpha=alpha, count=_WITHOUT_RIDGE)
+    road = road_of(matrix)
+    xp = road.xp
+    with road.quiet():
+        plain, factor, alone, there = _scaled(road, road.ready(matrix), alpha)
+        # The ridge stands for the rounding error of M's entries; no step goes beyond that.
+        bound = max(_CONVERGED, 0.02 * ridge**0.5)
+        ridged = plain + road.unit(plain) * (factor * ridge ** ((1.0 + alpha) / (2.0 * alpha)))
+        a = _stepped(road, ridged, factor, alone * 0.0 + 1.0, alpha, _enough(alpha), bound)
+        violated = _violation(plain, factor, a, alpha)
+        if not road.known(violated < _SOLVED):
+            exact = _stepped(road, plain, factor, a, alpha, _WITHOUT_RIDGE, 0.0)
             # Quadratic convergence tells a solution from the slow growth of weights where there is none.
-            better = _violation(plain, factor, exact, alpha=alpha) < 0.01 * violated
-            a = torch.where(better, exact, a)
-        return torch.where(present, a * alone, 0.0).squeeze(-1)
+            better = _violation(plain, factor, exact, alpha) < 0.01 * violated
+            a = road.select(better, exact, a)
+        return road.tensor(xp.where(there, a * alone, 0.0))
 
 
 def _enough(alpha: float) -> int:
-    """Steps to rounding level where norms spread over six decades."""
-    if alpha == 1.0:
-        return 12
-    return max(math.ceil(8.0 + 5.0 * alpha), 18)
+    """Steps to rounding level where norms spread over eight decades: small weights fall by 95 % a step."""
+    return 12 if alpha == 1.0 else math.ceil(18.0 + 10.0 * alpha)
 
 
-@traced
-def _scaled(matrix: Tensor, *, ridge: float, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Measure each task in what it would weigh alone.
-
-    Returns the matrix without and with the ridge, the factor of phi', these units, and who is present.
-    """
-    share = alpha / (1.0 + alpha)
-    squares = matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)  # [..., T, 1]; every vector below is a column
-    present = squares > 0.0
-    squares = torch.where(present, squares, 1.0)
-    alone = squares.pow(-share)
-    # In these units the diagonal of M and the factor of phi' are the same.
-    factor = squares * alone.square()
-    unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    # A missing task becomes one that is orthogonal to all others and of unit norm: solved by a = 1, no
-    # influence.
-    matrix = torch.where(present & present.mT, matrix * alone * alone.mT, unit)
-    return matrix, torch.addcmul(matrix, unit, factor, value=ridge), factor, alone, present
+def _scaled(road: Road, matrix: Any, alpha: float) -> tuple[Any, Any, Any, Any]:
+    """M in the tasks' own units, the factor that phi' has there, these units, and who has a gradient."""
+    xp = road.xp
+    squares = matrix.diagonal()
+    there = squares > 0.0
+    squares = xp.where(there, squares, 1.0)
+    alone = squares ** (-alpha / (1.0 + alpha))
+    # A task without a gradient becomes one of unit norm that is orthogonal to all others: solved by a = 1.
+    both = there[:, None] & there[None, :]
+    scaled = xp.where(both, matrix * alone[:, None] * alone[None, :], road.unit(matrix))
+    return scaled, squares * alone**2, alone, there
 
 
-@traced
-def _violation(matrix: Tensor, factor: Tensor, a: Tensor, *, alpha: float) -> Tensor:
-    """Largest |(Ma)_i / phi'(a_i) - 1|, [..., 1, 1]."""
-    return ((matrix @ a) * a.pow(1.0 / alpha) / factor - 1.0).abs().amax(dim=-2, keepdim=True)
+def _violation(matrix: Any, factor: Any, a: Any, alpha: float) -> Any:
+    """Largest |(Ma)_i / phi'(a_i) - 1|."""
+    return abs((matrix @ a) * a ** (1.0 / alpha) / factor - 1.0).max()
 
 
-@traced
-def _steps(matrix: Tensor, factor: Tensor, a: Tensor, *, alpha: float, count: int) -> tuple[Tensor, Tensor]:
-    """Newton steps from a; also the largest relative change that the last one wanted."""
-    tasks = matrix.shape[-1]
-    logarithm = alpha == 1.0
+def _stepped(road: Road, matrix: Any, factor: Any, a: Any, alpha: float, steps: int, bound: float) -> Any:
+    """A after Newton steps: that many, or until the relative length of one is below the bound."""
     power, share = 1.0 / alpha, alpha / (1.0 + alpha)
-    unit = torch.eye(tasks, dtype=matrix.dtype, device=matrix.device)
-    for _ in range(count):
+    unit = road.unit(matrix)
+    for _ in range(steps):
         product = matrix @ a
-        # Every solution has a'Ma = a'phi': rescaling is the exact line search along the ray and saves most
-        # steps.
-        total = tasks if logarithm else a.mT @ (factor * a.pow(-power))
-        radial = (total / (a.mT @ product)).pow(share)
+        radial = (a @ (factor * a**-power) / (a @ product)) ** share
         a = a * radial
-        inverse = a.reciprocal()
-        pull = inverse if logarithm else factor * a.pow(-power)
-        gradient = torch.addcmul(-pull, product, radial)
-        hessian = torch.addcmul(matrix, unit, pull * inverse, value=power)
-        cholesky = torch.linalg.cholesky_ex(hessian, check_errors=False)[0]
-        newton = torch.cholesky_solve(gradient, cholesky)
-        relative = newton * inverse
-        furthest = relative.amax(dim=-2, keepdim=True)
-        a = torch.addcmul(a, newton, _TO_BOUNDARY / furthest.clamp(min=_TO_BOUNDARY), value=-1.0)
-    return a, relative.abs().amax()
+        pull = factor * a**-power
+        hessian = matrix + unit * (power * pull / a)
+        relative = road.solve(hessian, (product * radial - pull)[:, None])[:, 0] / a
+        a = a - a * relative * (_TO_BOUNDARY / relative.max().clip(_TO_BOUNDARY))
+        if road.known(abs(relative).max() < bound):
+            break
+    return a

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.traced import converged, traced
+from mtrl.combiners.solvers.roads import converged
 
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
 _START = 1.0  # of the products, and least of their multipliers; dependent gradients have large products
@@ -63,7 +63,6 @@ def violation(cosine: Tensor, weights: Tensor) -> Tensor:
     return torch.minimum(x, weights @ cosine).abs().amax(dim=-1, keepdim=True)
 
 
-@traced
 def _scaled(matrix: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
     unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     return torch.add(cosines(matrix)[0], unit, alpha=ridge), unit
@@ -72,7 +71,6 @@ def _scaled(matrix: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
 # With x = v - e_i program i is: x >= 0, y = C x + C e_i >= 0, x'y = 0. Row i of each [T, T] below is its own.
 
 
-@traced
 def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     # Douglas-Rachford: s += relaxation * (resolvent of the quadratic at |s|, minus the positive part of s).
     shifted = torch.add(cosine, unit, alpha=_SHIFT)
@@ -88,7 +86,6 @@ def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     return state.clamp(min=0.0)
 
 
-@traced
 def _interior_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     x = torch.full_like(cosine, _START)
     y = torch.add(cosine, cosine.sum(dim=0), alpha=_START).clamp(min=_START)
@@ -125,13 +122,11 @@ def _exact(cosine: Tensor, unit: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return x, violated
 
 
-@traced
 def _active_sets(cosine: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     y = torch.addmm(cosine, x, cosine)
     return x > y, torch.minimum(x, y).abs().amax(dim=-1, keepdim=True)
 
 
-@traced
 def _exact_step(
     cosine: Tensor, unit: Tensor, x: Tensor, free: Tensor, violated: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

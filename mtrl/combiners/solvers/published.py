@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.traced import traced
-
 _STEPS, _MOMENTUM = 20, 0.5  # of every loop here
 
 
@@ -35,7 +33,6 @@ def fair_weights(gram: Tensor, alpha: float) -> Tensor:
         return _fair(gram.to(torch.float64), power=1.0 / alpha)
 
 
-@traced
 def _ball(matrix: Tensor, *, c: float, rate: float) -> Tensor:
     linear = matrix.mean(dim=-1)
     radius = c * linear.mean().add(1e-4).sqrt()
@@ -57,7 +54,6 @@ def _ball(matrix: Tensor, *, c: float, rate: float) -> Tensor:
     return best
 
 
-@traced
 def _fair(gram: Tensor, *, power: float) -> Tensor:
     w = torch.full_like(gram[0], 1.0 / len(gram))
     velocity = torch.zeros_like(w)

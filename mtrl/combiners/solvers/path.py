@@ -1,0 +1,154 @@
+"""The shortest step that improves all tasks by given amounts, for ever larger amounts: a path with corners.
+
+For unit gradients with cosines C, amounts n >= 0 and offsets q, the shortest x with
+
+    g_i . x >= nu n_i - q_i    for all tasks i
+
+is x = sum_i v_i g_i, where v >= 0 leaves slacks s = C v + q - nu n >= 0 with v_i s_i = 0. As nu grows, v is
+piecewise linear: between two corners the set A of tasks with v_i > 0 stays, and C_AA v_A = nu n_A - q_A. At a
+corner a task enters A, because its slack reaches 0, or leaves it, because its weight does. About T corners
+lead from nu = -infinity, where A is empty, to any end, and each costs one pivot: nothing has to converge,
+and there is no starting point to choose.
+
+All min-max methods are an end of such a path: CAGrad, ConicGrad and IMGrad where |x| = 1 (see `ball`), MGDA
+and SDMGrad at nu = 0 (see `hull`). Known as the parametric active-set method for quadratic programs; the
+critical line of Markowitz and least-angle regression walk the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mtrl.combiners.solvers.roads import Road
+
+_STEEP = 0.1  # share of the rounding error below which a slack or a weight does not count as falling
+
+
+class PathEnd(NamedTuple):
+    """Where a path ended."""
+
+    weights: Any  # [T], v
+    stuck: Any  # whether no x gives a larger nu: then v is that of the largest, and |x| < 1
+    ray: Any  # [T] >= 0; where stuck, weights of unit gradients that cancel, else zeros
+
+
+def follow(
+    road: Road,
+    cosines: Any,
+    amounts: Any,
+    offsets: Any,
+    *,
+    to_length: bool,
+    tolerance: float,
+    first: int | None = None,
+) -> PathEnd:
+    """Follow the path to |x| = 1 (`to_length`) or to nu = 0.
+
+    Args:
+        road: NumPy or tensors; the arrays are its own, float64.
+        cosines: C [T, T]; who is left out has zeros off the diagonal, a zero amount and a zero offset.
+        amounts: n [T].
+        offsets: q [T].
+        to_length: which end.
+        tolerance: rounding error of a cosine; a unit gradient counts as dependent on those in A if its
+            squared
+            distance from their span is below what this error makes of it.
+        first: a task of zero amount and negative offset, which is in A from the beginning.
+    """
+    xp, tasks = road.xp, len(amounts)
+    tableau = _tableau(xp, cosines, amounts, offsets)
+    active = amounts < 0.0  # nobody
+    reached = stuck = offsets[0] != offsets[0]  # neither
+    start, ray = amounts[0] * 0.0, amounts * 0.0
+    amount = start - xp.inf
+    if first is not None:
+        tableau, active = _pivoted(road, tableau, active, road.index(first, amounts))
+    for _ in range(tasks + tasks // 2 + 8):
+        values, rates = tableau[:tasks, tasks], tableau[:tasks, tasks + 1]
+        falling = rates > (amounts + (amounts * active).max()) * (tolerance * _STEEP)
+        corners = xp.where(falling, values / xp.where(falling, rates, 1.0), xp.inf)
+        nearest = road.lowest(corners)
+        corner = xp.maximum(road.at(corners, nearest), amount)
+        end = _length_one(road, tableau) if to_length else start
+        moving = ~(reached | stuck)
+        reached = reached | (moving & (end <= corner))
+        amount = road.select(moving, xp.minimum(end, corner), amount)
+        moving = moving & ~reached
+        if road.known(reached):
+            break
+        # A dependent gradient cannot enter: while its own weight grows, others shrink at once, and nu
+        # stays. The first of them to vanish leaves in the same step. If none of them shrinks, gradients
+        # cancel.
+        column = road.column(tableau, nearest)
+        mix = xp.where(active, -column[:tasks], 0.0)
+        own = road.at(column, nearest)
+        dependent = moving & ~road.at(active, nearest) & (own < tolerance * (1.0 + mix @ mix))
+        if not road.known(~dependent):
+            shrinks = mix > 1e-9
+            room = (values - amount * rates) / xp.where(shrinks, mix, 1.0)
+            room = xp.where(shrinks, room, xp.inf)
+            leaving = road.lowest(room)
+            cancel = dependent & (road.at(room, leaving) == xp.inf)
+            stuck = stuck | cancel
+            alone = road.put((-mix).clip(0.0), nearest, start + 1.0)
+            ray = road.select(cancel, alone, ray)
+            if road.known(stuck):
+                break
+            moving = moving & ~cancel
+            tableau, active = _moved(road, dependent & moving, tableau, active, leaving)
+        tableau, active = _moved(road, moving, tableau, active, nearest)
+    amount = road.select(abs(amount) < xp.inf, amount, start)  # infinite where nobody is in A
+    weights = _refined(road, cosines, amounts, offsets, active, amount, to_length=to_length)
+    return PathEnd(weights, stuck, ray)
+
+
+def _refined(
+    road: Road, cosines: Any, amounts: Any, offsets: Any, active: Any, amount: Any, *, to_length: bool
+) -> Any:
+    """V for the set that the path ended with, free of the rounding errors of the way there."""
+    xp = road.xp
+    among = active[:, None] & active[None, :]
+    right = xp.where(active[:, None], xp.stack((offsets, amounts), 1), 0.0)
+    solved = road.solve(xp.where(among, cosines, road.unit(cosines)), right)
+    weights = (amount * solved[:, 1] - solved[:, 0]).clip(0.0)
+    if to_length:  # nu may be off in its last digits; a step that ended early is shorter than 1
+        square = (weights * xp.where(active, cosines @ weights, 0.0)).sum()
+        weights = weights / road.select(square > 1.0 - 1e-6, square, square * 0.0 + 1.0) ** 0.5
+    return weights
+
+
+def _tableau(xp: Any, cosines: Any, amounts: Any, offsets: Any) -> Any:
+    # y = q - nu n + C x with y the slacks and x the weights, then bordered, so that its last two rows
+    # become the products of q and n over C_AA: [T + 2, T + 2].
+    beside = xp.stack((offsets, amounts), 1)
+    corner = (beside.T @ beside) * 0.0
+    return xp.concatenate((xp.concatenate((cosines, beside), 1), xp.concatenate((beside.T, corner), 1)), 0)
+
+
+def _length_one(road: Road, tableau: Any) -> Any:
+    """The larger nu at which |x|^2 = nn nu^2 - 2 qn nu + qq is 1, for the present A."""
+    offsets, amounts = -tableau[-2], -tableau[-1]
+    qq, qn, nn = offsets[-2], offsets[-1], amounts[-1]
+    some = nn > 0.0
+    nn = road.select(some, nn, nn * 0.0 + 1.0)
+    root = (qn * qn - nn * (qq - 1.0)).clip(0.0) ** 0.5
+    return road.select(some, (qn + root) / nn, root * 0.0 + road.xp.inf)
+
+
+def _moved(road: Road, flag: Any, tableau: Any, active: Any, index: Any) -> tuple[Any, Any]:
+    """Pivot on a task where `flag` says so."""
+    if road.known(flag):
+        return _pivoted(road, tableau, active, index)
+    if road.known(~flag):
+        return tableau, active
+    new_tableau, new_active = _pivoted(road, tableau, active, index)
+    return road.select(flag, new_tableau, tableau), road.select(flag, new_active, active)
+
+
+def _pivoted(road: Road, tableau: Any, active: Any, index: Any) -> tuple[Any, Any]:
+    """Exchange slack and weight of one task: it enters A or leaves it."""
+    column = road.column(tableau, index)
+    pivot = road.at(column, index)
+    row = road.put(road.at(tableau, index) / -pivot, index, 1.0 / pivot)
+    tableau = road.blank_column(tableau, index) + column[:, None] * row[None, :]
+    return road.put(tableau, index, row), road.put(active, index, ~road.at(active, index))

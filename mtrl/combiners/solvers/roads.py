@@ -1,0 +1,159 @@
+"""The two roads of a solver: NumPy on the host, which stops when done, or tensors that read nothing back.
+
+A solve makes hundreds of operations on a few numbers. NumPy takes a quarter of torch's time for each, so a
+CPU takes the host's road. Elsewhere, and where a solve is recorded, compiled or batched by somebody else, the
+same formulas run on tensors for a fixed number of steps, with `select` for branches: a device need not wait
+and a CUDA graph can hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_on_tensors = False
+
+
+@contextmanager
+def on_tensors() -> Iterator[None]:
+    """Have CPUs take the road of other devices here: for a caller that transforms a solve, and for tests."""
+    global _on_tensors
+    before, _on_tensors = _on_tensors, True
+    try:
+        yield
+    finally:
+        _on_tensors = before
+
+
+class Road:
+    """NumPy on the host: an index is an int, a branch is a branch, a loop may stop."""
+
+    xp: Any = np
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """Let numbers that are not finite pass, as tensors do."""
+        return np.errstate(all="ignore")
+
+    def known(self, flag: Any) -> bool:
+        """Whether `flag` is true and may be acted upon."""
+        return bool(flag)
+
+    def select(self, flag: Any, yes: Any, no: Any) -> Any:
+        """Return `yes` or `no` by one flag."""
+        return yes if flag else no
+
+    def lowest(self, values: Any) -> Any:
+        """Return the index of the smallest of `values` [T]."""
+        return int(values.argmin())
+
+    def index(self, value: int, like: Any) -> Any:
+        """Return a given index."""
+        return value
+
+    def at(self, array: Any, index: Any) -> Any:
+        """Return entry `index` of a vector or row `index` of a matrix."""
+        return array[index]
+
+    def column(self, matrix: Any, index: Any) -> Any:
+        """Return a copy of a column."""
+        return matrix[:, index].copy()
+
+    def put(self, array: Any, index: Any, value: Any) -> Any:
+        """Return `array` with `value` in place of `at(array, index)`; the old one is overwritten."""
+        array[index] = value
+        return array
+
+    def blank_column(self, matrix: Any, index: Any) -> Any:
+        """Return `matrix` with zeros in a column; the old one is overwritten."""
+        matrix[:, index] = 0.0
+        return matrix
+
+    def unit(self, like: Any) -> Any:
+        """Return the unit matrix of the size of `like`."""
+        return np.eye(len(like))
+
+    def solve(self, matrix: Any, right: Any) -> Any:
+        """Return `matrix^-1 right`; nan where there is none."""
+        try:
+            return np.linalg.solve(matrix, right)
+        except np.linalg.LinAlgError:
+            return right * np.nan
+
+    def ready(self, tensor: Tensor) -> Any:
+        """Return a tensor as an array of this road, float64."""
+        return tensor.detach().to(torch.float64).numpy()
+
+    def tensor(self, array: Any) -> Tensor:
+        """Return an array of this road as a tensor."""
+        return torch.from_numpy(np.asarray(array))
+
+
+class _TensorRoad(Road):
+    """Tensors: an index is a tensor [1], both sides of a branch are computed, nothing is ever known."""
+
+    xp: Any = torch
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def known(self, flag: Any) -> bool:
+        return False
+
+    def select(self, flag: Any, yes: Any, no: Any) -> Any:
+        return torch.where(flag, yes, no)
+
+    def lowest(self, values: Any) -> Any:
+        return values.argmin(0, keepdim=True)
+
+    def index(self, value: int, like: Any) -> Any:
+        return torch.full((1,), value, dtype=torch.int64, device=like.device)
+
+    def at(self, array: Any, index: Any) -> Any:
+        return array.index_select(0, index).squeeze(0)
+
+    def column(self, matrix: Any, index: Any) -> Any:
+        return matrix.index_select(1, index).squeeze(1)
+
+    def put(self, array: Any, index: Any, value: Any) -> Any:
+        return array.index_copy(0, index, value.unsqueeze(0))
+
+    def blank_column(self, matrix: Any, index: Any) -> Any:
+        return matrix.index_fill(1, index, 0.0)
+
+    def unit(self, like: Any) -> Any:
+        return torch.eye(len(like), dtype=like.dtype, device=like.device)
+
+    def solve(self, matrix: Any, right: Any) -> Any:
+        factor = torch.linalg.cholesky_ex(matrix, check_errors=False)[0]
+        return torch.cholesky_solve(right, factor)
+
+    def ready(self, tensor: Tensor) -> Any:
+        return tensor.detach().to(torch.float64)
+
+    def tensor(self, array: Any) -> Tensor:
+        result: Tensor = array
+        return result
+
+
+_HOST, _TENSORS = Road(), _TensorRoad()
+
+
+def road_of(tensor: Tensor) -> Road:
+    """Return the road that a solve of this tensor takes."""
+    if tensor.device.type != "cpu" or _on_tensors or torch.compiler.is_compiling():
+        return _TENSORS
+    try:
+        tensor.data_ptr()
+    except RuntimeError:  # how the tensors of torch.vmap refuse
+        return _TENSORS
+    return _HOST
+
+
+def converged(measure: Tensor, bound: float) -> bool:
+    """Whether steps may stop because a 0-dim measure is below a bound: never but on the host's road."""
+    return road_of(measure).known(measure < bound)

@@ -1,0 +1,114 @@
+"""Weak duality is the oracle: no direction improves the worst task more than any dual point allows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.combiners.solvers.ball import best_in_ball, best_in_cone
+from mtrl.combiners.solvers.roads import on_tensors
+from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes
+
+
+def gap_in_ball(gram: Tensor, linear: Tensor, weights: Tensor, dual: Tensor) -> float:
+    """Dual value less worst improvement, over the mean norm under the dual solution."""
+    bound = dual @ linear + (dual @ gram @ dual).clamp(min=0.0).sqrt()
+    worst = (linear + gram @ weights).min()
+    return float((bound - worst) / (dual @ gram.diagonal().sqrt()))
+
+
+@pytest.mark.parametrize("c", [0.02, 0.1, 0.3, 0.9, 1.0])
+@sizes
+@dtypes
+@kinds
+def test_no_step_in_the_ball_is_better(
+    family: str, decades: float, dtype: torch.dtype, tasks: int, c: float
+) -> None:
+    gram = gramian_of(drawn(family, decades, tasks, seed=7), dtype)
+    exact, eps = gram.double(), torch.finfo(dtype).eps
+    products = exact.mean(dim=1)
+    linear = products / (c * products.mean().sqrt())
+    weights, dual = best_in_ball(gram, linear, eps=eps)
+    assert (dual >= 0.0).all()
+    assert float(dual.sum()) == pytest.approx(1.0, abs=1e-12)
+    assert float(weights @ exact @ weights) <= 1.0 + 1e-6
+    # Where gradients depend on each other, entries in single precision decide no better than their root.
+    bound = eps**0.5 if family == "deficient" and dtype == torch.float32 else 1e-5
+    assert gap_in_ball(exact, linear, weights, dual) <= bound
+    with on_tensors():
+        other = best_in_ball(gram, linear, eps=eps).weights
+    apart = other - weights
+    assert float((apart @ exact @ apart).clamp(min=0.0).sqrt()) <= 1e-6
+
+
+@pytest.mark.parametrize("c", [0.0, 0.1, 0.5, 0.9, 0.99])
+@sizes
+@dtypes
+@kinds
+def test_no_direction_in_the_cone_is_better(
+    family: str, decades: float, dtype: torch.dtype, tasks: int, c: float
+) -> None:
+    rows = drawn(family, decades, tasks, seed=8)
+    gram = gramian_of(rows, dtype)
+    exact = gram.double()
+    found, _, reach = best_in_cone(gram, c, eps=torch.finfo(dtype).eps)
+    products = exact.mean(dim=1)
+    length = products.mean().sqrt()
+    lifted = torch.cat((torch.cat((exact, (products / length)[:, None]), 1), torch.ones(1, tasks + 1)))
+    lifted[-1, :-1] = products / length
+    gains = lifted @ found
+    assert float(found @ gains) == pytest.approx(1.0, abs=1e-6)
+    assert float(gains[-1]) >= c - 1e-6
+    # Of unit length the value of the dual's own point, |g_w + eta e0| - c eta, proves it. Shorter before it
+    # was stretched, because gradients cancel: tasks with weight gain all the same, and none gains less.
+    dual = found / found[:-1].sum()
+    scale = float(dual[:-1] @ exact.diagonal().sqrt())
+    worst = float(gains[:-1].min())
+    if reach > 1.0 - 1e-9:
+        bound = (dual @ lifted @ dual).clamp(min=0.0).sqrt() - c * dual[-1]
+        assert float(bound) - worst <= 1e-5 * scale
+    else:
+        assert float(dual[:-1] @ gains[:-1]) - worst <= 1e-5 * scale
+    with on_tensors():
+        other = best_in_cone(gram, c, eps=torch.finfo(dtype).eps).weights
+    apart = other - found
+    assert float((apart @ lifted @ apart).clamp(min=0.0).sqrt()) <= 1e-6
+
+
+def test_gradients_that_cancel_leave_the_shortest_of_the_best_steps() -> None:
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    linear = torch.tensor([0.3, 0.5, 0.4], dtype=torch.float64)
+    weights, dual = best_in_ball(rows @ rows.T, linear, eps=2e-16)
+    # Of the first two tasks one gains what the other loses: 0.4 is the best, and the third has it already.
+    torch.testing.assert_close(weights @ rows, torch.tensor([0.1, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(dual, torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
+
+
+def test_nothing_is_lost_between_norms_twelve_decades_apart() -> None:
+    for decades in (1, 6, 9, 10, 11, 12):
+        angle = 2.0
+        rows = torch.tensor(
+            [[1.0, 0.0], [10.0**decades * math.cos(angle), 10.0**decades * math.sin(angle)]],
+            dtype=torch.float64,
+        )
+        gram = rows @ rows.T
+        # Without offsets the best unit step gives both the same, the larger gradient's share being tiny.
+        weights = best_in_ball(gram, torch.zeros(2, dtype=torch.float64), eps=2e-16).weights
+        step = weights @ rows
+        ratio = 10.0**-decades
+        expected = math.sin(angle) / math.sqrt(1.0 + ratio**2 - 2.0 * ratio * math.cos(angle))
+        assert float(rows[0] @ step) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_gradient_fades_out_without_a_jump() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)
+    steps = []
+    for exponent in torch.linspace(-20.0, -13.0, 141, dtype=torch.float64):
+        scaled = rows * torch.tensor([[1.0], [10.0 ** float(exponent)]], dtype=torch.float64)
+        weights, _ = best_in_ball(scaled @ scaled.T, torch.tensor([0.1, 0.0]).double(), eps=2e-16)
+        steps.append(weights @ scaled)
+    changes = torch.stack(steps).diff(dim=0).norm(dim=1)
+    assert float(changes.max()) < 0.1

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mtrl.combiners.solvers.hull import shortest_in_hull
+from mtrl.combiners.solvers.roads import on_tensors
+from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes
+
+
+@sizes
+@dtypes
+@kinds
+def test_every_gradient_has_the_shortest_vectors_square_as_product(
+    family: str, decades: float, dtype: torch.dtype, tasks: int
+) -> None:
+    gram = gramian_of(drawn(family, decades, tasks, seed=3), dtype)
+    exact = gram.double()
+    w = shortest_in_hull(gram, eps=torch.finfo(dtype).eps)
+    assert (w >= 0.0).all()
+    assert float(w.sum()) == pytest.approx(1.0, abs=1e-12)
+    products = exact @ w
+    assert float((w @ products - products.min()) / (w @ exact.diagonal())) <= 1e-5
+    with on_tensors():
+        other = shortest_in_hull(gram, eps=torch.finfo(dtype).eps)
+    torch.testing.assert_close(other, w, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("decades", [1, 9, 10, 12])
+def test_a_short_gradient_counts_however_long_the_others_are(decades: int) -> None:
+    long = 10.0**decades
+    rows = torch.tensor([[1.0, 0.0], [long * math.cos(2.0), long * math.sin(2.0)]], dtype=torch.float64)
+    found = shortest_in_hull(rows @ rows.T, eps=2e-16) @ rows
+    across = rows[1] - rows[0]
+    share = -(rows[0] @ across) / (across @ across)
+    torch.testing.assert_close(found, rows[0] + share * across, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_that_cancel_have_a_hull_with_zero() -> None:
+    rows = torch.tensor([[3.0, 0.0], [-1.0, 1.0], [-1.0, -2.0], [5.0, 5.0]], dtype=torch.float64)
+    w = shortest_in_hull(rows @ rows.T, eps=2e-16)
+    torch.testing.assert_close(w @ rows, torch.zeros(2, dtype=torch.float64), rtol=0.0, atol=1e-9)
+
+
+def test_zero_gradients_weigh_nothing_unless_all_are() -> None:
+    rows = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    w = shortest_in_hull(rows @ rows.T, eps=2e-16)
+    torch.testing.assert_close(w, torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64))
+    assert torch.equal(shortest_in_hull(torch.zeros(4, 4), eps=1e-7), torch.full((4,), 0.25).double())
