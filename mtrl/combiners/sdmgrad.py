@@ -30,8 +30,8 @@ class SDMGrad(GramCombiner):
 
     Deviations from the authors' code: see `solver` and `batches` (their three gradient buffers alias, so
     their double sampling does not take place); critic and actor do not share w. A task whose
-    gradient is zero enters the exact minimisation as lam g0, like the published problem, and draws w to itself
-    as lam falls; only lam = 0 leaves it out.
+    gradient is zero enters the exact minimisation as lam g0, like the published problem, and draws w to
+    itself as lam falls; only lam = 0 leaves it out.
     """
 
     name: ClassVar[str] = "sdmgrad"

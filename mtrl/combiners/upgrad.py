@@ -14,7 +14,7 @@ _RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rou
 
 
 class UPGrad(GramCombiner):
-    """UPGrad (unconflicting projection): the mean of the gradients, each projected on {d: g_j.d >= 0 for all j}.
+    """UPGrad (unconflicting projection): mean of the gradients, each projected on {d: g_j.d >= 0 for all j}.
 
     Quinton and Rey, 2024 (arXiv:2406.16232), equation 3 and proposition 1: the projection of g_i has the
     weights v that minimise v'Mv subject to v >= e_i for the Gramian M. No task gets worse to first order, and
