@@ -139,7 +139,7 @@ class TrainConfig:
     """Vector steps between two checkpoints; one more is written at the end and on Ctrl-C."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints kept on disk."""
-    sinks: tuple[str, ...] = ("tensorboard",)
+    sinks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("tensorboard",)
     """Where numbers go besides the JSON lines: tensorboard, or classes of your own as package.module:Name."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """torch.set_float32_matmul_precision: faster with TF32 or bfloat16 units. Gramians stay exact."""
