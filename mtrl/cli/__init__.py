@@ -1,4 +1,4 @@
-"""The commands: mtrl-train, mtrl-evaluate, mtrl-report, mtrl-benchmark; one module each with its `main`.
+"""The commands: mtrl-train, -evaluate, -report, -sweep and -benchmark; one module each with its `main`.
 
 The combiners need torch alone, so a package may be missing here: `launch` says what to install.
 """
@@ -47,6 +47,11 @@ def evaluate() -> int:
 def report() -> int:
     """Entry point of mtrl-report."""
     return launch("mtrl.cli.report")
+
+
+def sweep() -> int:
+    """Entry point of mtrl-sweep."""
+    return launch("mtrl.cli.sweep")
 
 
 def benchmark() -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
+
+from mtrl.runs import console
 
 WARM_UP_CALLS = 3  # eager calls before the capture: libraries load, optimisers make their state
 
@@ -63,7 +64,6 @@ class GraphedStep:
             torch.cuda.synchronize(self._device)
             self._eager = True
             reason = str(error).splitlines()[0]
-            text = f"{self._what} cannot be captured as a CUDA graph and runs eagerly: {reason}"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            console.warning(f"{self._what} cannot be captured as a CUDA graph and runs eagerly: {reason}")
         else:
             self._graph = graph

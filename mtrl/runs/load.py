@@ -88,7 +88,7 @@ def load_runs(paths: Iterable[str | Path] | str | Path) -> Results:
         [row for run in found for row in _metric_rows(run)],
     )
     try:
-        import pandas  # type: ignore[import-untyped, unused-ignore]
+        import pandas
     except ImportError:
         return Results(*tables)
     return Results(*(pandas.DataFrame(rows) for rows in tables))

@@ -31,6 +31,7 @@ _INCIDENTAL = (
     "train.checkpoint_interval",
     "train.keep_checkpoints",
     "train.num_threads",
+    "train.sinks",
 )
 # Versions of the learner and of the machine; all others belong to the simulation.
 _NOT_SIMULATION = (

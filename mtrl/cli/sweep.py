@@ -1,0 +1,111 @@
+"""`mtrl-sweep`: methods, seeds and a grid of settings, run side by side and again where something broke."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from mtrl.cli.exit_codes import run_command
+from mtrl.cli.flags import parse_command
+from mtrl.config.presets import load_preset
+from mtrl.config.values import settings
+from mtrl.errors import UserError
+from mtrl.sweep.state import Resources, State
+
+_Count = Annotated[int, Field(gt=0)]
+
+
+@settings("--")
+class _Flags:
+    """Train methods x seeds x settings as ordinary runs, on this machine or on a Ray cluster.
+
+    Start the same command again after whatever happened: nothing that is done runs twice.
+    """
+
+    methods: tuple[str, ...] = ()
+    """Gradient combiners to train with."""
+    seeds: _Count = 5
+    """Seeds of each setting."""
+    first_seed: Annotated[int, Field(ge=0)] = 0
+    """The smallest seed; the others follow it."""
+    tasks: tuple[str, ...] = ()
+    """One benchmark (MT10) or task names; by default those of the preset."""
+    preset: str | None = None
+    """Values to start from, as for mtrl-train."""
+    set: tuple[str, ...] = ()
+    """Settings of all trials as KEY=VALUE: steps=200_000; cagrad.c=.4 is an option of one method."""
+    grid: tuple[str, ...] = ()
+    """Settings to vary as KEY=VALUE[,VALUE...], in every combination: sac.gamma=.98,.99."""
+    out: str | None = None
+    """Folder of the sweep; one that has been begun is continued. Default: runs/TASKS-sweep."""
+    parallel: _Count | None = None
+    """Trials at once at most; by default as many as fit."""
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 2.0
+    """Cores that Ray reserves for a trial: one learns while the others step the environments."""
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for a trial; a fraction shares one."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often a trial is tried again when its worker, node or environments break."""
+    address: str | None = None
+    """Address of a running Ray cluster; by default this machine."""
+    dry_run: bool = False
+    """Print the plan and its cost and end."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sweep; return 0 when all trials are finished, 1 when some have failed, else as `mtrl-train`."""
+    return run_command(_sweep, argv)
+
+
+def _sweep(arguments: list[str]) -> int:
+    flags = parse_command(_Flags, arguments)
+    if flags is None:
+        return 0
+    if not flags.methods:
+        raise UserError("no methods: give for instance --methods mean cagrad.")
+    layers = [load_preset(flags.preset)] if flags.preset else []
+    tasks = flags.tasks or layers[0].get("tasks", ()) if layers else flags.tasks
+    if not tasks:
+        raise UserError("no tasks: give --tasks MT10, --tasks reach-v3 push-v3 or a preset that names tasks.")
+    name = "+".join(tasks) if len(tasks) <= 3 else f"{len(tasks)}-tasks"
+    out = Path(flags.out or f"runs/{name.lower()}-sweep")
+    seeds = range(flags.first_seed, flags.first_seed + flags.seeds)
+    from mtrl.sweep.plan import parse_grid, parse_settings, plan, progress
+    from mtrl.sweep.show import Watch, show_plan
+
+    trials = plan(
+        [*layers, {"tasks": tuple(tasks)}],
+        methods=flags.methods,
+        seeds=seeds,
+        settings=parse_settings(flags.set),
+        grid=parse_grid(flags.grid),
+        out=out,
+    )
+    resources = Resources(flags.cpus_per_trial, flags.gpus_per_trial, flags.parallel)
+    show_plan(trials, resources)
+    if flags.dry_run:
+        return 0
+    if all(progress(trial).finished for trial in trials):
+        return _end(State((), (), tuple(trial.name for trial in trials), {}), out)
+    from mtrl.sweep import driver
+
+    driver.connect(flags.address, resources)
+    with Watch(trials) as watch:
+        state = driver.run(trials, out, resources, retries=flags.retries, watch=watch)
+    return _end(state, out)
+
+
+def _end(state: State, out: Path) -> int:
+    print(f"{len(state.done)} trial(s) finished: mtrl-report {shlex.quote(str(out))}")
+    for name, reason in state.failed.items():
+        print(f"{name} failed: {reason}", file=sys.stderr)
+    return 1 if state.failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,166 @@
+"""Runs trials on Ray Core: as many as fit, again what was broken, never what is done.
+
+The driver holds no state: what is done stands in the trials' own directories. It may be killed and started
+again with the same command. Ray's own Tune would keep a second account of the same things, with checkpoints
+of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from mtrl.config.presets import config_to_dict
+from mtrl.errors import UserError
+from mtrl.sweep.plan import Trial, progress
+from mtrl.sweep.state import Resources, State
+from mtrl.sweep.trial import Result, run_trial
+
+_POLL_SECONDS = 2.0
+_WAIT_BEFORE_RETRY = 5.0  # seconds; a lock of the attempt before needs as long to go
+LOGS_NAME = "logs"
+
+
+Watcher = Callable[[State], None]
+
+
+def connect(address: str | None, resources: Resources) -> None:
+    """Start Ray on this machine, or connect to the cluster at `address`.
+
+    Raises:
+        UserError: no cluster there, or none of its nodes can hold a trial.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    try:
+        if address is None:
+            ray.init(address="local", include_dashboard=False, **options)
+        else:
+            ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray cluster at '{address}': {error}. Start one with `ray start --head`."
+        ) from error
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(
+        node.get("CPU", 0) >= resources.cpus and node.get("GPU", 0) >= resources.gpus for node in nodes
+    ):
+        largest = max(node.get("CPU", 0) for node in nodes)
+        gpus = max(node.get("GPU", 0) for node in nodes)
+        ray.shutdown()
+        raise UserError(
+            f"no node can hold a trial of {resources.cpus:g} CPUs and {resources.gpus:g} GPUs; the "
+            "largest have "
+            f"{largest:g} and {gpus:g}. Lower --cpus-per-trial or --gpus-per-trial."
+        )
+
+
+def run(trials: Sequence[Trial], out: Path, resources: Resources, *, retries: int, watch: Watcher) -> State:
+    """Run all trials that are not finished; return how they ended.
+
+    Args:
+        trials: of the sweep.
+        out: the sweep's folder; what trials print goes to its `logs`.
+        resources: of each trial.
+        retries: how often a trial is tried again after its first attempt.
+        watch: called after each change and every few seconds.
+    """
+    return _Driver(trials, out, resources, retries, watch).run()
+
+
+class _Driver:
+    def __init__(
+        self, trials: Sequence[Trial], out: Path, resources: Resources, retries: int, watch: Watcher
+    ) -> None:
+        self._trials = {trial.name: trial for trial in trials}
+        self._out, self._resources, self._retries, self._watch = out, resources, retries, watch
+        self._done = [trial.name for trial in trials if progress(trial).finished]
+        self._waiting = deque(name for name in self._trials if name not in self._done)
+        self._running: dict[Any, str] = {}  # reference of the attempt -> trial
+        self._attempts = dict.fromkeys(self._trials, 0)
+        self._not_before = dict.fromkeys(self._trials, 0.0)  # monotonic seconds
+        self._failed: dict[str, str] = {}
+        # Ray's own retries would start a trial anew without the count and the pause below; a process takes
+        # one trial, so that memory and a user's own modules are fresh.
+        options: Any = {
+            "num_cpus": resources.cpus,
+            "num_gpus": resources.gpus,
+            "max_retries": 0,
+            "max_calls": 1,
+        }
+        self._remote = ray.remote(**options)(run_trial)
+
+    def run(self) -> State:
+        self._watch(self._state())
+        try:
+            while self._waiting or self._running:
+                self._submit()
+                references = list(self._running)
+                ready, _ = ray.wait(references, timeout=_POLL_SECONDS) if references else ([], [])
+                if not references:
+                    time.sleep(_POLL_SECONDS)
+                for reference in ready:
+                    self._settle(reference)
+                self._watch(self._state())
+        except KeyboardInterrupt:
+            self._stop()
+            raise
+        return self._state()
+
+    def _submit(self) -> None:
+        limit = self._resources.parallel or self._capacity()
+        for _ in range(len(self._waiting)):
+            if len(self._running) >= limit:
+                return
+            name = self._waiting.popleft()
+            if time.monotonic() < self._not_before[name]:
+                self._waiting.append(name)
+                continue
+            trial = self._trials[name]
+            log = self._out / LOGS_NAME / f"{name.replace('/', '-')}.log"
+            paths = (str(path.resolve()) for path in (trial.path, log, Path.cwd()))
+            self._attempts[name] += 1
+            self._running[self._remote.remote(config_to_dict(trial.config), *paths)] = name
+
+    def _capacity(self) -> int:
+        """Return how many trials fit on the nodes that are alive: what is beyond that would only wait."""
+        cpus, gpus, _ = self._resources
+        fits = 0
+        for node in ray.nodes():
+            if node["Alive"]:
+                found = node["Resources"]
+                by_cpus = found.get("CPU", 0.0) // cpus
+                fits += int(min(by_cpus, found.get("GPU", 0.0) // gpus) if gpus else by_cpus)
+        return fits
+
+    def _settle(self, reference: Any) -> None:
+        """Take the outcome of an attempt that has ended."""
+        name = self._running.pop(reference)
+        try:
+            result: Result = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:  # a defect in the trial's code, or its imports
+            result = Result("failed", str(error).strip().splitlines()[-1])
+        except ray.exceptions.RayError as error:  # the worker or its node is gone
+            result = Result("again", type(error).__name__)
+        if result.outcome == "done":
+            self._done.append(name)
+        elif result.outcome == "again" and self._attempts[name] <= self._retries:
+            self._not_before[name] = time.monotonic() + _WAIT_BEFORE_RETRY
+            self._waiting.append(name)
+        else:
+            self._failed[name] = result.message
+
+    def _stop(self) -> None:
+        """Let running trials write a checkpoint, as Ctrl-C does to a single run."""
+        for reference in self._running:
+            ray.cancel(reference, force=False)
+        ray.wait(list(self._running), num_returns=len(self._running), timeout=60.0)
+
+    def _state(self) -> State:
+        running = tuple(self._running.values())
+        return State(tuple(self._waiting), running, tuple(self._done), dict(self._failed))

@@ -1,0 +1,174 @@
+"""Which runs a sweep consists of, where they are, how far they got. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from mtrl.config.presets import build_config, config_to_dict, load_config
+from mtrl.config.schema import Config
+from mtrl.errors import UserError
+from mtrl.runs.directory import CONFIG_NAME
+from mtrl.runs.load import Run, flat, read_run
+from mtrl.training.resolve import resolve
+
+# A run may go on with these changed: how long it is, and where.
+_MAY_CHANGE = {"steps", "device"}
+
+
+class Trial(NamedTuple):
+    """One run of a sweep."""
+
+    name: str  # METHOD[,KEY=VALUE...]/seedN, its folder below the sweep's
+    config: Config
+    path: Path
+
+
+class Progress(NamedTuple):
+    """How far a trial got, from its files."""
+
+    step: int
+    finished: bool
+    seconds: float  # worked so far
+    success: float | None  # at its last evaluation
+
+
+def plan(
+    layers: Sequence[Mapping[str, Any]],
+    *,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+    out: Path,
+) -> list[Trial]:
+    """Return the trials, all seeds of one setting together.
+
+    Args:
+        layers: of the configuration, from weak to strong (`build_config`).
+        methods: gradient combiners.
+        seeds: of each setting.
+        settings: dotted key -> value for all trials; `cagrad.c` is an option of that method alone.
+        grid: the same with several values, every combination of which is a setting with a folder of its own.
+        out: the sweep's folder.
+
+    Raises:
+        UserError: a wrong setting, or a folder that holds another run than the planned one.
+    """
+    trials = []
+    fixed = {key: [value] for key, value in settings.items()}
+    for method in methods:
+        (constants,) = _points(fixed, method, methods)
+        for values in _points(grid, method, methods):
+            # Named even where there is one value: a value that is added later finds the trials of this one.
+            folder = _folder(method, values)
+            point = [_layer(key, value, method) for key, value in (constants | values).items()]
+            for seed in seeds:
+                config = resolve(build_config(*layers, {"method": method}, *point, {"seed": seed}))
+                name = f"{folder}/seed{seed}"
+                trials.append(Trial(name, config, out / name))
+    doubled = {trial.name for trial in trials if sum(other.name == trial.name for other in trials) > 1}
+    if doubled:
+        raise UserError(f"the sweep names a run twice: {', '.join(sorted(doubled))}. Give each value once.")
+    for trial in trials:
+        _check_found(trial)
+    return trials
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `KEY=VALUE`, read as YAML. Raises UserError as `parse_grid`."""
+    found = parse_grid(texts, "--set")
+    several = [key for key, values in found.items() if len(values) > 1]
+    if several:
+        raise UserError(f"--set takes one value each; found several of {several[0]}. --grid tries them all.")
+    return {key: values[0] for key, values in found.items()}
+
+
+def parse_grid(texts: Sequence[str], flag: str = "--grid") -> dict[str, list[Any]]:
+    """Return the values of `KEY=VALUE[,VALUE...]`; values are read as YAML, so a list is written in brackets.
+
+    Raises:
+        UserError: another form, or a key twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        try:
+            parsed = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            parsed = None
+        if not equals or not key or not parsed:
+            raise UserError(f"{flag} takes KEY=VALUE[,VALUE...], such as sac.gamma=0.99; found '{text}'.")
+        if key in grid:
+            raise UserError(f"{flag} names {key} twice: write all its values after one '='.")
+        grid[key] = parsed
+    return grid
+
+
+def progress(trial: Trial) -> Progress:
+    """Return how far a trial got; nothing where it has not begun, or its files are being written."""
+    run = _found(trial)
+    if run is None:
+        return Progress(0, finished=False, seconds=0.0, success=None)
+    lines = (*run.metrics, *run.evaluations)
+    seconds = max((line.get("wall_s") or 0.0 for line in lines), default=0.0)
+    success = run.evaluations[-1].get("mean_success") if run.evaluations else None
+    # The run's own length may be shorter than the plan's: then it is to be extended.
+    finished = run.finished and run.step >= trial.config.steps
+    return Progress(run.step, finished, seconds, success)
+
+
+def _points(
+    grid: Mapping[str, Sequence[Any]], method: str, methods: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield every combination of the values that concern `method`."""
+    others = set(methods) - {method}
+    own = {key: values for key, values in grid.items() if key.partition(".")[0] not in others}
+    for values in itertools.product(*own.values()):
+        yield dict(zip(own, values, strict=True))
+
+
+def _layer(key: str, value: Any, method: str) -> dict[str, Any]:
+    if key.startswith(f"{method}."):
+        key = "method_options." + key.removeprefix(f"{method}.")
+    layer = value
+    for part in reversed(key.split(".")):
+        layer = {part: layer}
+    return dict(layer)
+
+
+def _folder(method: str, shown: Mapping[str, Any]) -> str:
+    parts = [method, *(f"{key.removeprefix(f'{method}.')}={value}" for key, value in shown.items())]
+    return re.sub(r"[^\w.,=+-]+", "-", ",".join(parts)).strip("-")
+
+
+def _found(trial: Trial) -> Run | None:
+    if not (trial.path / CONFIG_NAME).is_file():
+        return None
+    try:
+        return read_run(trial.path)
+    except UserError:
+        return None
+
+
+def _check_found(trial: Trial) -> None:
+    """Refuse a folder with another run in it: training would only find out hours later."""
+    if not (trial.path / CONFIG_NAME).is_file():
+        return
+    found = flat(config_to_dict(load_config(trial.path / CONFIG_NAME)))
+    asked = flat(config_to_dict(trial.config))
+    differing = [
+        f"{key} {found.get(key)} (now {asked.get(key)})"
+        for key in sorted({*found, *asked} - _MAY_CHANGE)
+        if found.get(key) != asked.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"'{trial.path}' holds a run of another configuration: {', '.join(differing)}. Give the flags of "
+            "that sweep, or another --out."
+        )

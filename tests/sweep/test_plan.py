@@ -1,0 +1,136 @@
+"""The trials of a sweep and what it says of them, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtrl.config.presets import build_config, config_to_dict
+from mtrl.errors import UserError
+from mtrl.sweep.plan import Trial, parse_grid, parse_settings, plan, progress
+from mtrl.sweep.show import Watch, show_plan
+from mtrl.sweep.state import Resources, State
+from tests.helpers.written_runs import write_run
+
+LAYERS = ({"tasks": ("reach-v3",), "steps": 20},)
+
+
+def _plan(
+    out: Path,
+    *grid: str,
+    methods: tuple[str, ...] = ("mean", "cagrad"),
+    seeds: int = 2,
+    fixed: tuple[str, ...] = (),
+) -> list[Trial]:
+    settings = parse_settings(fixed)
+    return plan(
+        LAYERS, methods=methods, seeds=range(seeds), settings=settings, grid=parse_grid(grid), out=out
+    )
+
+
+def _written(trial: Trial, **changes: Any) -> None:
+    """Leave what a run of this trial leaves: two evaluations, of .25 and .75, in five seconds each."""
+    config = config_to_dict(trial.config)
+    write_run(trial.path, {"reach-v3": (0.25, 0.75)}, config={**config, **changes})
+
+
+def test_every_method_seed_and_point_of_the_grid_is_a_trial(tmp_path: Path) -> None:
+    trials = _plan(tmp_path, "sac.gamma=.98,.99", fixed=("sac.tau=0.01",))
+    assert [trial.name for trial in trials] == [
+        f"{method},sac.gamma={gamma}/seed{seed}"
+        for method in ("mean", "cagrad")
+        for gamma in (0.98, 0.99)
+        for seed in (0, 1)
+    ]
+    last = trials[-1]
+    assert (last.config.method, last.config.seed, last.config.sac.gamma, last.config.sac.tau) == (
+        "cagrad",
+        1,
+        0.99,
+        0.01,
+    )
+    assert last.path == tmp_path / last.name
+
+
+def test_an_option_of_one_method_leaves_the_others_alone(tmp_path: Path) -> None:
+    trials = _plan(tmp_path, "cagrad.c=0.2,0.4", seeds=1)
+    assert [trial.name for trial in trials] == ["mean/seed0", "cagrad,c=0.2/seed0", "cagrad,c=0.4/seed0"]
+    assert [trial.config.method_options.get("c") for trial in trials] == [None, 0.2, 0.4]
+
+
+@pytest.mark.parametrize("text", ["sac.gamma", "sac.gamma=", "=1", "sac.gamma=[1"])
+def test_what_is_no_grid_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--grid takes KEY=VALUE"):
+        parse_grid([text])
+
+
+def test_constants_have_one_value_and_no_part_in_the_name(tmp_path: Path) -> None:
+    trials = _plan(tmp_path, fixed=("cagrad.c=0.2", "sac.tau=0.01"), seeds=1)
+    assert [trial.name for trial in trials] == ["mean/seed0", "cagrad/seed0"]
+    assert [trial.config.method_options.get("c") for trial in trials] == [None, 0.2]
+    with pytest.raises(UserError, match=r"--set takes one value each; found several of sac\.tau"):
+        _plan(tmp_path, fixed=("sac.tau=0.01,0.02",))
+
+
+def test_lists_and_words_are_values_of_a_grid() -> None:
+    assert parse_grid(["tasks=[reach-v3, push-v3]", "device=cpu,cuda"]) == {
+        "tasks": [["reach-v3", "push-v3"]],
+        "device": ["cpu", "cuda"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [("sac.gama=0.9", "sac.gama"), ("sac.gamma=2", "sac.gamma"), ("sac.gamma=.9,.9", "twice")],
+)
+def test_mistakes_are_found_before_anything_starts(grid: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        _plan(tmp_path, grid)
+
+
+def test_a_folder_with_another_run_is_refused_and_the_same_run_is_not(tmp_path: Path) -> None:
+    (trial,) = _plan(tmp_path, methods=("mean",), seeds=1)
+    _written(trial)
+    assert progress(_plan(tmp_path, methods=("mean",), seeds=1)[0]) == (20, True, 10.0, 0.75)
+    with pytest.raises(UserError, match=r"another configuration: sac\.gamma 0\.99 \(now 0\.9\)"):
+        _plan(tmp_path, methods=("mean",), seeds=1, fixed=("sac.gamma=0.9",))
+
+
+def test_a_finished_run_goes_on_where_the_sweep_is_longer(tmp_path: Path) -> None:
+    (trial,) = _plan(tmp_path, methods=("mean",), seeds=1)
+    _written(trial)
+    longer = trial._replace(config=build_config(*LAYERS, {"method": "mean", "seed": 0, "steps": 40}))
+    assert progress(longer) == (20, False, 10.0, 0.75)
+
+
+def test_the_plan_tells_what_is_left_and_what_it_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = _plan(tmp_path)
+    _written(trials[0])
+    show_plan(trials, Resources(cpus=2, gpus=0, parallel=1))
+    shown = capsys.readouterr().out
+    assert "4 trials of 2 CPUs" in shown
+    assert "60 of 80 vector steps left" in shown
+    assert "--seeds 1 measures" in shown  # nothing is known of cagrad's pace
+    _written(trials[2])
+    show_plan(trials, Resources(cpus=2, gpus=0, parallel=1))
+    # Two trials of 20 steps at half a second each.
+    assert f"About {20 / 3600:.2f} hours" in capsys.readouterr().out
+
+
+def test_progress_without_a_terminal_is_a_line_per_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = _plan(tmp_path)
+    names = [trial.name for trial in trials]
+    with Watch(trials) as watch:
+        watch(State(tuple(names[1:]), (names[0],), (), {}))
+        watch(State(tuple(names[1:]), (names[0],), (), {}))
+        _written(trials[0])
+        watch(State((), (names[1],), (names[0],), {names[2]: "broken"}))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("1 of 4 trials finished, 1 running, 1 failed; 25% of 80 vector steps")
