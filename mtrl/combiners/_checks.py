@@ -33,3 +33,11 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if isinstance(value, bool) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; found {value!r}.")
+
+
+def check_order(name: str, value: Sequence[int], num_tasks: int) -> list[int]:
+    """Return `value` as a list if it is empty or holds each task number once, else raise ValueError."""
+    order = list(value)
+    if order and sorted(order) != list(range(num_tasks)):
+        raise ValueError(f"{name} must hold each task number below {num_tasks} once; found {value!r}.")
+    return order

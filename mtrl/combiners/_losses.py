@@ -7,15 +7,21 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice
 
+_LEAST = 1e-8  # what the authors of FAMO and of DB-MTL add under their logarithms
+
 
 class LossOrigin(nn.Module):
-    """Measures losses from the lowest value that each task has had so far, plus one: always at least 1.
+    """Losses as they are, or measured from the lowest value of each task so far, plus one: at least 1.
 
-    Ours, of no paper: SAC's actor loss has no known lower bound. A loss that only falls always measures 1.
+    Losses of a critic, squared errors, need no shift: the authors of FAMO, UW, GradNorm and DB-MTL take them
+    as they are. `minimum` is ours, of no paper, for losses without a known lower bound, such as SAC's
+    actor's, and takes from methods what they live on: a loss that only falls measures 1 for ever, and one
+    that stands still does, too. Each method says in its docstring what is left of it then.
 
     Args:
         num_tasks: T.
-        shift: "none" takes losses as they are, "minimum" shifts them.
+        shift: "none" takes losses as they are, of which those below 1e-8 count as that; "minimum" shifts
+            them.
     """
 
     def __init__(self, num_tasks: int, shift: str) -> None:
@@ -30,7 +36,7 @@ class LossOrigin(nn.Module):
         """Return the measured losses [T], float64; a loss below the origin lowers it first."""
         exact = losses.detach().to(torch.float64)
         if not self.shifts:
-            return exact
+            return exact.clamp(min=_LEAST)
         self.lowest.copy_(torch.minimum(self.lowest, exact))
         return exact - self.lowest + 1.0
 

@@ -5,6 +5,8 @@ A number is a hash of (stream, step, key): instances of other streams draw other
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,3 +46,11 @@ def uniform(count: int, step: Tensor, stream: Tensor) -> Tensor:
     """Return `count` pseudo-random numbers in [0, 1), float64."""
     keys = torch.arange(1, count + 1, dtype=torch.int64, device=step.device)
     return ((scrambled(keys, step, stream) >> 11) & 0x1FFFFFFFFFFFFF).to(torch.float64) * 2.0**-53
+
+
+def normals(count: int, step: Tensor, stream: Tensor) -> Tensor:
+    """Return `count` pseudo-random standard normal numbers, float64 (Box and Muller)."""
+    keys = torch.arange(1, 2 * count + 1, dtype=torch.int64, device=step.device).view(2, count)
+    # The upper 53 bits as a number in (0, 1).
+    drawn = (((scrambled(keys, step, stream) >> 11) & 0x1FFFFFFFFFFFFF).to(torch.float64) + 0.5) * 2.0**-53
+    return (-2.0 * drawn[0].log()).sqrt() * (2.0 * math.pi * drawn[1]).cos()

@@ -32,7 +32,7 @@ class AdaTask(JacobianCombiner):
     """
 
     name: ClassVar[str] = "adatask"
-    preconditioned: ClassVar[bool] = True
+    preconditioned = True
     row_state: ClassVar[tuple[str, ...]] = ("first", "second")
 
     def __init__(

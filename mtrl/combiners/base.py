@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol, final
 import torch
 from torch import Tensor, nn
 
+from mtrl.combiners._inputs import check_input
 from mtrl.combiners._random import stream_key
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
@@ -69,11 +70,15 @@ class Combiner(nn.Module, ABC):
 
     name: ClassVar[str] = ""
     needs: ClassVar[Literal["losses", "gram", "jacobian"]]
-    reads_losses: ClassVar[bool] = False  # `combine` refuses to go without losses
-    positive_losses: ClassVar[bool] = False  # its formulas need losses > 0, or else `shift`
-    looks_again: ClassVar[bool] = False  # `after_step` wants the losses after the step on the same batch
-    preconditioned: ClassVar[bool] = False  # the direction is an optimiser's step: theta -= lr * direction
     row_state: ClassVar[tuple[str, ...]] = ()  # names of buffers [T, P], zero at first, see `prepare`
+    vector_state: ClassVar[tuple[str, ...]] = ()  # the same for buffers [1, P]
+    reads_losses: bool = False  # `combine` refuses to go without losses
+    positive_losses: bool = False  # its formulas need losses >= 0, or else `shift`
+    looks_again: bool = False  # `after_step` wants the losses after the step on the same batch
+    preconditioned: bool = False  # the direction is an optimiser's step: theta -= lr * direction
+    needs_also: str = (
+        ""  # what `direction` needs besides one Jacobian and losses, for which `combine` refuses
+    )
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
     capturable: bool = True  # nothing in it reads back to the host, so that a CUDA graph can hold it
@@ -85,28 +90,42 @@ class Combiner(nn.Module, ABC):
             raise ValueError(f"num_tasks must be a positive integer; found {num_tasks!r}.")
         self.num_tasks = num_tasks
         self._checked = True
+        self._awaits_losses = False
         self.last_weights: Tensor
         self.stream: Tensor
         self.register_buffer("last_weights", torch.full((num_tasks,), 1.0 / num_tasks))
         self.register_buffer("stream", torch.zeros(1, dtype=torch.int64))
-        for buffer in self.row_state:
-            self.register_buffer(buffer, torch.zeros(num_tasks, 0))
+        for buffer in self._sized_later():
+            self.register_buffer(buffer, torch.zeros(self._rows(buffer), 0))
 
     @final
     def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P] and, where the method reads them, losses [T].
 
         Neither input keeps its autograd graph alive. A step that no single Jacobian gives (other batches,
-        gradients elsewhere, losses after the step) takes `direction` and `after_step`.
+        gradients elsewhere, losses after the step) takes `direction` and `after_step`; `mtrl.mtl_step` does
+        all of it.
 
         Raises:
-            ValueError: wrong shape or dtype, missing losses, or non-finite entries (names the tasks).
+            ValueError: wrong shape or dtype, missing losses, or non-finite entries (names the tasks); a
+                method that needs more than this is given, which would make it another method.
         """
+        if self.needs_also:
+            raise ValueError(
+                f"{self.name} needs {self.needs_also}, which a Jacobian does not hold: "
+                "use mtrl.mtl_step, or `direction` with an evaluator of your own."
+            )
+        if self._checked and self._awaits_losses:
+            raise ValueError(
+                f"{self.name} learns from the losses after each step: call after_step(losses) on the same "
+                "batch before the next one, or use mtrl.mtl_step."
+            )
         jacobian = self._taken("jacobian", jacobian)
         if losses is None and self.reads_losses:
             raise ValueError(f"{self.name} looks at the tasks' losses: pass losses of shape [T].")
         if losses is not None:
             losses = self._taken("losses", losses)
+        self._awaits_losses = self.looks_again
         return self._combine(jacobian, losses)
 
     @abstractmethod
@@ -122,6 +141,7 @@ class Combiner(nn.Module, ABC):
     def after_step(self, losses: Tensor) -> None:
         """Take note of the losses [T] after the step, on the same batch; called where `looks_again`."""
         self._after_step(self._taken("losses", losses))
+        self._awaits_losses = False
 
     def _after_step(self, losses: Tensor) -> None:
         return None
@@ -142,14 +162,14 @@ class Combiner(nn.Module, ABC):
             member.stream.fill_(stream_key(stream, index))
 
     def prepare(self, parameters: Tensor) -> None:
-        """Make room for the buffers of `row_state`: [T, P], with P, dtype and device of `parameters` [P].
+        """Make room for `row_state` and `vector_state`, with P, dtype and device of `parameters` [P].
 
         A `combine` that finds none makes it itself; from then on they keep their place.
         """
-        for name in self.row_state:
+        for name in self._sized_later():
             size = self.get_buffer(name).shape[1]
             if size == 0:
-                self.register_buffer(name, parameters.new_zeros(self.num_tasks, parameters.numel()))
+                self.register_buffer(name, parameters.new_zeros(self._rows(name), parameters.numel()))
             elif size != parameters.numel():
                 raise ValueError(
                     f"{self.name} keeps a state of {size} parameters; found {parameters.numel()}. "
@@ -169,8 +189,9 @@ class Combiner(nn.Module, ABC):
     def reset(self) -> None:
         """Put the state back to that of a fresh instance; stateful methods extend it."""
         self.last_weights.fill_(1.0 / self.num_tasks)
-        for name in self.row_state:
+        for name in self._sized_later():
             self.get_buffer(name).zero_()
+        self._awaits_losses = False
 
     def metrics(self) -> dict[str, Tensor]:
         """Device tensors about the last call: `weights` [T] and what the method adds."""
@@ -189,36 +210,23 @@ class Combiner(nn.Module, ABC):
             for member, checked in zip(members, before, strict=True):
                 member._checked = checked
 
+    def _sized_later(self) -> tuple[str, ...]:
+        return self.row_state + self.vector_state
+
+    def _rows(self, buffer: str) -> int:
+        return self.num_tasks if buffer in self.row_state else 1
+
     def _taken(self, kind: str, value: Tensor) -> Tensor:
         """Return an input without its graph, checked unless this is an update: the one place for both."""
         if self._checked:
-            self._check(kind, value)
+            check_input(self.name, kind, value, self.num_tasks, signed=not self.refuses_signed_losses)
         return value.detach()
-
-    def _check(self, kind: str, value: Tensor) -> None:
-        tasks = self.num_tasks
-        expected = {"losses": (tasks,), "gram": (tasks, tasks)}.get(kind)
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            found = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{kind} must be a floating-point tensor; found {found}.")
-        wrong = value.shape != expected if expected else (value.dim() != 2 or value.shape[0] != tasks)
-        if wrong:
-            rule = list(expected) if expected else f"[{tasks}, P]"
-            raise ValueError(f"{kind} of {self.name} must have shape {rule}; found {list(value.shape)}.")
-        finite = torch.isfinite(value)
-        if not bool(finite.all()):
-            bad = _non_finite_tasks(kind, finite)
-            raise ValueError(f"{kind} has non-finite entries in tasks {bad}: fix or drop these.")
-        if kind == "losses" and self.refuses_signed_losses and not bool((value > 0.0).all()):
-            raise ValueError(
-                f"{self.name} needs positive losses; found others in tasks {_tasks(value <= 0.0)}. "
-                "Pass shift='minimum' to measure losses from the lowest value of each task, plus one."
-            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Combiner:
         # `.half()` and the like are for networks: what a method keeps in float64 (sums, counters, learned
-        # weights) moves to the new device and keeps its dtype. Only `row_state` follows the gradients' dtype.
-        rows = {name: fn(self.get_buffer(name)) for name in self.row_state}
+        # weights) moves to the new device and keeps its dtype. Only the state per parameter follows the
+        # gradients' dtype.
+        rows = {name: fn(self.get_buffer(name)) for name in self._sized_later()}
 
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
@@ -232,7 +240,7 @@ class Combiner(nn.Module, ABC):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A fresh instance does not know P before its state arrives.
-        for name in self.row_state:
+        for name in self._sized_later():
             saved = state_dict.get(prefix + name)
             if saved is not None and self.get_buffer(name).shape[1] == 0:
                 self.register_buffer(name, torch.zeros_like(saved, device=self.last_weights.device))
@@ -331,15 +339,3 @@ class JacobianCombiner(Combiner):
     """A method that needs the whole Jacobian: it writes `_combine`."""
 
     needs = "jacobian"
-
-
-def _non_finite_tasks(kind: str, finite: Tensor) -> list[int]:
-    if kind == "gram":  # a bad gradient spoils its row and column; its own diagonal entry names it
-        diagonal = _tasks(~finite.diagonal())
-        if diagonal:
-            return diagonal
-    return _tasks(~(finite if finite.dim() == 1 else finite.all(dim=1)))
-
-
-def _tasks(chosen: Tensor) -> list[int]:
-    return list(map(int, chosen.nonzero().flatten()))

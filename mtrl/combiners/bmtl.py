@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners._checks import check_number
+from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import LossCombiner
 
 
@@ -18,20 +18,56 @@ class BMTL(LossCombiner):
     task t's gradient by exp(loss_t / temperature) / temperature.
 
     Args:
-        temperature: Difference of losses that makes one task weigh e times another (no published value for
-            SAC's losses: fit it to theirs).
+        temperature: Difference of losses, in units of `unit`, that makes one task weigh e times another. 50
+            is the value in third parties' code, exp(loss / 50); SAC's losses are far smaller, and so weigh
+            equal.
+        unit: `loss`, or `deviation`: the running root mean square of the losses' deviation over the tasks, so
+            that a temperature of about 1 suits losses of any scale (ours).
+        decay: Share of the running mean square that one update keeps.
 
-    Deviation from the paper: the weights are scaled to sum to 1. Losses of any sign are fine, since adding a
-    number to all of them changes nothing.
+    Deviation from the paper, whose text could not be read: the weights are scaled to sum to 1, while those of
+    its objective grow with the losses. Losses of any sign are fine, since adding a number to all of them
+    changes nothing.
     """
 
     name: ClassVar[str] = "bmtl"
 
-    def __init__(self, *, num_tasks: int, temperature: float = 50.0) -> None:
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        temperature: float = 50.0,
+        unit: Literal["loss", "deviation"] = "loss",
+        decay: float = 0.99,
+    ) -> None:
         super().__init__(num_tasks=num_tasks)
         self.temperature = check_number("temperature", temperature, low=1e-6)
+        check_choice("unit", unit, ("loss", "deviation"))
+        self.unit = unit
+        self.decay = check_number("decay", decay, low=0.0, high=0.99999)
+        self.variance: Tensor
+        self.share: Tensor
+        self.register_buffer("variance", torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("share", torch.zeros(1, dtype=torch.float64))  # of the mean that is data
 
     def _weights(self, losses: Tensor) -> Tensor:
         """Return weights [T] that sum to 1 for losses [T]."""
         exact = losses.to(torch.float64)
-        return torch.softmax((exact - exact.amax()) / self.temperature, dim=0).to(losses.dtype)
+        apart = exact - exact.amax()
+        if self.unit == "deviation":
+            apart = apart / self._deviation(exact)
+        return torch.softmax(apart / self.temperature, dim=0).to(losses.dtype)
+
+    def _deviation(self, losses: Tensor) -> Tensor:
+        self.variance.lerp_(losses.var(correction=0), 1.0 - self.decay)
+        self.share.mul_(self.decay).add_(1.0 - self.decay)
+        root = (self.variance / self.share).sqrt()
+        return torch.where(
+            root > 0.0, root, 1.0
+        )  # where all losses have always been equal, so are the weights
+
+    def reset(self) -> None:
+        """Forget the losses' deviation."""
+        super().reset()
+        self.variance.zero_()
+        self.share.zero_()

@@ -22,16 +22,17 @@ class DBMTL(JacobianCombiner):
     Args:
         beta: How much of the averages one update keeps (authors: 0.9).
         sigma: Power of the update's number by which that share falls (authors: 0, it stays).
-        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none`
-            needs positive losses.
+        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
+            task's lowest value so far, plus one (ours), which leaves of the logarithm only that a task above
+            its lowest loss counts less.
 
     As in the authors' code the averages start at zero without correction. The state is [T, P]. `weights` of
     the metrics are those of the averages, scaled to sum to 1.
     """
 
     name: ClassVar[str] = "db_mtl"
-    reads_losses: ClassVar[bool] = True
-    positive_losses: ClassVar[bool] = True
+    reads_losses = True
+    positive_losses = True
     row_state: ClassVar[tuple[str, ...]] = ("average",)
 
     def __init__(

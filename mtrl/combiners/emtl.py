@@ -1,56 +1,53 @@
-"""EMTL: each task's part of the step is proportional to its loss."""
+"""EMTL: pulls the tasks' relative contributions, loss over gradient norm, together."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners._checks import check_number
 from mtrl.combiners._rows import unit_rows
 from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.solvers.gramian import weighted_sum
 
 
 class EMTL(JacobianCombiner):
-    """EMTL (equitable multi-task learning): weights w_t that make all relative contributions equal.
+    """EMTL (equitable multi-task learning): minimises sum_t loss_t + lam Var_t(c_t), c_t = loss_t / |g_t|.
 
-    After Yuan and Zhang, 2023 (arXiv:2306.09373): a task's relative contribution is its loss over the norm of
-    its gradient, and the paper regularises the variance of these over tasks. This is a reading of that
-    abstract alone: the norm is that of the weighted gradient, and the variance of loss_t / |w_t g_t| is
-    brought to zero outright, by w_t proportional to loss_t / |g_t|.
+    Yuan and Zhang, 2023 (arXiv:2306.09373), by the words of its abstract: a task's relative contribution is
+    its loss over its raw gradient norm, and their variance is a regulariser. With the norms held fixed task t
+    weighs 1 + (2 lam / T) (c_t - mean c) / |g_t|. The paper's text could not be read, nor was code found:
+    that the norms are held fixed, the unit of lam and its value are ours.
 
     Args:
-        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none`
-            needs positive losses.
+        lam: Weight of the variance in units of (mean |g|)^2 / mean |loss|, in which no scale of losses or
+            gradients matters; 0 is the mean.
 
-    The scale is ours: the lengths |w_t g_t| sum to the mean length of the gradients. Tasks without a gradient
-    weigh nothing. `weights` of the metrics are scaled to sum to 1.
+    Weights may be negative where lam is large. The direction is the mean of the weighted gradients, not the
+    sum. Tasks without a gradient have no contribution and do not enter the variance. Losses of any sign are
+    fine. `loss_proportional` is another reading, which brings a variance to zero.
     """
 
     name: ClassVar[str] = "emtl"
-    reads_losses: ClassVar[bool] = True
-    positive_losses: ClassVar[bool] = True
+    reads_losses = True
 
-    def __init__(self, *, num_tasks: int, shift: Literal["none", "minimum"] = "none") -> None:
+    def __init__(self, *, num_tasks: int, lam: float = 0.1) -> None:
         super().__init__(num_tasks=num_tasks)
-        self.origin = LossOrigin(num_tasks, shift)
-        self.shift = shift
+        self.lam = check_number("lam", lam, low=0.0)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the direction [P] for a Jacobian [T, P] and losses [T]."""
         assert losses is not None
-        measured = self.origin(losses)
-        units, lengths = unit_rows(jacobian)
-        parts = torch.where(lengths > 0.0, measured / measured.amax(), 0.0)
-        total = parts.sum()
-        parts = parts / torch.where(total > 0.0, total, 1.0)
-        ratios = parts / torch.where(lengths > 0.0, lengths, 1.0)
-        everything = ratios.sum()
-        self.last_weights.copy_(ratios / torch.where(everything > 0.0, everything, 1.0))
-        return (lengths.mean() * parts).to(jacobian.dtype) @ units
-
-    def reset(self) -> None:
-        """Forget the lowest losses."""
-        super().reset()
-        self.origin.reset()
+        lengths = unit_rows(jacobian)[1]
+        present = lengths > 0.0
+        count = present.sum().clamp(min=1).to(torch.float64)
+        # Lengths and losses in units of their means over the tasks with a gradient.
+        inverse = torch.where(present, lengths, torch.inf).reciprocal() * (lengths.sum() / count)
+        exact = torch.where(present, losses.to(torch.float64), 0.0)
+        size = exact.abs().sum() / count
+        contributions = exact / torch.where(size > 0.0, size, 1.0) * inverse
+        apart = torch.where(present, contributions - contributions.sum() / count, 0.0)
+        weights = (1.0 + 2.0 * self.lam / count * apart * inverse) / self.num_tasks
+        self.last_weights.copy_(weights)
+        return weighted_sum(weights, jacobian)

@@ -23,17 +23,19 @@ class FAMO(LossCombiner):
     Args:
         lr: Step size of xi (authors' RL runs: 0.025).
         weight_decay: Pull of xi to zero, which are equal z (authors' RL runs: 0.01).
-        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none`
-            needs positive losses.
+        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
+            task's lowest value so far, plus one (ours), which makes it follow the absolute fall of a loss
+            above its lowest: that it is blind to the losses' scale, its point, is lost.
 
     Costs one backward and one more forward pass, never a Jacobian. Deviations from the authors' RL code: it
     applies FAMO to the critic alone, where losses are positive, and multiplies by the sum of z_t / loss_t
-    instead of dividing, an error of scale.
+    instead of dividing, an error of scale. A loss below 1e-8 counts as that (the code
+    adds 1e-8). Each step needs `after_step`.
     """
 
     name: ClassVar[str] = "famo"
-    positive_losses: ClassVar[bool] = True
-    looks_again: ClassVar[bool] = True
+    positive_losses = True
+    looks_again = True
 
     def __init__(
         self,

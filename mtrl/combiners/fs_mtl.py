@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_flag, check_number
+from mtrl.combiners._wrapper import make_base
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
-from mtrl.combiners.registry import make_combiner
 
 
 class FSMTL(JacobianCombiner):
@@ -21,33 +22,40 @@ class FSMTL(JacobianCombiner):
 
     Args:
         base: Name of the combiner that is applied to the gradients and to their sharpness part.
-        rho: Radius of each task's ascent step (authors' SAM: 0.05); 0 is the base method alone.
+        base_options: Arguments of the base method, checked by it (authors' scripts: c = 0.4 for cagrad).
+        rho: Radius of each task's ascent step (0.05, the authors' default for the plain step; the adaptive
+            one takes a larger radius, 2 in their scripts); 0 is the base method alone.
         adaptive: Scale the step per parameter (ASAM): rho theta^2 g / |theta g|.
 
     Deviation from the authors' code: the plain instead of the adaptive step is the default. A base that
     ignores the gradients' scale (nash_mtl) makes the flatness part as long as the other one, however small
-    rho is. `combine` is given no way to take gradients elsewhere, so on a bare Jacobian it is the base
-    method; updates call `direction`.
+    rho is. `combine` refuses, since it has no way to take gradients elsewhere; updates call `direction`.
     """
 
     name: ClassVar[str] = "fs_mtl"
 
     def __init__(
-        self, *, num_tasks: int, base: str = "cagrad", rho: float = 0.05, adaptive: bool = False
+        self,
+        *,
+        num_tasks: int,
+        base: str = "cagrad",
+        base_options: Mapping[str, Any] | None = None,
+        rho: float = 0.05,
+        adaptive: bool = False,
     ) -> None:
         super().__init__(num_tasks=num_tasks)
-        if base == self.name:
-            raise ValueError(f"base must be another method than {self.name!r}; found {base!r}.")
         self.rho = check_number("rho", rho, low=0.0)
         self.adaptive = check_flag("adaptive", adaptive)
-        self.loss_part = make_combiner(base, num_tasks=num_tasks)
+        self.loss_part = make_base(self.name, base, base_options, num_tasks)
         if self.loss_part.positive_losses or self.loss_part.preconditioned:
             raise ValueError(
                 f"base must be a method that takes losses of any sign and is no optimiser; found {base!r}."
             )
-        self.flat_part = make_combiner(base, num_tasks=num_tasks)
+        self.flat_part = make_base(self.name, base, base_options, num_tasks)
+        self.reads_losses = self.loss_part.reads_losses
         self.capturable = self.loss_part.capturable
         self.jacobians = 1 if self.rho == 0.0 else 4  # gradients, offsets, ascended gradients, difference
+        self.needs_also = "gradients at moved parameters" if self.rho > 0.0 else ""
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the base method's direction [P] for a Jacobian [T, P]."""
@@ -57,7 +65,7 @@ class FSMTL(JacobianCombiner):
         """Return base(G) + base(H) [P]; task heads ascend too."""
         gradients = jacobian_at()
         losses = jacobian_at.losses
-        combined = self.combine(gradients, losses)
+        combined = self.loss_part.combine(gradients, losses)
         if self.rho == 0.0:
             return combined
         offset = self._ascent(gradients, jacobian_at.parameters)

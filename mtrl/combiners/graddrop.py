@@ -22,8 +22,11 @@ class GradDrop(JacobianCombiner):
     Args:
         leak: Share of every gradient that passes in any case, the same for all tasks; 1 is the mean.
 
-    Deviations from the paper: the mean instead of the sum of what is kept; u comes from a counter that is
-    part of the state, not from the global random stream. `weights` of the metrics say nothing here.
+    Deviations from the paper: it drops the gradients of activations, by the sign of activation times gradient
+    summed over the batch; here, as in the supervised code of CAGrad's and SDMGrad's authors, those of
+    parameters are dropped by their own sign. Further: the mean instead of the sum of what is kept; u comes
+    from a counter that is part of the state, not from the global random stream. `weights` of the metrics say
+    nothing here.
     """
 
     name: ClassVar[str] = "graddrop"

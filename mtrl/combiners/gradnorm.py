@@ -24,8 +24,9 @@ class GradNorm(JacobianCombiner):
     Args:
         alpha: How much slower tasks are favoured; 0 evens out the norms alone (Meta-World+ code: 0.12).
         lr: Step size of the weights' logits (the paper's for its weights: 0.025).
-        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none`
-            needs positive losses.
+        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
+            task's lowest value so far, plus one (ours), which leaves the evening out of norms: a task that
+            only falls and one that stands still both measure 1, so that rates of training are not seen.
 
     Deviations from the paper: w is T times a softmax of logits, which stays positive and needs no
     renormalising; norms are those of the whole shared gradients, not of one layer, and in units of their
@@ -33,8 +34,8 @@ class GradNorm(JacobianCombiner):
     """
 
     name: ClassVar[str] = "gradnorm"
-    reads_losses: ClassVar[bool] = True
-    positive_losses: ClassVar[bool] = True
+    reads_losses = True
+    positive_losses = True
 
     def __init__(
         self,

@@ -24,13 +24,13 @@ class IMGrad(GramCombiner):
     that the mean serves worst takes all of w.
 
     Args:
-        c: Radius of the ball around the mean gradient relative to its norm (default of the authors'
-            function; their scripts run 0.8). rescale: Divides the direction by 1 (0), by 1 + c^2 (1, the
-            authors' code) or by 1 + c (2).
+        c: Radius of the ball around the mean gradient relative to its norm (0.5 by default in the authors'
+            code, 0.8 in its scripts).
+        rescale: Divides the direction by 1 (0), by 1 + c^2 (1, the authors' code) or by 1 + c (2).
 
-    Deviations from the authors' supervised code (their RL code is not public): both problems are solved to
-    convergence, and rho below 1e-4 counts as 1e-4. Tasks whose gradient is zero do not enter the
-    minimisations; they do count in the mean.
+    Deviations from the authors' supervised code (their RL code is not public), which also multiplies the
+    direction by T: both problems are solved to convergence, and rho below 1e-4 counts as 1e-4. Tasks whose
+    gradient is zero do not enter the minimisations; they do count in the mean.
     """
 
     name: ClassVar[str] = "imgrad"

@@ -34,14 +34,20 @@ class IMTLG(GramCombiner):
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return w, shape [T], for the Gramian [T, T]."""
-        exact = gram.to(torch.float64)
-        cosine, inverse = cosines(exact)
-        unit = torch.eye(self.num_tasks, dtype=cosine.dtype, device=cosine.device)
-        ridged = torch.add(cosine, unit, alpha=_RIDGE * self.num_tasks * torch.finfo(gram.dtype).eps)
-        factor = torch.linalg.cholesky_ex(ridged, check_errors=False)[0]
-        present = (exact.diagonal() > 0.0).to(exact.dtype)
+        equal, _, inverse = equal_projections(gram)
         # Scaled to unit sum first: these stay of order one where the solution is as large as 1 / ridge.
-        equal = torch.cholesky_solve(present.unsqueeze(-1), factor).squeeze(-1)
         raw = equal / equal.sum().clamp(min=1e-300) * inverse
         total = raw.sum().abs().maximum(_SMALLEST_SUM * raw.abs().sum())
         return (raw / torch.where(total > 0.0, total, 1.0)).to(gram.dtype)
+
+
+def equal_projections(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return v, C and 1 / |g_i|, float64, for the Gramian [T, T]: C v = 1, C the cosines, up to a ridge."""
+    exact = gram.to(torch.float64)
+    cosine, inverse = cosines(exact)
+    tasks = len(exact)
+    unit = torch.eye(tasks, dtype=cosine.dtype, device=cosine.device)
+    ridged = torch.add(cosine, unit, alpha=_RIDGE * tasks * torch.finfo(gram.dtype).eps)
+    factor = torch.linalg.cholesky_ex(ridged, check_errors=False)[0]
+    present = (exact.diagonal() > 0.0).to(exact.dtype)
+    return torch.cholesky_solve(present.unsqueeze(-1), factor).squeeze(-1), cosine, inverse

@@ -14,7 +14,7 @@ class Mean(LossCombiner):
     """Every task weighs 1/T: the direction is the gradient of the mean loss (linear scalarisation)."""
 
     name: ClassVar[str] = "mean"
-    reads_losses: ClassVar[bool] = False
+    reads_losses = False
 
     def _weights(self, losses: Tensor) -> Tensor:
         """Return 1/T for each task, shape [T]; the losses only give dtype and device."""

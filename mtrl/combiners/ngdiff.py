@@ -24,7 +24,11 @@ class NGDiff(GramCombiner):
     name: ClassVar[str] = "ngdiff"
 
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return mean_s |g_s| / (T |g_t|), shape [T], for the Gramian [T, T]."""
-        lengths = gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
-        inverse = torch.where(lengths > 0.0, lengths, torch.inf).reciprocal()
+        inverse, lengths = unit_weights(gram)
         return (lengths.mean() / self.num_tasks * inverse).to(gram.dtype)
+
+
+def unit_weights(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 1 / |g_t|, 0 where there is no gradient, and |g_t| for the Gramian [T, T]: [T] each, float64."""
+    lengths = gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
+    return torch.where(lengths > 0.0, lengths, torch.inf).reciprocal(), lengths

@@ -19,8 +19,8 @@ class PCGrad(GramCombiner):
     negative.
 
     Deviations from the paper: the mean instead of the sum of the projected gradients, as in the RL code of
-    CAGrad's authors. The orders come from a counter that is part of the state, not from the global random
-    stream.
+    facebookresearch/mtrl. The orders come from a counter that is part of the state, not from the global
+    random stream.
     """
 
     name: ClassVar[str] = "pcgrad"

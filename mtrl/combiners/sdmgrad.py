@@ -51,6 +51,7 @@ class SDMGrad(GramCombiner):
         if batches == 3 and solver == "exact":
             raise ValueError("batches = 3 needs solver = 'paper'; found 'exact'.")
         self.num_batches = self.jacobians = batches
+        self.needs_also = "the Jacobians of three independent batches" if batches == 3 else ""
         self._paper = solver == "paper"
         self.w: Tensor
         self.register_buffer("w", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))

@@ -20,14 +20,15 @@ class UW(LossCombiner):
 
     Args:
         lr: Step size of s (0.01 in the RL code of FAMO's authors).
-        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none`
-            needs positive losses, below zero the weights would grow without end.
+        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
+            task's lowest value so far, plus one (ours), which takes away the losses' scale: a task that only
+            falls measures 1 and keeps s = 0. Below zero s would fall without end.
 
     Deviation: the mean over tasks instead of the sum.
     """
 
     name: ClassVar[str] = "uw"
-    positive_losses: ClassVar[bool] = True
+    positive_losses = True
 
     def __init__(
         self, *, num_tasks: int, lr: float = 0.01, shift: Literal["none", "minimum"] = "none"

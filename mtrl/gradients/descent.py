@@ -58,9 +58,10 @@ class Descent(nn.Module):
             combiner.jacobians * combiner.num_tasks * self.flat.num_shared * self.flat.vector.element_size()
         )
 
-    def step(self, loss_function: LossFunction) -> StepReport:
-        """Take one descent step."""
+    def step(self, loss_function: LossFunction, temperatures: Tensor | None = None) -> StepReport:
+        """Take one descent step; `temperatures` [T] are for methods that read them."""
         combiner, gradients = self.combiner, self._gradients
+        gradients.temperatures = temperatures
         gradients.start(loss_function)
         with combiner.unchecked():
             shared = self._direction(combiner)

@@ -25,6 +25,7 @@ class TaskGradients:
         evaluated: [T] bool, whether task t's loss was looked at; `losses` is 0 where not.
         finite: [T] bool, whether task t's losses and gradients were finite in all evaluations; a gradient
             that nobody formed alone (`weighted`) is not looked at.
+        temperatures: [T], the tasks' temperatures where the agent has some, for methods that read them.
         norms: [T], lengths of the shared parameters' gradients in the first evaluation; None: not formed.
     """
 
@@ -33,6 +34,7 @@ class TaskGradients:
     evaluated: Tensor
     finite: Tensor
     norms: Tensor | None
+    temperatures: Tensor | None = None
 
     def __init__(self, parameters: FlatParameters, num_tasks: int) -> None:
         self._flat = parameters

@@ -27,7 +27,7 @@ def task_jacobian(losses: Tensor | Iterable[Tensor], parameters: Model, *, batch
         ValueError: losses are not a vector with a graph or use none of the parameters; no parameter needs a
             gradient, one is named twice, something else than a tensor is among them.
     """
-    leaves = _trainable(parameters)
+    leaves = trainable(parameters)
     losses = _as_vector(losses)
     batched = batched and not _compiled(losses)
     unit = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
@@ -62,7 +62,7 @@ def set_gradient(parameters: Model, direction: Tensor, *, accumulate: bool = Fal
     Raises:
         ValueError: the direction has another length; parameters as for `task_jacobian`.
     """
-    leaves = _trainable(parameters)
+    leaves = trainable(parameters)
     sizes = [leaf.numel() for leaf in leaves]
     if direction.shape != (sum(sizes),):
         raise ValueError(f"direction must have shape [{sum(sizes)}]; found {list(direction.shape)}.")
@@ -83,7 +83,12 @@ def _as_vector(losses: Tensor | Iterable[Tensor]) -> Tensor:
     return losses
 
 
-def _trainable(parameters: Model) -> list[Tensor]:
+def trainable(parameters: Model) -> list[Tensor]:
+    """Return the tensors that need a gradient, in their order.
+
+    Raises:
+        ValueError: there is none, one is named twice, or something else is among them.
+    """
     leaves = [leaf for leaf in _tensors(parameters) if leaf.requires_grad]
     if not leaves:
         raise ValueError(

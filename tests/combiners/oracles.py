@@ -21,6 +21,18 @@ from tests.helpers.gramian_methods import (
     assert_shortest,
     assert_unconflicted,
 )
+from tests.helpers.literature import (
+    assert_config,
+    assert_double_sampling,
+    assert_harmonic,
+    assert_inverse_temperatures,
+    assert_kernel_norms,
+    assert_log_losses,
+    assert_masked_mean,
+    assert_signs_of_config,
+    assert_tracked,
+    assert_variance_regularised,
+)
 from tests.helpers.loss_methods import (
     assert_adam_per_task,
     assert_dual_balance,
@@ -53,6 +65,8 @@ class Row:
     Every method is given `losses_of(rows)` along with the rows; `needs_losses` marks those that refuse to
     work without. A method that looks at each parameter alone, and so leaves the span of the rows, or that
     draws its weights has None for `identical` or `orthonormal`, or opposite rows that do not cancel.
+    `calls(T)` is the number of updates on one Jacobian of which the last is looked at: methods that evaluate
+    one task per update do not know all of them before. `scale_power` is None where no scale law holds.
     `starts_as_mean` marks weights that are learned: the first direction is along the mean.
     """
 
@@ -60,7 +74,7 @@ class Row:
     orthonormal: Callable[[int], float] | None
     oracle: Callable[[Tensor, Tensor], None]
     options: dict[str, Any] = field(default_factory=dict)
-    scale_power: float = 1.0
+    scale_power: float | None = 1.0
     scale_law_from: float = 0.0
     reads_host: str = ""
     opposite_cancel: bool = True
@@ -68,6 +82,7 @@ class Row:
     starts_as_mean: bool = False
     row_scale_invariant: bool = False
     permutation_equivariant: bool = True
+    calls: Callable[[int], int] = lambda tasks: 1
     oracle_tasks: tuple[int, ...] = (2, 3, 10)
     oracle_families: tuple[str, ...] = ("iid", "common", "conflicting", "spread_2", "spread_3", "deficient")
 
@@ -98,6 +113,7 @@ ORACLES: dict[str, Row] = {
         scale_power=0.0,
         row_scale_invariant=True,
     ),
+    "affinity": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL, needs_losses=True),
     "aligned_mtl": Row(
         lambda tasks, norm: 1.0,
         lambda tasks: 1.0 / tasks,
@@ -119,6 +135,9 @@ ORACLES: dict[str, Row] = {
         _stretched(functools.partial(assert_best_in_ball, c=0.9), 1.9),
         options={"sampled": 64},
     ),
+    "config": Row(
+        lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_config, oracle_families=_SOLVABLE
+    ),
     "conicgrad": Row(
         lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, functools.partial(assert_best_in_cap, c=0.5)
     ),
@@ -126,13 +145,25 @@ ORACLES: dict[str, Row] = {
     "db_mtl": Row(
         lambda tasks, norm: 0.05 * tasks, lambda tasks: 0.05, assert_dual_balance, needs_losses=True
     ),
+    # Half of the entries are dropped.
+    "dropgrad": Row(
+        None,
+        None,
+        functools.partial(assert_masked_mean, rate=0.5),
+        options={"rate": 0.5},
+        opposite_cancel=False,
+        permutation_equivariant=False,  # the noise belongs to task numbers
+        oracle_tasks=(2, 3),
+    ),
     "emtl": Row(
         lambda tasks, norm: 1.0,
         lambda tasks: 1.0 / tasks,
-        assert_equal_contributions,
+        functools.partial(assert_variance_regularised, lam=10.0),
+        options={"lam": 10.0},
         needs_losses=True,
-        oracle_families=_SOLVABLE,
     ),
+    "every": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL),
+    "excess_mtl": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_mean, starts_as_mean=True),
     "fairgrad": Row(
         lambda tasks, norm: tasks * (tasks * norm**2) ** (-2.0 / 3.0),
         lambda tasks: 1.0,
@@ -175,8 +206,42 @@ ORACLES: dict[str, Row] = {
         assert_equal_projections,
         oracle_families=_SOLVABLE,
     ),
+    "inverse_alpha": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_inverse_temperatures),
+    "loss_proportional": Row(
+        lambda tasks, norm: 1.0,
+        lambda tasks: 1.0 / tasks,
+        assert_equal_contributions,
+        needs_losses=True,
+        oracle_families=_SOLVABLE,
+    ),
+    # Optimiser's first step, the sign of each entry, once all tasks have had their turn.
+    "m_config": Row(
+        None,
+        None,
+        assert_signs_of_config,
+        scale_power=0.0,
+        options={"eps": 1e-30},  # a larger one breaks the scale law where gradients are small
+        row_scale_invariant=True,
+        calls=lambda tasks: tasks,
+        oracle_families=_SOLVABLE,
+    ),
     "mean": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_mean),
     "mgda": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_shortest),
+    # Losses of 2 for equal rows, half of which the first update tracks.
+    "moco": Row(
+        lambda tasks, norm: 1.0 / norm,
+        lambda tasks: 1.0 / tasks,
+        assert_tracked,
+        scale_power=0.0,
+        needs_losses=True,
+    ),
+    "modo": Row(
+        lambda tasks, norm: 1.0,
+        lambda tasks: 1.0 / tasks,
+        functools.partial(assert_double_sampling, gamma=0.001, rho=0.1),
+        scale_power=None,  # its step is taken on the Gramian as it is
+        starts_as_mean=True,  # one step is small
+    ),
     "nash_mtl": Row(
         lambda tasks, norm: 1.0 / norm,
         lambda tasks: tasks**-0.5,
@@ -186,6 +251,8 @@ ORACLES: dict[str, Row] = {
         oracle_families=_SOLVABLE,
     ),
     "ngdiff": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_unit_pull),
+    "normscale": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_harmonic),
+    "ntkmtl": Row(lambda tasks, norm: tasks**0.5, lambda tasks: tasks**-0.5, assert_kernel_norms),
     "pcgrad": Row(
         lambda tasks, norm: 1.0,
         lambda tasks: 1.0 / tasks,
@@ -221,6 +288,11 @@ ORACLES: dict[str, Row] = {
         needs_losses=True,
         starts_as_mean=True,
     ),
+    # Its first weights are the base's; test_wrappers.py has the rest.
+    "smoothed": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_shortest),
+    "stch": Row(lambda tasks, norm: 0.5, lambda tasks: 0.5 / tasks, assert_log_losses, needs_losses=True),
+    # One group is the base; test_turns.py has the rest.
+    "turns": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL, options={"groups": 1}),
     "upgrad": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_unconflicted),
     "uw": Row(
         lambda tasks, norm: 0.5,

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner, make_combiner
 from mtrl.combiners.solvers.gramian import gramian
-from tests.combiners.calls import CONFLICT, combined, direction, methods
+from tests.combiners.calls import CONFLICT, combined, methods
+from tests.combiners.evaluators import Linear
 from tests.combiners.oracles import ORACLES
 from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian
@@ -21,9 +22,20 @@ from tests.helpers.matrices import jacobian
 def advance(combiner: Combiner, seed: int) -> Tensor:
     """One whole update on random gradients of five tasks, with the second look at the losses."""
     rows = jacobian("iid", 5, seed)
-    result = combined(combiner, rows)
+    result = combiner.direction(Linear(rows, losses_of(rows)))
     combiner.after_step(losses_of(rows) * torch.linspace(0.5, 1.1, 5, dtype=torch.float64))
     return result
+
+
+def takes_a_jacobian(name: str, tasks: int) -> Combiner:
+    """The method in a form that `combine` alone can run, or none of it to test here."""
+    made = ORACLES[name].make(name, tasks)
+    plain: dict[str, dict[str, Any]] = {"fs_mtl": {"rho": 0.0}, "modo": {"batches": 1}}
+    if made.needs_also:
+        if name not in plain:
+            pytest.skip(f"{name} takes no Jacobian")
+        made = make_combiner(name, num_tasks=tasks, **plain[name])
+    return made
 
 
 @methods
@@ -31,19 +43,18 @@ def advance(combiner: Combiner, seed: int) -> Tensor:
 def test_a_non_finite_row_is_refused_with_the_index_of_its_task(name: str, bad: float) -> None:
     rows = jacobian("iid", 4, seed=0)
     rows[2, 1] = bad
-    combiner = ORACLES[name].make(name, 4)
+    combiner = takes_a_jacobian(name, 4)
     before = {key: value.clone() for key, value in combiner.state_dict().items()}
     with pytest.raises(ValueError, match=r"tasks \[2\]"):
-        combiner.combine(rows)
+        combiner.combine(rows, losses_of(rows).nan_to_num(1.0, 1.0))
     assert all(torch.equal(value, before[key]) for key, value in combiner.state_dict().items())
 
 
 @methods
 def test_wrong_shapes_and_dtypes_are_refused(name: str) -> None:
-    combiner = ORACLES[name].make(name, 4)
     for wrong in (torch.zeros(3, 5), torch.zeros(4), torch.zeros(4, 5, dtype=torch.int64)):
         with pytest.raises(ValueError, match="jacobian"):
-            combiner.combine(wrong)
+            takes_a_jacobian(name, 4).combine(wrong, torch.ones(4))
 
 
 @methods
@@ -53,38 +64,71 @@ def test_inside_an_update_a_non_finite_row_does_not_raise(name: str) -> None:
     combiner = ORACLES[name].make(name, 4)
     with combiner.unchecked():
         assert combined(combiner, rows).shape == (16,)
+    checked = takes_a_jacobian(name, 4)
+    with checked.unchecked():
+        pass
     with pytest.raises(ValueError, match="non-finite"):
-        combined(combiner, rows)
+        checked.combine(rows, torch.ones(4, dtype=rows.dtype))
 
 
 @methods
 def test_losses_are_asked_for_exactly_where_they_are_needed(name: str) -> None:
     rows = jacobian("iid", 4, seed=0)
-    combiner = ORACLES[name].make(name, 4)
-    if ORACLES[name].needs_losses:
+    combiner = takes_a_jacobian(name, 4)
+    assert combiner.reads_losses == ORACLES[name].needs_losses
+    if combiner.reads_losses:
         with pytest.raises(ValueError, match=rf"{name} .*losses of shape \[T\]"):
             combiner.combine(rows)
     else:
-        assert torch.equal(combiner.combine(rows), direction(name, rows))
+        other = takes_a_jacobian(name, 4)
+        assert torch.equal(combiner.combine(rows), other.combine(rows, losses_of(rows)))
 
 
 @methods
-@pytest.mark.parametrize("bad", [0.0, -1.0])
-def test_only_methods_that_say_so_refuse_losses_that_are_not_positive(name: str, bad: float) -> None:
-    rows = jacobian("iid", 4, seed=0)
-    losses = torch.tensor([1.0, 2.0, bad, 3.0], dtype=torch.float64)
+def test_a_method_that_needs_more_than_a_jacobian_refuses_one_and_says_what(name: str) -> None:
     combiner = ORACLES[name].make(name, 4)
+    if combiner.needs_also:
+        with pytest.raises(ValueError, match=f"{name} needs .*mtl_step"):
+            combiner.combine(torch.ones(4, 3), torch.ones(4))
+
+
+def test_a_method_that_learns_from_the_losses_after_the_step_asks_for_them() -> None:
+    rows, losses = jacobian("iid", 3, seed=0), torch.ones(3, dtype=torch.float64)
+    combiner = make_combiner("famo", num_tasks=3)
+    combiner.combine(rows, losses)
+    with pytest.raises(ValueError, match=r"famo learns from the losses after each step.*after_step"):
+        combiner.combine(rows, losses)
+    combiner.after_step(losses)
+    combiner.combine(rows, losses)
+
+
+@methods
+def test_only_methods_that_say_so_refuse_negative_losses(name: str) -> None:
+    rows = jacobian("iid", 4, seed=0)
+    losses = torch.tensor([1.0, 2.0, -1.0, 3.0], dtype=torch.float64)
+    combiner = takes_a_jacobian(name, 4)
     before = {key: value.clone() for key, value in combiner.state_dict().items()}
     if combiner.positive_losses:
         with pytest.raises(ValueError, match=r"tasks \[2\].*shift='minimum'"):
             combiner.combine(rows, losses)
         assert all(torch.equal(value, before[key]) for key, value in combiner.state_dict().items())
         combiner = make_combiner(name, num_tasks=4, **(ORACLES[name].options | {"shift": "minimum"}))
+        assert not combiner.refuses_signed_losses
         with pytest.raises(ValueError, match="shift must be one of 'none', 'minimum'"):
             make_combiner(name, num_tasks=4, shift="lowest")
     for factor in (1.0, -1.0, 3.0, 0.5):
         assert combiner.combine(rows, factor * losses).isfinite().all()
         combiner.after_step(factor * losses - 1.0)
+
+
+@methods
+def test_a_loss_of_zero_is_no_error(name: str) -> None:
+    rows = jacobian("iid", 4, seed=0)
+    losses = torch.tensor([1.0, 2.0, 0.0, 3.0], dtype=torch.float64)
+    combiner = takes_a_jacobian(name, 4)
+    for _ in range(3):
+        assert combiner.combine(rows, losses).isfinite().all()
+        combiner.after_step(losses * 0.5)
 
 
 @methods
@@ -153,7 +197,7 @@ def test_metrics_are_finite_without_gradients_and_before_the_first_call(name: st
 def test_the_direction_is_the_weighted_sum_of_the_rows(name: str) -> None:
     rows = jacobian("iid", 5, seed=4)
     losses = torch.linspace(0.1, 3.0, 5, dtype=torch.float64)
-    combiner, other = (ORACLES[name].make(name, 5) for _ in range(2))
+    combiner, other = (takes_a_jacobian(name, 5) for _ in range(2))
     result = combiner.combine(rows, losses)
     if isinstance(other, GramCombiner):
         torch.testing.assert_close(other.weights(rows @ rows.T) @ rows, result)

@@ -5,6 +5,8 @@ import torch
 
 from mtrl.combiners import COMBINERS, GramCombiner
 from mtrl.combiners.solvers.roads import on_tensors
+from tests.combiners.calls import combined
+from tests.combiners.evaluators import Linear
 from tests.combiners.oracles import ORACLES
 from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian
@@ -18,7 +20,7 @@ GRAM_METHODS = sorted(name for name, cls in COMBINERS.items() if issubclass(cls,
 @pytest.mark.parametrize("name", ON_DEVICE)
 def test_an_update_never_waits_for_the_device(name: str, tasks: int) -> None:
     rows = jacobian("iid", tasks, seed=0)
-    expected = ORACLES[name].make(name, tasks).combine(rows, losses_of(rows))
+    expected = combined(ORACLES[name].make(name, tasks), rows)
     combiner = ORACLES[name].make(name, tasks).cuda()
     on_device, losses = rows.cuda(), losses_of(rows).cuda()
     with combiner.unchecked():
@@ -57,7 +59,8 @@ def test_no_operation_reads_a_number_back_to_the_host(name: str) -> None:
     combiner = ORACLES[name].make(name, 4).to("meta")
     with combiner.unchecked():
         losses = torch.empty(4, device="meta")
-        assert combiner.combine(torch.empty(4, 7, device="meta"), losses).shape == (7,)
+        rows = torch.empty(4, 7, device="meta")
+        assert combiner.direction(Linear(rows, losses)).shape == (7,)
         combiner.after_step(losses)
         assert combiner.metrics()["weights"].shape == (4,)
 

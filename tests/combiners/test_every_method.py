@@ -44,7 +44,9 @@ def test_orthonormal_rows_get_the_known_equal_weights(name: str, tasks: int) -> 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_opposite_rows_cancel(name: str, scale: float) -> None:
     row = scale * jacobian("iid", 1, seed=2, parameters=5)[0]
-    assert direction(name, torch.stack((row, -row))).norm() <= 1e-7 * scale ** ORACLES[name].scale_power
+    power = ORACLES[name].scale_power
+    bound = 1e-7 * (scale**power if power is not None else max(scale, 1.0))
+    assert direction(name, torch.stack((row, -row))).norm() <= bound
 
 
 @methods
@@ -83,12 +85,19 @@ def test_rank_one_rows_of_mixed_sign_give_a_finite_bounded_direction(name: str, 
 
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [(name, s) for name in NAMES for s in (1e-8, 1e-3, 1e3, 1e8) if s >= ORACLES[name].scale_law_from],
+    [
+        (name, s)
+        for name in NAMES
+        for s in (1e-8, 1e-3, 1e3, 1e8)
+        if s >= ORACLES[name].scale_law_from and ORACLES[name].scale_power is not None
+    ],
 )
 @pytest.mark.parametrize("family", ["iid", "common", "spread_2"])
 def test_scaling_all_gradients_follows_the_scale_law(name: str, scale: float, family: str) -> None:
     rows = jacobian(family, 5, seed=11)
-    factor = scale ** ORACLES[name].scale_power
+    power = ORACLES[name].scale_power
+    assert power is not None
+    factor = scale**power
     torch.testing.assert_close(
         direction(name, rows * scale) / factor, direction(name, rows), rtol=1e-6, atol=1e-9
     )
@@ -155,7 +164,7 @@ ORACLE_CASES = [
     for name, row in ORACLES.items()
     for family in row.oracle_families
     for tasks in row.oracle_tasks
-    for seed in range(2)
+    for seed in range(1)
 ]
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import pytest
@@ -8,75 +7,13 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import COMBINERS, make_combiner
+from mtrl.combiners.fs_mtl import FSMTL
+from tests.combiners.evaluators import Linear, Quadratics
 from tests.helpers.matrices import jacobian
 
-UNFIT = sorted(name for name, cls in COMBINERS.items() if cls.positive_losses or cls.preconditioned)
-BASES = sorted(set(COMBINERS) - {"fs_mtl", *UNFIT})
-
-
-class Evaluator(ABC):
-    """What `direction` takes; evaluates one batch of all tasks."""
-
-    losses: Tensor
-    parameters: Tensor
-
-    @abstractmethod
-    def gradients_at(self, offset: Tensor | float) -> Tensor: ...
-
-    def __call__(
-        self,
-        offset: Tensor | None = None,
-        batch: int = 0,
-        tasks: Tensor | None = None,
-        head_offset: Tensor | None = None,
-    ) -> Tensor:
-        return self.gradients_at(0.0 if offset is None else offset)
-
-    @property
-    def heads(self) -> tuple[Tensor, Tensor]:
-        none = self.losses.new_empty(len(self.losses), 0)
-        return none, none
-
-    def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
-        return weights_of(self.losses) @ self.gradients_at(0.0)
-
-
-class Linear(Evaluator):
-    """The same gradients everywhere."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-        self.parameters = torch.ones_like(rows[0])
-        self.losses = torch.arange(1.0, len(rows) + 1.0, dtype=rows.dtype)
-
-    def gradients_at(self, offset: Tensor | float) -> Tensor:
-        return self.rows
-
-
-class Quadratics(Evaluator):
-    """Losses 1/2 theta' A_t theta: gradients A_t theta, whose change under a step e is exactly A_t e."""
-
-    def __init__(self, tasks: int, parameters: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        factors = torch.randn(tasks, parameters, parameters, generator=generator, dtype=torch.float64)
-        self.curvatures = factors @ factors.mT
-        self.parameters = torch.randn(parameters, generator=generator, dtype=torch.float64)
-        self.calls: list[Tensor | None] = []
-        self.losses = self.gradients_at(0.0) @ self.parameters / 2.0
-
-    def gradients_at(self, offset: Tensor | float) -> Tensor:
-        points = self.parameters + offset * torch.ones(len(self.curvatures), 1, dtype=torch.float64)
-        return torch.einsum("tpq,tq->tp", self.curvatures, points)
-
-    def __call__(
-        self,
-        offset: Tensor | None = None,
-        batch: int = 0,
-        tasks: Tensor | None = None,
-        head_offset: Tensor | None = None,
-    ) -> Tensor:
-        self.calls.append(offset)
-        return super().__call__(offset)
+MADE = {name: make_combiner(name, num_tasks=3) for name in COMBINERS}
+UNFIT = sorted(name for name, made in MADE.items() if made.positive_losses or made.preconditioned)
+BASES = sorted(name for name, made in MADE.items() if name not in UNFIT and not made.needs_also)
 
 
 def sharpness(problem: Quadratics, step: Callable[[Tensor], Tensor]) -> Tensor:
@@ -94,7 +31,7 @@ def test_the_change_of_gradients_is_combined_apart(base: str) -> None:
     )
     result = make_combiner("fs_mtl", num_tasks=3, base=base, rho=rho).direction(problem)
     torch.testing.assert_close(result, expected, rtol=1e-7, atol=1e-9)
-    assert len(problem.calls) == 2
+    assert len(problem.asked) == 2
 
 
 def test_the_adaptive_step_is_scaled_per_parameter() -> None:
@@ -112,7 +49,7 @@ def test_without_a_radius_it_is_exactly_the_base(base: str) -> None:
     result = make_combiner("fs_mtl", num_tasks=4, base=base, rho=0.0).direction(problem)
     alone = make_combiner(base, num_tasks=4).combine(problem.gradients_at(0.0), problem.losses)
     assert torch.equal(result, alone)
-    assert problem.calls == [None]
+    assert problem.asked == [(None, 0, None)]
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -135,16 +72,16 @@ def test_a_zero_gradient_is_not_displaced() -> None:
     problem = Quadratics(3, 5, seed=5)
     problem.curvatures[1] = 0.0
     make_combiner("fs_mtl", num_tasks=3, base="mean", rho=0.5).direction(problem)
-    offset = problem.calls[1]
+    offset = problem.asked[1][0]
     assert offset is not None
     torch.testing.assert_close(offset.norm(dim=1), torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64))
 
 
 def test_both_parts_carry_their_own_state_through_a_checkpoint() -> None:
-    first, second = (make_combiner("fs_mtl", num_tasks=4, base="pcgrad") for _ in range(2))
+    first, second = (FSMTL(num_tasks=4, base="pcgrad") for _ in range(2))
     for seed in range(3):
         first.direction(Quadratics(4, 6, seed))
-    first.combine(jacobian("iid", 4, seed=0))  # the parts' counters now differ
+    first.flat_part.combine(jacobian("iid", 4, seed=0))  # the parts' counters now differ
     second.load_state_dict(first.state_dict())
     for seed in range(3, 6):
         assert torch.equal(first.direction(Quadratics(4, 6, seed)), second.direction(Quadratics(4, 6, seed)))
@@ -157,3 +94,18 @@ def test_inside_an_update_the_parts_check_nothing_either() -> None:
         combiner.direction(Linear(rows))
     with pytest.raises(ValueError, match="non-finite"):
         combiner.direction(Linear(rows))
+
+
+def test_options_reach_the_base_and_are_checked_by_it() -> None:
+    problem = Quadratics(4, 6, seed=7)
+    options = {"c": 0.3, "rescale": 0}
+    result = make_combiner("fs_mtl", num_tasks=4, base_options=options, rho=0.0).direction(problem)
+    alone = make_combiner("cagrad", num_tasks=4, c=0.3, rescale=0).combine(problem.gradients_at(0.0))
+    assert torch.equal(result, alone)
+    with pytest.raises(ValueError, match="unknown argument 'cc' of cagrad"):
+        make_combiner("fs_mtl", num_tasks=4, base_options={"cc": 1.0})
+
+
+def test_a_bare_jacobian_is_refused_instead_of_making_it_its_base() -> None:
+    with pytest.raises(ValueError, match=r"fs_mtl needs gradients at moved parameters.*mtl_step"):
+        make_combiner("fs_mtl", num_tasks=2).combine(torch.eye(2))

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.combiners import COMBINERS
+from mtrl.combiners import make_combiner
 
 
 def sac_options(method: str) -> dict[str, Any]:
     """Options without which SAC refuses a method: its actor loss has no certain sign."""
-    return {"shift": "minimum"} if COMBINERS[method].positive_losses else {}
+    return {"shift": "minimum"} if make_combiner(method, num_tasks=2).positive_losses else {}
 
 
 def losses_of(rows: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def assert_exponential(jacobian: Tensor, direction: Tensor, *, temperature: floa
 
 
 def assert_equal_contributions(jacobian: Tensor, direction: Tensor) -> None:
-    """EMTL's own property: relative contributions without variance, lengths that sum to the mean length.
+    """Loss-proportional steps: relative contributions without variance, lengths that sum to the mean length.
 
     The weighted gradients are recovered from the direction, so the rows must be independent.
     """

@@ -109,9 +109,9 @@ class SACUpdate(nn.Module):
         `noise` [K, 2, T, B, A], standard normal, is what critic targets and the actor draw actions with.
         """
         alpha = self.alpha
-        critic = self.critic.step(self.critic_losses(batches, noise[:, 0], alpha))
+        critic = self.critic.step(self.critic_losses(batches, noise[:, 0], alpha), alpha)
         log_prob: list[tuple[Tensor, Tensor | None]] = []
-        actor = self.actor.step(self.actor_losses(batches, noise[:, 1], alpha, log_prob))
+        actor = self.actor.step(self.actor_losses(batches, noise[:, 1], alpha, log_prob), alpha)
         entropy = self._step_temperatures(*log_prob[0])
         with torch.no_grad():
             self.target.lerp_(self.critic.flat.vector, self.sac.tau)

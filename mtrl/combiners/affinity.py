@@ -1,0 +1,84 @@
+"""Affinity: notes, while another method trains, how much each task's step helps the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._wrapper import Wrapper
+from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+
+_LEAST_LOSS = 1e-8
+
+
+class Affinity(Wrapper):
+    """Affinity between tasks, collected during training: running means that `scripts/group.py` reads.
+
+    After Wang et al., 2024 (arXiv:2402.15328, of which only the abstract could be read) and, for the measure,
+    the look-ahead of Fifty et al., NeurIPS 2021 (arXiv:2109.04617) to first order: a step of length h along
+    -g_i changes loss j by -h <g_i, g_j>, so that `gains[i, j]`, the running mean of <g_i, g_j> / |loss_j|, is
+    the share of loss j that task i's step removes, per unit of step size. `cosines[i, j]` is the running mean
+    of the cosine.
+
+    Args:
+        base: Name of the method that combines the gradients, which go to it unchanged.
+        base_options: Arguments of the base method.
+        decay: Share of the running means that one update keeps.
+
+    Costs a Gramian where the base does not form one itself. Losses are taken by their size, which says little
+    where they may be negative (SAC's actor); a loss of 0 counts as 1e-8.
+    """
+
+    name: ClassVar[str] = "affinity"
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        base: str = "cagrad",
+        base_options: Mapping[str, Any] | None = None,
+        decay: float = 0.999,
+    ) -> None:
+        super().__init__(num_tasks=num_tasks, base=base, base_options=base_options)
+        self.reads_losses = True
+        self.decay = check_number("decay", decay, low=0.0, high=0.99999)
+        self.gains: Tensor
+        self.cosines: Tensor
+        self.share: Tensor
+        for name in ("gains", "cosines"):
+            self.register_buffer(name, torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+        self.register_buffer("share", torch.zeros(1, dtype=torch.float64))  # of the means that is data
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        assert losses is not None
+        gram = gramian(jacobian)
+        self._note(gram.to(torch.float64), losses.to(torch.float64))
+        if isinstance(self.base, GramCombiner):
+            direction = weighted_sum(self.base.weights(gram), jacobian)
+        else:
+            direction = self.base.combine(jacobian, losses)
+        self.last_weights.copy_(self.base.last_weights)
+        return direction
+
+    def _note(self, gram: Tensor, losses: Tensor) -> None:
+        lengths = gram.diagonal().clamp(min=0.0).sqrt()
+        scales = torch.outer(lengths, lengths)
+        self.gains.lerp_(gram / losses.abs().clamp(min=_LEAST_LOSS), 1.0 - self.decay)
+        self.cosines.lerp_(torch.where(scales > 0.0, gram / scales, 0.0), 1.0 - self.decay)
+        self.share.mul_(self.decay).add_(1.0 - self.decay)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Return `gains` and `cosines` [T, T], corrected for their zero start."""
+        share = torch.where(self.share > 0.0, self.share, 1.0)
+        return self.gains / share, self.cosines / share
+
+    def reset(self) -> None:
+        """Forget what was noted."""
+        super().reset()
+        for buffer in (self.gains, self.cosines, self.share):
+            buffer.zero_()

@@ -1,0 +1,53 @@
+"""Periodic solves: another method's weights, renewed once in several updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from mtrl.combiners._refreshed import Refreshed
+from mtrl.combiners._wrapper import make_base
+from mtrl.combiners.base import GramCombiner
+
+
+class Every(Refreshed):
+    """Periodic weights: the base method solves once in `refresh_every` updates, its weights stay in between.
+
+    Xu et al., 2025, "PSMGD: periodic stochastic multi-gradient descent" (title and idea from a third party's
+    summary; its text could not be read): around any method whose weights depend on the Gramian alone. An
+    update in between costs one weighted backward pass instead of a Jacobian.
+
+    Args:
+        base: Name of the method that solves for the weights.
+        base_options: Arguments of the base method.
+        refresh_every: Updates per solve; 1 is the base method.
+
+    Unlike `nash_mtl` with its own `refresh_every`, whose bound on the norm looks at the gradients of the day,
+    the weights are kept as they are. Above 1 a GPU runs updates eagerly, not as a CUDA graph.
+    """
+
+    name: ClassVar[str] = "every"
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        base: str = "cagrad",
+        base_options: Mapping[str, Any] | None = None,
+        refresh_every: int = 10,
+    ) -> None:
+        super().__init__(num_tasks=num_tasks, refresh_every=refresh_every)
+        made = make_base(self.name, base, base_options, num_tasks, gram=True)
+        assert isinstance(made, GramCombiner)
+        self.base = made
+        self.capturable = self.capturable and made.capturable
+
+    def _solve(self, gram: Tensor) -> Tensor:
+        return self.base.weights(gram)
+
+    def reset(self) -> None:
+        """Put the base back to a fresh instance, too."""
+        super().reset()
+        self.base.reset()

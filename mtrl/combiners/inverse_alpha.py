@@ -1,0 +1,42 @@
+"""Weights inverse to the temperatures: tasks whose policy is already certain weigh more."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.base import JacobianAt, JacobianCombiner
+
+
+class InverseAlpha(JacobianCombiner):
+    """Weights softmax(-log alpha_t) for SAC's temperatures alpha_t, one per task.
+
+    Yang et al., NeurIPS 2020 (arXiv:2003.13661, soft modularisation), whose balance of the tasks' losses this
+    is, as in the Meta-World+ authors' code; the paper's text could not be read. A task weighs
+    (1 / alpha_t) / sum_s (1 / alpha_s): temperatures of all tasks multiplied by one factor change nothing.
+
+    `direction` reads `jacobian_at.temperatures` [T], which an agent with temperatures provides; one weighted
+    backward pass is enough. Deviation from that code: weights sum to 1 instead of T.
+    """
+
+    name: ClassVar[str] = "inverse_alpha"
+    jacobians: int = 0
+    needs_also: str = "the tasks' temperatures (`jacobian_at.temperatures` [T]), which SAC has"
+
+    def direction(self, jacobian_at: JacobianAt) -> Tensor:
+        """Return the direction [P] for `jacobian_at.temperatures` [T].
+
+        Raises:
+            ValueError: there are no temperatures.
+        """
+        temperatures: Tensor | None = getattr(jacobian_at, "temperatures", None)
+        if temperatures is None:
+            raise ValueError(f"{self.name} needs {self.needs_also}; found none.")
+        weights = torch.softmax(-temperatures.detach().to(torch.float64).log(), dim=0)
+        self.last_weights.copy_(weights)
+        return jacobian_at.weighted(lambda losses: weights)
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        raise ValueError(f"{self.name} needs {self.needs_also}; found none.")

@@ -1,0 +1,56 @@
+"""Loss-proportional steps: each task's part of the step is proportional to its loss."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners._rows import unit_rows
+from mtrl.combiners.base import JacobianCombiner
+
+
+class LossProportional(JacobianCombiner):
+    """Loss-proportional steps: lengths of the weighted gradients in proportion to the losses.
+
+    Prompted by Yuan and Zhang, 2023 (arXiv:2306.09373, EMTL), but not that method: with the norm of the
+    weighted gradient where its abstract has the raw one, the variance of loss_t / |w_t g_t| over the tasks is
+    brought to zero outright, by w_t proportional to loss_t / |g_t|. `emtl` follows the abstract.
+
+    Args:
+        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
+            task's lowest value so far, plus one (ours), which makes tasks that only fall equal: then it is
+            `ngdiff` but for the scale.
+
+    The scale is ours: the lengths |w_t g_t| sum to the mean length of the gradients. Tasks without a gradient
+    weigh nothing. `weights` of the metrics are scaled to sum to 1.
+    """
+
+    name: ClassVar[str] = "loss_proportional"
+    reads_losses = True
+    positive_losses = True
+
+    def __init__(self, *, num_tasks: int, shift: Literal["none", "minimum"] = "none") -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        """Return the direction [P] for a Jacobian [T, P] and losses [T]."""
+        assert losses is not None
+        measured = self.origin(losses)
+        units, lengths = unit_rows(jacobian)
+        parts = torch.where(lengths > 0.0, measured / measured.amax(), 0.0)
+        total = parts.sum()
+        parts = parts / torch.where(total > 0.0, total, 1.0)
+        ratios = parts / torch.where(lengths > 0.0, lengths, 1.0)
+        everything = ratios.sum()
+        self.last_weights.copy_(ratios / torch.where(everything > 0.0, everything, 1.0))
+        return (lengths.mean() * parts).to(jacobian.dtype) @ units
+
+    def reset(self) -> None:
+        """Forget the lowest losses."""
+        super().reset()
+        self.origin.reset()

@@ -1,0 +1,84 @@
+"""MoCo: min-norm weights learned from running means of the gradients."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners._rows import unit_rows
+from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+
+
+class MoCo(JacobianCombiner):
+    """MoCo (gradient correction): running means y of the gradients, weights that follow their min-norm.
+
+    Fernando et al., ICLR 2023 (openreview dLAYGdKTi2), as LibMTL has it from the authors' code: in update k
+    y_t moves by beta / k^beta_sigma towards loss_t g_t / |g_t|, then w <- softmax(w - gamma / k^gamma_sigma
+    (Y Y' + rho I) w), and the direction is Y' w.
+
+    Args:
+        beta: Step of the tracked gradients (LibMTL: 0.5).
+        beta_sigma: Power of the update's number by which it falls (LibMTL: 0.5).
+        gamma: Step of the weights (LibMTL: 0.1).
+        gamma_sigma: Power of the update's number by which it falls (LibMTL: 0.5).
+        rho: Pull of the weights to equality (LibMTL: 0).
+        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none` needs
+            losses of at least 0. Shifted losses of tasks that only fall are all 1, so that y tracks plain
+            unit gradients.
+
+    The softmax of a vector of weights, as in that code, keeps them within a factor of e of each other. The
+    paper's text could not be read. The state is [T, P].
+    """
+
+    name: ClassVar[str] = "moco"
+    reads_losses = True
+    positive_losses = True
+    row_state: ClassVar[tuple[str, ...]] = ("tracked",)
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        beta: float = 0.5,
+        beta_sigma: float = 0.5,
+        gamma: float = 0.1,
+        gamma_sigma: float = 0.5,
+        rho: float = 0.0,
+        shift: Literal["none", "minimum"] = "none",
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.beta = check_number("beta", beta, low=0.0, high=1.0)
+        self.beta_sigma = check_number("beta_sigma", beta_sigma, low=0.0)
+        self.gamma = check_number("gamma", gamma, low=0.0)
+        self.gamma_sigma = check_number("gamma_sigma", gamma_sigma, low=0.0)
+        self.rho = check_number("rho", rho, low=0.0)
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
+        self.tracked: Tensor
+        self.w: Tensor
+        self.step: Tensor
+        self.register_buffer("w", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        assert losses is not None
+        self.prepare(jacobian[0])
+        self.step.add_(1.0)
+        aims = unit_rows(jacobian)[0] * self.origin(losses).to(jacobian.dtype).unsqueeze(-1)
+        self.tracked.lerp_(aims, (self.beta / self.step**self.beta_sigma).to(jacobian.dtype))
+        slope = gramian(self.tracked).to(torch.float64) @ self.w + self.rho * self.w
+        self.w.copy_(torch.softmax(self.w - self.gamma / self.step**self.gamma_sigma * slope, dim=0))
+        self.last_weights.copy_(self.w)
+        return weighted_sum(self.w, self.tracked)
+
+    def reset(self) -> None:
+        """Track from zero again, with equal weights."""
+        super().reset()
+        self.origin.reset()
+        self.step.zero_()
+        self.w.fill_(1.0 / self.num_tasks)

@@ -1,0 +1,65 @@
+"""MoDo: min-norm weights learned by one projected step per update, on independent batches."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_choice, check_number
+from mtrl.combiners.base import JacobianAt, JacobianCombiner
+from mtrl.combiners.solvers.gramian import inner_products, weighted_sum
+from mtrl.combiners.solvers.hull import project
+
+
+class MoDo(JacobianCombiner):
+    """MoDo (double sampling): w <- simplex(w - gamma (J1 J2' w + rho w)), and the direction is J3' w.
+
+    Chen et al., NeurIPS 2023 and JMLR 2024 (openreview yPkbdJxQ0o), as LibMTL has it from the authors' code:
+    products between the gradients of two independent batches are unbiased, and so is the direction, from a
+    third.
+
+    Args:
+        gamma: Step of the weights (LibMTL: 0.001).
+        rho: Pull of the weights to equality (LibMTL: 0.1).
+        batches: The paper's 3 independent batches, or 1 for all three Jacobians, which biases the weights by
+            the gradients' noise.
+
+    w starts equal and depends on the gradients' scale. The paper's text could not be read.
+    """
+
+    name: ClassVar[str] = "modo"
+
+    def __init__(
+        self, *, num_tasks: int, gamma: float = 0.001, rho: float = 0.1, batches: Literal[1, 3] = 3
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.gamma = check_number("gamma", gamma, low=0.0)
+        self.rho = check_number("rho", rho, low=0.0)
+        check_choice("batches", batches, (1, 3))
+        self.num_batches = self.jacobians = batches
+        self.needs_also = "the Jacobians of three independent batches" if batches == 3 else ""
+        self.w: Tensor
+        self.register_buffer("w", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
+
+    def direction(self, jacobian_at: JacobianAt) -> Tensor:
+        """Return the direction [P] for the Jacobians of three batches, or of one."""
+        if self.num_batches == 1:
+            return super().direction(jacobian_at)
+        first, second, third = (jacobian_at(batch=batch) for batch in range(3))
+        return self._step(first, second, third)
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        return self._step(jacobian, jacobian, jacobian)
+
+    def _step(self, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+        slope = inner_products(first, second).to(torch.float64) @ self.w + self.rho * self.w
+        self.w.copy_(project(self.w - self.gamma * slope))
+        self.last_weights.copy_(self.w)
+        return weighted_sum(self.w, third)
+
+    def reset(self) -> None:
+        """Put w back to equal weights."""
+        super().reset()
+        self.w.fill_(1.0 / self.num_tasks)

@@ -1,0 +1,59 @@
+"""Normalisation by smoothed gradient norms: tasks on one scale, for one backward pass in most updates."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._refreshed import Refreshed
+
+
+class NormScale(Refreshed):
+    """Weights inverse to running means of the gradients' norms: w_t = (1 / n_t) / sum_s (1 / n_s).
+
+    After Guo et al., 2025 (arXiv:2509.23915), whose abstract reports that imbalance between tasks goes with
+    their gradient norms and that scaling losses by these comes close to a grid search of weights; the paper's
+    formula could not be read, this one is ours: n_t is the mean of |g_t| over the refreshes, newer ones
+    weighing more, corrected for its start. Unlike the norm of the day (`ngdiff`) a running mean does not
+    weigh a batch's own gradient by its own noise.
+
+    Args:
+        decay: Share of the running mean that one refresh keeps.
+        refresh_every: Updates per Jacobian; in between one backward pass of the weighted loss is enough.
+
+    Task heads are not weighted. Tasks whose gradients have all been zero weigh nothing. Above a
+    `refresh_every` of 1 a GPU runs updates eagerly, not as a CUDA graph.
+    """
+
+    name: ClassVar[str] = "normscale"
+
+    def __init__(self, *, num_tasks: int, decay: float = 0.9, refresh_every: int = 10) -> None:
+        super().__init__(num_tasks=num_tasks, refresh_every=refresh_every)
+        self.decay = check_number("decay", decay, low=0.0, high=0.99999)
+        self.norms: Tensor
+        self.share: Tensor
+        self.register_buffer("norms", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("share", torch.zeros(1, dtype=torch.float64))  # of the mean that is data
+
+    def _solve(self, gram: Tensor) -> Tensor:
+        lengths = gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
+        self.norms.lerp_(lengths, 1.0 - self.decay)
+        self.share.mul_(self.decay).add_(1.0 - self.decay)
+        # The correction for the start is the same for all tasks and cancels here.
+        inverse = torch.where(self.norms > 0.0, self.norms, torch.inf).reciprocal()
+        total = inverse.sum()
+        return inverse / torch.where(total > 0.0, total, 1.0)
+
+    def reset(self) -> None:
+        """Forget all norms."""
+        super().reset()
+        self.norms.zero_()
+        self.share.zero_()
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Add `gradient_norms` [T], the running means."""
+        mean = self.norms / torch.where(self.share > 0.0, self.share, 1.0)
+        return {**super().metrics(), "gradient_norms": mean}

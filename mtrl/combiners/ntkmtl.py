@@ -1,0 +1,29 @@
+"""NTKMTL: unit gradients on the scale of all gradients together."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.ngdiff import unit_weights
+
+
+class NTKMTL(GramCombiner):
+    """NTKMTL (tasks' convergence speeds by the neural tangent kernel): w_t = sqrt(tr M / M_tt).
+
+    Qin et al., NeurIPS 2025, in the form of the authors' code for one kernel entry per task, in which the
+    largest eigenvalue of a task's kernel is the square M_tt of its gradient's norm: the direction of `ngdiff`
+    with another length, sqrt(sum_s |g_s|^2) times the mean of the unit gradients.
+
+    Deviations from the authors' code: the mean instead of the sum over tasks. Its variant with several kernel
+    entries per task, which needs gradients of parts of a batch, is not offered. Tasks without a gradient
+    weigh nothing.
+    """
+
+    name: ClassVar[str] = "ntkmtl"
+
+    def _weights(self, gram: Tensor) -> Tensor:
+        inverse, lengths = unit_weights(gram)
+        return (lengths.square().sum().sqrt() / self.num_tasks * inverse).to(gram.dtype)

@@ -1,0 +1,68 @@
+"""STCH: a smooth maximum of the relative log-losses."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_count, check_number
+from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners.base import LossCombiner
+
+
+class STCH(LossCombiner):
+    """STCH (smooth Tchebycheff scalarisation): minimises mu log sum_t exp(log(loss_t / z_t) / mu).
+
+    Lin et al., ICML 2024 (arXiv:2402.19078), in the form of the authors' multi-task code as LibMTL has it: a
+    task weighs p_t / loss_t with p the softmax of log(loss_t / z_t) / mu, where z_t is its mean loss in a
+    warm-up, during which the mean of the log-losses is minimised.
+
+    Args:
+        mu: Smoothness; towards 0 only the task with the largest relative loss counts (LibMTL: 1).
+        warmup: Updates before z is fixed (authors: four epochs, the last of which gives z).
+        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none` needs
+            losses of at least 0. A shifted loss that only falls always measures 1 and so weighs the mean.
+
+    Deviations: the warm-up counts updates, and z is the mean over all of it; weights are 1 / T of the code's.
+    The paper's text could not be read.
+    """
+
+    name: ClassVar[str] = "stch"
+    positive_losses = True
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        mu: float = 1.0,
+        warmup: int = 1000,
+        shift: Literal["none", "minimum"] = "none",
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.mu = check_number("mu", mu, low=1e-3)
+        self.warmup = check_count("warmup", warmup)
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
+        self.mean: Tensor
+        self.step: Tensor
+        self.register_buffer("mean", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
+
+    def _weights(self, losses: Tensor) -> Tensor:
+        measured = self.origin(losses)
+        warming = self.step < self.warmup
+        self.step.add_(1.0)
+        self.mean.copy_(torch.where(warming, self.mean.lerp(measured, 1.0 / self.step), self.mean))
+        relative = torch.softmax((measured / self.mean).log() / self.mu, dim=0)
+        shares = torch.where(warming, 1.0 / self.num_tasks, relative)
+        weights: Tensor = shares / measured
+        return weights.to(losses.dtype)
+
+    def reset(self) -> None:
+        """Begin the warm-up again."""
+        super().reset()
+        self.origin.reset()
+        self.mean.zero_()
+        self.step.zero_()

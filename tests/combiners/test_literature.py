@@ -1,0 +1,194 @@
+"""Further methods over several updates, next to TorchJD's or to the lines of the authors' code."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.combiners import make_combiner
+from mtrl.combiners.bmtl import BMTL
+from mtrl.combiners.m_config import MConFIG
+from mtrl.combiners.stch import STCH
+from tests.combiners.evaluators import Evaluator, Linear
+from tests.helpers.literature import config_direction, simplex_projection
+from tests.helpers.matrices import jacobian
+
+
+def library(name: str) -> Any:
+    return getattr(pytest.importorskip("torchjd.aggregation"), name)
+
+
+@pytest.mark.parametrize("tasks", [3, 10])
+def test_config_is_torchjds_but_for_the_sum_over_tasks(tasks: int) -> None:
+    for seed in range(3):
+        rows = jacobian("iid", tasks, seed=seed)
+        expected = library("ConFIG")()(rows) / tasks
+        torch.testing.assert_close(make_combiner("config", num_tasks=tasks).combine(rows), expected)
+
+
+def test_config_shares_imtl_gs_direction() -> None:
+    rows = jacobian("common", 5, seed=3)
+    pair = [make_combiner(name, num_tasks=5).combine(rows) for name in ("config", "imtl_g")]
+    torch.testing.assert_close(*(d / d.norm() for d in pair))
+
+
+def test_excess_risks_are_weighed_as_in_the_authors_code() -> None:
+    combiner = make_combiner("excess_mtl", num_tasks=4, eta=0.3)
+    sums, weights, initial = np.zeros((4, 16)), np.ones(4), None
+    for seed in range(6):
+        rows = jacobian("iid", 4, seed=seed)
+        squares = rows.numpy() ** 2
+        sums += squares
+        excess = (squares / np.sqrt(sums + 1e-7)).sum(axis=1)
+        if initial is None:
+            initial = excess
+        else:
+            weights = weights * np.exp(0.3 * excess / initial)
+            weights /= weights.sum()
+        expected = torch.from_numpy(weights / weights.sum() @ rows.numpy())
+        torch.testing.assert_close(combiner.combine(rows), expected)
+
+
+def test_smoothed_weights_are_torchjds() -> None:
+    solver = library("MGDAWeighting")(epsilon=1e-12, max_iters=20_000)
+    theirs = library("CRMOGMWeighting")(solver, alpha=0.9)
+    ours = make_combiner("smoothed", num_tasks=3, base="mgda", decay=0.9)
+    for seed in range(4):
+        rows = jacobian("iid", 3, seed=seed)
+        ours.combine(rows)
+        expected = theirs(rows @ rows.T).double()
+        torch.testing.assert_close(ours.last_weights.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_tracked_gradients_follow_the_authors_code() -> None:
+    generator = torch.Generator().manual_seed(0)
+    combiner = make_combiner("moco", num_tasks=3)
+    tracked, weights = np.zeros((3, 12)), np.full(3, 1.0 / 3.0)
+    for update in range(1, 8):
+        rows = jacobian("iid", 3, seed=update)
+        losses = torch.rand(3, generator=generator, dtype=torch.float64) * 3.0
+        aims = rows.numpy() / np.linalg.norm(rows.numpy(), axis=1, keepdims=True) * losses.numpy()[:, None]
+        tracked -= 0.5 / update**0.5 * (tracked - aims)
+        logits = weights - 0.1 / update**0.5 * (tracked @ tracked.T @ weights)
+        weights = np.exp(logits) / np.exp(logits).sum()
+        torch.testing.assert_close(combiner.combine(rows, losses), torch.from_numpy(tracked.T @ weights))
+
+
+class Batches(Evaluator):
+    """Another Jacobian for each batch."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.rows = [jacobian("iid", 4, seed=10 * seed + batch) for batch in range(3)]
+        self.losses = torch.ones(4, dtype=torch.float64)
+
+    def __call__(
+        self,
+        offset: Tensor | None = None,
+        batch: int = 0,
+        tasks: Tensor | None = None,
+        head_offset: Tensor | None = None,
+    ) -> Tensor:
+        return self.rows[batch]
+
+
+def test_double_sampling_takes_products_between_batches() -> None:
+    combiner = make_combiner("modo", num_tasks=4, gamma=0.02, rho=0.1)
+    weights = np.full(4, 0.25)
+    for seed in range(6):
+        problem = Batches(seed)
+        first, second, third = (rows.numpy() for rows in problem.rows)
+        moved = weights - 0.02 * (first @ (second.T @ weights) + 0.1 * weights)
+        weights = np.array(simplex_projection(moved.tolist()))
+        expected = torch.from_numpy(weights @ third)
+        torch.testing.assert_close(combiner.direction(problem), expected)
+
+
+def test_m_config_follows_the_authors_code_and_evaluates_one_task_per_update() -> None:
+    tasks, beta1, beta2 = 3, 0.9, 0.999
+    combiner = MConFIG(num_tasks=tasks)
+    means, counts = torch.zeros(tasks, 12, dtype=torch.float64), [0] * tasks
+    pseudo, second, known = torch.zeros(12).double(), torch.zeros(12).double(), 0
+    for update in range(10):
+        problem = Linear(jacobian("iid", tasks, seed=update))
+        found = combiner.direction(problem)
+        task = update % tasks
+        asked = problem.asked[0][2]
+        assert asked is not None
+        assert asked.tolist() == [task]
+        counts[task] += 1
+        means[task] = beta1 * means[task] + (1.0 - beta1) * problem.rows[task]
+        if 0 in counts:
+            assert (found == 0.0).all()
+            continue
+        known += 1
+        corrected = torch.stack([means[i] / (1.0 - beta1 ** counts[i]) for i in range(tasks)])
+        final = config_direction(corrected)
+        now = final * (1.0 - beta1**known)
+        gradient = (now - beta1 * pseudo) / (1.0 - beta1)
+        pseudo = now
+        second = beta2 * second + (1.0 - beta2) * gradient**2
+        expected = final / ((second / (1.0 - beta2**known)).sqrt() + 1e-8)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_smooth_tchebycheff_is_the_gradient_of_its_objective() -> None:
+    warmup, mu = 4, 0.7
+    combiner = STCH(num_tasks=3, mu=mu, warmup=warmup)
+    generator = torch.Generator().manual_seed(1)
+    seen: list[Tensor] = []
+    for update in range(8):
+        losses = (torch.rand(3, generator=generator, dtype=torch.float64) + 0.1).requires_grad_()
+        if update < warmup:
+            seen.append(losses.detach())
+            objective = losses.log().mean()
+        else:
+            objective = mu * torch.logsumexp((losses / torch.stack(seen).mean(0)).log() / mu, dim=0)
+        (expected,) = torch.autograd.grad(objective, losses)
+        torch.testing.assert_close(combiner.weights(losses), expected)
+
+
+def test_a_temperature_in_units_of_the_deviation_does_not_see_the_losses_scale() -> None:
+    plain, scaled = (BMTL(num_tasks=3, temperature=1.0, unit="deviation") for _ in range(2))
+    generator = torch.Generator().manual_seed(2)
+    history: list[float] = []
+    for update in range(5):
+        losses = torch.randn(3, generator=generator, dtype=torch.float64)
+        weights = plain.weights(losses)
+        torch.testing.assert_close(scaled.weights(1000.0 * losses + 7.0), weights)
+        history.append(float(np.var(losses.numpy())))
+        shares = [0.01 * 0.99**age for age in range(update, -1, -1)]
+        deviation = math.sqrt(np.dot(shares, history) / sum(shares))
+        torch.testing.assert_close(weights, torch.softmax(losses / deviation, dim=0))
+    assert weights.max() > 0.5
+
+
+def test_equal_losses_weigh_equal_in_any_unit() -> None:
+    weights = BMTL(num_tasks=3, temperature=1.0, unit="deviation").weights(torch.ones(3))
+    torch.testing.assert_close(weights, torch.full((3,), 1.0 / 3.0))
+
+
+def test_no_variance_to_regularise_leaves_the_mean() -> None:
+    rows = jacobian("iid", 4, seed=5)
+    norms = rows.norm(dim=1)
+    for lam, losses in ((0.0, torch.rand(4).double()), (3.0, 2.0 * norms)):
+        direction = make_combiner("emtl", num_tasks=4, lam=lam).combine(rows, losses)
+        torch.testing.assert_close(direction, rows.mean(dim=0))
+
+
+def test_temperatures_are_asked_for() -> None:
+    problem = Linear(jacobian("iid", 3, seed=6))
+    problem.temperatures = torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64)
+    combiner = make_combiner("inverse_alpha", num_tasks=3)
+    expected = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64) / 7.0 @ problem.rows
+    torch.testing.assert_close(combiner.direction(problem), expected)
+    assert problem.asked == []
+    assert problem.backwards == 1
+    problem.temperatures = None
+    with pytest.raises(ValueError, match=r"needs the tasks' temperatures.*found none"):
+        combiner.direction(problem)

@@ -1,0 +1,203 @@
+"""Methods around another: what they change, how often they ask for a Jacobian, whose turn it is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.combiners import make_combiner
+from mtrl.combiners.affinity import Affinity
+from mtrl.combiners.dropgrad import DropGrad
+from mtrl.combiners.normscale import NormScale
+from tests.combiners.evaluators import Linear, Quadratics
+from tests.helpers.matrices import jacobian
+
+WRAPPERS = ["affinity", "dropgrad", "every", "fs_mtl", "smoothed", "turns"]
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_options_of_the_base_are_checked_by_the_base(name: str) -> None:
+    with pytest.raises(ValueError, match="c must be a finite number"):
+        make_combiner(name, num_tasks=4, base="cagrad", base_options={"c": -1.0})
+    with pytest.raises(ValueError, match="unknown argument 'radius' of cagrad"):
+        make_combiner(name, num_tasks=4, base="cagrad", base_options={"radius": 1.0})
+    with pytest.raises(ValueError, match="base must be another method"):
+        make_combiner(name, num_tasks=4, base=name)
+    with pytest.raises(ValueError, match="base must be a method that takes one Jacobian; found 'modo'"):
+        make_combiner(name, num_tasks=4, base="modo")
+
+
+@pytest.mark.parametrize("name", ["affinity", "dropgrad", "every", "turns"])
+def test_options_reach_the_base(name: str) -> None:
+    rows = jacobian("conflicting", 4, seed=1)
+    options: dict[str, dict[str, Any]] = {"dropgrad": {"rate": 0.0}, "turns": {"groups": 1}}
+    still = options.get(name, {})
+    wrapped = make_combiner(name, num_tasks=4, base="cagrad", base_options={"c": 0.2, "rescale": 0}, **still)
+    alone = make_combiner("cagrad", num_tasks=4, c=0.2, rescale=0)
+    losses = torch.ones(4, dtype=torch.float64)
+    assert torch.equal(wrapped.combine(rows, losses), alone.combine(rows))
+
+
+@pytest.mark.parametrize("name", ["every", "smoothed"])
+def test_a_base_without_weights_of_the_gramian_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="weights depend on the Gramian alone; found 'adatask'"):
+        make_combiner(name, num_tasks=4, base="adatask")
+
+
+@pytest.mark.parametrize("kind", ["binary", "gaussian"])
+def test_noise_has_the_papers_mean_and_variance_and_is_independent_between_tasks(
+    kind: Literal["binary", "gaussian"],
+) -> None:
+    rate, draws = 0.2, 4000
+    rows = torch.tensor([[1.0, -3.0], [2.0, 0.5]], dtype=torch.float64)
+    combiner = DropGrad(num_tasks=2, rate=rate, kind=kind)
+    one, two = rows.clone(), rows.clone()
+    one[1], two[0] = 0.0, 0.0
+    other = DropGrad(num_tasks=2, rate=rate, kind=kind)
+    first = torch.stack([combiner.combine(one) for _ in range(draws)]) * 2.0 / rows[0] - 1.0
+    second = torch.stack([other.combine(two) for _ in range(draws)]) * 2.0 / rows[1] - 1.0
+    variance = rate / (1.0 - rate)
+    noise = torch.cat((first, second), dim=1)  # the same counters: each column is one entry's noise minus 1
+    covariance = noise.T @ noise / draws
+    assert noise.mean(dim=0).abs().max() < 5.0 * math.sqrt(variance / draws)
+    torch.testing.assert_close(
+        covariance, variance * torch.eye(4, dtype=torch.float64), rtol=0.0, atol=8.0 * variance / draws**0.5
+    )
+
+
+def test_a_linear_schedule_grows_from_nothing() -> None:
+    rows = torch.ones(2, 4000, dtype=torch.float64)
+    combiner = DropGrad(num_tasks=2, rate=0.5, schedule="linear", ramp=4)
+    dropped = []
+    for _ in range(6):
+        noise = combiner.combine(rows) * 2.0
+        dropped.append(float((noise == 0.0).double().mean()))
+    expected = [min(k / 4, 1.0) * 0.5 for k in range(6)]
+    assert dropped == pytest.approx([rate**2 for rate in expected], abs=0.03)  # both tasks' entries dropped
+
+
+def test_streams_give_networks_noise_of_their_own() -> None:
+    rows = torch.ones(2, 50)
+    first, second = DropGrad(num_tasks=2, rate=0.5), DropGrad(num_tasks=2, rate=0.5)
+    second.seed(1)
+    assert not torch.equal(first.combine(rows), second.combine(rows))
+
+
+def test_smoothed_weights_are_the_running_mean_of_the_solved_ones() -> None:
+    smoothed = make_combiner("smoothed", num_tasks=3, base="nash_mtl", decay=0.8)
+    base = make_combiner("nash_mtl", num_tasks=3)
+    weights: Tensor | None = None
+    for seed in range(5):
+        rows = jacobian("iid", 3, seed=seed)
+        solved = torch.linalg.lstsq(rows.T, base.combine(rows)).solution
+        weights = solved if weights is None else 0.8 * weights + 0.2 * solved
+        torch.testing.assert_close(smoothed.combine(rows), weights @ rows, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["every", "normscale"])
+def test_a_jacobian_is_formed_once_per_period_and_one_backward_pass_in_between(name: str) -> None:
+    combiner = make_combiner(name, num_tasks=3, refresh_every=4)
+    solved: Tensor | None = None
+    for update in range(10):
+        problem = Quadratics(3, 5, seed=update)
+        direction = combiner.direction(problem)
+        due = update % 4 == 0
+        assert (len(problem.asked), problem.backwards) == ((1, 0) if due else (0, 1))
+        if due:
+            solved = combiner.last_weights.double().clone()
+        assert solved is not None
+        expected = solved @ problem.gradients_at(0.0)
+        torch.testing.assert_close(direction, expected, rtol=1e-5, atol=1e-6 * float(expected.norm()))
+
+
+def test_smoothed_norms_are_not_biased_by_a_batchs_own_noise() -> None:
+    """Noisy rows: mean gradients over mean norms, which no norm of the day gives."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    scaled = NormScale(num_tasks=2, decay=0.999, refresh_every=1)
+    daily = make_combiner("ngdiff", num_tasks=2)
+    sums, norms = torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2).double()
+    directions, unit = [], []
+    for _ in range(4000):
+        # Task 1's gradient is long when it points to -x: a norm of the day mistakes that for less of it.
+        long = torch.rand(1, generator=generator).item() < 0.5
+        rows = true.clone()
+        rows[1] = torch.tensor([3.0, 0.0] if long else [-1.0, 0.0], dtype=torch.float64)
+        sums += rows
+        norms += rows.norm(dim=1)
+        directions.append(scaled.combine(rows))
+        unit.append(daily.combine(rows) / rows.norm(dim=1).mean())
+    mean_rows, mean_norms = sums / 4000, norms / 4000
+    expected = (mean_rows / mean_norms.unsqueeze(1)).sum(0) / (1.0 / mean_norms).sum()
+    torch.testing.assert_close(torch.stack(directions)[500:].mean(0), expected, rtol=0.1, atol=0.05)
+    assert abs(float(torch.stack(unit).mean(0)[0]) - 0.5) < 0.05  # task 1 pulls nowhere: only task 0's 1 / 2
+
+
+def test_rows_scales_do_not_matter_after_a_refresh() -> None:
+    rows, factors = jacobian("iid", 3, seed=2), torch.tensor([1.0, 10.0, 0.01], dtype=torch.float64)
+    plain, scaled = (NormScale(num_tasks=3, refresh_every=1) for _ in range(2))
+    first, second = plain.combine(rows), scaled.combine(rows * factors.unsqueeze(1))
+    torch.testing.assert_close(first / first.norm(), second / second.norm())
+    torch.testing.assert_close(scaled.metrics()["gradient_norms"], factors * rows.norm(dim=1))
+
+
+def test_groups_take_turns_and_only_the_group_is_evaluated() -> None:
+    combiner = make_combiner("turns", num_tasks=5, base="mean", groups=2, order=(3, 0, 4, 1, 2))
+    groups = [[3, 0, 4], [1, 2]]
+    for update in range(5):
+        problem = Linear(jacobian("iid", 5, seed=update))
+        direction = combiner.direction(problem)
+        group = groups[update % 2]
+        torch.testing.assert_close(direction, problem.rows[group].mean(0))
+        asked = problem.asked[0][2]
+        assert asked is not None
+        assert asked.tolist() == group
+        weights = [1.0 / len(group) if task in group else 0.0 for task in range(5)]
+        torch.testing.assert_close(combiner.last_weights, torch.tensor(weights))
+
+
+def test_each_group_has_a_method_of_its_own_which_survives_a_checkpoint() -> None:
+    original, restored = (make_combiner("turns", num_tasks=4, base="adatask", groups=2) for _ in range(2))
+    expected, found = [], []
+    problems = [Linear(jacobian("iid", 4, seed=seed)) for seed in range(7)]
+    for problem in problems[:3]:
+        original.direction(problem)
+    restored.load_state_dict(original.state_dict())
+    for problem in problems[3:]:
+        expected.append(original.direction(problem))
+        found.append(restored.direction(problem))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_an_order_must_hold_every_task_once() -> None:
+    with pytest.raises(ValueError, match=r"order must hold each task number below 3 once; found \(0, 0, 1\)"):
+        make_combiner("turns", num_tasks=3, order=(0, 0, 1))
+
+
+def test_gains_are_the_share_of_a_loss_that_a_small_step_removes() -> None:
+    """Against the exact look-ahead on quadratic losses, as the step size goes to zero."""
+    problem, step = Quadratics(3, 6, seed=4), 1e-7
+    combiner = Affinity(num_tasks=3, base="mean", decay=0.5)
+    for _ in range(4):
+        combiner.direction(problem)
+    gains, cosines = combiner.means()
+    rows = problem.gradients_at(0.0)
+    for i in range(3):
+        moved = problem.parameters - step * rows[i]
+        for j in range(3):
+            after = moved @ problem.curvatures[j] @ moved / 2.0
+            share = (1.0 - float(after / problem.losses[j])) / step
+            assert float(gains[i, j]) == pytest.approx(share, rel=1e-4)
+            cosine = torch.nn.functional.cosine_similarity(rows[i], rows[j], dim=0)
+            assert float(cosines[i, j]) == pytest.approx(float(cosine), abs=1e-9)
+
+
+def test_collecting_leaves_the_base_alone() -> None:
+    wrapped, alone = make_combiner("affinity", num_tasks=4), make_combiner("cagrad", num_tasks=4)
+    for seed in range(3):
+        rows = jacobian("iid", 4, seed=seed)
+        assert torch.equal(wrapped.combine(rows, torch.ones(4).double()), alone.combine(rows))
