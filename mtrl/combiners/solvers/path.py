@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from mtrl.combiners.solvers.roads import Road
 
-_STEEP = 0.1  # share of the rounding error below which a slack or a weight does not count as falling
+_STEEP = 0.1  # share of the rounding error of amounts below which a rate counts as none
+_CLEARLY = 1e-2  # squared distance from the others' span at which a unit gradient is independent in any dtype
 
 
 class PathEnd(NamedTuple):
@@ -61,18 +62,19 @@ def follow(
     reached = stuck = offsets[0] != offsets[0]  # neither
     start, ray = amounts[0] * 0.0, amounts * 0.0
     amount = start - xp.inf
+    # Rates are differences of amounts: below their rounding error a slack or a weight does not fall.
+    slowest, most = amounts * (tolerance * _STEEP), start
     if first is not None:
         tableau, active = _pivoted(road, tableau, active, road.index(first, amounts))
     for _ in range(tasks + tasks // 2 + 8):
         values, rates = tableau[:tasks, tasks], tableau[:tasks, tasks + 1]
-        falling = rates > (amounts + (amounts * active).max()) * (tolerance * _STEEP)
-        corners = xp.where(falling, values / xp.where(falling, rates, 1.0), xp.inf)
+        corners = xp.where(rates > slowest + most, values / rates, xp.inf)
         nearest = road.lowest(corners)
-        corner = xp.maximum(road.at(corners, nearest), amount)
+        corner = road.larger(road.at(corners, nearest), amount)
         end = _length_one(road, tableau) if to_length else start
         moving = ~(reached | stuck)
         reached = reached | (moving & (end <= corner))
-        amount = road.select(moving, xp.minimum(end, corner), amount)
+        amount = road.select(moving, road.smaller(end, corner), amount)
         moving = moving & ~reached
         if road.known(reached):
             break
@@ -80,10 +82,11 @@ def follow(
         # stays. The first of them to vanish leaves in the same step. If none of them shrinks, gradients
         # cancel.
         column = road.column(tableau, nearest)
-        mix = xp.where(active, -column[:tasks], 0.0)
         own = road.at(column, nearest)
-        dependent = moving & ~road.at(active, nearest) & (own < tolerance * (1.0 + mix @ mix))
-        if not road.known(~dependent):
+        most = road.larger(most, road.at(slowest, nearest))
+        if not road.known(own > _CLEARLY):
+            mix = xp.where(active, -column[:tasks], 0.0)
+            dependent = moving & ~road.at(active, nearest) & (own < tolerance * (1.0 + mix @ mix))
             shrinks = mix > 1e-9
             room = (values - amount * rates) / xp.where(shrinks, mix, 1.0)
             room = xp.where(shrinks, room, xp.inf)
@@ -105,7 +108,7 @@ def follow(
 def _refined(
     road: Road, cosines: Any, amounts: Any, offsets: Any, active: Any, amount: Any, *, to_length: bool
 ) -> Any:
-    """V for the set that the path ended with, free of the rounding errors of the way there."""
+    """Return v for the set that the path ended with, free of the rounding errors of the way there."""
     xp = road.xp
     among = active[:, None] & active[None, :]
     right = xp.where(active[:, None], xp.stack((offsets, amounts), 1), 0.0)
@@ -127,12 +130,10 @@ def _tableau(xp: Any, cosines: Any, amounts: Any, offsets: Any) -> Any:
 
 def _length_one(road: Road, tableau: Any) -> Any:
     """The larger nu at which |x|^2 = nn nu^2 - 2 qn nu + qq is 1, for the present A."""
-    offsets, amounts = -tableau[-2], -tableau[-1]
-    qq, qn, nn = offsets[-2], offsets[-1], amounts[-1]
-    some = nn > 0.0
-    nn = road.select(some, nn, nn * 0.0 + 1.0)
-    root = (qn * qn - nn * (qq - 1.0)).clip(0.0) ** 0.5
-    return road.select(some, (qn + root) / nn, root * 0.0 + road.xp.inf)
+    qq, qn, nn = -tableau[-2, -2], -tableau[-2, -1], -tableau[-1, -1]
+    some, none = nn > 0.0, nn * 0.0
+    root = road.larger(qn * qn - nn * (qq - 1.0), none) ** 0.5
+    return road.select(some, (qn + root) / road.select(some, nn, none + 1.0), none + road.xp.inf)
 
 
 def _moved(road: Road, flag: Any, tableau: Any, active: Any, index: Any) -> tuple[Any, Any]:

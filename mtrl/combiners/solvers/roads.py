@@ -47,6 +47,14 @@ class Road:
         """Return `yes` or `no` by one flag."""
         return yes if flag else no
 
+    def larger(self, first: Any, second: Any) -> Any:
+        """Return the larger of two numbers, the first if they cannot be compared."""
+        return second if second > first else first
+
+    def smaller(self, first: Any, second: Any) -> Any:
+        """Return the smaller of two numbers, the first if they cannot be compared."""
+        return second if second < first else first
+
     def lowest(self, values: Any) -> Any:
         """Return the index of the smallest of `values` [T]."""
         return int(values.argmin())
@@ -106,6 +114,12 @@ class _TensorRoad(Road):
 
     def select(self, flag: Any, yes: Any, no: Any) -> Any:
         return torch.where(flag, yes, no)
+
+    def larger(self, first: Any, second: Any) -> Any:
+        return torch.where(second > first, second, first)
+
+    def smaller(self, first: Any, second: Any) -> Any:
+        return torch.where(second < first, second, first)
 
     def lowest(self, values: Any) -> Any:
         return values.argmin(0, keepdim=True)
