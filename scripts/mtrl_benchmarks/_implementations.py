@@ -23,6 +23,7 @@ from mtrl_benchmarks.report import note
 
 NAMES = ("mtrl", "torchjd", "published", "published_rl")
 C, LAM, ALPHA = 0.9, 0.6, 2.0  # of CAGrad, SDMGrad and FairGrad in all implementations
+_CONSTANT = {"cagrad": "c", "conicgrad": "c", "sdmgrad": "lam", "fairgrad": "alpha"}
 Weights = Callable[[Tensor], Tensor]
 
 
@@ -52,12 +53,21 @@ def available(names: tuple[str, ...]) -> list[str]:
     return found
 
 
-def implementation(name: str, method: str, tasks: int) -> Implementation | None:
-    """Return a fresh instance; None where `name` does not offer `method`."""
+def implementation(
+    name: str, method: str, tasks: int, constant: float | None = None
+) -> Implementation | None:
+    """Return a fresh instance; None where `name` does not offer `method`.
+
+    `constant` is CAGrad's or ConicGrad's c, SDMGrad's lam or FairGrad's alpha; None: those above,
+    ConicGrad's own.
+    """
+    more: dict[str, Any] = {} if constant is None else {_CONSTANT[method]: constant}
     if name == "mtrl":
-        return _ours(name, method, tasks)
+        return _ours(name, method, tasks, **more)
     if name == "published_rl":
-        return _ours(name, method, tasks, solver="paper") if _has_paper_solver(method) else None
+        return _ours(name, method, tasks, solver="paper", **more) if _has_paper_solver(method) else None
+    if constant is not None:
+        return None
     if name == "torchjd":
         return _torchjd(method, tasks)
     solvers: dict[tuple[str, str], Callable[[], Weights]] = {
@@ -77,7 +87,7 @@ def _ours(name: str, method: str, tasks: int, **more: Any) -> Implementation:
     options: dict[str, dict[str, Any]] = {
         "cagrad": {"c": C, "rescale": 0}, "sdmgrad": {"lam": LAM}, "fairgrad": {"alpha": ALPHA},
     }  # fmt: skip
-    combiner = make_combiner(method, num_tasks=tasks, **options.get(method, {}), **more)
+    combiner = make_combiner(method, num_tasks=tasks, **(options.get(method, {}) | more))
     inside_an_update = contextlib.ExitStack()
     inside_an_update.enter_context(combiner.unchecked())
     losses = torch.linspace(0.5, 1.5, tasks)
