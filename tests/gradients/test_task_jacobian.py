@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +133,7 @@ def test_the_example_in_readme_learns_both_tasks() -> None:
     section = README.read_text(encoding="utf-8").partition("## Without RL")[2]
     block = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)
     assert block is not None
-    names: dict[str, Tensor] = {}
+    names: dict[str, Any] = {}
     exec(block[1], names)
-    assert (names["losses"] < 0.01).all(), names["losses"]
+    losses = names["losses"](0)
+    assert (losses < 0.01).all(), losses
