@@ -1,133 +1,155 @@
-"""Imports follow the direction of data; the house rules on sizes and names hold."""
+"""The rooms of the house: imports point one way, nothing runs in circles, files stay small and well named."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mtrl"
-MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# What each stage may import from mtrl. A stage that is not listed here fails the test: give it a place.
-LEAVES = {
-    "config", "cpu", "errors", "evaluation", "flat_parameters", "gram_sum", "rollout",
-    "stop_signal", "types", "versions",
-}  # fmt: skip
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+# What each room may import: what stands above it in this table, never what stands below.
+_FLOOR = {"mtrl", "errors", "registry", "seeds"}  # the package itself says its version
 ALLOWED: dict[str, set[str]] = {
-    **{leaf: set() for leaf in LEAVES},
-    "config": {"errors"},
-    "staging": set(),
-    "memory": {"errors"},
-    "replay": {"errors", "memory", "staging", "types"},
-    "cuda_graph": {"console"},
-    "networks": set(),
-    "losses": {"networks", "types"},
-    "gradients": {"flat_parameters", "gram_sum"},
-    "learner": {"combiners", "flat_parameters", "gradients"},
-    "sac_combiner": {"combiners", "errors"},
-    "update_totals": {"learner"},
-    "agent": {
-        "sac_combiner",
-        "config",
-        "errors",
-        "flat_parameters",
-        "gradients",
-        "learner",
-        "losses",
-        "memory",
-        "networks",
-        "types",
-        "update_totals",
-    },
-    "updater": {"agent", "cuda_graph", "replay"},
-    "policy": {"agent", "cuda_graph", "staging"},
-    "evaluator": {"evaluation"},
-    "console": {"evaluation"},
-    "run_directory": {"console", "errors", "versions"},
-    "checkpoint": {"console", "errors", "plain_tree", "run_directory", "versions"},
-    "logger": {"console", "evaluation", "run_directory"},
-    "method_options": {"errors"},
-    "conversion": {"errors"},
-    "plain_tree": set(),
-    "presets": {"config", "conversion", "envs", "errors", "method_options"},
-    "report": {"errors", "presets", "run_directory"},
-    "gallery": {"combiners"},
-    "gallery_pictures": {"gallery"},
-    "start_screen": {"agent", "config", "cuda_graph", "envs", "replay", "updater"},
-    "video": {"envs", "errors", "evaluator"},
+    "errors": set(),
+    "mtrl": set(),
+    "seeds": set(),
+    "registry": {"errors"},
+    "combiners": {"errors", "registry"},
+    "device": _FLOOR,
+    "config": _FLOOR,
+    "envs": _FLOOR | {"device"},
+    "runs": _FLOOR | {"config", "device"},
+    "networks": _FLOOR | {"config"},
+    "gradients": _FLOOR | {"combiners", "networks"},
+    "agents": _FLOOR | {"combiners", "config", "device", "gradients", "networks"},
+    "training": _FLOOR | {"agents", "combiners", "config", "device", "envs", "networks", "runs"},
+    "sweep": _FLOOR | {"config", "runs", "training"},
+    "compat": _FLOOR | {"agents", "config", "envs", "runs", "training"},
+    "cli": _FLOOR | {"combiners", "config", "envs", "runs", "sweep", "training"},
+    "__main__": {"cli"} | _FLOOR,
 }
-ONLY_THEMSELVES = {"combiners"}
-# The stages that know the whole Config: they build the parts, run the loop, start it, and measure all that.
-MAY_SEE_EVERYTHING = {"benchmarks", "parts", "stepper", "loop", "train", "cli", "flags", "__init__"}
 
 
-def _stage(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def _imports(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def _imports(path: Path, *, whole: bool = True) -> Iterator[str]:
+    """Modules that a file imports; `whole`: also inside functions and for the type checker only."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if whole else tree.body:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "mtrl"}
-    return found
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_follow_the_direction_of_data(path: Path) -> None:
-    stage = _stage(path)
-    imported = {name.split(".")[1] for name in _imports(path) if name.startswith("mtrl.")}
-    if stage in MAY_SEE_EVERYTHING:
-        return
-    if stage in ONLY_THEMSELVES:
-        assert imported <= {stage}
-    elif stage == "envs":
-        assert imported <= {"envs", "errors"}
-    else:
-        assert stage in ALLOWED, f"give {stage} its place in the direction of imports"
-        assert imported <= ALLOWED[stage] | {stage}
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "mtrl"
 
 
-def test_combiners_depend_on_torch_and_the_standard_library_only() -> None:
-    for path in (PACKAGE / "combiners").glob("*.py"):
-        outside = {name.split(".")[0] for name in _imports(path)} - set(sys.stdlib_module_names)
-        assert outside <= ({"triton"} if path.stem == "_triton" else {"torch", "mtrl"}), path.name
+def _subpackages() -> set[str]:
+    return {_room(name) for name in MODULES} - {"mtrl"}
+
+
+def test_every_room_has_its_place() -> None:
+    assert _subpackages() <= set(ALLOWED), "give a new room its place among the others"
+
+
+def test_no_loose_modules() -> None:
+    loose = {path.stem for path in PACKAGE.glob("*.py")}
+    assert loose == {"__init__", "__main__", "errors", "registry", "seeds"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "mtrl"])
+def test_imports_point_one_way(name: str) -> None:
+    room = _room(name)
+    outside = {_room(found) for found in _imports(MODULES[name]) if found.split(".")[0] == "mtrl"} - {room}
+    assert outside <= ALLOWED[room]
+
+
+def test_the_table_of_rooms_has_no_circle() -> None:
+    done: set[str] = set()
+    for _ in ALLOWED:
+        done |= {room for room, below in ALLOWED.items() if below <= done}
+    assert done == set(ALLOWED)
+
+
+def test_no_circle_among_modules() -> None:
+    # Only what runs at import time counts: a circle there works or not by the order of imports.
+    below = {
+        name: {found for found in _imports(path, whole=False) if found in MODULES and found != name}
+        for name, path in MODULES.items()
+    }
+    while below:
+        leaves = {name for name, needed in below.items() if not needed & set(below)}
+        assert leaves, f"a circle among {sorted(below)}"
+        below = {name: needed for name, needed in below.items() if name not in leaves}
+
+
+def test_private_modules_stay_in_their_folder() -> None:
+    for name, path in MODULES.items():
+        for found in _imports(path):
+            parts = found.split(".")
+            if parts[0] == "mtrl" and parts[-1].startswith("_") and not parts[-1].startswith("__"):
+                assert path.parent.parts[-len(parts) + 1 :] == tuple(parts[:-1]), f"{name} imports {found}"
+
+
+def test_combiners_need_torch_and_the_standard_library_only() -> None:
+    optional = {
+        "torchjd",
+        "numpy",
+        "triton",
+    }  # TorchJD: a method's own affair
+    for name, path in MODULES.items():
+        if _room(name) == "combiners":
+            outside = {found.split(".")[0] for found in _imports(path)} - set(sys.stdlib_module_names)
+            assert outside <= {"torch", "mtrl"} | optional, name
 
 
 def test_the_combiner_of_an_optional_package_imports_it_only_when_it_is_made() -> None:
-    code = "import sys, mtrl.combiners; print('torchjd' in sys.modules)"
-    loaded = subprocess.run(
+    assert not {"torchjd", "triton"} & _loaded_by("mtrl.combiners")
+
+
+def test_metaworld_is_imported_by_its_own_room_only() -> None:
+    for name, path in MODULES.items():
+        if any(found.split(".")[0] in ("metaworld", "mujoco") for found in _imports(path)):
+            assert name.startswith(("mtrl.envs.metaworld.", "mtrl.envs.gymnasium")), name
+
+
+@pytest.mark.parametrize("module", ["mtrl", "mtrl.envs", "mtrl.envs.engine.worker", "mtrl.seeds"])
+def test_what_environment_workers_import_is_light(module: str) -> None:
+    assert not {"torch", "tensorboard", "metaworld", "tyro", "pydantic"} & _loaded_by(module)
+
+
+def _loaded_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*sys.modules)"
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert loaded.stdout.strip() == "False"
+    return set(process.stdout.split())
 
 
-def test_only_one_module_imports_metaworld() -> None:
-    users = [p for p in MODULES if any(n.split(".")[0] == "metaworld" for n in _imports(p))]
-    assert [p.relative_to(PACKAGE).as_posix() for p in users] == ["envs/metaworld.py"]
+def test_names_say_what_a_file_is_about_and_files_stay_small() -> None:
+    for path in MODULES.values():
+        assert path.stem not in {"utils", "misc", "common", "helpers"}, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
 
 
-@pytest.mark.parametrize(
-    "module", ["mtrl", "mtrl.config.schema", "mtrl.config.presets", "mtrl.cli.train", "mtrl.envs"]
-)
-def test_light_modules_import_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print(sorted(sys.modules))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    for heavy in ("'torch'", "'gymnasium'", "'metaworld'", "'mujoco'", "'tensorboard'"):
-        assert heavy not in loaded.stdout
-
-
-def test_no_vague_module_names_and_no_overlong_files() -> None:
-    for path in MODULES:
-        assert path.stem not in {"utils", "misc", "common", "helpers"}
-        assert len(path.read_text().splitlines()) <= 320, path.name
+def test_tests_mirror_the_rooms() -> None:
+    folders = {
+        path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"
+    }
+    assert folders - _subpackages() <= {"helpers", "scripts"}

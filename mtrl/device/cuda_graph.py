@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
-
-from mtrl.runs import console
 
 WARM_UP_CALLS = 3  # eager calls before the capture: libraries load, optimisers make their state
 
@@ -64,6 +63,7 @@ class GraphedStep:
             torch.cuda.synchronize(self._device)
             self._eager = True
             reason = str(error).splitlines()[0]
-            console.warning(f"{self._what} cannot be captured as a CUDA graph and runs eagerly: {reason}")
+            text = f"{self._what} cannot be captured as a CUDA graph and runs eagerly: {reason}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         else:
             self._graph = graph

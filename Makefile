@@ -1,0 +1,16 @@
+# What people type most. Each target needs the environment of README's second command.
+.PHONY: quick test check docs
+
+quick: ## the mathematics and the seams, under forty seconds
+	pytest -n auto -m "not slow and not gpu and not meta" 
+
+test: ## the default suite, under three minutes
+	pytest
+
+check: ## lint, format, types
+	ruff check .
+	ruff format --check .
+	mypy
+
+docs: ## the documentation site, strictly
+	mkdocs build --strict
