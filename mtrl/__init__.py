@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtrl.config import Config
+    from mtrl.export.policy import load_policy
     from mtrl.gradients import mtl_step, set_gradient, task_jacobian
     from mtrl.runs.load import load_runs
     from mtrl.training.run import train
 
-__all__ = ["Config", "load_runs", "mtl_step", "set_gradient", "task_jacobian", "train"]
+__all__ = ["Config", "load_policy", "load_runs", "mtl_step", "set_gradient", "task_jacobian", "train"]
 __version__ = "0.1.0"
 
 # Lazy, so that neither `--help` nor an environment worker pays for importing torch.
 _HOMES = {
     "Config": "mtrl.config",
+    "load_policy": "mtrl.export.policy",
     "load_runs": "mtrl.runs.load",
     "mtl_step": "mtrl.gradients",
     "set_gradient": "mtrl.gradients",

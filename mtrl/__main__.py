@@ -1,4 +1,4 @@
-"""`python -m mtrl {train,evaluate,report,benchmark} ...`: the console commands by their short names."""
+"""`python -m mtrl {train,evaluate,report,export,benchmark} ...`: the commands by their short names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from mtrl.cli import launch
 from mtrl.errors import unknown_name
 
-_COMMANDS = ("train", "evaluate", "report", "benchmark")
+_COMMANDS = ("train", "evaluate", "report", "export", "benchmark")
 
 
 def _run(arguments: list[str]) -> int:

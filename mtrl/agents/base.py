@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -44,6 +47,15 @@ class Metrics(NamedTuple):
 
     scalars: dict[str, float]  # "train/critic_loss" -> mean since the last call
     per_task: dict[str, NDArray[Any]]  # "critic_loss" -> [T]
+
+
+class GaussianPolicy(NamedTuple):
+    """A deterministic or sampled policy as data: the tanh of a Gaussian that a network puts out."""
+
+    architecture: str  # of the actor's network, as `mtrl.networks.make.make_network` takes it
+    arguments: Mapping[str, Any]  # likewise: plain values
+    parameters: Mapping[str, Tensor]  # of the network, by name
+    standardisation: tuple[Tensor, Tensor] | None  # mean and deviation [O] of what the network sees
 
 
 class Agent(Protocol):
@@ -91,4 +103,12 @@ class Agent(Protocol):
 
     def load_policy(self, part: Any) -> None:
         """Restore what `policy` needs from the part "policy" alone."""
+        ...
+
+
+class Exportable(Protocol):
+    """What `mtrl-export` asks of an agent besides."""
+
+    def gaussian_policy(self) -> GaussianPolicy:
+        """Return what `policy` computes, as data."""
         ...

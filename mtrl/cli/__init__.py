@@ -1,4 +1,4 @@
-"""The commands: mtrl-train, -evaluate, -report, -sweep and -benchmark; one module each with its `main`.
+"""The commands mtrl-train, -evaluate, -report, -sweep, -export and -benchmark; a module each, with `main`.
 
 The combiners need torch alone, so a package may be missing here: `launch` says what to install.
 """
@@ -52,6 +52,11 @@ def report() -> int:
 def sweep() -> int:
     """Entry point of mtrl-sweep."""
     return launch("mtrl.cli.sweep")
+
+
+def export() -> int:
+    """Entry point of mtrl-export."""
+    return launch("mtrl.cli.export")
 
 
 def benchmark() -> int:

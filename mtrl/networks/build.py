@@ -1,24 +1,19 @@
-"""The network that a configuration asks for."""
+"""What a configuration asks of a network, as the arguments of `make_network`."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from typing import Literal
-
-from torch import nn
+from typing import Any, Literal
 
 from mtrl.config.schema import NetworkConfig
 from mtrl.errors import UserError
-from mtrl.networks.base import NETWORKS, Network
+from mtrl.networks.base import NETWORKS
 from mtrl.networks.mlp import MLP
-from mtrl.networks.module import ModuleNetwork
 
 # Output ranges of the public Meta-World+ code: near-zero first actions and values.
 _HEAD_RANGE = {"actor": 1e-3, "critic": 3e-3}
 
 
-def build_network(
+def network_arguments(
     config: NetworkConfig,
     role: Literal["actor", "critic"],
     *,
@@ -26,41 +21,31 @@ def build_network(
     num_tasks: int,
     inputs: int,
     outputs: int,
-) -> Network:
-    """Return the actor's or the critics' network.
+) -> dict[str, Any]:
+    """Return the arguments of the actor's or the critics' network, plain values.
 
-    `network.architecture` names a class: an ordinary nn.Module, made as
-    `Name(inputs=..., outputs=..., num_tasks=..., **network.options)` (`ModuleNetwork` says of what inputs),
-    or a `Network` of one's own, made as `Name(stack=..., num_tasks=..., inputs=..., outputs=...,
-    task_identity=..., **network.options)`. Widths, depths and heads of the configuration are the MLP's.
+    Widths, depths and heads of the configuration are the MLP's; other classes take `network.options`.
 
     Raises:
-        UserError: an unknown architecture, an option that its class does not take, a module that cannot be a
-            network of several tasks.
+        UserError: an unknown architecture, or task heads for another than the MLP.
     """
-    sizes = {"stack": stack, "num_tasks": num_tasks, "inputs": inputs, "outputs": outputs}
-    architecture = NETWORKS[config.architecture]
-    if architecture is MLP:
-        return MLP(
-            **sizes,
-            task_identity=config.task_identity,
-            width=config.actor_width if role == "actor" else config.critic_width,
-            depth=config.actor_depth if role == "actor" else config.critic_depth,
-            activation=config.activation,
-            layer_norm=config.actor_layer_norm if role == "actor" else config.critic_layer_norm,
-            per_task_heads=config.heads == "per_task",
-            head_range=_HEAD_RANGE[role],
-        )
-    if config.heads == "per_task":
-        raise UserError(f"network.heads=per_task is made for the mlp; found {config.architecture}.")
-    try:
-        if inspect.isclass(architecture) and issubclass(architecture, nn.Module):
-            make = functools.partial(architecture, **config.options)
-            return ModuleNetwork(make, **sizes, task_identity=config.task_identity)
-        network: Network = architecture(**sizes, task_identity=config.task_identity, **config.options)
-    except TypeError as error:
-        raise UserError(
-            f"network.architecture={config.architecture} cannot be made with inputs, outputs, num_tasks and "
-            f"network.options {dict(config.options)}: {error}."
-        ) from error
-    return network
+    arguments = {
+        "stack": stack,
+        "num_tasks": num_tasks,
+        "inputs": inputs,
+        "outputs": outputs,
+        "task_identity": config.task_identity,
+    }
+    if NETWORKS[config.architecture] is not MLP:
+        if config.heads == "per_task":
+            raise UserError(f"network.heads=per_task is made for the mlp; found {config.architecture}.")
+        return arguments | dict(config.options)
+    actor = role == "actor"
+    return arguments | {
+        "width": config.actor_width if actor else config.critic_width,
+        "depth": config.actor_depth if actor else config.critic_depth,
+        "activation": config.activation,
+        "layer_norm": config.actor_layer_norm if actor else config.critic_layer_norm,
+        "per_task_heads": config.heads == "per_task",
+        "head_range": _HEAD_RANGE[role],
+    }

@@ -69,8 +69,8 @@ def build_envs(config: Config, *, num_workers: int | None) -> TaskVectorEnv:
     )
 
 
-def build_agent(config: Config, envs: TaskVectorEnv, device: torch.device) -> Agent:
+def build_agent(config: Config, tasks: TaskSuite | TaskVectorEnv, device: torch.device) -> Agent:
     """Make a fresh agent for the run's tasks."""
-    spec = TaskSpec(tuple(envs.task_names), envs.envs_per_task, envs.obs_dim, envs.action_dim)
+    spec = TaskSpec(tuple(tasks.task_names), config.env.envs_per_task, tasks.obs_dim, tasks.action_dim)
     agent: Agent = AGENTS[config.agent](config, spec, device)
     return agent

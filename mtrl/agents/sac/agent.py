@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl import seeds
-from mtrl.agents.base import Floats, Metrics, Policy, TaskSpec, Transitions
+from mtrl.agents.base import Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
 from mtrl.agents.sac.acting import SACPolicy
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
@@ -130,6 +130,16 @@ class SACAgent:
     def policy(self, envs_per_task: int) -> Policy:
         """Return the deterministic policy for T*E observations."""
         return SACPolicy(self.update, self.spec._replace(envs_per_task=envs_per_task), None, self.device)
+
+    def gaussian_policy(self) -> GaussianPolicy:
+        """Return what `policy` computes, as data."""
+        update = self.update
+        return GaussianPolicy(
+            self.config.network.architecture,
+            update.actor_arguments,
+            update.actor.flat.named(update.averaged_actor),
+            None,
+        )
 
     def metrics(self) -> Metrics:
         """Return means over the updates since the last call, and the combiners' reports on the last one."""

@@ -23,8 +23,9 @@ from mtrl.gradients.descent import Descent, adam_step, make_adam, set_lr
 from mtrl.gradients.flat_parameters import FlatParameters
 from mtrl.gradients.jacobian import LossFunction
 from mtrl.networks.base import Network, Parameters
-from mtrl.networks.build import build_network
+from mtrl.networks.build import network_arguments
 from mtrl.networks.gaussian import mode_action, sample_action
+from mtrl.networks.make import make_network
 
 
 class SACUpdate(nn.Module):
@@ -36,6 +37,7 @@ class SACUpdate(nn.Module):
         device: where parameters live.
 
     Attributes:
+        actor_arguments: of the actor's network, as `make_network` takes them.
         num_batches: K, independent batches that `step` takes.
         target_entropy: of each task's policy, nats; by default minus the number of action dimensions.
     """
@@ -45,14 +47,15 @@ class SACUpdate(nn.Module):
         self.num_tasks, self.sac = spec.num_tasks, config.sac
         wanted = config.sac.target_entropy
         self.target_entropy = -float(spec.action_dim) if wanted is None else wanted
-        self.actor_network = build_network(
-            config.network, "actor", stack=1, num_tasks=spec.num_tasks, inputs=spec.obs_dim,
-            outputs=2 * spec.action_dim,
-        )  # fmt: skip
-        self.critic_network = build_network(
-            config.network, "critic", stack=2, num_tasks=spec.num_tasks,
-            inputs=spec.obs_dim + spec.action_dim, outputs=1,
-        )  # fmt: skip
+        architecture, sizes = config.network.architecture, {"num_tasks": spec.num_tasks}
+        self.actor_arguments = network_arguments(
+            config.network, "actor", **sizes, stack=1, inputs=spec.obs_dim, outputs=2 * spec.action_dim
+        )
+        critic_arguments = network_arguments(
+            config.network, "critic", **sizes, stack=2, inputs=spec.obs_dim + spec.action_dim, outputs=1
+        )
+        self.actor_network = make_network(architecture, self.actor_arguments)
+        self.critic_network = make_network(architecture, critic_arguments)
         combiners = make_combiners(config, spec.num_tasks)
         initial = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
 

@@ -1,0 +1,36 @@
+"""`mtrl-export`: the policy of a run as files to take away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtrl.cli.exit_codes import run_command
+from mtrl.cli.flags import parse_command
+from mtrl.config.values import settings
+
+
+@settings("--")
+class _Flags:
+    """Write the policy of a run's newest checkpoint as safetensors, JSON and a model card (README.md)."""
+
+    run_dir: str
+    """Run directory that a training wrote."""
+    out: str | None = None
+    """Folder for the files, new, empty or of an earlier export; None: policy/ in the run directory."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export and return the exit code, see `mtrl.cli.exit_codes`."""
+    return run_command(_export, argv)
+
+
+def _export(arguments: list[str]) -> int:
+    flags = parse_command(_Flags, arguments, positional="run_dir")
+    if flags is None:
+        return 0
+    from mtrl.export.run import export_run
+
+    folder = export_run(flags.run_dir, flags.out)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"In Python, with torch and numpy alone: mtrl.load_policy({str(folder)!r}).predict(observations)")
+    return 0

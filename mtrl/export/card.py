@@ -1,0 +1,115 @@
+"""The model card of an exported policy: Markdown with the front matter that model hubs read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+_USE = """\
+import mtrl
+
+policy = mtrl.load_policy(".")  # needs torch and numpy alone
+actions, _ = policy.predict(observations)  # [tasks, {obs}] -> [tasks, {act}], rows in the order above
+action, _ = policy.for_task("{task}").predict(observation)  # [{obs}] -> [{act}]
+"""
+
+
+def model_card(policy: Mapping[str, Any]) -> str:
+    """Return the card for what policy.json says; the license is for whoever publishes it to add."""
+    training = policy["training"]
+    title = f"{training['agent'].upper()} with {training['method']} on {_tasks_in_words(policy)}"
+    use = _USE.format(obs=policy["obs_dim"], act=policy["action_dim"], task=policy["tasks"][0])
+    front = yaml.safe_dump(_front_matter(title, policy), sort_keys=False, allow_unicode=True)
+    sections = [
+        f"---\n{front}---\n\n# {title}\n",
+        f"One policy for {len(policy['tasks'])} tasks of the suite `{policy['suite']}`, trained by "
+        "multi-task reinforcement learning with mtrl. Actions lie in [-1, 1].\n",
+        f"## Use\n\n```python\n{use}```\n",
+        "## Results\n\n" + "\n".join(_results(policy)) + "\n",
+        "## Training\n\n" + "\n".join(_list(_facts(policy))) + "\n",
+        "## Versions\n\n" + "\n".join(_list(policy["versions"])) + "\n",
+    ]
+    return "\n".join(sections)
+
+
+def _tasks_in_words(policy: Mapping[str, Any]) -> str:
+    tasks = policy["tasks"]
+    return ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks of {policy['suite']}"
+
+
+def _front_matter(title: str, policy: Mapping[str, Any]) -> dict[str, Any]:
+    tags = ["reinforcement-learning", "multi-task", policy["suite"], policy["training"]["method"]]
+    matter: dict[str, Any] = {"library_name": "mtrl", "tags": tags}
+    evaluation = policy["evaluation"]
+    if evaluation is not None:
+        results = [
+            {
+                "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
+                "dataset": {"type": task, "name": task},
+                "metrics": [
+                    {"type": kind, "name": name, "value": values[key]}
+                    for key, kind, name in (
+                        ("success", "success_rate", "success at any step"),
+                        ("return", "mean_reward", "mean return"),
+                    )
+                    if values[key] is not None
+                ],
+            }
+            for task, values in evaluation["tasks"].items()
+        ]
+        matter["model-index"] = [{"name": title, "results": results}]
+    return matter
+
+
+def _results(policy: Mapping[str, Any]) -> Iterator[str]:
+    evaluation, step = policy["evaluation"], policy["training"]["vector_step"]
+    if evaluation is None:
+        yield f"Not evaluated: the run has no evaluation up to vector step {step:,}."
+        return
+    if evaluation["vector_step"] != step:
+        yield (
+            f"Of an earlier evaluation, at vector step {evaluation['vector_step']:,}; these parameters are "
+            f"those of vector step {step:,}."
+        )
+        yield ""
+    yield (
+        f"Deterministic policy, {evaluation['episodes_per_task']} episodes per task, goals fixed. Success: "
+        "the task's flag was up at any step of the episode; in the second column at its last step."
+    )
+    yield ""
+    yield "| task | success | success at the last step | return |"
+    yield "|---|---|---|---|"
+    for task, values in evaluation["tasks"].items():
+        cells = _cells(values, "success", "success_last", "return")
+        yield f"| {task} | {cells} |"
+    yield f"| mean | {_cells(evaluation, 'mean_success', 'mean_success_last', 'mean_return')} |"
+
+
+def _cells(values: Mapping[str, Any], *keys: str) -> str:
+    cells = ("-" if values[key] is None else f"{values[key]:.{1 if 'return' in key else 2}f}" for key in keys)
+    return " | ".join(cells)
+
+
+def _facts(policy: Mapping[str, Any]) -> dict[str, Any]:
+    training = policy["training"]
+    options = ", ".join(f"{name}={value}" for name, value in training["method_options"].items())
+    network = policy["network"]
+    return {
+        "agent": training["agent"],
+        "method": training["method"] + (f" ({options})" if options else ""),
+        "seed": training["seed"],
+        "vector steps": f"{training['vector_step']:,} of {training['steps']:,}, "
+        f"{training['envs_per_task']} environments per task",
+        "suite": policy["suite"]
+        + "".join(f", {name}={value}" for name, value in policy["suite_options"].items()),
+        "episodes": f"{policy['env']['max_episode_steps']} steps",
+        "network": network["architecture"],
+        "observations": f"{policy['obs_dim']}"
+        + (", standardised by the policy" if policy["standardises_observations"] else ""),
+    }
+
+
+def _list(facts: Mapping[str, Any]) -> list[str]:
+    return [f"* {name}: {value}" for name, value in facts.items()]

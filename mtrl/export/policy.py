@@ -1,0 +1,178 @@
+"""A policy that was taken away from a run: acts from numpy observations with torch and numpy alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from mtrl.agents.sac.observation_norm import ObservationNorm
+from mtrl.errors import UserError, unknown_name
+from mtrl.export.safetensors import from_bytes
+from mtrl.gradients.flat_parameters import FlatParameters
+from mtrl.networks.base import Network
+from mtrl.networks.gaussian import mode_action, sample_action
+from mtrl.networks.make import make_network
+
+FORMAT = 1
+TENSORS_NAME = "policy.safetensors"
+SPEC_NAME = "policy.json"
+PARAMETER = "actor."  # beginning of the names of the network's parameters
+MEAN, DEVIATION = "observation.mean", "observation.deviation"
+
+
+class Policy:
+    """The policy of a trained agent; `load_policy` returns one.
+
+    Attributes:
+        task_names: the tasks whose observations `predict` takes, in its order.
+        description: what policy.json says: tasks, suite, network, training, success, versions.
+    """
+
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        network: Network,
+        flat: FlatParameters,
+        norm: ObservationNorm | None,
+        generator: torch.Generator,
+        tasks: Tensor | None = None,
+    ) -> None:
+        self.description = description
+        self._network, self._flat, self._norm, self._generator = network, flat, norm, generator
+        self._tasks = tasks  # int64 [N]; None: all
+        names = tuple(description["tasks"])
+        self.task_names = names if tasks is None else tuple(names[index] for index in tasks.tolist())
+        self._obs_dim = int(description["obs_dim"])
+
+    def for_task(self, task: str) -> Policy:
+        """Return the policy for observations [N, O], or a single one [O], of one task.
+
+        Its actions are those of the whole policy up to rounding (products of fewer rows round differently).
+        """
+        if task not in self.task_names:
+            raise UserError(unknown_name("task of this policy", task, self.task_names))
+        index = torch.tensor([self.description["tasks"].index(task)], device=self._flat.vector.device)
+        return Policy(self.description, self._network, self._flat, self._norm, self._generator, index)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: ArrayLike,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[np.float32], Any]:
+        """Return actions in [-1, 1] and `state`, as Stable-Baselines3's `predict` does.
+
+        On the same machine, device, number of threads and version of torch the deterministic actions for all
+        tasks are those of the run's evaluations bit for bit.
+
+        Args:
+            observation: [T*E, O] in task-major order, row t * E + e being of task t; for one task [N, O] or
+                [O]. What the environments of the run's suite return.
+            state: handed back: the policy has no memory.
+            episode_start: likewise of no account.
+            deterministic: the policy's mode; False: a sample, from the generator seeded in `load_policy`.
+
+        Returns:
+            float32 [T*E, A], or [A] for a single observation.
+        """
+        rows = np.asarray(observation, np.float32)
+        single = rows.ndim == 1
+        rows = rows[None] if single else rows
+        tasks = len(self.task_names)
+        if rows.ndim != 2 or rows.shape[1] != self._obs_dim or len(rows) % tasks or not len(rows):
+            raise UserError(
+                f"observations must have shape [N, {self._obs_dim}], N a multiple of {tasks} "
+                f"({'one row for each task' if tasks > 1 else self.task_names[0]}, or more); found "
+                f"{list(np.shape(observation))}. policy.for_task(name) takes those of one task."
+            )
+        # Copied into memory of torch's own, which is aligned as it is in an evaluation.
+        obs = torch.empty(tasks, len(rows) // tasks, self._obs_dim, device=self._flat.vector.device)
+        obs.copy_(torch.from_numpy(np.ascontiguousarray(rows)).view_as(obs))
+        obs = obs if self._norm is None else self._norm(obs)
+        outputs = self._network.apply(self._flat.named(), obs, self._tasks)[0]
+        if deterministic:
+            action = mode_action(outputs)
+        else:
+            half = (*outputs.shape[:-1], outputs.shape[-1] // 2)
+            noise = torch.randn(half, generator=self._generator, device=outputs.device)
+            action = sample_action(outputs, noise).action
+        result: NDArray[np.float32] = action.flatten(0, 1).cpu().numpy().copy()
+        return (result[0] if single else result), state
+
+
+def load_policy(
+    path: str | Path, *, device: str = "cpu", seed: int = 0, architecture: str | None = None
+) -> Policy:
+    """Load a policy that `mtrl-export` wrote. Needs torch and numpy, and runs no code of the files.
+
+    Args:
+        path: the folder with policy.json and policy.safetensors.
+        device: of the computation.
+        seed: of the actions that are sampled.
+        architecture: where the network's class is, "package.module:Name" or "file.py:Name", if that has moved
+            since the training.
+
+    Raises:
+        UserError: no such files, damaged ones or ones of another format; a network of the user's own whose
+            class is not where it was.
+    """
+    folder = Path(path).expanduser()
+    description, content = _read(folder)
+    tensors = from_bytes(content, str(folder / TENSORS_NAME))
+    spec = description["network"]
+    network = make_network(architecture or spec["architecture"], spec["arguments"])
+    norm = None
+    if MEAN in tensors:
+        norm = ObservationNorm(description["obs_dim"])
+        norm.load_state_dict({"mean": tensors.pop(MEAN), "deviation": tensors.pop(DEVIATION)})
+    initial = network.initial_parameters(torch.Generator().manual_seed(0))
+    flat = FlatParameters(*initial)
+    named = flat.named()
+    found = {name.removeprefix(PARAMETER): tensor for name, tensor in tensors.items()}
+    if {name: value.shape for name, value in named.items()} != {n: v.shape for n, v in found.items()}:
+        raise UserError(
+            f"the parameters in '{folder / TENSORS_NAME}' are not those of the network "
+            f"{architecture or spec['architecture']}: expected {_shapes(named)}; found {_shapes(found)}."
+        )
+    for name, value in named.items():
+        value.copy_(found[name])
+    generator = torch.Generator(device).manual_seed(seed)
+    return Policy(description, network, flat.to(device), None if norm is None else norm.to(device), generator)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
+    try:
+        description = json.loads((folder / SPEC_NAME).read_bytes())
+        content = (folder / TENSORS_NAME).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"no policy in '{folder}': expected {SPEC_NAME} and {TENSORS_NAME} as mtrl-export writes them "
+            f"({error.strerror})."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"'{folder / SPEC_NAME}' is not JSON: {error}.") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(
+            f"'{folder / SPEC_NAME}' is not of format {FORMAT}, which this version of mtrl reads: export the "
+            "policy again."
+        )
+    if hashlib.sha256(content).hexdigest() != description["sha256"]:
+        raise UserError(
+            f"'{folder / TENSORS_NAME}' was changed or belongs to another {SPEC_NAME}: its SHA-256 differs. "
+            "Export the policy again."
+        )
+    return description, content
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())

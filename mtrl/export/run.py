@@ -1,0 +1,125 @@
+"""From a run directory to the files of a policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+import mtrl
+from mtrl.agents.base import Exportable, GaussianPolicy
+from mtrl.config.presets import config_to_dict, load_config
+from mtrl.config.schema import Config
+from mtrl.errors import UserError
+from mtrl.export.card import model_card
+from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TENSORS_NAME
+from mtrl.export.safetensors import to_bytes
+from mtrl.runs.checkpoint import load_checkpoint
+from mtrl.runs.directory import CONFIG_NAME, TEMPORARY_PREFIX, expand
+from mtrl.runs.load import read_run
+from mtrl.training.parts import build_agent, suite_of
+
+CARD_NAME = "README.md"
+
+
+def export_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the policy of a run's newest checkpoint as safetensors, JSON and a model card.
+
+    Args:
+        run_dir: the run, possibly of a process still training.
+        out: a new or empty folder, or one of an earlier export, which is replaced; None: `policy` in the run.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: no run, no valid checkpoint, an agent that cannot be exported, or a folder that holds
+            something else or cannot be written.
+    """
+    path = expand(Path(run_dir))
+    if not (path / CONFIG_NAME).is_file():
+        raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
+    folder = path / "policy" if out is None else expand(Path(out))
+    _check_free(folder)
+    config = load_config(path / CONFIG_NAME)
+    # The parameters are copied, not computed with: versions of the simulation do not matter here.
+    step, state = load_checkpoint(path, parts=("policy",), allow_version_mismatch=True)
+    suite = suite_of(config)
+    agent = build_agent(config, suite, torch.device("cpu"))
+    if not hasattr(agent, "gaussian_policy"):
+        raise UserError(
+            f"the agent {config.agent} cannot be exported: it has no method `gaussian_policy` "
+            "(mtrl.agents.base.Exportable)."
+        )
+    agent.load_policy(state["policy"])
+    policy = cast("Exportable", agent).gaussian_policy()
+    content = to_bytes(_tensors(policy))
+    description = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "tasks": list(suite.task_names),
+        "obs_dim": suite.obs_dim,
+        "action_dim": suite.action_dim,
+        "action": "tanh of the first half of the network's outputs; the second half are log deviations",
+        "network": {"architecture": policy.architecture, "arguments": dict(policy.arguments)},
+        "standardises_observations": policy.standardisation is not None,
+        **_origin(path, config, step),
+    }
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    _write(
+        folder, {TENSORS_NAME: content, CARD_NAME: model_card(description).encode(), SPEC_NAME: text.encode()}
+    )
+    return folder
+
+
+def _tensors(policy: GaussianPolicy) -> dict[str, torch.Tensor]:
+    tensors = {PARAMETER + name: value for name, value in policy.parameters.items()}
+    if policy.standardisation is not None:
+        tensors[MEAN], tensors[DEVIATION] = policy.standardisation
+    return tensors
+
+
+def _origin(path: Path, config: Config, step: int) -> dict[str, Any]:
+    """What the policy was trained on and how, how well it did, and with which versions."""
+    run = read_run(path)
+    settings = config_to_dict(config)
+    known = [line for line in run.evaluations if line["vector_step"] <= step]
+    return {
+        "suite": config.suite,
+        "suite_options": settings["suite_options"],
+        "env": {key: settings["env"][key] for key in ("num_goals", "max_episode_steps")},
+        "training": {
+            "agent": config.agent,
+            "method": config.method,
+            "method_options": settings["method_options"],
+            "seed": config.seed,
+            "vector_step": step,
+            "steps": config.steps,
+            "envs_per_task": config.env.envs_per_task,
+        },
+        # Of an evaluation at another vector step these are other parameters' numbers: its step is told.
+        "evaluation": known[-1] if known else None,
+        "versions": {**run.versions, "mtrl": mtrl.__version__},
+    }
+
+
+def _check_free(folder: Path) -> None:
+    if folder.is_dir() and not (folder / SPEC_NAME).is_file() and any(folder.iterdir()):
+        raise UserError(f"'{folder}' holds something other than an exported policy. Choose another --out.")
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files, each at once; half of them is no policy: the JSON knows the hash of the tensors."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{name}"
+            temporary.write_bytes(content)
+            os.replace(temporary, folder / name)
+    except OSError as error:
+        raise UserError(f"cannot write to '{folder}': {error.strerror}. Choose another --out.") from error
