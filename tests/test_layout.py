@@ -37,9 +37,10 @@ ALLOWED: dict[str, set[str]] = {
     "gradients": _FLOOR | {"combiners", "networks"},
     "agents": _FLOOR | {"combiners", "config", "device", "gradients", "networks"},
     "training": _FLOOR | {"agents", "combiners", "config", "device", "envs", "networks", "runs"},
+    "export": _FLOOR | {"agents", "config", "gradients", "networks", "runs", "training"},
     "sweep": _FLOOR | {"config", "runs", "training"},
     "compat": _FLOOR | {"agents", "config", "envs", "runs", "training"},
-    "cli": _FLOOR | {"combiners", "config", "envs", "runs", "sweep", "training"},
+    "cli": _FLOOR | {"combiners", "config", "envs", "export", "runs", "sweep", "training"},
     "__main__": {"cli"} | _FLOOR,
 }
 
