@@ -12,6 +12,7 @@ from mtrl.cli.exit_codes import run_command
 from mtrl.cli.flags import parse_command
 from mtrl.config.schema import Device
 from mtrl.config.values import settings
+from mtrl.errors import UserError
 
 
 @settings("--")
@@ -28,6 +29,8 @@ class _Flags:
     """Accept a checkpoint of another metaworld, mujoco or major version of torch."""
     video: bool = False
     """Also film one episode of each task, into the run's folder videos/; needs the extra [video]."""
+    camera: str | None = None
+    """View of videos; Meta-World: side, corner, corner2 to corner4, topview, behindGripper, gripperPOV."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +42,10 @@ def _evaluate(arguments: list[str]) -> int:
     flags = parse_command(_Flags, arguments, positional="run_dir")
     if flags is None:
         return 0
+    if flags.camera is not None and not flags.video:
+        raise UserError(
+            "--camera chooses the view of videos; found no --video. Add it, or leave out --camera."
+        )
     from mtrl.training.run import evaluate_run
 
     evaluate_run(
@@ -47,5 +54,6 @@ def _evaluate(arguments: list[str]) -> int:
         device=flags.device,
         allow_version_mismatch=flags.allow_version_mismatch,
         video=flags.video,
+        camera=flags.camera,
     )
     return 0

@@ -64,6 +64,8 @@ class TaskSuite(Protocol):
             solved at this step, 0 where not, NaN where the task knows no success).
         num_goals: variations of each task; training draws among them, evaluation plays them in order.
         step_costs: what an env step of a task costs, relative to 1: spreads tasks evenly over the workers.
+        cameras: what `camera` may be, the first one being that of films; none: there is one view only.
+        camera: from where `make_env`'s environments render; None: the simulation's own choice.
     """
 
     task_names: tuple[str, ...]
@@ -72,6 +74,8 @@ class TaskSuite(Protocol):
     info_keys: tuple[str, ...]
     num_goals: int
     step_costs: Mapping[str, float] = {}
+    cameras: tuple[str, ...] = ()
+    camera: str | None = None
 
     def make_env(
         self,
@@ -96,6 +100,10 @@ class TaskSuite(Protocol):
     def draw_goals(self, seed: int) -> Mapping[str, Any]:
         """Return, for each task, plain data that says what its `num_goals` variations are."""
         return dict.fromkeys(self.task_names, ())
+
+    def describe_goals(self) -> str:
+        """Return what the start screen says about the variations of each task."""
+        return f"{self.num_goals} goals"
 
     def versions(self) -> dict[str, str]:
         """Return the versions that decide what the simulation computes."""

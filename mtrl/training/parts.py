@@ -37,7 +37,8 @@ class Parts:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore `state`."""
         self.agent.load_state(state)
-        self.envs.set_state(state["envs"])
+        # Whoever read the checkpoint has compared the versions, unless it was told not to.
+        self.envs.set_state(state["envs"], any_version=True)
         self.obs = np.array(state["loop"]["obs"])
         self.rollout.load_state_dict(state["loop"]["rollout"])
 

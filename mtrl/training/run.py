@@ -32,7 +32,7 @@ from mtrl.training.resolve import resolve
 from mtrl.training.results import Callback, TrainResult
 from mtrl.training.signals import Requests
 from mtrl.training.start_screen import describe
-from mtrl.training.video import record
+from mtrl.training.video import check_filming, record
 
 _NEW = History(wall_s=0.0, evaluated_at=None, final=False, success=None)
 
@@ -143,19 +143,23 @@ def evaluate_run(
     device: Device = "auto",
     allow_version_mismatch: bool = False,
     video: bool = False,
+    camera: str | None = None,
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint, print a table and return it; the run itself stays as it is.
 
-    With `video` one more episode of each task is filmed, into the run's folder `videos`.
+    With `video` one more episode of each task is filmed, into the run's folder `videos`; `camera` is one of
+    the suite's `cameras`, None its first.
     """
     path = expand(Path(run_dir))
     if not (path / CONFIG_NAME).is_file():
         raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
     config = resolve(load_config(path / CONFIG_NAME))
     resolved = resolve_device(device)
-    suite = suite_of(config).versions()
+    suite = suite_of(config)
+    if video:
+        check_filming(suite, camera)
     step, state = load_checkpoint(
-        path, suite=suite, parts=("policy",), allow_version_mismatch=allow_version_mismatch
+        path, suite=suite.versions(), parts=("policy",), allow_version_mismatch=allow_version_mismatch
     )
     with (
         cpu.settings(config.train.num_threads, config.train.matmul_precision),
@@ -167,7 +171,7 @@ def evaluate_run(
         print(f"{path}: checkpoint of vector step {step:,}")
         console.evaluation_table(result)
         if video:
-            _film(config, agent, envs, path / "videos")
+            _film(config, agent, envs, path / "videos", camera)
     return result
 
 
@@ -179,11 +183,11 @@ def default_run_dir(config: Config) -> Path:
     return Path("runs", tasks.lower(), method, f"seed{config.seed}-{stamp}")
 
 
-def _film(config: Config, agent: Agent, envs: TaskVectorEnv, folder: Path) -> None:
+def _film(config: Config, agent: Agent, envs: TaskVectorEnv, folder: Path, camera: str | None) -> None:
     def suite(task: str) -> TaskSuite:
         return suite_of(dataclasses.replace(config, tasks=(task,)))
 
-    files = record(agent.policy(envs.envs_per_task), envs, suite, folder, seed=config.seed)
+    files = record(agent.policy(envs.envs_per_task), envs, suite, folder, seed=config.seed, camera=camera)
     print(f"videos: {', '.join(map(str, files))}")
 
 

@@ -34,7 +34,7 @@ def describe(
         ),
         (
             "protocol",
-            f"{suite}{envs.num_goals} goals, {env.max_episode_steps} steps per episode, "
+            f"{suite}{envs.suite.describe_goals()}, {env.max_episode_steps} steps per episode, "
             f"{config.steps:,} vector steps, seed {config.seed}",
         ),
         *agent_facts.items(),

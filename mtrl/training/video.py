@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,17 +14,30 @@ from numpy.typing import NDArray
 
 from mtrl.envs import TaskVectorEnv
 from mtrl.envs.suite import TaskSuite
-from mtrl.errors import EnvironmentFailure, UserError
+from mtrl.errors import EnvironmentFailure, UserError, unknown_name
 from mtrl.training.evaluate import Policy
+
+Frame = NDArray[np.uint8]
 
 _STEPS_PER_SECOND = 80  # upstream's real time: 5 physics steps of 2.5 ms each
 _STEPS_PER_FRAME = 4  # software rendering takes a fifth of a second per frame
+_GOAL = 0  # the one that is filmed
+_BLOCK = 16  # the codec's: pictures of other sizes would be stretched
+_CAPTION_HEIGHT = 48
 
 
 def record(
-    policy: Policy, envs: TaskVectorEnv, suite: Callable[[str], TaskSuite], folder: Path, *, seed: int
+    policy: Policy,
+    envs: TaskVectorEnv,
+    suite: Callable[[str], TaskSuite],
+    folder: Path,
+    *,
+    seed: int,
+    camera: str | None = None,
 ) -> list[Path]:
     """Write one episode of each task, started at goal 0, to `folder`; return the files.
+
+    Each frame has a caption below it: task, goal, env step, and since when the task is solved.
 
     Args:
         policy: maps observations [T*E, O] of all tasks to actions [T*E, A].
@@ -31,28 +45,44 @@ def record(
         suite: returns the suite of one task alone.
         folder: made if missing.
         seed: of the environments.
+        camera: one of the suite's; None: its first.
 
     Raises:
-        UserError: imageio or its ffmpeg is missing, or nothing here can render without a screen.
+        UserError: as `check_filming`, or nothing here can render without a screen.
     """
-    if any(find_spec(package) is None for package in ("imageio", "imageio_ffmpeg")):
-        raise UserError("videos need imageio and imageio-ffmpeg: pip install 'mtrl-torch[video]'.")
+    check_filming(envs.suite, camera)
     import imageio.v2 as imageio
 
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # the window library would look for a screen
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for task, name in enumerate(envs.task_names):
-        frames = _film(policy, suite(name), envs, task * envs.envs_per_task, seed)
+        scene = suite(name)
+        scene.camera = camera or next(iter(scene.cameras), None)
+        frames = _film(policy, scene, envs, task * envs.envs_per_task, seed)
         files.append(folder / f"{name}.mp4")
-        imageio.mimwrite(files[-1], [*frames], fps=_STEPS_PER_SECOND / _STEPS_PER_FRAME)
+        imageio.mimwrite(
+            files[-1], [*frames], fps=_STEPS_PER_SECOND / _STEPS_PER_FRAME, macro_block_size=_BLOCK
+        )
     return files
 
 
-def _film(
-    policy: Policy, suite: TaskSuite, envs: TaskVectorEnv, row: int, seed: int
-) -> list[NDArray[np.uint8]]:
+def check_filming(suite: TaskSuite, camera: str | None) -> None:
+    """Refuse, before a long evaluation, what `record` would refuse after it.
+
+    Raises:
+        UserError: imageio, its ffmpeg or pillow is missing, or the suite has no such camera.
+    """
+    if any(find_spec(package) is None for package in ("imageio", "imageio_ffmpeg", "PIL")):
+        raise UserError("videos need imageio, imageio-ffmpeg and pillow: pip install 'mtrl-torch[video]'.")
+    if camera is None:
+        return
+    if not suite.cameras:
+        raise UserError(f"{type(suite).__name__} has one view only; found camera '{camera}'. Leave it out.")
+    if camera not in suite.cameras:
+        raise UserError(unknown_name("camera", camera, suite.cameras))
+
+
+def _film(policy: Policy, suite: TaskSuite, envs: TaskVectorEnv, row: int, seed: int) -> list[Frame]:
     """Return the frames of one episode, rendered in a worker of its own."""
     (name,) = suite.task_names
     try:
@@ -70,21 +100,44 @@ def _film(
     except EnvironmentFailure as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            "videos need a renderer that works without a screen: EGL (package libegl1) or OSMesa "
-            f"(libosmesa6, with MUJOCO_GL=osmesa); MUJOCO_GL is '{os.environ.get('MUJOCO_GL', '')}' and "
-            f"rendering failed: {reason}"
+            f"rendering without a screen failed ({reason}). Set MUJOCO_GL=egl (packages libegl1 and, without "
+            "a GPU, libgl1-mesa-dri) or MUJOCO_GL=osmesa (libosmesa6); found "
+            f"MUJOCO_GL='{os.environ.get('MUJOCO_GL', '')}', DISPLAY='{os.environ.get('DISPLAY', '')}'."
         ) from error
 
 
-def _frames(policy: Policy, film: TaskVectorEnv, row: int, rows: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames of one episode; the policy sees the environment in its row, zeros in the others."""
+def _frames(policy: Policy, film: TaskVectorEnv, row: int, rows: int) -> Iterator[Frame]:
+    """Yield the frames of one episode; the policy sees the environment in its row, zeros in the others.
+
+    The state in which the episode ends is not among them: the environment has begun the next one by then.
+    """
     everyone = np.zeros((rows, film.obs_dim), np.float32)
-    obs, _ = film.reset(options={"goal": np.zeros(1, np.int64)})
-    ended, number = False, 0
-    while not ended:
-        if number % _STEPS_PER_FRAME == 0:
-            yield film.render()[0]
+    obs, _ = film.reset(options={"goal": np.array([_GOAL])})
+    outcome = "not solved yet"
+    total = 0.0
+    for step in range(film.max_episode_steps):
+        if step % _STEPS_PER_FRAME == 0:
+            facts = f"{film.task_names[0]}, goal {_GOAL}", f"step {step}, {outcome}"
+            yield _captioned(film.render()[0], facts)
         everyone[row] = obs[0]
-        obs, _, terminated, truncated, _ = film.step(policy(everyone)[row : row + 1])
-        ended = bool(terminated[0] or truncated[0])
-        number += 1
+        obs, reward, terminated, truncated, infos = film.step(policy(everyone)[row : row + 1])
+        total += float(reward[0])
+        if math.isnan(infos["success"][0]):
+            outcome = f"return {total:.4g}"
+        elif infos["success"][0] and outcome.startswith("not"):
+            outcome = f"solved at step {step + 1}"
+        if terminated[0] or truncated[0]:
+            return
+
+
+def _captioned(frame: Frame, facts: tuple[str, str]) -> Frame:
+    """Return the frame [H, W, 3] with two lines of text below, its sides filled up to whole blocks."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = (-(-size // _BLOCK) * _BLOCK for size in frame.shape[:2])
+    picture = Image.new("RGB", (width, height + _CAPTION_HEIGHT))
+    picture.paste(Image.fromarray(np.ascontiguousarray(frame)))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(16)
+    for line, text in enumerate(facts):
+        draw.text((8, height + 4 + 20 * line), text, font=font, fill="white")
+    return np.asarray(picture)

@@ -16,6 +16,7 @@ from tests.cli.conftest import Calls
         ("run --episodes 0", "--episodes must be positive; found 0."),
         ("run --epsiodes 3", "unknown flag '--epsiodes'. Did you mean '--episodes'?"),
         ("run other", "Unrecognized options: other"),
+        ("run --camera topview", "found no --video"),
     ],
 )
 def test_mistake_in_evaluation(
@@ -31,5 +32,6 @@ def test_mistake_in_evaluation(
 
 def test_evaluation_passes_its_flags_on(calls: Calls) -> None:
     assert main_evaluate(["runs/a", "--episodes", "7", "--device", "cpu", "--allow-version-mismatch"]) == 0
-    given = {"episodes": 7, "device": "cpu", "allow_version_mismatch": True, "video": False}
+    given = {"episodes": 7, "device": "cpu", "allow_version_mismatch": True}
+    given |= {"video": False, "camera": None}
     assert calls.made == [("evaluate_run", (Path("runs/a"),), given)]

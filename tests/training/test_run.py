@@ -18,10 +18,12 @@ import torch
 from mtrl import Config, train
 from mtrl.combiners import COMBINERS
 from mtrl.config.schema import EnvConfig, EvalConfig
+from mtrl.errors import UserError
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.training.results import Event
 from mtrl.training.run import evaluate_run, resume_training
 from tests.helpers.checkpoints import assert_same
+from tests.helpers.counting_env import CountingSuite
 from tests.helpers.loss_methods import sac_options
 from tests.helpers.runs import assert_same_run
 from tests.helpers.short_runs import COUNTING, TASKS, config, lines
@@ -141,6 +143,19 @@ def test_a_policy_evaluates_without_what_only_training_needs(
     output = capsys.readouterr()
     assert "checkpoint of vector step 60" in output.out  # not the one before it
     assert output.err == ""
+
+
+def test_another_version_of_the_suite_is_refused_unless_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train(counting(steps=30), run)
+    monkeypatch.setattr(CountingSuite, "versions", lambda suite: {"counting": "2"})
+    with pytest.raises(UserError, match="--allow-version-mismatch"):
+        resume_training(run, steps=60)
+    assert resume_training(run, steps=60, allow_version_mismatch=True).steps == 60
+    train(counting(), tmp_path / "whole")
+    assert_same(state_of(run)["replay"], state_of(tmp_path / "whole")["replay"])
 
 
 # -- real Meta-World ----------------------------------------------------------------------------------------

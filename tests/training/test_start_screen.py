@@ -5,19 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from mtrl.config.schema import Config
+from mtrl.envs import build_suite
+from mtrl.envs.metaworld.suite import MetaWorldSuite
+from mtrl.envs.suite import TaskSuite
 from mtrl.training.start_screen import describe
 
 
 class _Envs:
     task_names = ("reach-v3", "push-v3")
-    num_tasks, num_envs, num_workers, num_goals = 2, 2, 1, 50
+    num_tasks, num_envs, num_workers = 2, 2, 1
+
+    def __init__(self, suite: TaskSuite | None = None) -> None:
+        self.suite = suite or MetaWorldSuite(self.task_names)
 
 
-def _describe(steps: int) -> tuple[dict[str, str], list[str]]:
-    envs: Any = _Envs()
+def _describe(steps: int, suite: TaskSuite | None = None) -> tuple[dict[str, str], list[str]]:
+    envs: Any = _Envs(suite)
     config = Config(tasks=_Envs.task_names, steps=steps)
     facts = {"networks": "two"}
     _, lines, notes = describe(config, facts, envs, Path("somewhere"), 0, torch.device("cpu"))
@@ -33,3 +40,10 @@ def test_a_long_run_on_a_cpu_points_to_the_laptop_preset() -> None:
 
 def test_a_short_run_gets_no_advice() -> None:
     assert _describe(90_000)[1] == []
+
+
+@pytest.mark.parametrize(("num_goals", "said"), [(None, "any seed,"), (7, "7 seeds,")])
+def test_episodes_that_start_from_seeds_are_not_counted_as_goals(num_goals: int | None, said: str) -> None:
+    suite = build_suite("gymnasium", ["Pendulum-v1"], num_goals=num_goals)
+    assert said in _describe(90_000, suite)[0]["protocol"]
+    assert "50 goals," in _describe(90_000)[0]["protocol"]

@@ -276,15 +276,20 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         envs = [self._episodes.stored(row, env) for row, env in enumerate(self._workers.states())]
         return {**self._header(), "goals": self.goal_sets, "envs": envs, "lost": self._lost.copy()}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, Any], *, any_version: bool = False) -> None:
         """Continue, bit for bit, where `get_state` was called; any seed and number of workers on both sides.
+
+        With `any_version` the versions of the simulation are not compared.
 
         Raises:
             UserError: the state belongs to another suite, other tasks, rules or versions of the simulation.
             EnvironmentFailure: a worker failed while restoring.
         """
         self._check_idle()
-        check_fits(state, self._header())
+        header = self._header()
+        if any_version:
+            del header["versions"]
+        check_fits(state, header)
         self._started = False
         envs = state["envs"]
         if not _same(state["goals"], self._blueprint.goals):

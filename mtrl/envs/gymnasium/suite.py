@@ -82,6 +82,10 @@ class GymnasiumSuite(TaskSuite):
             )
         return next(iter(shapes.values()))
 
+    def describe_goals(self) -> str:
+        """Return how many seeds episodes start from."""
+        return "any seed" if self.num_goals == _SEEDS else f"{self.num_goals} seeds"
+
     def versions(self) -> dict[str, str]:
         """Return the installed versions of gymnasium, and of mujoco where that is installed."""
         found = {"gymnasium": version("gymnasium")}

@@ -20,19 +20,30 @@ from mtrl.envs.metaworld.models import lend_model
 from mtrl.envs.metaworld.speedups import install as fast
 from mtrl.envs.suite import StepOutcome
 
+_FREE = -1  # what MuJoCo calls a camera that belongs to no model
+# From the right of the table, at an angle from which the arm hides neither its object nor the goal.
+_SIDE = {"lookat": np.array([0.0, 0.65, 0.1]), "distance": 1.4, "azimuth": 155.0, "elevation": -35.0}
 _NO_HORIZON = 2**62  # upstream refuses to step beyond its own; the time limit is the engine's
 
 
 def make_env(
-    task: str, goals: NDArray[np.float64], *, reward_version: str = "v2", render_mode: str | None = None
+    task: str,
+    goals: NDArray[np.float64],
+    *,
+    reward_version: str = "v2",
+    render_mode: str | None = None,
+    camera: str | None = None,
 ) -> MetaWorldEnv:
-    """Return the environment of one task with the goals [G, D] of its goal set.
+    """Return the environment of one task with the goals [G, D] of its goal set, seen by `camera`.
 
     Puts the exact speed-ups in place for the whole process, which is a worker's.
     """
     for note in fast.install(SawyerXYZEnv):
         warnings.warn(note, RuntimeWarning, stacklevel=2)
-    return MetaWorldEnv(task, goals, reward_version=reward_version, render_mode=render_mode)
+    env = MetaWorldEnv(task, goals, reward_version=reward_version, render_mode=render_mode)
+    if camera is not None:
+        env.look_from(camera)
+    return env
 
 
 class MetaWorldEnv:
@@ -54,6 +65,7 @@ class MetaWorldEnv:
         self._tasks = [_upstream_task(task, vector) for vector in goals]
         # Observation bounds depend on the goal being visible: settled before any step or restored state.
         self.env.set_task(self._tasks[0])
+        self._upside_down = False
 
     def reset(self, goal: int) -> NDArray[np.float64]:
         """Start an episode with the given goal of the set; return the first observation [39]."""
@@ -79,7 +91,18 @@ class MetaWorldEnv:
     def render(self) -> Any:
         """Return a frame [H, W, 3] uint8, or what the render mode yields."""
         lend_model(self.env)
-        return self.env.render()
+        frame = self.env.render()
+        return frame[::-1, ::-1] if self._upside_down else frame
+
+    def look_from(self, camera: str) -> None:
+        """Render 640 x 480 frames, the right way up, from one of the suite's cameras."""
+        renderer = self.env.mujoco_renderer
+        renderer.width, renderer.height = 640, 480  # the largest picture that upstream's models allow
+        if camera == "side":
+            renderer.camera_id, renderer.default_cam_config = _FREE, _SIDE
+        else:
+            renderer.camera_id = self.env.model.camera(camera).id
+        self._upside_down = camera.startswith("corner")
 
     def close(self) -> None:
         """Free rendering contexts."""

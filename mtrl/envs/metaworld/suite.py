@@ -27,6 +27,8 @@ INFO_KEYS = (
     "unscaled_reward",
 )
 """Entries of upstream's info, the same in all tasks."""
+CAMERAS = ("side", "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
+"""`side`: our own, which arm, object and goal of every task are in; the others are upstream's."""
 _SIMULATION = "mtrl.envs.metaworld.simulation"
 
 
@@ -48,6 +50,7 @@ class MetaWorldSuite(TaskSuite):
     action_dim = ACTION_SIZE
     info_keys = INFO_KEYS
     step_costs = STEP_COSTS
+    cameras = CAMERAS
 
     def __init__(
         self,
@@ -97,6 +100,6 @@ class MetaWorldSuite(TaskSuite):
     ) -> TaskEnv:
         """Return one task's simulation, which draws nothing beyond its goals [G, D]."""
         env: TaskEnv = importlib.import_module(_SIMULATION).make_env(
-            task, goals, reward_version=self.reward_version, render_mode=render_mode
+            task, goals, reward_version=self.reward_version, render_mode=render_mode, camera=self.camera
         )
         return env
