@@ -1,0 +1,1 @@
+"""Which tasks to train together, and in which order, from affinities that a run has collected."""

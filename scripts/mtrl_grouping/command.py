@@ -1,0 +1,72 @@
+"""Command line of scripts/group.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from mtrl.errors import UserError
+from mtrl.runs.checkpoint import load_checkpoint
+from mtrl_grouping.groups import best_groups, task_order
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print `--tasks` lists of the best groups and an order of all tasks, from a run with `affinity`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("run", type=Path, help="directory of a run with --method affinity")
+    parser.add_argument("--groups", type=int, default=2, help="most groups (default: 2)")
+    parser.add_argument("--smallest", type=int, default=1, help="least tasks of a group (default: 1)")
+    parser.add_argument("--largest", type=int, default=None, help="most tasks of a group (default: all)")
+    parser.add_argument("--network", choices=("critic", "actor"), default="critic")
+    try:
+        _report(parser.parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _report(chosen: argparse.Namespace) -> None:
+    _, parts = load_checkpoint(chosen.run, parts=["agent"], allow_version_mismatch=True)
+    gains, cosines = affinities(parts["agent"]["update"], chosen.network)
+    names = _task_names(chosen.run, len(gains))
+    try:
+        groups = best_groups(
+            gains.numpy(), budget=chosen.groups, smallest=chosen.smallest, largest=chosen.largest
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for group in groups:
+        print("--tasks " + " ".join(names[task] for task in group))
+    print("order: " + " ".join(map(str, task_order(cosines.numpy()))))
+
+
+def affinities(state: Mapping[str, Any], network: str) -> tuple[Tensor, Tensor]:
+    """Return gains and cosines [T, T] of `affinity` from an agent's saved state.
+
+    Raises:
+        UserError: the run did not collect any.
+    """
+    found: dict[str, Tensor] = {}
+    for name in ("gains", "cosines", "share"):
+        keys = [key for key in state if key.startswith(f"{network}.") and key.endswith(f"combiner.{name}")]
+        if len(keys) == 1:
+            found[name] = state[keys[0]]
+    if len(found) < 3 or float(found["share"]) == 0.0:
+        raise UserError(
+            f"the run's {network} has collected no affinities: train it with --method affinity, "
+            "--method.base being the method that combines."
+        )
+    return found["gains"] / found["share"], found["cosines"] / found["share"]
+
+
+def _task_names(run: Path, tasks: int) -> list[str]:
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    names = config.get("tasks") if isinstance(config, dict) else None
+    return list(names) if isinstance(names, list) and len(names) == tasks else [str(k) for k in range(tasks)]

@@ -1,0 +1,68 @@
+"""Groups and orders of tasks against every possibility."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from mtrl_grouping.command import affinities
+from mtrl_grouping.groups import best_groups, group_gain, task_order, trip_length
+
+from mtrl.combiners.affinity import Affinity
+from mtrl.errors import UserError
+
+
+def by_trying_all(gains: np.ndarray, budget: int, largest: int) -> float:
+    tasks = range(len(gains))
+    groups = [g for size in range(1, largest + 1) for g in itertools.combinations(tasks, size)]
+    return max(
+        sum(group_gain(gains, group) for group in chosen)
+        for count in range(1, budget + 1)
+        for chosen in itertools.combinations(groups, count)
+        if set().union(*chosen) == set(tasks)
+    )
+
+
+@pytest.mark.parametrize(("tasks", "budget", "largest"), [(4, 2, 4), (5, 3, 3), (8, 2, 8)])
+def test_groups_are_the_best_of_all(tasks: int, budget: int, largest: int) -> None:
+    gains = np.random.default_rng(tasks).normal(size=(tasks, tasks))
+    groups = best_groups(gains, budget=budget, largest=largest)
+    assert len(groups) <= budget
+    assert set().union(*groups) == set(range(tasks))
+    assert sum(group_gain(gains, g) for g in groups) == pytest.approx(by_trying_all(gains, budget, largest))
+
+
+def test_planted_blocks_are_found() -> None:
+    gains = -np.ones((6, 6))
+    blocks = [[0, 3, 5], [1, 2, 4]]
+    for block in blocks:
+        gains[np.ix_(block, block)] = 1.0
+    assert sorted(map(sorted, best_groups(gains, budget=2))) == blocks
+
+
+def test_sizes_that_cannot_hold_all_tasks_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 groups of 1 to 2 tasks must be able to hold all 5 tasks"):
+        best_groups(np.eye(5), budget=2, largest=2)
+
+
+@pytest.mark.parametrize("tasks", [3, 6, 8])
+def test_the_order_is_the_shortest_round_trip(tasks: int) -> None:
+    similarity = np.random.default_rng(tasks).uniform(-1.0, 1.0, size=(tasks, tasks))
+    similarity = (similarity + similarity.T) / 2.0
+    cost = 1.0 - similarity
+    shortest = min(trip_length(cost, (0, *others)) for others in itertools.permutations(range(1, tasks)))
+    order = task_order(similarity, steps=5000)
+    assert sorted(order) == list(range(tasks))
+    assert trip_length(cost, order) == pytest.approx(shortest)
+
+
+def test_affinities_are_read_from_the_state_of_the_network() -> None:
+    combiner = Affinity(num_tasks=3)
+    combiner.combine(torch.eye(3, dtype=torch.float64), torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
+    state = {f"critic.combiner.{key}": value for key, value in combiner.state_dict().items()}
+    gains, _ = affinities(state, "critic")
+    torch.testing.assert_close(gains, torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64).diag())
+    with pytest.raises(UserError, match="the run's actor has collected no affinities"):
+        affinities(state, "actor")
