@@ -46,7 +46,7 @@ class Metrics(NamedTuple):
     """What an agent reports for one log line."""
 
     scalars: dict[str, float]  # "train/critic_loss" -> mean since the last call
-    per_task: dict[str, NDArray[Any]]  # "critic_loss" -> [T]
+    per_task: dict[str, NDArray[Any]]  # "critic_loss" -> [T]; "critic_cosine", between two tasks -> [T, T]
 
 
 class GaussianPolicy(NamedTuple):

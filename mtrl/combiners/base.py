@@ -313,7 +313,8 @@ class GramCombiner(Combiner):
     def metrics(self) -> dict[str, Tensor]:
         """Device tensors about the last call: weights, conflict between tasks, length of the direction.
 
-        `weights` [T]; over the pairs of tasks `cos_min`, `cos_mean` and `conflict_fraction` (share of
+        `weights` [T]; `cosine` [T, T] between the tasks' gradients, 0 with one that is zero; over the pairs
+        of tasks `cos_min`, `cos_mean` and `conflict_fraction` (share of
         negative cosines; 1, 1 and 0 for a single task); `direction_norm_ratio`, the direction's norm over the
         mean gradient's.
         """
@@ -328,6 +329,7 @@ class GramCombiner(Combiner):
         ratio = (weights @ gram @ weights).clamp(min=0.0) / torch.where(mean_square > 0.0, mean_square, 1.0)
         return {
             **super().metrics(),
+            "cosine": cosines,
             "cos_min": cosines.masked_fill(itself, 1.0).amin(),
             "cos_mean": cosines.masked_fill(itself, 0.0).sum() / pairs + alone,
             "conflict_fraction": (cosines.masked_fill(itself, 0.0) < 0.0).sum() / pairs,

@@ -19,7 +19,7 @@ from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import save_checkpoint
 from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.logging import Log
+from mtrl.runs.logging import Log, by_task
 from mtrl.runs.writes import Writes
 from mtrl.training.evaluate import evaluate
 from mtrl.training.parts import Parts
@@ -148,10 +148,8 @@ class TrainingLoop:
         self.progress.line(step, rate)
         if self.callbacks:
             names = self.parts.envs.task_names
-            by_task = {
-                group: dict(zip(names, map(float, values), strict=True)) for group, values in per_task.items()
-            }
-            self._tell(self._event("log", step, metrics=scalars | by_task))
+            named = {group: by_task(names, values) for group, values in per_task.items()}
+            self._tell(self._event("log", step, metrics=scalars | named))
 
     def _speed(self, step: int) -> dict[str, float]:
         now, total = time.perf_counter(), self._spent()

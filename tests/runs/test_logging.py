@@ -104,10 +104,31 @@ def test_values_that_are_not_finite_are_null_and_no_point(tmp_path: Path) -> Non
 
 def test_per_task_values_must_match_the_tasks(tmp_path: Path) -> None:
     log = open_log(tmp_path)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match=r"shape \[T\] or \[T, T\]; found \[1\]"):
         log.metrics(log.stamp(1, NUM_ENVS), {}, {"alpha": [1.0]})
     log.close()
     assert lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_values_between_two_tasks_are_for_the_record_alone(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Watching:
+        def open(self, run: RunInfo) -> None: ...
+        def metrics(self, stamp: Stamp, scalars: Any, per_task: Any) -> None:
+            seen.append(per_task)
+
+        def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None: ...
+        def close(self) -> None: ...
+
+    log = open_log(tmp_path, None, Watching())
+    cosine = [[1.0, -0.123456], [-0.123456, 1.0]]
+    log.metrics(log.stamp(1, NUM_ENVS), {}, {"alpha": [1.0, 2.0], "critic_cosine": cosine})
+    log.close()
+    (line,) = lines(tmp_path / "metrics.jsonl")
+    first, second = TASKS
+    assert line["critic_cosine"] == {first: {second: -0.1235}, second: {}}
+    assert seen == [{"alpha": {first: 1.0, second: 2.0}}]
 
 
 def test_a_line_of_evaluation_holds_every_task_and_the_means(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from mtrl.device.cuda_graph import GraphedStep
 from mtrl.device.memory import check_fits
 from mtrl.device.random_stream import RandomStream
 
+_MOST_TASKS_IN_PAIRS = 25  # the numbers of fifty tasks' pairs would fill the disk: 70 kB a log line
+
 
 def build(config: Config, spec: TaskSpec, device: torch.device) -> SACAgent:
     """Return a fresh agent; what only training needs is allocated when it is first used."""
@@ -153,6 +155,8 @@ class SACAgent:
         # The critic's weights are the ones people compare; the actor's stand beside them.
         per_task = {"weight": arrays.pop("critic/weights"), "actor_weight": arrays.pop("actor/weights")}
         for name, array in arrays.items():
+            if array.ndim == 2 and len(array) > _MOST_TASKS_IN_PAIRS:
+                continue
             if array.ndim:
                 per_task[name.replace("/", "_")] = array
             else:

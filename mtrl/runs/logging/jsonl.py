@@ -25,13 +25,13 @@ class JsonLines:
         )
 
     def metrics(
-        self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Mapping[str, float]]
+        self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Write one line of training metrics; what is not finite becomes null."""
         line: dict[str, Any] = stamp._asdict()
         line.update({tag: _finite(value) for tag, value in scalars.items()})
         line.update(
-            {group: {task: _finite(v) for task, v in values.items()} for group, values in per_task.items()}
+            {group: {task: _plain(v) for task, v in values.items()} for group, values in per_task.items()}
         )
         self._metrics.write(line)
 
@@ -146,6 +146,13 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return line if isinstance(line, dict) and "vector_step" in line else None
+
+
+def _plain(value: Any) -> Any:
+    """Return a number, or those of pairs of tasks, with null for what is not finite."""
+    if isinstance(value, Mapping):
+        return {task: _finite(number) for task, number in value.items()}
+    return _finite(value)
 
 
 def _finite(value: float) -> float | None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from mtrl.registry import Registry
 from mtrl.runs import console
 from mtrl.runs.evaluation import Evaluation
@@ -66,6 +68,23 @@ class Sink(Protocol):
 SINKS = Registry("sink", {"tensorboard": "mtrl.runs.logging.tensorboard:TensorBoard"})
 
 
+def by_task(tasks: Sequence[str], values: Any) -> dict[str, Any]:
+    """Return values [T] by task; of symmetric ones [T, T], those above the diagonal by two tasks.
+
+    Raises:
+        ValueError: of another shape.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape not in ((len(tasks),), (len(tasks),) * 2):
+        raise ValueError(f"values of {len(tasks)} tasks have shape [T] or [T, T]; found {list(array.shape)}.")
+    if array.ndim == 1:
+        return dict(zip(tasks, array.tolist(), strict=True))
+    return {
+        task: dict(zip(tasks[index + 1 :], array[index, index + 1 :].round(4).tolist(), strict=True))
+        for index, task in enumerate(tasks)
+    }
+
+
 class Log:
     """Gives every number to the record and to all sinks.
 
@@ -92,20 +111,17 @@ class Log:
         wall = round(time.monotonic() - self._started, 3)
         return Stamp(vector_step, vector_step * num_envs, wall)
 
-    def metrics(
-        self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Sequence[float]]
-    ) -> None:
-        """Log one line; per_task: group -> T values in the order of the tasks.
+    def metrics(self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Any]) -> None:
+        """Log one line; per_task: group -> [T] in the order of the tasks, or [T, T], for the record alone.
 
         Raises:
             OSError: the record cannot be written (disk full); it ends with its last whole line.
         """
-        by_task = {
-            group: dict(zip(self._tasks, map(float, values), strict=True))
-            for group, values in per_task.items()
-        }
-        self._record.metrics(stamp, scalars, by_task)
-        self._each(lambda sink: sink.metrics(stamp, scalars, by_task))
+        named = {group: by_task(self._tasks, values) for group, values in per_task.items()}
+        self._record.metrics(stamp, scalars, named)
+        # Hundreds of curves of pairs are for nobody's eyes: they are for the report's heat maps.
+        curves = {group: values for group, values in named.items() if np.ndim(per_task[group]) == 1}
+        self._each(lambda sink: sink.metrics(stamp, scalars, curves))
 
     def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
         """Log an evaluation. Raises OSError as `metrics` does."""

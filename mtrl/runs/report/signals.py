@@ -37,8 +37,16 @@ def per_task(runs: Sequence[Run], tasks: Sequence[str], network: Network, quanti
 
 def cosines(runs: Sequence[Run], tasks: Sequence[str], network: Network) -> Series | None:
     """Return the cosines between the tasks' gradients over time [K, T, T]."""
-    names = (f"{network}_cosine", f"{network}/cosine")
-    return _series(runs, names, lambda value: [[value[a].get(b) for b in tasks] for a in tasks])
+
+    def matrix(value: Any) -> list[list[float]]:
+        # Of two tasks only one order is written.
+        def between(a: str, b: str) -> float:
+            found = value.get(a, {}).get(b, value.get(b, {}).get(a))
+            return np.nan if found is None else float(found)
+
+        return [[1.0 if a == b else between(a, b) for b in tasks] for a in tasks]
+
+    return _series(runs, (f"{network}_cosine", f"{network}/cosine"), matrix)
 
 
 def update_milliseconds(run: Run) -> float:
