@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Config", "load_policy", "load_runs", "mtl_step", "set_gradient", "task_jacobian", "train"]
 __version__ = "0.1.0"
 
-# Lazy, so that neither `--help` nor an environment worker pays for importing torch.
+# Lazy: an environment worker does not pay for importing torch, and the combiners need no extra.
 _HOMES = {
     "Config": "mtrl.config",
     "load_policy": "mtrl.export.policy",
@@ -29,5 +29,11 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        try:
+            return getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("mtrl"):
+                raise
+            advice = "pip install 'mtrl-torch[train]'"
+            raise ImportError(f"mtrl.{name} needs '{error.name}': {advice}.") from error
     raise AttributeError(f"module 'mtrl' has no attribute '{name}'")

@@ -1,0 +1,73 @@
+"""What pyproject.toml promises: versions and bounds in one place, commands that exist."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import mtrl
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def bounds(lines: list[str], sign: str) -> dict[str, str]:
+    """Return package -> version without trailing zeros, for requirements "package{sign}version"."""
+    pairs = (line.split("#")[0].strip().partition(sign) for line in lines)
+    return {name.casefold(): re.sub(r"(\.0)+$", "", version) for name, _, version in pairs if version}
+
+
+def test_the_lowest_versions_that_ci_tries_are_the_lower_bounds() -> None:
+    promised = bounds([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["train"]], ">=")
+    del promised["torch"]  # pinned by .ci/constraints.txt
+    assert bounds((ROOT / ".ci/lowest.txt").read_text().splitlines(), "==") == promised
+
+
+@pytest.mark.parametrize("entry", sorted(PROJECT["scripts"].values()))
+def test_every_console_command_exists(entry: str) -> None:
+    module, _, function = entry.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_version_of_the_citation_is_the_packages() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == mtrl.__version__
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    names = {"PIL": "pillow", "yaml": "PyYAML", "stable_baselines3": "stable-baselines3"}
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *(line for name in extras for line in extras[name])]
+    declared = {re.split(r"[\[=<>]", line)[0].casefold() for line in lines}
+    pattern = re.compile(r"^\s*(?:import|from) ([A-Za-z_0-9]+)", re.MULTILINE)
+    imported = {
+        name for path in (ROOT / "mtrl").rglob("*.py") for name in pattern.findall(path.read_text())
+    } - set(sys.stdlib_module_names)
+    # pandas only on request; triton comes with torch; the benchmarks are in the same wheel.
+    others = {"mtrl", "mtrl_benchmarks", "pandas", "triton"}
+    undeclared = {names.get(name, name).casefold() for name in imported} - declared - others
+    assert undeclared == set()
+
+
+def test_combiners_and_gradients_need_torch_and_numpy_alone() -> None:
+    train = [re.split("[=<>]", line)[0] for line in PROJECT["optional-dependencies"]["train"]]
+    code = (
+        "import sys\n"
+        f"for name in {[*map(str.casefold, train), 'yaml']!r}: sys.modules[name] = None\n"
+        "import mtrl\n"
+        "from mtrl.combiners import make_combiner\n"
+        "mtrl.set_gradient, mtrl.task_jacobian\n"
+        "make_combiner('cagrad', num_tasks=2)\n"
+        "try: mtrl.Config\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout == "mtrl.Config needs 'pydantic': pip install 'mtrl-torch[train]'.\n"
