@@ -1,4 +1,4 @@
-"""`python -m mtrl {train,evaluate,report,export,benchmark} ...`: the commands by their short names."""
+"""The console commands; `python -m mtrl train ...` and the like run them by their short names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,37 @@ import sys
 from mtrl.cli import launch
 from mtrl.errors import unknown_name
 
-_COMMANDS = ("train", "evaluate", "report", "export", "benchmark")
+_COMMANDS = ("train", "evaluate", "report", "export", "sweep", "benchmark")
+
+
+def train() -> int:
+    """Entry point of mtrl-train."""
+    return launch("mtrl.cli.train")
+
+
+def evaluate() -> int:
+    """Entry point of mtrl-evaluate."""
+    return launch("mtrl.cli.evaluate")
+
+
+def report() -> int:
+    """Entry point of mtrl-report."""
+    return launch("mtrl.cli.report")
+
+
+def export() -> int:
+    """Entry point of mtrl-export."""
+    return launch("mtrl.cli.export")
+
+
+def sweep() -> int:
+    """Entry point of mtrl-sweep."""
+    return launch("mtrl.cli.sweep")
+
+
+def benchmark() -> int:
+    """Entry point of mtrl-benchmark."""
+    return launch("mtrl.cli.benchmark")
 
 
 def _run(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
@@ -46,10 +47,10 @@ def test_everything_that_is_imported_is_declared() -> None:
     extras = PROJECT["optional-dependencies"]
     lines = [*PROJECT["dependencies"], *(line for name in extras for line in extras[name])]
     declared = {re.split(r"[\[=<>]", line)[0].casefold() for line in lines}
-    pattern = re.compile(r"^\s*(?:import|from) ([A-Za-z_0-9]+)", re.MULTILINE)
-    imported = {
-        name for path in (ROOT / "mtrl").rglob("*.py") for name in pattern.findall(path.read_text())
-    } - set(sys.stdlib_module_names)
+    nodes = [n for path in (ROOT / "mtrl").rglob("*.py") for n in ast.walk(ast.parse(path.read_text()))]
+    modules = [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+    modules += [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+    imported = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
     # pandas only on request; triton comes with torch; the benchmarks are in the same wheel.
     others = {"mtrl", "mtrl_benchmarks", "pandas", "triton"}
     undeclared = {names.get(name, name).casefold() for name in imported} - declared - others

@@ -32,33 +32,3 @@ def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> i
         print(f"error: '{package}' is not installed: pip install 'mtrl-torch[{extra}]'.", file=sys.stderr)
         return 2
     return code
-
-
-def train() -> int:
-    """Entry point of mtrl-train."""
-    return launch("mtrl.cli.train")
-
-
-def evaluate() -> int:
-    """Entry point of mtrl-evaluate."""
-    return launch("mtrl.cli.evaluate")
-
-
-def report() -> int:
-    """Entry point of mtrl-report."""
-    return launch("mtrl.cli.report")
-
-
-def sweep() -> int:
-    """Entry point of mtrl-sweep."""
-    return launch("mtrl.cli.sweep")
-
-
-def export() -> int:
-    """Entry point of mtrl-export."""
-    return launch("mtrl.cli.export")
-
-
-def benchmark() -> int:
-    """Entry point of mtrl-benchmark."""
-    return launch("mtrl.cli.benchmark")

@@ -217,5 +217,6 @@ def _methods() -> str:
     from mtrl.combiners import COMBINERS
     from mtrl.training.resolve import summary_of
 
-    lines = [f"  {name:<14}{summary_of('method', name)}" for name in sorted(COMBINERS)]
+    width = max(map(len, COMBINERS)) + 2
+    lines = [f"  {name:<{width}}{summary_of('method', name)}" for name in sorted(COMBINERS)]
     return "\n".join(["methods:", *lines])

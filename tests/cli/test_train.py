@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,21 @@ def test_each_network_may_have_a_method_of_its_own(calls: Calls) -> None:
     assert (config.method, config.critic_method, config.actor_method) == ("mean", "cagrad", "fs_mtl")
     assert config.critic_method_options["c"] == 0.3
     assert config.actor_method_options["rho"] == 0.1
+
+
+def test_the_base_of_a_wrapper_has_options_of_its_own(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def base_options(*arguments: str) -> Any:
+        calls.made.clear()
+        assert main_train(["--method", "fs_mtl", *arguments], preset="mt50", tasks=("MT50",)) == 0
+        return calls.config.method_options["base_options"]
+
+    assert base_options()["c"] == 0.5  # the preset's for cagrad, which is the default base
+    assert base_options("--method.base", "cagrad", "--method.base.c", ".4")["c"] == 0.4
+    assert base_options("--method.base", "fairgrad", "--method.base.alpha", "2")["alpha"] == 2.0
+    assert main_train(["--method=fs_mtl", "--method.base=mgda", "--method.base.c=1", "--tasks=reach-v3"]) == 2
+    assert "--method.base mgda has no options; found --method.base.c." in capsys.readouterr().err
 
 
 def test_the_suite_has_typed_options(calls: Calls) -> None:

@@ -10,9 +10,7 @@ from mtrl.combiners import make_combiner
 from mtrl.config import Config
 from mtrl.config.presets import build_config, load_preset
 from mtrl.errors import UserError
-from mtrl.training.resolve import base_options, part_options, resolve
-
-HAS_BASE_OPTIONS = bool(base_options(part_options("method", "fs_mtl")))
+from mtrl.training.resolve import resolve
 
 
 def test_every_option_is_written_out() -> None:
@@ -33,7 +31,6 @@ def test_cagrad_has_the_papers_radius_for_each_benchmark() -> None:
     assert radius("mt50", method="mean") == {}
 
 
-@pytest.mark.skipif(not HAS_BASE_OPTIONS, reason="wrappers take no base_options yet")
 def test_a_wrappers_base_has_the_options_of_the_preset_and_its_own() -> None:
     by_default = resolve(build_config(load_preset("mt50"), {"method": "fs_mtl"}))
     assert by_default.method_options["base_options"]["c"] == 0.5
