@@ -1,0 +1,161 @@
+"""SAC of Stable-Baselines3 on one task of ours, as a run directory that mtrl-report and load_runs read.
+
+The upper bound that Delta m compares with, and the check that our agent with one task learns as fast:
+
+    mtrl-train --tasks reach-v3 --method mean --preset laptop_v1 --print-config > reach.yaml
+    mtrl-train --preset reach.yaml --seed 0 --run-dir runs/single/ours/reach-v3/seed0
+    python scripts/train_single_task.py --preset reach.yaml --seed 0 --run-dir runs/single/sb3/reach-v3/seed0
+    mtrl-report runs/single --out single
+
+Settings that the library does not have are named at the start; the same file serves both agents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import nn
+
+from mtrl.cli.exit_codes import run_command
+from mtrl.compat.sb3 import SB3VecEnv
+from mtrl.config.presets import build_config, config_to_dict, load_preset
+from mtrl.config.schema import Config
+from mtrl.device import cpu
+from mtrl.envs import TaskVectorEnv
+from mtrl.errors import UserError
+from mtrl.runs import console
+from mtrl.runs.directory import RunDirectory
+from mtrl.runs.evaluation import Evaluation
+from mtrl.runs.logging import JsonLines, Log, RunInfo
+from mtrl.training.evaluate import evaluate
+from mtrl.training.parts import build_envs, suite_of
+
+METHOD = "sb3_sac"
+_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
+# What the library's SAC does; settings that say otherwise are ours alone.
+_THEIRS: Mapping[str, Mapping[str, Any]] = {
+    "sac": {
+        "max_grad_norm": None, "actor_average_rate": None, "final_lr_fraction": 1.0,
+    },
+    "network": {
+        "architecture": "mlp", "actor_layer_norm": False, "critic_layer_norm": False, "heads": "shared",
+    },
+    "train": {"warmup_updates": 0},
+    "replay": {"reward_scaling": "none"},
+}  # fmt: skip
+
+
+def make_model(config: Config, envs: TaskVectorEnv) -> SAC:
+    """Return SB3's SAC with the sizes and rates of `config`."""
+    sac, network = config.sac, config.network
+    return SAC(
+        "MlpPolicy",
+        SB3VecEnv(envs),
+        learning_rate=sac.critic_lr,
+        buffer_size=config.replay.capacity_per_task,
+        learning_starts=config.train.warmup_steps * config.env.envs_per_task,
+        batch_size=sac.batch_per_task,
+        tau=sac.tau,
+        gamma=sac.gamma,
+        train_freq=(1, "step"),
+        gradient_steps=config.train.updates_per_step,
+        ent_coef=f"auto_{sac.initial_temperature}",
+        target_entropy="auto" if sac.target_entropy is None else sac.target_entropy,
+        policy_kwargs={
+            "net_arch": {
+                "pi": [network.actor_width] * network.actor_depth,
+                "qf": [network.critic_width] * network.critic_depth,
+            },
+            "activation_fn": _ACTIVATIONS[network.activation],
+            "optimizer_kwargs": {"eps": sac.adam_eps},
+        },
+        seed=config.seed,
+        device="cpu",
+    )
+
+
+def not_carried_over(config: Config) -> list[str]:
+    """Return the settings, as `section.name=value`, that the library's agent does not have."""
+    found = []
+    for section, values in _THEIRS.items():
+        ours = getattr(config, section)
+        found += [f"{section}.{name}={getattr(ours, name)}" for name, value in values.items()
+                  if getattr(ours, name) != value]  # fmt: skip
+    if not config.sac.actor_lr == config.sac.critic_lr == config.sac.temperature_lr:
+        found.append("sac.actor_lr and sac.temperature_lr (all take sac.critic_lr)")
+    return found
+
+
+def train_single_task(config: Config, run_dir: Path) -> Evaluation:
+    """Train, evaluate as often and on the same goals as our runs, and return the final evaluation."""
+    suite = suite_of(config)
+    if len(suite.task_names) != 1:
+        raise UserError(f"this trains one task; found {len(suite.task_names)}: give --task NAME.")
+    for setting in not_carried_over(config):
+        console.warning(f"not in Stable-Baselines3's SAC, left out: {setting}")
+    # A restarted worker would put a transition that never was into the library's replay.
+    config = dataclasses.replace(config, env=dataclasses.replace(config.env, max_restarts=0))
+    with ExitStack() as stack:
+        run = stack.enter_context(RunDirectory.create(run_dir))
+        settings = {**config_to_dict(config), "method": METHOD, "method_options": {}, "agent": METHOD}
+        run.config_path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")  # is YAML as well
+        stack.enter_context(cpu.settings(config.train.num_threads, config.train.matmul_precision))
+        envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
+        eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None)))
+        versions = run.write_versions(envs.versions)
+        log = Log(RunInfo(run.path, envs.task_names, settings, versions, None), JsonLines())
+        stack.callback(log.close)
+        model = make_model(config, envs)
+        began = time.perf_counter()
+
+        def measure(step: int, episodes: int, *, final: bool) -> Evaluation:
+            result = evaluate(lambda obs: model.predict(obs, deterministic=True)[0], eval_envs, episodes)
+            log.evaluation(log.stamp(step, envs.num_envs), result, final=final)
+            print(
+                f"{step:,} of {config.steps:,} vector steps, {time.perf_counter() - began:.0f} s: "
+                f"success {result.mean_success:.3f}, return {result.mean_return:.1f}",
+                flush=True,
+            )
+            return result
+
+        class Evaluations(BaseCallback):  # type: ignore[misc]  # the package is not followed
+            def _on_step(self) -> bool:
+                if self.n_calls % config.eval.interval == 0 and self.n_calls < config.steps:
+                    measure(self.n_calls, config.eval.episodes_per_task, final=False)
+                return True
+
+        model.learn(config.steps * envs.num_envs, callback=Evaluations())
+        return measure(config.steps, config.eval.final_episodes_per_task, final=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train and return the exit code, see `mtrl.cli.exit_codes`."""
+    return run_command(_train, argv)
+
+
+def _train(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--preset", required=True, help="a preset, or a file of mtrl-train --print-config")
+    parser.add_argument("--task", help="the task; by default that of the preset")
+    parser.add_argument("--steps", type=int, help="vector steps; by default the preset's")
+    parser.add_argument("--seed", type=int, help="by default the preset's")
+    parser.add_argument("--run-dir", type=Path, required=True, help="a new directory")
+    flags = parser.parse_args(arguments)
+    changes = {"tasks": flags.task and [flags.task], "steps": flags.steps, "seed": flags.seed}
+    layer = {name: value for name, value in changes.items() if value is not None}
+    train_single_task(build_config(load_preset(flags.preset), layer), flags.run_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

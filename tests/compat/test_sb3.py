@@ -1,0 +1,118 @@
+"""Our environments in Stable-Baselines3's hands, against direct stepping and against our own evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mtrl.config.schema import EnvConfig
+from mtrl.envs import TaskVectorEnv
+from mtrl.errors import UserError
+from mtrl.training.evaluate import evaluate
+from mtrl.training.parts import build_agent, build_envs
+from tests.helpers.counting_env import ACTION_DIM, END, SUCCEED, CountingSuite
+from tests.helpers.short_runs import config as short_config
+
+pytest.importorskip("stable_baselines3")
+
+from stable_baselines3 import SAC
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecMonitor
+
+from mtrl.compat.sb3 import Predictor, SB3VecEnv
+
+HORIZON = 3
+
+
+def counting() -> TaskVectorEnv:
+    suite = CountingSuite(["task-1", "task-2"])
+    return TaskVectorEnv(suite, seed=5, envs_per_task=2, num_workers=1, max_episode_steps=HORIZON)
+
+
+@pytest.fixture
+def bridged() -> Iterator[SB3VecEnv]:
+    with closing(SB3VecEnv(counting())) as envs:
+        yield envs
+
+
+def test_stepping_equals_direct_stepping(bridged: SB3VecEnv) -> None:
+    random = np.random.default_rng(0)
+    with closing(counting()) as direct:
+        wanted, infos = direct.reset()
+        assert np.array_equal(bridged.reset(), wanted)
+        assert [info["goal"] for info in bridged.reset_infos] == infos["goal"].tolist()
+        for step in range(8):
+            actions = random.uniform(-1, 1, (4, ACTION_DIM)).astype(np.float32)
+            actions[0, 3] = END if step == 1 else 0.0
+            actions[1, 3] = SUCCEED
+            obs, reward, terminated, truncated, arrays = direct.step(actions)
+            found = bridged.step(actions)
+            assert np.array_equal(found[0], obs)
+            assert np.array_equal(found[1], reward)
+            assert np.array_equal(found[2], terminated | truncated)
+            for row, info in enumerate(found[3]):
+                assert info["is_success"] == (row == 1)
+                assert info["steps"] == arrays["steps"][row]
+                ended = bool(terminated[row] or truncated[row])
+                assert ("terminal_observation" in info) == ended
+                if ended:
+                    assert np.array_equal(info["terminal_observation"], arrays["final_obs"][row])
+                    assert info["TimeLimit.truncated"] == (not terminated[row])
+
+
+def test_goals_and_seeds_reach_the_environments(bridged: SB3VecEnv) -> None:
+    bridged.set_options({"goal": np.array([4, 3, 2, 1])})
+    assert bridged.reset()[:, 1].tolist() == [4, 3, 2, 1]
+    drawn = []
+    for _ in range(2):
+        bridged.seed(9)
+        drawn.append(bridged.reset()[:, 1].tolist())
+    assert drawn[0] == drawn[1]
+    assert bridged.reset()[:, 1].tolist() != drawn[0]
+
+
+def test_what_cannot_be_reached_is_refused(bridged: SB3VecEnv) -> None:
+    assert bridged.get_attr("max_episode_steps", 0) == [HORIZON]
+    with pytest.raises(UserError, match="live in the workers"):
+        bridged.env_method("anything")
+    with pytest.raises(UserError, match="cannot be set"):
+        bridged.set_attr("anything", 1)
+
+
+def test_the_library_s_replay_holds_true_successors_and_time_limits(bridged: SB3VecEnv) -> None:
+    model = SAC("MlpPolicy", bridged, learning_starts=1000, buffer_size=400, device="cpu", seed=0)
+    model.learn(total_timesteps=4 * 2 * HORIZON)
+    replay = model.replay_buffer
+    steps, after = replay.observations[: 2 * HORIZON, :, 0], replay.next_observations[: 2 * HORIZON, :, 0]
+    wanted = np.tile(np.arange(2 * HORIZON) % HORIZON, (4, 1)).T
+    assert np.array_equal(steps, wanted)
+    assert np.array_equal(after, wanted + 1)  # at an end too: not the first observation of the next episode
+    assert np.array_equal(replay.timeouts[: 2 * HORIZON], wanted == HORIZON - 1)
+
+
+def test_its_evaluation_of_our_agent_equals_ours() -> None:
+    options: dict[str, Any] = {
+        "environments": {"usual": "Pendulum-v1", "light": {"id": "Pendulum-v1", "kwargs": {"g": 5.0}}}
+    }
+    config = short_config(
+        suite="gymnasium",
+        tasks=("usual", "light"),
+        suite_options=options,
+        env=EnvConfig(envs_per_task=2, max_episode_steps=15),
+    )
+    with closing(build_envs(config, num_workers=1)) as envs:
+        agent = build_agent(config, envs, torch.device("cpu"))
+        policy = agent.policy(2)
+        ours = evaluate(policy, envs, 2).episode_return
+        bridge = SB3VecEnv(envs)
+        bridge.set_options({"goal": np.array([0, 1, 0, 1])})
+        theirs, lengths = evaluate_policy(
+            Predictor(policy), VecMonitor(bridge), n_eval_episodes=4, return_episode_rewards=True
+        )
+    assert lengths == [15] * 4
+    np.testing.assert_allclose(sorted(theirs), sorted(ours.flatten()), rtol=1e-5)

@@ -1,0 +1,59 @@
+"""The single-task baseline writes runs like ours, with the sizes of the configuration."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mtrl.config.presets import config_to_dict
+from mtrl.config.schema import EnvConfig, SacConfig
+from mtrl.runs.load import read_run
+from mtrl.training.parts import build_envs
+from tests.helpers.short_runs import COUNTING, lines
+from tests.helpers.short_runs import config as short_config
+
+pytest.importorskip("stable_baselines3")
+
+from train_single_task import main, make_model, not_carried_over
+
+
+def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = short_config(**COUNTING, env=EnvConfig(envs_per_task=2, max_episode_steps=20))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
+    arguments = ["--preset", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    assert "one task; found 2" in capsys.readouterr().err
+    assert main([*arguments, "--task", "task-2", "--seed", "4"]) == 0
+    run = read_run(tmp_path / "run")
+    assert (run.finished, run.tasks, run.seed, run.method) == (True, ("task-2",), 4, "sb3_sac")
+    evaluations = lines(tmp_path / "run" / "evaluations.jsonl")
+    assert [(line["vector_step"], line["env_steps"], line["final"]) for line in evaluations] == [
+        (30, 60, False),
+        (60, 120, True),
+    ]
+    # The counting environment's reward: 100 times the code of the task, and the number of the step.
+    assert evaluations[-1]["mean_return"] == 20 * 200 + 20 * 21 / 2
+    assert "sac.max_grad_norm=1.0" in capsys.readouterr().err
+
+
+def test_sizes_and_rates_are_the_configuration_s() -> None:
+    sac: dict[str, Any] = {"gamma": 0.9, "tau": 0.1, "batch_per_task": 7, "initial_temperature": 0.5}
+    rates = {"actor_lr": 1e-3, "critic_lr": 1e-3, "temperature_lr": 1e-3}
+    config = short_config(
+        **{**COUNTING, "tasks": ("task-3",)},
+        sac=SacConfig(**sac, **rates, target_entropy=-1.5, max_grad_norm=None),
+    )
+    with closing(build_envs(config, num_workers=1)) as envs:
+        model = make_model(config, envs)
+    assert not_carried_over(config) == []
+    assert (model.gamma, model.tau, model.batch_size) == (0.9, 0.1, 7)
+    assert (model.learning_starts, model.buffer_size) == (15, 40)
+    assert model.target_entropy == -1.5
+    assert model.log_ent_coef.exp().item() == pytest.approx(0.5)
+    assert [tuple(layer.shape) for layer in model.actor.latent_pi.parameters()][::2] == [(16, 8), (16, 16)]
+    group = model.critic.optimizer.param_groups[0]
+    assert (group["lr"], group["eps"]) == (1e-3, config.sac.adam_eps)
