@@ -42,7 +42,7 @@ def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.Cap
 
 def test_sizes_and_rates_are_the_configuration_s() -> None:
     sac: dict[str, Any] = {"gamma": 0.9, "tau": 0.1, "batch_per_task": 7, "initial_temperature": 0.5}
-    rates = {"actor_lr": 1e-3, "critic_lr": 1e-3, "temperature_lr": 1e-3}
+    rates: dict[str, Any] = {"actor_lr": 1e-3, "critic_lr": 1e-3, "temperature_lr": 1e-3}
     config = short_config(
         **{**COUNTING, "tasks": ("task-3",)},
         sac=SacConfig(**sac, **rates, target_entropy=-1.5, max_grad_norm=None),
