@@ -82,6 +82,13 @@ def descend(method: str, *, steps: int, lr: float, landscapes: Sequence[str] = t
         ValueError: the method cannot be run on two tasks' bare gradients and losses; says why.
     """
     combiner = make_combiner(method, num_tasks=2)
+    if combiner.needs_also:
+        raise ValueError(f"It needs {combiner.needs_also}.")
+    if not combiner.capturable:
+        # A recording holds one sequence of operations: a method that chooses between two would be another.
+        raise ValueError(
+            "It reads numbers on the host or decides there; only fixed tensor operations can run here."
+        )
     chosen = [LANDSCAPES[name] for name in landscapes]
     starts = [start for landscape in chosen for start in landscape.starts.values()]
     factors = [landscape.factors for landscape in chosen for _ in landscape.starts]

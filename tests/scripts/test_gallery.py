@@ -94,7 +94,7 @@ def test_the_script_draws_what_can_run_and_says_what_cannot(
     ("arguments", "message"),
     [
         (["--methods", "cagrat"], "unknown method 'cagrat'. Did you mean 'cagrad'?"),
-        (["--steps", "0"], "--steps and --lr must be positive; found 0 and"),
+        (["--steps", "0"], "--steps must be positive; found 0"),
         (["--step", "5"], "unknown flag '--step'. Did you mean '--steps'?"),
     ],
 )
