@@ -18,6 +18,7 @@ STREAMS = (
     "critic_combiner",
     "actor_combiner",
     "environments",  # dynamics of suites that draw their own randomness
+    "noise_hold",  # exploration noise that environments hold
 )
 
 

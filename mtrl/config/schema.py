@@ -56,8 +56,11 @@ class ReplayConfig:
 
     capacity_per_task: PositiveInt = 100_000
     """Transitions kept per task, oldest overwritten first (MW+: 100k)."""
-    reward_scaling: Literal["none", "ema", "shrink"] = "none"
-    """`ema`: divide sampled rewards by a running deviation per task (rate 1e-3); `shrink`: if over 1."""
+    reward_scaling: Literal["none", "ema", "shrink", "return"] = "none"
+    """What sampled rewards are divided by, per task. `ema`: a running deviation (rate 1e-3); `shrink`: only
+    if over 1; `return`: max(std G, max |G| / 10) of the returns G so far (FastTD3, FlashSAC)."""
+    n_step: PositiveInt = 1
+    """Rewards summed before the bootstrap; windows end with their episode (FastTD3: 8, MTBench SAC: 4)."""
 
 
 @settings("network.")
@@ -85,6 +88,20 @@ class NetworkConfig:
     """Normalise each hidden layer of the critics before its non-linearity (no gain, no bias)."""
     heads: Literal["shared", "per_task"] = "shared"
     """`per_task`: a linear head per task on a shared torso (multi-head SAC); only the torso is combined."""
+    critic_block: Literal["mlp", "residual"] = "mlp"
+    """`residual`: input layer, then critic_depth - 1 residual blocks of two layers, all normalised with gain
+    and bias (BroNet, arXiv 2405.16158)."""
+    critic_loss: Literal["squared", "huber", "categorical", "histogram"] = "squared"
+    """`huber`: linear beyond an error of 1. Cross-entropy over value_bins atoms: `categorical`, the target's
+    own distribution projected (C51, arXiv 1707.06887); `histogram`, a normal around it (HL-Gauss)."""
+    value_bins: Annotated[int, Field(ge=2)] = 51
+    """Atoms of a critic with cross-entropy (C51: 51)."""
+    value_low: float = -10.0
+    """Lowest atom, in units of scaled reward (FastTD3, BRC: -10)."""
+    value_high: float = 10.0
+    """Highest atom, in units of scaled reward (FastTD3, BRC: 10)."""
+    observation_norm: Literal["none", "warmup"] = "none"
+    """`warmup`: standardise observations by mean and deviation over all tasks' warm-up, frozen afterwards."""
     task_identity: Literal["one_hot", "none"] = "one_hot"
     """Whether the first layer sees a one-hot task identity (MW+: yes; the mtrl line: no)."""
 
@@ -113,6 +130,13 @@ class SacConfig:
     """Adam epsilon of actor and critics (MW+: 1e-5; torch's own default and the mtrl line: 1e-8)."""
     batch_per_task: PositiveInt = 128
     """Transitions sampled per task and update (MW+: 128)."""
+    q_reduce: Literal["min", "mean"] = "min"
+    """How the twin critics' values become one, in the target and for the actor (BRC: mean)."""
+    actor_every: PositiveInt = 1
+    """Critic steps per step of actor and temperatures (FastTD3, FlashSAC: 2; holosoma: 4)."""
+    noise_hold: PositiveInt = 1
+    """Env steps at most for which an environment holds its exploration noise, drawn as k ~ Zeta(2) (FlashSAC:
+    16); 1: independent noise at every step."""
     max_grad_norm: Positive | None = 1.0
     """Global gradient norm bound applied after combining (MW+: 1.0); None: no bound."""
     temperature: Literal["per_task", "shared"] = "per_task"
@@ -157,6 +181,8 @@ class EvalConfig:
     """Episodes per task of the evaluations during training; episode k uses goal k."""
     final_episodes_per_task: PositiveInt = 50
     """Episodes per task of the evaluation at the end: each goal once."""
+    max_episode_steps: PositiveInt | None = None
+    """Length of evaluation episodes in env steps; None: env.max_episode_steps."""
 
 
 @settings()
@@ -211,6 +237,12 @@ class Config:
                 "sac.batch_per_task must be at most the transitions per task collected in warm-up, "
                 f"train.warmup_steps x env.envs_per_task = {warmup}; "
                 f"found {self.sac.batch_per_task}. Raise train.warmup_steps or lower sac.batch_per_task."
+            )
+        network = self.network
+        if not network.value_low < network.value_high:
+            raise UserError(
+                f"network.value_low must be below network.value_high; found {network.value_low} and "
+                f"{network.value_high}."
             )
         if self.replay.capacity_per_task < self.sac.batch_per_task:
             raise UserError(

@@ -48,4 +48,5 @@ def network_arguments(
         "layer_norm": config.actor_layer_norm if actor else config.critic_layer_norm,
         "per_task_heads": config.heads == "per_task",
         "head_range": _HEAD_RANGE[role],
+        "residual": not actor and config.critic_block == "residual",
     }

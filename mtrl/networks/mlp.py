@@ -37,6 +37,8 @@ class MLP:
         layer_norm: normalise each hidden layer before its non-linearity, without gain and bias.
         per_task_heads: a last layer per task on a shared torso.
         head_range: the last layer's weights start uniformly in +-head_range.
+        residual: after the input layer depth - 1 residual blocks of two layers, each layer normalised with
+            gain and bias (BroNet, arXiv 2405.16158).
     """
 
     def __init__(
@@ -53,12 +55,15 @@ class MLP:
         layer_norm: bool = False,
         per_task_heads: bool = False,
         head_range: float = 1e-3,
+        residual: bool = False,
     ) -> None:
         self.stack, self.num_tasks, self.inputs, self.outputs = stack, num_tasks, inputs, outputs
         self.one_hot = task_identity == "one_hot"
         self.width, self.depth, self.layer_norm = width, depth, layer_norm
         self.activation = ACTIVATIONS[activation]
         self.per_task_heads, self.head_range = per_task_heads, head_range
+        self.residual = residual
+        self.layers = 2 * depth - 1 if residual else depth
 
     def initial_parameters(self, generator: torch.Generator) -> InitialParameters:
         """Return shared parameters `[S, ...]` and task heads `[T, S, ...]` (empty with a shared head).
@@ -74,12 +79,15 @@ class MLP:
         shared: dict[str, Tensor] = {}
         fan_in = self.inputs + (tasks if self.one_hot else 0)
         inputs = self.inputs
-        for layer in range(self.depth):
+        for layer in range(self.layers):
             bound = math.sqrt(6.0 / fan_in)
             shared[f"{layer}.weight"] = uniform((stack, width, inputs), bound)
             shared[f"{layer}.bias"] = torch.zeros(stack, width)
             if layer == 0 and self.one_hot:
                 shared[TASK_EMBEDDING] = uniform((stack, tasks, width), bound)
+            if self.residual:
+                shared[f"{layer}.gain"] = torch.ones(stack, width)
+                shared[f"{layer}.shift"] = torch.zeros(stack, width)
             fan_in = inputs = width
         lead = (tasks, stack) if self.per_task_heads else (stack,)
         head = {
@@ -97,16 +105,25 @@ class MLP:
         if joint and tasks is not None:
             parameters = self._rows_of(parameters, tasks)
         x = inputs.expand(self.stack, *inputs.shape)
-        for layer in range(self.depth):
+        before = x
+        for layer in range(self.layers):
             identity = None
             if layer == 0 and self.one_hot:  # the one-hot's product with its columns of the first weight
                 own = parameters[TASK_EMBEDDING]
                 identity = own if joint else own.transpose(0, 1)
             x = _layer(parameters, str(layer), x, identity)
-            if self.layer_norm:
+            if self.layer_norm or self.residual:
                 # No gain and bias: the next layer can take their part, and they cost more than the norm.
                 x = F.layer_norm(x, (self.width,))
-            x = self.activation(x)
+            if not self.residual:
+                x = self.activation(x)
+                continue
+            gain, shift = (_rows(parameters[f"{layer}.{name}"]).unsqueeze(2) for name in ("gain", "shift"))
+            x = torch.addcmul(shift, x, gain)
+            # After the input layer come blocks of two layers; the second adds to what entered the first.
+            x = x + before if layer and layer % 2 == 0 else self.activation(x)
+            if layer % 2 == 0:
+                before = x
         return _layer(parameters, "head", x)
 
     def _rows_of(self, parameters: Parameters, tasks: Tensor) -> Parameters:
@@ -119,10 +136,14 @@ class MLP:
         return chosen
 
 
+def _rows(bias: Tensor) -> Tensor:
+    """Lay out a bias, [S, O] or one per task [T, S, O], as [S, 1, O] or [S, T, O]."""
+    return bias.unsqueeze(1) if bias.dim() == 2 else bias.transpose(0, 1)
+
+
 def _layer(parameters: Parameters, name: str, x: Tensor, identity: Tensor | None = None) -> Tensor:
     weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
-    # A bias, [S, O] or one per task [T, S, O], as [S, 1, O] or [S, T, O].
-    rows = bias.unsqueeze(1) if bias.dim() == 2 else bias.transpose(0, 1)
+    rows = _rows(bias)
     rows = rows if identity is None else rows + identity
     place = parameters.claim_place(f"{name}.weight") if isinstance(parameters, PerTaskParameters) else None
     return linear(x, weight, rows, place)

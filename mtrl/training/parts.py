@@ -54,15 +54,19 @@ def suite_of(config: Config) -> TaskSuite:
     )
 
 
-def build_envs(config: Config, *, num_workers: int | None) -> TaskVectorEnv:
-    """Start environments of the run's protocol in num_workers processes; None: one per available core."""
+def build_envs(config: Config, *, num_workers: int | None, evaluation: bool = False) -> TaskVectorEnv:
+    """Start environments of the run's protocol in num_workers processes; None: one per available core.
+
+    Those for evaluation may have longer episodes (`eval.max_episode_steps`).
+    """
     env = config.env
+    own_steps = config.eval.max_episode_steps if evaluation else None
     return TaskVectorEnv(
         suite_of(config),
         seed=config.seed,
         envs_per_task=env.envs_per_task,
         num_workers=num_workers,
-        max_episode_steps=env.max_episode_steps,
+        max_episode_steps=own_steps or env.max_episode_steps,
         step_timeout=env.step_timeout,
         max_restarts=env.max_restarts,
         worker_niceness=env.worker_niceness,

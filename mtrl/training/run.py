@@ -163,7 +163,7 @@ def evaluate_run(
     )
     with (
         cpu.settings(config.train.num_threads, config.train.matmul_precision),
-        closing(build_envs(config, num_workers=None)) as envs,
+        closing(build_envs(config, num_workers=None, evaluation=True)) as envs,
     ):
         agent = build_agent(config, envs, resolved)
         agent.load_policy(state["policy"])
@@ -249,7 +249,7 @@ def _run(
             with _writing(run.path):
                 history = drop_after(run.path, start)
         # The learner waits while these run, so they may take all cores.
-        eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None)))
+        eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None, evaluation=True)))
         title, facts, notes = describe(config, parts.agent.facts(), envs, run.path, start, device)
         console.start_screen(title, facts, notes)
         suite = envs.versions

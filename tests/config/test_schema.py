@@ -35,7 +35,7 @@ ZERO_ALLOWED = {
     "sac.gamma",
     "train.warmup_updates",
 }
-ANY_NUMBER = {"sac.target_entropy"}
+ANY_NUMBER = {"sac.target_entropy", "network.value_low", "network.value_high"}
 
 
 def build(path: str, value: Any) -> Config:

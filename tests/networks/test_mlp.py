@@ -46,9 +46,37 @@ def test_layer_norm_equals_torch_module() -> None:
     torch.testing.assert_close(network.apply(shared, inputs)[1], expected)
 
 
+def test_residual_blocks_equal_torch_modules() -> None:
+    """An input layer and one block, written from BroNet's figure with torch's own modules."""
+    network = _network(residual=True, task_identity="none")
+    shared, _ = _parameters(network)
+    generator = torch.Generator().manual_seed(1)
+    for name, value in shared.items():
+        if name.endswith(("gain", "shift")):
+            value.normal_(generator=generator)
+    inputs = torch.randn(3, 6, 5)
+
+    def layer(x: Tensor, number: int) -> Tensor:
+        norm = nn.LayerNorm(8)
+        linear_layer = nn.Linear(x.shape[-1], 8)
+        with torch.no_grad():
+            linear_layer.weight.copy_(shared[f"{number}.weight"][1])
+            linear_layer.bias.copy_(shared[f"{number}.bias"][1])
+            norm.weight.copy_(shared[f"{number}.gain"][1])
+            norm.bias.copy_(shared[f"{number}.shift"][1])
+        result: Tensor = norm(linear_layer(x))
+        return result
+
+    hidden = torch.relu(layer(inputs, 0))
+    hidden = hidden + layer(torch.relu(layer(hidden, 1)), 2)
+    expected = hidden @ shared["head.weight"][1].T + shared["head.bias"][1]
+    torch.testing.assert_close(network.apply(shared, inputs)[1], expected)
+
+
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("layer_norm", [False, True])
-def test_per_task_parameters_that_agree_give_the_joint_outputs(layer_norm: bool) -> None:
-    network = _network(layer_norm=layer_norm)
+def test_per_task_parameters_that_agree_give_the_joint_outputs(layer_norm: bool, residual: bool) -> None:
+    network = _network(layer_norm=layer_norm, residual=residual)
     shared, _ = _parameters(network)
     inputs = torch.randn(3, 6, 5)
     expanded = {name: value.expand(3, *value.shape) for name, value in shared.items()}

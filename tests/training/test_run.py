@@ -17,7 +17,7 @@ import torch
 
 from mtrl import Config, train
 from mtrl.combiners import COMBINERS
-from mtrl.config.schema import EnvConfig, EvalConfig
+from mtrl.config.schema import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.errors import UserError
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.training.results import Event
@@ -156,6 +156,31 @@ def test_another_version_of_the_suite_is_refused_unless_allowed(
     assert resume_training(run, steps=60, allow_version_mismatch=True).steps == 60
     train(counting(), tmp_path / "whole")
     assert_same(state_of(run)["replay"], state_of(tmp_path / "whole")["replay"])
+
+
+# Every option of the agent that keeps state of its own.
+EVERY_INGREDIENT: dict[str, Any] = {
+    "env": EnvConfig(max_episode_steps=20, envs_per_task=2),
+    "replay": ReplayConfig(capacity_per_task=60, reward_scaling="return", n_step=3),
+    "network": NetworkConfig(
+        actor_width=16, critic_width=16, actor_depth=2, critic_depth=2, critic_block="residual",
+        critic_loss="categorical", value_bins=11, observation_norm="warmup",
+    ),
+    "sac": SacConfig(batch_per_task=8, actor_every=3, noise_hold=8, q_reduce="mean", actor_average_rate=0.1),
+}  # fmt: skip
+
+
+def test_every_ingredient_of_the_recipe_survives_a_resume(tmp_path: Path) -> None:
+    """Stopped in the middle of an episode, of held noise and between two steps of the actor."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = counting(method="cagrad", **EVERY_INGREDIENT)
+    train(settings, whole)
+    assert train(settings, parts, callbacks=[stop_at(37)]).steps == 37
+    assert resume_training(parts).exit_code == 0
+    assert_same_run(whole, parts)
+    scales = lines(whole / "metrics.jsonl")[-1]["reward_scale"]
+    assert min(scales.values()) > 0
+    assert tuple(scales) == COUNTING["tasks"]
 
 
 # -- real Meta-World ----------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,7 +11,6 @@ from numpy.typing import NDArray
 from mtrl.agents.base import TaskSpec
 from mtrl.agents.sac.update import SACUpdate
 from mtrl.device.cuda_graph import GraphedStep
-from mtrl.device.random_stream import RandomStream
 from mtrl.device.staging import Staging
 
 
@@ -19,17 +20,21 @@ class SACPolicy:
     Args:
         update: whose policy it is, with the parameters of the moment of the call.
         spec: sizes.
-        stream: of the actions' noise; None: the mode of the policy, for evaluation.
+        draw: overwrites a tensor with the actions' noise; None: the mode of the policy, for evaluation.
         device: where the parameters are.
     """
 
     def __init__(
-        self, update: SACUpdate, spec: TaskSpec, stream: RandomStream | None, device: torch.device
+        self,
+        update: SACUpdate,
+        spec: TaskSpec,
+        draw: Callable[[torch.Tensor], torch.Tensor] | None,
+        device: torch.device,
     ) -> None:
-        self._update, self._stream = update, stream
+        self._update, self._draw = update, draw
         lead = (spec.num_tasks, spec.envs_per_task)
         self._obs = torch.zeros(*lead, spec.obs_dim, device=device)
-        self._noise = None if stream is None else torch.zeros(*lead, spec.action_dim, device=device)
+        self._noise = None if draw is None else torch.zeros(*lead, spec.action_dim, device=device)
         self._action = torch.zeros(*lead, spec.action_dim, device=device)
         self._to_device, self._to_host = Staging(self._obs), Staging(self._action)
         self._graphed = GraphedStep(self._step, device, what="acting")
@@ -38,8 +43,8 @@ class SACPolicy:
         """Return the actions, an array of its own; waits for the device."""
         self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
         self._to_device.send()
-        if self._noise is not None and self._stream is not None:
-            self._noise.normal_(generator=self._stream.generator)
+        if self._noise is not None and self._draw is not None:
+            self._draw(self._noise)
         self._graphed()
         self._to_host.receive()
         action: NDArray[np.float32] = self._to_host.host.flatten(0, 1).numpy().copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from mtrl import seeds
 from mtrl.agents.base import Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
 from mtrl.agents.sac.acting import SACPolicy
+from mtrl.agents.sac.noise_hold import NoiseHold
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
 from mtrl.config.schema import Config
@@ -49,13 +50,31 @@ class SACAgent:
         self._observed = 0  # vector steps
         self._exploration = seeds.generator(config.seed, "exploration")
         self._noise_stream = RandomStream(seeds.integer(config.seed, "agent"), device)
-        self._explore = SACPolicy(self.update, spec, self._noise_stream, device)
+        self._hold: NoiseHold | None = None
+        if config.sac.noise_hold > 1:
+            self._hold = NoiseHold(
+                (spec.num_tasks, spec.envs_per_task),
+                spec.action_dim,
+                longest=config.sac.noise_hold,
+                device=device,
+                seed=seeds.integer(config.seed, "noise_hold"),
+            )
+        draw = self._draw_noise if self._hold is None else self._hold.draw
+        self._explore = SACPolicy(self.update, spec, draw, device)
+        self._fitted = self.update.observation_norm is None
         lead = (self.update.num_batches, spec.num_tasks, config.sac.batch_per_task)
         self._rows = torch.zeros(lead, dtype=torch.int64, device=device)
         self._noise = torch.zeros(lead[0], 2, *lead[1:], spec.action_dim, device=device)
-        self._graphed = GraphedStep(
-            self._update_once, device, what="the update", capturable=self.update.capturable
-        )
+        # With and without a step of the actor: two sequences of operations, each a graph of its own.
+        self._graphed = {
+            actor_too: GraphedStep(
+                partial(self._update_once, actor_too),
+                device,
+                what="the update",
+                capturable=self.update.capturable,
+            )
+            for actor_too in (True, False)
+        }
 
     @cached_property
     def replay(self) -> Replay:
@@ -80,6 +99,8 @@ class SACAgent:
             device=self.device,
             seed=seeds.integer(self.config.seed, "replay"),
             reward_scaling=replay.reward_scaling,
+            n_step=replay.n_step,
+            gamma=self.config.sac.gamma,
         )
 
     @property
@@ -91,14 +112,15 @@ class SACAgent:
     def act(self, obs: Floats) -> Floats:
         """Return a sample of the policy [T*E, A]; during warm-up uniformly random actions."""
         if self.warm:
+            self._fit_observations()
             return self._explore(obs)
         shape = (len(obs), self.spec.action_dim)
         return self._exploration.uniform(-1.0, 1.0, shape).astype(np.float32)
 
     def observe(self, transitions: Transitions) -> None:
-        """Store one vector step; time limits are bootstrapped, so what `truncated` says is not needed."""
-        obs, action, reward, successor, terminated, _, lost = transitions
-        parts = (obs, action, reward, successor, terminated, lost)
+        """Store one vector step; time limits are bootstrapped, but no n-step window goes beyond one."""
+        obs, action, reward, successor, terminated, truncated, lost = transitions
+        parts = (obs, action, reward, successor, terminated, lost, terminated | truncated)
         self.replay.add(*(self._by_task(part) for part in parts))
         self._observed += 1
 
@@ -107,6 +129,7 @@ class SACAgent:
         if not self.warm:
             return
         train = self.config.train
+        self._fit_observations()
         self.update.anneal(progress)
         burst = train.warmup_updates if self.updates == 0 else 0
         for _ in range(train.updates_per_step + burst):
@@ -120,8 +143,8 @@ class SACAgent:
         """
         for rows in self._rows:
             self.replay.draw(rows)
-        self._noise.normal_(generator=self._noise_stream.generator)
-        self._graphed()
+        self._draw_noise(self._noise)
+        self._graphed[self.updates % self.config.sac.actor_every == 0]()
         self.updates += 1
 
     def wait(self) -> None:
@@ -150,6 +173,8 @@ class SACAgent:
         values = self.update.totals.pop_means()
         for name, network in (("critic", self.update.critic), ("actor", self.update.actor)):
             values |= {f"{name}/{key}": value for key, value in network.combiner.metrics().items()}
+        if self.replay.reward_scale is not None:
+            values["reward_scale"] = self.replay.reward_scale
         arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}
         scalars: dict[str, float] = {}
         # The critic's weights are the ones people compare; the actor's stand beside them.
@@ -215,13 +240,19 @@ class SACAgent:
     def state(self) -> dict[str, Any]:
         """Return the parts "policy" (all that acting needs), "agent" and "replay"."""
         actor, averaged = self.update.actor.flat.vector.detach(), self.update.averaged_actor
+        policy = {"parameters": actor if averaged is None else averaged}
+        norm = self.update.observation_norm
+        if norm is not None:
+            policy |= {"observation_mean": norm.mean, "observation_deviation": norm.deviation}
         return {
-            "policy": {"parameters": actor if averaged is None else averaged},
+            "policy": policy,
             "agent": {
                 "update": dict(self.update.state_dict()),
                 "optimizers": [optimizer.state_dict()["state"] for optimizer in self.update.optimizers],
                 "noise": self._noise_stream.state(),
                 "exploration": self._exploration.bit_generator.state,
+                "noise_hold": None if self._hold is None else self._hold.state_dict(),
+                "fitted": self._fitted,
                 "observed": self._observed,
                 "updates": self.updates,
             },
@@ -237,6 +268,9 @@ class SACAgent:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
         self._noise_stream.load_state(state["noise"])
         self._exploration.bit_generator.state = state["exploration"]
+        if self._hold is not None:
+            self._hold.load_state_dict(state["noise_hold"])
+        self._fitted = state["fitted"]
         self._observed, self.updates = state["observed"], state["updates"]
         self.replay.load_state_dict(parts["replay"])
 
@@ -245,9 +279,23 @@ class SACAgent:
         """Restore what `policy` needs."""
         acting = self.update.averaged_actor
         (self.update.actor.flat.vector if acting is None else acting).copy_(part["parameters"])
+        norm = self.update.observation_norm
+        if norm is not None:
+            norm.mean.copy_(part["observation_mean"])
+            norm.deviation.copy_(part["observation_deviation"])
 
-    def _update_once(self) -> None:
-        self.update.step([self.replay.gather(rows) for rows in self._rows], self._noise)
+    def _fit_observations(self) -> None:
+        """Fix the standardisation of observations when warm-up is over, before anything depends on it."""
+        if not self._fitted and self.update.observation_norm is not None:
+            self.update.observation_norm.fit(self.replay.observations)
+            self._fitted = True
+
+    def _draw_noise(self, noise: Tensor) -> Tensor:
+        return noise.normal_(generator=self._noise_stream.generator)
+
+    def _update_once(self, actor_too: bool) -> None:
+        batches = [self.replay.gather(rows) for rows in self._rows]
+        self.update.step(batches, self._noise, actor_too=actor_too)
 
     def _by_task(self, values: NDArray[Any]) -> Tensor:
         """[T*E, ...] -> [T, E, ...]."""

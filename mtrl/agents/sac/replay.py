@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtrl.agents.sac.n_step import windows
+from mtrl.agents.sac.return_scale import ReturnScale
 from mtrl.device.memory import free_memory
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.staging import Staging
 from mtrl.errors import UserError
 
+RETURN_BOUND = 10.0  # largest scaled return (FastTD3)
 EMA_RATE = 1e-3  # mtrl's reward normaliser (protocols: running second moment per task, no centring)
 
 
@@ -29,10 +32,14 @@ class Batch(NamedTuple):
         Tensor  # [T, B, O], the true successor: an episode's last transition holds its final observation
     )
     not_terminated: Tensor  # [T, B], 0 only where the task itself ended the episode; truncation bootstraps
+    discount: Tensor | None = None  # [T, B], of next_obs's value; None: gamma, one step
 
     def of_tasks(self, tasks: Tensor | None) -> Batch:
         """The samples [N, B, ...] of the tasks of an index tensor [N]; None: of all tasks."""
-        return self if tasks is None else Batch(*(part.index_select(0, tasks) for part in self))
+        if tasks is None:
+            return self
+        discount = None if self.discount is None else self.discount.index_select(0, tasks)
+        return Batch(*[part.index_select(0, tasks) for part in self[:5]])._replace(discount=discount)
 
 
 class Replay:
@@ -47,7 +54,10 @@ class Replay:
         device: where transitions live and batches appear.
         seed: of the sampling stream.
         reward_scaling: `none`; `ema`, divide sampled rewards by a running deviation per task, root of a mean
-            square; `shrink`, the same but never multiply: a deviation below 1 counts as 1.
+            square; `shrink`, the same but never multiply: a deviation below 1 counts as 1; `return`, by the
+            range of discounted returns (`return_scale`).
+        n_step: rewards summed before the bootstrap (`n_step.windows`).
+        gamma: discount per env step, of returns and of n-step windows.
 
     Raises:
         UserError: the buffers do not fit into the device's free memory.
@@ -64,6 +74,8 @@ class Replay:
         device: torch.device,
         seed: int,
         reward_scaling: str = "none",
+        n_step: int = 1,
+        gamma: float = 0.99,
     ) -> None:
         self.num_tasks, self.obs_dim, self.action_dim = num_tasks, obs_dim, action_dim
         self.capacity = max(capacity_per_task // envs_per_task, 1) * envs_per_task
@@ -85,7 +97,21 @@ class Replay:
         self._stream = RandomStream(seed, device)
         self._incoming = torch.zeros(num_tasks, envs_per_task, sum(self._widths), device=device)
         self._staging = Staging(self._incoming)
-        self._smallest_deviation = {"none": None, "ema": 1e-8, "shrink": 1.0}[reward_scaling]
+        self._smallest_deviation = {"ema": 1e-8, "shrink": 1.0}.get(reward_scaling)
+        self._return_scale: ReturnScale | None = None
+        if reward_scaling == "return":
+            self._return_scale = ReturnScale(
+                num_tasks=num_tasks,
+                envs_per_task=envs_per_task,
+                gamma=gamma,
+                bound=RETURN_BOUND,
+                device=device,
+            )
+        self._n_step, self._gamma, self._envs = n_step, gamma, envs_per_task
+        self._ended = torch.zeros(
+            num_tasks, self.capacity if n_step > 1 else 0, dtype=torch.bool, device=device
+        )
+        self._newest = torch.zeros((), dtype=torch.int64, device=device)  # vector step written last
         self._second_moment = torch.ones(num_tasks, device=device)
 
     def add(
@@ -96,11 +122,13 @@ class Replay:
         next_obs: Tensor,
         terminated: Tensor,
         lost: Tensor | None = None,
+        ended: Tensor | None = None,
     ) -> None:
         """Store E transitions per task: [T, E, O], [T, E, A], [T, E], [T, E, O], [T, E].
 
         next_obs is the true successor (the final observation of an episode that ended); terminated is 1 only
-        where the task itself ended the episode, never for the time limit.
+        where the task itself ended the episode, never for the time limit; ended, bool [T, E], is True where
+        either did. Left out, only terminations end an episode.
 
         lost, bool [T, E], marks rows that are no transition: their environment was restarted. All rings
         advance together, so something must stand in their slots: the copy's transition of the step before,
@@ -110,17 +138,31 @@ class Replay:
         """
         envs = obs.shape[1]
         parts = (obs, action, reward.unsqueeze(-1), 1.0 - terminated.float().unsqueeze(-1), next_obs)
+        if lost is not None and not lost.any():
+            lost = None
+        if ended is None:
+            ended = terminated > 0
+        if self._return_scale is not None:
+            self._return_scale.add(reward, ended, lost)
         self._staging.wait()
         torch.cat(parts, dim=-1, out=self._staging.host)
         self._staging.send()
         rows = self._incoming
-        if lost is not None and lost.any():
+        if lost is not None:
             if self.size == 0:
                 return
             newest = (self._next - envs) % self.capacity
             known = self._rows[:, newest : newest + envs]
-            rows = torch.where(lost.to(rows.device).unsqueeze(-1), known, rows)
+            lost = lost.to(rows.device)
+            rows = torch.where(lost.unsqueeze(-1), known, rows)
+            if self._n_step > 1:
+                # What came before has no known successor row, and neither has its repetition.
+                self._ended[:, newest : newest + envs] |= lost
+                ended = ended.to(rows.device) | lost
         self._rows[:, self._next : self._next + envs] = rows
+        if self._n_step > 1:
+            self._ended[:, self._next : self._next + envs] = ended.to(self._ended.device)
+        self._newest.fill_(self._next // self._envs)
         self._next = (self._next + envs) % self.capacity
         self.size = min(self.size + envs, self.capacity)
         if self._smallest_deviation is not None:
@@ -147,24 +189,53 @@ class Replay:
 
     def gather(self, index: Tensor) -> Batch:
         """Return the transitions in slots [T, B] of each task's ring."""
+        stored = self._rows.view(-1, self._rows.shape[-1])
         flat = (index + self._first_row).flatten()
-        rows = self._rows.view(-1, self._rows.shape[-1]).index_select(0, flat).view(*index.shape, -1)
+        rows = stored.index_select(0, flat).view(*index.shape, -1)
         obs, action, reward, not_terminated, next_obs = torch.split(rows, self._widths, dim=-1)
-        reward = reward.squeeze(-1)
+        reward, discount = reward.squeeze(-1), None
+        if self._n_step > 1:
+            reward, last, discount = windows(
+                index,
+                self._newest,
+                stored[:, self._reward_column],
+                self._ended.view(-1),
+                steps=self._n_step,
+                stride=self._envs,
+                gamma=self._gamma,
+            )
+            ends = stored.index_select(0, last.flatten()).view(*index.shape, -1)
+            not_terminated, next_obs = torch.split(ends, self._widths, dim=-1)[3:]
         if self._smallest_deviation is not None:
             deviation = self._second_moment.sqrt().clamp(min=self._smallest_deviation)
             reward = reward / deviation.unsqueeze(1)
-        return Batch(obs, action, reward, next_obs, not_terminated.squeeze(-1))
+        if self._return_scale is not None:
+            reward = reward / self._return_scale.scale.unsqueeze(1)
+        return Batch(obs, action, reward, next_obs, not_terminated.squeeze(-1), discount)
+
+    @property
+    def observations(self) -> Tensor:
+        """The observations stored, [T, size, O]."""
+        return self._rows[:, : self.size, : self.obs_dim]
+
+    @property
+    def reward_scale(self) -> Tensor | None:
+        """What rewards are divided by, [T]; None where they are not scaled by their returns."""
+        return None if self._return_scale is None else self._return_scale.scale
 
     def state_dict(self) -> dict[str, Any]:
         """Return the stored transitions and everything later sampling depends on."""
-        return {
+        state = {
             "rows": self._rows[:, : self.size],
+            "ended": self._ended[:, : self.size],
             "next": self._next,
             "size": self.size,
             "stream": self._stream.state(),
             "second_moment": self._second_moment,
         }
+        if self._return_scale is not None:
+            state["return_scale"] = self._return_scale.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict` of a buffer of the same shape."""
@@ -172,6 +243,10 @@ class Replay:
         self._rows[:, : self.size] = state["rows"].to(self._rows.device)
         self._stream.load_state(state["stream"])
         self._second_moment.copy_(state["second_moment"])
+        self._ended[:, : self.size] = state["ended"].to(self._ended.device)
+        self._newest.fill_((self._next - self._envs) % self.capacity // self._envs)
+        if self._return_scale is not None:
+            self._return_scale.load_state_dict(state["return_scale"])
 
 
 def replay_bytes(num_tasks: int, capacity: int, obs_dim: int, action_dim: int) -> int:

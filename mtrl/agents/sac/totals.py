@@ -21,24 +21,31 @@ class UpdateTotals(nn.Module):
         super().__init__()
         self.register_buffer("sums", torch.zeros(len(_PER_TASK), num_tasks))
         self.register_buffer("counts", torch.zeros(len(_PER_TASK), num_tasks))
-        self.register_buffer("norms", torch.zeros(3))  # critic, actor, number of updates
+        self.register_buffer("norms", torch.zeros(2, 2))  # critic and actor: sum, number of steps
 
-    def add(self, critic: StepReport, actor: StepReport, entropy: Tensor, alpha: Tensor) -> None:
-        """Count one update; entropy and alpha [T]."""
-        every = torch.ones_like(actor.evaluated)
-        never, nothing = torch.zeros_like(every), torch.zeros_like(alpha)
+    def add(
+        self, critic: StepReport, actor: StepReport | None, entropy: Tensor | None, alpha: Tensor
+    ) -> None:
+        """Count one update; entropy and alpha [T]. Where the actor had no step, it and entropy are None."""
+        nothing = (torch.zeros_like(alpha), torch.zeros_like(critic.evaluated))
+
+        def norms(report: StepReport) -> tuple[Tensor, Tensor]:
+            return nothing if report.task_norms is None else (report.task_norms, report.evaluated)
+
         rows = [
             (critic.losses, critic.evaluated),
-            (actor.losses, actor.evaluated),
-            (entropy, actor.evaluated),
-            (alpha, every),
-            (nothing, never) if critic.task_norms is None else (critic.task_norms, critic.evaluated),
-            (nothing, never) if actor.task_norms is None else (actor.task_norms, actor.evaluated),
+            nothing if actor is None else (actor.losses, actor.evaluated),
+            nothing if actor is None or entropy is None else (entropy, actor.evaluated),
+            (alpha, torch.ones_like(critic.evaluated)),
+            norms(critic),
+            nothing if actor is None else norms(actor),
         ]
         self.sums += torch.stack([values.to(self.sums.dtype) for values, _ in rows])
         self.counts += torch.stack([seen for _, seen in rows])
-        one = torch.ones_like(actor.gradient_norm)
-        self.norms += torch.stack((critic.gradient_norm, actor.gradient_norm, one))
+        for number, report in enumerate((critic, actor)):
+            if report is not None:
+                self.norms[number, 0] += report.gradient_norm
+                self.norms[number, 1] += 1
 
     def pop_means(self) -> dict[str, Tensor]:
         """Return means since the last call, [T] and, of the directions' norms, 0-dim; begin anew."""
@@ -47,7 +54,7 @@ class UpdateTotals(nn.Module):
         for name in ("critic_grad_norm", "actor_grad_norm"):
             if not self.counts[_PER_TASK.index(name)].any():  # the method looks at no gradient of one task
                 del result[name]
-        norms = self.norms[:2] / self.norms[2].clamp(min=1)
+        norms = self.norms[:, 0] / self.norms[:, 1].clamp(min=1)
         result["critic/update_norm"], result["actor/update_norm"] = norms.unbind()
         for total in (self.sums, self.counts, self.norms):
             total.zero_()

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from mtrl import seeds
 from mtrl.agents.base import TaskSpec
 from mtrl.agents.sac import losses
+from mtrl.agents.sac.critic_head import CriticHead
 from mtrl.agents.sac.methods import make_combiners
+from mtrl.agents.sac.observation_norm import ObservationNorm
 from mtrl.agents.sac.replay import Batch
 from mtrl.agents.sac.totals import UpdateTotals
+from mtrl.agents.sac.value_distribution import Atoms
 from mtrl.combiners import Combiner
 from mtrl.config.schema import Config
 from mtrl.gradients.descent import Descent, adam_step, make_adam, set_lr
@@ -47,12 +50,23 @@ class SACUpdate(nn.Module):
         self.num_tasks, self.sac = spec.num_tasks, config.sac
         wanted = config.sac.target_entropy
         self.target_entropy = -float(spec.action_dim) if wanted is None else wanted
-        architecture, sizes = config.network.architecture, {"num_tasks": spec.num_tasks}
+        network = config.network
+        atoms = Atoms(network.value_low, network.value_high, network.value_bins)
+        self.head = CriticHead(network.critic_loss, config.sac.q_reduce, atoms)
+        self.observation_norm: ObservationNorm | None = None
+        if network.observation_norm == "warmup":
+            self.observation_norm = ObservationNorm(spec.obs_dim).to(device)
+        architecture, sizes = network.architecture, {"num_tasks": spec.num_tasks}
         self.actor_arguments = network_arguments(
-            config.network, "actor", **sizes, stack=1, inputs=spec.obs_dim, outputs=2 * spec.action_dim
+            network, "actor", **sizes, stack=1, inputs=spec.obs_dim, outputs=2 * spec.action_dim
         )
         critic_arguments = network_arguments(
-            config.network, "critic", **sizes, stack=2, inputs=spec.obs_dim + spec.action_dim, outputs=1
+            network,
+            "critic",
+            **sizes,
+            stack=2,
+            inputs=spec.obs_dim + spec.action_dim,
+            outputs=self.head.outputs,
         )
         self.actor_network = make_network(architecture, self.actor_arguments)
         self.critic_network = make_network(architecture, critic_arguments)
@@ -102,24 +116,35 @@ class SACUpdate(nn.Module):
         With standard normal noise [T, E, A] a sample of the policy; without, its mode, with the parameters
         averaged over updates where `actor_average_rate` asks for that.
         """
+        obs = self._seen(obs)
         if noise is None:
             return mode_action(self._policy(self.actor.flat.named(self.averaged_actor), obs))
         return sample_action(self._policy(self.actor.flat.named(), obs), noise).action
 
-    def step(self, batches: Sequence[Batch], noise: Tensor) -> None:
-        """One step of critics, actor, temperatures and targets on K = `num_batches` independent batches.
+    def step(self, batches: Sequence[Batch], noise: Tensor, *, actor_too: bool = True) -> None:
+        """One step of critics and targets, and if `actor_too` of actor and temperatures.
 
-        `noise` [K, 2, T, B, A], standard normal, is what critic targets and the actor draw actions with.
+        Args:
+            batches: K = `num_batches` independent ones.
+            noise: [K, 2, T, B, A], standard normal, what critic targets and the actor draw actions with.
+            actor_too: whether actor, its average and the temperatures move as well.
         """
+        if self.observation_norm is not None:
+            batches = [
+                batch._replace(obs=self._seen(batch.obs), next_obs=self._seen(batch.next_obs))
+                for batch in batches
+            ]
         alpha = self.alpha
         critic = self.critic.step(self.critic_losses(batches, noise[:, 0], alpha), alpha)
-        log_prob: list[tuple[Tensor, Tensor | None]] = []
-        actor = self.actor.step(self.actor_losses(batches, noise[:, 1], alpha, log_prob), alpha)
-        entropy = self._step_temperatures(*log_prob[0])
+        actor = entropy = None
+        if actor_too:
+            log_prob: list[tuple[Tensor, Tensor | None]] = []
+            actor = self.actor.step(self.actor_losses(batches, noise[:, 1], alpha, log_prob), alpha)
+            entropy = self._step_temperatures(*log_prob[0])
         with torch.no_grad():
             self.target.lerp_(self.critic.flat.vector, self.sac.tau)
             rate = self.sac.actor_average_rate
-            if rate is not None and self.averaged_actor is not None:
+            if rate is not None and self.averaged_actor is not None and actor_too:
                 self.averaged_actor.lerp_(self.actor.flat.vector, rate)
             self.totals.add(critic, actor, entropy, alpha)
 
@@ -138,7 +163,11 @@ class SACUpdate(nn.Module):
             next_action = sample_action(outputs, own_noise)
             frozen = self.critic.flat.named(self.target)
             next_q = self._values(frozen, batch.next_obs, next_action.action, tasks)
-            return losses.td_target(batch, next_action, next_q, own_alpha, self.sac.gamma)
+
+            def backup(values: Tensor) -> Tensor:
+                return losses.td_target(batch, next_action, values, own_alpha, self.sac.gamma)
+
+            return self.head.target(next_q, backup)
 
         def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
             if tasks is None and index not in targets:
@@ -146,7 +175,7 @@ class SACUpdate(nn.Module):
             known = targets.get(index)
             known = target(index, tasks) if known is None else _of_tasks(known, tasks)
             batch = batches[index].of_tasks(tasks)
-            return losses.critic_loss(self._values(parameters, batch.obs, batch.action, tasks), known)
+            return self.head.error(self._values(parameters, batch.obs, batch.action, tasks), known)
 
         return function
 
@@ -167,7 +196,7 @@ class SACUpdate(nn.Module):
             obs = _of_tasks(batches[index].obs, tasks)
             sampled = sample_action(self._policy(parameters, obs, tasks), _of_tasks(noise[index], tasks))
             log_prob.append((sampled.log_prob, tasks))
-            q = self._values(frozen, obs, sampled.action, tasks)
+            q = self.head.value(self._values(frozen, obs, sampled.action, tasks))
             return losses.actor_loss(sampled, q, _of_tasks(alpha, tasks))
 
         return function
@@ -195,6 +224,11 @@ class SACUpdate(nn.Module):
         entropy = -log_prob.detach().mean(1)
         return entropy if tasks is None else entropy.new_zeros(self.num_tasks).index_copy(0, tasks, entropy)
 
+    def _seen(self, obs: Tensor) -> Tensor:
+        """Observations as the networks see them."""
+        result: Tensor = obs if self.observation_norm is None else self.observation_norm(obs)
+        return result
+
     def _policy(self, parameters: Parameters, obs: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Outputs of the actor's network [T, B, 2A]."""
         return self.actor_network.apply(parameters, obs, tasks)[0]
@@ -202,7 +236,7 @@ class SACUpdate(nn.Module):
     def _values(
         self, parameters: Parameters, obs: Tensor, action: Tensor, tasks: Tensor | None = None
     ) -> Tensor:
-        """Both critics' values [2, T, B]."""
+        """Both critics' values [2, T, B], or logits [2, T, B, N] of a distribution."""
         return self.critic_network.apply(parameters, torch.cat((obs, action), dim=-1), tasks).squeeze(-1)
 
 

@@ -115,6 +115,40 @@ def test_the_policy_part_alone_gives_the_same_actions_and_allocates_no_replay() 
     assert len(pickle.dumps(agent.state()["policy"])) < 20_000
 
 
+def test_the_policy_part_holds_the_standardisation_of_observations() -> None:
+    config = sac_config(observation_norm="warmup")
+    agent, other = sac_agent(config), sac_agent(config)
+    _live(agent, 12)
+    norm = agent.update.observation_norm
+    assert norm is not None
+    assert not torch.equal(norm.deviation, torch.ones(OBS))
+    frozen = norm.mean.clone()
+    _live(agent, 5, seed=3)
+    assert torch.equal(norm.mean, frozen)
+    other.load_policy(copy.deepcopy(agent.state()["policy"]))
+    obs = np.random.default_rng(1).normal(size=(TASKS, OBS)).astype(np.float32)
+    assert np.array_equal(other.policy(1)(obs), agent.policy(1)(obs))
+
+
+def test_a_delayed_actor_and_its_temperatures_move_at_every_kth_update_only() -> None:
+    agent = sac_agent(sac_config(sac={"actor_every": 3, "actor_average_rate": 0.1}))
+    _live(agent, 8)
+    moved = []
+    for number in range(1, 9):
+        kept = (agent.update.actor.flat.vector, agent.update.log_alpha, agent.update.averaged_actor)
+        before = [value.detach().clone() for value in kept if value is not None]
+        critic = agent.update.critic.flat.vector.detach().clone()
+        made = agent.updates
+        _live(agent, 1, seed=number)
+        assert agent.updates == made + 1
+        assert not torch.equal(critic, agent.update.critic.flat.vector)
+        after = [value for value in kept if value is not None]
+        same = [torch.equal(old, new) for old, new in zip(before, after, strict=True)]
+        assert len(set(same)) == 1
+        moved.append((made, not same[0]))
+    assert moved == [(made, made % 3 == 0) for made, _ in moved]
+
+
 def test_neighbouring_seeds_share_neither_parameters_nor_noise() -> None:
     """Seed 0's noise was seed 1's initialisation."""
     draws = []

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from mtrl.agents.sac.losses import actor_loss, critic_loss, td_target, temperature_loss
+from mtrl.agents.sac.losses import actor_loss, squared_error, td_target, temperature_loss
 from mtrl.agents.sac.replay import Batch
 from mtrl.networks.gaussian import SampledAction
 
@@ -16,10 +16,10 @@ def _batch(reward: list[list[float]], not_terminated: list[list[float]]) -> Batc
     return Batch(zeros, zeros, torch.tensor(reward), zeros, torch.tensor(not_terminated))
 
 
-def test_td_target_takes_the_lower_critic_subtracts_entropy_and_masks_only_termination() -> None:
+def test_td_target_subtracts_entropy_and_masks_only_termination() -> None:
     batch = _batch([[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [1.0, 1.0]])
     log_prob = torch.tensor([[-1.0, -2.0], [0.5, 0.0]])
-    next_q = torch.tensor([[[10.0, 10.0], [7.0, 1.0]], [[8.0, 12.0], [9.0, -1.0]]])
+    next_q = torch.tensor([[8.0, 10.0], [7.0, -1.0]])
     target = td_target(
         batch, SampledAction(torch.zeros(2, 2, 1), log_prob), next_q, torch.tensor([0.5, 2.0]), 0.9
     )
@@ -31,12 +31,12 @@ def test_critic_loss_averages_squared_errors_over_samples_and_both_critics() -> 
     q = torch.tensor([[[2.0, 2.0], [4.0, 0.0]], [[4.0, 4.0], [8.0, 0.0]]])  # two critics, two tasks
     target = torch.tensor([[1.0, 3.0], [4.0, 1.0]])
     # task 0: q1 = 2, 2; q2 = 4, 4; errors 1, 1, 9, 1. task 1: q1 = 4, 0; q2 = 8, 0; errors 0, 1, 16, 1.
-    torch.testing.assert_close(critic_loss(q, target), torch.tensor([3.0, 4.5]))
+    torch.testing.assert_close(squared_error(q, target), torch.tensor([3.0, 4.5]))
 
 
 def test_actor_loss_weighs_log_probability_by_each_tasks_temperature() -> None:
     sampled = SampledAction(torch.zeros(2, 2, 1), torch.tensor([[1.0, 3.0], [2.0, -2.0]]))
-    q = torch.tensor([[[5.0, 1.0], [0.0, 4.0]], [[4.0, 2.0], [1.0, 3.0]]])
+    q = torch.tensor([[4.0, 1.0], [0.0, 3.0]])
     # task 0: (.5 - 4 + 1.5 - 1) / 2; task 1: (4 - 0 - 4 - 3) / 2
     torch.testing.assert_close(actor_loss(sampled, q, torch.tensor([0.5, 2.0])), torch.tensor([-1.5, -1.5]))
 

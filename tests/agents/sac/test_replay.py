@@ -113,7 +113,7 @@ def test_state_round_trip_continues_the_same_draws() -> None:
     for step in range(7, 9):
         replay.add(*_transition(step))
         other.add(*_transition(step))
-        assert all(torch.equal(a, b) for a, b in zip(replay.sample(4), other.sample(4), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(replay.sample(4)[:5], other.sample(4)[:5], strict=True))
 
 
 def test_scaled_rewards_have_unit_second_moment_and_stored_ones_stay_raw() -> None:

@@ -1,0 +1,100 @@
+"""Distributions over atoms against closed forms and plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.agents.sac.critic_head import CriticHead
+from mtrl.agents.sac.value_distribution import Atoms, cross_entropy, expectation, gaussian, project, two_hot
+
+ATOMS = Atoms(-2.0, 3.0, 11)
+
+
+def _projected_by_loop(atoms: Atoms, probabilities: list[float], values: list[float]) -> list[float]:
+    """Algorithm 1 of C51, entry by entry, written from the paper."""
+    mass = [0.0] * atoms.number
+    width = (atoms.high - atoms.low) / (atoms.number - 1)
+    for probability, value in zip(probabilities, values, strict=True):
+        position = (min(max(value, atoms.low), atoms.high) - atoms.low) / width
+        lower, upper = math.floor(position), math.ceil(position)
+        if lower == upper:
+            mass[lower] += probability
+        else:
+            mass[lower] += probability * (upper - position)
+            mass[upper] += probability * (position - lower)
+    return mass
+
+
+def test_projection_agrees_with_the_papers_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.softmax(torch.randn(4, 5, 11, generator=generator, dtype=torch.float64), -1)
+    values = torch.randn(4, 5, 11, generator=generator, dtype=torch.float64) * 3
+    values[0, 0] = ATOMS.values(values)  # exactly on the atoms
+    result = project(ATOMS, probabilities, values)
+    for row in range(4):
+        for column in range(5):
+            expected = _projected_by_loop(
+                ATOMS, probabilities[row, column].tolist(), values[row, column].tolist()
+            )
+            torch.testing.assert_close(result[row, column], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_two_hot_and_its_expectation_give_the_value_back_within_the_atoms() -> None:
+    values = torch.tensor([-2.0, -1.999, 0.3, 0.5, 2.99, 3.0, 7.0, -9.0], dtype=torch.float64)
+    mass = two_hot(ATOMS, values)
+    assert ((mass > 0).sum(-1) <= 2).all()
+    torch.testing.assert_close(mass @ ATOMS.values(mass), values.clamp(-2.0, 3.0))
+
+
+def test_gaussian_mass_is_that_of_the_normal_distribution_between_the_atoms_borders() -> None:
+    value, deviation = torch.tensor([0.13], dtype=torch.float64), 0.75
+    normal = torch.distributions.Normal(value, deviation * ATOMS.spacing)
+    atoms = ATOMS.values(value)
+    mass = normal.cdf(atoms + ATOMS.spacing / 2) - normal.cdf(atoms - ATOMS.spacing / 2)
+    torch.testing.assert_close(gaussian(ATOMS, value, deviation)[0], mass / mass.sum())
+
+
+def test_expectation_and_cross_entropy_agree_with_torchs_own() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(6, 11, generator=generator)
+    target = torch.softmax(torch.randn(6, 11, generator=generator), -1)
+    torch.testing.assert_close(
+        expectation(ATOMS, logits), (logits.softmax(-1) * torch.linspace(-2.0, 3.0, 11)).sum(-1)
+    )
+    torch.testing.assert_close(
+        cross_entropy(logits, target), torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    )
+
+
+def _backup(reward: float, discount: float) -> object:
+    def backup(values: Tensor) -> Tensor:
+        return reward + discount * values.expand(*values.shape[:-2], 1, 1)
+
+    return backup
+
+
+@pytest.mark.parametrize("loss", ["squared", "huber", "categorical", "histogram"])
+@pytest.mark.parametrize("reduce", ["min", "mean"])
+def test_targets_have_the_mean_of_the_backed_up_value(loss: str, reduce: str) -> None:
+    """1 task, 1 sample, twins with different values, all mass well inside the atoms."""
+    head = CriticHead(loss, reduce, Atoms(-10.0, 10.0, 201))  # type: ignore[arg-type]
+    values = torch.tensor([1.5, 2.5], dtype=torch.float64).view(2, 1, 1)
+    outputs = values
+    if head.outputs > 1:
+        outputs = gaussian(head.atoms, values, 3.0).clamp(min=1e-30).log()
+    expected = 0.5 + 0.9 * (1.5 if reduce == "min" else 2.0)
+    torch.testing.assert_close(head.value(outputs).item(), 1.5 if reduce == "min" else 2.0)
+    target = head.target(outputs, _backup(0.5, 0.9))  # type: ignore[arg-type]
+    mean = target @ head.atoms.values(target) if head.outputs > 1 else target
+    torch.testing.assert_close(mean.item(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_huber_is_half_the_square_up_to_an_error_of_one_and_linear_beyond() -> None:
+    head = CriticHead("huber", "min", ATOMS)
+    outputs = torch.tensor([[[0.5, 3.0]], [[0.0, -4.0]]])
+    # (.125 + 2.5 + 0 + 3.5) / 4
+    torch.testing.assert_close(head.error(outputs, torch.zeros(1, 2)), torch.tensor([6.125 / 4]))
