@@ -12,12 +12,16 @@ from mtrl.agents.sac import losses
 from mtrl.agents.sac.value_distribution import Atoms, expectation, gaussian, project
 
 _HISTOGRAM_DEVIATION = 0.75  # in units of the atoms' distance (HL-Gauss, arXiv 2403.03950, section 4.1)
+_INITIAL_SPREAD = 0.5  # of values, in units of scaled reward
 
 
 class CriticHead(NamedTuple):
     """Maps the twin critics' outputs to values, targets and losses.
 
-    Outputs are [2, T, B], with a distribution [2, T, B, N] as logits.
+    Outputs are [2, T, B]; of a distribution [2, T, B, N], relative to the logits of a Laplace distribution
+    around 0. The outputs of fresh critics are near 0: as plain logits they would say that any value of the
+    range is as likely, and targets repeat that width, which shrinks by gamma^n per backup, for ten thousand
+    updates.
     """
 
     loss: Literal["squared", "huber", "categorical", "histogram"]
@@ -42,7 +46,7 @@ class CriticHead(NamedTuple):
             backup: maps values there, [T, B] or one set of them for each atom [N, T, B], to values here.
         """
         if self.loss == "categorical":
-            probabilities = torch.softmax(outputs, dim=-1)
+            probabilities = torch.softmax(self._logits(outputs), dim=-1)
             if self.reduce == "mean":
                 probabilities = probabilities.mean(0)
             else:
@@ -56,10 +60,13 @@ class CriticHead(NamedTuple):
 
     def error(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Loss of both critics on target, mean over samples and critics: [T]."""
-        return _ERRORS[self.loss](outputs, target)
+        return _ERRORS[self.loss](self._logits(outputs) if self.outputs > 1 else outputs, target)
+
+    def _logits(self, outputs: Tensor) -> Tensor:
+        return outputs - self.atoms.values(outputs).abs() / _INITIAL_SPREAD
 
     def _each(self, outputs: Tensor) -> Tensor:
-        return expectation(self.atoms, outputs) if self.outputs > 1 else outputs
+        return expectation(self.atoms, self._logits(outputs)) if self.outputs > 1 else outputs
 
 
 _ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

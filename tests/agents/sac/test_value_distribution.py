@@ -85,12 +85,25 @@ def test_targets_have_the_mean_of_the_backed_up_value(loss: str, reduce: str) ->
     values = torch.tensor([1.5, 2.5], dtype=torch.float64).view(2, 1, 1)
     outputs = values
     if head.outputs > 1:
-        outputs = gaussian(head.atoms, values, 3.0).clamp(min=1e-30).log()
+        logits = gaussian(head.atoms, values, 3.0).clamp(min=1e-30).log()
+        outputs = logits + head.atoms.values(values).abs() / 0.5
     expected = 0.5 + 0.9 * (1.5 if reduce == "min" else 2.0)
     torch.testing.assert_close(head.value(outputs).item(), 1.5 if reduce == "min" else 2.0)
     target = head.target(outputs, _backup(0.5, 0.9))  # type: ignore[arg-type]
     mean = target @ head.atoms.values(target) if head.outputs > 1 else target
     torch.testing.assert_close(mean.item(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["categorical", "histogram"])
+@pytest.mark.parametrize("atoms", [Atoms(-10.0, 10.0, 101), Atoms(-2.0, 10.0, 61)])
+def test_fresh_critics_are_sure_of_values_around_zero_whatever_the_atoms(loss: str, atoms: Atoms) -> None:
+    head = CriticHead(loss, "mean", atoms)  # type: ignore[arg-type]
+    assert head.value(torch.zeros(2, 1, 1, atoms.number)).abs().item() < 0.02
+    weights = torch.exp(-torch.linspace(atoms.low, atoms.high, atoms.number).abs() / 0.5)
+    entropy = torch.distributions.Categorical(weights).entropy()
+    own = (weights / weights.sum()).view(1, 1, -1)
+    found = head.error(torch.zeros(2, 1, 1, atoms.number), own)
+    torch.testing.assert_close(found[0], entropy)
 
 
 def test_huber_is_half_the_square_up_to_an_error_of_one_and_linear_beyond() -> None:
