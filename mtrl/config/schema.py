@@ -238,12 +238,9 @@ class Config:
                 f"train.warmup_steps x env.envs_per_task = {warmup}; "
                 f"found {self.sac.batch_per_task}. Raise train.warmup_steps or lower sac.batch_per_task."
             )
-        network = self.network
-        if not network.value_low < network.value_high:
-            raise UserError(
-                f"network.value_low must be below network.value_high; found {network.value_low} and "
-                f"{network.value_high}."
-            )
+        low, high = self.network.value_low, self.network.value_high
+        if not low < high:
+            raise UserError(f"network.value_low must be below network.value_high; found {low} and {high}.")
         if self.replay.capacity_per_task < self.sac.batch_per_task:
             raise UserError(
                 f"replay.capacity_per_task must be at least sac.batch_per_task = {self.sac.batch_per_task}; "
