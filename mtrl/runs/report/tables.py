@@ -10,24 +10,20 @@ from mtrl.runs import stats
 from mtrl.runs.load import Run
 from mtrl.runs.protocol import Group
 from mtrl.runs.report import signals
+from mtrl.runs.report.agreement import method_agreement_table, task_agreement_table
 from mtrl.runs.report.comparison import Comparison, Floats
 from mtrl.runs.report.published import MTRL, MTRL_PER_SEED, PLUS, PUBLISHED, counterparts
 from mtrl.runs.report.table import Cell, Table
 
 _THRESHOLDS = (0.25, 0.5, 0.75)  # of the mean success
 _INTERVALS = "Brackets: 95 % percentile bootstrap"
-_TAU = (
-    "Kendall's tau with the ranking by final score. 1: same order, -1: reversed; p: chance of that if "
-    "the two had "
-    "nothing to do with each other."
-)
 
 
 def all_tables(comparison: Comparison) -> list[Table]:
     """Return the tables that these runs fill, most important first."""
     builders: tuple[Callable[[Comparison], Table | None], ...] = (
         final_table, per_task_table, selection_table, learning_table, improvement_table,
-        method_identifier_table, task_identifier_table, published_table, runs_table,
+        method_agreement_table, task_agreement_table, published_table, runs_table,
     )  # fmt: skip
     tables = (build(comparison) for build in builders)
     return [table for table in tables if table is not None]
@@ -177,41 +173,6 @@ def improvement_table(comparison: Comparison) -> Table | None:
     )
 
 
-def method_identifier_table(comparison: Comparison) -> Table | None:
-    """Row per identifier of difficulty: Kendall's tau of the methods' ranking by it and by final score."""
-    body: list[list[Cell]] = []
-    for network in signals.NETWORKS:
-        for quantity in ("conflict_fraction", "cos_min", "cos_mean", "direction_norm_ratio"):
-            known = [(row, signals.scalar(row.finished, network, quantity)) for row in comparison.rows]
-            pairs = [
-                (np.nanmean(found.values), comparison.final(row).mean()) for row, found in known if found
-            ]
-            if len(pairs) > 2:
-                identifiers, scores = np.array(pairs).T
-                name = f"{network}: {quantity.replace('_', ' ')}"
-                body.append([name, len(pairs), *stats.rank_agreement(identifiers, scores)])
-    if not body:
-        return None
-    note = f"Does a method whose gradients conflict less score more? {_TAU}"
-    columns = ("mean over training", "n", "tau", "p")
-    return Table("agreement-methods", "Rank agreement over methods", columns, body, note)
-
-
-def task_identifier_table(comparison: Comparison) -> Table | None:
-    """Row per identifier of difficulty: Kendall's tau of the tasks' ranking by it and by final score."""
-    body: list[list[Cell]] = []
-    for network in signals.NETWORKS:
-        for quantity in ("grad_norm", "weight", "loss"):
-            found = [_task_agreement(comparison, row, network, quantity) for row in comparison.rows]
-            if any(tau is not None for tau in found):
-                body.append([f"{network}: {quantity.replace('grad_norm', 'gradient norm')}", *found])
-    if not body:
-        return None
-    note = f"Does a task with a larger gradient, weight or loss score less? {_TAU}"
-    columns = ("mean over training", *(row.label for row in comparison.rows))
-    return Table("agreement-tasks", "Rank agreement over tasks", columns, body, note)
-
-
 def published_table(comparison: Comparison) -> Table | None:
     """Published numbers of the benchmark at hand, each with its protocol; none for other tasks."""
     benchmark = _benchmark(comparison)
@@ -279,16 +240,6 @@ def _reached(at: Floats, curves: Floats, threshold: float) -> str:
         return "never"
     everyone = "" if len(reached) == len(places) else f" ({len(reached)} of {len(places)})"
     return f"{np.median(reached):,.0f}{everyone}"
-
-
-def _task_agreement(
-    comparison: Comparison, row: Group, network: signals.Network, quantity: str
-) -> float | None:
-    found = signals.per_task(row.finished, comparison.tasks, network, quantity)
-    if found is None or len(comparison.tasks) < 3:
-        return None
-    means = np.nanmean(found.values, axis=0)
-    return stats.rank_agreement(means, comparison.final(row).mean(axis=0))[0]
 
 
 def _seeds(row: Group) -> str:
