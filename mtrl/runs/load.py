@@ -108,8 +108,7 @@ def read_runs(paths: Iterable[str | Path] | str | Path) -> list[Run]:
         if not below:
             raise UserError(
                 f"'{path}' is not a run directory and holds none: expected {CONFIG_NAME} in it or below, "
-                "found "
-                f"{'none' if path.exists() else 'no such directory'}."
+                f"found {'none' if path.exists() else 'no such directory'}."
             )
         for place in below:
             places.setdefault(place.resolve(), place)

@@ -111,8 +111,7 @@ def _check_one_protocol(runs: Sequence[Run]) -> None:
             words = "; ".join(f"{key}: {_text(a)} and {_text(b)}" for key, (a, b) in found.items())
             raise UserError(
                 f"runs of different protocols cannot share a table. '{by_evaluations[0].path}' and "
-                f"'{run.path}' differ in "
-                f"{words}. Report them separately."
+                f"'{run.path}' differ in {words}. Report them separately."
             )
 
 

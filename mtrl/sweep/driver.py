@@ -54,9 +54,8 @@ def connect(address: str | None, resources: Resources) -> None:
         gpus = max(node.get("GPU", 0) for node in nodes)
         ray.shutdown()
         raise UserError(
-            f"no node can hold a trial of {resources.cpus:g} CPUs and {resources.gpus:g} GPUs; the "
-            "largest have "
-            f"{largest:g} and {gpus:g}. Lower --cpus-per-trial or --gpus-per-trial."
+            f"no node can hold a trial of {resources.cpus:g} CPUs and {resources.gpus:g} GPUs; the largest "
+            f"have {largest:g} and {gpus:g}. Lower --cpus-per-trial or --gpus-per-trial."
         )
 
 

@@ -169,6 +169,6 @@ def _check_found(trial: Trial) -> None:
     ]
     if differing:
         raise UserError(
-            f"'{trial.path}' holds a run of another configuration: {', '.join(differing)}. Give the flags of "
-            "that sweep, or another --out."
+            f"'{trial.path}' holds a run of another configuration: {', '.join(differing)}. Give the flags "
+            "of that sweep, or another --out."
         )

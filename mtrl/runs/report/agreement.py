@@ -11,9 +11,8 @@ from mtrl.runs.report.comparison import Comparison
 from mtrl.runs.report.table import Cell, Table
 
 _TAU = (
-    "Kendall's tau with the ranking by final score. 1: same order, -1: reversed; p: chance of that if "
-    "the two had "
-    "nothing to do with each other."
+    "Kendall's tau with the ranking by final score. 1: same order, -1: reversed; p: chance of that if the "
+    "two had nothing to do with each other."
 )
 
 

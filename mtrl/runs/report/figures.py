@@ -208,9 +208,9 @@ def _final(comparison: Comparison) -> Figure:
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
     caption = (
-        "Final evaluation with 95 % bootstrap intervals: the mean over whole runs, the interquartile "
-        "mean stratified "
-        "by task. Intervals that overlap do not prove equality; see the probability of improvement."
+        "Final evaluation with 95 % bootstrap intervals: the mean over whole runs, the interquartile mean "
+        "stratified by task. Intervals that overlap do not prove equality; see the probability of "
+        "improvement."
     )
     return Figure("final", "Final scores with intervals", caption, figure)
 

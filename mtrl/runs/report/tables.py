@@ -40,10 +40,8 @@ def final_table(comparison: Comparison) -> Table:
     columns: dict[str, list[Cell]] = {"method": [], "seeds": [], f"mean {comparison.measure}": [], "IQM": []}
     notes = [
         f"{comparison.measure.capitalize()} at the final evaluation. {_INTERVALS}: of the mean over whole "
-        "runs, of "
-        "the interquartile mean (IQM, all runs and tasks together) stratified by task. With few seeds "
-        "both are "
-        "too narrow."
+        "runs, of the interquartile mean (IQM, all runs and tasks together) stratified by task. With few "
+        "seeds both are too narrow."
     ]
     benchmark = _benchmark(comparison)
     for row in comparison.groups:
@@ -75,8 +73,8 @@ def final_table(comparison: Comparison) -> Table:
         notes.append("P(better than mean): chance that a run beats one of plain averaging on a task.")
     if comparison.single_task:
         notes.append(
-            "Δm: mean relative drop against agents of one task each, over tasks that these score on; "
-            "lower is better."
+            "Δm: mean relative drop against agents of one task each, over tasks that these score on; lower "
+            "is better."
         )
     if benchmark is not None and success:
         notes.append(f"Published numbers have other protocols. mtrl line: {MTRL}; Meta-World+: {PLUS}.")
@@ -116,11 +114,9 @@ def selection_table(comparison: Comparison) -> Table | None:
         return None
     note = (
         "One set of evaluations, three rules: final: the last one (Meta-World+); best of mean: highest "
-        "point of the "
-        "seeds' mean curve (CARE, CAGrad, FAMO); mean of best: each seed's highest point, then the mean "
-        "(Nash-MTL). "
-        f"The last two choose on what they report, and gain with the number of evaluations. {_INTERVALS} "
-        "over runs."
+        "point of the seeds' mean curve (CARE, CAGrad, FAMO); mean of best: each seed's highest point, "
+        "then the mean (Nash-MTL). The last two choose on what they report, and gain with the number of "
+        f"evaluations. {_INTERVALS} over runs."
     )
     columns = ("method", "evaluations", "final", "best of mean", "mean of best")
     return Table("selection", f"{comparison.measure.capitalize()} by selection rule", columns, body, note)
@@ -147,10 +143,8 @@ def learning_table(comparison: Comparison) -> Table | None:
         return None
     note = (
         "Area: mean height of the curve between first and last evaluation. To a threshold: median over "
-        "seeds of the "
-        "first evaluation at or above it, with the seeds that got there. Times are of the machines named "
-        "below, "
-        "with whatever else ran on them."
+        "seeds of the first evaluation at or above it, with the seeds that got there. Times are of the "
+        "machines named below, with whatever else ran on them."
     )
     return Table("learning", "How fast they learn", tuple(columns), body, note)
 
@@ -165,8 +159,7 @@ def improvement_table(comparison: Comparison) -> Table | None:
     ]
     note = (
         "Chance that a run of the row beats a run of the column on a task, mean over tasks, ties half. "
-        "Above .5 the "
-        f"row is better; settled where the bracket leaves .5 out. {_INTERVALS} over runs."
+        f"Above .5 the row is better; settled where the bracket leaves .5 out. {_INTERVALS} over runs."
     )
     return Table(
         "improvement", "Probability of improvement", ("method", *(row.label for row in rows)), body, note
