@@ -186,6 +186,7 @@ def test_every_ingredient_of_the_recipe_survives_a_resume(tmp_path: Path) -> Non
 # -- real Meta-World ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.meta
 def test_mt10_script_trains_evaluates_and_writes_everything(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, str(SCRIPTS / "train_mt10.py"), "--method", "cagrad", "--preset", "debug"]
@@ -204,6 +205,7 @@ def test_mt10_script_trains_evaluates_and_writes_everything(tmp_path: Path) -> N
     assert max(metrics["weight"].values()) > min(metrics["weight"].values()) > 0
 
 
+@pytest.mark.meta
 def test_killed_and_resumed_is_bit_equal_to_undisturbed(tmp_path: Path) -> None:
     steps = ["--steps", "300", "--train.checkpoint-interval", "50", "--train.num-threads", "1"]
     command = [sys.executable, str(SCRIPTS / "train.py"), "--tasks", *TASKS, "--method", "nash_mtl"]

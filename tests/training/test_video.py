@@ -103,6 +103,7 @@ def test_a_camera_that_the_suite_does_not_have_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.meta
 @pytest.mark.skipif(find_library("OSMesa") is not None, reason="OSMesa would work here")
 def test_a_renderer_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mtrl.training.video, "find_spec", lambda name: name)

@@ -68,7 +68,7 @@ def test_an_update_equals_textbook_sac_with_a_backward_pass_per_task(method: str
         load_plain(plain.critics[stack], agent.critic.flat.named(), stack)  # type: ignore[arg-type]
         load_plain(plain.targets[stack], agent.critic.flat.named(), stack)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(3)
-    for _ in range(50):
+    for _ in range(20):
         batch = _batch(generator)
         noise = torch.randn(1, 2, TASKS, SAMPLES, ACTION, generator=generator)
         agent.step([batch], noise)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 from mtrl.envs.engine.results import StepResult
 from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure
-from tests.envs.engine.test_faults import action, gone
 from tests.helpers import counting_env
 from tests.helpers.counting_env import CountingSuite
+from tests.helpers.counting_workers import action, gone
 
 TASKS = ("task-0", "task-1", "task-2", "task-3")
 STEPS, GOAL, EPISODES, CODE, TOTAL = range(5)
@@ -50,10 +49,8 @@ def test_a_worker_that_fails_is_reported_and_replaced_and_the_others_go_on(fault
         envs.reset()
         before = plain(envs)[0]
         pids = envs.worker_pids
-        start = time.monotonic()
         obs, reward, terminated, truncated, infos = envs.step(action(3, fault))
-        assert time.monotonic() - start < 10.0
-        assert gone(pids[1:], 0.5)
+        assert gone(pids[1:])
         assert envs.worker_pids[0] == pids[0]
         (report,) = reports
         assert "worker 1 of 2" in report

@@ -337,6 +337,7 @@ def test_a_suite_that_no_other_process_can_load_is_refused_with_advice() -> None
         TaskVectorEnv(Local(TASKS), seed=0)
 
 
+@pytest.mark.meta
 def test_paths_that_are_no_text_and_a_renderer_that_is_missing_do_not_matter(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from mtrl.envs.metaworld.simulation import generate_goals
 from mtrl.envs.metaworld.tasks import BENCHMARKS
 
 TASKS = ("reach-v3", "push-v3")
+pytestmark = pytest.mark.meta
 Goals = dict[str, NDArray[np.float64]]
 
 

@@ -20,6 +20,7 @@ from mtrl.envs.metaworld.suite import MetaWorldSuite
 from tests.envs.metaworld.test_snapshot import assert_same, drive, some_goals
 from tests.helpers.other_version import OtherVersionSuite
 
+pytestmark = pytest.mark.meta
 entries = st.one_of(st.floats(-1, 1), st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-9]))
 
 

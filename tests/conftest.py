@@ -1,0 +1,23 @@
+"""Settings of the whole suite: one thread per process, and a goal cache that is not the user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# Tensors are small here: threads would only wait for one another, and for those of the suite's other process.
+# Set before torch is imported, here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def goal_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for all processes of the session: the goals of a seed are drawn once."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield
