@@ -158,12 +158,12 @@ class SACAgent:
 
     def gaussian_policy(self) -> GaussianPolicy:
         """Return what `policy` computes, as data."""
-        update = self.update
+        update, norm = self.update, self.update.observation_norm
         return GaussianPolicy(
             self.config.network.architecture,
             update.actor_arguments,
             update.actor.flat.named(update.averaged_actor),
-            None,
+            None if norm is None else (norm.mean, norm.deviation),
         )
 
     def metrics(self) -> Metrics:
