@@ -19,6 +19,7 @@ from tests.helpers.gramian_methods import (
     assert_fair,
     assert_on_the_simplex,
     assert_shortest,
+    assert_shortest_within_caps,
     assert_unconflicted,
 )
 from tests.helpers.literature import (
@@ -134,6 +135,12 @@ ORACLES: dict[str, Row] = {
         lambda tasks: 1.0 / tasks,
         _stretched(functools.partial(assert_best_in_ball, c=0.9), 1.9),
         options={"sampled": 64},
+    ),
+    "capped_mgda": Row(
+        lambda tasks, norm: 1.0,
+        lambda tasks: 1.0 / tasks,
+        functools.partial(assert_shortest_within_caps, cap=0.6),
+        options={"cap": 0.6},  # with two tasks the default is the mean
     ),
     "config": Row(
         lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_config, oracle_families=_SOLVABLE

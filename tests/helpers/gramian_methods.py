@@ -27,6 +27,19 @@ def shortest_in_hull(jacobian: Tensor) -> Tensor:
     return shortest
 
 
+def shortest_within_caps(jacobian: Tensor, cap: float) -> float:
+    """Length of capped MGDA's direction by an active-set solver: min |G'w| over the simplex with w <= cap."""
+    tasks = len(jacobian)
+    norms = jacobian.norm(dim=1)
+    unit = jacobian / norms.unsqueeze(-1)
+    cosine = (unit @ unit.T).numpy() + 1e-13 * np.eye(tasks)
+    share = (norms.min() / norms).numpy()  # of a weight, in amounts of unit gradients
+    constraints = np.column_stack([share, np.eye(tasks), -np.diag(share)])
+    bounds = np.concatenate([[1.0], np.zeros(tasks), np.full(tasks, -cap)])
+    amounts = quadprog.solve_qp(cosine, np.zeros(tasks), constraints, bounds, 1)[0]
+    return float((torch.from_numpy(amounts * share) @ jacobian).norm())
+
+
 def projected_on_cone(jacobian: Tensor) -> Tensor:
     """UPGrad's direction by an active-set solver: one program per task in the weights of unit gradients."""
     tasks = len(jacobian)
@@ -80,6 +93,24 @@ def assert_shortest(jacobian: Tensor, direction: Tensor) -> None:
     assert (direction - shortest_in_hull(jacobian)).norm() <= 1e-6 * longest.min()
     slack = jacobian @ direction - direction.square().sum()
     assert (slack >= -1e-7 * longest * longest.min()).all()
+
+
+def assert_shortest_within_caps(jacobian: Tensor, direction: Tensor, *, cap: float) -> None:
+    """The direction is as long as an active-set solver's, and improves every mix within the caps enough.
+
+    By at least its squared length: that bounds its length from above, and both together leave one vector.
+    """
+    tasks = len(jacobian)
+    cap = max(cap, 1.0 / tasks)
+    length = float(direction.norm())
+    improvements = sorted((jacobian @ direction).tolist())
+    whole = int(1.0 / cap + 1e-9)
+    worst = cap * math.fsum(improvements[:whole])
+    if whole < tasks:
+        worst += (1.0 - whole * cap) * improvements[whole]
+    scale = float(jacobian.norm(dim=1).min())
+    assert worst >= length**2 * (1.0 - 1e-8) - 1e-8 * scale**2, (worst, length**2)
+    assert length >= shortest_within_caps(jacobian, cap) * (1.0 - 1e-6) - 1e-6 * scale
 
 
 def assert_fair(jacobian: Tensor, direction: Tensor, *, alpha: float) -> None:
