@@ -42,6 +42,18 @@ def draw_tasks(num_tasks: int, count: int, step: Tensor, stream: Tensor) -> Tens
     return scrambled(keys, step, stream).argsort()[:count]
 
 
+def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tensor:
+    """Return the `count` tasks of an order, int64 [T], whose turn it is at `step`.
+
+    The order is a round trip. Each step goes on where the one before ended. Where the trip begins is drawn
+    from the stream, so that at any step all tasks are equally likely.
+    """
+    tasks = len(order)
+    begin = (uniform(1, torch.zeros_like(step), stream) * tasks).to(torch.int64)
+    places = torch.arange(count, dtype=torch.int64, device=order.device) + begin + step * count
+    return order.index_select(0, places.remainder(tasks))
+
+
 def uniform(count: int, step: Tensor, stream: Tensor) -> Tensor:
     """Return `count` pseudo-random numbers in [0, 1), float64."""
     keys = torch.arange(1, count + 1, dtype=torch.int64, device=step.device)

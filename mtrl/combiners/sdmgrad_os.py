@@ -7,24 +7,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mtrl.combiners._checks import check_count, check_number
-from mtrl.combiners._random import draw_tasks
-from mtrl.combiners.base import JacobianAt, JacobianCombiner
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._sampled import Sampled
+from mtrl.combiners.base import JacobianAt
 from mtrl.combiners.sdmgrad import shifted
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from mtrl.combiners.solvers.hull import shortest_in_hull
 
 
-class SDMGradOS(JacobianCombiner):
+class SDMGradOS(Sampled):
     """SDMGrad-OS (objective sampling): SDMGrad between a few tasks, drawn anew for each update.
 
     Xiao, Ban and Ji, NeurIPS 2023 (arXiv:2305.18409), section on objective sampling: only the drawn tasks'
     samples pass through the networks, the same in critic and actor. Its part along the mean gradient is
-    unbiased.
+    unbiased, also in an order, which is ours (see `_sampled.Sampled`).
 
     Args:
         sampled: Tasks per update (authors: 4 of MT10's 10); T or more is SDMGrad itself.
         lam: Weight of the mean gradient in the objective (0.6 in the authors' RL runs).
+        order: All task numbers; updates take the next `sampled` of them, from a drawn place on, round and
+            round. Empty: random tasks. `scripts/group.py` prints an order in which neighbours are alike.
 
     Deviations from the authors' code: exactly `sampled` tasks instead of each with probability sampled / T
     (a redraw where none was drawn); w ranges over the drawn tasks and is solved for, while their zero rows of
@@ -34,12 +36,11 @@ class SDMGradOS(JacobianCombiner):
 
     name: ClassVar[str] = "sdmgrad_os"
 
-    def __init__(self, *, num_tasks: int, sampled: int = 4, lam: float = 0.6) -> None:
-        super().__init__(num_tasks=num_tasks)
-        self.sampled = check_count("sampled", sampled)
+    def __init__(
+        self, *, num_tasks: int, sampled: int = 4, lam: float = 0.6, order: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(num_tasks=num_tasks, sampled=sampled, order=order)
         self.lam = check_number("lam", lam, low=0.0)
-        self.step: Tensor
-        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P], of which it uses the sampled rows."""
@@ -50,16 +51,6 @@ class SDMGradOS(JacobianCombiner):
         """Return the direction [P]; nothing of the other tasks is computed."""
         tasks = self._draw()
         return self._direction(jacobian_at(tasks=tasks), tasks)
-
-    def reset(self) -> None:
-        """Start the sequence of samples again."""
-        super().reset()
-        self.step.zero_()
-
-    def _draw(self) -> Tensor:
-        tasks = draw_tasks(self.num_tasks, min(self.sampled, self.num_tasks), self.step, self.stream)
-        self.step.add_(1)
-        return tasks
 
     def _direction(self, rows: Tensor, tasks: Tensor) -> Tensor:
         gram = gramian(rows)

@@ -17,7 +17,10 @@ from mtrl_grouping.groups import best_groups, task_order
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print `--tasks` lists of the best groups and an order of all tasks, from a run with `affinity`."""
+    """Print flags, from a run with `affinity`: `--tasks` of the best groups, `--method.order` of all tasks.
+
+    The order is for `cagrad_fast`, `sdmgrad_os` and `turns` on the tasks of the run in their order there.
+    """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("run", type=Path, help="directory of a run with --method affinity")
     parser.add_argument("--groups", type=int, default=2, help="most groups (default: 2)")
@@ -44,7 +47,7 @@ def _report(chosen: argparse.Namespace) -> None:
         raise UserError(str(error)) from None
     for group in groups:
         print("--tasks " + " ".join(names[task] for task in group))
-    print("order: " + " ".join(map(str, task_order(cosines.numpy()))))
+    print("--method.order " + " ".join(map(str, task_order(cosines.numpy()))))
 
 
 def affinities(state: Mapping[str, Any], network: str) -> tuple[Tensor, Tensor]:

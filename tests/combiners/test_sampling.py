@@ -73,6 +73,50 @@ def test_every_task_is_met_and_restored_instances_draw_the_same(name: str) -> No
         assert torch.equal(original.combine(rows), restored.combine(rows))
 
 
+ORDER = (3, 0, 6, 1, 5, 2, 4)
+
+
+@pytest.mark.parametrize(("name", "count"), [("cagrad_fast", 2), ("sdmgrad_os", 3)])
+def test_an_order_is_gone_through_round_and_round(name: str, count: int) -> None:
+    combiner = make_combiner(name, num_tasks=7, sampled=3, order=ORDER)
+    rows, seen = jacobian("iid", 7, seed=1), []
+    for _ in range(7):
+        source = Rows(rows)
+        combiner.direction(source)
+        assert source.asked[0] is not None
+        seen += source.asked[0].tolist()
+    begin = ORDER.index(seen[0])
+    assert seen == [ORDER[(begin + place) % 7] for place in range(7 * count)]
+    assert sorted(seen) == sorted(list(range(7)) * count)
+
+
+def test_where_a_round_begins_is_drawn_so_that_no_task_is_preferred() -> None:
+    counts = torch.zeros(7)
+    rows = jacobian("iid", 7, seed=1)
+    for stream in range(700):
+        combiner = make_combiner("sdmgrad_os", num_tasks=7, sampled=3, order=ORDER)
+        combiner.seed(stream)
+        combiner.combine(rows)
+        counts[combiner.last_weights != 0.0] += 1.0
+    # Each count is binomial(700, 3/7), standard deviation 13; weights of 0 from the minimum are none here.
+    assert (counts - 300.0).abs().max() < 65.0
+
+
+def test_tasks_in_an_order_survive_a_checkpoint() -> None:
+    rows = jacobian("iid", 7, seed=1)
+    original, restored = (make_combiner("sdmgrad_os", num_tasks=7, sampled=3, order=ORDER) for _ in range(2))
+    for _ in range(4):
+        original.combine(rows)
+    restored.load_state_dict(original.state_dict())
+    assert torch.equal(original.combine(rows), restored.combine(rows))
+
+
+@pytest.mark.parametrize("name", ["cagrad_fast", "sdmgrad_os"])
+def test_an_order_must_hold_every_task_once(name: str) -> None:
+    with pytest.raises(ValueError, match=r"order must hold each task number below 3 once; found \(0, 0, 1\)"):
+        make_combiner(name, num_tasks=3, order=(0, 0, 1))
+
+
 @pytest.mark.parametrize("batches", [1, 3])
 def test_the_published_sdmgrad_loop_follows_its_description(batches: int) -> None:
     first, second, third = (jacobian("iid", 5, seed=seed) for seed in range(3))
