@@ -104,7 +104,8 @@ def _facts(policy: Mapping[str, Any]) -> dict[str, Any]:
         f"{training['envs_per_task']} environments per task",
         "suite": policy["suite"]
         + "".join(f", {name}={value}" for name, value in policy["suite_options"].items()),
-        "episodes": f"{policy['env']['max_episode_steps']} steps",
+        "episodes": f"{policy['env']['max_episode_steps']} steps in training, "
+        f"{policy['evaluation_steps']} in evaluations",
         "network": network["architecture"],
         "observations": f"{policy['obs_dim']}"
         + (", standardised by the policy" if policy["standardises_observations"] else ""),

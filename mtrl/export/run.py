@@ -93,6 +93,7 @@ def _origin(path: Path, config: Config, step: int) -> dict[str, Any]:
         "suite": config.suite,
         "suite_options": settings["suite_options"],
         "env": {key: settings["env"][key] for key in ("num_goals", "max_episode_steps")},
+        "evaluation_steps": config.eval.max_episode_steps or config.env.max_episode_steps,
         "training": {
             "agent": config.agent,
             "method": config.method,

@@ -13,7 +13,7 @@ _PROTOCOL = (
     "suite",
     "env.envs_per_task",
     "env.num_goals",
-    "env.max_episode_steps",
+    "eval.max_episode_steps",
     "steps",
     "eval.interval",
     "eval.episodes_per_task",
@@ -56,6 +56,9 @@ class Group(NamedTuple):
 def protocol(run: Run) -> dict[str, Any]:
     """Return what is measured in a run: tasks, suite and its options, lengths, evaluations, simulation."""
     config = flat(run.config)
+    # What is measured are the evaluation's episodes; those of training are the learner's affair.
+    own = config.get("eval.max_episode_steps")
+    config["eval.max_episode_steps"] = config.get("env.max_episode_steps") if own is None else own
     chosen = {key: config.get(key, _MISSING) for key in _PROTOCOL}
     options = {key: value for key, value in config.items() if key.startswith("suite_options.")}
     simulation = {

@@ -140,8 +140,9 @@ class TrainingLoop:
             return
         self._raise_if_failed()
         agent = self.parts.agent.metrics()
-        scalars: dict[str, float] = self._speed(step) | agent.scalars
-        per_task: dict[str, Any] = dict(agent.per_task)
+        episodes, own_episodes = self.parts.rollout.pop_means()
+        scalars: dict[str, float] = self._speed(step) | episodes | agent.scalars
+        per_task: dict[str, Any] = dict(agent.per_task) | own_episodes
         rate = scalars["time/vector_steps_per_second"]
         stamp = self.log.stamp(step, self.parts.envs.num_envs)
         self.writes.attempt("log", step, lambda: self.log.metrics(stamp, scalars, per_task))
@@ -164,7 +165,6 @@ class TrainingLoop:
             "time/total_timesteps": float(step * envs.num_envs),
             "env/restarts": float(envs.restarts + self.eval_envs.restarts),
             **{f"time/{name}_ms": 1e3 * spent[name] / vector_steps for name in self.stepper.seconds},
-            **self.parts.rollout.pop_means(),
         }
 
     def _raise_if_failed(self) -> None:

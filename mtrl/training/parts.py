@@ -23,7 +23,7 @@ class Parts:
     def __init__(self, config: Config, envs: TaskVectorEnv, device: torch.device) -> None:
         self.envs = envs
         self.agent = build_agent(config, envs, device)
-        self.rollout = RolloutStatistics(envs.num_envs)
+        self.rollout = RolloutStatistics(envs.num_tasks, config.env.envs_per_task)
         self.obs: Floats | None = None
 
     def state(self) -> dict[str, Any]:

@@ -10,15 +10,20 @@ from numpy.typing import NDArray
 
 
 class RolloutStatistics:
-    """Accumulates per-environment episodes; `num_envs` is T*E."""
+    """Accumulates the episodes of T*E environments, rows in task-major order.
 
-    def __init__(self, num_envs: int) -> None:
+    Args:
+        num_tasks: T.
+        envs_per_task: E.
+    """
+
+    def __init__(self, num_tasks: int, envs_per_task: int) -> None:
+        self._tasks, num_envs = num_tasks, num_tasks * envs_per_task
         self._return = np.zeros(num_envs, dtype=np.float64)
         self._success = np.zeros(num_envs, dtype=bool)
         self._known = True  # whether any task knows success
-        self._ended: NDArray[np.float64] = np.zeros(
-            3, dtype=np.float64
-        )  # episodes, sum of returns, successes
+        # Rows: episodes, sum of returns, successes, of each task.
+        self._ended: NDArray[np.float64] = np.zeros((3, num_tasks), dtype=np.float64)
 
     def add(
         self, reward: NDArray[np.float32], success: NDArray[np.float32], ended: NDArray[np.bool_]
@@ -28,7 +33,8 @@ class RolloutStatistics:
         self._success |= success > 0
         self._known = not np.isnan(success).all()
         if ended.any():
-            self._ended += (ended.sum(), self._return[ended].sum(), self._success[ended].sum())
+            counts = np.stack((ended, ended * self._return, ended & self._success)).astype(np.float64)
+            self._ended += counts.reshape(3, self._tasks, -1).sum(axis=2)
             self._return[ended] = 0.0
             self._success[ended] = False
 
@@ -37,14 +43,22 @@ class RolloutStatistics:
         self._return[rows] = 0.0
         self._success[rows] = False
 
-    def pop_means(self) -> dict[str, float]:
-        """Mean return and any-step success rate of the episodes ended since the last call, if any."""
+    def pop_means(self) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+        """Mean return and any-step success rate of the episodes ended since the last call, if any.
+
+        Returns:
+            Those over all episodes, and each task's success rate [T], NaN where it ended no episode.
+        """
         episodes, returns, successes = self._ended
         self._ended = np.zeros_like(self._ended)
-        if not episodes:
-            return {}
-        means = {"rollout/ep_rew_mean": returns / episodes}
-        return means | ({"rollout/success_rate": successes / episodes} if self._known else {})
+        if not episodes.any():
+            return {}, {}
+        means = {"rollout/ep_rew_mean": returns.sum() / episodes.sum()}
+        if not self._known:
+            return means, {}
+        means["rollout/success_rate"] = successes.sum() / episodes.sum()
+        each = np.full_like(successes, np.nan)
+        return means, {"training_success": np.divide(successes, episodes, out=each, where=episodes > 0)}
 
     def state_dict(self) -> dict[str, Any]:
         """Unfinished episodes and what has not been reported yet."""

@@ -25,7 +25,6 @@ def describe(
     """Return title, facts and notes of the start screen."""
     benchmark = config.tasks[0] if len(config.tasks) == 1 else f"{envs.num_tasks} tasks"
     suite = "".join(f"{name.replace('_', ' ')} {value}, " for name, value in config.suite_options.items())
-    env = config.env
     facts = [
         *_methods(config),
         (
@@ -34,7 +33,7 @@ def describe(
         ),
         (
             "protocol",
-            f"{suite}{envs.suite.describe_goals()}, {env.max_episode_steps} steps per episode, "
+            f"{suite}{envs.suite.describe_goals()}, {_episodes(config)}, "
             f"{config.steps:,} vector steps, seed {config.seed}",
         ),
         *agent_facts.items(),
@@ -51,6 +50,14 @@ def describe(
             "`--preset laptop` learns MT10 on two CPU cores in under an hour."
         )
     return f"mtrl: {benchmark}, {config.method}", facts, notes
+
+
+def _episodes(config: Config) -> str:
+    """Length of the episodes, of training and of evaluation where they differ."""
+    trained, measured = config.env.max_episode_steps, config.eval.max_episode_steps
+    if measured in (None, trained):
+        return f"{trained} steps per episode"
+    return f"{trained} steps per episode ({measured} in evaluations)"
 
 
 def _device_name(device: torch.device) -> str:

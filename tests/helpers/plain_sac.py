@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +57,65 @@ def plain_sample(model: nn.Sequential, obs: Tensor, noise: Tensor) -> tuple[Tens
     return action, log_prob.sum(-1)
 
 
-def plain_q(model: nn.Sequential, obs: Tensor, action: Tensor) -> Tensor:
-    """Values [T, B]."""
-    tasks, batch, _ = obs.shape
-    return model(one_hot_inputs(torch.cat((obs, action), dim=-1))).view(tasks, batch)  # type: ignore[no-any-return]
+def plain_outputs(model: nn.Sequential, obs: Tensor, action: Tensor) -> Tensor:
+    """Outputs [T, B, N]."""
+    return model(one_hot_inputs(torch.cat((obs, action), dim=-1))).view(*obs.shape[:2], -1)  # type: ignore[no-any-return]
+
+
+class PlainHead(NamedTuple):
+    """What critics' outputs [2, T, B, N] mean; formulas other than those of the code under test."""
+
+    loss: str = "squared"
+    reduce: str = "min"
+    low: float = -10.0
+    high: float = 10.0
+    bins: int = 1
+
+    @property
+    def atoms(self) -> Tensor:
+        return torch.linspace(self.low, self.high, self.bins)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Outputs are relative to the density exp(-|z| / 0.5)."""
+        weights = torch.exp(outputs) * torch.exp(-self.atoms.abs() / 0.5)
+        return weights / weights.sum(-1, keepdim=True)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        return outputs.squeeze(-1) if self.bins == 1 else (self.probabilities(outputs) * self.atoms).sum(-1)
+
+    def value(self, outputs: Tensor) -> Tensor:
+        both = self.values(outputs)
+        return torch.minimum(both[0], both[1]) if self.reduce == "min" else (both[0] + both[1]) / 2
+
+    def target(self, outputs: Tensor, backup: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.loss != "categorical":
+            return backup(self.value(outputs))
+        both, values = self.probabilities(outputs), self.values(outputs)
+        mixed = (both[0] + both[1]) / 2
+        if self.reduce == "min":
+            mixed = torch.where((values[0] < values[1]).unsqueeze(-1), both[0], both[1])
+        result = torch.zeros_like(mixed)
+        spacing = (self.high - self.low) / (self.bins - 1)
+        for number, atom in enumerate(self.atoms):  # a triangle around each atom takes its share
+            moved = backup(torch.full_like(values[0], float(atom))).clamp(self.low, self.high)
+            share = (1 - (moved.unsqueeze(-1) - self.atoms).abs() / spacing).clamp(min=0)
+            result += mixed[..., number : number + 1] * share
+        return result
+
+    def error(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Mean over critics and samples, [T]."""
+        if self.loss == "squared":
+            losses = (outputs.squeeze(-1) - target) ** 2
+        elif self.loss == "huber":
+            losses = nn.SmoothL1Loss(reduction="none")(outputs.squeeze(-1), torch.stack((target, target)))
+        else:
+            if self.loss == "histogram":
+                spacing = (self.high - self.low) / (self.bins - 1)
+                normal = Normal(target.clamp(self.low, self.high).unsqueeze(-1), 0.75 * spacing)
+                target = normal.cdf(self.atoms + spacing / 2) - normal.cdf(self.atoms - spacing / 2)
+                target = target / target.sum(-1, keepdim=True)
+            losses = -(target * self.probabilities(outputs).log()).sum(-1)
+        return losses.mean(2).mean(0)
 
 
 class PlainJacobian:
@@ -112,12 +168,14 @@ class PlainSAC:
         depth: int,
         lr: float,
         eps: float,
+        head: PlainHead = PlainHead(),  # noqa: B008
     ) -> None:
+        self.head, bins = head, head.bins
         self.critic_combiner: Combiner | None = None
         self.actor_combiner: Combiner | None = None
         self.actor = plain_mlp(obs + tasks, 2 * action, width, depth)
-        self.critics = nn.ModuleList(plain_mlp(obs + action + tasks, 1, width, depth) for _ in range(2))
-        self.targets = nn.ModuleList(plain_mlp(obs + action + tasks, 1, width, depth) for _ in range(2))
+        self.critics = nn.ModuleList(plain_mlp(obs + action + tasks, bins, width, depth) for _ in range(2))
+        self.targets = nn.ModuleList(plain_mlp(obs + action + tasks, bins, width, depth) for _ in range(2))
         self.log_alpha = nn.Parameter(torch.zeros(tasks))
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr, eps=eps)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=lr, eps=eps)
@@ -129,16 +187,17 @@ class PlainSAC:
         alpha = self.log_alpha.detach().exp().unsqueeze(1)
         with torch.no_grad():
             next_action, next_log_prob = plain_sample(self.actor, next_obs, noise[0])
-            values = torch.stack([plain_q(m, next_obs, next_action) for m in self.targets])  # type: ignore[arg-type]
-            target = reward + 0.99 * (values.min(0).values - alpha * next_log_prob)
+            target = self.head.target(
+                self._outputs(self.targets, next_obs, next_action),
+                lambda values: reward + 0.99 * (values - alpha * next_log_prob),
+            )
 
         def critic_losses() -> Tensor:
-            errors = [plain_q(m, obs, action) - target for m in self.critics]  # type: ignore[arg-type]
-            return (errors[0].square() + errors[1].square()).mean(1) / 2
+            return self.head.error(self._outputs(self.critics, obs, action), target)
 
         def actor_losses() -> Tensor:
             new_action, log_prob = plain_sample(self.actor, obs, noise[1])
-            q = torch.stack([plain_q(m, obs, new_action) for m in self.critics]).min(0).values  # type: ignore[arg-type]
+            q = self.head.value(self._outputs(self.critics, obs, new_action))
             return (alpha * log_prob - q).mean(1)
 
         self._descend(self.critic_optimizer, critic_losses, self.critics, self.critic_combiner)
@@ -150,6 +209,10 @@ class PlainSAC:
         with torch.no_grad():
             for old, new in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
                 old.mul_(0.995).add_(0.005 * new)
+
+    @staticmethod
+    def _outputs(models: nn.ModuleList, obs: Tensor, action: Tensor) -> Tensor:
+        return torch.stack([plain_outputs(model, obs, action) for model in models])  # type: ignore[arg-type]
 
     @staticmethod
     def _descend(

@@ -66,6 +66,20 @@ def test_other_protocols_are_refused_with_the_difference(changes: Any, message: 
         group(runs)
 
 
+def test_the_length_of_training_episodes_is_the_learners_and_that_of_evaluations_the_protocols(
+    tmp_path: Path,
+) -> None:
+    env = {"num_goals": 50, "max_episode_steps": 200}
+    short = {"env": env, "eval": {"max_episode_steps": 500}}
+    runs = [_run(tmp_path / "a"), _run(tmp_path / "b", config=short)]
+    assert [row.label for row in group(runs)] == [
+        "mean (env.max_episode_steps=500)",
+        "mean (env.max_episode_steps=200)",
+    ]
+    with pytest.raises(UserError, match=r"eval\.max_episode_steps: 500 and 200"):
+        group([runs[0], _run(tmp_path / "c", config={"env": env})])
+
+
 def test_other_tasks_are_refused(tmp_path: Path) -> None:
     other = read_run(write_run(tmp_path / "b", {"reach-v3": (0.0, 0.0)}, seed=1))
     with pytest.raises(UserError, match="tasks: reach-v3, push-v3 and reach-v3"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtrl.config.schema import Config
+from mtrl.config.schema import Config, EnvConfig, EvalConfig
 from mtrl.envs import build_suite
 from mtrl.envs.metaworld.suite import MetaWorldSuite
 from mtrl.envs.suite import TaskSuite
@@ -23,9 +23,11 @@ class _Envs:
         self.suite = suite or MetaWorldSuite(self.task_names)
 
 
-def _describe(steps: int, suite: TaskSuite | None = None) -> tuple[dict[str, str], list[str]]:
+def _describe(
+    steps: int, suite: TaskSuite | None = None, **settings: Any
+) -> tuple[dict[str, str], list[str]]:
     envs: Any = _Envs(suite)
-    config = Config(tasks=_Envs.task_names, steps=steps)
+    config = Config(tasks=_Envs.task_names, steps=steps, **settings)
     facts = {"networks": "two"}
     _, lines, notes = describe(config, facts, envs, Path("somewhere"), 0, torch.device("cpu"))
     return dict(lines), notes
@@ -36,6 +38,12 @@ def test_a_long_run_on_a_cpu_points_to_the_laptop_preset() -> None:
     assert facts["networks"] == "two"
     assert len(notes) == 1
     assert "--preset laptop" in notes[0]
+
+
+def test_both_lengths_of_episodes_are_stated_where_they_differ() -> None:
+    assert "500 steps per episode, " in _describe(90_000)[0]["protocol"]
+    facts, _ = _describe(90_000, env=EnvConfig(max_episode_steps=200), eval=EvalConfig(max_episode_steps=500))
+    assert "200 steps per episode (500 in evaluations), " in facts["protocol"]
 
 
 def test_a_short_run_gets_no_advice() -> None:

@@ -173,6 +173,9 @@ class SACAgent:
         values = self.update.totals.pop_means()
         for name, network in (("critic", self.update.critic), ("actor", self.update.actor)):
             values |= {f"{name}/{key}": value for key, value in network.combiner.metrics().items()}
+        values["high_reward_share"] = self.replay.high_reward_share()
+        if (error := self.update.td_error()) is not None:
+            values["td_error"] = error
         if self.replay.reward_scale is not None:
             values["reward_scale"] = self.replay.reward_scale
         arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}

@@ -62,6 +62,11 @@ class CriticHead(NamedTuple):
         """Loss of both critics on target, mean over samples and critics: [T]."""
         return _ERRORS[self.loss](self._logits(outputs) if self.outputs > 1 else outputs, target)
 
+    def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Mean distance of the twins' values to the target's mean: [T]."""
+        mean = target @ self.atoms.values(target) if self.outputs > 1 else target
+        return (self._each(outputs) - mean).abs().mean(dim=(0, 2))
+
     def _logits(self, outputs: Tensor) -> Tensor:
         return outputs - self.atoms.values(outputs).abs() / _INITIAL_SPREAD
 

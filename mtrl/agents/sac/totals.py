@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from mtrl.gradients.descent import StepReport
 
-_PER_TASK = ("critic_loss", "actor_loss", "entropy", "alpha", "critic_grad_norm", "actor_grad_norm")
+_PER_TASK = ("critic_loss", "actor_loss", "value", "entropy", "alpha", "critic_grad_norm", "actor_grad_norm")
+
+
+class Sampled(NamedTuple):
+    """Means over an actor step's own actions, 0 for tasks that it did not look at."""
+
+    value: Tensor  # [T], the critics', in units of scaled reward
+    entropy: Tensor  # [T], nats
 
 
 class UpdateTotals(nn.Module):
@@ -24,9 +33,9 @@ class UpdateTotals(nn.Module):
         self.register_buffer("norms", torch.zeros(2, 2))  # critic and actor: sum, number of steps
 
     def add(
-        self, critic: StepReport, actor: StepReport | None, entropy: Tensor | None, alpha: Tensor
+        self, critic: StepReport, actor: StepReport | None, sampled: Sampled | None, alpha: Tensor
     ) -> None:
-        """Count one update; entropy and alpha [T]. Where the actor had no step, it and entropy are None."""
+        """Count one update; alpha [T]. Where the actor had no step, it and what it sampled are None."""
         nothing = (torch.zeros_like(alpha), torch.zeros_like(critic.evaluated))
 
         def norms(report: StepReport) -> tuple[Tensor, Tensor]:
@@ -35,7 +44,8 @@ class UpdateTotals(nn.Module):
         rows = [
             (critic.losses, critic.evaluated),
             nothing if actor is None else (actor.losses, actor.evaluated),
-            nothing if actor is None or entropy is None else (entropy, actor.evaluated),
+            nothing if actor is None or sampled is None else (sampled.value, actor.evaluated),
+            nothing if actor is None or sampled is None else (sampled.entropy, actor.evaluated),
             (alpha, torch.ones_like(critic.evaluated)),
             norms(critic),
             nothing if actor is None else norms(actor),

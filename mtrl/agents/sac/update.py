@@ -1,12 +1,13 @@
 """One update of multi-task SAC: a fixed sequence of operations on tensors that stay in place.
 
 Critics descend, then the actor, then the temperatures; targets follow. Nothing here reads back to the host,
-so that on CUDA the whole of it is one graph.
+so that on CUDA the whole of it is one graph; with a delayed actor two, with and without its step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from mtrl.agents.sac.critic_head import CriticHead
 from mtrl.agents.sac.methods import make_combiners
 from mtrl.agents.sac.observation_norm import ObservationNorm
 from mtrl.agents.sac.replay import Batch
-from mtrl.agents.sac.totals import UpdateTotals
+from mtrl.agents.sac.totals import Sampled, UpdateTotals
 from mtrl.agents.sac.value_distribution import Atoms
 from mtrl.combiners import Combiner
 from mtrl.config.schema import Config
@@ -29,6 +30,14 @@ from mtrl.networks.base import Network, Parameters
 from mtrl.networks.build import network_arguments
 from mtrl.networks.gaussian import mode_action, sample_action
 from mtrl.networks.make import make_network
+
+
+class ActorEvaluation(NamedTuple):
+    """What one evaluation of the actor's losses sampled; N tasks."""
+
+    log_prob: Tensor  # [N, B]
+    value: Tensor  # [N, B], the critics', of the sampled actions
+    tasks: Tensor | None  # int64 [N]; None: all
 
 
 class SACUpdate(nn.Module):
@@ -93,6 +102,7 @@ class SACUpdate(nn.Module):
         self.log_alpha = nn.Parameter(start)
         self.temperature_optimizer = make_adam(self.log_alpha, lr=config.sac.temperature_lr)
         self.totals = UpdateTotals(spec.num_tasks).to(device)
+        self._last_critic: tuple[Tensor, Tensor] | None = None  # outputs and target, for `td_error`
 
     @property
     def optimizers(self) -> tuple[torch.optim.Adam, ...]:
@@ -136,17 +146,18 @@ class SACUpdate(nn.Module):
             ]
         alpha = self.alpha
         critic = self.critic.step(self.critic_losses(batches, noise[:, 0], alpha), alpha)
-        actor = entropy = None
+        actor = sampled = None
         if actor_too:
-            log_prob: list[tuple[Tensor, Tensor | None]] = []
-            actor = self.actor.step(self.actor_losses(batches, noise[:, 1], alpha, log_prob), alpha)
-            entropy = self._step_temperatures(*log_prob[0])
+            seen: list[ActorEvaluation] = []
+            actor = self.actor.step(self.actor_losses(batches, noise[:, 1], alpha, seen), alpha)
+            self._step_temperatures(seen[0])
+            sampled = self._means(seen[0])
         with torch.no_grad():
             self.target.lerp_(self.critic.flat.vector, self.sac.tau)
             rate = self.sac.actor_average_rate
             if rate is not None and self.averaged_actor is not None and actor_too:
                 self.averaged_actor.lerp_(self.actor.flat.vector, rate)
-            self.totals.add(critic, actor, entropy, alpha)
+            self.totals.add(critic, actor, sampled, alpha)
 
     def critic_losses(self, batches: Sequence[Batch], noise: Tensor, alpha: Tensor) -> LossFunction:
         """Critic losses [T], or [N] of some tasks; targets of a batch are computed once.
@@ -154,6 +165,7 @@ class SACUpdate(nn.Module):
         noise [K, T, B, A].
         """
         targets: dict[int, Tensor] = {}
+        evaluated: list[int] = []
 
         @torch.no_grad()
         def target(index: int, tasks: Tensor | None) -> Tensor:
@@ -175,7 +187,11 @@ class SACUpdate(nn.Module):
             known = targets.get(index)
             known = target(index, tasks) if known is None else _of_tasks(known, tasks)
             batch = batches[index].of_tasks(tasks)
-            return self.head.error(self._values(parameters, batch.obs, batch.action, tasks), known)
+            outputs = self._values(parameters, batch.obs, batch.action, tasks)
+            if tasks is None and not evaluated:
+                evaluated.append(index)
+                self._last_critic = (outputs.detach(), known)
+            return self.head.error(outputs, known)
 
         return function
 
@@ -184,9 +200,9 @@ class SACUpdate(nn.Module):
         batches: Sequence[Batch],
         noise: Tensor,
         alpha: Tensor,
-        log_prob: list[tuple[Tensor, Tensor | None]],
+        seen: list[ActorEvaluation],
     ) -> LossFunction:
-        """Actor losses [T], or [N] of some tasks; log-probs go to `log_prob`, each with its tasks.
+        """Actor losses [T], or [N] of some tasks; what each evaluation sampled goes to `seen`.
 
         noise [K, T, B, A].
         """
@@ -195,8 +211,8 @@ class SACUpdate(nn.Module):
         def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
             obs = _of_tasks(batches[index].obs, tasks)
             sampled = sample_action(self._policy(parameters, obs, tasks), _of_tasks(noise[index], tasks))
-            log_prob.append((sampled.log_prob, tasks))
             q = self.head.value(self._values(frozen, obs, sampled.action, tasks))
+            seen.append(ActorEvaluation(sampled.log_prob.detach(), q.detach(), tasks))
             return losses.actor_loss(sampled, q, _of_tasks(alpha, tasks))
 
         return function
@@ -211,8 +227,17 @@ class SACUpdate(nn.Module):
         for optimizer, lr in zip(self.optimizers, lrs, strict=True):
             set_lr(optimizer, lr * sac.final_lr_fraction**fall)
 
-    def _step_temperatures(self, log_prob: Tensor, tasks: Tensor | None) -> Tensor:
-        """Move the temperatures of the evaluated tasks; returns their entropies [T], 0 for others."""
+    def td_error(self) -> Tensor | None:
+        """Mean distance of values to their targets in the last update, [T], in units of scaled reward.
+
+        Of at most `sac.batch_per_task` samples of each task: a rough number, but one that costs an update
+        nothing. None where the method looks at some tasks only, or before the first update.
+        """
+        return None if self._last_critic is None else self.head.distance(*self._last_critic)
+
+    def _step_temperatures(self, seen: ActorEvaluation) -> None:
+        """Move the temperatures of the evaluated tasks."""
+        log_prob, _, tasks = seen
         temperature = self.log_alpha.detach().requires_grad_()
         own = _of_tasks(temperature.expand(self.num_tasks), tasks)
         per_task = losses.temperature_loss(own, log_prob, self.target_entropy)
@@ -221,8 +246,12 @@ class SACUpdate(nn.Module):
         total = per_task.sum() / (len(per_task) if len(self.log_alpha) == 1 else 1)
         (gradient,) = torch.autograd.grad(total, temperature)
         adam_step(self.temperature_optimizer, self.log_alpha, gradient)
-        entropy = -log_prob.detach().mean(1)
-        return entropy if tasks is None else entropy.new_zeros(self.num_tasks).index_copy(0, tasks, entropy)
+
+    def _means(self, seen: ActorEvaluation) -> Sampled:
+        means = seen.value.mean(1), -seen.log_prob.mean(1)
+        if seen.tasks is None:
+            return Sampled(*means)
+        return Sampled(*(m.new_zeros(self.num_tasks).index_copy(0, seen.tasks, m) for m in means))
 
     def _seen(self, obs: Tensor) -> Tensor:
         """Observations as the networks see them."""

@@ -33,6 +33,7 @@ _RENAMED = {
 }
 _TASK_TAGS = {
     "success": "1_success/each_task",
+    "training_success": "1_success/each_task_in_training",
     "return": "2_return/each_task",
     "success_last": "3_success_at_last_step/each_task",
 }

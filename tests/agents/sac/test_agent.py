@@ -103,6 +103,16 @@ def test_saved_state_continues_bit_for_bit(method: str) -> None:
         assert torch.equal(left, right), name
 
 
+def test_the_policy_as_data_has_its_standardisation() -> None:
+    agent = sac_agent(sac_config(observation_norm="warmup"))
+    _live(agent, 10)
+    assert agent.update.observation_norm is not None
+    mean, deviation = agent.gaussian_policy().standardisation or (None, None)
+    seen = agent.replay.observations[:, :8].double()  # the warm-up
+    torch.testing.assert_close(mean, seen.mean((0, 1)).float())
+    assert deviation is agent.update.observation_norm.deviation
+
+
 def test_the_policy_part_alone_gives_the_same_actions_and_allocates_no_replay() -> None:
     config = sac_config(sac={"actor_average_rate": 0.1})
     agent = sac_agent(config)
@@ -195,6 +205,30 @@ def test_metrics_are_means_over_tasks_and_updates_and_begin_anew() -> None:
         assert per_task[name].shape == (TASKS,)
     assert {"grad/critic_update_norm", "grad/actor_conflict_fraction"} <= scalars.keys()
     assert (per_task["critic_grad_norm"] > 0).all()
+
+
+@pytest.mark.parametrize("loss", ["squared", "categorical"])
+def test_values_and_errors_of_an_update(loss: str) -> None:
+    """By hand, on a replay of one transition; both in units of scaled reward."""
+    agent = sac_agent(sac_config("mean", critic_loss=loss, sac={"gamma": 0.0}))
+    only = _transitions(np.random.default_rng(0))
+    for _ in range(10):
+        agent.observe(only)
+    agent.learn(0.0)
+    agent.metrics()
+    network, before = agent.update.critic_network, agent.update.critic.flat.vector.detach().clone()
+    agent.learn(0.0)
+    per_task = agent.metrics().per_task
+    inputs = torch.from_numpy(np.concatenate((only.obs, only.action), axis=1)).unsqueeze(1)
+    outputs = network.apply(agent.update.critic.flat.named(before), inputs)[:, :, 0]
+    both = outputs.squeeze(-1)
+    if loss == "categorical":
+        atoms = torch.linspace(-10, 10, 51)
+        both = (outputs - 2 * atoms.abs()).softmax(-1) @ atoms
+    errors = (both - torch.from_numpy(only.reward)).abs().mean(0)  # without a future the reward is the target
+    np.testing.assert_allclose(per_task["td_error"], errors.detach(), rtol=1e-4)
+    sampled = per_task["alpha"] * -per_task["entropy"] - per_task["actor_loss"]  # loss = alpha log p - value
+    np.testing.assert_allclose(per_task["value"], sampled, rtol=1e-3, atol=1e-5)
 
 
 def test_methods_without_per_task_gradients_report_no_norms() -> None:

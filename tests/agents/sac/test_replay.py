@@ -116,6 +116,19 @@ def test_state_round_trip_continues_the_same_draws() -> None:
         assert all(torch.equal(a, b) for a, b in zip(replay.sample(4)[:5], other.sample(4)[:5], strict=True))
 
 
+def test_share_of_high_rewards_compares_the_newest_tenth_with_all_that_is_stored() -> None:
+    """100 rows, the ring written once and a half; task 0 pays more with time, task 1 less, task 2 alike."""
+    replay = Replay(
+        num_tasks=3, capacity_per_task=100, envs_per_task=2, obs_dim=1, action_dim=1,
+        device=torch.device("cpu"), seed=0,
+    )  # fmt: skip
+    for step in range(75):
+        reward = torch.tensor([step, -step, step % 5.0]).unsqueeze(1).expand(3, 2)
+        zero = torch.zeros(3, 2, 1)
+        replay.add(zero, zero, reward, zero, torch.zeros(3, 2))
+    assert replay.high_reward_share().tolist() == pytest.approx([1.0, 0.0, 0.0])
+
+
 def test_scaled_rewards_have_unit_second_moment_and_stored_ones_stay_raw() -> None:
     plain, scaled = _replay(capacity=6000), _replay(capacity=6000, reward_scaling="ema")
     shrunk = _replay(capacity=6000, reward_scaling="shrink")

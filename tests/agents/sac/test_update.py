@@ -17,7 +17,7 @@ from mtrl.errors import UserError
 from mtrl.networks.gaussian import sample_action
 from tests.combiners.oracles import ORACLES
 from tests.helpers.agents import ACTION, OBS, TASKS, WIDTH, sac_config, sac_update
-from tests.helpers.plain_sac import PlainSAC, load_plain, plain_q, plain_sample
+from tests.helpers.plain_sac import PlainHead, PlainSAC, load_plain, plain_outputs, plain_sample
 
 SAMPLES = 5
 
@@ -58,8 +58,30 @@ def _sample(agent: SACUpdate, obs: Tensor, noise: Tensor) -> Any:
 # Jacobian (another library's, and one that looks at gradients elsewhere).
 @pytest.mark.parametrize("method", ["mean", "slaw", "cagrad", "nash_mtl", "torchjd", "fs_mtl"])
 def test_an_update_equals_textbook_sac_with_a_backward_pass_per_task(method: str) -> None:
-    agent = _agent(method)
-    plain = PlainSAC(TASKS, OBS, ACTION, WIDTH, 2, lr=3e-4, eps=1e-5)
+    _compare(method, PlainHead())
+
+
+@pytest.mark.parametrize(
+    ("loss", "reduce", "method"),
+    [
+        ("squared", "mean", "mean"),
+        ("huber", "min", "mean"),
+        ("huber", "mean", "cagrad"),
+        ("categorical", "min", "mean"),
+        ("categorical", "mean", "cagrad"),
+        ("histogram", "mean", "mean"),
+    ],
+)
+def test_every_loss_of_the_critics_equals_the_textbooks(loss: str, reduce: str, method: str) -> None:
+    bins = 11 if loss in ("categorical", "histogram") else 1
+    _compare(method, PlainHead(loss, reduce, low=-8.0, high=6.0, bins=bins))
+
+
+def _compare(method: str, head: PlainHead) -> None:
+    """50 updates of ours and of plain modules, from the same start, on the same batches."""
+    sizes = {"value_bins": head.bins, "value_low": head.low, "value_high": head.high} if head.bins > 1 else {}
+    agent = _agent(method, critic_loss=head.loss, sac={"q_reduce": head.reduce}, **sizes)
+    plain = PlainSAC(TASKS, OBS, ACTION, WIDTH, 2, lr=3e-4, eps=1e-5, head=head)
     if method != "mean":  # the joint mean of all losses is the textbook itself
         plain.critic_combiner = make_combiner(method, num_tasks=TASKS)
         plain.actor_combiner = make_combiner(method, num_tasks=TASKS)
@@ -74,21 +96,19 @@ def test_an_update_equals_textbook_sac_with_a_backward_pass_per_task(method: str
         agent.step([batch], noise)
         plain.update(batch.obs, batch.action, batch.reward, batch.next_obs, (noise[0, 0], noise[0, 1]))
     obs, action = _batch(generator).obs, _batch(generator).action
-    expected = torch.stack([_plain_q(model, obs, action) for model in plain.critics])
-    ours = _q(agent, agent.critic.flat.named(), obs, action)
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
-    targets = torch.stack([_plain_q(model, obs, action) for model in plain.targets])
-    ours = _q(agent, agent.critic.flat.named(agent.target), obs, action)
-    torch.testing.assert_close(ours, targets, rtol=1e-4, atol=1e-5)
+    pairs = (
+        (plain.critics, agent.critic.flat.named()),
+        (plain.targets, agent.critic.flat.named(agent.target)),
+    )
+    for models, parameters in pairs:
+        expected = torch.stack([plain_outputs(model, obs, action).detach() for model in models])
+        ours = agent.critic_network.apply(parameters, torch.cat((obs, action), dim=-1))
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(agent.log_alpha.detach(), plain.log_alpha.detach(), rtol=1e-4, atol=1e-6)
     sample = _sample(agent, obs, torch.zeros_like(action))
     expected_action, expected_log_prob = _plain_policy(plain, obs, torch.zeros_like(action))
     torch.testing.assert_close(sample.action, expected_action, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sample.log_prob, expected_log_prob, rtol=1e-4, atol=1e-4)
-
-
-def _plain_q(model: Any, obs: Tensor, action: Tensor) -> Tensor:
-    return plain_q(model, obs, action).detach()
 
 
 def _plain_policy(plain: PlainSAC, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
