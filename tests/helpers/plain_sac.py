@@ -57,9 +57,10 @@ def plain_sample(model: nn.Sequential, obs: Tensor, noise: Tensor) -> tuple[Tens
     return action, log_prob.sum(-1)
 
 
-def plain_outputs(model: nn.Sequential, obs: Tensor, action: Tensor) -> Tensor:
-    """Outputs [T, B, N]."""
-    return model(one_hot_inputs(torch.cat((obs, action), dim=-1))).view(*obs.shape[:2], -1)  # type: ignore[no-any-return]
+def plain_outputs(models: nn.ModuleList, obs: Tensor, action: Tensor) -> Tensor:
+    """Outputs [2, T, B, N] of twin critics."""
+    inputs = one_hot_inputs(torch.cat((obs, action), dim=-1))
+    return torch.stack([model(inputs).view(*obs.shape[:2], -1) for model in models])
 
 
 class PlainHead(NamedTuple):
@@ -188,16 +189,16 @@ class PlainSAC:
         with torch.no_grad():
             next_action, next_log_prob = plain_sample(self.actor, next_obs, noise[0])
             target = self.head.target(
-                self._outputs(self.targets, next_obs, next_action),
+                plain_outputs(self.targets, next_obs, next_action),
                 lambda values: reward + 0.99 * (values - alpha * next_log_prob),
             )
 
         def critic_losses() -> Tensor:
-            return self.head.error(self._outputs(self.critics, obs, action), target)
+            return self.head.error(plain_outputs(self.critics, obs, action), target)
 
         def actor_losses() -> Tensor:
             new_action, log_prob = plain_sample(self.actor, obs, noise[1])
-            q = self.head.value(self._outputs(self.critics, obs, new_action))
+            q = self.head.value(plain_outputs(self.critics, obs, new_action))
             return (alpha * log_prob - q).mean(1)
 
         self._descend(self.critic_optimizer, critic_losses, self.critics, self.critic_combiner)
@@ -209,10 +210,6 @@ class PlainSAC:
         with torch.no_grad():
             for old, new in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
                 old.mul_(0.995).add_(0.005 * new)
-
-    @staticmethod
-    def _outputs(models: nn.ModuleList, obs: Tensor, action: Tensor) -> Tensor:
-        return torch.stack([plain_outputs(model, obs, action) for model in models])  # type: ignore[arg-type]
 
     @staticmethod
     def _descend(

@@ -101,7 +101,7 @@ def _compare(method: str, head: PlainHead) -> None:
         (plain.targets, agent.critic.flat.named(agent.target)),
     )
     for models, parameters in pairs:
-        expected = torch.stack([plain_outputs(model, obs, action).detach() for model in models])
+        expected = plain_outputs(models, obs, action).detach()
         ours = agent.critic_network.apply(parameters, torch.cat((obs, action), dim=-1))
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(agent.log_alpha.detach(), plain.log_alpha.detach(), rtol=1e-4, atol=1e-6)
