@@ -21,7 +21,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_origin
 import tyro
 
 from mtrl.config.options import REQUIRED, Option
-from mtrl.config.values import field_types, from_text, label
+from mtrl.config.values import field_types, from_text, items_of, label
 from mtrl.errors import UserError
 
 F = TypeVar("F")
@@ -170,7 +170,10 @@ def _values(parsed: Any, members: Members) -> dict[str, Any]:
             continue
         option = member.option
         value = getattr(parsed, option.name)
-        if isinstance(value, str):
+        item = items_of(option.annotation)
+        if isinstance(value, tuple) and item is not None:
+            value = tuple(from_text(text, item) if isinstance(text, str) else text for text in value)
+        elif isinstance(value, str):
             value = option.default if value == str(option.default) else from_text(value, option.annotation)
         values[option.name] = value
     return values

@@ -70,11 +70,13 @@ def field_types(cls: Any) -> dict[str, Any]:
 
 
 def convert(value: Any, annotation: Any, path: str) -> Any:
-    """Return `value` as `annotation`.
+    """Return `value` as `annotation`; a list, all that YAML and JSON know, is taken for a tuple.
 
     Raises:
         UserError: any other value; names `path`, the rule and the value found.
     """
+    if isinstance(value, list) and items_of(annotation) is not None:
+        value = tuple(value)
     try:
         return _adapter(annotation).validate_python(value)
     except pydantic.ValidationError as error:
@@ -117,6 +119,14 @@ YamlLoader.add_implicit_resolver(
 )
 
 
+def items_of(annotation: Any) -> Any:
+    """Return the type of the items of a `tuple[X, ...]`, alone or in a union; None for anything else."""
+    for kind in _members(annotation):
+        if get_origin(kind) is tuple and get_args(kind)[1:] == (Ellipsis,):
+            return get_args(kind)[0]
+    return None
+
+
 def found(value: Any) -> str:
     """Return how a message names `value`, its type included where it could be mistaken."""
     if value is None or isinstance(value, bool):
@@ -133,7 +143,8 @@ def describe(annotation: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) in (tuple, list):
-        return "a list of names"
+        item = items_of(kind)
+        return "a list of names" if item in (None, str) else f"a list, each {describe(item)}"
     if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping):
         return "a mapping 'key: value'"
     return _NAMES.get(kind, f"of type {getattr(kind, '__name__', kind)}")
@@ -147,6 +158,9 @@ def label(annotation: Any) -> str:
     (kind,) = members
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
+    item = items_of(kind)
+    if item is not None:
+        return f"{label(item)} [{label(item)} ...]"
     names = {type(None): "None", float: "FLOAT", int: "INT", str: "TEXT", bool: "BOOL"}
     return names.get(kind, "YAML")
 

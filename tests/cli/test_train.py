@@ -120,6 +120,12 @@ def test_the_base_of_a_wrapper_has_options_of_its_own(
     assert "--method.base mgda has no options; found --method.base.c." in capsys.readouterr().err
 
 
+def test_an_order_of_tasks_is_given_as_numbers(calls: Calls) -> None:
+    order = [str(task) for task in (3, 0, 6, 1, 9, 5, 2, 8, 7, 4)]
+    assert train_mt10("--method", "sdmgrad_os", "--method.order", *order, "--method.sampled", "3") == 0
+    assert calls.config.method_options == {"sampled": 3, "lam": 0.6, "order": (3, 0, 6, 1, 9, 5, 2, 8, 7, 4)}
+
+
 def test_the_suite_has_typed_options(calls: Calls) -> None:
     assert train_mt10("--suite", "metaworld", "--suite.reward-version", "v1") == 0
     assert calls.config.suite_options == {"reward_version": "v1"}

@@ -86,6 +86,17 @@ def test_mistakes_name_option_rule_and_value(values: dict[str, Any], message: st
         complete(values, options_of(Example, {"num_tasks", "inputs"}), "thing", "opts")
 
 
+def in_order(*, order: tuple[int, ...] = ()) -> None: ...
+
+
+@pytest.mark.parametrize("order", [[], [2, 0, 1], (2, 0, 1)])
+def test_a_list_from_yaml_is_a_tuple_of_the_type_that_is_annotated(order: Any) -> None:
+    completed = complete({"order": order}, options_of(in_order, ()), "thing", "opts")
+    assert completed == {"order": tuple(order)}
+    with pytest.raises(UserError, match=r"opts\.order must be a list, each an integer; found 'b' \(text\)"):
+        complete({"order": [0, "b"]}, options_of(in_order, ()), "thing", "opts")
+
+
 @pytest.mark.parametrize("name", sorted(COMBINERS))
 def test_every_option_of_every_method_is_explained(name: str) -> None:
     assert COMBINERS[name].__doc__
