@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mtrl_grouping.command import affinities
+from mtrl_grouping.command import main as main_group
 from mtrl_grouping.groups import best_groups, group_gain, task_order, trip_length
 
+from mtrl import train
 from mtrl.combiners.affinity import Affinity
 from mtrl.errors import UserError
+from tests.helpers.short_runs import COUNTING, config
 
 
 def by_trying_all(gains: np.ndarray, budget: int, largest: int) -> float:
@@ -56,6 +60,29 @@ def test_the_order_is_the_shortest_round_trip(tasks: int) -> None:
     order = task_order(similarity, steps=5000)
     assert sorted(order) == list(range(tasks))
     assert trip_length(cost, order) == pytest.approx(shortest)
+
+
+def test_a_run_is_grouped_and_ordered_by_what_it_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = ("task-1", "task-2", "task-3")
+    run = tmp_path / "run"
+    assert train(config(**COUNTING | {"tasks": tasks}, method="affinity", steps=30), run).exit_code == 0
+    capsys.readouterr()
+    assert main_group([str(run), "--groups", "1"]) == 0
+    groups, order = capsys.readouterr().out.splitlines()
+    assert groups.split() == ["--tasks", *tasks]  # whatever the gains: one group holds all
+    flag, *numbers = order.split()
+    assert (flag, sorted(numbers)) == ("--method.order", ["0", "1", "2"])
+    assert main_group([str(run), "--groups", "2", "--largest", "1"]) == 2
+    assert "2 groups of 1 to 1 tasks must be able to hold all 3 tasks" in capsys.readouterr().err
+
+
+def test_a_run_without_affinities_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config(**COUNTING, method="mean", steps=20), tmp_path / "run")
+    assert main_group([str(tmp_path / "run")]) == 2
+    assert "has collected no affinities: train it with --method affinity" in capsys.readouterr().err
+    assert main_group([str(tmp_path / "nothing")]) == 2
 
 
 def test_affinities_are_read_from_the_state_of_the_network() -> None:

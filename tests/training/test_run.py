@@ -60,10 +60,35 @@ def wait_for(found: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+# Options of which a default run says nothing; a method per network.
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{
+        f"{name} on the critics": {"critic_method": name, "actor_method": "mean"}
+        for name in ("famo", "gradnorm", "uw")
+    },
+    "bmtl by deviation": {"method": "bmtl", "method_options": {"unit": "deviation"}},
+    "sdmgrad_os in an order": {"method": "sdmgrad_os", "method_options": {"sampled": 1, "order": (1, 0)}},
+    "turns in an order": {"method": "turns", "method_options": {"order": (1, 0), "base": "nash_mtl"}},
+    "every third": {"method": "every", "method_options": {"refresh_every": 3, "base": "nash_mtl"}},
+    "affinity of adatask": {"method": "affinity", "method_options": {"base": "adatask"}},
+    "gaussian dropgrad": {"method": "dropgrad", "method_options": {"kind": "gaussian", "base": "fairgrad"}},
+}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_stopped_and_resumed_equals_uninterrupted(method: str, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = counting(method=method, method_options=sac_options(method))
+    assert_resumes(counting(method=method, method_options=sac_options(method)), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_options_and_methods_per_network_resume_as_well(variant: str, tmp_path: Path) -> None:
+    assert_resumes(counting(**VARIANTS[variant]), tmp_path)
+
+
+def assert_resumes(settings: Config, folder: Path) -> None:
+    """A run that is stopped and resumed equals one that is not."""
+    whole, parts = folder / "whole", folder / "parts"
     train(settings, whole)
     # At 25 every episode and the log's means are halfway.
     assert train(settings, parts, callbacks=[stop_at(25)]).steps == 25
