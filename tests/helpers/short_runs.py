@@ -22,7 +22,7 @@ def config(**changes: Any) -> Config:
         "tasks": TASKS,
         "steps": 60,
         "device": "cpu",
-        "env": EnvConfig(max_episode_steps=20),
+        "env": EnvConfig(max_episode_steps=20, num_workers=1),
         "replay": ReplayConfig(capacity_per_task=40),
         "network": NetworkConfig(actor_width=16, critic_width=16, actor_depth=2, critic_depth=2),
         "sac": SacConfig(batch_per_task=8),

@@ -20,7 +20,7 @@ from mtrl.training.stepper import Stepper
 from tests.helpers.runs import assert_same_run
 from tests.helpers.short_runs import COUNTING, config, lines
 
-NO_RESTARTS = EnvConfig(max_episode_steps=20, max_restarts=0)
+NO_RESTARTS = EnvConfig(max_episode_steps=20, num_workers=1, max_restarts=0)
 
 
 def counting(**changes: Any) -> Config:
@@ -46,10 +46,9 @@ def kill_a_worker_in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) ->
 
 @pytest.mark.parametrize("number", [0, 1], ids=["on the way", "at the end"])
 def test_an_evaluation_that_failed_is_made_on_resume(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed, failed = tmp_path / "undisturbed", tmp_path / "failed"
-    train(counting(env=NO_RESTARTS), undisturbed)
+    failed = tmp_path / "failed"
     with monkeypatch.context() as patch:
         kill_a_worker_in_evaluation(patch, number)
         with pytest.raises(EnvironmentFailure, match=f"stopped at vector step {30 + 30 * number}; continue"):
@@ -148,10 +147,9 @@ def test_checkpoints_that_fail_now_and_then_are_survived(
 
 
 def test_a_last_checkpoint_that_fails_is_an_error_and_the_run_can_be_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
-    train(counting(), undisturbed)
+    run = tmp_path / "run"
     with monkeypatch.context() as patch:
         refuse_checkpoints(patch, {60})
         with pytest.raises(UserError, match=r"step 60 .*it was the last.*not complete.*--resume"):
@@ -196,10 +194,12 @@ class _Killed(BaseException):
 
 
 def test_resume_or_start_starts_resumes_and_leaves_what_is_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
-    train(counting(), undisturbed)
+    run = tmp_path / "run"
     original = Stepper.vector_step
 
     def killed_at(number: int) -> None:

@@ -193,10 +193,9 @@ def test_the_script_exits_75_past_the_budget(
 
 
 def test_a_worker_killed_during_evaluation_changes_no_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(counting(), tmp_path / "undisturbed")
     _kill_a_worker_before_every_evaluation(monkeypatch)
     train(counting(), tmp_path / "disturbed")
-    first, second = (lines(tmp_path / name / "evaluations.jsonl") for name in ("undisturbed", "disturbed"))
+    first, second = (lines(run / "evaluations.jsonl") for run in (undisturbed, tmp_path / "disturbed"))
     assert [without_time(line) for line in first] == [without_time(line) for line in second]

@@ -80,10 +80,13 @@ def in_an_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
 
 @pytest.mark.parametrize("number", STOPS)
 def test_a_stop_in_an_evaluation_is_answered_before_its_next_env_step(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    tmp_path: Path,
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
-    train(counting(), undisturbed)
+    run = tmp_path / "run"
     with monkeypatch.context() as patch:
         counter = in_an_evaluation(patch, number)
         result = train(counting(), run)
@@ -96,7 +99,7 @@ def test_a_stop_in_an_evaluation_is_answered_before_its_next_env_step(
 
 
 def test_a_warning_in_an_evaluation_saves_at_once_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
 
@@ -104,13 +107,12 @@ def test_a_warning_in_an_evaluation_saves_at_once_and_goes_on(
         if event.kind == "checkpoint":
             saved.append(event.vector_step)
 
-    train(counting(), tmp_path / "undisturbed")
     counter = in_an_evaluation(monkeypatch, signal.SIGUSR1)
     result = train(counting(), tmp_path / "run", callbacks=[note])
     assert saved == [25, 30, 50, 60]
     assert len(counter) == 20 + 40  # two evaluations to their ends
     assert result.exit_code == 0
-    assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
+    assert_same_run(undisturbed, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR2, 0)])
@@ -128,10 +130,8 @@ def test_between_steps_both_save_at_the_step_they_meet(number: int, code: int, t
 
 
 def test_a_stop_while_the_environments_start_leaves_a_run_that_can_be_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(counting(), tmp_path / "undisturbed")
-
     def stopped(*arguments: Any) -> tuple[str, list[tuple[str, str]], list[str]]:
         send(signal.SIGTERM)
         return "title", [], []
@@ -142,4 +142,4 @@ def test_a_stop_while_the_environments_start_leaves_a_run_that_can_be_resumed(
     assert (result.exit_code, result.steps) == (143, 0)
     assert lines(tmp_path / "run" / "metrics.jsonl") == []
     assert resume_training(tmp_path / "run").steps == 60
-    assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
+    assert_same_run(undisturbed, tmp_path / "run")
