@@ -13,8 +13,10 @@ import torch
 from mtrl.agents.base import TaskSpec
 from mtrl.agents.sac.agent import SACAgent
 from mtrl.agents.sac.replay import Replay
+from mtrl.config.presets import build_config, load_preset
 from mtrl.config.schema import Config, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.envs import ACTION_SIZE, OBS_SIZE
+from mtrl.training.resolve import resolve
 from mtrl_benchmarks import report
 
 _STORED = 1000  # transitions per task to sample from
@@ -77,10 +79,31 @@ def ours(problem: Problem, method: str) -> Callable[[], None]:
         method=method,
         replay=ReplayConfig(capacity_per_task=_STORED),
     )
-    names = tuple(f"task {number}" for number in range(problem.tasks))
-    agent = SACAgent(config, TaskSpec(names, _STORED, OBS_SIZE, ACTION_SIZE), problem.device)
+    return _agent(config, problem.tasks, problem.device).update_from_replay
+
+
+def of_preset(name: str, method: str) -> Config:
+    """Return a preset's configuration with another method, and a replay that is quickly filled."""
+    layer = {"method": method, "replay": {"capacity_per_task": _STORED}}
+    return resolve(build_config(load_preset(name), layer))
+
+
+def actor_period(config: Config, tasks: int, device: torch.device) -> Callable[[], None]:
+    """Return `sac.actor_every` updates of the agent, of which one moves the actor."""
+    agent = _agent(config, tasks, device)
+
+    def updates() -> None:
+        for _ in range(config.sac.actor_every):
+            agent.update_from_replay()
+
+    return updates
+
+
+def _agent(config: Config, tasks: int, device: torch.device) -> SACAgent:
+    names = tuple(f"task {number}" for number in range(tasks))
+    agent = SACAgent(config, TaskSpec(names, _STORED, OBS_SIZE, ACTION_SIZE), device)
     fill(agent.replay)
-    return agent.update_from_replay
+    return agent
 
 
 def stable_baselines3(problem: Problem) -> Callable[[], None] | None:

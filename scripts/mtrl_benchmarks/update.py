@@ -3,7 +3,8 @@
 All implementations do the same work on transitions of the same shapes: twin critics, actor, temperatures and
 target networks. They take turns, round by round, so that a machine whose speed drifts treats them alike; ms
 is the median over the rounds. `share_of_floor` is the time of the update's matrix products at the speed of a
-large product on this device over ms.
+large product on this device over ms. With `--preset` it is our update alone, with a preset's settings for ten
+tasks; ms is then the mean over the updates from one step of a delayed actor to the next.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ROW_KEYS = (
 )  # fmt: skip
 PACKAGES = ("stable-baselines3", "scipy", "cvxpy")
 
+_PRESET_TASKS = 10
 _SHORT = 2000.0  # ms below which a call follows an untimed one: peers before it have emptied the caches
 
 Step = Callable[[], None]
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
     parser.add_argument("--matmul-precision", choices=["highest", "high", "medium"], default="highest")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds; each times every row once")
+    parser.add_argument("--preset", metavar="NAME", help="networks, batch and agent of a preset, no peers")
     parser.add_argument("--no-peers", action="store_true", help="leave out the other implementations")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="also write a trace of our updates here")
 
@@ -62,6 +65,8 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
     device = resolve_device(arguments.device)
     rows: list[report.Row] = []
     with cpu.settings(arguments.threads, arguments.matmul_precision):
+        if arguments.preset is not None:
+            return _measure_preset(arguments, device)
         for tasks in arguments.tasks:
             for width in arguments.widths:
                 rows += _measure(arguments, tasks, width, device)
@@ -96,6 +101,37 @@ def _measure(arguments: argparse.Namespace, tasks: int, width: int, device: torc
                 "ms": ms,
                 "ratio_to_mean": ms / mean if mean else None,
                 "share_of_floor": floor / ms,
+            }
+        )
+    return rows
+
+
+def _measure_preset(arguments: argparse.Namespace, device: torch.device) -> list[report.Row]:
+    from mtrl_benchmarks import _updates
+
+    configs = {method: _updates.of_preset(arguments.preset, method) for method in arguments.methods}
+    steps: dict[tuple[str, str], Step] = {
+        (f"mtrl, {arguments.preset}", method): _updates.actor_period(config, _PRESET_TASKS, device)
+        for method, config in configs.items()
+    }
+    times = _rounds(steps, arguments.rounds, device)
+    if arguments.profile is not None:
+        _updates.profile(list(steps.values()), arguments.profile)
+    rows: list[report.Row] = []
+    for (implementation, method), period in times.items():
+        network, sac = configs[method].network, configs[method].sac
+        mean = times.get((implementation, "mean"))
+        rows.append(
+            {
+                "implementation": implementation,
+                "method": method,
+                "tasks": _PRESET_TASKS,
+                "width": f"{network.actor_width}, {network.critic_width}",
+                "batch_per_task": sac.batch_per_task,
+                "device": str(device),
+                "ms": period / sac.actor_every,
+                "ratio_to_mean": period / mean if mean else None,
+                "share_of_floor": None,
             }
         )
     return rows

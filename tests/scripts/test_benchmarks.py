@@ -227,3 +227,25 @@ def test_tables_align_and_json_has_no_nan(tmp_path: Path) -> None:
         "count": None,
         "ms": None,
     }
+
+
+def test_a_presets_update_is_timed_with_all_its_settings(tmp_path: Path) -> None:
+    arguments = [
+        "update",
+        "--preset",
+        "laptop",
+        "--methods",
+        "mean",
+        "cagrad",
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    assert main_benchmark([*arguments, "--json", str(tmp_path / "b.json")]) == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [(row["implementation"], row["method"], row["width"]) for row in rows] == [
+        ("mtrl, laptop", "mean", "128, 256"),
+        ("mtrl, laptop", "cagrad", "128, 256"),
+    ]
+    assert all(row["ms"] > 0 for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,10 +69,18 @@ class CriticHead(NamedTuple):
         return (self._each(outputs) - mean).abs().mean(dim=(0, 2))
 
     def _logits(self, outputs: Tensor) -> Tensor:
-        return outputs - self.atoms.values(outputs).abs() / _INITIAL_SPREAD
+        return outputs + _initial_logits(self.atoms, outputs.dtype, outputs.device)
 
     def _each(self, outputs: Tensor) -> Tensor:
         return expectation(self.atoms, self._logits(outputs)) if self.outputs > 1 else outputs
+
+
+@lru_cache
+def _initial_logits(atoms: Atoms, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return (
+        torch.linspace(atoms.low, atoms.high, atoms.number, dtype=dtype, device=device).abs()
+        / -_INITIAL_SPREAD
+    )
 
 
 _ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

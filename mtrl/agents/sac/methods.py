@@ -32,8 +32,8 @@ def sac_combiner(
 ) -> Combiner:
     """Return a fresh combiner for the losses of one network.
 
-    The critics' are squared errors and never negative; the actor's have no certain sign, so that a method
-    whose formulas need positive losses must shift them there.
+    The critics' are errors or cross-entropies and never negative; the actor's have no certain sign, so that
+    a method whose formulas need positive losses must shift them there.
 
     Raises:
         ValueError: unknown method or option, or a value outside its rule.

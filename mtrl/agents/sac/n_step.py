@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -41,16 +42,33 @@ def windows(
         stride: E, slots per vector step.
         gamma: discount per env step.
     """
-    tasks = len(index)
-    capacity = len(reward) // tasks
-    offset = torch.arange(steps, device=index.device)
-    first_row = torch.arange(tasks, device=index.device).view(-1, 1, 1) * capacity
-    rows = (index.unsqueeze(-1) + offset * stride) % capacity + first_row
-    ahead = (newest - index // stride) % (capacity // stride)  # vector steps stored after the slot's own
-    stop = ended[rows]
-    alive = (offset <= ahead.unsqueeze(-1)) & (stop.cumsum(-1) - stop.long() == 0)
-    weight = alive * gamma ** offset.to(reward.dtype)
-    total = (reward[rows] * weight).sum(-1)
-    length = alive.sum(-1)
-    last = rows.gather(-1, (length - 1).unsqueeze(-1)).squeeze(-1)
-    return Windows(total, last, gamma ** length.to(reward.dtype))
+    capacity = len(reward) // len(index)
+    fixed = _constants(len(index), capacity, steps, stride, gamma, reward.dtype, index.device)
+    rows = (index.unsqueeze(-1) + fixed.distance).remainder_(capacity).add_(fixed.first_row)
+    ahead = (newest - index // stride).remainder_(capacity // stride)  # vector steps stored after its own
+    # Whether the episode ended before the k-th transition.
+    over = ended[rows[..., :-1]].cumsum(-1)
+    alive = fixed.offset <= ahead.unsqueeze(-1)
+    alive[..., 1:] &= over == 0
+    length = alive.sum(-1, keepdim=True)
+    total = (reward[rows] * (alive * fixed.power)).sum(-1)
+    last = rows.gather(-1, length - 1).squeeze(-1)
+    return Windows(total, last, fixed.power_of_length[length.squeeze(-1)])
+
+
+class _Constants(NamedTuple):
+    offset: Tensor  # [n], 0 to n - 1
+    distance: Tensor  # [n], slots to the k-th transition
+    first_row: Tensor  # [T, 1, 1]
+    power: Tensor  # [n], gamma^k
+    power_of_length: Tensor  # [n + 1]
+
+
+@lru_cache
+def _constants(
+    tasks: int, capacity: int, steps: int, stride: int, gamma: float, dtype: torch.dtype, device: torch.device
+) -> _Constants:
+    offset = torch.arange(steps + 1, device=device)
+    powers = gamma ** offset.to(dtype)
+    first_row = torch.arange(tasks, device=device).view(-1, 1, 1) * capacity
+    return _Constants(offset[:-1], offset[:-1] * stride, first_row, powers[:-1], powers)

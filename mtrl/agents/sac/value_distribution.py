@@ -6,6 +6,7 @@ N atoms on [low, high], D apart. Knows no SAC.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,13 @@ class Atoms(NamedTuple):
         return (self.high - self.low) / (self.number - 1)
 
     def values(self, like: Tensor) -> Tensor:
-        """The atoms [N], with dtype and device of `like`."""
-        return torch.linspace(self.low, self.high, self.number, dtype=like.dtype, device=like.device)
+        """The atoms [N], with dtype and device of `like`; not to be written to."""
+        return _values(self, like.dtype, like.device)
+
+
+@lru_cache
+def _values(atoms: Atoms, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.linspace(atoms.low, atoms.high, atoms.number, dtype=dtype, device=device)
 
 
 def expectation(atoms: Atoms, logits: Tensor) -> Tensor:
