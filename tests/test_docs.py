@@ -1,0 +1,83 @@
+"""docs/extending.md: its files in an empty folder, its commands as printed, and what they are said to do."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import mtrl
+from mtrl.runs.load import read_run
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+
+
+def files_and_commands(page: str) -> tuple[dict[str, str], list[list[str]]]:
+    """Blocks whose first line is a comment with a file's name, and the lines of all shell blocks."""
+    files: dict[str, str] = {}
+    commands: list[list[str]] = []
+    for language, body in BLOCK.findall(page):
+        if language == "sh":
+            commands += [shlex.split(line, comments=True) for line in body.splitlines()]
+        else:
+            name = re.match(r"# (\S+\.(?:py|yaml))\n", body)
+            assert name, f"a block without the name of its file: {body[:60]}"
+            files[name[1]] = body
+    return files, commands
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder as the working directory; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.timeout(600)  # half a minute on a machine that is not busy
+def test_parts_of_a_user_s_own_from_the_shell_and_from_python(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, commands = files_and_commands(PAGE.read_text(encoding="utf-8"))
+    for name, body in files.items():
+        (folder / name).write_text(body, encoding="utf-8")
+    for program, *arguments in commands:
+        if program == "python":
+            runpy.run_path(arguments[0], run_name="__main__")
+        else:
+            main = importlib.import_module(f"mtrl.cli.{program.removeprefix('mtrl-')}").main
+            assert main(arguments) == 0, capsys.readouterr().err
+
+    runs = {path.name: read_run(path) for path in (folder / "runs").iterdir()}
+    assert len(runs) == 6
+    assert all(run.finished or name == "watched" for name, run in runs.items())
+    assert runs["watched"].evaluations[-1]["mean_success"] == 1.0  # where it was stopped, or at the end
+    first, last = (runs["inverse"].evaluations[index]["mean_success"] for index in (0, -1))
+    assert last == 1.0 >= first
+    saved = yaml.safe_load((folder / "runs" / "inverse" / "config.yaml").read_text())
+    assert (saved["method"], saved["method_options"], saved["steps"]) == (
+        "my_file:Inverse",
+        {"power": 0.5},
+        400,
+    )
+    climbed = [line["mean_return"] for line in runs["climber"].evaluations]
+    assert climbed[-1] > climbed[0] / 2  # returns are minus distances
+    for name in ("watched", "best"):
+        step, success = (folder / "runs" / name / "best.txt").read_text().split()
+        assert (int(step) % 100, float(success)) == (0, 1.0)
+    assert "my_file:Inverse" in (folder / "report" / "report.html").read_text(encoding="utf-8")
+    actions, _ = mtrl.load_policy(folder / "policy").predict(np.zeros((4, 2), np.float32))
+    corners = np.array([[0, 1], [0, -1], [1, 0], [-1, 0]])
+    assert ((actions * corners).sum(axis=1) > 0.5).all()
