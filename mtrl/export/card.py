@@ -18,13 +18,13 @@ action, _ = policy.for_task("{task}").predict(observation)  # [{obs}] -> [{act}]
 
 def model_card(policy: Mapping[str, Any]) -> str:
     """Return the card for what policy.json says; the license is for whoever publishes it to add."""
-    training = policy["training"]
-    title = f"{training['agent'].upper()} with {training['method']} on {_tasks_in_words(policy)}"
+    config = policy["config"]
+    title = f"{config['agent'].upper()} with {config['method']} on {_tasks_in_words(policy)}"
     use = _USE.format(obs=policy["obs_dim"], act=policy["action_dim"], task=policy["tasks"][0])
     front = yaml.safe_dump(_front_matter(title, policy), sort_keys=False, allow_unicode=True)
     sections = [
         f"---\n{front}---\n\n# {title}\n",
-        f"One policy for {len(policy['tasks'])} tasks of the suite `{policy['suite']}`, trained by "
+        f"One policy for {len(policy['tasks'])} tasks of the suite `{config['suite']}`, trained by "
         "multi-task reinforcement learning with mtrl. Actions lie in [-1, 1].\n",
         f"## Use\n\n```python\n{use}```\n",
         "## Results\n\n" + "\n".join(_results(policy)) + "\n",
@@ -36,11 +36,11 @@ def model_card(policy: Mapping[str, Any]) -> str:
 
 def _tasks_in_words(policy: Mapping[str, Any]) -> str:
     tasks = policy["tasks"]
-    return ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks of {policy['suite']}"
+    return ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks of {policy['config']['suite']}"
 
 
 def _front_matter(title: str, policy: Mapping[str, Any]) -> dict[str, Any]:
-    tags = ["reinforcement-learning", "multi-task", policy["suite"], policy["training"]["method"]]
+    tags = ["reinforcement-learning", "multi-task", policy["config"]["suite"], policy["config"]["method"]]
     matter: dict[str, Any] = {"library_name": "mtrl", "tags": tags}
     evaluation = policy["evaluation"]
     if evaluation is not None:
@@ -64,7 +64,7 @@ def _front_matter(title: str, policy: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _results(policy: Mapping[str, Any]) -> Iterator[str]:
-    evaluation, step = policy["evaluation"], policy["training"]["vector_step"]
+    evaluation, step = policy["evaluation"], policy["vector_step"]
     if evaluation is None:
         yield f"Not evaluated: the run has no evaluation up to vector step {step:,}."
         return
@@ -93,23 +93,26 @@ def _cells(values: Mapping[str, Any], *keys: str) -> str:
 
 
 def _facts(policy: Mapping[str, Any]) -> dict[str, Any]:
-    training = policy["training"]
-    options = ", ".join(f"{name}={value}" for name, value in training["method_options"].items())
-    network = policy["network"]
-    return {
-        "agent": training["agent"],
-        "method": training["method"] + (f" ({options})" if options else ""),
-        "seed": training["seed"],
-        "vector steps": f"{training['vector_step']:,} of {training['steps']:,}, "
-        f"{training['envs_per_task']} environments per task",
-        "suite": policy["suite"]
-        + "".join(f", {name}={value}" for name, value in policy["suite_options"].items()),
-        "episodes": f"{policy['env']['max_episode_steps']} steps in training, "
-        f"{policy['evaluation_steps']} in evaluations",
-        "network": network["architecture"],
-        "observations": f"{policy['obs_dim']}"
+    config = policy["config"]
+    env = config["env"]
+    length = config["eval"].get("max_episode_steps") or env["max_episode_steps"]
+    facts = {"agent": config["agent"]}
+    for key in ("method", "critic_method", "actor_method", "suite"):
+        if config[key] is not None:
+            facts[key.replace("_", " ")] = config[key] + _options(config[f"{key}_options"])
+    return facts | {
+        "seed": config["seed"],
+        "vector steps": f"{policy['vector_step']:,} of {config['steps']:,}, "
+        f"{env['envs_per_task']} environments per task",
+        "episodes": f"{env['max_episode_steps']} steps in training, {length} in the evaluation",
+        "network": policy["network"]["architecture"],
+        "observations": f"{policy['obs_dim']} numbers"
         + (", standardised by the policy" if policy["standardises_observations"] else ""),
     }
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return f" ({', '.join(f'{name}={value}' for name, value in options.items())})" if options else ""
 
 
 def _list(facts: Mapping[str, Any]) -> list[str]:

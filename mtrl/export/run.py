@@ -87,22 +87,10 @@ def _tensors(policy: GaussianPolicy) -> dict[str, torch.Tensor]:
 def _origin(path: Path, config: Config, step: int) -> dict[str, Any]:
     """What the policy was trained on and how, how well it did, and with which versions."""
     run = read_run(path)
-    settings = config_to_dict(config)
     known = [line for line in run.evaluations if line["vector_step"] <= step]
     return {
-        "suite": config.suite,
-        "suite_options": settings["suite_options"],
-        "env": {key: settings["env"][key] for key in ("num_goals", "max_episode_steps")},
-        "evaluation_steps": config.eval.max_episode_steps or config.env.max_episode_steps,
-        "training": {
-            "agent": config.agent,
-            "method": config.method,
-            "method_options": settings["method_options"],
-            "seed": config.seed,
-            "vector_step": step,
-            "steps": config.steps,
-            "envs_per_task": config.env.envs_per_task,
-        },
+        "vector_step": step,
+        "config": config_to_dict(config),
         # Of an evaluation at another vector step these are other parameters' numbers: its step is told.
         "evaluation": known[-1] if known else None,
         "versions": {**run.versions, "mtrl": mtrl.__version__},

@@ -219,7 +219,7 @@ def test_a_network_whose_class_has_moved_is_found_where_one_says(tmp_path: Path)
 
 
 def test_the_card_tells_every_task_s_success_and_whose_parameters_these_are(tmp_path: Path) -> None:
-    random_run(tmp_path / "run", step=30)
+    random_run(tmp_path / "run", step=30, critic_method="cagrad")
     evaluation = {
         "vector_step": 20, "final": False, "episodes_per_task": 4,
         "mean_success": 0.375, "mean_success_last": 0.25, "mean_return": 12.5,
@@ -245,6 +245,9 @@ def test_the_card_tells_every_task_s_success_and_whose_parameters_these_are(tmp_
     assert [metric["type"] for metric in second["metrics"]] == ["mean_reward"]
     assert "| task-1 | 0.75 | 0.50 | 25.0 |" in body
     assert "| task-2 | - | - | 0.0 |" in body
+    assert spec["config"]["critic_method"] == "cagrad"
+    assert "* method: mean\n* critic method: cagrad" in body
+    assert "* vector steps: 30 of 60, 1 environments per task" in body
     assert "at vector step 20; these parameters are those of vector step 30" in body
 
 
