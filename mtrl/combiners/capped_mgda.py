@@ -18,8 +18,8 @@ class CappedMGDA(GramCombiner):
     After arXiv:2605.30452 (2026), of which nothing could be read: the problem is from a third party's
     summary, and whether the authors solve or smooth it is unknown here. By duality the direction d = g_w
     maximises <worst, d> - |d|^2 / 2, where <worst, d> is the mean improvement of the worst 1 / (`cap` T) of
-    the tasks (the conditional value at risk), and these improve by at least |d|^2: fewer guarantees than
-    MGDA's for every single task, and longer steps where few tasks stand against many.
+    the tasks (the conditional value at risk), which is |d|^2: a guarantee for groups of tasks where MGDA
+    has one for each, and longer steps where few tasks stand against many.
 
     Args:
         cap: Largest weight of a task, in [0, 1]; below 1 / T it means 1 / T, the mean.
