@@ -48,7 +48,7 @@ class Refreshed(GramCombiner):
             self.kept.copy_(self._solve(gram))
             self.until_solve = self.refresh_every
         self.until_solve -= 1
-        return self.kept.to(gram.dtype)
+        return self.kept.clone()
 
     def reset(self) -> None:
         """Forget the kept weights: the next update solves."""

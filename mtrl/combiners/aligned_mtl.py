@@ -45,7 +45,7 @@ class AlignedMTL(GramCombiner):
         inverse = torch.where(kept, values, 1.0).rsqrt() * kept
         balanced = vectors @ (inverse * vectors.mean(dim=0))
         weights = self._square(values, kept).sqrt() * balanced
-        return torch.where(finite.all(), weights, torch.nan).to(gram.dtype)
+        return torch.where(finite.all(), weights, torch.nan)
 
     def _square(self, values: Tensor, kept: Tensor) -> Tensor:
         """The square of s for ascending eigenvalues [T]; 0 without any that is kept."""

@@ -93,7 +93,7 @@ class Combiner(nn.Module, ABC):
         self._awaits_losses = False
         self.last_weights: Tensor
         self.stream: Tensor
-        self.register_buffer("last_weights", torch.full((num_tasks,), 1.0 / num_tasks))
+        self.register_buffer("last_weights", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
         self.register_buffer("stream", torch.zeros(1, dtype=torch.int64))
         for buffer in self._sized_later():
             self.register_buffer(buffer, torch.zeros(self._rows(buffer), 0))
@@ -288,6 +288,9 @@ class GramCombiner(Combiner):
     @final
     def weights(self, gram: Tensor) -> Tensor:
         """Return the task weights [T] for the Gramian [T, T]; the direction is `jacobian.T @ weights`.
+
+        Methods that solve for them do so in float64, whatever dtype the Gramian has, and return float64:
+        `weighted_sum` keeps these digits over a Jacobian of single precision.
 
         Raises:
             ValueError: wrong shape or dtype, or non-finite entries (names the tasks).

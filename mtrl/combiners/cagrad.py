@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.ball import around_mean, ball_gap, best_in_ball
+from mtrl.combiners.solvers.ball import around_gap, best_around
 from mtrl.combiners.solvers.published import ball_weights
 
 
@@ -49,36 +49,26 @@ class CAGrad(GramCombiner):
         check_choice("solver", solver, ("exact", "paper"))
         self._paper = solver == "paper"
         self._divisor = (1.0, 1.0 + self.c**2, 1.0 + self.c)[rescale]
-        self._solution: Tensor
         self._dual: Tensor
         equal = torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64)
-        self.register_buffer("_solution", torch.zeros_like(equal), persistent=False)
         self.register_buffer("_dual", equal, persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""
-        exact = gram.to(torch.float64)
-        linear, radius = around_mean(exact, self.c)
         if self._paper:
             dual, pull = ball_weights(gram, self.c)
-            solution = dual * pull / torch.where(radius > 0.0, radius, 1.0)
+            weights = torch.add(dual * pull, 1.0 / self.num_tasks)
         else:
-            solution, dual = best_in_ball(exact, linear, eps=torch.finfo(gram.dtype).eps)
-        self._solution.copy_(solution)
+            weights, dual = best_around(gram, self.c, eps=torch.finfo(gram.dtype).eps)
         self._dual.copy_(dual)
-        weights = torch.add(solution * radius, 1.0 / self.num_tasks)
-        return weights.div(self._divisor).to(gram.dtype)
+        return weights / self._divisor
 
     def reset(self) -> None:
         """Forget the last solution."""
         super().reset()
-        self._solution.zero_()
         self._dual.fill_(1.0 / self.num_tasks)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the last solve's duality gap over c |g0| and the mean norm under w."""
-        linear, _ = around_mean(self._last_gram, self.c)
-        return {
-            **super().metrics(),
-            "residual": ball_gap(self._last_gram, linear, self._solution, self._dual),
-        }
+        weights = self.last_weights * self._divisor
+        return {**super().metrics(), "residual": around_gap(self._last_gram, self.c, weights, self._dual)}

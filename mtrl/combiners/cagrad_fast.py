@@ -10,7 +10,7 @@ from torch import Tensor
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners._sampled import Sampled
 from mtrl.combiners.base import JacobianAt
-from mtrl.combiners.solvers.ball import around, best_in_ball
+from mtrl.combiners.solvers.ball import best_around
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
 
@@ -71,9 +71,8 @@ class CAGradFast(Sampled):
         pooled = (self.num_tasks * mean - rows.sum(dim=0)) / rest
         gradients = torch.cat((rows, pooled.unsqueeze(0)))
         gram = gramian(gradients)
-        linear, radius = around(gram.to(torch.float64), self._reference, self.c)
-        solution = best_in_ball(gram, linear, eps=torch.finfo(gram.dtype).eps).weights
-        weights = torch.addcmul(self._reference, solution, radius) / self._divisor
+        eps = torch.finfo(gram.dtype).eps
+        weights = best_around(gram, self.c, eps=eps, reference=self._reference)[0] / self._divisor
         # What each task weighs: the pooled gradient's weight is shared by the tasks that were not sampled.
         shared = (weights[-1] / rest).expand(self.num_tasks)
         self.last_weights.copy_(shared.index_copy(0, tasks, weights[:-1]))

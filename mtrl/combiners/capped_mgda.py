@@ -33,23 +33,14 @@ class CappedMGDA(GramCombiner):
     def __init__(self, *, num_tasks: int, cap: float = 0.3) -> None:
         super().__init__(num_tasks=num_tasks)
         self.cap = check_number("cap", cap, low=0.0, high=1.0)
-        self._solution: Tensor
-        self.register_buffer("_solution", self.last_weights.to(torch.float64), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return w, shape [T], for the Gramian [T, T]."""
-        w = shortest_capped(gram, self.cap, eps=torch.finfo(gram.dtype).eps)
-        self._solution.copy_(w)
-        return w.to(gram.dtype)
-
-    def reset(self) -> None:
-        """Forget the last solution."""
-        super().reset()
-        self._solution.fill_(1.0 / self.num_tasks)
+        return shortest_capped(gram, self.cap, eps=torch.finfo(gram.dtype).eps)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the gap of the optimality conditions of w relative to the mean squared norm."""
-        products = self._last_gram @ self._solution
+        products = self._last_gram @ self.last_weights
         squares = self._last_gram.diagonal()
         # The least that weights within the caps can make of the products: the caps in ascending order. As in
         # the solution, zero gradients come last.
@@ -59,5 +50,5 @@ class CappedMGDA(GramCombiner):
         most = caps.cumsum(0).clamp(max=1.0)
         least = (most.diff(prepend=most.new_zeros(1)) * products[order]).sum()
         scale = squares.mean()
-        gap = torch.dot(self._solution, products) - least
+        gap = torch.dot(self.last_weights, products) - least
         return {**super().metrics(), "residual": gap / torch.where(scale > 0.0, scale, 1.0)}

@@ -41,4 +41,4 @@ def config_weights(gram: Tensor) -> Tensor:
     # then vanishes instead of pointing anywhere.
     square = (scaled @ products).clamp(min=rounding * scaled.abs().sum().square())
     length = (products * gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()).sum() / tasks
-    return (scaled * inverse * length / torch.where(square > 0.0, square, 1.0)).to(gram.dtype)
+    return scaled * inverse * length / torch.where(square > 0.0, square, 1.0)

@@ -41,11 +41,11 @@ class ConicGrad(GramCombiner):
     def _weights(self, gram: Tensor) -> Tensor:
         """Return |g0| (w + eta / |g0| u) / |g_w + eta e0|, shape [T], for the Gramian [T, T]."""
         if self.c == 1.0:
-            return torch.full_like(gram[0], 1.0 / self.num_tasks)
+            return torch.full_like(self.last_weights, 1.0 / self.num_tasks)
         solution, length, reach = best_in_cone(gram, self.c, eps=torch.finfo(gram.dtype).eps)
         self._solution.copy_(solution * reach)
         # Of the solution's weights the last one is that of g0 / |g0|.
-        return torch.add(solution[:-1] * length, solution[-1] / self.num_tasks).to(gram.dtype)
+        return torch.add(solution[:-1] * length, solution[-1] / self.num_tasks)
 
     def reset(self) -> None:
         """Forget the last solution."""

@@ -42,25 +42,16 @@ class FairGrad(GramCombiner):
         self.alpha = check_number("alpha", alpha, low=0.5, high=5.0)
         check_choice("solver", solver, ("exact", "paper"))
         self._paper = solver == "paper"
-        self._solution: Tensor
-        self.register_buffer("_solution", torch.ones(num_tasks, dtype=torch.float64), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return w, shape [T], for the Gramian [T, T]."""
         if self._paper:
-            w = fair_weights(gram, self.alpha)
-        else:
-            w = bargaining_weights(gram, ridge=_RIDGE * torch.finfo(gram.dtype).eps, alpha=self.alpha)
-        self._solution.copy_(w)
-        return w.to(gram.dtype)
-
-    def reset(self) -> None:
-        """Forget the last solution."""
-        super().reset()
-        self._solution.fill_(1.0)
+            return fair_weights(gram, self.alpha)
+        return bargaining_weights(gram, ridge=_RIDGE * torch.finfo(gram.dtype).eps, alpha=self.alpha)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the largest |w_i^(1/alpha) (Mw)_i - 1| over the tasks with a gradient."""
-        products = self._solution.pow(1.0 / self.alpha) * (self._last_gram @ self._solution)
+        weights = self.last_weights
+        products = weights.pow(1.0 / self.alpha) * (self._last_gram @ weights)
         present = self._last_gram.diagonal() > 0.0
         return {**super().metrics(), "residual": torch.where(present, products - 1.0, 0.0).abs().amax()}

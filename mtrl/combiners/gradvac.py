@@ -49,7 +49,7 @@ class GradVac(PCGrad):
         kept = self.targets.scatter(1, order, torch.where(moved.isfinite(), moved, targets))
         self.targets.copy_(kept)
         total = torch.ones_like(kept[0]).scatter_add(0, order.flatten(), added.flatten())
-        return (total / self.num_tasks).to(gram.dtype)
+        return total / self.num_tasks
 
     def reset(self) -> None:
         """Start the sequence of orders again and forget the targets."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.ball import around_mean, ball_gap, best_in_ball
+from mtrl.combiners.solvers.ball import around_gap, best_around
 from mtrl.combiners.solvers.hull import shortest_in_hull
 
 _LOWEST = 1e-4  # smallest rho of the dual; below it the minimiser is next to a vertex and no longer moves
@@ -40,11 +40,9 @@ class IMGrad(GramCombiner):
         self.c = check_number("c", c, low=0.0)
         check_choice("rescale", rescale, (0, 1, 2))
         self._divisor = (1.0, 1.0 + self.c**2, 1.0 + self.c)[rescale]
-        self._solution: Tensor
         self._dual: Tensor
         self._rho: Tensor
-        self.register_buffer("_solution", torch.zeros(num_tasks, dtype=torch.float64), persistent=False)
-        self.register_buffer("_dual", self.last_weights.to(torch.float64), persistent=False)
+        self.register_buffer("_dual", self.last_weights.clone(), persistent=False)
         self.register_buffer("_rho", torch.ones(1, dtype=torch.float64), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
@@ -52,30 +50,26 @@ class IMGrad(GramCombiner):
         exact = gram.to(torch.float64)
         eps = torch.finfo(gram.dtype).eps
         self._rho.copy_(_balance(exact, eps))
-        linear, radius = self._linear(exact)
-        solution, dual = best_in_ball(exact, linear, eps=eps)
-        self._solution.copy_(solution)
+        weights, dual = best_around(exact, self.c, eps=eps, factor=self._factor())
         self._dual.copy_(dual)
-        return torch.add(radius * solution, 1.0 / self.num_tasks).div(self._divisor).to(gram.dtype)
+        return weights / self._divisor
 
     def reset(self) -> None:
         """Forget the last solution."""
         super().reset()
-        self._solution.zero_()
         self._dual.fill_(1.0 / self.num_tasks)
         self._rho.fill_(1.0)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `rho` and `residual`, the last duality gap over rho c |g0| and the mean norm under w."""
-        linear, _ = self._linear(self._last_gram)
-        gap = ball_gap(self._last_gram, linear, self._solution, self._dual)
+        weights = self.last_weights * self._divisor
+        gap = around_gap(self._last_gram, self.c, weights, self._dual, self._factor())
         return {**super().metrics(), "rho": self._rho.squeeze(0), "residual": gap}
 
-    def _linear(self, gram: Tensor) -> tuple[Tensor, Tensor]:
-        """The objective's linear term once divided by rho c |g0|, and c |g0|."""
-        linear, radius = around_mean(gram, self.c)
+    def _factor(self) -> Tensor:
+        """Weight [1] of the objective's linear term once all is divided by rho."""
         rho = self._rho.clamp(min=_LOWEST)
-        return linear * ((1.5 - rho) / rho), radius
+        return (1.5 - rho) / rho
 
 
 def _balance(gram: Tensor, eps: float) -> Tensor:

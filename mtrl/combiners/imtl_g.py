@@ -38,7 +38,7 @@ class IMTLG(GramCombiner):
         # Scaled to unit sum first: these stay of order one where the solution is as large as 1 / ridge.
         raw = equal / equal.sum().clamp(min=1e-300) * inverse
         total = raw.sum().abs().maximum(_SMALLEST_SUM * raw.abs().sum())
-        return (raw / torch.where(total > 0.0, total, 1.0)).to(gram.dtype)
+        return raw / torch.where(total > 0.0, total, 1.0)
 
 
 def equal_projections(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,27 +26,15 @@ class MGDA(GramCombiner):
 
     name: ClassVar[str] = "mgda"
 
-    def __init__(self, *, num_tasks: int) -> None:
-        super().__init__(num_tasks=num_tasks)
-        self._solution: Tensor
-        self.register_buffer("_solution", self.last_weights.to(torch.float64), persistent=False)
-
     def _weights(self, gram: Tensor) -> Tensor:
         """Return w on the simplex, shape [T], for the Gramian [T, T]."""
-        w = shortest_in_hull(gram, eps=torch.finfo(gram.dtype).eps)
-        self._solution.copy_(w)
-        return w.to(gram.dtype)
-
-    def reset(self) -> None:
-        """Forget the last solution."""
-        super().reset()
-        self._solution.fill_(1.0 / self.num_tasks)
+        return shortest_in_hull(gram, eps=torch.finfo(gram.dtype).eps)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the gap of the optimality conditions of w relative to the mean squared norm."""
-        products = self._last_gram @ self._solution
+        products = self._last_gram @ self.last_weights
         squares = self._last_gram.diagonal()
-        value = torch.dot(self._solution, products)
+        value = torch.dot(self.last_weights, products)
         gap = (value - torch.where(squares > 0.0, products, value)).amax()
         scale = squares.mean()
         return {**super().metrics(), "residual": gap / torch.where(scale > 0.0, scale, 1.0)}

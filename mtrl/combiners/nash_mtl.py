@@ -51,7 +51,7 @@ class NashMTL(GramCombiner):
         if self.max_norm > 0.0:
             norm = (solution @ exact @ solution).clamp(min=0.0).sqrt()
             solution = solution * (self.max_norm / norm.clamp(min=self.max_norm))
-        return solution.to(gram.dtype)
+        return solution
 
     def _kept(self, solution: Tensor, finite: Tensor) -> Tensor:
         # One sequence of operations, whether weights are due or not, fits one CUDA graph; the Jacobian costs
@@ -70,7 +70,7 @@ class NashMTL(GramCombiner):
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the largest |a_i (Ma)_i - 1| over the tasks with a gradient, before clipping."""
-        products = self.last_weights * (self._last_gram @ self.last_weights.to(self._last_gram.dtype))
+        products = self.last_weights * (self._last_gram @ self.last_weights)
         present = self._last_gram.diagonal() > 0.0
         products = products * present.sum() / products.sum().clamp(min=1e-300)
         return {**super().metrics(), "residual": torch.where(present, products - 1.0, 0.0).abs().amax()}

@@ -25,7 +25,7 @@ class NGDiff(GramCombiner):
 
     def _weights(self, gram: Tensor) -> Tensor:
         inverse, lengths = unit_weights(gram)
-        return (lengths.mean() / self.num_tasks * inverse).to(gram.dtype)
+        return lengths.mean() / self.num_tasks * inverse
 
 
 def unit_weights(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,4 +26,4 @@ class NTKMTL(GramCombiner):
 
     def _weights(self, gram: Tensor) -> Tensor:
         inverse, lengths = unit_weights(gram)
-        return (lengths.square().sum().sqrt() / self.num_tasks * inverse).to(gram.dtype)
+        return lengths.square().sum().sqrt() / self.num_tasks * inverse

@@ -38,7 +38,7 @@ class PCGrad(GramCombiner):
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return the weights [T] for the Gramian [T, T] and advance the counter that draws the orders."""
-        return project(gram.to(torch.float64), self.draw_orders()).to(gram.dtype)
+        return project(gram.to(torch.float64), self.draw_orders())
 
     def draw_orders(self) -> Tensor:
         """Return a random order of the other tasks for each task [T, T-1]; advances the counter."""

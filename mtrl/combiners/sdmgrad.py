@@ -64,7 +64,7 @@ class SDMGrad(GramCombiner):
         else:
             w = shortest_in_hull(shifted(exact, self.lam), eps=torch.finfo(gram.dtype).eps)
         self.w.copy_(w)
-        return torch.add(w, self.lam / self.num_tasks).div(1.0 + self.lam).to(gram.dtype)
+        return torch.add(w, self.lam / self.num_tasks).div(1.0 + self.lam)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P] for the Jacobian of one batch, or of three."""

@@ -54,7 +54,7 @@ class Smoothed(GramCombiner):
         solved = self.base.weights(gram).to(torch.float64)
         self.kept.copy_(torch.where(self.started > 0.0, solved.lerp(self.kept, self.decay), solved))
         self.started.fill_(1.0)
-        return self.kept.to(gram.dtype)
+        return self.kept.clone()
 
     def reset(self) -> None:
         """Start with the next solve again."""

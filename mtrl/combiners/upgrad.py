@@ -38,7 +38,7 @@ class UPGrad(GramCombiner):
         solution = cone_weights(exact, ridge=_RIDGE * torch.finfo(gram.dtype).eps)
         self._solution.copy_(solution)
         inverse = cosines(exact)[1]
-        return (inverse.reciprocal() @ solution * inverse / self.num_tasks).to(gram.dtype)
+        return inverse.reciprocal() @ solution * inverse / self.num_tasks
 
     def reset(self) -> None:
         """Forget the last solution."""

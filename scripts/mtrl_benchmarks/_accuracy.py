@@ -2,8 +2,8 @@
 
 Weak duality bounds the optimum: no direction improves the worst task more than any point of the dual allows.
 So nothing is compared with itself, and another solver's failure does not look like ours; the tests compare
-with a conic solver as well. In single precision the rounding of the returned weights counts too, 6e-8 of the
-largest: it dominates where the radius is small next to the gradients, and is no smaller in a direction.
+with a conic solver as well. What is measured are the returned weights, for the Gramian as it was given: that
+its entries are rounded in single precision is part of the problem, not of the answer.
 """
 
 from __future__ import annotations

@@ -30,16 +30,31 @@ class ConeSolution(NamedTuple):
 _LEAST_COSINE = 1e-8  # of the cone; at 0 the direction would have no length where gradients cancel
 
 
-def around(gram: Tensor, reference: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    """What each task gains at the centre g0 = reference @ G, over the radius c |g0|, [T]; and this radius."""
-    products = gram @ reference
-    radius = c * torch.dot(products, reference).clamp(min=0.0).sqrt()
-    return products / torch.where(radius > 0.0, radius, 1.0), radius
+def best_around(
+    gram: Tensor, c: float, *, eps: float, reference: Tensor | None = None, factor: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Solve max_d min_i g_i.d in |d - g0| <= c |g0|; returns the weights of d and the dual [T], float64.
+
+    g0 = reference @ G, by default the mean gradient. What the tasks gain at g0 counts `factor` [1] times. All
+    else as in `best_in_ball`.
+    """
+    road = road_of(gram)
+    with road.quiet():
+        exact = road.ready(gram)
+        centre = 1.0 / len(exact) if reference is None else road.ready(reference)
+        linear, radius = _gains(road, exact, centre, c)
+        if factor is not None:
+            linear = linear * road.ready(factor)
+        step, dual = _in_ball(road, exact, linear, eps)
+        return road.tensor(step * radius + centre), road.tensor(dual)
 
 
-def around_mean(gram: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    """Return `around` for the mean gradient."""
-    return around(gram, torch.full_like(gram[0], 1.0 / len(gram)), c)
+def around_gap(gram: Tensor, c: float, weights: Tensor, dual: Tensor, factor: Tensor | None = None) -> Tensor:
+    """Return `ball_gap` of the direction of these weights [T] around the mean gradient, a 0-dim tensor."""
+    road = road_of(gram)
+    linear, radius = (road.tensor(part) for part in _gains(road, road.ready(gram), 1.0 / len(gram), c))
+    step = (weights - 1.0 / len(gram)) / torch.where(radius > 0.0, radius, torch.inf)
+    return ball_gap(gram, linear if factor is None else linear * factor, step, dual)
 
 
 def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> BallSolution:
@@ -52,14 +67,27 @@ def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> BallSolution:
     """
     road = road_of(gram)
     with road.quiet():
-        units = units_of(road, road.ready(gram))
-        offsets = road.ready(linear) * units.inverse
-        end = follow(road, units.cosines, units.amounts, offsets, to_length=True, tolerance=tolerance_of(eps))
-        weights, dual = end.weights * units.inverse, proof(road, end) * units.inverse
-        total = dual.sum()
-        some = total > 0.0
-        dual = road.select(some, dual / road.select(some, total, total + 1.0), dual + 1.0 / len(dual))
+        weights, dual = _in_ball(road, road.ready(gram), road.ready(linear), eps)
         return BallSolution(road.tensor(weights), road.tensor(dual))
+
+
+def _gains(road: Road, gram: Any, centre: Any, c: float) -> tuple[Any, Any]:
+    """What each task gains at g0 = centre @ G, over the radius c |g0|, [T]; and this radius."""
+    products = (gram * centre).sum(1)
+    radius = c * (products * centre).sum().clip(0.0) ** 0.5
+    return products / road.select(radius > 0.0, radius, radius + 1.0), radius
+
+
+def _in_ball(road: Road, gram: Any, linear: Any, eps: float) -> tuple[Any, Any]:
+    """The step and the dual of `best_in_ball`."""
+    units = units_of(road, gram)
+    offsets = linear * units.inverse
+    end = follow(road, units.cosines, units.amounts, offsets, to_length=True, tolerance=tolerance_of(eps))
+    dual = proof(road, end) * units.inverse
+    total = dual.sum()
+    some = total > 0.0
+    dual = road.select(some, dual / road.select(some, total, total + 1.0), dual + 1.0 / len(dual))
+    return end.weights * units.inverse, dual
 
 
 def ball_gap(gram: Tensor, linear: Tensor, solution: Tensor, dual: Tensor) -> Tensor:

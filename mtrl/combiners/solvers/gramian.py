@@ -33,10 +33,23 @@ def inner_products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
-    """Return `weights @ jacobian` [P] in the Jacobian's dtype; half precision is summed in float32."""
+    """Return `weights @ jacobian` [P] in the Jacobian's dtype, for weights of any dtype.
+
+    Weights of double precision keep their digits over a single-precision Jacobian: rounding them moves the
+    direction by the same amount everywhere along each gradient, which matters where gradients nearly cancel.
+    The rounding of the products does not: it differs from entry to entry and averages out along a gradient.
+    Half precision is summed in float32.
+    """
     if jacobian.dtype in _HALF:
         return (weights.float() @ jacobian.float()).to(jacobian.dtype)
-    return weights.to(jacobian.dtype) @ jacobian
+    if weights.dtype != torch.float64 or jacobian.dtype != torch.float32:
+        return weights.to(jacobian.dtype) @ jacobian
+    # In one pass over the Jacobian, which is what takes the time.
+    rounded = weights.float()
+    with _full_precision(jacobian.device.type):
+        whole, rest = torch.stack((rounded, (weights - rounded).float())) @ jacobian
+    combined: Tensor = whole + rest
+    return combined
 
 
 @contextmanager
@@ -73,4 +86,6 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
         return left @ right.T
     whole = chunks * _CHUNK
     blocks = [rows[:, :whole].view(tasks, chunks, _CHUNK).transpose(0, 1) for rows in (left, right)]
-    return torch.addmm(torch.bmm(blocks[0], blocks[1].mT).sum(0), left[:, whole:], right[:, whole:].T)
+    # Some hundred sums of 2048 products each: added in double precision they lose nothing more.
+    total = torch.bmm(blocks[0], blocks[1].mT).sum(0, dtype=torch.float64)
+    return (total + left[:, whole:] @ right[:, whole:].T).to(left.dtype)

@@ -111,9 +111,9 @@ def _refined(
     """Return v for the set that the path ended with, free of the rounding errors of the way there."""
     xp = road.xp
     among = active[:, None] & active[None, :]
-    right = xp.where(active[:, None], xp.stack((offsets, amounts), 1), 0.0)
-    solved = road.solve(xp.where(among, cosines, road.unit(cosines)), right)
-    weights = (amount * solved[:, 1] - solved[:, 0]).clip(0.0)
+    matrix = road.with_diagonal(xp.where(among, cosines, 0.0), xp.where(active, cosines.diagonal(), 1.0))
+    right = xp.where(active, amount * amounts - offsets, 0.0)
+    weights = road.solve(matrix, right[:, None])[:, 0].clip(0.0)
     if to_length:  # nu may be off in its last digits; a step that ended early is shorter than 1
         square = (weights * xp.where(active, cosines @ weights, 0.0)).sum()
         weights = weights / road.select(square > 1.0 - 1e-6, square, square * 0.0 + 1.0) ** 0.5

@@ -85,6 +85,11 @@ class Road:
         """Return the unit matrix of the size of `like`."""
         return np.eye(len(like))
 
+    def with_diagonal(self, matrix: Any, values: Any) -> Any:
+        """Return a contiguous `matrix` with another diagonal; the old one is overwritten."""
+        matrix.reshape(-1)[:: len(matrix) + 1] = values
+        return matrix
+
     def solve(self, matrix: Any, right: Any) -> Any:
         """Return `matrix^-1 right`; nan where there is none."""
         try:
@@ -141,6 +146,9 @@ class _TensorRoad(Road):
 
     def unit(self, like: Any) -> Any:
         return torch.eye(len(like), dtype=like.dtype, device=like.device)
+
+    def with_diagonal(self, matrix: Any, values: Any) -> Any:
+        return matrix.diagonal_scatter(values)
 
     def solve(self, matrix: Any, right: Any) -> Any:
         factor = torch.linalg.cholesky_ex(matrix, check_errors=False)[0]

@@ -28,17 +28,13 @@ def units_of(road: Road, gram: Any) -> Units:
     squared unit length is divided by it.
     """
     xp = road.xp
-    squares = (gram.diagonal() * 1.0).clip(0.0)
-    largest = squares.max()
+    squares = gram.diagonal().clip(0.0)
     there = squares > 0.0
-    relative = squares / xp.where(largest > 0.0, largest, 1.0)
-    excess = xp.where(there, _FADING / xp.where(there, relative, 1.0), 0.0)
-    inverse = xp.where(there, 1.0 / xp.where(there, squares, 1.0) ** 0.5, 0.0)
-    cosines = gram * inverse[:, None] * inverse[None, :]
+    inverse = xp.where(there, squares**-0.5, 0.0)
+    fading = xp.where(there, squares.max() / squares * _FADING, 0.0) + 1.0
     # Ones on the diagonal, also of who is left out.
-    unit = road.unit(gram)
-    cosines = cosines * (1.0 - unit) + unit * (1.0 + excess)
-    shares = inverse / (1.0 + excess)
+    cosines = road.with_diagonal(gram * inverse[:, None] * inverse[None, :], fading)
+    shares = inverse / fading
     most = shares.max()
     return Units(cosines, inverse, shares / xp.where(most > 0.0, most, 1.0))
 
