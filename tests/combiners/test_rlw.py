@@ -36,7 +36,7 @@ def test_weights_do_not_depend_on_losses_gradients_or_the_global_random_stream()
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(2)
     second = make_combiner("rlw", num_tasks=5)
-    second.combine(jacobian("spread_3", 5, seed=2), torch.arange(5.0))
+    second.combine(jacobian("spread_3", 5, seed=2), torch.arange(5.0, dtype=torch.float64))
     assert torch.equal(first.last_weights, second.last_weights)
 
 

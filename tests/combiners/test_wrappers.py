@@ -157,7 +157,7 @@ def test_groups_take_turns_and_only_the_group_is_evaluated() -> None:
         assert asked is not None
         assert asked.tolist() == group
         weights = [1.0 / len(group) if task in group else 0.0 for task in range(5)]
-        torch.testing.assert_close(combiner.last_weights, torch.tensor(weights))
+        torch.testing.assert_close(combiner.last_weights, torch.tensor(weights, dtype=torch.float64))
 
 
 def test_each_group_has_a_method_of_its_own_which_survives_a_checkpoint() -> None:

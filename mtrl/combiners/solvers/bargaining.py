@@ -22,7 +22,7 @@ from mtrl.combiners.solvers.roads import Road, road_of
 _TO_BOUNDARY = 0.95
 _CONVERGED = 1e-7  # relative length of a step after which only rounding is left: convergence is quadratic
 _SOLVED = 1e-6  # relative violation of the equations below which the ridge has done no harm
-_WITHOUT_RIDGE = 4  # steps that take a ridge's effect away, where a solution without it is near
+_WITHOUT_RIDGE = 10  # steps that take a ridge's effect away, where a solution without it is near
 
 
 def bargaining_weights(matrix: Tensor, *, ridge: float, alpha: float = 1.0) -> Tensor:
@@ -39,7 +39,8 @@ def bargaining_weights(matrix: Tensor, *, ridge: float, alpha: float = 1.0) -> T
         plain, factor, alone, there = _scaled(road, road.ready(matrix), alpha)
         # The ridge stands for the rounding error of M's entries; no step goes beyond that.
         bound = max(_CONVERGED, 0.02 * ridge**0.5)
-        ridged = plain + road.unit(plain) * (factor * ridge ** ((1.0 + alpha) / (2.0 * alpha)))
+        # Below that error (alpha < 1) it would not keep the Hessian of dependent gradients definite.
+        ridged = plain + road.unit(plain) * (factor * max(ridge, ridge ** ((1.0 + alpha) / (2.0 * alpha))))
         a = _stepped(road, ridged, factor, alone * 0.0 + 1.0, alpha, _enough(alpha), bound)
         violated = _violation(plain, factor, a, alpha)
         if not road.known(violated < _SOLVED):

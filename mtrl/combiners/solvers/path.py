@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from mtrl.combiners.solvers.roads import Road
 
 _STEEP = 0.1  # share of the rounding error of amounts below which a rate counts as none
+_ROUNDING = 1e-14  # of sums of as many terms as there are tasks, in double precision
 _CLEARLY = 1e-2  # squared distance from the others' span at which a unit gradient is independent in any dtype
 
 
@@ -66,9 +67,11 @@ def follow(
     slowest, most = amounts * (tolerance * _STEEP), start
     if first is not None:
         tableau, active = _pivoted(road, tableau, active, road.index(first, amounts))
-    for _ in range(tasks + tasks // 2 + 8):
+    for _ in range(road.steps(tasks)):
         values, rates = tableau[:tasks, tasks], tableau[:tasks, tasks + 1]
-        corners = xp.where(rates > slowest + most, values / rates, xp.inf)
+        # Of a copy of somebody in A the rate is what rounding leaves of the rates in A.
+        copied = xp.where(active, abs(rates), 0.0).sum() * _ROUNDING
+        corners = xp.where(rates > slowest + (most + copied), values / rates, xp.inf)
         nearest = road.lowest(corners)
         corner = road.larger(road.at(corners, nearest), amount)
         end = _length_one(road, tableau) if to_length else start
@@ -86,8 +89,11 @@ def follow(
         most = road.larger(most, road.at(slowest, nearest))
         if not road.known(own > _CLEARLY):
             mix = xp.where(active, -column[:tasks], 0.0)
-            dependent = moving & ~road.at(active, nearest) & (own < tolerance * (1.0 + mix @ mix))
-            shrinks = mix > 1e-9
+            bound = tolerance * (1.0 + mix @ mix)
+            dependent = moving & ~road.at(active, nearest) & (own < bound)
+            # What somebody's leaving adds to the distance: rounding alone must not look like a share.
+            share = mix * mix > bound * tableau.diagonal()[:tasks]
+            shrinks = (mix > 0.0) & share
             room = (values - amount * rates) / xp.where(shrinks, mix, 1.0)
             room = xp.where(shrinks, room, xp.inf)
             leaving = road.lowest(room)
@@ -101,23 +107,23 @@ def follow(
             tableau, active = _moved(road, dependent & moving, tableau, active, leaving)
         tableau, active = _moved(road, moving, tableau, active, nearest)
     amount = road.select(abs(amount) < xp.inf, amount, start)  # infinite where nobody is in A
-    weights = _refined(road, cosines, amounts, offsets, active, amount, to_length=to_length)
+    weights = _refined(road, cosines, amounts, offsets, active, amount)
+    if not road.known(xp.isfinite(weights).all()):  # by its rounding errors the last set may be dependent
+        on_the_way = xp.where(active, tableau[:tasks, tasks] - amount * tableau[:tasks, tasks + 1], 0.0)
+        weights = xp.where(xp.isfinite(weights), weights, on_the_way.clip(0.0))
+    if to_length:  # nu may be off in its last digits; a step that ended early is shorter than 1
+        square = (weights * xp.where(active, cosines @ weights, 0.0)).sum()
+        weights = weights / road.select(square > 1.0 - 1e-6, square, square * 0.0 + 1.0) ** 0.5
     return PathEnd(weights, stuck, ray)
 
 
-def _refined(
-    road: Road, cosines: Any, amounts: Any, offsets: Any, active: Any, amount: Any, *, to_length: bool
-) -> Any:
+def _refined(road: Road, cosines: Any, amounts: Any, offsets: Any, active: Any, amount: Any) -> Any:
     """Return v for the set that the path ended with, free of the rounding errors of the way there."""
     xp = road.xp
     among = active[:, None] & active[None, :]
     matrix = road.with_diagonal(xp.where(among, cosines, 0.0), xp.where(active, cosines.diagonal(), 1.0))
     right = xp.where(active, amount * amounts - offsets, 0.0)
-    weights = road.solve(matrix, right[:, None])[:, 0].clip(0.0)
-    if to_length:  # nu may be off in its last digits; a step that ended early is shorter than 1
-        square = (weights * xp.where(active, cosines @ weights, 0.0)).sum()
-        weights = weights / road.select(square > 1.0 - 1e-6, square, square * 0.0 + 1.0) ** 0.5
-    return weights
+    return road.solve(matrix, right[:, None])[:, 0].clip(0.0)
 
 
 def _tableau(xp: Any, cosines: Any, amounts: Any, offsets: Any) -> Any:

@@ -43,6 +43,10 @@ class Road:
         """Whether `flag` is true and may be acted upon."""
         return bool(flag)
 
+    def steps(self, tasks: int) -> int:
+        """Return how many corners a path may have; random ones of 25 dependent gradients have up to 47."""
+        return 10 * tasks + 50
+
     def select(self, flag: Any, yes: Any, no: Any) -> Any:
         """Return `yes` or `no` by one flag."""
         return yes if flag else no
@@ -116,6 +120,9 @@ class _TensorRoad(Road):
 
     def known(self, flag: Any) -> bool:
         return False
+
+    def steps(self, tasks: int) -> int:
+        return 2 * tasks + 8
 
     def select(self, flag: Any, yes: Any, no: Any) -> Any:
         return torch.where(flag, yes, no)

@@ -26,3 +26,22 @@ def test_every_task_gains_what_its_weight_says(
         with on_tensors():
             other = bargaining_weights(gram, ridge=ridge, alpha=alpha)
         torch.testing.assert_close(other, w, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 5.0])
+@dtypes
+def test_weights_are_finite_where_gradients_cancel(dtype: torch.dtype, alpha: float) -> None:
+    for seed in range(10):
+        rows = drawn("iid", 0.0, 8, seed)
+        gram = gramian_of(rows - rows.mean(dim=0), dtype)
+        w = bargaining_weights(gram, ridge=16.0 * torch.finfo(dtype).eps, alpha=alpha)
+        assert w.isfinite().all()
+        assert (w > 0.0).all()
+
+
+def test_nearly_opposite_gradients_of_single_precision_still_have_a_fair_bargain() -> None:
+    angles = torch.tensor([0.0, 3.13, 2.76], dtype=torch.float64)
+    rows = torch.stack((angles.cos(), angles.sin()), 1)
+    gram = gramian_of(rows, torch.float32)
+    w = bargaining_weights(gram, ridge=2e-6, alpha=5.0)
+    assert float((w**0.2 * (gram.double() @ w) - 1.0).abs().max()) <= 1e-5

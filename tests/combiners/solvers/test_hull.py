@@ -49,3 +49,37 @@ def test_zero_gradients_weigh_nothing_unless_all_are() -> None:
     w = shortest_in_hull(rows @ rows.T, eps=2e-16)
     torch.testing.assert_close(w, torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64))
     assert torch.equal(shortest_in_hull(torch.zeros(4, 4), eps=1e-7), torch.full((4,), 0.25).double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_opposite_gradients_cancel_among_others(dtype: torch.dtype) -> None:
+    for seed in range(20):
+        rows = drawn("iid", 0.0, 7, seed)
+        rows[3] = -rows[0]
+        gram = gramian_of(rows, dtype)
+        w = shortest_in_hull(gram, eps=torch.finfo(dtype).eps)
+        assert float((w @ rows).norm() / (w @ rows.norm(dim=1))) <= torch.finfo(dtype).eps ** 0.5
+        with on_tensors():
+            other = shortest_in_hull(gram, eps=torch.finfo(dtype).eps)
+        assert float(((other - w) @ rows).norm()) <= torch.finfo(dtype).eps ** 0.5
+
+
+def test_a_path_has_as_many_corners_as_it_needs() -> None:
+    # Of rank 11, so that some positive mix of the 25 is zero; tens of tasks enter and leave before.
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(25, 11, generator=generator, dtype=torch.float64)
+        rows = rows * 10.0 ** (8.0 * torch.rand(25, 1, generator=generator, dtype=torch.float64) - 4.0)
+        w = shortest_in_hull(rows @ rows.T, eps=2e-16)
+        products = rows @ (w @ rows) / rows.norm(dim=1) / (w @ rows.norm(dim=1))
+        assert float(products.min()) >= -1e-6
+
+
+def test_many_copies_of_a_gradient_take_no_turns() -> None:
+    # As zero gradients are in SDMGrad: all of them lam g0 there.
+    for seed in range(40):
+        rows = drawn("iid", 0.0, 45, seed)[:, :3]
+        rows[::2] = 0.6 * rows[1::2].mean(dim=0)
+        w = shortest_in_hull(rows @ rows.T, eps=2e-16)
+        products = rows @ (w @ rows)
+        assert float((w @ products - products).max()) <= 1e-9
