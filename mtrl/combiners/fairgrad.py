@@ -50,7 +50,11 @@ class FairGrad(GramCombiner):
         return bargaining_weights(gram, ridge=_RIDGE * torch.finfo(gram.dtype).eps, alpha=self.alpha)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the largest |w_i^(1/alpha) (Mw)_i - 1| over the tasks with a gradient."""
+        """Add `residual`: the largest |w_i^(1/alpha) (Mw)_i - 1| over the tasks with a gradient.
+
+        For the Gramian as it was rounded, which in single precision matters for large alpha and spread norms
+        (docs/methods.md).
+        """
         weights = self.last_weights
         products = weights.pow(1.0 / self.alpha) * (self._last_gram @ weights)
         present = self._last_gram.diagonal() > 0.0

@@ -78,11 +78,13 @@ def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     factor = torch.linalg.cholesky_ex(shifted, check_errors=False)[0]
     inverse_factor = torch.linalg.solve_triangular(factor, unit, upper=False)
     resolvent = _SHIFT * (inverse_factor.mT @ inverse_factor)
-    constant = resolvent - unit
+    # With p the positive part, |s| = 2 p - s: s and p each times a matrix, one product per step.
+    constant = _RELAXATION * (resolvent - unit)
+    scaled = _RELAXATION * resolvent
+    both = torch.cat((unit - scaled, torch.add(2.0 * scaled, unit, alpha=-_RELAXATION)))
     state = torch.zeros_like(cosine)
     for _ in range(_SPLITTING_STEPS):
-        miss = torch.addmm(constant, state.abs(), resolvent) - state.clamp(min=0.0)
-        state = torch.add(state, miss, alpha=_RELAXATION)
+        state = torch.addmm(constant, torch.cat((state, state.clamp(min=0.0)), 1), both)
     return state.clamp(min=0.0)
 
 
