@@ -158,6 +158,16 @@ def test_the_true_final_observation_is_stored_at_truncation_and_bootstrapped(tmp
         assert obs[task, 20, 2] == obs[task, 19, 2] + 1
 
 
+def test_evaluations_may_have_longer_episodes_than_training(tmp_path: Path) -> None:
+    """The counting rewards of an episode of N steps sum to N (N + 1) / 2 + 100 N times the task's code."""
+    evaluation = EvalConfig(interval=60, final_episodes_per_task=1, max_episode_steps=30)
+    result = train(counting(eval=evaluation), tmp_path / "run").evaluation
+    assert result is not None
+    assert result.episode_return.tolist() == [[465.0 + 3000.0], [465.0 + 6000.0]]
+    trained = lines(tmp_path / "run/metrics.jsonl")[-1]["rollout/ep_rew_mean"]
+    assert trained == 210.0 + (2000.0 + 4000.0) / 2
+
+
 def test_a_policy_evaluates_without_what_only_training_needs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
