@@ -299,7 +299,13 @@ ORACLES: dict[str, Row] = {
     "smoothed": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_shortest),
     "stch": Row(lambda tasks, norm: 0.5, lambda tasks: 0.5 / tasks, assert_log_losses, needs_losses=True),
     # One group is the base; test_turns.py has the rest.
-    "turns": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL, options={"groups": 1}),
+    "turns": Row(
+        lambda tasks, norm: _CAGRAD,
+        lambda tasks: _CAGRAD / tasks,
+        _IN_BALL,
+        options={"groups": 1},
+        reads_host="the group is chosen on the host",
+    ),
     "upgrad": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_unconflicted),
     "uw": Row(
         lambda tasks, norm: 0.5,
