@@ -1,5 +1,5 @@
 # What people type most. Each target needs the environment of README's second command.
-.PHONY: quick test check docs
+.PHONY: quick test check docs mutate chaos
 
 quick: ## the mathematics and the seams, under forty seconds
 	pytest -n auto -m "not slow and not gpu and not meta" 
@@ -14,3 +14,9 @@ check: ## lint, format, types
 
 docs: ## the documentation site, strictly
 	mkdocs build --strict
+
+mutate: ## remove each protection of docs/reliability.md and see that its test fails
+	python scripts/mutate.py
+
+chaos: ## a hundred faults over ten methods, compared bit for bit with the undisturbed runs
+	python scripts/chaos.py --faults 100

@@ -15,6 +15,10 @@ class NonFiniteError(RuntimeError):
     """A non-finite action, observation, reward, loss or gradient; names the tasks, exit code 1."""
 
 
+class Diverged(NonFiniteError):
+    """Numbers are still finite, but beyond what learning survives, and the user asked to stop then."""
+
+
 class EnvironmentFailure(RuntimeError):
     """An environment worker died, raised or stopped answering; names worker and task, exit code 75.
 

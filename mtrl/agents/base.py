@@ -58,6 +58,14 @@ class GaussianPolicy(NamedTuple):
     standardisation: tuple[Tensor, Tensor] | None  # mean and deviation [O] of what the network sees
 
 
+class Bound(NamedTuple):
+    """The range in which a per-task quantity of `Metrics` makes sense."""
+
+    low: float
+    high: float
+    advice: str  # what to try where it is left
+
+
 class Agent(Protocol):
     """Acts, observes, learns; built by `build(config, spec, device)` of its registry entry."""
 
@@ -89,16 +97,28 @@ class Agent(Protocol):
         """Return, by network, the indices of tasks that made a step non-finite since the start."""
         ...
 
+    def bounds(self) -> dict[str, Bound]:
+        """Return ranges of per-task quantities, by the names they have in `metrics`."""
+        ...
+
     def facts(self) -> dict[str, str]:
         """Return lines for the start screen: label -> text."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """Return part name -> tree, one file each in a checkpoint; "policy" is what `load_policy` needs."""
+        """Return part name -> tree, one file each in a checkpoint; "policy" is what `load_policy` needs.
+
+        A tree is copied before training goes on. What is too large for that is a function that returns it:
+        it is called once, later and in another thread, and must return the tree as it is now.
+        """
         ...
 
     def load_state(self, parts: Mapping[str, Any]) -> None:
         """Restore `state`, on whatever device this agent is."""
+        ...
+
+    def policy_state(self) -> Any:
+        """Return the part "policy" of `state`."""
         ...
 
     def load_policy(self, part: Any) -> None:

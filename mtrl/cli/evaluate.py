@@ -31,6 +31,8 @@ class _Flags:
     """Also film one episode of each task, into the run's folder videos/; needs the extra [video]."""
     camera: str | None = None
     """View of videos; Meta-World: side, corner, corner2 to corner4, topview, behindGripper, gripperPOV."""
+    best: bool = False
+    """Evaluate the policy of the best evaluation in place of the newest; train with --train.keep-best."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,5 +57,6 @@ def _evaluate(arguments: list[str]) -> int:
         allow_version_mismatch=flags.allow_version_mismatch,
         video=flags.video,
         camera=flags.camera,
+        best=flags.best,
     )
     return 0

@@ -96,12 +96,19 @@ def _train(arguments: list[str], preset: str | None, tasks: tuple[str, ...] | No
         raise UserError("no tasks: give --tasks MT10, --tasks reach-v3 push-v3 or a preset that names tasks.")
     run_dir, printing = values.pop("run_dir"), values.pop("print_config")
     del values["preset"], values["resume"]
+    in_place = values.pop("resume_or_start")
+    if in_place and run_dir:
+        raise UserError(
+            "--resume-or-start names the run directory itself; found --run-dir besides. Give one."
+        )
     config = resolve(build_config(values))
     if printing:
         print(config_text(config), end="")
         return 0
-    from mtrl.training.run import train
+    from mtrl.training.run import resume_or_start, train
 
+    if in_place:
+        return resume_or_start(config, Path(in_place)).exit_code
     return train(config, run_dir=Path(run_dir) if run_dir else None).exit_code
 
 
@@ -204,11 +211,15 @@ def _own_flags(preset: str | None) -> list[Flag]:
     presets = "{" + ",".join(preset_names()) + "}|FILE.yaml"
     folder = Option("run_dir", str | None, None, "Default: runs/TASKS/METHOD/seedK-TIME.")
     resume = Option("resume", str | None, None, "Run directory to continue; takes only --steps and --device.")
+    in_place = Option(
+        "resume_or_start", str | None, None, "Run directory to continue, or to start in: for requeued jobs."
+    )
     printing = Option("print_config", bool, False, "Print the resolved configuration as YAML and end.")
     return [
         option_flag(Option("preset", str | None, preset, "Values to start from."), None, presets),
         option_flag(folder, None, "PATH"),
         option_flag(resume, None, "PATH"),
+        option_flag(in_place, None, "PATH"),
         option_flag(printing),
     ]
 

@@ -145,6 +145,10 @@ class SacConfig:
     """Starting value of every temperature."""
     target_entropy: float | None = None
     """Target entropy in nats; None: minus the number of action dimensions."""
+    critic_loss_bound: Positive = 1e7
+    """Critic loss of a task from which on learning counts as diverged (train.on_divergence)."""
+    q_bound: Positive = 1e5
+    """Size of a task's action values from which on learning counts as diverged."""
 
 
 @settings("train.")
@@ -163,6 +167,12 @@ class TrainConfig:
     """Vector steps between two checkpoints; one more is written at the end and on Ctrl-C."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints kept on disk."""
+    keep_best: bool = False
+    """Also keep the policy of the best evaluation (success, else return), in the run's folder best/."""
+    on_divergence: Literal["warn", "stop", "off"] = "warn"
+    """What to do when losses, values or temperatures leave their range or a solved task is lost."""
+    deterministic: bool = False
+    """Bit-equal repetition on CUDA too, by slower kernels; on a CPU runs repeat bit for bit anyway."""
     sinks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("tensorboard",)
     """Where numbers go besides the JSON lines: tensorboard, or classes of your own as package.module:Name."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"

@@ -1,4 +1,4 @@
-"""Process-wide settings for training on a CPU: threads, matmul precision, memory allocator."""
+"""Process-wide settings for training: threads, matmul precision, determinism, memory allocator."""
 
 from __future__ import annotations
 
@@ -20,21 +20,31 @@ _MALLOC = {
 
 
 @contextlib.contextmanager
-def settings(num_threads: int | None, matmul_precision: str) -> Iterator[None]:
+def settings(
+    num_threads: int | None, matmul_precision: str, *, deterministic: bool = False
+) -> Iterator[None]:
     """Set the learner's threads and float32 matmul precision for the block, then put back what was there.
 
     Args:
         num_threads: None: what torch would use, which OMP_NUM_THREADS and `torch.set_num_threads` limit, but
             no more than `available_cores`.
         matmul_precision: as `torch.set_float32_matmul_precision` takes it.
+        deterministic: only kernels that give the same bits each time. cuBLAS reads its part of the promise
+            (CUBLAS_WORKSPACE_CONFIG) when a process first uses it: a process that has used CUDA before keeps
+            what was set then.
     """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(num_threads or min(threads, available_cores()))
     torch.set_float32_matmul_precision(matmul_precision)
+    determined = torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     _keep_freed_memory(True)
     try:
         yield
     finally:
+        torch.use_deterministic_algorithms(determined)
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
         _keep_freed_memory(False)

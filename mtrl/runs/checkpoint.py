@@ -26,13 +26,13 @@ from mtrl.runs.directory import CHECKPOINTS_NAME, TEMPORARY_PREFIX, remove_unfin
 from mtrl.runs.plain_tree import from_plain, to_plain
 from mtrl.runs.versions import package_versions
 
-SCHEMA = 2
+SCHEMA = 3
 _MANIFEST = "manifest.json"
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 # `.replaced` is the former checkpoint of a step while, and only while, its successor takes the name over.
 _DIRECTORY_NAME = re.compile(r"step_(\d+)(\.replaced)?")
 # Mapping spares large parts a second copy in memory; small ones are read, to depend on the file no longer.
-_MAP_FROM_BYTES = 64 << 20
+_MAP_FROM_BYTES = 8 << 20
 
 
 class _Damaged(Exception):
@@ -49,7 +49,8 @@ def save_checkpoint(
         step: vector step, names the directory. Checkpoints of later steps belong to a future that a resume
             abandoned (they were damaged) and are deleted.
         state: part name (lower case, digits, underscores) -> tree of the types that `plain_tree.to_plain`
-            takes. Tensors on CUDA are copied to the CPU.
+            takes, or a function that returns it, called when its turn comes. Tensors on CUDA are copied to
+            the CPU.
         keep: at least 1.
         suite: versions of the suite of tasks, compared on loading.
 
@@ -154,9 +155,10 @@ class _HashingFile(io.FileIO):
 def _write_part(directory: Path, part: str, tree: Any) -> dict[str, Any]:
     if not _PART_NAME.fullmatch(part):
         raise ValueError(f"part name must match {_PART_NAME.pattern}; found {part!r}.")
+    plain = to_plain(tree() if callable(tree) else tree, part)
     with _HashingFile(directory / f"{part}.pt") as file:
         try:
-            torch.save(to_plain(tree, part), file)
+            torch.save(plain, file)
         except RuntimeError as error:
             # On a full disk torch stumbles over its own file position after the OSError, and hides it.
             raise (file.failure or error) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -46,7 +47,9 @@ def start_screen(
     for name, value in facts:
         table.add_row(Text(name), Text(value))
     parts: list[RenderableType] = [table, *(Text(note, style="yellow") for note in notes)]
-    console.print(Panel(Group(*parts), title=Text(title, style="bold"), title_align="left", expand=False))
+    _print_rich(
+        console, Panel(Group(*parts), title=Text(title, style="bold"), title_align="left", expand=False)
+    )
 
 
 def evaluation_table(result: Evaluation, *, console: Console | None = None) -> None:
@@ -77,7 +80,12 @@ def evaluation_table(result: Evaluation, *, console: Console | None = None) -> N
         table.add_row(*(Text(cell) for cell in row))
     table.add_section()
     table.add_row(*mean, style="bold")
-    console.print(table)
+    _print_rich(console, table)
+
+
+def say(text: str) -> None:
+    """Print a line to stdout."""
+    _print_plain(Console(), [text])
 
 
 def warning(text: str) -> None:
@@ -126,7 +134,8 @@ class ProgressReport:
             )
             numbers = f"{start_step:,}/{total_steps:,}  starting"
             self._row = self._bar.add_task("", total=total_steps, completed=start_step, numbers=numbers)
-            self._bar.start()
+            with _whatever_became_of_the_output():
+                self._bar.start()
 
     def step(self, step: int, seconds: float, activity: str = "") -> None:
         """Move the bar to a vector step, at most twice a second; cheap enough to be called at every step.
@@ -147,7 +156,8 @@ class ProgressReport:
         (first_seconds, first), (last_seconds, last) = self._window[0], self._window[-1]
         rate = (last - first) / (last_seconds - first_seconds) if last > first else None
         numbers = f"{step:,}/{self._total:,}  {self._numbers(step, rate)}  {activity}".rstrip()
-        self._bar.update(self._row, completed=step, numbers=numbers, refresh=True)
+        with _whatever_became_of_the_output():
+            self._bar.update(self._row, completed=step, numbers=numbers, refresh=True)
 
     def line(self, step: int, steps_per_second: float | None) -> None:
         """Print one line where there is no bar."""
@@ -159,14 +169,15 @@ class ProgressReport:
     def message(self, text: str) -> None:
         """Print a line of text, above the bar if there is one."""
         if self._bar is not None:
-            self._console.print(Text(text))
+            _print_rich(self._console, Text(text))
         else:
             _print_plain(self._console, [text])
 
     def close(self) -> None:
         """End the bar; further calls do nothing."""
         if self._bar is not None:
-            self._bar.stop()
+            with _whatever_became_of_the_output():
+                self._bar.stop()
 
     def _numbers(self, step: int, rate: float | None) -> str:
         success = self.success
@@ -193,14 +204,33 @@ class ProgressReport:
 def _to_stderr(label: str, style: str, text: str) -> None:
     console = Console(stderr=True)
     if console.is_interactive:
-        console.print(Text.assemble((f"{label}: ", f"bold {style}"), text))
+        _print_rich(console, Text.assemble((f"{label}: ", f"bold {style}"), text))
     else:
-        print(f"{label}: {text}", file=sys.stderr, flush=True)
+        with _whatever_became_of_the_output():
+            print(
+                f"{label}: {text}", file=sys.stderr, flush=True
+            )  # which the bar has put its own file before
 
 
 def _print_plain(console: Console, lines: Sequence[str]) -> None:
     # Not console.print: it would wrap at 80 columns, which makes log files hard to search.
-    print("\n".join(lines), file=console.file, flush=True)
+    with _whatever_became_of_the_output():
+        print("\n".join(lines), file=console.file, flush=True)
+
+
+def _print_rich(console: Console, what: RenderableType) -> None:
+    with _whatever_became_of_the_output():
+        console.print(what)
+
+
+@contextlib.contextmanager
+def _whatever_became_of_the_output() -> Iterator[None]:
+    """Go on where nothing can be printed: the disk of a log file is full, the terminal or `tee` is gone.
+
+    A run has more to lose than what it says, not least the checkpoint that a closed terminal asks for.
+    """
+    with contextlib.suppress(OSError):
+        yield
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -23,6 +23,7 @@ METRICS_NAME = "metrics.jsonl"
 EVALUATIONS_NAME = "evaluations.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 TASKS_NAME = "tasks"  # curves of single tasks
+BEST_NAME = "best"  # policy of the best evaluation
 TEMPORARY_PREFIX = ".tmp-"
 _EVENT_FILES = "events.out.tfevents.*"
 _FILES = (CONFIG_NAME, VERSIONS_NAME, METRICS_NAME, EVALUATIONS_NAME)
@@ -184,6 +185,8 @@ class RunDirectory:
     def _remove_traces(self) -> None:
         with contextlib.suppress(OSError):
             remove_unfinished(self.checkpoints)
+        if (self._path / BEST_NAME / CHECKPOINTS_NAME).is_dir():
+            shutil.rmtree(self._path / BEST_NAME, ignore_errors=True)
         for entry in _traces_of_a_run(self._path):
             with contextlib.suppress(OSError):
                 if entry.is_file():

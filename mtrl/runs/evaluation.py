@@ -40,6 +40,11 @@ class Evaluation(NamedTuple):
         """Mean episode return over tasks and episodes."""
         return float(self.episode_return.mean())
 
+    @property
+    def score(self) -> float:
+        """What a better policy has more of: success, or the return where a task knows no success."""
+        return self.mean_return if np.isnan(self.mean_success) else self.mean_success
+
     def task_means(self) -> dict[str, dict[str, float]]:
         """Means over the episodes: "success", "success_last", "return" -> task name -> value."""
         tables = {"success": self.success, "success_last": self.success_last, "return": self.episode_return}

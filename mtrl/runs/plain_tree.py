@@ -45,6 +45,20 @@ def to_plain(value: Any, where: str) -> Any:
     )
 
 
+def copied(value: Any) -> Any:
+    """Return a tree whose tensors and arrays share no memory with this one's, tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [copied(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
 def from_plain(value: Any) -> Any:
     """Inverse of `to_plain`; ValueError, TypeError or KeyError where the marks of an array make no sense."""
     if isinstance(value, dict):

@@ -2,8 +2,8 @@
 
 The order at one step is what makes a run survive: the log line first, so that a checkpoint never counts what
 was not logged; then the checkpoint, because an evaluation takes minutes and whoever kills the run in it is to
-lose nothing; then the evaluation. A run is complete when its final evaluation is written, and until then
-resume has something to do.
+lose nothing (the checkpoint is being written in the first seconds of the evaluation); then the evaluation. A
+run is complete when its final evaluation is written, and until then resume has something to do.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
-from mtrl.runs.checkpoint import save_checkpoint
+from mtrl.runs.checkpoint_writer import CheckpointWriter
 from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.logging import Log, by_task
+from mtrl.runs.logging.jsonl import best_score, read_evaluations
 from mtrl.runs.writes import Writes
 from mtrl.training.evaluate import evaluate
+from mtrl.training.guard import DivergenceGuard, seen
 from mtrl.training.parts import Parts
 from mtrl.training.results import Callback, Event, TrainResult
+from mtrl.training.saving import Saving
 from mtrl.training.signals import Requests
 from mtrl.training.stepper import Stepper, Timer
 
@@ -43,6 +46,7 @@ class TrainingLoop:
         log: where numbers go.
         progress: what a person sees.
         requests: of signals and callbacks.
+        writer: of the checkpoints.
         suite: versions of the suite of tasks.
         callbacks: called with each `Event`.
     """
@@ -56,16 +60,24 @@ class TrainingLoop:
         log: Log,
         progress: console.ProgressReport,
         requests: Requests,
+        writer: CheckpointWriter,
         suite: Mapping[str, str],
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.path, self.parts, self.eval_envs = config, path, parts, eval_envs
         self.log, self.progress, self.requests = log, progress, requests
-        self.suite, self.callbacks = suite, callbacks
+        self.callbacks = callbacks
         self.stepper = Stepper(config, parts)
         self.writes = Writes(path)
+        self.saving = Saving(path, writer, self.writes, suite, log.flush, self._saved)
+        self.guard = DivergenceGuard(
+            parts.agent.bounds(), parts.envs.task_names, config.train.on_divergence, console.warning
+        )
+        self.former_restarts = parts.restarts
+        evaluations = read_evaluations(path)
+        self.best = best_score(evaluations)
+        self.guard.remember(seen(evaluations))
         self.seconds = {"evaluation": 0.0, "checkpoint": 0.0}
-        self.saved_at: int | None = None
         self.final: Evaluation | None = None
         self.began = time.perf_counter()
         self.last_log = (self.began, 0)  # wall clock, vector step
@@ -86,7 +98,7 @@ class TrainingLoop:
         """
         self.began = time.perf_counter()
         self.last_log = (self.began, start)
-        self.saved_at = start if resumed else None
+        self.saving.saved_at = start if resumed else None
         self.stepper.begin()
         if resumed and not evaluated:  # the former process may have ended in it
             self._evaluate_if_due(start)
@@ -99,13 +111,15 @@ class TrainingLoop:
                 raise
             step += 1
             self.progress.step(step, self._training_seconds())
+            self.saving.poll()
             self._log_if_due(step)
             self._save_if_due(step)
             self._evaluate_if_due(step)
         return self._end(start, step)
 
     def _end(self, start: int, step: int) -> TrainResult:
-        if self.saved_at != step:
+        self.saving.finish()
+        if self.saving.saved_at != step:
             self._save(step, last=True)
         elapsed = time.perf_counter() - self.began
         advice = f"stopped at vector step {step:,}; continue with --resume {self.path}"
@@ -146,6 +160,7 @@ class TrainingLoop:
         rate = scalars["time/vector_steps_per_second"]
         stamp = self.log.stamp(step, self.parts.envs.num_envs)
         self.writes.attempt("log", step, lambda: self.log.metrics(stamp, scalars, per_task))
+        self.guard.metrics(step, per_task)
         self.progress.line(step, rate)
         if self.callbacks:
             names = self.parts.envs.task_names
@@ -163,7 +178,8 @@ class TrainingLoop:
             "time/fps": rate * envs.num_envs,
             "time/vector_steps_per_second": rate,
             "time/total_timesteps": float(step * envs.num_envs),
-            "env/restarts": float(envs.restarts + self.eval_envs.restarts),
+            "env/restarts": float(self._restarts()),
+            **({"env/last_restart_step": float(steps[-1])} if (steps := self.parts.restart_steps) else {}),
             **{f"time/{name}_ms": 1e3 * spent[name] / vector_steps for name in self.stepper.seconds},
         }
 
@@ -186,19 +202,19 @@ class TrainingLoop:
             self._save(step, last=last)
 
     def _save(self, step: int, *, last: bool = False) -> None:
-        """Write a checkpoint, unless the agent has met something non-finite."""
+        """Begin a checkpoint, unless the agent has met something non-finite."""
         self._raise_if_failed()
         self.requests.save = False
-        keep, paths = self.config.train.keep_checkpoints, []
-
-        def write() -> None:
-            paths.append(save_checkpoint(self.path, step, self.parts.state(), keep=keep, suite=self.suite))
-
+        self.parts.restarts = self._restarts()
         with Timer(self.seconds, "checkpoint"):
-            written = self.writes.attempt("checkpoint", step, write, last=last)
-        if written:
-            self.saved_at = step
-            self._tell(self._event("checkpoint", step, path=paths[0]))
+            self.saving.begin(step, self.parts.state, last=last)
+
+    def _saved(self, step: int, path: Path) -> None:
+        self._tell(self._event("checkpoint", step, path=path))
+
+    def _restarts(self) -> int:
+        """Workers restarted so far, those of former processes included."""
+        return self.former_restarts + self.parts.envs.restarts + self.eval_envs.restarts
 
     # -- evaluation -----------------------------------------------------------------------------------------
 
@@ -232,6 +248,10 @@ class TrainingLoop:
             f"(last step {result.mean_success_last:.3f}), "
             f"return {result.mean_return:.1f}"
         )
+        if self.config.train.keep_best and result.score > self.best:
+            self.saving.keep_best(step, self.parts.agent.policy_state())
+        self.best = max(self.best, result.score)
+        self.guard.evaluation(step, result.task_means()["success"])
         if final:
             self.final = result
         self._tell(self._event("evaluation", step, evaluation=result, final=final))
@@ -240,6 +260,7 @@ class TrainingLoop:
         """Answer signals while an evaluation runs: schedulers kill half a minute after their warning."""
         if self.requests.stop:
             raise _StopInEvaluation
+        self.saving.poll()
         if self.requests.save:
             self._save(step)
         self.progress.step(step, self._training_seconds(), "evaluating")
@@ -251,4 +272,6 @@ class TrainingLoop:
         if self.final is not None:
             console.evaluation_table(self.final)
         rate = vector_steps / elapsed
-        print(f"{vector_steps:,} vector steps in {elapsed:.0f} s ({rate:.1f}/s); {split}; run in {self.path}")
+        console.say(
+            f"{vector_steps:,} vector steps in {elapsed:.0f} s ({rate:.1f}/s); {split}; run in {self.path}"
+        )

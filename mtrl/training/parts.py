@@ -25,13 +25,20 @@ class Parts:
         self.agent = build_agent(config, envs, device)
         self.rollout = RolloutStatistics(envs.num_tasks, config.env.envs_per_task)
         self.obs: Floats | None = None
+        self.restarts = 0  # of workers, in all processes of the run
+        self.restart_steps: list[int] = []  # vector steps that lost episodes to a worker that was replaced
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds: the agent's parts, the environments and the loop's own numbers."""
         return {
             **self.agent.state(),
             "envs": self.envs.get_state(),
-            "loop": {"obs": self.obs, "rollout": self.rollout.state_dict()},
+            "loop": {
+                "obs": self.obs,
+                "rollout": self.rollout.state_dict(),
+                "restarts": self.restarts,
+                "restart_steps": self.restart_steps,
+            },
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -39,8 +46,10 @@ class Parts:
         self.agent.load_state(state)
         # Whoever read the checkpoint has compared the versions, unless it was told not to.
         self.envs.set_state(state["envs"], any_version=True)
-        self.obs = np.array(state["loop"]["obs"])
-        self.rollout.load_state_dict(state["loop"]["rollout"])
+        loop = state["loop"]
+        self.obs = np.array(loop["obs"])
+        self.rollout.load_state_dict(loop["rollout"])
+        self.restarts, self.restart_steps = loop["restarts"], list(loop["restart_steps"])
 
 
 def suite_of(config: Config) -> TaskSuite:

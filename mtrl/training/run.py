@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from mtrl.envs.suite import TaskSuite
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import load_checkpoint
-from mtrl.runs.directory import CONFIG_NAME, RunDirectory, expand, has_checkpoint
+from mtrl.runs.checkpoint_writer import CheckpointWriter
+from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, RunDirectory, expand, has_checkpoint
 from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.logging import SINKS, JsonLines, Log, RunInfo, Sink, Stamp
 from mtrl.runs.logging.jsonl import History, drop_after, read_history
@@ -34,6 +35,11 @@ from mtrl.training.signals import Requests
 from mtrl.training.start_screen import describe
 from mtrl.training.video import check_filming, record
 
+# What a requeued job may have otherwise than the run it continues: length, machine, what is kept and shown.
+_FREE = {
+    "steps", "device", "env.num_workers", "env.worker_niceness", "env.step_timeout", "env.max_restarts",
+    "train.num_threads", "train.keep_checkpoints", "train.keep_best", "train.on_divergence", "train.sinks",
+}  # fmt: skip
 _NEW = History(wall_s=0.0, evaluated_at=None, final=False, success=None)
 
 
@@ -80,25 +86,11 @@ def resume_training(
 
     A run that has done all its steps but not its final evaluation makes that.
     """
-    with RunDirectory.resume(Path(run_dir)) as run:
-        config = resolve(load_config(run.config_path))
-        config = dataclasses.replace(config, steps=steps or config.steps, device=device or config.device)
-        resolved = resolve_device(config.device)
-        suite = suite_of(config).versions()
-        step, state = load_checkpoint(run.path, suite=suite, allow_version_mismatch=allow_version_mismatch)
-        if step > config.steps:
-            raise UserError(
-                f"the run in '{run.path}' has done {step} vector steps already, more than {config.steps}. "
-                "Pass --steps with a larger number to extend it."
-            )
-        if _is_complete(read_history(run.path), step, config.steps):
-            raise UserError(
-                f"the run in '{run.path}' is complete: {step} of {config.steps} vector steps done. "
-                "Pass --steps with a larger number to extend it."
-            )
-        with _writing(run.path):
-            save_config(config, run.config_path)
-        return _run(config, run, resolved, callbacks, [*_named_sinks(config), *sinks], (step, state))
+
+    def change(found: Config) -> Config:
+        return dataclasses.replace(found, steps=steps or found.steps, device=device or found.device)
+
+    return _resume(Path(run_dir), change, allow_version_mismatch, callbacks, sinks)
 
 
 def resume_or_start(
@@ -124,16 +116,9 @@ def resume_or_start(
         _check_same(config, resolve(load_config(path / CONFIG_NAME)), path)
         step, _ = load_checkpoint(path, parts=(), allow_version_mismatch=True)
         if _is_complete(read_history(path), step, config.steps):
-            print(f"the run in '{path}' is complete already")
+            console.say(f"the run in '{path}' is complete already")
             return TrainResult(0, None, path, 0.0, step)
-    return resume_training(
-        path,
-        steps=config.steps,
-        device=config.device,
-        allow_version_mismatch=allow_version_mismatch,
-        callbacks=callbacks,
-        sinks=sinks,
-    )
+    return _resume(path, lambda found: config, allow_version_mismatch, callbacks, sinks)
 
 
 def evaluate_run(
@@ -144,11 +129,12 @@ def evaluate_run(
     allow_version_mismatch: bool = False,
     video: bool = False,
     camera: str | None = None,
+    best: bool = False,
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint, print a table and return it; the run itself stays as it is.
 
-    With `video` one more episode of each task is filmed, into the run's folder `videos`; `camera` is one of
-    the suite's `cameras`, None its first.
+    With `best` the policy that `train.keep_best` has kept is evaluated. With `video` one more episode of each
+    task is filmed, into the run's folder `videos`; `camera` is one of the suite's `cameras`, None its first.
     """
     path = expand(Path(run_dir))
     if not (path / CONFIG_NAME).is_file():
@@ -158,17 +144,24 @@ def evaluate_run(
     suite = suite_of(config)
     if video:
         check_filming(suite, camera)
+    if best and not has_checkpoint(path / BEST_NAME):
+        raise UserError(
+            f"'{path}' keeps no best policy: found no {BEST_NAME}/. Train with train.keep_best=true."
+        )
     step, state = load_checkpoint(
-        path, suite=suite.versions(), parts=("policy",), allow_version_mismatch=allow_version_mismatch
+        path / BEST_NAME if best else path,
+        suite=suite.versions(),
+        parts=("policy",),
+        allow_version_mismatch=allow_version_mismatch,
     )
     with (
-        cpu.settings(config.train.num_threads, config.train.matmul_precision),
+        _process_settings(config),
         closing(build_envs(config, num_workers=None, evaluation=True)) as envs,
     ):
         agent = build_agent(config, envs, resolved)
         agent.load_policy(state["policy"])
         result = evaluate(agent.policy(envs.envs_per_task), envs, episodes)
-        print(f"{path}: checkpoint of vector step {step:,}")
+        console.say(f"{path}: checkpoint of vector step {step:,}")
         console.evaluation_table(result)
         if video:
             _film(config, agent, envs, path / "videos", camera)
@@ -188,7 +181,7 @@ def _film(config: Config, agent: Agent, envs: TaskVectorEnv, folder: Path, camer
         return suite_of(dataclasses.replace(config, tasks=(task,)))
 
     files = record(agent.policy(envs.envs_per_task), envs, suite, folder, seed=config.seed, camera=camera)
-    print(f"videos: {', '.join(map(str, files))}")
+    console.say(f"videos: {', '.join(map(str, files))}")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -211,6 +204,33 @@ def _new_directory(config: Config, run_dir: str | Path | None) -> RunDirectory:
     if run_dir is not None:
         return RunDirectory.create(Path(run_dir))
     return RunDirectory.create_numbered(default_run_dir(config))
+
+
+def _resume(
+    path: Path,
+    change: Callable[[Config], Config],
+    allow_version_mismatch: bool,
+    callbacks: Sequence[Callback],
+    sinks: Sequence[Sink],
+) -> TrainResult:
+    with RunDirectory.resume(path) as run:
+        config = change(resolve(load_config(run.config_path)))
+        device = resolve_device(config.device)
+        suite = suite_of(config).versions()
+        step, state = load_checkpoint(run.path, suite=suite, allow_version_mismatch=allow_version_mismatch)
+        advice = "Pass --steps with a larger number to extend it."
+        if step > config.steps:
+            raise UserError(
+                f"the run in '{run.path}' has done {step} vector steps already, more than {config.steps}. "
+                f"{advice}"
+            )
+        if _is_complete(read_history(run.path), step, config.steps):
+            raise UserError(
+                f"the run in '{run.path}' is complete: {step} of {config.steps} vector steps done. {advice}"
+            )
+        with _writing(run.path):
+            save_config(config, run.config_path)
+        return _run(config, run, device, callbacks, [*_named_sinks(config), *sinks], (step, state))
 
 
 def _start(
@@ -238,8 +258,8 @@ def _run(
         # From here on a signal is answered: after the environments have started, before the first vector
         # step.
         requests = stack.enter_context(Requests())
-        stack.enter_context(cpu.settings(config.train.num_threads, config.train.matmul_precision))
-        print("starting the environments (the first run of a seed also draws its goals)", flush=True)
+        stack.enter_context(_process_settings(config))
+        console.say("starting the environments (the first run of a seed also draws its goals)")
         envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
         parts = Parts(config, envs, device)
         start, history = 0, _NEW
@@ -250,7 +270,11 @@ def _run(
                 history = drop_after(run.path, start)
         # The learner waits while these run, so they may take all cores.
         eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None, evaluation=True)))
-        title, facts, notes = describe(config, parts.agent.facts(), envs, run.path, start, device)
+        own = parts.agent.facts()
+        if parts.restart_steps:
+            steps = ", ".join(f"{number:,}" for number in parts.restart_steps)
+            own["replaced"] = f"workers at vector steps {steps}: an undisturbed run has other numbers"
+        title, facts, notes = describe(config, own, envs, run.path, start, device)
         console.start_screen(title, facts, notes)
         suite = envs.versions
         with _writing(run.path):
@@ -262,9 +286,18 @@ def _run(
             log = Log(info, JsonLines(), sinks)
         stack.callback(log.close)
         progress = stack.enter_context(console.ProgressReport(config.steps, start, success=history.success))
-        loop = TrainingLoop(config, run.path, parts, eval_envs, log, progress, requests, suite, callbacks)
+        keep = config.train.keep_checkpoints
+        writer = stack.enter_context(CheckpointWriter(run.path, keep=keep, suite=suite))
+        loop = TrainingLoop(
+            config, run.path, parts, eval_envs, log, progress, requests, writer, suite, callbacks
+        )
         evaluated = history.evaluated_at == start and (history.final or start < config.steps)
         return loop.run(start, resumed=checkpoint is not None, evaluated=evaluated)
+
+
+def _process_settings(config: Config) -> contextlib.AbstractContextManager[None]:
+    train = config.train
+    return cpu.settings(train.num_threads, train.matmul_precision, deterministic=train.deterministic)
 
 
 def _named_sinks(config: Config) -> list[Sink]:
@@ -280,7 +313,7 @@ def _check_same(asked: Config, found: Config, path: Path) -> None:
     ours, theirs = (_flat(config_to_dict(config)) for config in (asked, found))
     differing = [
         f"{name} {theirs.get(name)} (here {ours.get(name)})"
-        for name in sorted({*ours, *theirs} - {"steps", "device"})
+        for name in sorted({*ours, *theirs} - _FREE)
         if ours.get(name) != theirs.get(name)
     ]
     if differing:

@@ -43,6 +43,8 @@ class Stepper:
             agent.learn(step / self.config.steps)
         with Timer(self.seconds, "env_wait"):
             next_obs, reward, terminated, truncated, infos = self._step_wait()
+        if infos["restarted"].any():
+            parts.restart_steps.append(step + 1)
         ended, lost = terminated | truncated, infos["restarted"]
         successor = infos["final_obs"] if ended.any() else next_obs
         agent.observe(Transitions(obs, action, reward, successor, terminated, truncated, lost))

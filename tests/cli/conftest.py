@@ -42,7 +42,7 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     calls, module = Calls(), ModuleType("mtrl.training.run")
-    for name in ("train", "resume_training", "evaluate_run"):
+    for name in ("train", "resume_training", "resume_or_start", "evaluate_run"):
         setattr(module, name, calls.function(name))
     monkeypatch.setitem(sys.modules, "mtrl.training.run", module)
     monkeypatch.chdir(tmp_path)

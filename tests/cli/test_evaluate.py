@@ -31,7 +31,10 @@ def test_mistake_in_evaluation(
 
 
 def test_evaluation_passes_its_flags_on(calls: Calls) -> None:
-    assert main_evaluate(["runs/a", "--episodes", "7", "--device", "cpu", "--allow-version-mismatch"]) == 0
+    assert (
+        main_evaluate(["runs/a", "--episodes", "7", "--device", "cpu", "--allow-version-mismatch", "--best"])
+        == 0
+    )
     given = {"episodes": 7, "device": "cpu", "allow_version_mismatch": True}
-    given |= {"video": False, "camera": None}
+    given |= {"video": False, "camera": None, "best": True}
     assert calls.made == [("evaluate_run", (Path("runs/a"),), given)]

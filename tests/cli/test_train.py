@@ -230,6 +230,15 @@ def test_mistake_gives_one_message_code_2_and_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
+def test_one_command_for_jobs_that_are_requeued_takes_every_flag_and_one_directory(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_mt10("--resume-or-start", "runs/a", "--seed", "3") == 0
+    assert calls.made == [("resume_or_start", (resolve(Config(seed=3)), Path("runs/a")), {})]
+    assert train_mt10("--resume-or-start", "runs/a", "--run-dir", "runs/b") == 2
+    assert "found --run-dir besides" in capsys.readouterr().err
+
+
 def test_resume_passes_only_what_was_given(calls: Calls) -> None:
     assert train_mt10("--resume", "runs/a") == 0
     assert train_mt10("--resume=runs/a", "--steps", "500", "--device", "cpu") == 0

@@ -105,6 +105,28 @@ def test_warnings_appear_while_the_bar_runs(monkeypatch: pytest.MonkeyPatch) -> 
     assert "warning: disk is full" in seen(stream)
 
 
+class Gone(io.StringIO):
+    """A terminal that was closed, or a log file on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_an_output_that_is_gone_stops_nothing(interactive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", Gone())
+    target = Console(file=Gone(), force_terminal=interactive, force_interactive=interactive)
+    start_screen("run", [("tasks", "10")], console=target)
+    with ProgressReport(10, 0, console=target) as progress:
+        progress.step(3, 1.0)
+        progress.line(3, 1.0)
+        progress.message("saved")
+    console.warning("disk is full")
+    console.say("bye")
+    evaluation_table(RESULT, console=target)
+
+
 def test_the_evaluation_table_has_tasks_and_their_mean(capsys: pytest.CaptureFixture[str]) -> None:
     evaluation_table(RESULT)
     rows = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]

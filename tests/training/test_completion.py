@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import resource
+import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mtrl import Config, train
@@ -15,7 +20,8 @@ from mtrl.errors import EnvironmentFailure, UserError
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from mtrl.runs.logging import JsonLines
 from mtrl.training.evaluate import evaluate
-from mtrl.training.run import resume_or_start, resume_training
+from mtrl.training.results import Event
+from mtrl.training.run import evaluate_run, resume_or_start, resume_training
 from mtrl.training.stepper import Stepper
 from tests.helpers.runs import assert_same_run
 from tests.helpers.short_runs import COUNTING, config, lines
@@ -83,12 +89,16 @@ def test_a_worker_that_fails_in_the_last_step_leaves_a_run_that_can_be_finished(
         resume_training(tmp_path / "run")
 
 
-def test_at_one_step_the_checkpoint_comes_before_the_evaluation(
+def test_at_one_step_the_checkpoint_is_written_while_the_evaluation_has_not_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
 
     def look(*arguments: Any, **options: Any) -> Any:
+        name = f"step_{30 * len(saved) + 30:09d}"
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run/checkpoints" / name).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
         saved.append(load_checkpoint(tmp_path / "run")[0])
         return evaluate(*arguments, **options)
 
@@ -123,7 +133,7 @@ def refuse_checkpoints(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None
             raise OSError(28, "No space left on device")
         return save_checkpoint(run, step, *arguments, **options)
 
-    monkeypatch.setattr("mtrl.training.loop.save_checkpoint", refuse)
+    monkeypatch.setattr("mtrl.runs.checkpoint_writer.save_checkpoint", refuse)
 
 
 EVERY_TEN = TrainConfig(warmup_steps=15, log_interval=5, checkpoint_interval=10, num_threads=1)
@@ -226,3 +236,68 @@ def test_resume_or_start_starts_resumes_and_leaves_what_is_complete(
     assert resume_or_start(counting(), run)[:3] == (0, None, run)
     assert "complete already" in capsys.readouterr().out
     assert (run / "evaluations.jsonl").read_bytes() == before
+
+
+def test_lines_that_a_full_disk_refused_are_written_when_it_has_room(tmp_path: Path) -> None:
+    settings = counting(train=dataclasses.replace(config().train, sinks=()))
+    train(settings, tmp_path / "undisturbed")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sizes = {20: 2000, 40: unlimited[0]}  # two lines fit, checkpoints do not
+
+    def bound(event: Event) -> None:
+        if event.kind == "log" and event.vector_step in sizes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[event.vector_step], unlimited[1]))
+
+    try:
+        assert train(settings, tmp_path / "run", callbacks=[bound]).exit_code == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
+
+
+def test_a_checkpoint_never_counts_what_no_log_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    class LogFull(JsonLines):
+        flush = refuse
+
+        def metrics(self, *arguments: Any) -> None:
+            refuse(self)
+
+    monkeypatch.setattr("mtrl.training.run.JsonLines", LogFull)
+    with pytest.raises(UserError, match=r"log at vector step 25 .*3 failures in a row"):
+        train(counting(), tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+# -- the best policy ----------------------------------------------------------------------------------------
+
+
+def test_the_policy_of_the_best_evaluation_is_kept_and_stands_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, number = {10: 0.5, 20: 0.9, 30: 0.9, 40: 0.7, 60: 0.8}, iter((10, 20, 30, 40, 50, 60))
+
+    def scored(policy: Any, envs: Any, episodes: int, **options: Any) -> Any:
+        result = evaluate(policy, envs, episodes, **options)
+        return result._replace(success=np.full_like(result.success, scores.get(next(number), 0.0)))
+
+    settings = dataclasses.replace(EVERY_TEN, keep_best=True, keep_checkpoints=5)
+    often = EvalConfig(interval=10, episodes_per_task=1, final_episodes_per_task=1)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrl.training.loop.evaluate", scored)
+        train(counting(train=settings, eval=often, steps=40), run)
+        assert load_checkpoint(run / "best")[0] == 20
+        train_state = {path.name for path in (run / "best/checkpoints/step_000000020").iterdir()}
+        assert train_state == {"policy.pt", "manifest.json"}
+        resume_training(run, steps=60)
+    assert load_checkpoint(run / "best")[0] == 20  # 0.8 is less than what the former process saw
+    policy = load_checkpoint(run / "best")[1]["policy"]["parameters"]
+    shutil.rmtree(run / "checkpoints")
+    assert evaluate_run(run, episodes=1, best=True).episodes_per_task == 1
+    assert policy.isfinite().all()
+    with pytest.raises(UserError, match=r"keeps no best policy"):
+        shutil.rmtree(run / "best")
+        evaluate_run(run, best=True)

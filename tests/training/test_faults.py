@@ -13,6 +13,7 @@ import torch
 
 from mtrl import Config, train
 from mtrl.agents.base import Transitions
+from mtrl.agents.sac.replay import stored_rows
 from mtrl.cli.train import main as main_train
 from mtrl.config.schema import EnvConfig, ReplayConfig
 from mtrl.envs import TaskVectorEnv
@@ -84,7 +85,7 @@ def test_a_full_disk_is_survived_with_a_warning(
             raise OSError(28, "No space left on device")
         return save_checkpoint(*arguments, **options)
 
-    monkeypatch.setattr("mtrl.training.loop.save_checkpoint", fail_once)
+    monkeypatch.setattr("mtrl.runs.checkpoint_writer.save_checkpoint", fail_once)
     assert train(counting(), tmp_path / "run").exit_code == 0
     assert "No space left on device" in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "run")[0] == 60
@@ -148,7 +149,7 @@ def test_a_killed_worker_is_replaced_and_nothing_invented_is_stored(
     assert any(task in message for task in NAMES)
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["env/restarts"] == 1.0
     state = load_checkpoint(tmp_path / "run")[1]
-    rows = torch.roll(state["replay"]["rows"], -state["replay"]["next"], dims=1)  # steps 20 to 59
+    rows = torch.roll(stored_rows(state), -state["replay"]["next"], dims=1)  # steps 20 to 59
     obs, following = rows[..., :8], rows[..., 14:]
     mine, other = (0, 1) if torch.equal(rows[0, 9], rows[0, 10]) else (1, 0)
     assert torch.equal(rows[mine, 9], rows[mine, 10])  # step 30 repeats step 29
@@ -157,6 +158,24 @@ def test_a_killed_worker_is_replaced_and_nothing_invented_is_stored(
     jumps = (obs[:, 1:] != following[:, :-1]).any(-1)
     assert jumps[other].nonzero().flatten().tolist() == [19]
     assert jumps[mine].nonzero().flatten().tolist() == [9, 10, 30]
+
+
+def test_a_resumed_run_counts_restarts_on_and_knows_which_steps_saw_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    _kill_a_worker(monkeypatch, {30, 45})
+    train(counting(steps=40, env=EnvConfig(max_episode_steps=20, num_workers=2)), run)
+    assert load_checkpoint(run)[1]["loop"]["restart_steps"] == [31]
+    capsys.readouterr()
+    resume_training(run, steps=60)
+    assert "workers at vector steps 31: an undisturbed run has other numbers" in capsys.readouterr().out
+    assert load_checkpoint(run)[1]["loop"]["restart_steps"] == [31, 46]
+    logged = [
+        (line["vector_step"], line["env/restarts"], line.get("env/last_restart_step"))
+        for line in lines(run / "metrics.jsonl")
+    ]
+    assert logged == [(10, 0, None), (20, 0, None), (30, 0, None), (40, 1, 31), (50, 2, 46), (60, 2, 46)]
 
 
 def test_past_the_budget_a_checkpoint_is_written_and_the_run_goes_on_from_it(
@@ -175,7 +194,7 @@ def test_past_the_budget_a_checkpoint_is_written_and_the_run_goes_on_from_it(
     assert resume_training(tmp_path / "run").exit_code == 0
     step, state = load_checkpoint(tmp_path / "run")
     assert step == 60
-    assert torch.isfinite(state["replay"]["rows"]).all()
+    assert torch.isfinite(stored_rows(state)).all()
 
 
 def test_the_script_exits_75_past_the_budget(

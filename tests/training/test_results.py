@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
+import os
 import re
 import signal
 import subprocess
@@ -47,17 +49,21 @@ def test_the_result_is_what_the_files_say(tmp_path: Path) -> None:
 def test_callbacks_hear_everything_in_order(tmp_path: Path) -> None:
     events: list[Event] = []
     result = train(counting(), tmp_path / "run", callbacks=[events.append])
-    assert [(event.kind, event.vector_step) for event in events] == [
-        ("log", 10), ("log", 20), ("checkpoint", 25), ("log", 30), ("evaluation", 30), ("log", 40),
-        ("log", 50), ("checkpoint", 50), ("log", 60), ("checkpoint", 60), ("evaluation", 60),
+    saved = [event for event in events if event.kind == "checkpoint"]  # when they are safe, not when begun
+    others = [event for event in events if event.kind != "checkpoint"]
+    assert [(event.kind, event.vector_step) for event in others] == [
+        ("log", 10), ("log", 20), ("log", 30), ("evaluation", 30), ("log", 40), ("log", 50), ("log", 60),
+        ("evaluation", 60),
     ]  # fmt: skip
+    assert [event.vector_step for event in saved] == [25, 50, 60]
+    assert saved[-1] is events[-2]
     assert {event.total_steps for event in events} == {60}
     assert [event.final for event in events if event.kind == "evaluation"] == [False, True]
     assert events[-1].evaluation is result.evaluation
     assert events[-2].path == tmp_path / "run/checkpoints/step_000000060"
     written = lines(tmp_path / "run" / "metrics.jsonl")[-1]
-    assert events[-3].metrics["critic_loss"] == written["critic_loss"]
-    assert events[-3].metrics["time/fps"] == written["time/fps"]
+    assert others[-2].metrics["critic_loss"] == written["critic_loss"]
+    assert others[-2].metrics["time/fps"] == written["time/fps"]
 
 
 def test_a_callback_may_stop_and_the_run_resumes_as_if_undisturbed(tmp_path: Path, undisturbed: Path) -> None:
@@ -179,6 +185,37 @@ def test_the_learner_takes_no_more_threads_than_torch_would_and_cores_there_are(
         assert torch.get_num_threads() == torchs
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_deterministic_run_asks_for_kernels_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    during: list[tuple[bool, str | None]] = []
+
+    def look(event: Event) -> None:
+        asked = torch.are_deterministic_algorithms_enabled()
+        during.append((asked, os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+
+    settings = dataclasses.replace(config().train, deterministic=True)
+    train(counting(steps=20, train=settings), tmp_path / "run", callbacks=[look])
+    assert set(during) == {(True, ":4096:8")}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+def test_a_deterministic_run_on_cuda_resumes_bit_for_bit(tmp_path: Path) -> None:
+    settings = dataclasses.replace(config().train, deterministic=True)
+    one = counting(method="cagrad", device="cuda", train=settings)
+    train(one, tmp_path / "whole")
+
+    def stop(event: Event) -> None:
+        if event.vector_step == 40:
+            event.stop()
+
+    train(one, tmp_path / "parts", callbacks=[stop])
+    resume_training(tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 THREADS = """

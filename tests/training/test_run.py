@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import pytest
 import torch
 
 from mtrl import Config, train
+from mtrl.agents.sac.replay import stored_rows
 from mtrl.combiners import COMBINERS
 from mtrl.config.schema import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.errors import UserError
 from mtrl.runs.checkpoint import load_checkpoint
-from mtrl.training.results import Event
 from mtrl.training.run import evaluate_run, resume_training
+from mtrl.training.stepper import Stepper
 from tests.helpers.checkpoints import assert_same
 from tests.helpers.counting_env import CountingSuite
 from tests.helpers.loss_methods import sac_options
@@ -43,14 +45,19 @@ def state_of(run: Path) -> dict[str, Any]:
     return load_checkpoint(run)[1]
 
 
-def stop_at(step: int) -> Callable[[Event], None]:
-    """A callback that stops at this vector step."""
+@contextlib.contextmanager
+def stopped_at(number: int) -> Iterator[None]:
+    """SIGTERM arrives in this vector step."""
+    original = Stepper.vector_step
 
-    def callback(event: Event) -> None:
-        if event.vector_step == step:
-            event.stop()
+    def vector_step(self: Stepper, step: int) -> None:
+        if step + 1 == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, step)
 
-    return callback
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "vector_step", vector_step)
+        yield
 
 
 def wait_for(found: Callable[[], object]) -> None:
@@ -90,8 +97,8 @@ def assert_resumes(settings: Config, folder: Path) -> None:
     """A run that is stopped and resumed equals one that is not."""
     whole, parts = folder / "whole", folder / "parts"
     train(settings, whole)
-    # At 25 every episode and the log's means are halfway.
-    assert train(settings, parts, callbacks=[stop_at(25)]).steps == 25
+    with stopped_at(25):  # every episode and the log's means are halfway
+        assert train(settings, parts).steps == 25
     assert resume_training(parts).exit_code == 0
     assert_same_run(whole, parts)
 
@@ -141,13 +148,13 @@ def test_worker_count_does_not_change_the_run(tmp_path: Path) -> None:
 def test_other_seeds_give_other_runs(tmp_path: Path) -> None:
     train(counting(), tmp_path / "a")
     train(counting(seed=1), tmp_path / "b")
-    left, right = (state_of(tmp_path / name)["replay"]["rows"] for name in "ab")
+    left, right = (stored_rows(state_of(tmp_path / name)) for name in "ab")
     assert not torch.equal(left, right)
 
 
 def test_the_true_final_observation_is_stored_at_truncation_and_bootstrapped(tmp_path: Path) -> None:
     train(counting(steps=40), tmp_path / "run")
-    rows = state_of(tmp_path / "run")["replay"]["rows"]
+    rows = stored_rows(state_of(tmp_path / "run"))
     obs, alive, following = rows[..., :8], rows[..., 13], rows[..., 14:]
     assert bool((alive == 1).all())
     steps = torch.arange(20.0).repeat(2)
@@ -210,7 +217,8 @@ def test_every_ingredient_of_the_recipe_survives_a_resume(tmp_path: Path) -> Non
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = counting(method="cagrad", **EVERY_INGREDIENT)
     train(settings, whole)
-    assert train(settings, parts, callbacks=[stop_at(25)]).steps == 25
+    with stopped_at(25):
+        assert train(settings, parts).steps == 25
     assert resume_training(parts).exit_code == 0
     assert_same_run(whole, parts)
     scales = lines(whole / "metrics.jsonl")[-1]["reward_scale"]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtrl.agents.sac.replay import stored_rows
 from mtrl.config.schema import SacConfig, TrainConfig
 from mtrl.training.parts import Parts, build_envs
 from mtrl.training.stepper import Stepper
@@ -34,7 +35,7 @@ def _trained(*, overlap: bool) -> dict[str, Any]:
         for step in range(STEPS):
             stepper.vector_step(step)
         state = parts.agent.state()
-        return {"vector": state["agent"]["update"]["critic.flat.vector"], "rows": state["replay"]["rows"]}
+        return {"vector": state["agent"]["update"]["critic.flat.vector"], "rows": stored_rows(state)}
 
 
 def test_a_restart_in_the_first_vector_step_only_lengthens_the_warm_up() -> None:

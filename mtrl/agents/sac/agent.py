@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl import seeds
-from mtrl.agents.base import Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
+from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
 from mtrl.agents.sac.acting import SACPolicy
 from mtrl.agents.sac.noise_hold import NoiseHold
 from mtrl.agents.sac.replay import Replay, replay_bytes
@@ -23,6 +23,8 @@ from mtrl.device.memory import check_fits
 from mtrl.device.random_stream import RandomStream
 
 _MOST_TASKS_IN_PAIRS = 25  # the numbers of fifty tasks' pairs would fill the disk: 70 kB a log line
+# Far outside of what any reward scale needs: a temperature there has run away.
+_TEMPERATURES = (1e-7, 1e4)
 
 
 def build(config: Config, spec: TaskSpec, device: torch.device) -> SACAgent:
@@ -204,6 +206,18 @@ class SACAgent:
         flags = {name: network.failures.nonzero().flatten().tolist() for name, network in networks.items()}
         return {name: tasks for name, tasks in flags.items() if tasks}
 
+    def bounds(self) -> dict[str, Bound]:
+        """Return ranges of critic loss, actor loss (minus Q, but for the entropy's share) and temperature."""
+        sac = self.config.sac
+        lower = "Lower sac.critic_lr or sac.gamma, or scale the rewards (replay.reward_scaling=ema)."
+        return {
+            "critic_loss": Bound(0.0, sac.critic_loss_bound, lower),
+            "actor_loss": Bound(-sac.q_bound, sac.q_bound, lower),
+            "alpha": Bound(
+                *_TEMPERATURES, "Set sac.target_entropy for this task's actions, or lower sac.temperature_lr."
+            ),
+        }
+
     def facts(self) -> dict[str, str]:
         """Return sizes for the start screen; what does not fit into memory is refused here at the latest."""
         network, parts = self.config.network, self.memory()
@@ -241,14 +255,9 @@ class SACAgent:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return the parts "policy" (all that acting needs), "agent" and "replay"."""
-        actor, averaged = self.update.actor.flat.vector.detach(), self.update.averaged_actor
-        policy = {"parameters": actor if averaged is None else averaged}
-        norm = self.update.observation_norm
-        if norm is not None:
-            policy |= {"observation_mean": norm.mean, "observation_deviation": norm.deviation}
+        """Return the parts "policy" (all that acting needs), "agent", "replay" and pieces of the replay."""
         return {
-            "policy": policy,
+            "policy": self.policy_state(),
             "agent": {
                 "update": dict(self.update.state_dict()),
                 "optimizers": [optimizer.state_dict()["state"] for optimizer in self.update.optimizers],
@@ -259,8 +268,17 @@ class SACAgent:
                 "observed": self._observed,
                 "updates": self.updates,
             },
-            "replay": self.replay.state_dict(),
+            **self.replay.state_parts(),
         }
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return the parameters that evaluation acts with."""
+        actor, averaged = self.update.actor.flat.vector.detach(), self.update.averaged_actor
+        policy = {"parameters": actor if averaged is None else averaged}
+        norm = self.update.observation_norm
+        if norm is not None:
+            policy |= {"observation_mean": norm.mean, "observation_deviation": norm.deviation}
+        return policy
 
     def load_state(self, parts: Mapping[str, Any]) -> None:
         """Restore `state`: bit for bit on the same kind of device, with fresh noise (`RandomStream`) else."""
@@ -275,7 +293,7 @@ class SACAgent:
             self._hold.load_state_dict(state["noise_hold"])
         self._fitted = state["fitted"]
         self._observed, self.updates = state["observed"], state["updates"]
-        self.replay.load_state_dict(parts["replay"])
+        self.replay.load_state_parts(parts)
 
     @torch.no_grad()
     def load_policy(self, part: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ Letters: T tasks, E envs per task, B batch per task, O observation, A action. T 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mtrl.agents.sac.n_step import windows
 from mtrl.agents.sac.return_scale import ReturnScale
+from mtrl.agents.sac.ring_view import RingView
 from mtrl.device.memory import free_memory
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.staging import Staging
@@ -92,6 +94,7 @@ class Replay:
             )
         self._rows = torch.zeros(num_tasks, self.capacity, sum(self._widths), device=device)
         self._first_row = torch.arange(num_tasks, device=device).unsqueeze(1) * self.capacity
+        self._views: weakref.WeakSet[RingView] = weakref.WeakSet()  # of checkpoints being written
         self._next = 0
         self.size = 0
         self._stream = RandomStream(seed, device)
@@ -159,7 +162,10 @@ class Replay:
                 # What came before has no known successor row, and neither has its repetition.
                 self._ended[:, newest : newest + envs] |= lost
                 ended = ended.to(rows.device) | lost
-        self._rows[:, self._next : self._next + envs] = rows
+        slots = self._rows[:, self._next : self._next + envs]
+        for view in tuple(self._views):
+            view.keep(self._next, slots)
+        slots.copy_(rows)
         if self._n_step > 1:
             self._ended[:, self._next : self._next + envs] = ended.to(self._ended.device)
         self._newest.fill_(self._next // self._envs)
@@ -237,10 +243,14 @@ class Replay:
         """What rewards are divided by, [T]; None where they are not scaled by their returns."""
         return None if self._return_scale is None else self._return_scale.scale
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the stored transitions and everything later sampling depends on."""
-        state = {
-            "rows": self._rows[:, : self.size],
+    def state_parts(self) -> dict[str, Any]:
+        """Return the parts of a checkpoint: "replay" and, as functions that read them, pieces of the ring.
+
+        The functions may be called later and from another thread, whatever is added meanwhile.
+        """
+        view = RingView(self._rows, self.size)
+        self._views.add(view)
+        part: dict[str, Any] = {
             "ended": self._ended[:, : self.size],
             "next": self._next,
             "size": self.size,
@@ -248,19 +258,29 @@ class Replay:
             "second_moment": self._second_moment,
         }
         if self._return_scale is not None:
-            state["return_scale"] = self._return_scale.state_dict()
-        return state
+            part["return_scale"] = self._return_scale.state_dict()
+        return {"replay": part, **{f"replay_{number}": piece for number, piece in view.pieces().items()}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore `state_dict` of a buffer of the same shape."""
+    def load_state_parts(self, parts: Mapping[str, Any]) -> None:
+        """Restore `state_parts`, functions called, of a buffer of the same shape."""
+        state = parts["replay"]
         self.size, self._next = state["size"], state["next"]
-        self._rows[:, : self.size] = state["rows"].to(self._rows.device)
+        if self.size:
+            self._rows[:, : self.size] = stored_rows(parts).to(self._rows.device)
         self._stream.load_state(state["stream"])
         self._second_moment.copy_(state["second_moment"])
         self._ended[:, : self.size] = state["ended"].to(self._ended.device)
         self._newest.fill_((self._next - self._envs) % self.capacity // self._envs)
         if self._return_scale is not None:
             self._return_scale.load_state_dict(state["return_scale"])
+
+
+def stored_rows(parts: Mapping[str, Any]) -> Tensor:
+    """Return the ring [T, size, W] of a checkpoint's parts, which must not be empty."""
+    found = [part for name, part in parts.items() if name.startswith("replay_")]
+    pieces = [part() if callable(part) else part for part in found]
+    pieces.sort(key=lambda piece: int(piece["first"]))
+    return torch.cat([piece["rows"] for piece in pieces], dim=1)
 
 
 def replay_bytes(num_tasks: int, capacity: int, obs_dim: int, action_dim: int) -> int:

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,11 @@ class JsonLines:
         )
         self._evaluations.write(line)
 
+    def flush(self) -> None:
+        """Write what a full disk has refused so far. Raises OSError if it still does."""
+        self._metrics.flush()
+        self._evaluations.flush()
+
     def close(self) -> None:
         """Close both files."""
         self._metrics.close()
@@ -87,6 +92,21 @@ def read_history(run_dir: Path) -> History:
     return _history(lines)
 
 
+def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the evaluations of a run that are written, oldest first."""
+    path = run_dir / EVALUATIONS_NAME
+    content = path.read_bytes() if path.is_file() else b""
+    return [line for raw in content.splitlines(keepends=True) if (line := _parsed(raw)) is not None]
+
+
+def best_score(evaluations: Sequence[Mapping[str, Any]]) -> float:
+    """Return the best `Evaluation.score` of these lines; minus infinity if there is none."""
+    scores = [
+        line["mean_return"] if line["mean_success"] is None else line["mean_success"] for line in evaluations
+    ]
+    return max((score for score in scores if score is not None), default=-math.inf)
+
+
 def _history(last_lines: list[dict[str, Any]]) -> History:
     evaluation = last_lines[1]
     return History(
@@ -100,9 +120,15 @@ def _history(last_lines: list[dict[str, Any]]) -> History:
 class _LineFile:
     def __init__(self, path: Path) -> None:
         self._file = io.FileIO(path, "a")
+        self._waiting = b""  # lines that a full disk has refused
 
     def write(self, line: Mapping[str, Any]) -> None:
-        rest = memoryview((json.dumps(line, allow_nan=False) + "\n").encode())
+        self._waiting += (json.dumps(line, allow_nan=False) + "\n").encode()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that wait, those before them first; on an OSError all of them go on waiting."""
+        rest = memoryview(self._waiting)
         end = os.fstat(self._file.fileno()).st_size
         try:
             while rest:
@@ -111,6 +137,7 @@ class _LineFile:
             # The next line must not be glued to half of this one.
             self._file.truncate(end)
             raise
+        self._waiting = b""
 
     def close(self) -> None:
         self._file.close()

@@ -85,19 +85,27 @@ def by_task(tasks: Sequence[str], values: Any) -> dict[str, Any]:
     }
 
 
+class Record(Sink, Protocol):
+    """A sink that loses nothing: what it could not write it writes later."""
+
+    def flush(self) -> None:
+        """Write what could not be written so far; raises OSError if it still cannot."""
+        ...
+
+
 class Log:
     """Gives every number to the record and to all sinks.
 
     Args:
         run: the run.
-        record: the sink that reports and resume read (`mtrl.runs.logging.jsonl.JsonLines`): its errors are
+        record: the one that reports and resume read (`mtrl.runs.logging.jsonl.JsonLines`): its errors are
             raised.
         sinks: for people: one that fails is left out from then on.
         wall_before: seconds that earlier processes of a resumed run have worked.
     """
 
     def __init__(
-        self, run: RunInfo, record: Sink, sinks: Sequence[Sink] = (), *, wall_before: float = 0.0
+        self, run: RunInfo, record: Record, sinks: Sequence[Sink] = (), *, wall_before: float = 0.0
     ) -> None:
         self._tasks = run.task_names
         self._record = record
@@ -115,7 +123,8 @@ class Log:
         """Log one line; per_task: group -> [T] in the order of the tasks, or [T, T], for the record alone.
 
         Raises:
-            OSError: the record cannot be written (disk full); it ends with its last whole line.
+            OSError: the record cannot be written (disk full); it ends with its last whole line, and this one
+                is written before the next.
         """
         named = {group: by_task(self._tasks, values) for group, values in per_task.items()}
         self._record.metrics(stamp, scalars, named)
@@ -127,6 +136,10 @@ class Log:
         """Log an evaluation. Raises OSError as `metrics` does."""
         self._record.evaluation(stamp, result, final=final)
         self._each(lambda sink: sink.evaluation(stamp, result, final=final))
+
+    def flush(self) -> None:
+        """Write what the record still owes. Raises OSError as `metrics` does."""
+        self._record.flush()
 
     def close(self) -> None:
         """Close the record and all sinks; further calls do nothing."""

@@ -165,7 +165,7 @@ def test_neighbouring_seeds_share_neither_parameters_nor_noise() -> None:
     for seed in (0, 1, 2):
         agent = sac_agent(sac_config(seed=seed))
         stream = agent.state()["agent"]["noise"]["state"]
-        draws += [stream, agent.replay.state_dict()["stream"]["state"]]
+        draws += [stream, agent.replay.state_parts()["replay"]["stream"]["state"]]
     assert len({bytes(draw.numpy()) for draw in draws}) == len(draws)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import mtrl.agents.sac.replay
-from mtrl.agents.sac.replay import Replay, replay_bytes
+from mtrl.agents.sac.replay import Replay, replay_bytes, stored_rows
 from mtrl.errors import UserError
 
 TASKS, OBS, ACTION = 3, 2, 1
@@ -109,7 +109,7 @@ def test_state_round_trip_continues_the_same_draws() -> None:
     for step in range(7):
         replay.add(*_transition(step))
     replay.sample(4)
-    other.load_state_dict(replay.state_dict())
+    other.load_state_parts(replay.state_parts())
     for step in range(7, 9):
         replay.add(*_transition(step))
         other.add(*_transition(step))
@@ -146,7 +146,7 @@ def test_scaled_rewards_have_unit_second_moment_and_stored_ones_stay_raw() -> No
     torch.testing.assert_close(
         (raw / bounded).mean(1, keepdim=True), scale.clamp(min=1.0), rtol=0.1, atol=0.01
     )
-    assert torch.equal(plain.state_dict()["rows"], scaled.state_dict()["rows"])
+    assert torch.equal(stored_rows(plain.state_parts()), stored_rows(scaled.state_parts()))
 
 
 def _lost(*rows: tuple[int, int], envs: int) -> Tensor:
@@ -165,7 +165,7 @@ def test_a_lost_row_repeats_the_transition_before_and_others_are_stored(before: 
               for part in _transition(before, envs=2)]  # fmt: skip
     obs, action, reward, next_obs, _ = poison
     replay.add(obs, action, reward, next_obs, torch.zeros(TASKS, 2), _lost((1, 0), envs=2))
-    rows = replay.state_dict()["rows"]
+    rows = stored_rows(replay.state_parts())
     slot = 2 * (before % 5)
     newest = rows[:, slot : slot + 2, OBS + ACTION]
     expected = _transition(before, envs=2)[2]
@@ -192,5 +192,36 @@ def test_lost_rows_do_not_enter_the_reward_scale() -> None:
         parts[2] = parts[2].clone()
         parts[2][1] = reward
         replay.add(parts[0], parts[1], parts[2], parts[3], parts[4], _lost((1, 0), envs=1))
-        scales.append(replay.state_dict()["second_moment"].clone())
+        scales.append(replay.state_parts()["replay"]["second_moment"].clone())
     assert torch.equal(*scales)
+
+
+@pytest.mark.parametrize("before", [3, 6, 13])  # partly filled, full, wrapped
+@pytest.mark.parametrize("piece_bytes", [1, 150, 1 << 20])
+def test_a_view_is_read_as_it_was_whatever_is_added_between_its_pieces(
+    before: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mtrl.agents.sac.ring_view, "PIECE_BYTES", piece_bytes)
+    replay = _replay(capacity=6)
+    for step in range(before):
+        replay.add(*_transition(step))
+    expected = stored_rows(replay.state_parts())
+    parts = replay.state_parts()
+    held = set(expected[0, :, 0].int().tolist())
+    assert held == {10 * step for step in range(max(0, before - 6), before)}
+    read = {}
+    for number, (name, part) in enumerate(parts.items()):
+        for step in range(4):  # some slots twice
+            replay.add(*_transition(before + 4 * number + step))
+        read[name] = part() if callable(part) else part
+    assert torch.equal(stored_rows(read), expected)
+    assert not torch.equal(stored_rows(replay.state_parts())[:, : replay.size], expected)
+
+
+def test_rows_are_put_aside_only_as_long_as_somebody_may_read_them() -> None:
+    replay = _replay(capacity=5)
+    replay.add(*_transition(0))
+    parts = replay.state_parts()
+    assert len(replay._views) == 1
+    del parts
+    assert len(replay._views) == 0

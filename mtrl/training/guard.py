@@ -1,0 +1,82 @@
+"""Says when learning leaves the range in which it makes sense, with the tasks' names and what to try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from mtrl.agents.base import Bound
+from mtrl.errors import Diverged
+
+# Ten episodes tell 0.8 from 0.2 beyond doubt; less of a fall is what off-policy learning does every day.
+_WAS_SOLVED, _IS_LOST = 0.8, 0.2
+
+
+class DivergenceGuard:
+    """Compares what is logged with bounds; warns once per task until it is back in its range.
+
+    Args:
+        bounds: by name of a per-task quantity, the agent's own (`Agent.bounds`).
+        tasks: names.
+        action: what to do.
+        warn: takes the text.
+    """
+
+    def __init__(
+        self,
+        bounds: Mapping[str, Bound],
+        tasks: Sequence[str],
+        action: Literal["warn", "stop", "off"],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._bounds, self._tasks, self._action, self._warn = bounds, tuple(tasks), action, warn
+        self._told: set[tuple[str, str]] = set()
+        self._best = dict.fromkeys(tasks, 0.0)
+
+    def metrics(self, step: int, per_task: Mapping[str, Sequence[float]]) -> None:
+        """Look at one log line: group -> T values. Raises Diverged if the run is to stop."""
+        for group, bound in self._bounds.items():
+            if group in per_task:
+                values = dict(zip(self._tasks, map(float, per_task[group]), strict=True))
+                bad = {task: value for task, value in values.items() if not bound.low <= value <= bound.high}
+                rule = f"{group} beyond [{bound.low:g}, {bound.high:g}]"
+                self._tell(step, group, rule, bad, bound.advice)
+
+    def evaluation(self, step: int, success: Mapping[str, float | None]) -> None:
+        """Look at an evaluation: task -> success rate, None or NaN where there is none."""
+        bad = {}
+        for task, rate in success.items():
+            if rate is None or rate != rate or task not in self._best:
+                continue
+            if self._best[task] >= _WAS_SOLVED and rate <= _IS_LOST:
+                bad[task] = rate
+            self._best[task] = max(self._best[task], rate)
+        advice = (
+            "Lower the learning rates or let them fall (sac.final_lr_fraction), and keep the best policy "
+            "(train.keep_best)."
+        )
+        self._tell(step, "success", f"success fell from {_WAS_SOLVED:g} or more", bad, advice)
+
+    def remember(self, evaluations: Sequence[Mapping[str, float | None]]) -> None:
+        """Take in the evaluations of former processes."""
+        for success in evaluations:
+            for task, rate in success.items():
+                if rate is not None and task in self._best:
+                    self._best[task] = max(self._best[task], rate)
+
+    def _tell(self, step: int, kind: str, rule: str, bad: Mapping[str, float], advice: str) -> None:
+        new = {task: value for task, value in bad.items() if (kind, task) not in self._told}
+        self._told = {(one, task) for one, task in self._told if one != kind or task in bad}
+        self._told |= {(kind, task) for task in new}
+        if not new or self._action == "off":
+            return
+        found = ", ".join(f"{task} ({value:.3g})" for task, value in new.items())
+        text = f"learning may have diverged at vector step {step:,}: {rule} in {found}. {advice}"
+        if self._action == "stop":
+            raise Diverged(f"{text} Stopped, as train.on_divergence=stop asks for.")
+        self._warn(text)
+
+
+def seen(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
+    """Return what `DivergenceGuard.evaluation` takes, from the record's lines."""
+    return [{task: values.get("success") for task, values in line["tasks"].items()} for line in lines]

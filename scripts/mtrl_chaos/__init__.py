@@ -1,0 +1,1 @@
+"""Attacks on runs: `scripts/chaos.py`."""

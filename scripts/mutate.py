@@ -1,0 +1,154 @@
+"""Removes each protection of docs/reliability.md by a small patch in a copy and checks that its test fails.
+
+    python scripts/mutate.py            # all rows: minutes
+    python scripts/mutate.py R2 R12     # some
+
+A row is proven when its test passes as the code stands and fails once the protection is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Mutation(NamedTuple):
+    """One row of the table: where its protection stands, what is left without it, which test must notice."""
+
+    row: str
+    file: str
+    protection: str
+    without: str
+    test: str
+
+
+_RUN, _DONE = "tests/training/test_run.py", "tests/training/test_completion.py"
+_FAULTS = "tests/training/test_faults.py"
+_SAVED, _CUT = "tests/runs/test_checkpoint_damage.py", "tests/runs/test_checkpoint_crash.py"
+MUTATIONS = (
+    Mutation("R1", "mtrl/training/parts.py", 'self.rollout.load_state_dict(loop["rollout"])', "pass",
+             f"{_RUN}::test_stopped_and_resumed_equals_uninterrupted[famo]"),
+    Mutation("R2", "mtrl/runs/checkpoint.py", "os.replace(final, former)", "_delete(final)",
+             f"{_CUT}::test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint_whole"),
+    Mutation("R3", "mtrl/device/cpu.py", "torch.use_deterministic_algorithms(True)", "pass",
+             "tests/training/test_results.py::test_a_deterministic_run_asks_for_kernels_that_are"),
+    Mutation("R4", "mtrl/training/stepper.py", 'lost = terminated | truncated, infos["restarted"]',
+             "lost = terminated | truncated, infos['restarted'] & False",
+             f"{_FAULTS}::test_a_killed_worker_is_replaced_and_nothing_invented_is_stored"),
+    Mutation("R5", "mtrl/envs/engine/pool.py", 'f"raised:\\n{body}"', '"failed"',
+             "tests/envs/engine/test_faults.py::test_exception_arrives_with_traceback_and_task"),
+    Mutation("R6", "mtrl/envs/engine/pool.py", "max(0.0, deadline - time.monotonic()) * 1000", "20_000",
+             "tests/envs/engine/test_restarts.py::test_a_stopped_worker_counts_as_hung"),
+    Mutation("R7", "mtrl/envs/engine/vector.py", 'check_finite(reward, self._row_tasks, "reward")', "pass",
+             "tests/envs/engine/test_vector.py::test_non_finite_simulation_names_the_task"),
+    Mutation("R8", "mtrl/envs/engine/vector.py", 'check_finite(actions, self._row_tasks, "action")', "pass",
+             "tests/envs/engine/test_vector.py::test_non_finite_action_reaches_no_environment"),
+    Mutation("R9", "mtrl/training/loop.py", "for network, tasks in self.parts.agent.failures().items():",
+             "for network, tasks in {}.items():",
+             f"{_FAULTS}::test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name"),
+    Mutation("R10", "mtrl/combiners/pcgrad.py", "torch.where(squares > 0.0, squares, 1.0)", "squares",
+             "tests/combiners/test_every_method.py::test_zero_gradients_give_no_direction"),
+    Mutation("R11", "mtrl/runs/writes.py", "if last or self._failures[kind] >= MAX_FAILURES:", "if False:",
+             f"{_DONE}::test_log_lines_that_succeed_do_not_excuse_checkpoints_that_fail"),
+    Mutation("R12", "mtrl/runs/checkpoint.py",
+             'if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:', "if False:",
+             f"{_SAVED}::test_no_flipped_bit_anywhere_goes_unnoticed"),
+    Mutation("R13", "mtrl/runs/checkpoint.py", "weights_only=True", "weights_only=False",
+             f"{_SAVED}::test_a_file_that_would_run_code_is_refused"),
+    Mutation("R14", "mtrl/cli/exit_codes.py", 'code, message = 2, f"error: {error}"', "raise",
+             "tests/cli/test_evaluate.py::test_mistake_in_evaluation"),
+    Mutation("R15", "mtrl/training/loop.py", "raise _StopInEvaluation", "pass",
+             "tests/training/test_signals.py::test_a_stop_in_an_evaluation_is_answered_before_its_next_env_step"),
+    Mutation("R16", "mtrl/runs/lock.py", "lock.acquire(blocking=False)", "pass",
+             "tests/runs/test_directory.py::test_a_second_process_is_refused_with_pid_and_host"),
+    Mutation("R17", "mtrl/runs/logging/tensorboard.py",
+             "None if run.resumed_at is None else run.resumed_at.vector_step + 1", "None",
+             "tests/runs/test_logging.py::test_resume_drops_what_came_after_the_checkpoint"),
+    Mutation("R18", "mtrl/runs/logging/jsonl.py", 'if not raw.endswith(b"\\n"):', "if False:",
+             "tests/runs/test_logging.py::test_resume_drops_a_broken_last_line"),
+    Mutation("R19", "mtrl/agents/sac/replay.py", "= weakref.WeakSet()", "= set()",
+             "tests/agents/sac/test_replay.py::test_rows_are_put_aside_only_as_long_as_somebody_may_read_them"),
+    Mutation("R20", "mtrl/envs/engine/pool.py",
+             "        process.kill()\n    for process in processes:\n        process.wait()",
+             "        process.poll()",
+             "tests/envs/engine/test_faults.py::test_close_ends_all_workers_in_the_middle_of_a_step_too"),
+    Mutation("R21", "mtrl/envs/engine/worker.py",
+             "import numpy as np\n", "import numpy as np\nimport torch\n",
+             "tests/envs/engine/test_faults.py::test_workers_import_no_torch_and_no_tensorboard"),
+    Mutation("R22", "mtrl/envs/engine/episodes.py",
+             'seeds.sequence(seed, "goals", key) for key in self._keys',
+             'seeds.sequence(seed, "goals", (row,)) for row, key in enumerate(self._keys)',
+             "tests/envs/engine/test_vector.py::test_goal_streams_do_not_depend_on_other_tasks_or_copies"),
+    Mutation("R23", "mtrl/training/loop.py", "policy = self.parts.agent.policy(self.eval_envs.envs_per_task)",
+             "policy = self.parts.agent.act", f"{_RUN}::test_evaluation_leaves_training_untouched"),
+    Mutation("R24", "mtrl/training/stepper.py", 'infos["final_obs"] if ended.any() else next_obs', "next_obs",
+             f"{_RUN}::test_the_true_final_observation_is_stored_at_truncation_and_bootstrapped"),
+    Mutation("R25", "mtrl/device/random_stream.py", 'if state["device"] == self._device.type:', "if True:",
+             "tests/agents/sac/test_agent.py::test_a_checkpoint_of_another_device_goes_on"),
+    Mutation("R27", "mtrl/runs/checkpoint.py", "    if differing:\n", "    if False:\n",
+             f"{_SAVED}::test_another_suite_is_refused_unless_allowed"),
+    Mutation("R28", "mtrl/agents/sac/agent.py", 'self.update.load_state_dict(state["update"])',
+             'self.update.load_state_dict({k: v for k, v in state["update"].items() if "combiner" not in k}, '
+             "strict=False)",
+             "tests/agents/sac/test_agent.py::test_saved_state_continues_bit_for_bit[famo]"),
+)  # fmt: skip
+
+
+def passes(folder: Path, test: str) -> tuple[bool, str]:
+    """Run one test in a copy of the project; say whether it passed, and the end of what it printed."""
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'scripts'}"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
+    # 1: tests failed; anything else but 0 means that none ran, which proves nothing.
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{test}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr}")
+    return done.returncode == 0, done.stdout[-1500:]
+
+
+def check(folder: Path, mutation: Mutation) -> str:
+    """Return 'proven', or what is wrong."""
+    path = folder / mutation.file
+    original = path.read_text(encoding="utf-8")
+    if original.count(mutation.protection) < 1:
+        return f"the protection is not in {mutation.file} any more: {mutation.protection}"
+    good, output = passes(folder, mutation.test)
+    if not good:
+        return f"the test fails as the code stands\n{output}"
+    path.write_text(original.replace(mutation.protection, mutation.without), encoding="utf-8")
+    try:
+        good, _ = passes(folder, mutation.test)
+    finally:
+        path.write_text(original, encoding="utf-8")
+    return "NOT NOTICED" if good else "proven"
+
+
+def main() -> int:
+    """Check the rows named on the command line, or all."""
+    chosen = [mutation for mutation in MUTATIONS if mutation.row in sys.argv[1:] or not sys.argv[1:]]
+    began, bad = time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name in ("mtrl", "scripts", "tests", "configs"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, folder / name)
+        for mutation in chosen:
+            verdict = check(folder, mutation)
+            bad += verdict != "proven"
+            print(f"{mutation.row}: {verdict}  ({mutation.test})", flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} rows proven in {time.monotonic() - began:.0f} s")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
