@@ -45,7 +45,7 @@ MUTATIONS = (
              f"{_FAULTS}::test_a_killed_worker_is_replaced_and_nothing_invented_is_stored"),
     Mutation("R5", "mtrl/envs/engine/pool.py", 'f"raised:\\n{body}"', '"failed"',
              "tests/envs/engine/test_faults.py::test_exception_arrives_with_traceback_and_task"),
-    Mutation("R6", "mtrl/envs/engine/pool.py", "max(0.0, deadline - time.monotonic()) * 1000", "20_000",
+    Mutation("R6", "mtrl/envs/engine/pool.py", "max(0.0, deadline - time.monotonic()) * 1000", "None",
              "tests/envs/engine/test_restarts.py::test_a_stopped_worker_counts_as_hung"),
     Mutation("R7", "mtrl/envs/engine/vector.py", 'check_finite(reward, self._row_tasks, "reward")', "pass",
              "tests/envs/engine/test_vector.py::test_non_finite_simulation_names_the_task"),
@@ -104,7 +104,18 @@ MUTATIONS = (
 
 def passes(folder: Path, test: str) -> tuple[bool, str]:
     """Run one test in a copy of the project; say whether it passed, and the end of what it printed."""
-    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
+    command = [
+        sys.executable,
+        "-B",
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=150",
+        test,
+    ]
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'scripts'}"}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600
