@@ -81,10 +81,11 @@ def test_zero_gradients_weigh_what_the_others_caps_leave() -> None:
     combiner = make_combiner("capped_mgda", num_tasks=5, cap=0.45)
     expected = make_combiner("capped_mgda", num_tasks=3, cap=0.45).combine(rows[others])
     torch.testing.assert_close(combiner.combine(rows), expected)
-    torch.testing.assert_close(combiner.last_weights[[1, 4]], torch.zeros(2))
+    torch.testing.assert_close(combiner.last_weights[[1, 4]], torch.zeros(2, dtype=torch.float64))
     combiner = make_combiner("capped_mgda", num_tasks=5, cap=0.25)  # three caps make 0.75
     torch.testing.assert_close(combiner.combine(rows), 0.25 * rows.sum(dim=0))
-    torch.testing.assert_close(combiner.last_weights, torch.tensor([0.25, 0.125, 0.25, 0.25, 0.125]))
+    left = torch.tensor([0.25, 0.125, 0.25, 0.25, 0.125], dtype=torch.float64)
+    torch.testing.assert_close(combiner.last_weights, left)
     assert abs(float(combiner.metrics()["residual"])) < 1e-9
 
 
