@@ -11,13 +11,14 @@ from mtrl_benchmarks.command import run
 from mtrl.errors import UserError
 
 
+@pytest.mark.meta
 def test_every_backend_that_is_there_gets_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "envs.json"
-    flags = ["--tasks", "reach-v3", "--envs-per-task", "1", "2", "--steps", "5", "--turns", "3"]
+    flags = ["--tasks", "reach-v3", "--envs-per-task", "2", "--steps", "5", "--turns", "3"]
     assert run(["envs", *flags, "--workers", "1", "2", "--json", str(file)]) == 0
     rows = json.loads(file.read_text())["rows"]
     found = {(row["backend"], row["envs_per_task"], row["actions"], row["workers"]) for row in rows}
-    ours = {("mtrl", e, kind, w) for e in (1, 2) for kind in ("random", "scripted") for w in (1, 2)}
+    ours = {("mtrl", e, kind, w) for e in (2,) for kind in ("random", "scripted") for w in (1, 2)}
     assert ours <= found
     assert {("physics", *rest) for _, *rest in ours} <= found
     for row in rows:

@@ -18,6 +18,7 @@ import torch
 
 from mtrl import Config, train
 from mtrl.agents.sac.replay import stored_rows
+from mtrl.cli.train import main as main_train
 from mtrl.combiners import COMBINERS
 from mtrl.config.schema import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.errors import UserError
@@ -103,7 +104,9 @@ def assert_resumes(settings: Config, folder: Path) -> None:
     assert_same_run(whole, parts)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_process_group_saves_and_exits_with_its_code(
     number: int, code: int, tmp_path: Path
 ) -> None:
@@ -250,15 +253,14 @@ def test_mt10_script_trains_evaluates_and_writes_everything(tmp_path: Path) -> N
 
 @pytest.mark.meta
 def test_killed_and_resumed_is_bit_equal_to_undisturbed(tmp_path: Path) -> None:
-    steps = ["--steps", "300", "--train.checkpoint-interval", "50", "--train.num-threads", "1"]
-    command = [sys.executable, str(SCRIPTS / "train.py"), "--tasks", *TASKS, "--method", "nash_mtl"]
-    command += ["--preset", "debug", *steps]
+    flags = ["--tasks", *TASKS, "--method", "nash_mtl", "--preset", "debug", "--steps", "300"]
+    flags += ["--train.checkpoint-interval", "50", "--train.num-threads", "1", "--env.num-workers", "1"]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run([*command, "--run-dir", str(undisturbed)], check=True, capture_output=True)
-    process = subprocess.Popen([*command, "--run-dir", str(killed)], stdout=subprocess.DEVNULL)
+    assert main_train([*flags, "--run-dir", str(undisturbed)]) == 0
+    command = [sys.executable, str(SCRIPTS / "train.py"), *flags, "--run-dir", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     wait_for(lambda: process.poll() is not None or list((killed / "checkpoints").glob("step_*")))
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    resume = [sys.executable, str(SCRIPTS / "train.py"), "--resume", str(killed)]
-    subprocess.run(resume, check=True, capture_output=True)
+    assert main_train(["--resume", str(killed)]) == 0
     assert_same_run(undisturbed, killed)

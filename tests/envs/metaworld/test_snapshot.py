@@ -87,6 +87,7 @@ def test_mt10_continues_from_reset_from_contact_and_across_the_next_reset() -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_tasks_continue() -> None:
     assert_continues("MT50", before=[0, 60], after=120, horizon=150)
 
@@ -176,5 +177,6 @@ def test_live_views_stay_live_views() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_live_views_of_all_tasks_stay_live_views() -> None:
     assert_views_survive(BENCHMARKS["MT50"])

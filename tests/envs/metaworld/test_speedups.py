@@ -188,6 +188,7 @@ def test_environments_that_share_a_model_do_as_with_one_of_their_own() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_environments_of_all_tasks_share_models_without_a_trace() -> None:
     run = subprocess.run([sys.executable, "-c", SHARED, *BENCHMARKS["MT50"]], capture_output=True, text=True)
     assert run.stdout.split() == ["equal"], run.stderr
