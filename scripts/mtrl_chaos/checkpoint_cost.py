@@ -38,7 +38,7 @@ def main(name: str) -> None:
             torch.randn(tasks, 1, OBS), torch.zeros(tasks, 1))  # fmt: skip
     replay._rows.normal_()
     replay.size = replay.capacity
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         path = save_checkpoint(Path(folder) / "before", 1, replay.state_parts(), keep=1)
         before = time.perf_counter() - began

@@ -279,7 +279,8 @@ def test_resume_between_two_lines_or_before_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [b'{"vector_step": 15, "env_st', b"\x00\x00\x00\n", b"[1]\n", b'{"a": 1}\n']
+    "damage",
+    [b'{"vector_step": 15, "env_st', b'{"vector_step": 15}', b"\x00\x00\x00\n", b"[1]\n", b'{"a": 1}\n'],
 )
 def test_resume_drops_a_broken_last_line(tmp_path: Path, damage: bytes) -> None:
     log = open_log(tmp_path)
