@@ -113,6 +113,7 @@ def passes(folder: Path, test: str) -> tuple[bool, str]:
         "-x",
         "-p",
         "no:cacheprovider",
+        "-n0",
         "--timeout=150",
         test,
     ]
