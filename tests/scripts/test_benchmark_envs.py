@@ -29,7 +29,7 @@ def test_every_backend_that_is_there_gets_a_row(tmp_path: Path, capsys: pytest.C
             assert 0 < row["share_of_physics"] < 1.5
             assert row["memory_mb"] > 0
     output = capsys.readouterr()
-    assert "gym_async: left out, it makes whole benchmarks only" in output.err
+    assert "left out" in output.err  # peers that are not installed or do not fit the layout
     assert "| mtrl" in output.out
 
 
