@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import pytest
@@ -95,7 +94,6 @@ def test_inputs_with_a_graph_are_not_kept_alive(name: str) -> None:
     assert not direction.requires_grad
     assert not any(buffer.requires_grad for buffer in combiner.buffers())
     assert not any(value.requires_grad for value in combiner.metrics().values())
-    gc.collect()
 
 
 def test_gramians_work_under_torchs_newer_precision_setting() -> None:

@@ -15,7 +15,7 @@ from mtrl.combiners import COMBINERS, make_combiner
 
 SHIFT = 21.0  # the gallery's: losses start at -20
 # By losses, by the Gramian, with a counter, with a look at the losses after a step, with its own optimiser.
-KINDS = [name for name in ("mean", "cagrad", "nash_mtl", "pcgrad", "famo", "adatask") if name in COMBINERS]
+KINDS = [name for name in ("mean", "imtl_g", "nash_mtl", "pcgrad", "famo", "adatask") if name in COMBINERS]
 
 
 def plain_loop(method: str, landscape: str, start: str, steps: int, lr: float) -> Tensor:

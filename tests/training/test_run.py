@@ -253,7 +253,7 @@ def test_mt10_script_trains_evaluates_and_writes_everything(tmp_path: Path) -> N
 
 @pytest.mark.meta
 def test_killed_and_resumed_is_bit_equal_to_undisturbed(tmp_path: Path) -> None:
-    flags = ["--tasks", *TASKS, "--method", "nash_mtl", "--preset", "debug", "--steps", "300"]
+    flags = ["--tasks", *TASKS, "--method", "nash_mtl", "--preset", "debug", "--steps", "200"]
     flags += ["--train.checkpoint-interval", "50", "--train.num-threads", "1", "--env.num-workers", "1"]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert main_train([*flags, "--run-dir", str(undisturbed)]) == 0
