@@ -39,7 +39,7 @@ def test_help_cut_off_by_a_pager_is_no_error(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("utf-8", marks=pytest.mark.slow)])
 def test_mistake_in_a_real_process(tmp_path: Path, encoding: str) -> None:
     result = run_script("train_mt10.py", "--device", "gpu", cwd=tmp_path, PYTHONIOENCODING=encoding)
     assert (result.returncode, result.stdout) == (2, "")
@@ -52,7 +52,11 @@ def test_mistake_in_a_real_process(tmp_path: Path, encoding: str) -> None:
 
 @pytest.mark.parametrize(
     ("script", "arguments"),
-    [("train.py", ["--resume", "absent"]), ("train_mt10.py", ["--resume", "."]), ("evaluate.py", ["absent"])],
+    [
+        pytest.param("train.py", ["--resume", "absent"], marks=pytest.mark.slow),
+        ("train_mt10.py", ["--resume", "."]),
+        pytest.param("evaluate.py", ["absent"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_directory_without_a_run_is_refused_by_the_real_training(
     tmp_path: Path, script: str, arguments: list[str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,15 +21,14 @@ def test_the_table_has_exactly_one_row_per_registered_method() -> None:
 
 
 @methods_where(lambda row: row.identical is not None)
-@pytest.mark.parametrize("tasks", TASKS)
-@pytest.mark.parametrize("norm", [1e-6, 1.0, 1e4])
-def test_identical_rows_give_the_known_multiple_of_the_row(name: str, tasks: int, norm: float) -> None:
-    row = jacobian("iid", 1, seed=3, parameters=7)[0]
-    row = row / row.norm() * norm
+def test_identical_rows_give_the_known_multiple_of_the_row(name: str) -> None:
+    unit = jacobian("iid", 1, seed=3, parameters=7)[0]
+    unit = unit / unit.norm()
     multiple = ORACLES[name].identical
     assert multiple is not None
-    expected = multiple(tasks, norm) * row
-    torch.testing.assert_close(direction(name, row.expand(tasks, -1)), expected, rtol=1e-7, atol=1e-9 * norm)
+    for tasks, norm in itertools.product(TASKS, (1e-6, 1.0, 1e4)):
+        found, expected = direction(name, norm * unit.expand(tasks, -1)), multiple(tasks, norm) * norm * unit
+        assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9 * norm), (tasks, norm)
 
 
 @methods_where(lambda row: row.orthonormal is not None)
@@ -83,24 +84,17 @@ def test_rank_one_rows_of_mixed_sign_give_a_finite_bounded_direction(name: str, 
     assert result.norm() <= 10.0 * max(1.0, rows.norm().item())
 
 
-@pytest.mark.parametrize(
-    ("name", "scale"),
-    [
-        (name, s)
-        for name in NAMES
-        for s in (1e-8, 1e-3, 1e3, 1e8)
-        if s >= ORACLES[name].scale_law_from and ORACLES[name].scale_power is not None
-    ],
-)
+@methods_where(lambda row: row.scale_power is not None)
 @pytest.mark.parametrize("family", ["iid", "common", "spread_2"])
-def test_scaling_all_gradients_follows_the_scale_law(name: str, scale: float, family: str) -> None:
+def test_scaling_all_gradients_follows_the_scale_law(name: str, family: str) -> None:
     rows = jacobian(family, 5, seed=11)
     power = ORACLES[name].scale_power
     assert power is not None
-    factor = scale**power
-    torch.testing.assert_close(
-        direction(name, rows * scale) / factor, direction(name, rows), rtol=1e-6, atol=1e-9
-    )
+    expected = direction(name, rows)
+    for scale in (1e-8, 1e-3, 1e3, 1e8):
+        if scale >= ORACLES[name].scale_law_from:
+            found = direction(name, rows * scale) / scale**power
+            assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9), scale
 
 
 @methods
@@ -159,24 +153,19 @@ def test_any_finite_gradients_give_a_finite_direction(
     assert result.isfinite().all()
 
 
-ORACLE_CASES = [
-    (name, family, tasks, seed)
-    for name, row in ORACLES.items()
-    for family in row.oracle_families
-    for tasks in row.oracle_tasks
-    for seed in range(1)
-]
+ORACLE_CASES = [(name, family) for name, row in ORACLES.items() for family in row.oracle_families]
 
 
-@pytest.mark.parametrize(("name", "family", "tasks", "seed"), ORACLE_CASES)
-def test_the_independent_oracle_agrees(name: str, family: str, tasks: int, seed: int) -> None:
-    rows = jacobian(family, tasks, seed=100 + seed)
-    ORACLES[name].oracle(rows, direction(name, rows))
+@pytest.mark.parametrize(("name", "family"), ORACLE_CASES)
+def test_the_independent_oracle_agrees(name: str, family: str) -> None:
+    for tasks in ORACLES[name].oracle_tasks:
+        rows = jacobian(family, tasks, seed=100)
+        ORACLES[name].oracle(rows, direction(name, rows))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "family"), sorted({(name, family) for name, family, tasks, _ in ORACLE_CASES if tasks == 10})
+    ("name", "family"), [(name, family) for name, family in ORACLE_CASES if 10 in ORACLES[name].oracle_tasks]
 )
 def test_the_independent_oracle_agrees_on_fifty_tasks(name: str, family: str) -> None:
     for seed in range(3):

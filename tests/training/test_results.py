@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -218,20 +216,16 @@ def test_a_deterministic_run_on_cuda_resumes_bit_for_bit(tmp_path: Path) -> None
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-THREADS = """
-import os
-os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-import torch
-from mtrl.device import cpu
-torch.set_num_threads(8)
-with cpu.settings(None, "highest"):
-    print(torch.get_num_threads())
-"""
-
-
 def test_a_core_that_taskset_grants_alone_is_one_thread() -> None:
-    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True)
-    assert done.stdout == "1\n"
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    try:
+        torch.set_num_threads(8)
+        os.sched_setaffinity(0, [min(cores)])
+        with cpu.settings(None, "highest"):
+            assert torch.get_num_threads() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
 
 
 def test_runs_can_be_submitted_to_a_pool_of_processes(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ STEPS, GOAL, EPISODES, CODE, TOTAL = range(5)
 
 
 def make(tasks: tuple[str, ...] = TASKS, **options: Any) -> TaskVectorEnv:
-    options = {"seed": 0, "num_workers": 2, "max_episode_steps": 4, "step_timeout": 20.0} | options
+    options = {"seed": 0, "num_workers": 1, "max_episode_steps": 4, "step_timeout": 20.0} | options
     suite = CountingSuite(tasks, num_goals=options.pop("num_goals", None))
     return TaskVectorEnv(suite, **options)
 
@@ -35,7 +35,7 @@ def zeros(envs: TaskVectorEnv) -> NDArray[np.float32]:
 
 
 def test_rows_are_task_major_and_described() -> None:
-    with make(envs_per_task=2) as envs:
+    with make(num_workers=2, envs_per_task=2) as envs:
         obs, _ = envs.reset()
         assert obs[:, CODE].tolist() == [3, 3, 1, 1, 2, 2]
         assert (envs.num_envs, envs.num_tasks, envs.envs_per_task) == (6, 3, 2)
@@ -49,7 +49,7 @@ def test_rows_are_task_major_and_described() -> None:
 
 
 def test_episode_is_truncated_on_its_last_step_and_restarts_in_it() -> None:
-    with make() as envs:
+    with make(num_workers=2) as envs:
         envs.reset()
         for step in range(1, 10):
             obs, reward, terminated, truncated, infos = envs.step(zeros(envs))
@@ -80,7 +80,7 @@ def test_success_is_reported_on_the_last_step_too() -> None:
 
 
 def test_success_ends_the_episode_if_asked_to_and_others_keep_their_rows() -> None:
-    with make(terminate_on_success=True) as envs:
+    with make(num_workers=2, terminate_on_success=True) as envs:
         envs.reset()
         actions = zeros(envs)
         actions[1, 3] = counting_env.SUCCEED
@@ -97,7 +97,7 @@ def test_success_ends_the_episode_if_asked_to_and_others_keep_their_rows() -> No
 
 
 def test_each_row_receives_its_own_action() -> None:
-    with make(envs_per_task=2) as envs:
+    with make(num_workers=2, envs_per_task=2) as envs:
         envs.reset()
         actions = zeros(envs)
         actions[:, 0] = np.arange(6)
@@ -107,7 +107,7 @@ def test_each_row_receives_its_own_action() -> None:
 
 
 def test_given_goals_are_started_and_reported() -> None:
-    with make(envs_per_task=2) as envs:
+    with make(num_workers=2, envs_per_task=2) as envs:
         goals = np.array([5, 0, 49, 7, 7, 1])
         obs, infos = envs.reset(options={"goal": goals})
         assert obs[:, GOAL].tolist() == infos["goal"].tolist() == goals.tolist()
@@ -137,7 +137,7 @@ def drawn_goals(envs: TaskVectorEnv, episodes: int = 8) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("workers", [1, 3, 100])
 def test_goal_streams_do_not_depend_on_the_number_of_workers(workers: int) -> None:
-    with make() as two, make(num_workers=workers) as other:
+    with make(num_workers=2) as two, make(num_workers=workers) as other:
         assert len(other.worker_pids) == min(workers, 3)
         np.testing.assert_array_equal(drawn_goals(two), drawn_goals(other))
 
@@ -172,7 +172,7 @@ def test_returned_arrays_are_the_callers_own() -> None:
 
 
 def test_state_continues_with_another_seed_and_number_of_workers() -> None:
-    with make(envs_per_task=2, num_goals=9) as envs:
+    with make(num_workers=2, envs_per_task=2, num_goals=9) as envs:
         envs.reset()
         for _ in range(6):
             envs.step(np.ones((6, 4), np.float32))
@@ -195,7 +195,7 @@ def test_state_of_other_environments_is_refused(other: dict[str, Any]) -> None:
 
 
 def test_calls_out_of_order_are_refused() -> None:
-    envs = make()
+    envs = make(num_workers=2)
     with pytest.raises(gymnasium.error.ResetNeeded):
         envs.step(zeros(envs))
     with pytest.raises(gymnasium.error.ResetNeeded):
@@ -219,7 +219,7 @@ def test_calls_out_of_order_are_refused() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_non_finite_action_reaches_no_environment(value: float) -> None:
-    with make() as envs:
+    with make(num_workers=2) as envs:
         envs.reset()
         actions = zeros(envs)
         actions[1, 2] = value
@@ -234,7 +234,7 @@ def test_non_finite_action_reaches_no_environment(value: float) -> None:
 )
 @pytest.mark.parametrize("step", [1, 4])
 def test_non_finite_simulation_names_the_task(special: float, what: str, step: int) -> None:
-    with make() as envs:
+    with make(num_workers=2) as envs:
         envs.reset()
         for _ in range(step - 1):
             envs.step(zeros(envs))
@@ -283,13 +283,13 @@ def test_wrong_action_shape_is_refused() -> None:
 
 
 def test_frames_come_in_the_order_asked_for() -> None:
-    with make() as envs:
+    with make(num_workers=2) as envs:
         assert [frame[0, 0, 0] for frame in envs.render()] == [3, 1, 2]
         assert [frame[0, 0, 0] for frame in envs.render([2, 0])] == [2, 3]
 
 
 def test_a_task_that_ends_by_itself_is_terminated_and_not_truncated() -> None:
-    with make() as envs:
+    with make(num_workers=2) as envs:
         envs.reset()
         actions = zeros(envs)
         actions[2, 3] = counting_env.END
