@@ -45,13 +45,15 @@ _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GE
 # What the library's SAC does; settings that say otherwise are ours alone.
 _THEIRS: Mapping[str, Mapping[str, Any]] = {
     "sac": {
-        "max_grad_norm": None, "actor_average_rate": None, "final_lr_fraction": 1.0,
+        "max_grad_norm": None, "actor_average_rate": None, "final_lr_fraction": 1.0, "q_reduce": "min",
+        "actor_every": 1, "noise_hold": 1,
     },
     "network": {
-        "architecture": "mlp", "actor_layer_norm": False, "critic_layer_norm": False, "heads": "shared",
+        "architecture": "mlp", "actor_layer_norm": False, "critic_layer_norm": False, "critic_block": "mlp",
+        "critic_loss": "squared", "observation_norm": "none",
     },
     "train": {"warmup_updates": 0},
-    "replay": {"reward_scaling": "none"},
+    "replay": {"reward_scaling": "none", "n_step": 1},
 }  # fmt: skip
 
 

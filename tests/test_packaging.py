@@ -38,6 +38,15 @@ def test_every_console_command_exists(entry: str) -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_every_command_that_the_pages_print_exists() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").glob("*.yaml")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    scripts = set(re.findall(r"\bpython (scripts/\w+\.py)", text))
+    assert scripts  # the pattern still finds what the pages print
+    assert {name for name in scripts if not (ROOT / name).is_file()} == set()
+    assert set(re.findall(r"^ *(mtrl-[a-z]+) ", text, flags=re.MULTILINE)) <= set(PROJECT["scripts"])
+
+
 def test_the_version_of_the_citation_is_the_packages() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == mtrl.__version__
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from mtrl.config.presets import config_to_dict
-from mtrl.config.schema import EnvConfig, SacConfig
+from mtrl.config.schema import EnvConfig, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.runs.load import read_run
 from mtrl.training.parts import build_envs
 from tests.helpers.short_runs import COUNTING, lines
@@ -18,7 +19,7 @@ from tests.helpers.short_runs import config as short_config
 
 pytest.importorskip("stable_baselines3")
 
-from train_single_task import main, make_model, not_carried_over
+from train_single_task import _THEIRS, main, make_model, not_carried_over
 
 
 def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,3 +58,20 @@ def test_sizes_and_rates_are_the_configuration_s() -> None:
     assert [tuple(layer.shape) for layer in model.actor.latent_pi.parameters()][::2] == [(16, 8), (16, 16)]
     group = model.critic.optimizer.param_groups[0]
     assert (group["lr"], group["eps"]) == (1e-3, config.sac.adam_eps)
+
+
+def test_no_setting_is_left_out_in_silence() -> None:
+    """A new option of ours is carried over, named at the start, or without a meaning for one task's SAC."""
+    carried = {
+        *("gamma", "tau", "critic_lr", "actor_lr", "temperature_lr", "adam_eps", "batch_per_task"),
+        *("initial_temperature", "target_entropy", "capacity_per_task", "activation"),
+        *("actor_width", "actor_depth", "critic_width", "critic_depth"),
+    }
+    meaningless = {
+        *("lr_hold_fraction", "temperature", "critic_loss_bound", "q_bound"),
+        *("heads", "task_identity", "options", "value_bins", "value_low", "value_high"),
+    }
+    sections = {"sac": SacConfig, "network": NetworkConfig, "replay": ReplayConfig}
+    for name, section in sections.items():
+        fields = {field.name for field in dataclasses.fields(section)}
+        assert fields == set(_THEIRS[name]) | (fields & (carried | meaningless)), name
