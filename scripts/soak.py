@@ -1,7 +1,7 @@
 """A long run whose memory, descriptors and shared memory are watched: what grows without end has a slope.
 
-python scripts/soak.py --steps 200000
-python scripts/soak.py --steps 20000 --metaworld
+python scripts/soak.py --steps 200000 --out results/soak/counting.txt
+python scripts/soak.py --steps 20000 --metaworld --out results/soak/metaworld.txt
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,41 +30,93 @@ COUNTING: dict[str, Any] = {
 METAWORLD: dict[str, Any] = {"tasks": ("reach-v3", "drawer-close-v3")}
 
 
+BLOCKS = 20  # of neighbouring samples, whose means are nearly independent
+
+
 class Sample(NamedTuple):
     """What the run and its workers take at one vector step."""
 
     step: int
     seconds: float
+    cpu_s: float  # of this process so far: unlike seconds, they do not count what others take
     rss_mb: float  # of this process
-    workers_mb: float  # of its children
-    descriptors: int
-    shared: int  # entries of /dev/shm
+    pss_mb: float
+    workers_rss_mb: float  # of its children
+    workers_pss_mb: float
+    shared_mb: float  # shared memory of all of them, each page once
+    descriptors: int  # of all of them
+    mappings: int  # of the arrays that the engine shares
 
 
 def measure(step: int, began: float) -> Sample:
     """Read /proc."""
     own = os.getpid()
     children = [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
-    shared = len(os.listdir("/dev/shm"))
-    descriptors = len(os.listdir("/proc/self/fd"))
-    workers = sum(map(_rss_mb, children))
-    return Sample(step, time.monotonic() - began, _rss_mb(own), workers, descriptors, shared)
+    memory = {pid: _memory_mb(pid) for pid in (own, *children)}
+
+    def workers(name: str) -> float:
+        return sum(memory[pid][name] for pid in children)
+
+    return Sample(
+        step,
+        time.monotonic() - began,
+        time.process_time(),
+        memory[own]["Rss"],
+        memory[own]["Pss"],
+        workers("Rss"),
+        workers("Pss"),
+        sum(entries["Pss_Shmem"] for entries in memory.values()),
+        sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in memory),
+        sum(Path(f"/proc/{pid}/maps").read_text().count("mtrl-envs") for pid in memory),
+    )
 
 
-def _rss_mb(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def _memory_mb(pid: int) -> dict[str, float]:
+    rows = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return {row[0].rstrip(":"): int(row[1]) / 1024 for row in rows}
+
+
+def slope(samples: list[Sample], name: str) -> tuple[float, float]:
+    """Return the slope per 10,000 steps and the half width of its 95 % interval.
+
+    The line goes through the means of blocks: neighbouring samples are not independent, as the interval of a
+    line through all of them would suppose.
+    """
+    blocks = np.array_split(np.array([(sample.step, getattr(sample, name)) for sample in samples]), BLOCKS)
+    steps, values = np.array([block.mean(0) for block in blocks if len(block)]).T
+    line = stats.linregress(steps / 10_000, values)
+    return float(line.slope), float(stats.t.ppf(0.975, len(steps) - 2) * line.stderr)
 
 
 def report(samples: list[Sample]) -> str:
     """Slopes of the second half, when every buffer is full and every cache warm."""
     later = samples[len(samples) // 2 :]
-    steps = np.array([sample.step for sample in later])
-    lines = [f"{steps[-1]:,} vector steps in {samples[-1].seconds:.0f} s; slopes from step {steps[0]:,} on"]
-    for name in ("rss_mb", "workers_mb", "descriptors", "shared"):
-        values = np.array([float(getattr(sample, name)) for sample in later])
-        slope = np.polyfit(steps, values, 1)[0] * 10_000 if len(later) > 1 else np.nan
-        lines.append(f"  {name}: {values[0]:.1f} -> {values[-1]:.1f}, {slope:+.3f} per 10,000 steps")
+    if len(later) < BLOCKS:
+        return f"{len(samples)} samples are too few for slopes."
+    last = later[-1]
+    lines = [
+        f"{last.step:,} vector steps in {last.seconds:.0f} s; slopes per 10,000 steps with 95 % intervals, "
+        f"from step {later[0].step:,} on"
+    ]
+    for name in Sample._fields[3:]:
+        values = [getattr(sample, name) for sample in later]
+        number, width = slope(later, name)
+        lines.append(
+            f"  {name}: {values[0]:.2f} -> {values[-1]:.2f} (least {min(values):.2f}, most "
+            f"{max(values):.2f}), {number:+.3f} +- {width:.3f}"
+        )
+    middle = later[len(later) // 2]
+    earlier_cost = (middle.cpu_s - later[0].cpu_s) / (middle.step - later[0].step)
+    later_cost = (last.cpu_s - middle.cpu_s) / (last.step - middle.step)
+    lines.append(
+        f"  CPU ms per step: {1e3 * earlier_cost:.3f} in the third quarter, {1e3 * later_cost:.3f} after"
+    )
     return "\n".join(lines)
+
+
+def _table(samples: list[Sample]) -> str:
+    rows = ("\t".join(f"{value:.10g}" for value in sample) for sample in samples)
+    return "\n".join(["\t".join(Sample._fields), *rows])
 
 
 def main() -> int:
@@ -72,6 +125,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--metaworld", action="store_true", help="in place of the counting suite")
+    parser.add_argument("--out", type=Path, help="file for the slopes and all samples")
     flags = parser.parse_args()
     interval = max(flags.steps // 200, 1)
     config = Config(
@@ -81,7 +135,7 @@ def main() -> int:
         env=EnvConfig(max_episode_steps=100, num_workers=1),
         replay=ReplayConfig(capacity_per_task=2_000),
         network=NetworkConfig(actor_width=16, critic_width=16, actor_depth=1, critic_depth=1),
-        sac=SacConfig(batch_per_task=8),
+        sac=SacConfig(batch_per_task=8, actor_every=10),
         train=TrainConfig(
             warmup_steps=100, log_interval=interval, checkpoint_interval=interval, num_threads=1
         ),
@@ -94,6 +148,10 @@ def main() -> int:
         if event.kind == "log":
             samples.append(measure(event.vector_step, began))
             print(*(f"{value:.1f}" for value in samples[-1]), file=sys.stderr, flush=True)
+            if (
+                flags.out and len(samples) > 2 * BLOCKS
+            ):  # what a run that is killed has seen is worth something
+                flags.out.write_text(f"{report(samples)}\n\n{_table(samples)}\n", encoding="utf-8")
             if samples[-1].seconds > flags.seconds:
                 event.stop()
 
