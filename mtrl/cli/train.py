@@ -47,6 +47,7 @@ _OPTIONS_OF = {
     "critic_method_options": ("method", "critic_method"),
     "actor_method_options": ("method", "actor_method"),
 }
+_ANY_VERSION = "Accept a checkpoint of another metaworld, mujoco or major version of torch."
 _WITH_RESUME = ("--resume", "--steps", "--device", "--allow-version-mismatch", "--no-allow-version-mismatch")
 
 
@@ -59,7 +60,7 @@ class _ResumeFlags:
     device: Device | None = None
     """Training device from now on."""
     allow_version_mismatch: bool = False
-    """Accept a checkpoint of another metaworld, mujoco or major version of torch."""
+    """Accept a checkpoint of other versions."""
 
 
 def main(
@@ -96,10 +97,15 @@ def _train(arguments: list[str], preset: str | None, tasks: tuple[str, ...] | No
         raise UserError("no tasks: give --tasks MT10, --tasks reach-v3 push-v3 or a preset that names tasks.")
     run_dir, printing = values.pop("run_dir"), values.pop("print_config")
     del values["preset"], values["resume"]
-    in_place = values.pop("resume_or_start")
+    in_place, any_version = values.pop("resume_or_start"), values.pop("allow_version_mismatch")
     if in_place and run_dir:
         raise UserError(
             "--resume-or-start names the run directory itself; found --run-dir besides. Give one."
+        )
+    if any_version and not in_place:
+        raise UserError(
+            "--allow-version-mismatch is about a checkpoint; found neither --resume nor --resume-or-start. "
+            "Leave it out."
         )
     config = resolve(build_config(values))
     if printing:
@@ -108,7 +114,7 @@ def _train(arguments: list[str], preset: str | None, tasks: tuple[str, ...] | No
     from mtrl.training.run import resume_or_start, train
 
     if in_place:
-        return resume_or_start(config, Path(in_place)).exit_code
+        return resume_or_start(config, Path(in_place), allow_version_mismatch=any_version).exit_code
     return train(config, run_dir=Path(run_dir) if run_dir else None).exit_code
 
 
@@ -214,12 +220,14 @@ def _own_flags(preset: str | None) -> list[Flag]:
     in_place = Option(
         "resume_or_start", str | None, None, "Run directory to continue, or to start in: for requeued jobs."
     )
+    versions = Option("allow_version_mismatch", bool, False, _ANY_VERSION)
     printing = Option("print_config", bool, False, "Print the resolved configuration as YAML and end.")
     return [
         option_flag(Option("preset", str | None, preset, "Values to start from."), None, presets),
         option_flag(folder, None, "PATH"),
         option_flag(resume, None, "PATH"),
         option_flag(in_place, None, "PATH"),
+        option_flag(versions),
         option_flag(printing),
     ]
 

@@ -24,7 +24,11 @@ def describe(
 ) -> tuple[str, list[tuple[str, str]], list[str]]:
     """Return title, facts and notes of the start screen."""
     benchmark = config.tasks[0] if len(config.tasks) == 1 else f"{envs.num_tasks} tasks"
-    suite = "".join(f"{name.replace('_', ' ')} {value}, " for name, value in config.suite_options.items())
+    suite = "".join(
+        f"{name.replace('_', ' ')} {value}, "
+        for name, value in config.suite_options.items()
+        if value is not None
+    )
     facts = [
         *_methods(config),
         (

@@ -237,7 +237,7 @@ def serve(connection: Connection, arrays: SharedArrays) -> None:
 def main(channel: int, memory: int, sizes: Sequence[int], niceness: int) -> None:
     """Run a worker on inherited descriptors of its channel and of the shared memory."""
     # Schedulers may signal every process of a job; the learner decides when the workers end.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     os.nice(niceness)
     threading.Thread(target=_exit_with_parent, args=(channel, os.getppid()), daemon=True).start()
