@@ -137,6 +137,10 @@ class SacConfig:
     noise_hold: PositiveInt = 1
     """Env steps at most for which an environment holds its exploration noise, drawn as k ~ Zeta(2) (FlashSAC:
     16); 1: independent noise at every step."""
+    noise_spread: Annotated[float, Field(ge=1)] = 1.0
+    """Factor of the exploration noise of each task's last copy; the first has 1, those between a geometric
+    ladder (Ape-X's ladder of epsilons, FastTD3's deviations per environment). Above 1 actions are no draws
+    from the policy any more: n-step targets, which are not corrected for that, are biased the more."""
     max_grad_norm: Positive | None = 1.0
     """Global gradient norm bound applied after combining (MW+: 1.0); None: no bound."""
     temperature: Literal["per_task", "shared"] = "per_task"
@@ -247,6 +251,11 @@ class Config:
                 "sac.batch_per_task must be at most the transitions per task collected in warm-up, "
                 f"train.warmup_steps x env.envs_per_task = {warmup}; "
                 f"found {self.sac.batch_per_task}. Raise train.warmup_steps or lower sac.batch_per_task."
+            )
+        if self.sac.noise_spread > 1 and self.env.envs_per_task == 1:
+            raise UserError(
+                f"sac.noise_spread = {self.sac.noise_spread:g} gives the copies of a task different noise; "
+                "found env.envs_per_task = 1. Raise it to 2 or more, or leave sac.noise_spread at 1."
             )
         low, high = self.network.value_low, self.network.value_high
         if not low < high:

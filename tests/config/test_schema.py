@@ -104,6 +104,14 @@ def test_first_batch_must_fit_into_what_warmup_collects() -> None:
         Config(train=TrainConfig(warmup_steps=64), sac=SacConfig(batch_per_task=65))
 
 
+def test_noise_of_one_copy_cannot_be_spread() -> None:
+    Config(sac=SacConfig(noise_spread=2.0), env=EnvConfig(envs_per_task=2))
+    with pytest.raises(
+        UserError, match=r"noise_spread = 2 .* env\.envs_per_task = 1\. Raise it to 2 or more"
+    ):
+        Config(sac=SacConfig(noise_spread=2.0))
+
+
 def test_replay_must_hold_a_batch() -> None:
     with pytest.raises(UserError, match=r"replay\.capacity_per_task must be at least .* = 128; found 127"):
         Config(replay=ReplayConfig(capacity_per_task=127))

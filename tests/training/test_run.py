@@ -211,7 +211,8 @@ EVERY_INGREDIENT: dict[str, Any] = {
         actor_width=16, critic_width=16, actor_depth=2, critic_depth=2, critic_block="residual",
         critic_loss="categorical", value_bins=11, observation_norm="warmup",
     ),
-    "sac": SacConfig(batch_per_task=8, actor_every=3, noise_hold=8, q_reduce="mean", actor_average_rate=0.1),
+    "sac": SacConfig(batch_per_task=8, actor_every=3, noise_hold=8, noise_spread=2.0, q_reduce="mean",
+        actor_average_rate=0.1),
 }  # fmt: skip
 
 

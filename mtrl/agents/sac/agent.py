@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from mtrl import seeds
 from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
 from mtrl.agents.sac.acting import SACPolicy
-from mtrl.agents.sac.noise_hold import NoiseHold
+from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
 from mtrl.config.schema import Config
@@ -61,7 +61,9 @@ class SACAgent:
                 device=device,
                 seed=seeds.integer(config.seed, "noise_hold"),
             )
-        draw = self._draw_noise if self._hold is None else self._hold.draw
+        draw: Callable[[Tensor], Tensor] = self._draw_noise if self._hold is None else self._hold.draw
+        if config.sac.noise_spread > 1:
+            draw = spread_over_copies(draw, config.sac.noise_spread, spec.envs_per_task, device)
         self._explore = SACPolicy(self.update, spec, draw, device)
         self._fitted = self.update.observation_norm is None
         lead = (self.update.num_batches, spec.num_tasks, config.sac.batch_per_task)

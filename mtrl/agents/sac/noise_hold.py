@@ -1,8 +1,8 @@
-"""Exploration noise that each environment holds for a few steps. Knows no SAC."""
+"""Exploration noise that each environment holds for a few steps, and that is larger in some. Knows no SAC."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -68,3 +68,16 @@ class NoiseHold:
         self._noise.copy_(state["noise"])
         self._remaining.copy_(state["remaining"])
         self._stream.load_state(state["stream"])
+
+
+def spread_over_copies(
+    draw: Callable[[Tensor], Tensor], largest: float, copies: int, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return `draw` with the noise [T, E, A] of copy i multiplied by largest^(i / (copies - 1)).
+
+    One policy at a low entropy stays on a plateau of the reward; beside copies that follow it, others look
+    further. Two copies at least.
+    """
+    steps = torch.arange(copies, device=device) / (copies - 1)
+    factors = torch.pow(largest, steps).unsqueeze(-1)
+    return lambda noise: draw(noise).mul_(factors)

@@ -1,11 +1,11 @@
-"""Held noise: normal at every step, held for Zeta(2) steps, the same after a resume."""
+"""Held noise: normal at every step, held for Zeta(2) steps, the same after a resume, larger in some."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from mtrl.agents.sac.noise_hold import NoiseHold
+from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 
 LEAD, ACTION = (4, 50), 2
 
@@ -42,3 +42,14 @@ def test_restored_state_continues_the_same_noise() -> None:
     _draws(one, 7)
     other.load_state_dict(one.state_dict())
     assert torch.equal(_draws(one, 5), _draws(other, 5))
+
+
+def test_copies_noise_is_a_geometric_ladder_and_what_is_held_stays_as_it_was() -> None:
+    hold, same = _hold(), _hold()
+    spread = spread_over_copies(hold.draw, 4.0, LEAD[1], torch.device("cpu"))
+    for _ in range(20):
+        noise, plain = spread(torch.empty(*LEAD, ACTION)), same.draw(torch.empty(*LEAD, ACTION))
+        ratio = (noise / plain)[:, [0, -1]]
+        torch.testing.assert_close(ratio, torch.tensor([1.0, 4.0]).unsqueeze(-1).expand_as(ratio))
+        steps = (noise / plain)[:, 1:] / (noise / plain)[:, :-1]
+        torch.testing.assert_close(steps, torch.full_like(steps, 4.0 ** (1 / (LEAD[1] - 1))))
