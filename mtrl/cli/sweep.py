@@ -95,8 +95,12 @@ def _sweep(arguments: list[str]) -> int:
     from mtrl.sweep import driver
 
     driver.connect(flags.address, resources)
-    with Watch(trials) as watch:
-        state = driver.run(trials, out, resources, retries=flags.retries, watch=watch)
+    try:
+        with Watch(trials) as watch:
+            state = driver.run(trials, out, resources, retries=flags.retries, watch=watch)
+    except KeyboardInterrupt:
+        print("running trials have been told to save; the same command goes on from there", file=sys.stderr)
+        raise
     return _end(state, out)
 
 

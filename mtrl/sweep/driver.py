@@ -79,7 +79,9 @@ class _Driver:
         self._trials = {trial.name: trial for trial in trials}
         self._out, self._resources, self._retries, self._watch = out, resources, retries, watch
         self._done = [trial.name for trial in trials if progress(trial).finished]
-        self._waiting = deque(name for name in self._trials if name not in self._done)
+        # A seed of every setting before the next one: a sweep that is half done compares all of them.
+        by_seed = sorted(trials, key=lambda trial: trial.config.seed)
+        self._waiting = deque(trial.name for trial in by_seed if trial.name not in self._done)
         self._running: dict[Any, str] = {}  # reference of the attempt -> trial
         self._attempts = dict.fromkeys(self._trials, 0)
         self._not_before = dict.fromkeys(self._trials, 0.0)  # monotonic seconds

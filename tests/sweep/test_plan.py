@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,18 @@ def _written(trial: Trial, **changes: Any) -> None:
     write_run(trial.path, {"reach-v3": (0.25, 0.75)}, config={**config, **changes})
 
 
+class _Stop(Exception):
+    pass
+
+
+def _stop_at(seen: list[State]) -> Callable[[State], None]:
+    def watch(state: State) -> None:
+        seen.append(state)
+        raise _Stop
+
+    return watch
+
+
 def test_every_method_seed_and_point_of_the_grid_is_a_trial(tmp_path: Path) -> None:
     trials = _plan(tmp_path, "sac.gamma=.98,.99", fixed=("sac.tau=0.01",))
     assert [trial.name for trial in trials] == [
@@ -52,6 +65,15 @@ def test_every_method_seed_and_point_of_the_grid_is_a_trial(tmp_path: Path) -> N
         0.01,
     )
     assert last.path == tmp_path / last.name
+
+
+def test_seeds_of_all_settings_take_turns(tmp_path: Path) -> None:
+    driver = pytest.importorskip("mtrl.sweep.driver")
+    seen: list[State] = []
+    # The driver shows its queue and is stopped before anything starts.
+    with pytest.raises(_Stop):
+        driver.run(_plan(tmp_path), tmp_path, Resources(1, 0, 1), retries=0, watch=_stop_at(seen))
+    assert list(seen[0].waiting) == ["mean/seed0", "cagrad/seed0", "mean/seed1", "cagrad/seed1"]
 
 
 def test_an_option_of_one_method_leaves_the_others_alone(tmp_path: Path) -> None:

@@ -75,6 +75,26 @@ def test_a_sweep_goes_on_beside_a_failed_trial_and_runs_nothing_twice(tmp_path: 
     assert {path: path.stat().st_mtime for path in written} == written
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("environment")
+def test_ctrl_c_saves_what_runs_and_the_same_command_ends_it(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "sweep"
+    command = _command(out, "--methods", "mean", "--seeds", "1", *COUNTING, "device=cpu", "steps=2_000")
+    interrupted = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    run = out / "mean/seed0"
+    _until(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").stat().st_size > 0, 250)
+    interrupted.send_signal(signal.SIGINT)
+    _, message = interrupted.communicate(timeout=120)
+    assert interrupted.returncode == 130
+    assert message.endswith("the same command goes on from there\ninterrupted\n")
+    assert "stopped at vector step" in (out / "logs/mean-seed0.log").read_text()
+    assert _final(out) == 0
+    subprocess.run(command, cwd=ROOT, check=True, timeout=400)
+    assert _final(out) == 1
+
+
 class _Cluster:
     """A head and workers of one CPU each, all on this machine."""
 
