@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mtrl.errors import UserError
 from mtrl.runs import console
+from mtrl.runs.directory import has_checkpoint
 
 MAX_FAILURES = 3  # in a row, of one kind
 
@@ -38,11 +39,13 @@ class Writes:
             message = f"{kind} at vector step {step:,} could not be written: {error.strerror or error}"
             if last or self._failures[kind] >= MAX_FAILURES:
                 count = "it was the last" if last else f"{MAX_FAILURES} failures in a row"
-                raise UserError(
-                    f"{message} ({count}). The run is not complete; earlier checkpoints are intact. Free "
-                    f"space, then go on with --resume {self._path}"
-                ) from error
-            console.warning(f"{message}; earlier ones are intact, training goes on.")
+                raise UserError(f"{message} ({count}). The run is not complete; {self._way_on()}") from error
+            console.warning(f"{message}; training goes on.")
             return False
         self._failures[kind] = 0
         return True
+
+    def _way_on(self) -> str:
+        if has_checkpoint(self._path):
+            return f"earlier checkpoints are intact. Free space, then go on with --resume {self._path}"
+        return f"it has no checkpoint yet. Free space, then start it anew with --resume-or-start {self._path}"

@@ -148,6 +148,15 @@ def test_log_lines_that_succeed_do_not_excuse_checkpoints_that_fail(
     assert load_checkpoint(tmp_path / "run")[0] == 10
 
 
+def test_a_run_that_has_no_checkpoint_is_to_be_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_checkpoints(monkeypatch, {10, 20, 30})
+    with pytest.raises(UserError, match=r"30 .*no checkpoint yet.*--resume-or-start") as caught:
+        train(counting(train=EVERY_TEN), tmp_path / "run")
+    assert "intact" not in str(caught.value)
+
+
 def test_checkpoints_that_fail_now_and_then_are_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ curves.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Write what is left and close; called once, however the run ends."""
+        """Write what is left and close; called once, however the run ends, at once by an OSError."""
         ...
 
 
@@ -143,8 +144,12 @@ class Log:
 
     def close(self) -> None:
         """Close the record and all sinks; further calls do nothing."""
-        self._each(lambda sink: sink.close())
-        self._sinks.clear()
+        while self._sinks:
+            sink = self._sinks.pop(0)
+            try:
+                sink.close()
+            except OSError as error:
+                _warn(sink, error)
         self._record.close()
 
     def _each(self, action: Any) -> None:
@@ -154,4 +159,10 @@ class Log:
             except OSError as error:
                 # Curves are for people watching: losing them must not stop training, losing lines may.
                 self._sinks.remove(sink)
-                console.warning(f"{type(sink).__name__} ends here ({error}); the JSON lines go on")
+                _warn(sink, error)
+                with contextlib.suppress(OSError):
+                    sink.close()
+
+
+def _warn(sink: Sink, error: OSError) -> None:
+    console.warning(f"{type(sink).__name__} ends here ({error}); the JSON lines go on")

@@ -10,7 +10,9 @@ Weights & Biases shows the same curves: `wandb.init(sync_tensorboard=True)` befo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import yaml
@@ -43,16 +45,17 @@ _ABOUT = f"The horizontal axis of all curves is {STEP_LABEL}."
 class TensorBoard:
     """Event files in the run directory, and one more for each task in `tasks/`."""
 
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._session_end: Any = None
+
     def open(self, run: RunInfo) -> None:
         """Open the event files and describe the run in them."""
+        self._open.enter_context(_without_tracebacks_of_full_disks())
         # TensorBoard forgets points AT the purge step too; those at the checkpoint are to stay.
         self._purge_step = None if run.resumed_at is None else run.resumed_at.vector_step + 1
-        self._board = SummaryWriter(str(run.path), purge_step=self._purge_step)
-        self._tasks = {
-            task: SummaryWriter(str(run.path / TASKS_NAME / task), purge_step=self._purge_step)
-            for task in run.task_names
-        }
-        self._session_end: Any = None
+        self._board = self._writer(str(run.path))
+        self._tasks = {task: self._writer(str(run.path / TASKS_NAME / task)) for task in run.task_names}
         step = 0 if run.resumed_at is None else run.resumed_at.vector_step
         self._board.add_text("about", _ABOUT, step)
         self._board.add_text("config", f"```yaml\n{_yaml(run.config)}```", step)
@@ -83,10 +86,14 @@ class TensorBoard:
 
     def close(self) -> None:
         """Flush and close all files."""
-        if self._session_end is not None:
-            self._board.file_writer.add_summary(self._session_end)
-        for board in (self._board, *self._tasks.values()):
-            board.close()
+        with self._open:  # every file, even if a full disk fails the others
+            if self._session_end is not None:
+                self._board.file_writer.add_summary(self._session_end)
+
+    def _writer(self, folder: str) -> SummaryWriter:
+        writer = SummaryWriter(folder, purge_step=self._purge_step)
+        self._open.callback(writer.close)
+        return writer
 
     def _draw_tasks(self, stamp: Stamp, per_task: Mapping[str, Mapping[str, float]]) -> None:
         for task, board in self._tasks.items():
@@ -101,6 +108,24 @@ class TensorBoard:
             if math.isfinite(value):
                 board.add_scalar(tag, float(value), stamp.vector_step)
         board.flush()
+
+
+@contextmanager
+def _without_tracebacks_of_full_disks() -> Iterator[None]:
+    """Keep quiet about an OSError in a thread of tensorboard: its writer raises it again to its caller."""
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        known = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (known and issubclass(failure.exc_type, OSError)):
+            before(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        if threading.excepthook is hook:
+            threading.excepthook = before
 
 
 def _hparams(config: Mapping[str, Any]) -> dict[str, str]:
