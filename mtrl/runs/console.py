@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -91,6 +91,18 @@ def say(text: str) -> None:
 def warning(text: str) -> None:
     """Print one warning to stderr."""
     _to_stderr("warning", "yellow", text)
+
+
+def once() -> Callable[[str], None]:
+    """Return a `warning` that prints each text once."""
+    printed: set[str] = set()
+
+    def warn(text: str) -> None:
+        if text not in printed:
+            printed.add(text)
+            warning(text)
+
+    return warn
 
 
 def error(text: str) -> None:

@@ -141,9 +141,19 @@ class RunDirectory:
         return self._path / CHECKPOINTS_NAME
 
     def write_versions(self, suite: Mapping[str, str]) -> dict[str, str]:
-        """Write `versions.json`, with those of the suite of tasks, and return what it holds."""
+        """Write `versions.json`, with those of the suite of tasks, and return what it holds.
+
+        Of a run that goes on under another version of its suite both are kept ("3.3.0, then 3.4.0"): its
+        numbers are neither's.
+        """
+        path = self._path / VERSIONS_NAME
         found = {**versions(), **suite}
-        (self._path / VERSIONS_NAME).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            before = json.loads(path.read_bytes())
+            for name, now in suite.items():
+                former = before.get(name, now)
+                found[name] = former if former.endswith(now) else f"{former}, then {now}"
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         return found
 
     def discard_if_empty(self) -> bool:

@@ -12,6 +12,7 @@ from mtrl.agents import AGENTS
 from mtrl.agents.base import Agent, Floats, TaskSpec
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv, build_suite
+from mtrl.envs.engine.supervision import Report
 from mtrl.envs.suite import TaskSuite
 from mtrl.runs import console
 from mtrl.training.rollout import RolloutStatistics
@@ -63,10 +64,16 @@ def suite_of(config: Config) -> TaskSuite:
     )
 
 
-def build_envs(config: Config, *, num_workers: int | None, evaluation: bool = False) -> TaskVectorEnv:
+def build_envs(
+    config: Config,
+    *,
+    num_workers: int | None,
+    evaluation: bool = False,
+    report: Report = console.warning,
+) -> TaskVectorEnv:
     """Start environments of the run's protocol in num_workers processes; None: one per available core.
 
-    Those for evaluation may have longer episodes (`eval.max_episode_steps`).
+    Those for evaluation may have longer episodes (`eval.max_episode_steps`). `report` is told of restarts.
     """
     env = config.env
     own_steps = config.eval.max_episode_steps if evaluation else None
@@ -79,7 +86,7 @@ def build_envs(config: Config, *, num_workers: int | None, evaluation: bool = Fa
         step_timeout=env.step_timeout,
         max_restarts=env.max_restarts,
         worker_niceness=env.worker_niceness,
-        report=console.warning,
+        report=report,
     )
 
 

@@ -260,7 +260,9 @@ def _run(
         requests = stack.enter_context(Requests())
         stack.enter_context(_process_settings(config))
         console.say("starting the environments (the first run of a seed also draws its goals)")
-        envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
+        report = console.once()  # both sets of environments have the same to say about the suite
+        envs = build_envs(config, num_workers=config.env.num_workers, report=report)
+        stack.enter_context(closing(envs))
         parts = Parts(config, envs, device)
         start, history = 0, _NEW
         if checkpoint is not None:
@@ -269,7 +271,8 @@ def _run(
             with _writing(run.path):
                 history = drop_after(run.path, start)
         # The learner waits while these run, so they may take all cores.
-        eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None, evaluation=True)))
+        eval_envs = build_envs(config, num_workers=None, evaluation=True, report=report)
+        stack.enter_context(closing(eval_envs))
         own = parts.agent.facts()
         if parts.restart_steps:
             steps = ", ".join(f"{number:,}" for number in parts.restart_steps)

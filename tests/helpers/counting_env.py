@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ class CountingSuite(TaskSuite):
         return {"counting": "1"}
 
     def draw_goals(self, seed: int) -> dict[str, NDArray[np.float64]]:
+        if os.environ.get("COUNTING_ENV_REMARK"):
+            warnings.warn("the counting suite was asked for a remark", RuntimeWarning, stacklevel=2)
         return {name: np.arange(float(self.num_goals)) for name in self.task_names}
 
     def make_env(

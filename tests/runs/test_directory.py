@@ -373,6 +373,16 @@ def test_versions_json_holds_what_the_interpreter_says(tmp_path: Path) -> None:
     assert package_versions().items() <= versions().items()
 
 
+def test_a_run_that_went_on_under_another_version_of_its_suite_says_both(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "run") as run:
+        (run.path / "metrics.jsonl").write_text("{}\n")
+        for now, said in (("1.2", "1.2"), ("1.3", "1.2, then 1.3"), ("1.3", "1.2, then 1.3")):
+            assert run.write_versions({"simulation": now})["simulation"] == said
+        assert json.loads((run.path / "versions.json").read_text())["simulation"] == "1.2, then 1.3"
+        (run.path / "versions.json").write_text("[damaged")
+        assert run.write_versions({"simulation": "1.3"})["simulation"] == "1.3"
+
+
 def test_the_module_imports_no_torch() -> None:
     code = "import sys, mtrl.runs.directory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

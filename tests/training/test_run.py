@@ -203,6 +203,14 @@ def test_another_version_of_the_suite_is_refused_unless_allowed(
     assert_same(state_of(run)["replay"], state_of(tmp_path / "whole")["replay"])
 
 
+def test_what_the_suite_remarks_is_said_once_for_both_sets_of_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COUNTING_ENV_REMARK", "1")
+    train(counting(steps=20), tmp_path / "run")
+    assert capsys.readouterr().err == "warning: the counting suite was asked for a remark\n"
+
+
 # Every option of the agent that keeps state of its own.
 EVERY_INGREDIENT: dict[str, Any] = {
     "env": EnvConfig(max_episode_steps=20, envs_per_task=2),
