@@ -27,7 +27,7 @@ def run_command(run: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
         code, message = 1, f"error: {error}"
     except EnvironmentFailure as error:
         code, message = 75, f"error: {error}"
-    except KeyboardInterrupt:
-        code, message = 130, "interrupted"
+    except KeyboardInterrupt as error:
+        code, message = 130, str(error) or "interrupted"
     print(message, file=sys.stderr)
     return code

@@ -241,6 +241,11 @@ def has_checkpoint(path: Path) -> bool:
     return any((path / CHECKPOINTS_NAME).glob("step_*"))
 
 
+def flag_to_go_on(path: Path) -> str:
+    """Return the flag, with its value, by which the run in `path` goes on."""
+    return f"--resume {path}" if has_checkpoint(path) else f"--resume-or-start {path}"
+
+
 def expand(path: Path) -> Path:
     """Return the path with `~` expanded. UserError where there is no home to stand for it."""
     try:
@@ -263,11 +268,12 @@ def _traces_of_a_run(path: Path) -> Iterator[Path]:
 
 
 def _way_on(path: Path) -> str:
+    flag = flag_to_go_on(path)
     if has_checkpoint(path):
-        return f"Continue it with --resume {path}, or start elsewhere with another --run-dir."
+        return f"Continue it with {flag}, or start elsewhere with another --run-dir."
     return (
         "It ended before its first checkpoint, so that there is nothing to continue: start it anew in the "
-        f"same place with --resume-or-start {path}, or elsewhere with another --run-dir."
+        f"same place with {flag}, or elsewhere with another --run-dir."
     )
 
 

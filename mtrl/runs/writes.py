@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mtrl.errors import UserError
 from mtrl.runs import console
-from mtrl.runs.directory import has_checkpoint
+from mtrl.runs.directory import flag_to_go_on, has_checkpoint
 
 MAX_FAILURES = 3  # in a row, of one kind
 
@@ -46,6 +46,7 @@ class Writes:
         return True
 
     def _way_on(self) -> str:
+        flag = flag_to_go_on(self._path)
         if has_checkpoint(self._path):
-            return f"earlier checkpoints are intact. Free space, then go on with --resume {self._path}"
-        return f"it has no checkpoint yet. Free space, then start it anew with --resume-or-start {self._path}"
+            return f"earlier checkpoints are intact. Free space, then go on with {flag}"
+        return f"it has no checkpoint yet. Free space, then start it anew with {flag}"

@@ -18,6 +18,7 @@ from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
 from mtrl.runs.checkpoint_writer import CheckpointWriter
+from mtrl.runs.directory import flag_to_go_on
 from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.logging import Log, by_task
 from mtrl.runs.logging.jsonl import best_score, read_evaluations
@@ -95,7 +96,15 @@ class TrainingLoop:
             EnvironmentFailure: workers failed more often than allowed; a checkpoint was written.
             NonFiniteError: the agent met non-finite numbers; no checkpoint was written since.
             UserError: a disk stayed full.
+            KeyboardInterrupt: a second stop signal; its text is the way on.
         """
+        try:
+            return self._run(start, resumed=resumed, evaluated=evaluated)
+        except KeyboardInterrupt as at_once:
+            way = flag_to_go_on(self.path)
+            raise KeyboardInterrupt(f"interrupted at once; continue with {way}") from at_once
+
+    def _run(self, start: int, *, resumed: bool, evaluated: bool) -> TrainResult:
         self.began = time.perf_counter()
         self.last_log = (self.began, start)
         self.saving.saved_at = start if resumed else None

@@ -13,7 +13,7 @@ from mtrl import Config, train
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.training.evaluate import evaluate
 from mtrl.training.results import Event
-from mtrl.training.run import resume_training
+from mtrl.training.run import resume_or_start, resume_training
 from mtrl.training.signals import Requests
 from tests.helpers.runs import assert_same_run
 from tests.helpers.short_runs import COUNTING, config, lines
@@ -127,6 +127,19 @@ def test_between_steps_both_save_at_the_step_they_meet(number: int, code: int, t
 
     assert train(counting(), tmp_path / "run", callbacks=[signal_at_40]).exit_code == code
     assert saved == ([25, 40] if code else [25, 40, 50, 60])
+
+
+@pytest.mark.parametrize(("step", "flag"), [(20, "--resume-or-start"), (40, "--resume")])
+def test_a_second_stop_leaves_at_once_and_says_how_to_go_on(step: int, flag: str, tmp_path: Path) -> None:
+    def stop_twice(event: Event) -> None:
+        if event.kind == "log" and event.vector_step == step:
+            send(signal.SIGINT)
+            send(signal.SIGINT)
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match=f"interrupted at once; continue with {flag} {run}$"):
+        train(counting(), run, callbacks=[stop_twice])
+    assert resume_or_start(counting(), run).steps == 60
 
 
 def test_a_stop_while_the_environments_start_leaves_a_run_that_can_be_resumed(
