@@ -2,9 +2,9 @@
 
 The upper bound that Delta m compares with, and the check that our agent with one task learns as fast:
 
-    mtrl-train --tasks reach-v3 --method mean --preset laptop_v1 --print-config > reach.yaml
-    mtrl-train --preset reach.yaml --seed 0 --run-dir runs/single/ours/reach-v3/seed0
-    python scripts/train_single_task.py --preset reach.yaml --seed 0 --run-dir runs/single/sb3/reach-v3/seed0
+    mtrl-train --preset single_task --tasks reach-v3 --seed 0 --run-dir runs/single/ours/reach-v3/seed0
+    python scripts/train_single_task.py --preset single_task --task reach-v3 --seed 0 \\
+        --run-dir runs/single/sb3/reach-v3/seed0
     mtrl-report runs/single --out single
 
 Settings that the library does not have are named at the start; the same file serves both agents.
@@ -46,7 +46,7 @@ _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GE
 _THEIRS: Mapping[str, Mapping[str, Any]] = {
     "sac": {
         "max_grad_norm": None, "actor_average_rate": None, "final_lr_fraction": 1.0, "q_reduce": "min",
-        "actor_every": 1, "noise_hold": 1,
+        "actor_every": 1, "noise_hold": 1, "noise_spread": 1.0,
     },
     "network": {
         "architecture": "mlp", "actor_layer_norm": False, "critic_layer_norm": False, "critic_block": "mlp",

@@ -22,7 +22,7 @@ from mtrl.config.presets import (
 from mtrl.config.schema import Config, EnvConfig, NetworkConfig, SacConfig
 from mtrl.errors import UserError
 
-SHIPPED = ["debug", "evening", "laptop", "laptop_v1", "mt10", "mt50", "mtrl_compat"]
+SHIPPED = ["debug", "evening", "laptop", "laptop_v1", "mt10", "mt50", "mtrl_compat", "single_task"]
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
