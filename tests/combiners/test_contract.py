@@ -39,15 +39,15 @@ def takes_a_jacobian(name: str, tasks: int) -> Combiner:
 
 
 @methods
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_non_finite_row_is_refused_with_the_index_of_its_task(name: str, bad: float) -> None:
-    rows = jacobian("iid", 4, seed=0)
-    rows[2, 1] = bad
+def test_a_non_finite_row_is_refused_with_the_index_of_its_task(name: str) -> None:
     combiner = takes_a_jacobian(name, 4)
     before = {key: value.clone() for key, value in combiner.state_dict().items()}
-    with pytest.raises(ValueError, match=r"tasks \[2\]"):
-        combiner.combine(rows, losses_of(rows).nan_to_num(1.0, 1.0))
-    assert all(torch.equal(value, before[key]) for key, value in combiner.state_dict().items())
+    for bad in (math.nan, math.inf):
+        rows = jacobian("iid", 4, seed=0)
+        rows[2, 1] = bad
+        with pytest.raises(ValueError, match=r"tasks \[2\]"):
+            combiner.combine(rows, losses_of(rows).nan_to_num(1.0, 1.0))
+        assert all(torch.equal(value, before[key]) for key, value in combiner.state_dict().items()), bad
 
 
 @methods
@@ -185,12 +185,12 @@ def test_metrics_hold_finite_device_tensors_about_the_last_call(name: str) -> No
 
 
 @methods
-@pytest.mark.parametrize("tasks", [1, 4])
-def test_metrics_are_finite_without_gradients_and_before_the_first_call(name: str, tasks: int) -> None:
-    combiner = ORACLES[name].make(name, tasks)
-    for _ in range(2):
-        assert all(value.isfinite().all() for value in combiner.metrics().values())
-        combined(combiner, torch.zeros(tasks, 3))
+def test_metrics_are_finite_without_gradients_and_before_the_first_call(name: str) -> None:
+    for tasks in (1, 4):
+        combiner = ORACLES[name].make(name, tasks)
+        for _ in range(2):
+            assert all(value.isfinite().all() for value in combiner.metrics().values()), tasks
+            combined(combiner, torch.zeros(tasks, 3))
 
 
 @methods

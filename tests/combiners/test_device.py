@@ -65,11 +65,11 @@ def test_no_operation_reads_a_number_back_to_the_host(name: str) -> None:
         assert combiner.metrics()["weights"].shape == (4,)
 
 
-@pytest.mark.parametrize("family", ["iid", "common", "conflicting", "spread_3"])
 @pytest.mark.parametrize("name", GRAM_METHODS)
-def test_a_cpu_that_stops_when_converged_gets_the_direction_of_all_steps(name: str, family: str) -> None:
-    rows = jacobian(family, 10, seed=5)
-    stopped = ORACLES[name].make(name, 10).combine(rows, losses_of(rows))
-    with on_tensors():  # as on other devices: every step, nothing read back
-        whole = ORACLES[name].make(name, 10).combine(rows, losses_of(rows))
-    torch.testing.assert_close(stopped, whole, rtol=1e-8, atol=1e-8 * whole.norm().item())
+def test_a_cpu_that_stops_when_converged_gets_the_direction_of_all_steps(name: str) -> None:
+    for family in ("iid", "common", "conflicting", "spread_3"):
+        rows = jacobian(family, 10, seed=5)
+        stopped = ORACLES[name].make(name, 10).combine(rows, losses_of(rows))
+        with on_tensors():  # as on other devices: every step, nothing read back
+            whole = ORACLES[name].make(name, 10).combine(rows, losses_of(rows))
+        assert torch.allclose(stopped, whole, rtol=1e-8, atol=1e-8 * whole.norm().item()), family

@@ -32,38 +32,38 @@ def test_identical_rows_give_the_known_multiple_of_the_row(name: str) -> None:
 
 
 @methods_where(lambda row: row.orthonormal is not None)
-@pytest.mark.parametrize("tasks", TASKS)
-def test_orthonormal_rows_get_the_known_equal_weights(name: str, tasks: int) -> None:
-    rows = torch.linalg.qr(jacobian("iid", tasks, seed=1).T)[0].T
+def test_orthonormal_rows_get_the_known_equal_weights(name: str) -> None:
     weight = ORACLES[name].orthonormal
     assert weight is not None
-    expected = weight(tasks) * rows.sum(dim=0)
-    torch.testing.assert_close(direction(name, rows), expected, rtol=0.0, atol=1e-7)
+    for tasks in TASKS:
+        rows = torch.linalg.qr(jacobian("iid", tasks, seed=1).T)[0].T
+        expected = weight(tasks) * rows.sum(dim=0)
+        assert torch.allclose(direction(name, rows), expected, rtol=0.0, atol=1e-7), tasks
 
 
 @methods_where(lambda row: row.opposite_cancel)
-@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
-def test_opposite_rows_cancel(name: str, scale: float) -> None:
-    row = scale * jacobian("iid", 1, seed=2, parameters=5)[0]
+def test_opposite_rows_cancel(name: str) -> None:
     power = ORACLES[name].scale_power
-    bound = 1e-7 * (scale**power if power is not None else max(scale, 1.0))
-    assert direction(name, torch.stack((row, -row))).norm() <= bound
+    for scale in (1e-8, 1.0, 1e8):
+        row = scale * jacobian("iid", 1, seed=2, parameters=5)[0]
+        bound = 1e-7 * (scale**power if power is not None else max(scale, 1.0))
+        assert direction(name, torch.stack((row, -row))).norm() <= bound, scale
 
 
 @methods
-@pytest.mark.parametrize("tasks", TASKS)
-def test_zero_gradients_give_no_direction(name: str, tasks: int) -> None:
-    assert (direction(name, torch.zeros(tasks, 4, dtype=torch.float64)) == 0.0).all()
+def test_zero_gradients_give_no_direction(name: str) -> None:
+    for tasks in TASKS:
+        assert (direction(name, torch.zeros(tasks, 4, dtype=torch.float64)) == 0.0).all(), tasks
 
 
 @methods
-@pytest.mark.parametrize("zeros", [1, 2])
-def test_zero_rows_leave_a_descent_direction_for_the_other_tasks(name: str, zeros: int) -> None:
-    rows = jacobian("common", 4, seed=5)
-    rows[:zeros] = 0.0
-    result = direction(name, rows)
-    assert result.isfinite().all()
-    assert (rows[zeros:] @ result > 0.0).all()
+def test_zero_rows_leave_a_descent_direction_for_the_other_tasks(name: str) -> None:
+    for zeros in (1, 2):
+        rows = jacobian("common", 4, seed=5)
+        rows[:zeros] = 0.0
+        result = direction(name, rows)
+        assert result.isfinite().all(), zeros
+        assert (rows[zeros:] @ result > 0.0).all(), zeros
 
 
 @methods_where(lambda row: row.identical is not None)
@@ -75,56 +75,55 @@ def test_rank_one_rows_of_one_sign_give_that_direction(name: str) -> None:
 
 
 @methods
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rank_one_rows_of_mixed_sign_give_a_finite_bounded_direction(name: str, dtype: torch.dtype) -> None:
-    row = jacobian("iid", 1, seed=7, parameters=6).to(dtype)
-    rows = torch.tensor([[1.0], [2.0], [-3.0]], dtype=dtype) * row
-    result = direction(name, rows)
-    assert result.isfinite().all()
-    assert result.norm() <= 10.0 * max(1.0, rows.norm().item())
+def test_rank_one_rows_of_mixed_sign_give_a_finite_bounded_direction(name: str) -> None:
+    row = jacobian("iid", 1, seed=7, parameters=6)
+    for dtype in (torch.float32, torch.float64):
+        rows = torch.tensor([[1.0], [2.0], [-3.0]], dtype=dtype) * row.to(dtype)
+        result = direction(name, rows)
+        assert result.isfinite().all(), dtype
+        assert result.norm() <= 10.0 * max(1.0, rows.norm().item()), dtype
 
 
 @methods_where(lambda row: row.scale_power is not None)
-@pytest.mark.parametrize("family", ["iid", "common", "spread_2"])
-def test_scaling_all_gradients_follows_the_scale_law(name: str, family: str) -> None:
-    rows = jacobian(family, 5, seed=11)
+def test_scaling_all_gradients_follows_the_scale_law(name: str) -> None:
     power = ORACLES[name].scale_power
     assert power is not None
-    expected = direction(name, rows)
-    for scale in (1e-8, 1e-3, 1e3, 1e8):
-        if scale >= ORACLES[name].scale_law_from:
-            found = direction(name, rows * scale) / scale**power
-            assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9), scale
+    for family in ("iid", "common", "spread_2"):
+        rows = jacobian(family, 5, seed=11)
+        expected = direction(name, rows)
+        for scale in (1e-8, 1e-3, 1e3, 1e8):
+            if scale >= ORACLES[name].scale_law_from:
+                found = direction(name, rows * scale) / scale**power
+                assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9), (family, scale)
 
 
 @methods
-@pytest.mark.parametrize("decades", [3, 8])
-def test_row_scales_matter_exactly_where_the_definition_says(name: str, decades: int) -> None:
+def test_row_scales_matter_exactly_where_the_definition_says(name: str) -> None:
     rows = jacobian("common", 4, seed=13)
-    scaled = rows * 10.0 ** torch.linspace(-decades, decades, 4, dtype=torch.float64).unsqueeze(-1)
-    result = direction(name, scaled)
-    assert result.isfinite().all()
-    same = torch.allclose(result, direction(name, rows), rtol=1e-6, atol=1e-9)
-    assert same == ORACLES[name].row_scale_invariant
+    plain = direction(name, rows)
+    for decades in (3, 8):
+        scaled = rows * 10.0 ** torch.linspace(-decades, decades, 4, dtype=torch.float64).unsqueeze(-1)
+        result = direction(name, scaled)
+        assert result.isfinite().all(), decades
+        same = torch.allclose(result, plain, rtol=1e-6, atol=1e-9)
+        assert same == ORACLES[name].row_scale_invariant, decades
 
 
 @methods_where(lambda row: row.permutation_equivariant)
-@pytest.mark.parametrize("family", ["iid", "conflicting", "spread_2"])
-def test_the_order_of_tasks_does_not_matter(name: str, family: str) -> None:
-    rows = jacobian(family, 7, seed=17)
-    shuffled = rows[torch.tensor([3, 0, 6, 1, 5, 2, 4])]
-    torch.testing.assert_close(
-        direction(name, shuffled), direction(name, rows), rtol=1e-6, atol=1e-8 * rows.norm().item()
-    )
+def test_the_order_of_tasks_does_not_matter(name: str) -> None:
+    for family in ("iid", "conflicting", "spread_2"):
+        rows = jacobian(family, 7, seed=17)
+        found, expected = direction(name, rows[torch.tensor([3, 0, 6, 1, 5, 2, 4])]), direction(name, rows)
+        assert torch.allclose(found, expected, rtol=1e-6, atol=1e-8 * rows.norm().item()), family
 
 
 @methods
-@pytest.mark.parametrize("tasks", [3, 10])
-def test_single_precision_gives_the_direction_of_double_precision(name: str, tasks: int) -> None:
-    rows = jacobian("iid", tasks, seed=23, parameters=20_000)
-    single, double = direction(name, rows.float()), direction(name, rows)
-    assert single.dtype == torch.float32
-    assert torch.nn.functional.cosine_similarity(single.double(), double, dim=0) > 1.0 - 1e-6
+def test_single_precision_gives_the_direction_of_double_precision(name: str) -> None:
+    for tasks in (3, 10):
+        rows = jacobian("iid", tasks, seed=23, parameters=20_000)
+        single, double = direction(name, rows.float()), direction(name, rows)
+        assert single.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(single.double(), double, dim=0) > 1.0 - 1e-6, tasks
 
 
 @methods
@@ -142,7 +141,7 @@ def test_conflict_makes_a_difference_to_the_mean(name: str) -> None:
     decades=st.floats(0.0, 6.0),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 def test_any_finite_gradients_give_a_finite_direction(
     name: str, tasks: int, parameters: int, seed: int, decades: float, dtype: torch.dtype
 ) -> None:

@@ -33,7 +33,7 @@ def counting(**changes: Any) -> Config:
 NAMES = COUNTING["tasks"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
 def test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name(
     value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

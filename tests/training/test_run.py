@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,25 +135,22 @@ def test_a_signal_to_the_process_group_saves_and_exits_with_its_code(
     assert step == int(output.split("stopped at vector step ")[1].split(";")[0].replace(",", ""))
 
 
-def test_evaluation_leaves_training_untouched(tmp_path: Path) -> None:
-    often, never = tmp_path / "often", tmp_path / "never"
-    train(counting(eval=EvalConfig(interval=7, episodes_per_task=3, final_episodes_per_task=1)), often)
-    train(counting(eval=EvalConfig(interval=9999, episodes_per_task=1, final_episodes_per_task=1)), never)
-    assert_same(state_of(often), state_of(never))
-    assert lines(often / "evaluations.jsonl")[-1]["tasks"] == lines(never / "evaluations.jsonl")[-1]["tasks"]
+def test_evaluation_leaves_training_untouched(tmp_path: Path, undisturbed: Path) -> None:
+    often = tmp_path / "often"  # eight evaluations of three episodes; the other has one on its way, of one
+    train(counting(eval=EvalConfig(interval=7, episodes_per_task=3, final_episodes_per_task=2)), often)
+    assert_same(state_of(often), state_of(undisturbed))
+    last = [lines(run / "evaluations.jsonl")[-1]["tasks"] for run in (often, undisturbed)]
+    assert last[0] == last[1]
 
 
-def test_worker_count_does_not_change_the_run(tmp_path: Path) -> None:
-    for workers in (1, 2):
-        train(counting(env=EnvConfig(max_episode_steps=20, num_workers=workers)), tmp_path / str(workers))
-    assert_same_run(tmp_path / "1", tmp_path / "2")
+def test_worker_count_does_not_change_the_run(tmp_path: Path, undisturbed: Path) -> None:
+    train(counting(env=EnvConfig(max_episode_steps=20, num_workers=2)), tmp_path / "two")
+    assert_same_run(undisturbed, tmp_path / "two")
 
 
-def test_other_seeds_give_other_runs(tmp_path: Path) -> None:
-    train(counting(), tmp_path / "a")
-    train(counting(seed=1), tmp_path / "b")
-    left, right = (stored_rows(state_of(tmp_path / name)) for name in "ab")
-    assert not torch.equal(left, right)
+def test_other_seeds_give_other_runs(tmp_path: Path, undisturbed: Path) -> None:
+    train(counting(seed=1), tmp_path / "other")
+    assert not torch.equal(*(stored_rows(state_of(run)) for run in (undisturbed, tmp_path / "other")))
 
 
 def test_the_true_final_observation_is_stored_at_truncation_and_bootstrapped(tmp_path: Path) -> None:
@@ -179,9 +177,9 @@ def test_evaluations_may_have_longer_episodes_than_training(tmp_path: Path) -> N
 
 
 def test_a_policy_evaluates_without_what_only_training_needs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(counting(), tmp_path / "run")
+    shutil.copytree(undisturbed, tmp_path / "run")
     for name in ("replay.pt", "agent.pt", "envs.pt"):
         (tmp_path / "run/checkpoints/step_000000060" / name).unlink()
     assert evaluate_run(tmp_path / "run", episodes=2).episodes_per_task == 2
@@ -191,7 +189,7 @@ def test_a_policy_evaluates_without_what_only_training_needs(
 
 
 def test_another_version_of_the_suite_is_refused_unless_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     train(counting(steps=30), run)
@@ -199,8 +197,7 @@ def test_another_version_of_the_suite_is_refused_unless_allowed(
     with pytest.raises(UserError, match="--allow-version-mismatch"):
         resume_training(run, steps=60)
     assert resume_training(run, steps=60, allow_version_mismatch=True).steps == 60
-    train(counting(), tmp_path / "whole")
-    assert_same(state_of(run)["replay"], state_of(tmp_path / "whole")["replay"])
+    assert_same(state_of(run)["replay"], state_of(undisturbed)["replay"])
 
 
 def test_what_the_suite_remarks_is_said_once_for_both_sets_of_environments(

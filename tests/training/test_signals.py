@@ -78,7 +78,9 @@ def in_an_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     return counter
 
 
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in STOPS[::2])]
+)
 def test_a_stop_in_an_evaluation_is_answered_before_its_next_env_step(
     number: int,
     tmp_path: Path,

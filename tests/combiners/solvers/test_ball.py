@@ -20,62 +20,61 @@ def gap_in_ball(gram: Tensor, linear: Tensor, weights: Tensor, dual: Tensor) -> 
     return float((bound - worst) / (dual @ gram.diagonal().sqrt()))
 
 
-@pytest.mark.parametrize("c", [0.02, 0.1, 0.3, 0.9, 1.0])
 @sizes
 @dtypes
 @kinds
-def test_no_step_in_the_ball_is_better(
-    family: str, decades: float, dtype: torch.dtype, tasks: int, c: float
-) -> None:
+def test_no_step_in_the_ball_is_better(family: str, decades: float, dtype: torch.dtype, tasks: int) -> None:
     gram = gramian_of(drawn(family, decades, tasks, seed=7), dtype)
     exact, eps = gram.double(), torch.finfo(dtype).eps
     products = exact.mean(dim=1)
-    linear = products / (c * products.mean().sqrt())
-    weights, dual = best_in_ball(gram, linear, eps=eps)
-    assert (dual >= 0.0).all()
-    assert float(dual.sum()) == pytest.approx(1.0, abs=1e-12)
-    assert float(weights @ exact @ weights) <= 1.0 + 1e-6
     # Where gradients depend on each other, entries in single precision decide no better than their root.
     bound = eps**0.5 if family == "deficient" and dtype == torch.float32 else 1e-5
-    assert gap_in_ball(exact, linear, weights, dual) <= bound
-    with on_tensors():
-        other = best_in_ball(gram, linear, eps=eps).weights
-    apart = other - weights
-    assert float((apart @ exact @ apart).clamp(min=0.0).sqrt()) <= 1e-6
+    for c in (0.02, 0.1, 0.3, 0.9, 1.0):
+        linear = products / (c * products.mean().sqrt())
+        weights, dual = best_in_ball(gram, linear, eps=eps)
+        assert (dual >= 0.0).all(), c
+        assert float(dual.sum()) == pytest.approx(1.0, abs=1e-12), c
+        assert float(weights @ exact @ weights) <= 1.0 + 1e-6, c
+        assert gap_in_ball(exact, linear, weights, dual) <= bound, c
+        if c in (0.02, 0.3, 1.0):  # torch takes all its steps, which is dear
+            with on_tensors():
+                other = best_in_ball(gram, linear, eps=eps).weights
+            apart = other - weights
+            assert float((apart @ exact @ apart).clamp(min=0.0).sqrt()) <= 1e-6, c
 
 
-@pytest.mark.parametrize("c", [0.0, 0.1, 0.5, 0.9, 0.99])
 @sizes
 @dtypes
 @kinds
 def test_no_direction_in_the_cone_is_better(
-    family: str, decades: float, dtype: torch.dtype, tasks: int, c: float
+    family: str, decades: float, dtype: torch.dtype, tasks: int
 ) -> None:
-    rows = drawn(family, decades, tasks, seed=8)
-    gram = gramian_of(rows, dtype)
-    exact = gram.double()
-    found, _, reach = best_in_cone(gram, c, eps=torch.finfo(dtype).eps)
+    gram = gramian_of(drawn(family, decades, tasks, seed=8), dtype)
+    exact, eps = gram.double(), torch.finfo(dtype).eps
     products = exact.mean(dim=1)
     length = products.mean().sqrt()
     lifted = torch.cat((torch.cat((exact, (products / length)[:, None]), 1), torch.ones(1, tasks + 1)))
     lifted[-1, :-1] = products / length
-    gains = lifted @ found
-    assert float(found @ gains) == pytest.approx(1.0, abs=1e-6)
-    assert float(gains[-1]) >= c - 1e-6
-    # Of unit length the value of the dual's own point, |g_w + eta e0| - c eta, proves it. Shorter before it
-    # was stretched, because gradients cancel: tasks with weight gain all the same, and none gains less.
-    dual = found / found[:-1].sum()
-    scale = float(dual[:-1] @ exact.diagonal().sqrt())
-    worst = float(gains[:-1].min())
-    if reach > 1.0 - 1e-9:
-        bound = (dual @ lifted @ dual).clamp(min=0.0).sqrt() - c * dual[-1]
-        assert float(bound) - worst <= 1e-5 * scale
-    else:
-        assert float(dual[:-1] @ gains[:-1]) - worst <= 1e-5 * scale
-    with on_tensors():
-        other = best_in_cone(gram, c, eps=torch.finfo(dtype).eps).weights
-    apart = other - found
-    assert float((apart @ lifted @ apart).clamp(min=0.0).sqrt()) <= 1e-6
+    for c in (0.0, 0.1, 0.5, 0.9, 0.99):
+        found, _, reach = best_in_cone(gram, c, eps=eps)
+        gains = lifted @ found
+        assert float(found @ gains) == pytest.approx(1.0, abs=1e-6), c
+        assert float(gains[-1]) >= c - 1e-6, c
+        # Of unit length the value of the dual's own point, |g_w + eta e0| - c eta, proves it. Shorter
+        # before it was stretched, because gradients cancel: tasks with weight gain all the same, none less.
+        dual = found / found[:-1].sum()
+        scale = float(dual[:-1] @ exact.diagonal().sqrt())
+        worst = float(gains[:-1].min())
+        if reach > 1.0 - 1e-9:
+            bound = (dual @ lifted @ dual).clamp(min=0.0).sqrt() - c * dual[-1]
+            assert float(bound) - worst <= 1e-5 * scale, c
+        else:
+            assert float(dual[:-1] @ gains[:-1]) - worst <= 1e-5 * scale, c
+        if c in (0.0, 0.5, 0.99):
+            with on_tensors():
+                other = best_in_cone(gram, c, eps=eps).weights
+            apart = other - found
+            assert float((apart @ lifted @ apart).clamp(min=0.0).sqrt()) <= 1e-6, c
 
 
 def test_gradients_that_cancel_leave_the_shortest_of_the_best_steps() -> None:
