@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -53,6 +54,7 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache  # a process runs the code that it has loaded, whatever is checked out afterwards
 def _git_commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     # Without this check an installed package would report whatever repository surrounds its environment.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrl.config.presets import (
@@ -212,6 +212,7 @@ def test_values_are_checked_however_they_arrive(layer: dict[str, Any], message: 
         build_config(layer)
 
 
+@settings(max_examples=30)
 @given(
     lr=st.floats(min_value=1e-300, max_value=1e300),
     entropy=st.floats(allow_nan=False, allow_infinity=False),

@@ -26,7 +26,10 @@ def config(**changes: Any) -> Config:
         "replay": ReplayConfig(capacity_per_task=40),
         "network": NetworkConfig(actor_width=16, critic_width=16, actor_depth=2, critic_depth=2),
         "sac": SacConfig(batch_per_task=8),
-        "train": TrainConfig(warmup_steps=15, log_interval=10, checkpoint_interval=25, num_threads=1),
+        # No curves: runs by the scripts draw them, and tests of the sink read them.
+        "train": TrainConfig(
+            warmup_steps=15, log_interval=10, checkpoint_interval=25, num_threads=1, sinks=()
+        ),
         "eval": EvalConfig(interval=30, episodes_per_task=1, final_episodes_per_task=2),
     }
     return Config(**(values | changes))

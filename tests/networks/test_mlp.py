@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform
 
 from mtrl.networks.gaussian import mode_action, sample_action
-from mtrl.networks.linear import linear
-from mtrl.networks.mlp import MLP, TASK_EMBEDDING
+from mtrl.networks.mlp import MLP, TASK_EMBEDDING, linear
 from tests.helpers.plain_sac import load_plain, one_hot_inputs, plain_mlp
 
 

@@ -38,9 +38,9 @@ def plain_loop(method: str, landscape: str, start: str, steps: int, lr: float) -
 
 @pytest.mark.parametrize("method", KINDS)
 def test_trajectories_are_those_of_a_plain_loop(method: str) -> None:
-    run = descend(method, steps=10, lr=0.05)
+    run = descend(method, steps=5, lr=0.05)
     for landscape, start in (("cagrad", "B"), ("nash", "D")):
-        expected = plain_loop(method, landscape, start, 10, 0.05)
+        expected = plain_loop(method, landscape, start, 5, 0.05)
         torch.testing.assert_close(run.paths[landscape][start], expected, rtol=1e-8, atol=1e-8)
 
 

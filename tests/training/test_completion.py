@@ -247,9 +247,9 @@ def test_resume_or_start_starts_resumes_and_leaves_what_is_complete(
     assert (run / "evaluations.jsonl").read_bytes() == before
 
 
-def test_lines_that_a_full_disk_refused_are_written_when_it_has_room(tmp_path: Path) -> None:
-    settings = counting(train=dataclasses.replace(config().train, sinks=()))
-    train(settings, tmp_path / "undisturbed")
+def test_lines_that_a_full_disk_refused_are_written_when_it_has_room(
+    tmp_path: Path, undisturbed: Path
+) -> None:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     sizes = {20: 2000, 40: unlimited[0]}  # two lines fit, checkpoints do not
 
@@ -258,10 +258,10 @@ def test_lines_that_a_full_disk_refused_are_written_when_it_has_room(tmp_path: P
             resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[event.vector_step], unlimited[1]))
 
     try:
-        assert train(settings, tmp_path / "run", callbacks=[bound]).exit_code == 0
+        assert train(counting(), tmp_path / "run", callbacks=[bound]).exit_code == 0
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
+    assert_same_run(undisturbed, tmp_path / "run")
 
 
 def test_a_checkpoint_never_counts_what_no_log_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_replacements_are_for_the_known_version_and_equal_bits_only(
 
 
 def episode(suite: type[MetaWorldSuite]) -> list[StepResult]:
-    goals = {name: vectors[:2] for name, vectors in some_goals(["push-v3", "door-open-v3"], 0).items()}
+    goals = {name: vectors[:2] for name, vectors in some_goals(["push-v3"], 0).items()}
     with TaskVectorEnv(
         suite(tuple(goals), num_goals=2), seed=0, num_workers=1, max_episode_steps=15, goals=goals
     ) as envs:
@@ -182,7 +182,7 @@ print("equal")
 
 
 def test_environments_that_share_a_model_do_as_with_one_of_their_own() -> None:
-    names = ["door-open-v3", "drawer-open-v3", "drawer-close-v3", "basketball-v3", "sweep-into-v3"]
+    names = ["drawer-open-v3", "drawer-close-v3", "basketball-v3"]  # two of one file, and one with live views
     run = subprocess.run([sys.executable, "-c", SHARED, *names], capture_output=True, text=True)
     assert run.stdout.split() == ["equal"], run.stderr
 

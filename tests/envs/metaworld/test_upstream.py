@@ -114,8 +114,9 @@ def test_mt10_equals_upstream_with_random_and_scripted_actions() -> None:
     compare(BENCHMARKS["MT10"], episodes=["random", "scripted", "mixed"], steps=60, reward_version="v2")
 
 
-def test_mt10_with_the_first_reward_version_equals_upstream() -> None:
-    compare(BENCHMARKS["MT10"], episodes=["mixed"], steps=30, reward_version="v1")
+def test_the_first_reward_version_equals_upstreams() -> None:
+    """All tasks: slow, below."""
+    compare(BENCHMARKS["MT10"][::3], episodes=["mixed"], steps=30, reward_version="v1")
 
 
 @pytest.mark.slow
