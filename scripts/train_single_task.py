@@ -1,9 +1,9 @@
-"""SAC of Stable-Baselines3 on one task of ours, as a run directory that mtrl-report and load_runs read.
+r"""SAC of Stable-Baselines3 on one task of ours, as a run directory that mtrl-report and load_runs read.
 
 The upper bound that Delta m compares with, and the check that our agent with one task learns as fast:
 
     mtrl-train --preset single_task --tasks reach-v3 --seed 0 --run-dir runs/single/ours/reach-v3/seed0
-    python scripts/train_single_task.py --preset single_task --task reach-v3 --seed 0 \\
+    python scripts/train_single_task.py --preset single_task --task reach-v3 --seed 0 \
         --run-dir runs/single/sb3/reach-v3/seed0
     mtrl-report runs/single --out single
 
