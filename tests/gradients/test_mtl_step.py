@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from mtrl import mtl_step
 from mtrl.combiners import COMBINERS, make_combiner
@@ -282,7 +283,9 @@ def _trained(
 
 def test_two_processes_step_as_one_with_their_batches_together(tmp_path: Path) -> None:
     names = ["cagrad", "famo", "pcgrad"]
-    spawn(_worker, (str(tmp_path), names), nprocs=2)
+    # One process imports torch, and what its optimisers import at their first step, for both.
+    set_forkserver_preload([__name__, "torch._dynamo"])
+    start_processes(_worker, (str(tmp_path), names), nprocs=2, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name in names:
         values, weights = _trained(name, lambda p, batch: p.losses(batch), distributed=False)
