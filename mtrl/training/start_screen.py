@@ -27,7 +27,7 @@ def describe(
     suite = "".join(
         f"{name.replace('_', ' ')} {value}, "
         for name, value in config.suite_options.items()
-        if value is not None
+        if value is not None and not isinstance(value, Mapping)  # tables stand in config.yaml
     )
     facts = [
         *_methods(config),

@@ -53,6 +53,7 @@ def test_a_short_run_gets_no_advice() -> None:
 @pytest.mark.parametrize(("num_goals", "said"), [(None, "any seed,"), (7, "7 seeds,")])
 def test_episodes_that_start_from_seeds_are_not_counted_as_goals(num_goals: int | None, said: str) -> None:
     suite = build_suite("gymnasium", ["Pendulum-v1"], num_goals=num_goals)
-    options = {"environments": None}  # as `resolve` writes them out
-    assert _describe(90_000, suite, suite_options=options)[0]["protocol"].startswith(said)
+    for environments in (None, {"light": {"id": "Pendulum-v1", "set": {"m": 0.5}}}):
+        facts, _ = _describe(90_000, suite, suite_options={"environments": environments})
+        assert facts["protocol"].startswith(said)
     assert "50 goals," in _describe(90_000)[0]["protocol"]
