@@ -30,7 +30,8 @@ COUNTING: dict[str, Any] = {
 METAWORLD: dict[str, Any] = {"tasks": ("reach-v3", "drawer-close-v3")}
 
 
-BLOCKS = 20  # of neighbouring samples, whose means are nearly independent
+BLOCKS = 20  # at most, of neighbouring samples, whose means are nearly independent
+FEWEST = 6  # samples that tell anything of a slope
 
 
 class Sample(NamedTuple):
@@ -91,7 +92,7 @@ def slope(samples: list[Sample], name: str) -> tuple[float, float]:
 def report(samples: list[Sample]) -> str:
     """Slopes of the second half, when every buffer is full and every cache warm."""
     later = samples[len(samples) // 2 :]
-    if len(later) < BLOCKS:
+    if len(later) < FEWEST:
         return f"{len(samples)} samples are too few for slopes."
     last = later[-1]
     lines = [
@@ -100,6 +101,9 @@ def report(samples: list[Sample]) -> str:
     ]
     for name in Sample._fields[3:]:
         values = [getattr(sample, name) for sample in later]
+        if min(values) == max(values):
+            lines.append(f"  {name}: {values[0]:.2f}, constant")
+            continue
         number, width = slope(later, name)
         lines.append(
             f"  {name}: {values[0]:.2f} -> {values[-1]:.2f} (least {min(values):.2f}, most "
@@ -149,7 +153,7 @@ def main() -> int:
             samples.append(measure(event.vector_step, began))
             print(*(f"{value:.1f}" for value in samples[-1]), file=sys.stderr, flush=True)
             if (
-                flags.out and len(samples) > 2 * BLOCKS
+                flags.out and len(samples) >= 2 * FEWEST
             ):  # what a run that is killed has seen is worth something
                 flags.out.write_text(f"{report(samples)}\n\n{_table(samples)}\n", encoding="utf-8")
             if samples[-1].seconds > flags.seconds:
