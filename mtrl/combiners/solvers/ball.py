@@ -133,7 +133,7 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
             tolerance=tolerance_of(eps),
             first=len(none),
         )
-        reach = (end.weights @ (cosines @ end.weights)).clip(0.0) ** 0.5
+        reach = end.length
         weights = end.weights * join((units.inverse, one * some), 0)
         weights = weights / road.select(reach > 0.0, reach, reach + 1.0)
         return ConeSolution(road.tensor(weights), road.tensor(length), road.tensor(reach))
@@ -155,8 +155,9 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     along = torch.dot(column, tasks) + eta * (length > 0.0) - max(c, _LEAST_COSINE)
     total = tasks.sum()
     some = total > 0.0
-    shares = tasks / torch.where(some, total, 1.0)
-    missed = torch.dot(shares, gains - torch.where(some, worst, 0.0)) + eta * along.clamp(min=0.0)
+    # Of the dual's point, on the simplex: of gradients that nearly cancel the weights themselves are huge.
+    shares, lift = tasks / torch.where(some, total, 1.0), eta / torch.where(some, total, 1.0)
+    missed = torch.dot(shares, gains - torch.where(some, worst, 0.0)) + lift * along.clamp(min=0.0)
     missed = missed + along.clamp(max=0.0).abs() * (length > 0.0)
     scale = torch.dot(shares, squares.sqrt())
     return torch.where(some, missed / torch.where(scale > 0.0, scale, 1.0), 0.0)

@@ -47,6 +47,10 @@ class Road:
         """Return how many corners a path may have; random ones of 25 dependent gradients have up to 47."""
         return 10 * tasks + 50
 
+    def repairs(self, tasks: int) -> int:
+        """Return how often a set of tasks may lose those with negative weights at the end of a path."""
+        return tasks + 1
+
     def select(self, flag: Any, yes: Any, no: Any) -> Any:
         """Return `yes` or `no` by one flag."""
         return yes if flag else no
@@ -123,6 +127,9 @@ class _TensorRoad(Road):
 
     def steps(self, tasks: int) -> int:
         return 2 * tasks + 8
+
+    def repairs(self, tasks: int) -> int:
+        return 2
 
     def select(self, flag: Any, yes: Any, no: Any) -> Any:
         return torch.where(flag, yes, no)

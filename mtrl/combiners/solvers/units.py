@@ -41,4 +41,4 @@ def units_of(road: Road, gram: Any) -> Units:
 
 def tolerance_of(eps: float) -> float:
     """Error of a cosine (see `path.follow`) where the Gramian's entries have the relative error `eps`."""
-    return max(8.0 * eps, 1e-13)
+    return max(8.0 * eps, 1e-11)
