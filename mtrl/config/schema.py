@@ -61,6 +61,9 @@ class ReplayConfig:
     if over 1; `return`: max(std G, max |G| / 10) of the returns G so far (FastTD3, FlashSAC)."""
     n_step: PositiveInt = 1
     """Rewards summed before the bootstrap; windows end with their episode (FastTD3: 8, MTBench SAC: 4)."""
+    curriculum: Annotated[float, Field(ge=0.5, le=1)] = 1.0
+    """Easy transitions first: quantile of a task's TD errors up to which transitions are drawn at the start;
+    it rises to .99 over the run. 1: all are drawn alike (after Data-CUBE)."""
 
 
 @settings("network.")

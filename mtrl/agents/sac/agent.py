@@ -105,6 +105,7 @@ class SACAgent:
             reward_scaling=replay.reward_scaling,
             n_step=replay.n_step,
             gamma=self.config.sac.gamma,
+            curriculum=replay.curriculum,
         )
 
     @property
@@ -135,6 +136,8 @@ class SACAgent:
         train = self.config.train
         self._fit_observations()
         self.update.anneal(progress)
+        if self.replay.curriculum is not None:
+            self.replay.curriculum.advance(progress)
         burst = train.warmup_updates if self.updates == 0 else 0
         for _ in range(train.updates_per_step + burst):
             self.update_from_replay()
@@ -319,6 +322,9 @@ class SACAgent:
     def _update_once(self, actor_too: bool) -> None:
         batches = [self.replay.gather(rows) for rows in self._rows]
         self.update.step(batches, self._noise, actor_too=actor_too)
+        if self.replay.curriculum is not None:
+            batch, errors = self.update.td_errors()
+            self.replay.curriculum.note(self._rows[batch], errors)
 
     def _by_task(self, values: NDArray[Any]) -> Tensor:
         """[T*E, ...] -> [T, E, ...]."""

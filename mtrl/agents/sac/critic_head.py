@@ -65,8 +65,15 @@ class CriticHead(NamedTuple):
 
     def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Mean distance of the twins' values to the target's mean: [T]."""
+        return self._apart(outputs, target).mean(dim=(0, 2))
+
+    def distances(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The same of each sample: [T, B]."""
+        return self._apart(outputs, target).mean(dim=0)
+
+    def _apart(self, outputs: Tensor, target: Tensor) -> Tensor:
         mean = target @ self.atoms.values(target) if self.outputs > 1 else target
-        return (self._each(outputs) - mean).abs().mean(dim=(0, 2))
+        return (self._each(outputs) - mean).abs()
 
     def _logits(self, outputs: Tensor) -> Tensor:
         return outputs + _initial_logits(self.atoms, outputs.dtype, outputs.device)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtrl.agents.sac.curriculum import Curriculum
 from mtrl.agents.sac.n_step import windows
 from mtrl.agents.sac.return_scale import ReturnScale
 from mtrl.agents.sac.ring_view import RingView
@@ -60,6 +61,8 @@ class Replay:
             range of discounted returns (`return_scale`).
         n_step: rewards summed before the bootstrap (`n_step.windows`).
         gamma: discount per env step, of returns and of n-step windows.
+        curriculum: quantile of a task's TD errors up to which transitions are drawn at the start of a run
+            (`curriculum.Curriculum`); 1 draws all alike.
 
     Raises:
         UserError: the buffers do not fit into the device's free memory.
@@ -78,6 +81,7 @@ class Replay:
         reward_scaling: str = "none",
         n_step: int = 1,
         gamma: float = 0.99,
+        curriculum: float = 1.0,
     ) -> None:
         self.num_tasks, self.obs_dim, self.action_dim = num_tasks, obs_dim, action_dim
         self.capacity = max(capacity_per_task // envs_per_task, 1) * envs_per_task
@@ -116,6 +120,11 @@ class Replay:
         )
         self._newest = torch.zeros((), dtype=torch.int64, device=device)  # vector step written last
         self._second_moment = torch.ones(num_tasks, device=device)
+        self.curriculum: Curriculum | None = None
+        if curriculum < 1.0:
+            self.curriculum = Curriculum(
+                num_tasks=num_tasks, capacity=self.capacity, start=curriculum, device=device
+            )
 
     def add(
         self,
@@ -168,6 +177,8 @@ class Replay:
         slots.copy_(rows)
         if self._n_step > 1:
             self._ended[:, self._next : self._next + envs] = ended.to(self._ended.device)
+        if self.curriculum is not None:
+            self.curriculum.forget(self._next, envs)
         self._newest.fill_(self._next // self._envs)
         self._next = (self._next + envs) % self.capacity
         self.size = min(self.size + envs, self.capacity)
@@ -175,7 +186,7 @@ class Replay:
             self._second_moment.lerp_(rows[..., self._reward_column].square().mean(1), EMA_RATE)
 
     def sample(self, batch_per_task: int) -> Batch:
-        """Draw transitions uniformly with replacement, independent ones for each task.
+        """Draw transitions with replacement, independent ones for each task.
 
         Raises:
             ValueError: fewer than batch_per_task transitions are stored per task.
@@ -184,13 +195,17 @@ class Replay:
         return self.gather(self.draw(empty))
 
     def draw(self, index: Tensor) -> Tensor:
-        """Overwrite index [T, B] with uniformly drawn slots, what `gather` takes, and return it.
+        """Overwrite index [T, B] with drawn slots, what `gather` takes, and return it.
+
+        Uniformly, with a curriculum among the transitions that it admits.
 
         Raises:
             ValueError: fewer than B transitions are stored per task.
         """
         if self.size < index.shape[1]:
             raise ValueError(f"cannot sample {index.shape[1]} transitions per task: {self.size} are stored.")
+        if self.curriculum is not None:
+            return self.curriculum.draw(index, self.size, self._stream.generator)
         return torch.randint(self.size, index.shape, generator=self._stream.generator, out=index)
 
     def gather(self, index: Tensor) -> Batch:
@@ -259,6 +274,8 @@ class Replay:
         }
         if self._return_scale is not None:
             part["return_scale"] = self._return_scale.state_dict()
+        if self.curriculum is not None:
+            part["curriculum"] = self.curriculum.state(self.size)
         return {"replay": part, **{f"replay_{number}": piece for number, piece in view.pieces().items()}}
 
     def load_state_parts(self, parts: Mapping[str, Any]) -> None:
@@ -273,6 +290,8 @@ class Replay:
         self._newest.fill_((self._next - self._envs) % self.capacity // self._envs)
         if self._return_scale is not None:
             self._return_scale.load_state_dict(state["return_scale"])
+        if self.curriculum is not None:
+            self.curriculum.load_state(state["curriculum"])
 
 
 def stored_rows(parts: Mapping[str, Any]) -> Tensor:

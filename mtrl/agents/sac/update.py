@@ -23,6 +23,7 @@ from mtrl.agents.sac.totals import Sampled, UpdateTotals
 from mtrl.agents.sac.value_distribution import Atoms
 from mtrl.combiners import Combiner
 from mtrl.config.schema import Config
+from mtrl.errors import UserError
 from mtrl.gradients.descent import Descent, adam_step, make_adam, set_lr
 from mtrl.gradients.flat_parameters import FlatParameters
 from mtrl.gradients.jacobian import LossFunction
@@ -102,7 +103,7 @@ class SACUpdate(nn.Module):
         self.log_alpha = nn.Parameter(start)
         self.temperature_optimizer = make_adam(self.log_alpha, lr=config.sac.temperature_lr)
         self.totals = UpdateTotals(spec.num_tasks).to(device)
-        self._last_critic: tuple[Tensor, Tensor] | None = None  # outputs and target, for `td_error`
+        self._last_critic: tuple[int, Tensor, Tensor] | None = None  # batch, outputs and target
 
     @property
     def optimizers(self) -> tuple[torch.optim.Adam, ...]:
@@ -166,6 +167,7 @@ class SACUpdate(nn.Module):
         """
         targets: dict[int, Tensor] = {}
         evaluated: list[int] = []
+        self._last_critic = None
 
         @torch.no_grad()
         def target(index: int, tasks: Tensor | None) -> Tensor:
@@ -190,7 +192,7 @@ class SACUpdate(nn.Module):
             outputs = self._values(parameters, batch.obs, batch.action, tasks)
             if tasks is None and not evaluated:
                 evaluated.append(index)
-                self._last_critic = (outputs.detach(), known)
+                self._last_critic = (index, outputs.detach(), known)
             return self.head.error(outputs, known)
 
         return function
@@ -233,7 +235,21 @@ class SACUpdate(nn.Module):
         Of at most `sac.batch_per_task` samples of each task: a rough number, but one that costs an update
         nothing. None where the method looks at some tasks only, or before the first update.
         """
-        return None if self._last_critic is None else self.head.distance(*self._last_critic)
+        return None if self._last_critic is None else self.head.distance(*self._last_critic[1:])
+
+    def td_errors(self) -> tuple[int, Tensor]:
+        """The same for each sample, [T, B], of the last update, with the number of the batch.
+
+        Raises:
+            UserError: the critics' method does not look at all tasks.
+        """
+        if self._last_critic is None:
+            raise UserError(
+                f"replay.curriculum needs the critics' errors on all tasks; {self.critic.combiner.name} "
+                "looks at some of them per update. Use another method, or replay.curriculum=1."
+            )
+        index, outputs, target = self._last_critic
+        return index, self.head.distances(outputs, target)
 
     def _step_temperatures(self, seen: ActorEvaluation) -> None:
         """Move the temperatures of the evaluated tasks."""
