@@ -71,7 +71,8 @@ class CAGrad(GramCombiner):
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the duality gap of the last weights over c |g0| and the mean norm under w.
 
-        For the Gramian as it was rounded. Below 1e-5, but 1e-3 for dependent gradients in single precision.
+        For the Gramian as it was rounded. Below 1e-5, but up to 2e-3 in single precision where gradients
+        depend on each other or nearly cancel: the Gramian itself does not hold more (docs/methods.md).
         """
         weights = self.last_weights * self._divisor
         return {**super().metrics(), "residual": around_gap(self._last_gram, self.c, weights, self._dual)}

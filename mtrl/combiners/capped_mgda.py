@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mtrl.combiners._capped import shortest_capped
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.capped import shortest_capped
 
 
 class CappedMGDA(GramCombiner):

@@ -53,5 +53,9 @@ class ConicGrad(GramCombiner):
         self._solution.zero_()
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the duality gap of the last solve relative to the gradients' norms."""
+        """Add `residual`: the duality gap of the last solve relative to the gradients' norms.
+
+        Below 1e-5, but where the Gramian does not hold more: gradients that all lie within 1e-5 of one line,
+        or that cancel to a mean of less than 1e-5 of their length (single precision: 1e-3; docs/methods.md).
+        """
         return {**super().metrics(), "residual": cone_gap(self._last_gram, self.c, self._solution)}

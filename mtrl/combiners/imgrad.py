@@ -61,9 +61,13 @@ class IMGrad(GramCombiner):
         self._rho.fill_(1.0)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `rho` and `residual`, the last duality gap over rho c |g0| and the mean norm under w."""
+        """Add `rho` and `residual`, the last duality gap over c |g0| and the mean norm under w.
+
+        For the Gramian as it was rounded, with CAGrad's figures where gradients cancel.
+        """
         weights = self.last_weights * self._divisor
         gap = around_gap(self._last_gram, self.c, weights, self._dual, self._factor())
+        gap = gap * self._rho.clamp(min=_LOWEST).squeeze(0)
         return {**super().metrics(), "rho": self._rho.squeeze(0), "residual": gap}
 
     def _factor(self) -> Tensor:

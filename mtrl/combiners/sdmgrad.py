@@ -82,7 +82,11 @@ class SDMGrad(GramCombiner):
         self.w.fill_(1.0 / self.num_tasks)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the KKT gap of w relative to the objective's scale."""
+        """Add `residual`: the KKT gap of w relative to the objective's scale.
+
+        Below 1e-5, but up to 1e-3 in single precision where gradients depend on each other or nearly cancel
+        (docs/methods.md).
+        """
         matrix = shifted(self._last_gram, self.lam)
         gradient = matrix @ self.w
         scale = matrix.diagonal().mean()

@@ -47,6 +47,8 @@ def _row_space(jacobian: Tensor) -> np.ndarray:
 
 def _best(rows: np.ndarray, constraints: Any) -> float:
     norms = np.linalg.norm(rows, axis=1)
+    there = norms > 0.0  # no direction improves a task without a gradient
+    rows, norms = rows[there], norms[there]
     smallest = float(norms.min())
     direction, worst = cp.Variable(rows.shape[1]), cp.Variable()
     improvements = (rows / norms[:, None]) @ direction >= worst * (smallest / norms)

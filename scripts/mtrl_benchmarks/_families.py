@@ -40,6 +40,35 @@ def _deficient(generator: torch.Generator, tasks: int, parameters: int) -> Tenso
     return _normal(generator, tasks, rank) @ _normal(generator, rank, parameters)
 
 
+def _near_opposite(distance: float) -> Family:
+    """All along one line, both ways, but for a part of their length."""
+
+    def family(generator: torch.Generator, tasks: int, parameters: int) -> Tensor:
+        line = _normal(generator, 1, parameters)
+        signs = (-1.0) ** torch.arange(tasks, dtype=torch.float64).unsqueeze(-1)
+        return signs * line + distance * _normal(generator, tasks, parameters)
+
+    return family
+
+
+def _opposed_pairs(distance: float) -> Family:
+    """Tasks in pairs, each the opposite of the other but for a part of its length."""
+
+    def family(generator: torch.Generator, tasks: int, parameters: int) -> Tensor:
+        rows = _normal(generator, tasks, parameters)
+        rest = distance * _normal(generator, tasks // 2, parameters)
+        rows[1::2] = rest - rows[: tasks - tasks % 2 : 2]
+        return rows
+
+    return family
+
+
+def _zero_row(generator: torch.Generator, tasks: int, parameters: int) -> Tensor:
+    rows = _normal(generator, tasks, parameters)
+    rows[tasks // 2] = 0.0
+    return rows
+
+
 FAMILIES: dict[str, Family] = {
     "iid": _iid,
     "common": _common,
@@ -50,8 +79,15 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-# Norms over eight decades, for the accuracy of our own solvers; peers and the conic solver give up there.
-EXTREME: dict[str, Family] = {"spread_4": _spread(4.0)}
+# For the accuracy of our own solvers; peers and, at eight decades of norms, the conic solver give up there.
+EXTREME: dict[str, Family] = {
+    "spread_4": _spread(4.0),
+    "near_opposite_2": _near_opposite(1e-2),
+    "near_opposite_3": _near_opposite(1e-3),
+    "near_opposite_5": _near_opposite(1e-5),
+    "opposed_pairs_2": _opposed_pairs(1e-2),
+    "zero_row": _zero_row,
+}
 
 
 def jacobian(family: str, tasks: int, seed: int, parameters: int | None = None) -> Tensor:

@@ -23,7 +23,7 @@ from mtrl_benchmarks.report import note
 
 NAMES = ("mtrl", "torchjd", "published", "published_rl")
 C, LAM, ALPHA = 0.9, 0.6, 2.0  # of CAGrad, SDMGrad and FairGrad in all implementations
-_CONSTANT = {"cagrad": "c", "conicgrad": "c", "sdmgrad": "lam", "fairgrad": "alpha"}
+_CONSTANT = {"cagrad": "c", "conicgrad": "c", "capped_mgda": "cap", "sdmgrad": "lam", "fairgrad": "alpha"}
 Weights = Callable[[Tensor], Tensor]
 
 
@@ -58,8 +58,8 @@ def implementation(
 ) -> Implementation | None:
     """Return a fresh instance; None where `name` does not offer `method`.
 
-    `constant` is CAGrad's or ConicGrad's c, SDMGrad's lam or FairGrad's alpha; None: those above,
-    ConicGrad's own.
+    `constant` is CAGrad's or ConicGrad's c, capped MGDA's cap, SDMGrad's lam or FairGrad's alpha; None: those
+    above, ConicGrad's and capped MGDA's own.
     """
     more: dict[str, Any] = {} if constant is None else {_CONSTANT[method]: constant}
     if name == "mtrl":

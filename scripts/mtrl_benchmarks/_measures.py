@@ -31,17 +31,21 @@ def simplex_part(weights: Tensor, lam: float = 0.0) -> Tensor:
 
 
 def simplex_gap(gram: Tensor, w: Tensor, lam: float = 0.0) -> float:
-    """KKT gap of |g_w + lam g0|^2 / 2 on the simplex, relative to the mean of |g_i + lam g0|^2 under w."""
+    """KKT gap of |g_w + lam g0|^2 / 2 on the simplex, over the mean of |g_i + lam g0|^2 + |g_i|^2 under w.
+
+    The second part is what rounding of the Gramian is relative to where g_i + lam g0 nearly vanishes.
+    """
     shifted = gram + lam * (gram.mean(0).unsqueeze(0) + gram.mean(0).unsqueeze(1)) + lam**2 * gram.mean()
     slope = shifted @ w
-    scale = w @ shifted.diagonal()
+    scale = w @ (shifted.diagonal() + gram.diagonal())
     return float((w @ slope - slope.min()) / scale)
 
 
 def bargaining_residual(gram: Tensor, weights: Tensor) -> float:
     """max_i |a_i (Ma)_i - 1| after undoing a clip of the direction's length."""
     products = weights * (gram @ weights)
-    return float((products * len(weights) / products.sum() - 1.0).abs().max())
+    there = gram.diagonal() > 0.0
+    return float((products[there] * there.sum() / products.sum() - 1.0).abs().max())
 
 
 def fairness_residual(gram: Tensor, weights: Tensor) -> float:

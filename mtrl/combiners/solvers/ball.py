@@ -27,6 +27,7 @@ class ConeSolution(NamedTuple):
     reach: Tensor  # 0-dim; below 1 where gradients cancel
 
 
+_NO_LENGTH = 1e-16  # of the mean squared norm
 _LEAST_COSINE = 1e-8  # of the cone; at 0 the direction would have no length where gradients cancel
 
 
@@ -50,11 +51,15 @@ def best_around(
 
 
 def around_gap(gram: Tensor, c: float, weights: Tensor, dual: Tensor, factor: Tensor | None = None) -> Tensor:
-    """Return `ball_gap` of the direction of these weights [T] around the mean gradient, a 0-dim tensor."""
+    """Return `ball_gap` of the direction of these weights [T] around the mean gradient, a 0-dim tensor.
+
+    0 without a ball, where by the Gramian's rounding the mean gradient has no length.
+    """
     road = road_of(gram)
     linear, radius = (road.tensor(part) for part in _gains(road, road.ready(gram), 1.0 / len(gram), c))
     step = (weights - 1.0 / len(gram)) / torch.where(radius > 0.0, radius, torch.inf)
-    return ball_gap(gram, linear if factor is None else linear * factor, step, dual)
+    gap = ball_gap(gram, linear if factor is None else linear * factor, step, dual)
+    return torch.where(radius > 0.0, gap, 0.0)
 
 
 def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> BallSolution:
@@ -74,7 +79,10 @@ def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> BallSolution:
 def _gains(road: Road, gram: Any, centre: Any, c: float) -> tuple[Any, Any]:
     """What each task gains at g0 = centre @ G, over the radius c |g0|, [T]; and this radius."""
     products = (gram * centre).sum(1)
-    radius = c * (products * centre).sum().clip(0.0) ** 0.5
+    square = (products * centre).sum()
+    # Below the rounding error of this sum g0 has no length, and no gain is one of the order of the radius.
+    square = road.select(square > _NO_LENGTH * gram.diagonal().sum() / len(gram), square, square * 0.0)
+    radius = c * square**0.5
     return products / road.select(radius > 0.0, radius, radius + 1.0), radius
 
 

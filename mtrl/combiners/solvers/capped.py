@@ -22,7 +22,7 @@ from mtrl.combiners.solvers.units import tolerance_of, units_of
 
 _STEPS = 40  # 9 to 32 are needed; only float32 gradients that depend on each other took all of them
 _TO_BOUNDARY = 0.995  # share of the way to the nearest bound that a step may use
-_SOLVED = 1e-20  # gap relative to the objective, at least to the shortest gradient's, at which steps end
+_SOLVED = 1e-16  # gap relative to the objective, at least to the shortest gradient's, at which steps end
 _ROOM = 1e-9  # what the caps must exceed 1 by together, or all of them bind
 
 

@@ -4,7 +4,8 @@ For each task i a quadratic program in the gradients' weights: min v'Mv subject 
 on active sets, all programs as one batch, are exact once the sets are right, and count only where they lower
 the violation of optimality. The sets come from Douglas-Rachford splitting, a matrix product per step for all
 programs at once; on a CPU that is usually the end. Where gradients depend on each other, and wherever nobody
-may look, they come a second time from Mehrotra's interior-point steps.
+may look, they come a second time from Mehrotra's interior-point steps. What both have missed a CPU finds by
+walking a path (see `path`), a program at a time: in the worst case, fifty tasks along a line, for .4 s.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.roads import converged
+from mtrl.combiners.solvers.path import follow
+from mtrl.combiners.solvers.roads import converged, road_of
+from mtrl.combiners.solvers.units import tolerance_of
 
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
 _START = 1.0  # of the products, and least of their multipliers; dependent gradients have large products
 _EXACT_STEPS = 3
 _SOLVED = 1e-12  # violation of optimality at which a program of unit gradients counts as solved
-_SPLITTING_STEPS = 30
+_SPLITTING_STEPS = 16  # more help only gradients that depend on each other, and these too little
 _SHIFT, _RELAXATION = 0.1, 1.6  # of the splitting
 
 
@@ -38,6 +41,8 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
             violated = torch.fmin(new_violated, violated)
             if converged(violated.amax(), max(_SOLVED, 1e-2 * ridge)):
                 break
+        else:
+            x = _walked(cosine, x, violated, max(_SOLVED, 1e-2 * ridge))
         return x + unit
 
 
@@ -86,6 +91,27 @@ def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     for _ in range(_SPLITTING_STEPS):
         state = torch.addmm(constant, torch.cat((state, state.clamp(min=0.0)), 1), both)
     return state.clamp(min=0.0)
+
+
+def _walked(cosine: Tensor, x: Tensor, violated: Tensor, bound: float) -> Tensor:
+    # y = C x + C e_i >= 0 for the shortest x @ G: the end nu = 0 of a path that asks all for the same.
+    road = road_of(cosine)
+    if not road.known((violated > bound).any()):  # never known where nobody may look
+        return x
+    x = x.clone()
+    with road.quiet():
+        matrix = road.ready(cosine)
+        asked = road.unit(matrix).sum(0)
+        for program in torch.nonzero(violated[:, 0] > bound)[:, 0].tolist():
+            # The ridge is in the cosines: what they say of dependence is exact.
+            end = follow(
+                road, matrix, asked, matrix[:, program], to_length=False, tolerance=tolerance_of(0.0)
+            )
+            walked = road.tensor(end.weights)
+            product = cosine @ walked + cosine[program]
+            if float(torch.minimum(walked, product).abs().amax()) < float(violated[program]):
+                x[program] = walked
+    return x
 
 
 def _interior_steps(cosine: Tensor, unit: Tensor) -> Tensor:

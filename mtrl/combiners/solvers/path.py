@@ -24,7 +24,9 @@ from mtrl.combiners.solvers.roads import Road
 _STEEP = 0.1  # share of the rounding error of amounts below which a rate counts as none
 _ROUNDING = 1e-14  # of sums of as many terms as there are tasks, in double precision
 _CANCELLED = 4.0  # most of that bound which the squared length of a mix that cancels may be
-_AGAIN = 0.125  # of that bound for a task that has been replaced: between the two none would replace the other
+_AGAIN = (
+    0.125  # of that bound for a task that has been replaced: between the two none would replace the other
+)
 _SHAKY = 1e-6  # the same at which pivots cost digits: from there on the tableau is made anew
 _CLEARLY = 1e-2  # squared distance from the others' span at which a unit gradient is independent in any dtype
 
@@ -118,7 +120,9 @@ def follow(
         if road.known(shaky):
             tableau = _made(road, cosines, amounts, offsets, active)
     amount = road.select(abs(amount) < xp.inf, amount, start)  # infinite where nobody is in A
-    weights, square = _refined(road, cosines, amounts, offsets, active, amount, reached if to_length else None)
+    weights, square = _refined(
+        road, cosines, amounts, offsets, active, amount, reached if to_length else None
+    )
     if not road.known(xp.isfinite(weights).all()):  # by its rounding errors the last set may be dependent
         on_the_way = xp.where(active, tableau[:tasks, tasks] - amount * tableau[:tasks, tasks + 1], 0.0)
         weights = xp.where(xp.isfinite(weights), weights, on_the_way.clip(0.0))
@@ -130,10 +134,10 @@ def follow(
 def _refined(
     road: Road, cosines: Any, amounts: Any, offsets: Any, active: Any, amount: Any, reached: Any | None
 ) -> tuple[Any, Any]:
-    """Return v and |x|^2 for the set that the path ended with, free of the rounding errors of the way there.
+    """Return v and |x|^2 for the last set of the path, free of the rounding errors of the way there.
 
-    Where |x| = 1 was `reached` its nu is found anew, too. Who weighs less than nothing by these errors leaves:
-    the rest makes up for it, which a weight that is only cut off would not let it.
+    Where |x| = 1 was `reached` its nu is found anew, too. Who weighs less than nothing by these errors
+    leaves: the rest makes up for it, which a weight that is only cut off would not let it.
     """
     xp = road.xp
     beside = xp.stack((offsets, amounts), 1)
@@ -164,7 +168,8 @@ def _made(road: Road, cosines: Any, amounts: Any, offsets: Any, active: Any) -> 
     unit = road.unit(whole)
     matrix = xp.where(inside[:, None] & inside[None, :], whole, xp.where(inside[:, None], 0.0, unit))
     both = road.solve(
-        matrix, xp.concatenate((xp.where(inside[:, None], whole, 0.0), xp.where(inside[:, None], unit, 0.0)), 1)
+        matrix,
+        xp.concatenate((xp.where(inside[:, None], whole, 0.0), xp.where(inside[:, None], unit, 0.0)), 1),
     )
     shares, inverse = both[:, : len(whole)], both[:, len(whole) :]
     outside = whole - whole @ shares

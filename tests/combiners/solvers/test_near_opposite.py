@@ -1,4 +1,4 @@
-"""Gradients that cancel but for a part of their length near what their Gramian resolves: proofs still hold."""
+"""Gradients that cancel up to a part of their length near what their Gramian resolves: proofs still hold."""
 
 from __future__ import annotations
 
