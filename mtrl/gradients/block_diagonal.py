@@ -15,6 +15,10 @@ def block_diagonal_penalty(weights: Tensor, groups: int) -> Tensor:
     eigenvalues as the graph has parts. The penalty is 0 exactly where the weights fall into at least `groups`
     blocks.
 
+    Training has no option for it: eigenvalues are computed with a look at the host, which an update that is
+    one CUDA graph cannot have, and of its use in reinforcement learning nothing is published. A loop of your
+    own adds it to the losses (docs/without-rl.md).
+
     Args:
         weights: [H, T], from H features to T tasks' outputs; differentiable.
         groups: blocks to aim at, at most H + T.
