@@ -84,7 +84,8 @@ class SDMGrad(GramCombiner):
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the KKT gap of w relative to the objective's scale.
 
-        Below 1e-5, but up to 1e-3 in single precision where gradients depend on each other or nearly cancel
+        Below 1e-5, but up to 1e-3 in single precision where gradients depend on each other or nearly cancel;
+        where fifty cancel to 1e-3 of their length a solve in eight has failed, with a residual of 2
         (docs/methods.md).
         """
         matrix = shifted(self._last_gram, self.lam)
