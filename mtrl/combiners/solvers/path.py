@@ -148,7 +148,8 @@ def _refined(
         both = road.solve(matrix, right)
         if reached is not None:
             squares = right.T @ both
-            amount = road.select(reached, _root(road, squares[0, 0], squares[0, 1], squares[1, 1]), amount)
+            nu = _root(road, squares[0, 0], squares[0, 1], squares[1, 1])
+            amount = road.select(reached & (nu < xp.inf), nu, amount)  # infinite where nobody is in A
         weights = amount * both[:, 1] - both[:, 0]
         lost = weights < 0.0
         if road.known(~lost.any()):
