@@ -38,13 +38,15 @@ _NOT_SIMULATION = (
     "python", "platform", "cpu", "cores", "torch", "numpy", "mtrl", "cuda", "cuda_device", "git_commit",
 )  # fmt: skip
 _MISSING = "not recorded"
+_OPTIONS = "method_options."
 
 
 class Group(NamedTuple):
     """Runs of one configuration that differ in their seeds: a row of the tables."""
 
-    label: str  # method, options, and where the groups differ otherwise
+    label: str  # method, and what tells it from the other groups
     method: str
+    options: str  # of the method, all of them
     runs: tuple[Run, ...]  # by seed
 
     @property
@@ -93,7 +95,12 @@ def group(runs: Sequence[Run]) -> list[Group]:
     for row, settings in zip(rows.values(), configurations, strict=True):
         _check_seeds(row)
         ordered = tuple(sorted(row, key=lambda run: run.seed))
-        groups.append(Group(_label(settings, differing), row[0].method, ordered))
+        # Figures have no room for options that tell nothing apart: those of other methods differ anyway.
+        same = _differing([other for other in configurations if other["method"] == settings["method"]])
+        told_apart = {key for key in differing if key in same or not key.startswith(_OPTIONS)}
+        options = _words(settings, [key for key in settings if key.startswith(_OPTIONS)])
+        label = _label(settings, told_apart - {"method"})
+        groups.append(Group(label, row[0].method, options, ordered))
     return groups
 
 
@@ -129,20 +136,15 @@ def _check_seeds(runs: Sequence[Run]) -> None:
         seen[run.seed] = run
 
 
-def _label(settings: Mapping[str, Any], differing: set[str]) -> str:
-    """Method with its options, and whatever else is not the same in all rows."""
-    shown = {
-        key.removeprefix("method_options."): _text(value)
-        for key, value in settings.items()
-        if key.startswith("method_options.")
-    }
-    shown |= {
-        key: _text(settings.get(key, _MISSING))
-        for key in sorted(differing)
-        if key != "method" and not key.startswith("method_options.")
-    }
-    words = ", ".join(f"{key}={value}" for key, value in shown.items())
+def _label(settings: Mapping[str, Any], told_apart: set[str]) -> str:
+    """Method, with its options among the keys `told_apart` and then the other settings among them."""
+    words = _words(settings, sorted(told_apart, key=lambda key: (not key.startswith(_OPTIONS), key)))
     return f"{settings['method']} ({words})" if words else str(settings["method"])
+
+
+def _words(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+    shown = {key.removeprefix(_OPTIONS): _text(settings.get(key, _MISSING)) for key in keys}
+    return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
 def _differing(configurations: Sequence[Mapping[str, Any]]) -> set[str]:

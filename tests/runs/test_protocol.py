@@ -46,6 +46,21 @@ def test_options_and_other_settings_make_rows_and_labels(tmp_path: Path) -> None
     ]
 
 
+def test_options_that_tell_no_rows_apart_are_not_in_the_labels(tmp_path: Path) -> None:
+    methods = {"mean": {}, "cagrad": {"c": 0.1, "rescale": 1}, "sdmgrad": {"lam": 0.6}}
+    runs = [
+        _run(tmp_path / method, method=method, config={"method_options": options})
+        for method, options in methods.items()
+    ]
+    groups = group(runs)
+    assert [row.label for row in groups] == ["mean", "cagrad", "sdmgrad"]
+    assert [row.options for row in groups] == ["", "c=0.1, rescale=1", "lam=0.6"]
+    runs.append(
+        _run(tmp_path / "other", method="cagrad", config={"method_options": {"c": 0.4, "rescale": 1}})
+    )
+    assert [row.label for row in group(runs)] == ["mean", "cagrad (c=0.1)", "sdmgrad", "cagrad (c=0.4)"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

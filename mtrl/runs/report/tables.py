@@ -80,6 +80,9 @@ def final_table(comparison: Comparison) -> Table:
         notes.append(f"Published numbers have other protocols. mtrl line: {MTRL}; Meta-World+: {PLUS}.")
     if any(len(row.finished) < len(row.runs) for row in comparison.groups):
         notes.append("Unfinished runs are left out.")
+    options = {f"{row.method} ({row.options})": None for row in comparison.groups if row.options}
+    if options:
+        notes.append(f"Options: {'; '.join(options)}.")
     return Table(
         "final", "Final scores", tuple(columns), list(zip(*columns.values(), strict=True)), " ".join(notes)
     )
