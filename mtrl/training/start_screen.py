@@ -51,7 +51,7 @@ def describe(
     if device.type == "cpu" and config.steps - start > LONG_RUN_STEPS:
         notes.append(
             "Without a GPU this protocol may take days; the progress bar will tell. "
-            "`--preset laptop` trains MT10 on two CPU cores in about half an hour."
+            "`--preset laptop` trains MT10 on two CPU cores within an hour."
         )
     return f"mtrl: {benchmark}, {config.method}", facts, notes
 
