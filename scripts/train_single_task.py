@@ -53,7 +53,7 @@ _THEIRS: Mapping[str, Mapping[str, Any]] = {
         "critic_loss": "squared", "observation_norm": "none",
     },
     "train": {"warmup_updates": 0},
-    "replay": {"reward_scaling": "none", "n_step": 1},
+    "replay": {"reward_scaling": "none", "n_step": 1, "curriculum": 1.0},
 }  # fmt: skip
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from mtrl import Config, train
 from mtrl.runs.checkpoint import load_checkpoint
+from mtrl.runs.directory import has_checkpoint
 from mtrl.training.evaluate import evaluate
 from mtrl.training.results import Event
 from mtrl.training.run import resume_or_start, resume_training
@@ -24,6 +27,14 @@ SAVES = (signal.SIGUSR1, signal.SIGUSR2)
 
 def counting(**changes: Any) -> Config:
     return config(**COUNTING, **changes)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_ignores_hangups() -> Iterator[None]:
+    """As in a terminal: under nohup a run ignores SIGHUP, and so would these."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def send(number: int) -> None:
@@ -135,6 +146,8 @@ def test_between_steps_both_save_at_the_step_they_meet(number: int, code: int, t
 def test_a_second_stop_leaves_at_once_and_says_how_to_go_on(step: int, flag: str, tmp_path: Path) -> None:
     def stop_twice(event: Event) -> None:
         if event.kind == "log" and event.vector_step == step:
+            while step == 40 and not has_checkpoint(run):  # that of step 25 is written beside training
+                time.sleep(0.01)
             send(signal.SIGINT)
             send(signal.SIGINT)
 
