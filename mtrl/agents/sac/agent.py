@@ -323,8 +323,8 @@ class SACAgent:
         batches = [self.replay.gather(rows) for rows in self._rows]
         self.update.step(batches, self._noise, actor_too=actor_too)
         if self.replay.curriculum is not None:
-            batch, errors = self.update.td_errors()
-            self.replay.curriculum.note(self._rows[batch], errors)
+            for batch, tasks, errors in self.update.td_errors():
+                self.replay.curriculum.note(self._rows[batch], errors, tasks)
 
     def _by_task(self, values: NDArray[Any]) -> Tensor:
         """[T*E, ...] -> [T, E, ...]."""

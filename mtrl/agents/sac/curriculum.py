@@ -56,9 +56,15 @@ class Curriculum:
         first = torch.argsort(hard.to(torch.int8), dim=1, stable=True)[:, :batch]
         return index.copy_(drawn.gather(1, first))
 
-    def note(self, index: Tensor, errors: Tensor) -> None:
-        """Remember the errors [T, B] of slots [T, B]; of a slot drawn twice the larger one."""
-        self._errors.scatter_reduce_(1, index, errors, "amax", include_self=False)
+    def note(self, index: Tensor, errors: Tensor, tasks: Tensor | None = None) -> None:
+        """Remember errors [N, B] of `tasks` [N] or of all, in slots [T, B]; of one drawn twice the larger."""
+        if tasks is None:
+            tasks = torch.arange(len(index), device=index.device)
+        # Flat, as a table of some tasks' rows would be a copy.
+        slots = index[tasks] + tasks.unsqueeze(1) * self._errors.shape[1]
+        self._errors.view(-1).scatter_reduce_(
+            0, slots.flatten(), errors.flatten(), "amax", include_self=False
+        )
 
     def forget(self, first: int, number: int) -> None:
         """Admit what is written to a stretch of slots."""

@@ -23,7 +23,6 @@ from mtrl.agents.sac.totals import Sampled, UpdateTotals
 from mtrl.agents.sac.value_distribution import Atoms
 from mtrl.combiners import Combiner
 from mtrl.config.schema import Config
-from mtrl.errors import UserError
 from mtrl.gradients.descent import Descent, adam_step, make_adam, set_lr
 from mtrl.gradients.flat_parameters import FlatParameters
 from mtrl.gradients.jacobian import LossFunction
@@ -39,6 +38,15 @@ class ActorEvaluation(NamedTuple):
     log_prob: Tensor  # [N, B]
     value: Tensor  # [N, B], the critics', of the sampled actions
     tasks: Tensor | None  # int64 [N]; None: all
+
+
+class CriticEvaluation(NamedTuple):
+    """What one evaluation of the critics' losses compared; N tasks."""
+
+    batch: int
+    tasks: Tensor | None  # int64 [N]; None: all
+    outputs: Tensor  # of the twins, [2, N, B] or with a distribution behind
+    target: Tensor
 
 
 class SACUpdate(nn.Module):
@@ -103,7 +111,7 @@ class SACUpdate(nn.Module):
         self.log_alpha = nn.Parameter(start)
         self.temperature_optimizer = make_adam(self.log_alpha, lr=config.sac.temperature_lr)
         self.totals = UpdateTotals(spec.num_tasks).to(device)
-        self._last_critic: tuple[int, Tensor, Tensor] | None = None  # batch, outputs and target
+        self._evaluations: list[CriticEvaluation] = []  # in the last update, see `critic_losses`
 
     @property
     def optimizers(self) -> tuple[torch.optim.Adam, ...]:
@@ -163,11 +171,10 @@ class SACUpdate(nn.Module):
     def critic_losses(self, batches: Sequence[Batch], noise: Tensor, alpha: Tensor) -> LossFunction:
         """Critic losses [T], or [N] of some tasks; targets of a batch are computed once.
 
-        noise [K, T, B, A].
+        noise [K, T, B, A]. Evaluations up to the first one of all tasks are remembered.
         """
         targets: dict[int, Tensor] = {}
-        evaluated: list[int] = []
-        self._last_critic = None
+        self._evaluations = []
 
         @torch.no_grad()
         def target(index: int, tasks: Tensor | None) -> Tensor:
@@ -190,9 +197,8 @@ class SACUpdate(nn.Module):
             known = target(index, tasks) if known is None else _of_tasks(known, tasks)
             batch = batches[index].of_tasks(tasks)
             outputs = self._values(parameters, batch.obs, batch.action, tasks)
-            if tasks is None and not evaluated:
-                evaluated.append(index)
-                self._last_critic = (index, outputs.detach(), known)
+            if all(seen.tasks is not None for seen in self._evaluations):
+                self._evaluations.append(CriticEvaluation(index, tasks, outputs.detach(), known))
             return self.head.error(outputs, known)
 
         return function
@@ -235,21 +241,15 @@ class SACUpdate(nn.Module):
         Of at most `sac.batch_per_task` samples of each task: a rough number, but one that costs an update
         nothing. None where the method looks at some tasks only, or before the first update.
         """
-        return None if self._last_critic is None else self.head.distance(*self._last_critic[1:])
+        whole = [seen for seen in self._evaluations if seen.tasks is None]
+        return self.head.distance(whole[0].outputs, whole[0].target) if whole else None
 
-    def td_errors(self) -> tuple[int, Tensor]:
-        """The same for each sample, [T, B], of the last update, with the number of the batch.
-
-        Raises:
-            UserError: the critics' method does not look at all tasks.
-        """
-        if self._last_critic is None:
-            raise UserError(
-                f"replay.curriculum needs the critics' errors on all tasks; {self.critic.combiner.name} "
-                "looks at some of them per update. Use another method, or replay.curriculum=1."
-            )
-        index, outputs, target = self._last_critic
-        return index, self.head.distances(outputs, target)
+    def td_errors(self) -> list[tuple[int, Tensor | None, Tensor]]:
+        """The same for each sample that the last update looked at: batch, tasks (or None), errors [N, B]."""
+        return [
+            (seen.batch, seen.tasks, self.head.distances(seen.outputs, seen.target))
+            for seen in self._evaluations
+        ]
 
     def _step_temperatures(self, seen: ActorEvaluation) -> None:
         """Move the temperatures of the evaluated tasks."""

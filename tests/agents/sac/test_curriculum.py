@@ -13,7 +13,6 @@ from mtrl.agents.base import Transitions
 from mtrl.agents.sac.agent import SACAgent
 from mtrl.agents.sac.curriculum import Curriculum
 from mtrl.agents.sac.replay import Replay
-from mtrl.errors import UserError
 from tests.helpers.agents import ACTION, CPU, OBS, TASKS, sac_agent, sac_config
 
 
@@ -110,10 +109,8 @@ def test_an_update_notes_the_errors_of_what_it_drew() -> None:
     curriculum = agent.replay.curriculum
     assert curriculum is not None
     assert curriculum.share == pytest.approx(0.6 + 0.4 * 0.25)
-    last = agent.update._last_critic
-    assert last is not None
-    _, values, target = last
-    rows, expected = agent._rows[0], (values - target).abs().mean(0)
+    (seen,) = agent.update._evaluations
+    rows, expected = agent._rows[0], (seen.outputs - seen.target).abs().mean(0)
     for task in range(TASKS):
         for place, slot in enumerate(rows[task].tolist()):
             same = expected[task][rows[task] == slot]
@@ -133,7 +130,24 @@ def test_a_resumed_agent_draws_the_same() -> None:
     assert torch.equal(agent.update.critic.flat.vector, other.update.critic.flat.vector)
 
 
-def test_methods_that_look_at_some_tasks_are_refused() -> None:
-    agent = sac_agent(sac_config("m_config", replay={"curriculum": 0.5}))
-    with pytest.raises(UserError, match=r"replay.curriculum needs .* m_config looks"):
-        taught(agent, 12)
+@pytest.mark.parametrize("method", ["m_config", "sdmgrad_os", "cagrad_fast", "turns"])
+def test_methods_that_look_at_some_tasks_renew_the_errors_of_these(method: str) -> None:
+    agent = sac_agent(sac_config(method, replay={"curriculum": 0.5}))
+    curriculum = agent.replay.curriculum
+    assert curriculum is not None
+    taught(agent, 8)
+    for _ in range(12):
+        before = curriculum._errors.clone()
+        taught(agent, 1)
+        changed = (curriculum._errors != before).nonzero().tolist()
+        assert changed
+        looked_at = [
+            (task, int(slot))
+            for seen in agent.update._evaluations
+            for task in (range(TASKS) if seen.tasks is None else seen.tasks.tolist())
+            for slot in agent._rows[seen.batch][task]
+        ]
+        # What is written over is forgotten, too.
+        new = {(task, slot) for task, slot in map(tuple, changed) if curriculum._errors[task, slot] > 0.0}
+        assert new <= set(looked_at)
+    assert (curriculum._errors.amax(1) > 0.0).all()  # in the end of every task
