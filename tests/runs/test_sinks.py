@@ -1,0 +1,129 @@
+"""A user's own sinks, and those of the package on a full disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mtrl
+from mtrl.runs.evaluation import Evaluation
+from mtrl.runs.logging import RunInfo, Stamp
+from tests.helpers.logs import NUM_ENVS, RESULT, TASKS, lines, log_steps, open_log
+
+# -- a user's own sinks -------------------------------------------------------------------------------------
+
+
+class Listener:
+    """A sink that keeps what it is told and fails when asked to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.heard: list[Any] = []
+        self.error = error
+
+    def open(self, run: RunInfo) -> None:
+        self.heard.append(run)
+
+    def metrics(self, stamp: Stamp, scalars: Any, per_task: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self.heard.append((stamp.vector_step, dict(scalars), dict(per_task)))
+
+    def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
+        self.heard.append((stamp.env_steps, result, final))
+
+    def close(self) -> None:
+        self.heard.append("closed")
+
+
+def test_a_sink_hears_everything_in_order(tmp_path: Path) -> None:
+    sink = Listener()
+    log = open_log(tmp_path, None, sink)
+    log_steps(log, [10])
+    log.evaluation(log.stamp(10, NUM_ENVS), RESULT, final=True)
+    log.close()
+    log.close()
+    run, *rest = sink.heard
+    assert (run.path, run.task_names, run.resumed_at) == (tmp_path, TASKS, None)
+    assert rest == [
+        (10, {"train/critic_loss": 10.0}, {"alpha": {"reach-v3": 10.0, "push-v3": -10.0}}),
+        (60, RESULT, True),
+        "closed",
+    ]
+
+
+def test_a_sink_that_cannot_write_is_left_out_with_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, other = Listener(ConnectionError("no network")), Listener()
+    log = open_log(tmp_path, None, broken, other)
+    log_steps(log, [10, 20])
+    log.close()
+    assert capsys.readouterr().err == "warning: Listener ends here (no network); the JSON lines go on\n"
+    assert len(lines(tmp_path / "metrics.jsonl")) == 2
+    assert broken.heard[1:] == ["closed"]
+    assert len(other.heard) == 4
+
+
+def test_a_defect_of_a_sink_is_not_hidden(tmp_path: Path) -> None:
+    log = open_log(tmp_path, None, Listener(KeyError("a defect")))
+    with pytest.raises(KeyError):
+        log_steps(log, [10])
+    log.close()
+
+
+# -- full disks ---------------------------------------------------------------------------------------------
+
+FULL_DISK = """
+    import json, pathlib, resource, sys
+    from mtrl.runs.logging import SINKS, JsonLines, Log, RunInfo
+
+    info = RunInfo(pathlib.Path(sys.argv[1]), ("reach-v3",), {}, {}, None)
+    log = Log(info, JsonLines(), [SINKS["tensorboard"]()])
+    log.metrics(log.stamp(1, 1), {"a/b": 1.0}, {})
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (pathlib.Path(sys.argv[1]) / "metrics.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, unlimited[1]))
+    try:
+        log.metrics(log.stamp(2, 1), {"a/b": 2.0}, {})
+    except OSError as error:
+        print("refused", error.errno)
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    log.metrics(log.stamp(3, 1), {"a/b": 3.0}, {})
+    # Now the lines fit, the curves do not.
+    events = next(pathlib.Path(sys.argv[1]).glob("events*")).stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (events, unlimited[1]))
+    for step in range(4, 8):
+        log.metrics(log.stamp(step, 1), {"a/b": 4.0}, {})
+    log.close()
+"""
+
+
+def test_a_full_disk_never_leaves_half_a_line_and_ends_only_the_curves(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(mtrl.__file__).parent.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "refused 27\n"  # EFBIG
+    assert [line["vector_step"] for line in lines(tmp_path / "metrics.jsonl")] == list(
+        range(1, 8)
+    )  # a refused line waits
+    assert done.stderr.count("warning: TensorBoard ends here") == 1
+    assert done.stderr.count("\n") == 1  # no traceback of tensorboard's thread, nor others' at the end
+
+
+def test_only_one_module_imports_tensorboard() -> None:
+    package = Path(mtrl.__file__).parent
+    importing = {
+        path.name for path in package.rglob("*.py") if "utils.tensorboard import" in path.read_text()
+    }
+    assert importing == {"tensorboard.py"}
