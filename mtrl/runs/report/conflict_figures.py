@@ -118,9 +118,8 @@ def _per_task(comparison: Comparison, network: signals.Network, quantity: str, *
     if not found:
         return None
     rows, columns = panels(len(found), 4)
-    figure, grid = subplots(
-        rows, columns, max(2.7 * columns, 6.0), 2.2 * rows + 1.6, sharex=True, sharey=True
-    )
+    # Norms compare between methods. Weights do not: Nash-MTL's are no shares and would flatten the others.
+    figure, grid = subplots(rows, columns, max(2.7 * columns, 6.0), 2.2 * rows + 1.6, sharex=True, sharey=log)
     for index, axes in enumerate(grid.flat):
         if index >= len(found):
             axes.set_visible(False)
