@@ -41,7 +41,7 @@ def best_around(
     """
     road = road_of(gram)
     with road.quiet():
-        exact = road.ready(gram)
+        exact = road.gramian(gram)
         centre = 1.0 / len(exact) if reference is None else road.ready(reference)
         linear, radius = _gains(road, exact, centre, c)
         if factor is not None:
@@ -56,7 +56,7 @@ def around_gap(gram: Tensor, c: float, weights: Tensor, dual: Tensor, factor: Te
     0 without a ball, where by the Gramian's rounding the mean gradient has no length.
     """
     road = road_of(gram)
-    linear, radius = (road.tensor(part) for part in _gains(road, road.ready(gram), 1.0 / len(gram), c))
+    linear, radius = (road.tensor(part) for part in _gains(road, road.gramian(gram), 1.0 / len(gram), c))
     step = (weights - 1.0 / len(gram)) / torch.where(radius > 0.0, radius, torch.inf)
     gap = ball_gap(gram, linear if factor is None else linear * factor, step, dual)
     return torch.where(radius > 0.0, gap, 0.0)
@@ -72,7 +72,7 @@ def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> BallSolution:
     """
     road = road_of(gram)
     with road.quiet():
-        weights, dual = _in_ball(road, road.ready(gram), road.ready(linear), eps)
+        weights, dual = _in_ball(road, road.gramian(gram), road.ready(linear), eps)
         return BallSolution(road.tensor(weights), road.tensor(dual))
 
 
@@ -120,7 +120,7 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
     road = road_of(gram)
     with road.quiet():
         join = road.xp.concatenate
-        exact = road.ready(gram)
+        exact = road.gramian(gram)
         units = units_of(road, exact)
         products = exact.sum(1) / len(exact)
         length = (products.sum() / len(exact)).clip(0.0) ** 0.5

@@ -37,7 +37,7 @@ def shortest_capped(gram: Tensor, cap: float, *, eps: float) -> Tensor:
     road = road_of(gram)
     with road.quiet():
         xp = road.xp
-        units = units_of(road, road.ready(gram))
+        units = units_of(road, road.gramian(gram))
         there = xp.where(units.inverse > 0.0, 1.0, units.inverse * 0.0)
         number = there.sum()
         some = road.larger(number, number * 0.0 + 1.0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.solvers.path import follow
-from mtrl.combiners.solvers.roads import converged, road_of
+from mtrl.combiners.solvers.roads import converged, road_of, symmetric
 from mtrl.combiners.solvers.units import tolerance_of
 
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
@@ -33,7 +33,7 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
     back to the host.
     """
     with torch.no_grad():
-        cosine, unit = _scaled(matrix.to(torch.float64), ridge=ridge)
+        cosine, unit = _scaled(symmetric(matrix.to(torch.float64)), ridge=ridge)
         x, violated = unit, torch.full_like(cosine[:, :1], torch.inf)
         for guess in (_splitting_steps, _interior_steps):
             new_x, new_violated = _exact(cosine, unit, guess(cosine, unit))

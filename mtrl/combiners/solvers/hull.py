@@ -20,7 +20,7 @@ def shortest_in_hull(gram: Tensor, *, eps: float) -> Tensor:
     """
     road = road_of(gram)
     with road.quiet():
-        units = units_of(road, road.ready(gram))
+        units = units_of(road, road.gramian(gram))
         there = road.xp.where(units.inverse > 0.0, 1.0, units.inverse * 0.0)
         end = follow(road, units.cosines, there, -units.amounts, to_length=False, tolerance=tolerance_of(eps))
         chosen = road.select(end.stuck, end.ray, end.weights)

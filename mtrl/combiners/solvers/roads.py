@@ -30,6 +30,15 @@ def on_tensors() -> Iterator[None]:
         _on_tensors = before
 
 
+def symmetric(gram: Any) -> Any:
+    """Return a Gramian [T, T] whose entries [i, j] and [j, i] are the same.
+
+    Those of a product of a matrix with its own transpose need not be: some CPUs' kernels round them apart,
+    and where gradients nearly depend on each other that is another problem.
+    """
+    return (gram + gram.T) / 2.0
+
+
 class Road:
     """NumPy on the host: an index is an int, a branch is a branch, a loop may stop."""
 
@@ -108,6 +117,10 @@ class Road:
     def ready(self, tensor: Tensor) -> Any:
         """Return a tensor as an array of this road, float64."""
         return tensor.detach().to(torch.float64).numpy()
+
+    def gramian(self, tensor: Tensor) -> Any:
+        """Return a Gramian [T, T] as an array of this road, `symmetric`."""
+        return symmetric(self.ready(tensor))
 
     def tensor(self, array: Any) -> Tensor:
         """Return an array of this road as a tensor."""

@@ -36,3 +36,8 @@ def drawn(family: str, decades: float, tasks: int, seed: int) -> Tensor:
 def gramian_of(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """The Gramian as a method gets it."""
     return rows.to(dtype) @ rows.to(dtype).T
+
+
+def symmetric(gram: Tensor) -> Tensor:
+    """A Gramian in float64 whose entries [i, j] and [j, i] are the same, as products on some CPUs are not."""
+    return (gram.double() + gram.double().T) / 2.0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtrl.combiners.solvers.ball import best_in_ball, best_in_cone
 from mtrl.combiners.solvers.roads import on_tensors
-from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes
+from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes, symmetric
 
 
 def gap_in_ball(gram: Tensor, linear: Tensor, weights: Tensor, dual: Tensor) -> float:
@@ -20,22 +20,32 @@ def gap_in_ball(gram: Tensor, linear: Tensor, weights: Tensor, dual: Tensor) -> 
     return float((bound - worst) / (dual @ gram.diagonal().sqrt()))
 
 
+def shortfalls(gram: Tensor, linear: Tensor, weights: Tensor, dual: Tensor) -> Tensor:
+    """What each task gains less than the dual value [T], over the task's own norm."""
+    bound = dual @ linear + (dual @ gram @ dual).clamp(min=0.0).sqrt()
+    return (bound - (linear + gram @ weights)) / gram.diagonal().sqrt()
+
+
 @sizes
 @dtypes
 @kinds
 def test_no_step_in_the_ball_is_better(family: str, decades: float, dtype: torch.dtype, tasks: int) -> None:
     gram = gramian_of(drawn(family, decades, tasks, seed=7), dtype)
-    exact, eps = gram.double(), torch.finfo(dtype).eps
+    exact, eps = symmetric(gram), torch.finfo(dtype).eps
     products = exact.mean(dim=1)
-    # Where gradients depend on each other, entries in single precision decide no better than their root.
-    bound = eps**0.5 if family == "deficient" and dtype == torch.float32 else 1e-5
+    # Where gradients depend on each other, entries in single precision decide each task's gain no better than
+    # their root, in units of the task's own norm.
+    vague = family == "deficient" and dtype == torch.float32
     for c in (0.02, 0.1, 0.3, 0.9, 1.0):
         linear = products / (c * products.mean().sqrt())
         weights, dual = best_in_ball(gram, linear, eps=eps)
         assert (dual >= 0.0).all(), c
         assert float(dual.sum()) == pytest.approx(1.0, abs=1e-12), c
         assert float(weights @ exact @ weights) <= 1.0 + 1e-6, c
-        assert gap_in_ball(exact, linear, weights, dual) <= bound, c
+        if vague:
+            assert float(shortfalls(exact, linear, weights, dual).max()) <= eps**0.5, c
+        else:
+            assert gap_in_ball(exact, linear, weights, dual) <= 1e-5, c
         if c in (0.02, 0.3, 1.0):  # torch takes all its steps, which is dear
             with on_tensors():
                 other = best_in_ball(gram, linear, eps=eps).weights
@@ -50,7 +60,7 @@ def test_no_direction_in_the_cone_is_better(
     family: str, decades: float, dtype: torch.dtype, tasks: int
 ) -> None:
     gram = gramian_of(drawn(family, decades, tasks, seed=8), dtype)
-    exact, eps = gram.double(), torch.finfo(dtype).eps
+    exact, eps = symmetric(gram), torch.finfo(dtype).eps
     products = exact.mean(dim=1)
     length = products.mean().sqrt()
     lifted = torch.cat((torch.cat((exact, (products / length)[:, None]), 1), torch.ones(1, tasks + 1)))
@@ -75,6 +85,18 @@ def test_no_direction_in_the_cone_is_better(
                 other = best_in_cone(gram, c, eps=eps).weights
             apart = other - found
             assert float((apart @ lifted @ apart).clamp(min=0.0).sqrt()) <= 1e-6, c
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_gramian_whose_entries_are_rounded_apart_is_no_other_problem(seed: int) -> None:
+    gram = gramian_of(drawn("iid", 4.0, 10, seed), torch.float32)
+    exact = symmetric(gram)
+    noise = torch.rand(10, 10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.5
+    lengths = exact.diagonal().sqrt()
+    apart = exact + (noise - noise.T) * 6e-8 * torch.outer(lengths, lengths)  # as products on some CPUs are
+    linear = exact.mean(dim=1) / exact.mean().sqrt()
+    weights, dual = best_in_ball(apart, linear, eps=torch.finfo(torch.float32).eps)
+    assert gap_in_ball(exact, linear, weights, dual) <= 1e-5
 
 
 def test_gradients_that_cancel_leave_the_shortest_of_the_best_steps() -> None:
