@@ -20,7 +20,8 @@ from tests.helpers.matrices import jacobian
 from tests.helpers.properties import assert_direction_oriented
 
 FAMILIES = ("iid", "near_opposite_2", "deficient", "spread_3", "zero_row", "opposed_pairs_2")
-# Shortfall of a task over its norm and the radius: of the conic solver, and of single precision's Gramians.
+# Shortfall of a task over its norm and the radius: of the conic solver, and of single precision's Gramians,
+# where gradients cancel: for up to ten tasks, in proportion for more.
 DOUBLE = 1e-6
 SINGLE = {"near_opposite_2": 1e-3, "opposed_pairs_2": 1e-3, "deficient": 3e-3}
 
@@ -37,8 +38,10 @@ def solved(name: str, family: str, tasks: int, dtype: torch.dtype, **options: An
     return rows.double(), combined(make_combiner(name, num_tasks=tasks, **options), rows).double()
 
 
-def tolerance(family: str, dtype: torch.dtype) -> float:
-    return DOUBLE if dtype == torch.float64 else SINGLE.get(family, 1e-5)
+def tolerance(family: str, dtype: torch.dtype, tasks: int) -> float:
+    if dtype == torch.float64:
+        return DOUBLE
+    return SINGLE[family] * max(1.0, tasks / 10.0) if family in SINGLE else 1e-5
 
 
 def shortfall(rows: Tensor, direction: Tensor, best: float) -> float:
@@ -58,7 +61,7 @@ def test_no_direction_in_the_ball_is_better(
     more = {"sampled": 64} if name == "cagrad_fast" else {}
     rows, direction = solved(name, family, tasks, dtype, c=c, rescale=0, **more)
     mean = rows.mean(dim=0)
-    radius, bound = c * float(mean.norm()), tolerance(family, dtype)
+    radius, bound = c * float(mean.norm()), tolerance(family, dtype, tasks)
     assert float((direction - mean).norm()) <= radius * (1.0 + bound)
     assert shortfall(rows, direction, best_worst_improvement_in_ball(rows, c)) <= bound * radius
 
@@ -69,7 +72,7 @@ def test_no_direction_in_the_ball_is_better(
 @dtypes
 def test_no_direction_in_the_cone_is_better(dtype: torch.dtype, tasks: int, family: str, c: float) -> None:
     rows, direction = solved("conicgrad", family, tasks, dtype, c=c)
-    mean, bound = rows.mean(dim=0), tolerance(family, dtype)
+    mean, bound = rows.mean(dim=0), tolerance(family, dtype, tasks)
     unit = direction / mean.norm()
     assert float(unit.norm()) == pytest.approx(1.0, abs=bound)
     assert float(unit @ mean / mean.norm()) >= c - bound
