@@ -1,24 +1,21 @@
 """Trajectories of the methods on the two-task landscapes of the CAGrad and Nash-MTL papers.
 
-All starts of all landscapes descend side by side: one step of a method, Adam included, is recorded once over
-a batch of starts and then repeated.
+All starts of all landscapes descend side by side, each with a combiner of its own.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
 
 from mtrl.combiners import Combiner, make_combiner
-from mtrl.combiners.solvers.roads import on_tensors
 
 POINTS = 400  # kept of a trajectory
 OPTIMUM = (0.0, -8.3552)  # of the mean loss of the CAGrad landscape
@@ -26,7 +23,6 @@ REACHED = -14.8  # mean loss from which on that optimum, -15.09, counts as reach
 PARETO_Y = -8.36  # of the Pareto set, which spans x from -7 to 7
 # Losses are at least -20; methods get them shifted by this, so that those for positive losses work as well.
 _SHIFT = 21.0
-_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # Adam
 
 
 class Landscape(NamedTuple):
@@ -65,14 +61,15 @@ class Run(NamedTuple):
 
 
 def toy_losses(theta: Tensor, factors: Tensor) -> Tensor:
-    """The two losses [2, ...] at theta [2, ...]: a plateau with a valley each above y = 0, bowls below."""
+    """The two losses [2, ...] at theta [2, ...], for factors [2] or one pair per point [2, ...]."""
+    # A plateau with a valley for each task above y = 0, bowls below.
     x, y = theta
     first = ((-x - 7.0) / 2.0 - torch.tanh(-y)).abs().clamp(min=5e-6).log() + 6.0
     second = ((-x + 3.0) / 2.0 + torch.tanh(-y) + 2.0).abs().clamp(min=5e-6).log() + 6.0
     above, below = torch.tanh(y / 2.0).clamp(min=0.0), torch.tanh(-y / 2.0).clamp(min=0.0)
     bowls = [((side - x) ** 2 + 0.1 * (y + 8.0) ** 2) / 10.0 - 20.0 for side in (7.0, -7.0)]
     losses = torch.stack((above * first + below * bowls[0], above * second + below * bowls[1]))
-    return factors.view(2, *[1] * (theta.dim() - 1)) * losses
+    return factors.view(*factors.shape, *[1] * (theta.dim() - factors.dim())) * losses
 
 
 def descend(method: str, *, steps: int, lr: float, landscapes: Sequence[str] = tuple(LANDSCAPES)) -> Run:
@@ -81,20 +78,18 @@ def descend(method: str, *, steps: int, lr: float, landscapes: Sequence[str] = t
     Raises:
         ValueError: the method cannot be run on two tasks' bare gradients and losses; says why.
     """
-    combiner = make_combiner(method, num_tasks=2)
-    if combiner.needs_also:
-        raise ValueError(f"It needs {combiner.needs_also}.")
-    if not combiner.capturable:
-        # A recording holds one sequence of operations: a method that chooses between two would be another.
-        raise ValueError(
-            "It reads numbers on the host or decides there; only fixed tensor operations can run here."
-        )
+    needed = make_combiner(method, num_tasks=2).needs_also
+    if needed:
+        raise ValueError(f"It needs {needed}.")
     chosen = [LANDSCAPES[name] for name in landscapes]
     starts = [start for landscape in chosen for start in landscape.starts.values()]
     factors = [landscape.factors for landscape in chosen for _ in landscape.starts]
+    combiners = [make_combiner(method, num_tasks=2) for _ in starts]
     theta = torch.tensor(starts, dtype=torch.float64)
-    with combiner.unchecked(), torch.no_grad():
-        points = _points(_Step(combiner, lr), theta, torch.tensor(factors, dtype=torch.float64), steps)
+    with ExitStack() as quick:
+        for combiner in combiners:
+            quick.enter_context(combiner.unchecked())
+        points = _points(combiners, theta, torch.tensor(factors, dtype=torch.float64), steps, lr)
     paths = iter(points.unbind(1))
     return Run(
         method,
@@ -107,81 +102,34 @@ def descend(method: str, *, steps: int, lr: float, landscapes: Sequence[str] = t
     )
 
 
-class _Step(nn.Module):
-    """One step of descent from one start."""
-
-    def __init__(self, combiner: Combiner, lr: float) -> None:
-        super().__init__()
-        self.combiner = combiner
-        self.lr = lr
-
-    def forward(
-        self, theta: Tensor, first: Tensor, second: Tensor, count: Tensor, factors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the next parameters [2], Adam's moments [2] and count; the combiner's state is updated."""
-
-        def twice(parameters: Tensor) -> tuple[Tensor, Tensor]:
-            losses = toy_losses(parameters, factors)
-            return losses, losses
-
-        rows, losses = torch.func.jacrev(twice, has_aux=True)(theta)
-        direction = self.combiner.combine(rows, losses + _SHIFT)
-        if self.combiner.preconditioned:
-            theta = theta - self.lr * direction
-        else:
-            count = count + 1.0
-            first = first.lerp(direction, 1.0 - _BETA1)
-            second = second.lerp(direction.square(), 1.0 - _BETA2)
-            root = (second / (1.0 - _BETA2**count)).sqrt() + _EPS
-            theta = theta - self.lr * (first / (1.0 - _BETA1**count)) / root
-        if self.combiner.looks_again:
-            self.combiner.after_step(toy_losses(theta, factors) + _SHIFT)
-        return theta, first, second, count
-
-
-def _points(step: _Step, theta: Tensor, factors: Tensor, steps: int) -> Tensor:
+def _points(combiners: Sequence[Combiner], theta: Tensor, factors: Tensor, steps: int, lr: float) -> Tensor:
     """Return up to POINTS points of every trajectory and both its ends [N, starts, 2]."""
-    step.combiner.prepare(theta[0])
-    starts = len(theta)
-    moving = (theta, torch.zeros_like(theta), torch.zeros_like(theta), theta.new_zeros(starts))
-    state = {
-        name: value.detach().expand(starts, *value.shape).clone() for name, value in step.named_buffers()
-    }
-    repeat = _recorded(step, list(state), (*moving, factors, *state.values()))
+    theta = theta.requires_grad_()
+    own_step = combiners[0].preconditioned
+    # Every operation of either is by coordinate: together the starts move as each would alone.
+    optimizer = (torch.optim.SGD if own_step else torch.optim.Adam)([theta], lr=lr)
     every = _every(steps)
-    points = [theta]
+    points = [theta.detach().clone()]
     for index in range(1, steps + 1):
-        moving = repeat(*moving, factors, *state.values())
+        losses = toy_losses(theta.T, factors.T)
+        rows = torch.stack([torch.autograd.grad(own.sum(), theta, retain_graph=True)[0] for own in losses], 1)
+        losses = losses.detach().T + _SHIFT
+        theta.grad = torch.stack(
+            [combiner.combine(*own) for combiner, *own in zip(combiners, rows, losses, strict=True)]
+        )
+        optimizer.step()
+        if combiners[0].looks_again:
+            after = toy_losses(theta.detach().T, factors.T).T + _SHIFT
+            for combiner, again in zip(combiners, after, strict=True):
+                combiner.after_step(again)
         if index % every == 0 or index == steps:
-            points.append(moving[0].clone())
+            points.append(theta.detach().clone())
     return torch.stack(points)
 
 
 def _every(steps: int) -> int:
     """Steps between two kept points."""
     return max(1, math.ceil(steps / POINTS))
-
-
-def _recorded(step: _Step, names: list[str], tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """Return the step over a batch of starts as a recording; state is written in place, as by the method."""
-
-    def one(*values: Tensor) -> Any:
-        state = dict(zip(names, values[5:], strict=True))
-        return torch.func.functional_call(step, state, values[:5])
-
-    with on_tensors(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about operations that vmap takes start by start
-        try:
-            graph = make_fx(torch.vmap(one))(*(value.clone() for value in tensors))
-        except RuntimeError as error:  # what torch.vmap raises when a number is read on the host
-            raise ValueError(
-                "It reads numbers on the host; only fixed tensor operations can run here."
-            ) from error
-        examples = tuple(torch.ones_like(value) for value in tensors)
-        recorded: Callable[..., Any] = torch.jit.trace(
-            lambda *values: graph(*values), examples, check_trace=False
-        )
-        return recorded
 
 
 def final_rows(run: Run) -> list[dict[str, Any]]:
