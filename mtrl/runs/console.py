@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections import deque
@@ -52,6 +53,14 @@ def start_screen(
     )
 
 
+def evaluation_line(step: int, result: Evaluation) -> str:
+    """The means of an evaluation in one line."""
+    return (
+        f"evaluation at {step:,}: success {_success(result.mean_success)} "
+        f"(last step {_success(result.mean_success_last)}), return {result.mean_return:.1f}"
+    )
+
+
 def evaluation_table(result: Evaluation, *, console: Console | None = None) -> None:
     """Print success at any step, success at the last step and return of each task, and their means."""
     console = console or Console()
@@ -59,13 +68,13 @@ def evaluation_table(result: Evaluation, *, console: Console | None = None) -> N
         array.mean(axis=1) for array in (result.success, result.success_last, result.episode_return)
     )
     rows = [
-        (name, f"{any_step[index]:.3f}", f"{last_step[index]:.3f}", f"{returns[index]:.1f}")
+        (name, _success(any_step[index]), _success(last_step[index]), f"{returns[index]:.1f}")
         for index, name in enumerate(result.task_names)
     ]
     mean = (
         "mean",
-        f"{result.mean_success:.3f}",
-        f"{result.mean_success_last:.3f}",
+        _success(result.mean_success),
+        _success(result.mean_success_last),
         f"{result.mean_return:.1f}",
     )
     header = (f"task ({result.episodes_per_task} episodes each)", "success", "last step", "return")
@@ -192,10 +201,9 @@ class ProgressReport:
                 self._bar.stop()
 
     def _numbers(self, step: int, rate: float | None) -> str:
-        success = self.success
         return "  ".join(
             (
-                "success " + ("-" if success is None or success != success else f"{success:.3f}"),
+                f"success {_success(self.success)}",
                 ("-" if not rate else f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}") + " steps/s",
                 "ETA " + _duration(self._total - step, rate),
             )
@@ -263,3 +271,8 @@ def _duration(steps: int, steps_per_second: float | None) -> str:
         return "-"
     seconds = round(max(steps, 0) / steps_per_second)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _success(rate: float | None) -> str:
+    """A success rate; a dash before the first one, and of a suite that has none."""
+    return "-" if rate is None or math.isnan(rate) else f"{rate:.3f}"

@@ -252,11 +252,7 @@ class TrainingLoop:
             "evaluation", step, lambda: self.log.evaluation(stamp, result, final=final), last=final
         )
         self.progress.success = result.mean_success
-        self.progress.message(
-            f"evaluation at {step:,}: success {result.mean_success:.3f} "
-            f"(last step {result.mean_success_last:.3f}), "
-            f"return {result.mean_return:.1f}"
-        )
+        self.progress.message(console.evaluation_line(step, result))
         if self.config.train.keep_best and result.score > self.best:
             self.saving.keep_best(step, self.parts.agent.policy_state())
         self.best = max(self.best, result.score)

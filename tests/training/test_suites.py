@@ -20,8 +20,13 @@ CHANGES = {"suite": "gymnasium", "tasks": ("all",), "suite_options": {"environme
 pytestmark = pytest.mark.filterwarnings("ignore:Pendulum-v1 is registered with")
 
 
-def test_a_run_without_success_says_so_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_a_run_without_success_says_so_and_resumes_bit_for_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = train(config(**CHANGES, steps=60), tmp_path / "whole")
+    shown = "".join(capsys.readouterr())
+    assert "success - (last step -)" in shown
+    assert "nan" not in shown
     train(config(**CHANGES, steps=33), tmp_path / "parts")
     resumed = resume_training(tmp_path / "parts", steps=60)
     assert whole.evaluation is not None
