@@ -71,6 +71,9 @@ class ModelGradients:
     @property
     def heads(self) -> tuple[Tensor, Tensor]:
         """Parameters of the heads and their gradients [T, h]; zeros fill up heads that are smaller."""
+        if not self._heads:
+            none = self.losses.new_zeros(len(self.losses), 0)
+            return none, none
         return _padded(self._heads, self.parameters), _padded(self.head_gradients, self.parameters)
 
     def __call__(
@@ -246,4 +249,4 @@ def _add(leaves: Sequence[Tensor], offset: Tensor | None) -> None:
 
 def _padded(heads: Sequence[Sequence[Tensor]], like: Tensor) -> Tensor:
     rows = [torch.cat([like[:0], *(part.detach().flatten() for part in head)]) for head in heads]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True) if rows else like.new_zeros(1, 0)
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,11 +76,8 @@ def descend(method: str, *, steps: int, lr: float, landscapes: Sequence[str] = t
     """Return the trajectories of `method` from every start.
 
     Raises:
-        ValueError: the method cannot be run on two tasks' bare gradients and losses; says why.
+        ValueError: the method needs what only an agent has; says what.
     """
-    needed = make_combiner(method, num_tasks=2).needs_also
-    if needed:
-        raise ValueError(f"It needs {needed}.")
     chosen = [LANDSCAPES[name] for name in landscapes]
     starts = [start for landscape in chosen for start in landscape.starts.values()]
     factors = [landscape.factors for landscape in chosen for _ in landscape.starts]
@@ -111,12 +108,13 @@ def _points(combiners: Sequence[Combiner], theta: Tensor, factors: Tensor, steps
     every = _every(steps)
     points = [theta.detach().clone()]
     for index in range(1, steps + 1):
-        losses = toy_losses(theta.T, factors.T)
-        rows = torch.stack([torch.autograd.grad(own.sum(), theta, retain_graph=True)[0] for own in losses], 1)
-        losses = losses.detach().T + _SHIFT
-        theta.grad = torch.stack(
-            [combiner.combine(*own) for combiner, *own in zip(combiners, rows, losses, strict=True)]
-        )
+        if combiners[0].needs_also:
+            places = [_Elsewhere(*place) for place in zip(theta.detach(), factors, strict=True)]
+            directions = [own.direction(place) for own, place in zip(combiners, places, strict=True)]
+        else:
+            evaluated = zip(combiners, *_rows_and_losses(theta, factors), strict=True)
+            directions = [own.combine(rows, losses) for own, rows, losses in evaluated]
+        theta.grad = torch.stack(directions)
         optimizer.step()
         if combiners[0].looks_again:
             after = toy_losses(theta.detach().T, factors.T).T + _SHIFT
@@ -125,6 +123,42 @@ def _points(combiners: Sequence[Combiner], theta: Tensor, factors: Tensor, steps
         if index % every == 0 or index == steps:
             points.append(theta.detach().clone())
     return torch.stack(points)
+
+
+def _rows_and_losses(theta: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """The tasks' gradients [S, T, 2] and shifted losses [S, T] at points [S, 2]."""
+    points = theta.detach().requires_grad_()
+    losses = toy_losses(points.T, factors.T)
+    rows = [torch.autograd.grad(own.sum(), points, retain_graph=True)[0] for own in losses]
+    return torch.stack(rows, 1), losses.detach().T + _SHIFT
+
+
+class _Elsewhere:
+    """`JacobianAt` of one point, for methods that look around; all batches of a landscape are the same."""
+
+    heads = torch.zeros(2, 0), torch.zeros(2, 0)
+
+    def __init__(self, theta: Tensor, factors: Tensor) -> None:
+        self.parameters = theta
+        self._factors = factors
+        rows, losses = _rows_and_losses(theta[None], factors[None])
+        self._rows, self.losses = rows[0], losses[0]
+
+    def __call__(
+        self,
+        offset: Tensor | None = None,
+        batch: int = 0,
+        tasks: Tensor | None = None,
+        head_offset: Tensor | None = None,
+    ) -> Tensor:
+        rows = self._rows
+        if offset is not None:
+            # Each task at a point of its own: its row of the Jacobian there.
+            rows = _rows_and_losses(self.parameters + offset, self._factors.expand(2, 2))[0].diagonal().T
+        return rows if tasks is None else rows[tasks]
+
+    def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
+        return weights_of(self.losses) @ self._rows
 
 
 def _every(steps: int) -> int:
@@ -160,11 +194,20 @@ def final_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def write_table(runs: Sequence[Run], folder: Path) -> str:
-    """Write final.json and table.md into the folder, made if missing; returns the table."""
-    of_runs = [final_rows(run) for run in runs]
-    rows = [row for own in of_runs for row in own]
+    """Write final.json and table.md into the folder, made if missing; returns the table.
+
+    What the folder has of other methods stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "final.json").write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
+    file = folder / "final.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    of_methods: dict[str, list[dict[str, Any]]] = {}
+    for row in before:
+        of_methods.setdefault(row["method"], []).append(row)
+    of_methods |= {run.method: final_rows(run) for run in runs}
+    of_methods = dict(sorted(of_methods.items()))
+    rows = [row for own in of_methods.values() for row in own]
+    file.write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
     lines = []
     for name, landscape in LANDSCAPES.items():
         titles = [f"{start} {point}" for start, point in landscape.starts.items()]
@@ -175,9 +218,9 @@ def write_table(runs: Sequence[Run], folder: Path) -> str:
         ]
         lines[-1] += " |"
         lines.append("|---" * (2 + len(titles)) + "|")
-        for run, own in zip(runs, of_runs, strict=True):
+        for method, own in of_methods.items():
             ends = [_cell(row) for row in own if row["landscape"] == name]
-            cells = [run.method, f"{run.steps}, {run.lr:g}", *ends]
+            cells = [method, f"{own[0]['steps']}, {own[0]['lr']:g}", *ends]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     lines.append(

@@ -67,18 +67,20 @@ def test_the_mean_is_an_ordinary_step_but_for_heads_which_no_method_weighs() -> 
     torch.testing.assert_close(ours.values(), plain.values())
 
 
+@pytest.mark.parametrize("heads", [True, False], ids=["heads", "plain"])
 @pytest.mark.parametrize("name", sorted(COMBINERS))
-def test_every_method_takes_a_step_or_says_what_is_missing(name: str) -> None:
+def test_every_method_takes_a_step_or_says_what_is_missing(name: str, heads: bool) -> None:
     problem = Problem()
     optimizer = torch.optim.SGD(problem.parameters, lr=0.01)
     combiner = make_combiner(name, num_tasks=TASKS)
+    own = problem.heads if heads else ()
     if name == "inverse_alpha":
         with pytest.raises(ValueError, match="inverse_alpha needs the tasks' temperatures"):
-            mtl_step(combiner, problem.losses, problem.torso, optimizer, heads=problem.heads)
+            mtl_step(combiner, problem.losses, problem.torso, optimizer, heads=own)
         return
     before = problem.values()
     for _ in range(4):
-        losses = mtl_step(combiner, problem.losses, problem.torso, optimizer, heads=problem.heads)
+        losses = mtl_step(combiner, problem.losses, problem.torso, optimizer, heads=own)
     assert losses.shape == (TASKS,)
     assert not torch.equal(problem.values(), before)
     assert set(problem.calls) == set(range(combiner.num_batches))

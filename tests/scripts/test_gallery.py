@@ -11,6 +11,7 @@ from mtrl_gallery.command import main as main_gallery
 from mtrl_gallery.descent import LANDSCAPES, Run, descend, final_rows, toy_losses, write_table
 from torch import Tensor
 
+from mtrl import mtl_step
 from mtrl.combiners import make_combiner
 
 SHIFT = 21.0  # the gallery's: losses start at -20
@@ -45,6 +46,24 @@ def test_trajectories_are_those_of_a_plain_loop(method: str) -> None:
         torch.testing.assert_close(run.paths[landscape][start], expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("method", ["fs_mtl", "modo", "normscale"])
+def test_trajectories_of_methods_that_look_around_are_those_of_mtl_step(method: str) -> None:
+    run = descend(method, steps=5, lr=0.05, landscapes=("nash",))
+    theta = torch.nn.Parameter(torch.tensor(LANDSCAPES["nash"].starts["D"], dtype=torch.float64))
+    model = torch.nn.ParameterList([theta])
+    factors = torch.tensor(LANDSCAPES["nash"].factors, dtype=torch.float64)
+    combiner = make_combiner(method, num_tasks=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for index in range(5):
+        mtl_step(combiner, lambda batch: toy_losses(theta, factors) + SHIFT, model, optimizer)
+        torch.testing.assert_close(run.paths["nash"]["D"][index + 1], theta.detach())
+
+
+def test_methods_that_need_an_agent_are_left_out() -> None:
+    with pytest.raises(ValueError, match="needs the tasks' temperatures"):
+        descend("inverse_alpha", steps=1, lr=0.1)
+
+
 def test_long_trajectories_are_thinned_and_keep_both_ends() -> None:
     short = descend("mean", steps=300, lr=1e-3, landscapes=("cagrad",)).paths["cagrad"]["C"]
     long = descend("mean", steps=901, lr=1e-3, landscapes=("cagrad",)).paths["cagrad"]["C"]
@@ -72,23 +91,27 @@ def test_the_table_says_who_reached_the_optimum_or_the_pareto_set(tmp_path: Path
     assert [row["reached_step"] for row in final_rows(_run_to(0.0, -8.36))] == [1, None]
     assert [row["on_pareto_set"] for row in final_rows(_run_to(-6.0, -8.4))] == [True, True]
     assert [row["on_pareto_set"] for row in final_rows(_run_to(-6.0, 2.0))] == [False, False]
-    table = write_table([_run_to(0.0, -8.36), _run_to(-6.0, 2.0)], tmp_path / "new")
-    assert "| mine | 50, 0.1 | **optimum** [1] |" in table
+    there = write_table([_run_to(0.0, -8.36)], tmp_path / "new")
+    assert "| mine | 50, 0.1 | **optimum** [1] |" in there
+    table = write_table([_run_to(-6.0, 2.0)], tmp_path / "new")
     assert "| mine | 50, 0.1 | (-6.00, 2.00) |" in table
     assert (tmp_path / "new" / "table.md").read_text() == table
+    other = _run_to(0.0, -8.36)._replace(method="another")
+    both = write_table([other], tmp_path / "new")
+    assert both.index("| another |") < both.index("| mine | 50, 0.1 | (-6.00, 2.00) |")
     assert len(json.loads((tmp_path / "new" / "final.json").read_text())) == 4
 
 
 def test_the_script_draws_what_can_run_and_says_what_cannot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--methods", "mean", "modo", "--long", "mean", "--steps", "4", "--out", str(tmp_path)]
-    assert main_gallery(arguments) == 0
+    arguments = ["--methods", "mean", "inverse_alpha", "--long", "mean", "--steps", "4", "--out"]
+    assert main_gallery([*arguments, str(tmp_path)]) == 0
     for name in ("mean.png", "contact-sheet.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert not (tmp_path / "modo.png").exists()
+    assert not (tmp_path / "inverse_alpha.png").exists()
     assert {row["steps"] for row in json.loads((tmp_path / "final.json").read_text())} == {12}
-    assert "modo: left out. It needs the Jacobians of three independent batches" in capsys.readouterr().err
+    assert "inverse_alpha: left out. inverse_alpha needs the tasks' temperatures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
