@@ -4,7 +4,7 @@
 QUICK = combiners gradients networks agents config device test_layout.py
 
 quick: ## the mathematics, under forty seconds: what starts no environments
-	pytest $(QUICK:%=tests/%)
+	pytest $(QUICK:%=tests/%) -m 'not slow and not gpu and not dear'
 
 test: ## the default suite, under three minutes
 	pytest

@@ -283,6 +283,7 @@ def _trained(
     return problem.values(), combiner.last_weights
 
 
+@pytest.mark.dear
 def test_two_processes_step_as_one_with_their_batches_together(tmp_path: Path) -> None:
     names = ["cagrad", "famo", "pcgrad"]
     # One process imports torch, and what its optimisers import at their first step, for both.

@@ -122,6 +122,7 @@ def test_gradients_accumulate_as_those_of_backward_do(module: _Shared) -> None:
     torch.testing.assert_close(found, 2 * direction)
 
 
+@pytest.mark.dear
 def test_a_compiled_model_gives_the_same_rows(module: _Shared) -> None:
     expected = task_jacobian(module.losses(INPUTS), module)
     # AOT autograd is what torch.compile's backward is made of; this backend needs no compiler.
@@ -129,6 +130,7 @@ def test_a_compiled_model_gives_the_same_rows(module: _Shared) -> None:
     torch.testing.assert_close(task_jacobian(compiled(INPUTS), module), expected)
 
 
+@pytest.mark.dear
 def test_the_example_in_readme_learns_both_tasks() -> None:
     section = README.read_text(encoding="utf-8").partition("## Without RL")[2]
     block = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)
