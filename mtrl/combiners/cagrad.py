@@ -72,7 +72,8 @@ class CAGrad(GramCombiner):
         """Add `residual`: the duality gap of the last weights over c |g0| and the mean norm under w.
 
         For the Gramian as it was rounded. Below 1e-5, but up to 2e-3 in single precision where gradients
-        depend on each other or nearly cancel: the Gramian itself does not hold more (docs/methods.md).
+        depend on each other or nearly cancel: the Gramian itself does not hold more (docs/methods.md). Where
+        their norms besides differ by decades it has no bound, being in units of the shortest of them.
         """
         weights = self.last_weights * self._divisor
         return {**super().metrics(), "residual": around_gap(self._last_gram, self.c, weights, self._dual)}
