@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mtrl"
 
@@ -124,6 +126,7 @@ def test_combiners_need_torch_and_the_standard_library_only() -> None:
             assert outside <= {"torch", "mtrl"} | optional, name
 
 
+@pytest.mark.dear
 def test_combiners_load_torch_and_themselves_only_and_an_optional_package_when_it_is_asked_for() -> None:
     loaded = _loaded_by("mtrl.combiners")
     assert not {"torchjd", "triton"} & loaded

@@ -53,6 +53,7 @@ def test_weights_trace_into_one_graph(name: str) -> None:
         torch.testing.assert_close(traced.last_weights, plain.last_weights)
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("name", ON_DEVICE)
 def test_no_operation_reads_a_number_back_to_the_host(name: str) -> None:
     # Tensors on the meta device have no numbers: reading one raises.

@@ -48,6 +48,7 @@ def test_a_base_without_weights_of_the_gramian_is_refused(name: str) -> None:
         make_combiner(name, num_tasks=4, base="adatask")
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("kind", ["binary", "gaussian"])
 def test_noise_has_the_papers_mean_and_variance_and_is_independent_between_tasks(
     kind: Literal["binary", "gaussian"],
