@@ -15,6 +15,7 @@ from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, s
 from tests.helpers.matrices import FAMILIES, jacobian
 
 
+@pytest.mark.dear
 @sizes
 @dtypes
 @kinds
@@ -89,6 +90,7 @@ def test_zero_gradients_weigh_what_the_others_caps_leave() -> None:
     assert abs(float(combiner.metrics()["residual"])) < 1e-9
 
 
+@pytest.mark.dear
 def test_a_gradient_fades_out_without_a_jump() -> None:
     rows = jacobian("conflicting", 3, seed=2)
     steps = []

@@ -90,6 +90,7 @@ def test_acting_is_random_in_training_and_repeatable_in_evaluation() -> None:
     assert agent.policy(2)(np.repeat(obs, 2, axis=0)).shape == (2 * TASKS, ACTION)
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("method", sorted(COMBINERS))
 def test_saved_state_continues_bit_for_bit(method: str) -> None:
     agent, other = (sac_agent(sac_config(method, seed=seed, heads="per_task")) for seed in (0, 9))

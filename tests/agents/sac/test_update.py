@@ -157,6 +157,7 @@ def test_terminated_transitions_are_not_bootstrapped() -> None:
     torch.testing.assert_close(losses, batch.reward.square().mean(1))
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("method", sorted(COMBINERS))
 @pytest.mark.parametrize("heads", ["shared", "per_task"])
 def test_every_method_trains_and_stays_finite(method: str, heads: str) -> None:

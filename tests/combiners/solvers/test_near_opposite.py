@@ -37,6 +37,7 @@ def in_pairs(tasks: int, part: float, seed: int) -> Tensor:
     return rows
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
 @pytest.mark.parametrize(
     ("name", "options"),
