@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import Combiner, make_combiner
+from mtrl.gradients.model_gradients import ModelGradients
 
 POINTS = 400  # kept of a trajectory
 OPTIMUM = (0.0, -8.3552)  # of the mean loss of the CAGrad landscape
@@ -109,8 +110,8 @@ def _points(combiners: Sequence[Combiner], theta: Tensor, factors: Tensor, steps
     points = [theta.detach().clone()]
     for index in range(1, steps + 1):
         if combiners[0].needs_also:
-            places = [_Elsewhere(*place) for place in zip(theta.detach(), factors, strict=True)]
-            directions = [own.direction(place) for own, place in zip(combiners, places, strict=True)]
+            moving = zip(combiners, theta, factors, strict=True)
+            directions = [own.direction(_looking_around(*place)) for own, *place in moving]
         else:
             evaluated = zip(combiners, *_rows_and_losses(theta, factors), strict=True)
             directions = [own.combine(rows, losses) for own, rows, losses in evaluated]
@@ -133,32 +134,10 @@ def _rows_and_losses(theta: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(rows, 1), losses.detach().T + _SHIFT
 
 
-class _Elsewhere:
-    """`JacobianAt` of one point, for methods that look around; all batches of a landscape are the same."""
-
-    heads = torch.zeros(2, 0), torch.zeros(2, 0)
-
-    def __init__(self, theta: Tensor, factors: Tensor) -> None:
-        self.parameters = theta
-        self._factors = factors
-        rows, losses = _rows_and_losses(theta[None], factors[None])
-        self._rows, self.losses = rows[0], losses[0]
-
-    def __call__(
-        self,
-        offset: Tensor | None = None,
-        batch: int = 0,
-        tasks: Tensor | None = None,
-        head_offset: Tensor | None = None,
-    ) -> Tensor:
-        rows = self._rows
-        if offset is not None:
-            # Each task at a point of its own: its row of the Jacobian there.
-            rows = _rows_and_losses(self.parameters + offset, self._factors.expand(2, 2))[0].diagonal().T
-        return rows if tasks is None else rows[tasks]
-
-    def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
-        return weights_of(self.losses) @ self._rows
+def _looking_around(theta: Tensor, factors: Tensor) -> ModelGradients:
+    """What a method asks that wants gradients elsewhere; all batches of a landscape are the same."""
+    point = theta.detach().requires_grad_()
+    return ModelGradients(lambda batch: toy_losses(point, factors) + _SHIFT, [point], [], [])
 
 
 def _every(steps: int) -> int:

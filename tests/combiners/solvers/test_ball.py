@@ -33,19 +33,20 @@ def test_no_step_in_the_ball_is_better(family: str, decades: float, dtype: torch
     gram = gramian_of(drawn(family, decades, tasks, seed=7), dtype)
     exact, eps = symmetric(gram), torch.finfo(dtype).eps
     products = exact.mean(dim=1)
-    # Where gradients depend on each other, entries in single precision decide each task's gain no better than
-    # their root, in units of the task's own norm.
+    # Where gradients depend on each other, entries in single precision decide no better than their root; where
+    # their norms besides differ by decades, each task's gain in units of its own norm.
     vague = family == "deficient" and dtype == torch.float32
+    bound = eps**0.5 if vague else 1e-5
     for c in (0.02, 0.1, 0.3, 0.9, 1.0):
         linear = products / (c * products.mean().sqrt())
         weights, dual = best_in_ball(gram, linear, eps=eps)
         assert (dual >= 0.0).all(), c
         assert float(dual.sum()) == pytest.approx(1.0, abs=1e-12), c
         assert float(weights @ exact @ weights) <= 1.0 + 1e-6, c
-        if vague:
-            assert float(shortfalls(exact, linear, weights, dual).max()) <= eps**0.5, c
+        if vague and decades:
+            assert float(shortfalls(exact, linear, weights, dual).max()) <= bound, c
         else:
-            assert gap_in_ball(exact, linear, weights, dual) <= 1e-5, c
+            assert gap_in_ball(exact, linear, weights, dual) <= bound, c
         if c in (0.02, 0.3, 1.0):  # torch takes all its steps, which is dear
             with on_tensors():
                 other = best_in_ball(gram, linear, eps=eps).weights
