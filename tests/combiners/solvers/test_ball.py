@@ -33,8 +33,8 @@ def test_no_step_in_the_ball_is_better(family: str, decades: float, dtype: torch
     gram = gramian_of(drawn(family, decades, tasks, seed=7), dtype)
     exact, eps = symmetric(gram), torch.finfo(dtype).eps
     products = exact.mean(dim=1)
-    # Where gradients depend on each other, entries in single precision decide no better than their root; where
-    # their norms besides differ by decades, each task's gain in units of its own norm.
+    # Where gradients depend on each other, entries in single precision decide no better than their root;
+    # where their norms besides differ by decades, each task's gain in units of its own norm.
     vague = family == "deficient" and dtype == torch.float32
     bound = eps**0.5 if vague else 1e-5
     for c in (0.02, 0.1, 0.3, 0.9, 1.0):
