@@ -113,7 +113,7 @@ def train_single_task(config: Config, run_dir: Path) -> Evaluation:
         run.config_path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")  # is YAML as well
         stack.enter_context(cpu.settings(config.train.num_threads, config.train.matmul_precision))
         envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
-        eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None)))
+        eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None, evaluation=True)))
         versions = run.write_versions(envs.versions)
         log = Log(RunInfo(run.path, envs.task_names, settings, versions, None), JsonLines())
         stack.callback(log.close)

@@ -24,6 +24,7 @@ from train_single_task import _THEIRS, main, make_model, not_carried_over
 
 def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = short_config(**COUNTING, env=EnvConfig(envs_per_task=2, max_episode_steps=20))
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, max_episode_steps=25))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
     arguments = ["--preset", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run")]
     assert main(arguments) == 2
@@ -36,8 +37,9 @@ def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.Cap
         (30, 60, False),
         (60, 120, True),
     ]
-    # The counting environment's reward: 100 times the code of the task, and the number of the step.
-    assert evaluations[-1]["mean_return"] == 20 * 200 + 20 * 21 / 2
+    # The counting environment's reward: 100 times the code of the task, and the number of the step; 25 steps of
+    # the evaluations' own horizon.
+    assert evaluations[-1]["mean_return"] == 25 * 200 + 25 * 26 / 2
     assert "sac.max_grad_norm=1.0" in capsys.readouterr().err
 
 
