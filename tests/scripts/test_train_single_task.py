@@ -37,8 +37,8 @@ def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.Cap
         (30, 60, False),
         (60, 120, True),
     ]
-    # The counting environment's reward: 100 times the code of the task, and the number of the step; 25 steps of
-    # the evaluations' own horizon.
+    # The counting environment's reward: 100 times the code of the task, and the number of the step.
+    # Evaluations have a horizon of their own, 25 steps.
     assert evaluations[-1]["mean_return"] == 25 * 200 + 25 * 26 / 2
     assert "sac.max_grad_norm=1.0" in capsys.readouterr().err
 
