@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from torch import nn
 
 from mtrl.cli.exit_codes import run_command
 from mtrl.compat.sb3 import SB3VecEnv
-from mtrl.config.presets import build_config, config_to_dict, load_preset
+from mtrl.config.presets import build_config, config_to_dict, load_preset, save_config
 from mtrl.config.schema import Config
 from mtrl.device import cpu
 from mtrl.envs import TaskVectorEnv
@@ -39,6 +38,7 @@ from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.logging import JsonLines, Log, RunInfo
 from mtrl.training.evaluate import evaluate
 from mtrl.training.parts import build_envs, suite_of
+from mtrl.training.resolve import resolve
 
 METHOD = "sb3_sac"
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -100,6 +100,7 @@ def not_carried_over(config: Config) -> list[str]:
 
 def train_single_task(config: Config, run_dir: Path) -> Evaluation:
     """Train, evaluate as often and on the same goals as our runs, and return the final evaluation."""
+    config = resolve(config)
     suite = suite_of(config)
     if len(suite.task_names) != 1:
         raise UserError(f"this trains one task; found {len(suite.task_names)}: give --task NAME.")
@@ -109,8 +110,9 @@ def train_single_task(config: Config, run_dir: Path) -> Evaluation:
     config = dataclasses.replace(config, env=dataclasses.replace(config.env, max_restarts=0))
     with ExitStack() as stack:
         run = stack.enter_context(RunDirectory.create(run_dir))
-        settings = {**config_to_dict(config), "method": METHOD, "method_options": {}, "agent": METHOD}
-        run.config_path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")  # is YAML as well
+        recorded = dataclasses.replace(config, agent=METHOD, method=METHOD, method_options={})
+        save_config(recorded, run.config_path)
+        settings = config_to_dict(recorded)
         stack.enter_context(cpu.settings(config.train.num_threads, config.train.matmul_precision))
         envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
         eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None, evaluation=True)))

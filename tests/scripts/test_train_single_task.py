@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from mtrl.config.presets import config_to_dict
+from mtrl import train
+from mtrl.config.presets import config_to_dict, save_config
 from mtrl.config.schema import EnvConfig, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.runs.load import read_run
+from mtrl.runs.protocol import configuration, difference, group
 from mtrl.training.parts import build_envs
 from tests.helpers.short_runs import COUNTING, lines
 from tests.helpers.short_runs import config as short_config
@@ -41,6 +43,16 @@ def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.Cap
     # Evaluations have a horizon of their own, 25 steps.
     assert evaluations[-1]["mean_return"] == 25 * 200 + 25 * 26 / 2
     assert "sac.max_grad_norm=1.0" in capsys.readouterr().err
+
+
+def test_a_table_holds_our_runs_beside_the_library_s(tmp_path: Path) -> None:
+    config = short_config(**{**COUNTING, "tasks": ("task-2",)}, method="mean", seed=3)
+    save_config(config, tmp_path / "c.yaml")
+    assert main(["--preset", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "theirs")]) == 0
+    train(config, run_dir=tmp_path / "ours")
+    ours, theirs = (read_run(tmp_path / name) for name in ("ours", "theirs"))
+    assert [row.method for row in group([ours, theirs])] == ["mean", "sb3_sac"]
+    assert set(difference(configuration(ours), configuration(theirs))) == {"agent", "method"}
 
 
 def test_sizes_and_rates_are_the_configuration_s() -> None:
