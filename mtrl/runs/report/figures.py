@@ -115,7 +115,9 @@ def _mean_curves(comparison: Comparison) -> Figure:
     for index, row in enumerate(comparison.groups):
         _draw_row(axes, comparison, row, index)
     _score_axis(axes, comparison)
-    axes.set_ylabel(f"mean {comparison.measure} over {len(comparison.tasks)} tasks")
+    first, *others = comparison.tasks
+    over = f"mean {comparison.measure} over {len(comparison.tasks)} tasks"
+    axes.set_ylabel(over if others else f"{comparison.measure} on {first}")
     label_steps(axes)
     legend(figure, axes, len(comparison.groups))
     caption = (
