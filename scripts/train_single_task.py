@@ -21,6 +21,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import stable_baselines3
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
@@ -116,7 +117,7 @@ def train_single_task(config: Config, run_dir: Path) -> Evaluation:
         stack.enter_context(cpu.settings(config.train.num_threads, config.train.matmul_precision))
         envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
         eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None, evaluation=True)))
-        versions = run.write_versions(envs.versions)
+        versions = run.write_versions({**envs.versions, "stable_baselines3": stable_baselines3.__version__})
         log = Log(RunInfo(run.path, envs.task_names, settings, versions, None), JsonLines())
         stack.callback(log.close)
         model = make_model(config, envs)

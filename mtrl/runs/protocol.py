@@ -35,7 +35,8 @@ _INCIDENTAL = (
 )
 # Versions of the learner and of the machine; all others belong to the simulation.
 _NOT_SIMULATION = (
-    "python", "platform", "cpu", "cores", "torch", "numpy", "mtrl", "cuda", "cuda_device", "git_commit",
+    "python", "platform", "cpu", "cores", "torch", "numpy", "mtrl", "stable_baselines3", "cuda",
+    "cuda_device", "git_commit",
 )  # fmt: skip
 _MISSING = "not recorded"
 _OPTIONS = "method_options."
