@@ -38,7 +38,7 @@ class RunLock:
                 f"run directory '{directory}' is in use by {self._read_owner()}. "
                 "Wait for that run or stop it, or start another run with another --run-dir."
             ) from error
-        except (OSError, NotImplementedError) as error:
+        except (OSError, NotImplementedError) as error:  # the latter of a file system without any flock
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS_HERE:
                 raise
             self._lock = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 
-class Evaluator:
+class Evaluator(ABC):
     """Losses and gradients [T, P] at moved parameters; counts what it is asked for.
 
     Attributes:
@@ -24,8 +25,9 @@ class Evaluator:
         self.asked: list[tuple[Tensor | None, int, Tensor | None]] = []
         self.backwards = 0
 
+    @abstractmethod
     def gradients_at(self, offset: Tensor | float) -> Tensor:
-        raise NotImplementedError
+        """Return the rows [T, P] at `parameters + offset`."""
 
     @property
     def heads(self) -> tuple[Tensor, Tensor]:

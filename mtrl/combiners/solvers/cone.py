@@ -102,6 +102,7 @@ def _walked(cosine: Tensor, x: Tensor, violated: Tensor, bound: float) -> Tensor
     with road.quiet():
         matrix = road.ready(cosine)
         asked = road.unit(matrix).sum(0)
+        # On the host already: on other devices the road knows nothing, and the step returned above.
         for program in torch.nonzero(violated[:, 0] > bound)[:, 0].tolist():
             # The ridge is in the cosines: what they say of dependence is exact.
             end = follow(
