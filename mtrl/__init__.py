@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mtrl.config import Config
     from mtrl.export.policy import load_policy
     from mtrl.gradients import mtl_step, set_gradient, task_jacobian
-    from mtrl.runs.load import load_runs
+    from mtrl.report.load import load_runs
     from mtrl.training.run import train
 
 __all__ = ["Config", "load_policy", "load_runs", "mtl_step", "set_gradient", "task_jacobian", "train"]
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Config": "mtrl.config",
     "load_policy": "mtrl.export.policy",
-    "load_runs": "mtrl.runs.load",
+    "load_runs": "mtrl.report.load",
     "mtl_step": "mtrl.gradients",
     "set_gradient": "mtrl.gradients",
     "task_jacobian": "mtrl.gradients",

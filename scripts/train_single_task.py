@@ -36,7 +36,8 @@ from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.directory import RunDirectory
 from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.logging import JsonLines, Log, RunInfo
+from mtrl.runs.jsonl import JsonLines
+from mtrl.runs.log import Log, RunInfo
 from mtrl.training.evaluate import evaluate
 from mtrl.training.parts import build_envs, suite_of
 from mtrl.training.resolve import resolve

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import mtrl
-from mtrl.runs.load import read_run
+from mtrl.report.load import read_run
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

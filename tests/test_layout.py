@@ -38,10 +38,11 @@ ALLOWED: dict[str, set[str]] = {
     "gradients": _FLOOR | {"combiners", "networks"},
     "agents": _FLOOR | {"combiners", "config", "device", "gradients", "networks"},
     "training": _FLOOR | {"agents", "combiners", "config", "device", "envs", "networks", "runs"},
-    "export": _FLOOR | {"agents", "config", "gradients", "networks", "runs", "training"},
-    "sweep": _FLOOR | {"config", "runs", "training"},
+    "report": _FLOOR | {"runs"},
+    "export": _FLOOR | {"agents", "config", "gradients", "networks", "report", "runs", "training"},
+    "sweep": _FLOOR | {"config", "report", "runs", "training"},
     "compat": _FLOOR | {"agents", "config", "envs", "runs", "training"},
-    "cli": _FLOOR | {"combiners", "config", "envs", "export", "runs", "sweep", "training"},
+    "cli": _FLOOR | {"combiners", "config", "envs", "export", "report", "runs", "sweep", "training"},
     "__main__": {"cli"} | _FLOOR,
 }
 

@@ -61,7 +61,7 @@ def report(
     """
     if not runs:
         raise UserError("no runs: give run directories or folders of them, for instance runs/mt10.")
-    from mtrl.runs.report import compare, write_report
+    from mtrl.report import compare, write_report
 
     comparison = compare(runs, single_task=single_task, measure=measure)
     try:

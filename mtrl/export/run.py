@@ -19,9 +19,9 @@ from mtrl.errors import UserError
 from mtrl.export.card import model_card
 from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TENSORS_NAME
 from mtrl.export.safetensors import to_bytes
+from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import CONFIG_NAME, TEMPORARY_PREFIX, expand
-from mtrl.runs.load import read_run
 from mtrl.training.parts import build_agent, suite_of
 
 CARD_NAME = "README.md"

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its directory, checkpoints, logs, and what is computed from them."""
+"""What a run leaves behind: its directory, checkpoints and logs. `mtrl.report` reads them."""

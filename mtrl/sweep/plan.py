@@ -13,8 +13,8 @@ import yaml
 from mtrl.config.presets import build_config, config_to_dict, load_config
 from mtrl.config.schema import Config
 from mtrl.errors import UserError
+from mtrl.report.load import Run, flat, read_run
 from mtrl.runs.directory import CONFIG_NAME
-from mtrl.runs.load import Run, flat, read_run
 from mtrl.training.resolve import resolve
 
 # A run may go on with these changed: how long it is, and where.

@@ -20,8 +20,8 @@ from mtrl.runs import console
 from mtrl.runs.checkpoint_writer import CheckpointWriter
 from mtrl.runs.directory import flag_to_go_on
 from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.logging import Log, by_task
-from mtrl.runs.logging.jsonl import best_score, read_evaluations
+from mtrl.runs.jsonl import best_score, read_evaluations
+from mtrl.runs.log import Log, by_task
 from mtrl.runs.writes import Writes
 from mtrl.training.evaluate import evaluate
 from mtrl.training.guard import DivergenceGuard, seen

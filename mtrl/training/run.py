@@ -24,8 +24,8 @@ from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.checkpoint_writer import CheckpointWriter
 from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, RunDirectory, expand, has_checkpoint
 from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.logging import SINKS, JsonLines, Log, RunInfo, Sink, Stamp
-from mtrl.runs.logging.jsonl import History, drop_after, read_history
+from mtrl.runs.jsonl import History, JsonLines, drop_after, read_history
+from mtrl.runs.log import SINKS, Log, RunInfo, Sink, Stamp
 from mtrl.training.evaluate import evaluate
 from mtrl.training.loop import TrainingLoop
 from mtrl.training.parts import Parts, build_agent, build_envs, suite_of

@@ -10,8 +10,8 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.logging import SINKS, JsonLines, Log, RunInfo, Sink, Stamp
-from mtrl.runs.logging.jsonl import drop_after
+from mtrl.runs.jsonl import JsonLines, drop_after
+from mtrl.runs.log import SINKS, Log, RunInfo, Sink, Stamp
 
 TASKS = ("reach-v3", "push-v3")
 CONFIG: dict[str, Any] = {

@@ -15,8 +15,8 @@ import yaml
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.logging import RunInfo, Stamp
-from mtrl.runs.logging.jsonl import drop_after, read_history
+from mtrl.runs.jsonl import drop_after, read_history
+from mtrl.runs.log import RunInfo, Stamp
 from tests.helpers.logs import CONFIG, NUM_ENVS, RESULT, TASKS, curve, events, lines, log_steps, open_log
 
 # -- lines --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 import mtrl
 from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.logging import RunInfo, Stamp
+from mtrl.runs.log import RunInfo, Stamp
 from tests.helpers.logs import NUM_ENVS, RESULT, TASKS, lines, log_steps, open_log
 
 # -- a user's own sinks -------------------------------------------------------------------------------------
@@ -81,7 +81,8 @@ def test_a_defect_of_a_sink_is_not_hidden(tmp_path: Path) -> None:
 
 FULL_DISK = """
     import json, pathlib, resource, sys
-    from mtrl.runs.logging import SINKS, JsonLines, Log, RunInfo
+    from mtrl.runs.jsonl import JsonLines
+    from mtrl.runs.log import SINKS, Log, RunInfo
 
     info = RunInfo(pathlib.Path(sys.argv[1]), ("reach-v3",), {}, {}, None)
     log = Log(info, JsonLines(), [SINKS["tensorboard"]()])

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from mtrl.runs.load import read_runs
-from mtrl.runs.report import compare
-from mtrl.runs.report.tables import all_tables
+from mtrl.report import compare
+from mtrl.report.load import read_runs
+from mtrl.report.tables import all_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTING = ("--tasks", "task-0", "task-1", "--set", "suite=tests.helpers.counting_env:CountingSuite")

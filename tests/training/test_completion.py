@@ -18,7 +18,7 @@ from mtrl import Config, train
 from mtrl.config.schema import EnvConfig, EvalConfig, TrainConfig
 from mtrl.errors import EnvironmentFailure, UserError
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
-from mtrl.runs.logging import JsonLines
+from mtrl.runs.jsonl import JsonLines
 from mtrl.training.evaluate import evaluate
 from mtrl.training.results import Event
 from mtrl.training.run import evaluate_run, resume_or_start, resume_training

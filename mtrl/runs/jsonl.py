@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mtrl.runs.directory import EVALUATIONS_NAME, METRICS_NAME, TEMPORARY_PREFIX
 from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.logging.sink import RunInfo, Stamp
+from mtrl.runs.log import RunInfo, Stamp
 
 
 class JsonLines:

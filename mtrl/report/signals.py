@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.runs.load import Line, Run
+from mtrl.report.load import Line, Run
 
 Floats = NDArray[np.float64]
 Network = Literal["critic", "actor"]

@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mtrl.runs import stats
-from mtrl.runs.load import Run
-from mtrl.runs.protocol import Group
-from mtrl.runs.report import signals
-from mtrl.runs.report.agreement import method_agreement_table, task_agreement_table
-from mtrl.runs.report.comparison import Comparison, Floats
-from mtrl.runs.report.published import MTRL, MTRL_PER_SEED, PLUS, PUBLISHED, counterparts
-from mtrl.runs.report.table import Cell, Table
+from mtrl.report import signals, stats
+from mtrl.report.agreement import method_agreement_table, task_agreement_table
+from mtrl.report.comparison import Comparison, Floats
+from mtrl.report.load import Run
+from mtrl.report.protocol import Group
+from mtrl.report.published import MTRL, MTRL_PER_SEED, PLUS, PUBLISHED, counterparts
+from mtrl.report.table import Cell, Table
 
 _THRESHOLDS = (0.25, 0.5, 0.75)  # of the mean success
 _INTERVALS = "Brackets: 95 % percentile bootstrap"

@@ -66,7 +66,7 @@ class Sink(Protocol):
         ...
 
 
-SINKS = Registry("sink", {"tensorboard": "mtrl.runs.logging.tensorboard:TensorBoard"})
+SINKS = Registry("sink", {"tensorboard": "mtrl.runs.tensorboard:TensorBoard"})
 
 
 def by_task(tasks: Sequence[str], values: Any) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Log:
 
     Args:
         run: the run.
-        record: the one that reports and resume read (`mtrl.runs.logging.jsonl.JsonLines`): its errors are
+        record: the one that reports and resume read (`mtrl.runs.jsonl.JsonLines`): its errors are
             raised.
         sinks: for people: one that fails is left out from then on.
         wall_before: seconds that earlier processes of a resumed run have worked.

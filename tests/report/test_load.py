@@ -9,7 +9,7 @@ import pytest
 
 import mtrl
 from mtrl.errors import UserError
-from mtrl.runs.load import read_run, read_runs
+from mtrl.report.load import read_run, read_runs
 from tests.helpers.written_runs import write_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,12 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.ticker import EngFormatter
 
-from mtrl.runs import stats
-from mtrl.runs.load import Run
-from mtrl.runs.logging import STEP_LABEL
-from mtrl.runs.protocol import Group
-from mtrl.runs.report import signals
-from mtrl.runs.report.comparison import Comparison, curves
+from mtrl.report import signals, stats
+from mtrl.report.comparison import Comparison, curves
+from mtrl.report.load import Run
+from mtrl.report.protocol import Group
+from mtrl.runs.log import STEP_LABEL
 
 # Okabe and Ito's colours, told apart by colour-blind readers; black is kept for a single method's mean.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B", "#B8A800")

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mtrl.runs.load import Run, flat
-from mtrl.runs.protocol import Group, protocol
-from mtrl.runs.report.comparison import Comparison
-from mtrl.runs.report.table import MISSING, Table
-from mtrl.runs.report.tables import all_tables
+from mtrl.report.comparison import Comparison
+from mtrl.report.load import Run, flat
+from mtrl.report.protocol import Group, protocol
+from mtrl.report.table import MISSING, Table
+from mtrl.report.tables import all_tables
 
 PAGE_NAME = "report.html"
 _PHONE_INCHES = 7.5
@@ -80,8 +80,8 @@ def _write_table(table: Table, folder: Path) -> list[Path]:
 
 
 def _write_figures(comparison: Comparison, folder: Path) -> tuple[list[_Picture], list[Path]]:
-    from mtrl.runs.report.conflict_figures import conflict_figures
-    from mtrl.runs.report.figures import save, score_figures
+    from mtrl.report.conflict_figures import conflict_figures
+    from mtrl.report.figures import save, score_figures
 
     folder.mkdir(parents=True, exist_ok=True)
     pictures, written = [], []
@@ -118,7 +118,7 @@ def _page(
     command: Sequence[str],
 ) -> str:
     environment = Environment(
-        loader=PackageLoader("mtrl.runs.report", "."),
+        loader=PackageLoader("mtrl.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

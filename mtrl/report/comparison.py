@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.errors import UserError
-from mtrl.runs.load import Run, read_runs
-from mtrl.runs.protocol import Group, difference, group, protocol
+from mtrl.report.load import Run, read_runs
+from mtrl.report.protocol import Group, difference, group, protocol
 
 Floats = NDArray[np.float64]
 Measure = Literal["success", "return"]

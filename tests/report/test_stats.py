@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mtrl.runs import stats
+from mtrl.report import stats
 
 # Two small tables of scores with ties: 5 and 4 runs of 6 tasks.
 SCORES = np.array([[(7 * i * i + 3 * j + i * j) % 11 / 10 for j in range(6)] for i in range(5)])

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mtrl.runs.report import signals
-from mtrl.runs.report.comparison import Comparison
-from mtrl.runs.report.figures import (
+from mtrl.report import signals
+from mtrl.report.comparison import Comparison
+from mtrl.report.figures import (
     STEPS,
     Figure,
     heat_map,

@@ -14,9 +14,9 @@ import yaml
 
 from mtrl.cli.report import main as main_report
 from mtrl.errors import UserError
-from mtrl.runs.report import Comparison, compare, write_report
-from mtrl.runs.report.tables import all_tables
-from mtrl.runs.stats import Interval
+from mtrl.report import Comparison, compare, write_report
+from mtrl.report.stats import Interval
+from mtrl.report.tables import all_tables
 from tests.helpers.written_runs import write_run
 
 needs_matplotlib = pytest.mark.skipif(
@@ -223,7 +223,7 @@ def test_no_runs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_interval_is_written_with_its_ends() -> None:
-    from mtrl.runs.report.table import Table
+    from mtrl.report.table import Table
 
     table = Table(
         "a",

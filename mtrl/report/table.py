@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from mtrl.runs.stats import Interval
+from mtrl.report.stats import Interval
 
 MISSING = "\N{EN DASH}"
 _WHOLE = 100.0  # decimals of a return say nothing

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtrl.errors import UserError
-from mtrl.runs.load import Run, flat
+from mtrl.report.load import Run, flat
 
 # What is measured. Runs that differ here answer different questions, and no table holds both.
 _PROTOCOL = (

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtrl.runs import stats
-from mtrl.runs.protocol import Group
-from mtrl.runs.report import signals
-from mtrl.runs.report.comparison import Comparison
-from mtrl.runs.report.table import Cell, Table
+from mtrl.report import signals, stats
+from mtrl.report.comparison import Comparison
+from mtrl.report.protocol import Group
+from mtrl.report.table import Cell, Table
 
 _TAU = (
     "Kendall's tau with the ranking by final score. 1: same order, -1: reversed; p: chance of that if the "
