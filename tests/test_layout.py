@@ -138,7 +138,7 @@ def test_combiners_load_torch_and_themselves_only_and_an_optional_package_when_i
 def test_metaworld_is_imported_by_its_own_room_only() -> None:
     for name, path in MODULES.items():
         if any(found.split(".")[0] in ("metaworld", "mujoco") for found in _imports(path)):
-            assert name.startswith(("mtrl.envs.metaworld.", "mtrl.envs.gymnasium")), name
+            assert name.startswith(("mtrl.envs.metaworld.", "mtrl.envs.gymnasium", "mtrl.envs.state")), name
 
 
 def test_what_environment_workers_import_is_light() -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box, Space
 from numpy.typing import NDArray
 
-from mtrl.envs.gymnasium.state import EnvState
+from mtrl.envs.state import NotPlainError, encode, restore_attributes, restore_physics, take_physics
 from mtrl.envs.suite import StepOutcome
 from mtrl.errors import UserError
 
 _SUCCESS = ("success", "is_success")
+# References between the layers, and what belongs to the machine or the screen instead of the simulation.
+_FOREIGN = {"env", "model", "data", "mujoco_renderer", "fullpath", "_ezpickle_args", "_ezpickle_kwargs"}
+_FOREIGN |= {"_saved_kwargs", "spec", "_cached_spec", "render_mode", "metadata", "_metadata"}
+# Arrays of MjData whose sizes follow the contacts of the moment; a step computes them before it reads them.
+_VARIABLE = ("efc_", "iefc_", "island_", "contact", "dof_island", "tree_island", "map_")
 
 
 class GymnasiumEnv:
@@ -49,7 +56,7 @@ class GymnasiumEnv:
         self._horizon = max_episode_steps
         self._steps = 0
         self._return = 0.0
-        self._state = EnvState(self._env, definition["id"])
+        self._state = _ExactState(self._env, definition["id"])
 
     def reset(self, goal: int) -> NDArray[Any]:
         """Start the episode of seed `goal`."""
@@ -140,3 +147,117 @@ def _edit(owner: Any, path: str, change: Any) -> None:
         return
     value = change(old)
     setattr(owner, last, value.item() if isinstance(value, np.ndarray | np.generic) else value)
+
+
+class _ExactState:
+    """Takes and restores an environment in mid-episode.
+
+    Saved are, of the environment and of every wrapper around it, all attributes that `encode` takes, and what
+    MuJoCo's simulation holds. Anything else that could decide the next numbers is refused by name: resuming
+    to something else than was saved would be worse than not saving.
+
+    Args:
+        env: as `gymnasium.make` returned it, not yet reset.
+        name: of the environment, for messages.
+    """
+
+    def __init__(self, env: Any, name: str) -> None:
+        self._name = name
+        self._layers = list(_layers(env))
+        bare = self._layers[-1]
+        kinds = [type(getattr(bare, name, None)).__module__ for name in ("model", "data")]
+        has_mujoco = all(kind.startswith("mujoco") for kind in kinds)
+        self._mujoco = (bare.model, bare.data) if has_mujoco else None
+        self._model_code = _model_code(bare.model) if has_mujoco else 0
+
+    def take(self) -> dict[str, Any]:
+        """Return the state; UserError if something of it cannot be saved."""
+        layers = [self._attributes(layer) for layer in self._layers]
+        return {"layers": layers, "physics": None if self._mujoco is None else self._physics(*self._mujoco)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put the environment into a state that `take` returned."""
+        for layer, stored in zip(self._layers, state["layers"], strict=True):
+            restore_attributes(layer, stored, _changing(layer))
+        if self._mujoco is not None:
+            restore_physics(*self._mujoco, state["physics"]["state"])
+            for name, array in _data_arrays(self._mujoco[1]):
+                if name in state["physics"]["derived"]:
+                    array[...] = state["physics"]["derived"][name]
+
+    def _attributes(self, layer: Any) -> dict[str, Any]:
+        once = _Once()
+        stored = {}
+        for name in _changing(layer):
+            try:
+                stored[name] = encode(getattr(layer, name), once)
+            except NotPlainError as error:
+                raise UserError(
+                    f"the environment {self._name} cannot be saved in mid-episode: "
+                    f"{type(layer).__name__}.{name} {error}. Checkpoints need environments whose attributes "
+                    "are numbers, strings, arrays, and lists or dicts of them."
+                ) from error
+        return stored
+
+    def _physics(self, model: Any, data: Any) -> dict[str, Any]:
+        if _model_code(model) != self._model_code:
+            raise UserError(
+                f"the environment {self._name} cannot be saved in mid-episode: it has edited its MuJoCo "
+                "model since it was made. Edits that last, made by the definition of the task, are fine."
+            )
+        # What a step computed on its way, some environments read before the next (positions of bodies, say).
+        derived = {name: array.copy() for name, array in _data_arrays(data)}
+        return {"state": take_physics(model, data), "derived": derived}
+
+
+class _Once:
+    """Refuses memory that two attributes of a layer share: restored ones would be copies of their own."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def __call__(self, value: Any) -> None:
+        while isinstance(value, np.ndarray) and value.base is not None:
+            if not isinstance(value.base, np.ndarray):
+                raise NotPlainError("is a view of memory that belongs to the simulation")
+            value = value.base
+        if id(value) in self._seen:
+            raise NotPlainError("shares memory with another attribute")
+        self._seen.add(id(value))
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """The wrappers from the outside to the inside, and the bare environment."""
+    while True:
+        yield env
+        if env is env.unwrapped:
+            return
+        env = env.env
+
+
+def _changing(layer: Any) -> list[str]:
+    """Return the names of the attributes that may change within or between episodes."""
+
+    def constant(name: str, value: Any) -> bool:
+        if isinstance(value, Space):
+            return value._np_random is None  # a space that has been drawn from is no constant
+        return name in _FOREIGN or isinstance(value, EnvSpec | type) or callable(value)
+
+    return [name for name, value in vars(layer).items() if not constant(name, value)]
+
+
+def _model_code(model: Any) -> int:
+    import mujoco
+
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return zlib.crc32(buffer.tobytes())
+
+
+def _data_arrays(data: Any) -> Iterator[tuple[str, NDArray[Any]]]:
+    for name in dir(data):
+        if name.startswith(("_", *_VARIABLE)):
+            continue
+        array = getattr(data, name)
+        if isinstance(array, np.ndarray) and array.dtype != object and array.flags.writeable and array.size:
+            yield name, array
