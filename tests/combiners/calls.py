@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import COMBINERS, Combiner
-from tests.combiners.evaluators import Linear
 from tests.combiners.oracles import ORACLES, Row
+from tests.helpers.evaluators import Linear
 from tests.helpers.loss_methods import losses_of
 
 NAMES = sorted(COMBINERS)
@@ -35,7 +35,7 @@ def direction(name: str, rows: Tensor) -> Tensor:
 def combined(combiner: Combiner, rows: Tensor) -> Tensor:
     """One step's direction, as an update gets it: constant gradients, the second look at equal losses."""
     losses = losses_of(rows)
-    result = combiner.direction(Linear(rows, losses))
+    result = combiner.direction(Linear(rows, losses=losses))
     if combiner.looks_again:
         combiner.after_step(losses)
     return result

@@ -11,7 +11,7 @@ from mtrl_benchmarks._conic import best_worst_improvement_in_ball
 from torch import Tensor
 
 from mtrl.combiners import GramCombiner, make_combiner
-from tests.helpers.evaluators import Rows
+from tests.helpers.evaluators import Linear
 from tests.helpers.matrices import jacobian
 
 
@@ -79,7 +79,7 @@ def test_a_wider_cone_never_costs_the_worst_task_more() -> None:
 @pytest.mark.parametrize(("tasks", "sampled"), [(1, 4), (5, 1), (1, 1)])
 def test_cagrad_fast_without_a_single_task_is_a_multiple_of_the_mean(tasks: int, sampled: int) -> None:
     rows = jacobian("iid", tasks, seed=0)
-    source = Rows(rows)
+    source = Linear(rows)
     combiner = make_combiner("cagrad_fast", num_tasks=tasks, sampled=sampled)
     torch.testing.assert_close(combiner.direction(source), rows.mean(dim=0))
     torch.testing.assert_close(combiner.combine(rows), rows.mean(dim=0))
@@ -89,7 +89,7 @@ def test_cagrad_fast_without_a_single_task_is_a_multiple_of_the_mean(tasks: int,
 def test_sdmgrad_on_three_batches_logs_about_the_batch_of_its_direction() -> None:
     batches = [jacobian("iid", 5, seed) for seed in range(3)]
     combiner = make_combiner("sdmgrad", num_tasks=5, solver="paper", batches=3)
-    direction = combiner.direction(Rows(*batches))
+    direction = combiner.direction(Linear(*batches))
     metrics = combiner.metrics()
     ratio = direction.norm() / batches[2].mean(dim=0).norm()
     torch.testing.assert_close(metrics["direction_norm_ratio"], ratio, rtol=1e-5, atol=0.0)

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner, make_combiner
 from mtrl.combiners.solvers.gramian import gramian
 from tests.combiners.calls import CONFLICT, NAMES, combined, methods
-from tests.combiners.evaluators import Linear
 from tests.combiners.oracles import ORACLES
+from tests.helpers.evaluators import Linear
 from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian
 
@@ -22,7 +22,7 @@ from tests.helpers.matrices import jacobian
 def advance(combiner: Combiner, seed: int) -> Tensor:
     """One whole update on random gradients of five tasks, with the second look at the losses."""
     rows = jacobian("iid", 5, seed)
-    result = combiner.direction(Linear(rows, losses_of(rows)))
+    result = combiner.direction(Linear(rows, losses=losses_of(rows)))
     combiner.after_step(losses_of(rows) * torch.linspace(0.5, 1.1, 5, dtype=torch.float64))
     return result
 

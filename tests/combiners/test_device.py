@@ -6,8 +6,8 @@ import torch
 from mtrl.combiners import COMBINERS, GramCombiner
 from mtrl.combiners.solvers.roads import on_tensors
 from tests.combiners.calls import combined
-from tests.combiners.evaluators import Linear
 from tests.combiners.oracles import ORACLES
+from tests.helpers.evaluators import Linear
 from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian
 
@@ -61,7 +61,7 @@ def test_no_operation_reads_a_number_back_to_the_host(name: str) -> None:
     with combiner.unchecked():
         losses = torch.empty(4, device="meta")
         rows = torch.empty(4, 7, device="meta")
-        assert combiner.direction(Linear(rows, losses)).shape == (7,)
+        assert combiner.direction(Linear(rows, losses=losses)).shape == (7,)
         combiner.after_step(losses)
         assert combiner.metrics()["weights"].shape == (4,)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtrl.combiners import COMBINERS, make_combiner
 from mtrl.combiners.fs_mtl import FSMTL
-from tests.combiners.evaluators import Linear, Quadratics
+from tests.helpers.evaluators import Linear, Quadratics
 from tests.helpers.matrices import jacobian
 
 MADE = {name: make_combiner(name, num_tasks=3) for name in COMBINERS}
@@ -72,7 +72,7 @@ def test_a_zero_gradient_is_not_displaced() -> None:
     problem = Quadratics(3, 5, seed=5)
     problem.curvatures[1] = 0.0
     make_combiner("fs_mtl", num_tasks=3, base="mean", rho=0.5).direction(problem)
-    offset = problem.asked[1][0]
+    offset = problem.asked[1].offset
     assert offset is not None
     torch.testing.assert_close(offset.norm(dim=1), torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64))
 

@@ -14,7 +14,7 @@ from mtrl.combiners import make_combiner
 from mtrl.combiners.bmtl import BMTL
 from mtrl.combiners.m_config import MConFIG
 from mtrl.combiners.stch import STCH
-from tests.combiners.evaluators import Evaluator, Linear
+from tests.helpers.evaluators import Linear
 from tests.helpers.literature import config_direction, simplex_projection
 from tests.helpers.matrices import jacobian
 
@@ -79,34 +79,16 @@ def test_tracked_gradients_follow_the_authors_code() -> None:
         torch.testing.assert_close(combiner.combine(rows, losses), torch.from_numpy(tracked.T @ weights))
 
 
-class Batches(Evaluator):
-    """Another Jacobian for each batch."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.rows = [jacobian("iid", 4, seed=10 * seed + batch) for batch in range(3)]
-        self.losses = torch.ones(4, dtype=torch.float64)
-
-    def __call__(
-        self,
-        offset: Tensor | None = None,
-        batch: int = 0,
-        tasks: Tensor | None = None,
-        head_offset: Tensor | None = None,
-    ) -> Tensor:
-        return self.rows[batch]
-
-
 def test_double_sampling_takes_products_between_batches() -> None:
     combiner = make_combiner("modo", num_tasks=4, gamma=0.02, rho=0.1)
     weights = np.full(4, 0.25)
     for seed in range(6):
-        problem = Batches(seed)
-        first, second, third = (rows.numpy() for rows in problem.rows)
+        batches = [jacobian("iid", 4, seed=10 * seed + batch) for batch in range(3)]
+        first, second, third = (rows.numpy() for rows in batches)
         moved = weights - 0.02 * (first @ (second.T @ weights) + 0.1 * weights)
         weights = np.array(simplex_projection(moved.tolist()))
         expected = torch.from_numpy(weights @ third)
-        torch.testing.assert_close(combiner.direction(problem), expected)
+        torch.testing.assert_close(combiner.direction(Linear(*batches)), expected)
 
 
 def test_m_config_follows_the_authors_code_and_evaluates_one_task_per_update() -> None:
@@ -118,7 +100,7 @@ def test_m_config_follows_the_authors_code_and_evaluates_one_task_per_update() -
         problem = Linear(jacobian("iid", tasks, seed=update))
         found = combiner.direction(problem)
         task = update % tasks
-        asked = problem.asked[0][2]
+        asked = problem.asked[0].tasks
         assert asked is not None
         assert asked.tolist() == [task]
         counts[task] += 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtrl.combiners import make_combiner
 from mtrl.combiners._random import draw_tasks
-from tests.helpers.evaluators import Rows
+from tests.helpers.evaluators import Linear
 from tests.helpers.matrices import jacobian
 from tests.helpers.properties import assert_best_in_ball, assert_direction_oriented
 
@@ -31,12 +31,12 @@ def test_draws_are_without_repetition_equally_frequent_and_follow_the_counter() 
 @pytest.mark.parametrize("seed", range(5))
 def test_cagrad_fast_solves_cagrad_between_the_sampled_and_the_pooled_tasks(seed: int) -> None:
     rows = jacobian("conflicting", 10, seed=seed)
-    source = Rows(rows)
+    source = Linear(rows)
     combiner = make_combiner("cagrad_fast", num_tasks=10, sampled=4, c=0.9, rescale=0)
     direction = combiner.direction(source)
-    (tasks,) = source.asked
+    ((_, _, tasks),) = source.asked
     assert tasks is not None, "all tasks were evaluated"
-    assert (len(tasks), source.backward_passes) == (3, 1)
+    assert (len(tasks), source.backwards) == (3, 1)
     others = [task for task in range(10) if task not in tasks.tolist()]
     pooled = rows[others].mean(dim=0)
     # The mean of all ten weighs the pooled gradient seven times: it is not the mean of the four.
@@ -49,11 +49,11 @@ def test_cagrad_fast_solves_cagrad_between_the_sampled_and_the_pooled_tasks(seed
 @pytest.mark.parametrize("seed", range(5))
 def test_sdmgrad_os_solves_sdmgrad_between_the_sampled_tasks(seed: int) -> None:
     rows = jacobian("conflicting", 10, seed=seed)
-    source = Rows(rows)
+    source = Linear(rows)
     direction = make_combiner("sdmgrad_os", num_tasks=10, sampled=4, lam=0.6).direction(source)
-    (tasks,) = source.asked
+    ((_, _, tasks),) = source.asked
     assert tasks is not None, "all tasks were evaluated"
-    assert (len(tasks), source.backward_passes) == (4, 0)
+    assert (len(tasks), source.backwards) == (4, 0)
     assert_direction_oriented(rows[tasks], direction, lam=0.6)
 
 
@@ -63,10 +63,10 @@ def test_every_task_is_met_and_restored_instances_draw_the_same(name: str) -> No
     original, restored = (make_combiner(name, num_tasks=10, sampled=4) for _ in range(2))
     seen = set()
     for _ in range(30):
-        source = Rows(rows)
+        source = Linear(rows)
         original.direction(source)
-        assert source.asked[0] is not None
-        seen |= set(source.asked[0].tolist())
+        assert source.asked[0].tasks is not None
+        seen |= set(source.asked[0].tasks.tolist())
     assert seen == set(range(10))
     restored.load_state_dict(original.state_dict())
     for _ in range(3):
@@ -81,10 +81,10 @@ def test_an_order_is_gone_through_round_and_round(name: str, count: int) -> None
     combiner = make_combiner(name, num_tasks=7, sampled=3, order=ORDER)
     rows, seen = jacobian("iid", 7, seed=1), []
     for _ in range(7):
-        source = Rows(rows)
+        source = Linear(rows)
         combiner.direction(source)
-        assert source.asked[0] is not None
-        seen += source.asked[0].tolist()
+        assert source.asked[0].tasks is not None
+        seen += source.asked[0].tasks.tolist()
     begin = ORDER.index(seen[0])
     assert seen == [ORDER[(begin + place) % 7] for place in range(7 * count)]
     assert sorted(seen) == sorted(list(range(7)) * count)
@@ -120,7 +120,7 @@ def test_an_order_must_hold_every_task_once(name: str) -> None:
 @pytest.mark.parametrize("batches", [1, 3])
 def test_the_published_sdmgrad_loop_follows_its_description(batches: int) -> None:
     first, second, third = (jacobian("iid", 5, seed=seed) for seed in range(3))
-    source = Rows(first, second, third)
+    source = Linear(first, second, third)
 
     combiner = make_combiner("sdmgrad", num_tasks=5, solver="paper", batches=batches)
     left, right, last = (first, second, third) if batches == 3 else (first, first, first)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mtrl.combiners import COMBINERS, GramCombiner, make_combiner
 from tests.combiners.calls import combined, methods
-from tests.combiners.evaluators import Linear
 from tests.combiners.oracles import ORACLES
+from tests.helpers.evaluators import Linear
 from tests.helpers.matrices import jacobian
 
 RANDOM = ("cagrad_fast", "graddrop", "gradvac", "pcgrad", "rlw", "sdmgrad_os")
@@ -90,7 +90,7 @@ def test_inputs_with_a_graph_are_not_kept_alive(name: str) -> None:
         try:
             direction = combiner.combine(rows, losses)
         except ValueError:  # it takes evaluators alone, whose Jacobians are detached
-            direction = combiner.direction(Linear(rows.detach(), losses.detach()))
+            direction = combiner.direction(Linear(rows.detach(), losses=losses.detach()))
         if combiner.looks_again:
             combiner.after_step(losses)
     assert not direction.requires_grad

@@ -13,7 +13,7 @@ from mtrl.combiners import make_combiner
 from mtrl.combiners.affinity import Affinity
 from mtrl.combiners.dropgrad import DropGrad
 from mtrl.combiners.normscale import NormScale
-from tests.combiners.evaluators import Linear, Quadratics
+from tests.helpers.evaluators import Linear, Quadratics
 from tests.helpers.matrices import jacobian
 
 WRAPPERS = ["affinity", "dropgrad", "every", "fs_mtl", "smoothed", "turns"]
@@ -154,7 +154,7 @@ def test_groups_take_turns_and_only_the_group_is_evaluated() -> None:
         direction = combiner.direction(problem)
         group = groups[update % 2]
         torch.testing.assert_close(direction, problem.rows[group].mean(0))
-        asked = problem.asked[0][2]
+        asked = problem.asked[0].tasks
         assert asked is not None
         assert asked.tolist() == group
         weights = [1.0 / len(group) if task in group else 0.0 for task in range(5)]

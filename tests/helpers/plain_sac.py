@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform
 
 from mtrl.combiners import Combiner
+from tests.helpers.evaluators import Evaluator
 
 
 def plain_mlp(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
@@ -119,42 +120,24 @@ class PlainHead(NamedTuple):
         return losses.mean(2).mean(0)
 
 
-class PlainJacobian:
+class PlainJacobian(Evaluator):
     """Per-task gradients of plain modules, where a combiner asks for them."""
 
     def __init__(self, module: nn.Module, losses: Callable[[], Tensor]) -> None:
+        super().__init__()
         self._module, self._evaluate = module, losses
         self.losses = losses().detach()
+        self.parameters = nn.utils.parameters_to_vector(module.parameters()).detach()
 
-    @property
-    def parameters(self) -> Tensor:
-        return nn.utils.parameters_to_vector(self._module.parameters()).detach()
-
-    @property
-    def heads(self) -> tuple[Tensor, Tensor]:
-        none = self.losses.new_empty(len(self.losses), 0)
-        return none, none
-
-    def __call__(
-        self,
-        offset: Tensor | None = None,
-        batch: int = 0,
-        tasks: Tensor | None = None,
-        head_offset: Tensor | None = None,
-    ) -> Tensor:
+    def gradients_at(self, offset: Tensor | float, batch: int = 0) -> Tensor:
         parameters = list(self._module.parameters())
-        start = nn.utils.parameters_to_vector(parameters).detach().clone()
         rows = []
-        for task in range(len(self.losses)):
-            if offset is not None:
-                nn.utils.vector_to_parameters(start + offset[task], parameters)
+        for task, point in enumerate(self.parameters + offset * torch.ones(len(self.losses), 1)):
+            nn.utils.vector_to_parameters(point, parameters)
             gradients = torch.autograd.grad(self._evaluate()[task], parameters)
             rows.append(nn.utils.parameters_to_vector(gradients))
-        nn.utils.vector_to_parameters(start, parameters)
+        nn.utils.vector_to_parameters(self.parameters.clone(), parameters)
         return torch.stack(rows)
-
-    def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
-        return weights_of(self.losses) @ self()
 
 
 class PlainSAC:
