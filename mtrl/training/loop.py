@@ -9,7 +9,7 @@ run is complete when its final evaluation is written, and until then resume has 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,15 @@ from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
-from mtrl.runs.checkpoint_writer import CheckpointWriter
+from mtrl.runs.checkpoint_writer import CheckpointWriter, Saving, Writes
 from mtrl.runs.directory import flag_to_go_on
 from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.jsonl import best_score, read_evaluations
 from mtrl.runs.log import Log, by_task
-from mtrl.runs.writes import Writes
 from mtrl.training.evaluate import evaluate
 from mtrl.training.guard import DivergenceGuard, seen
 from mtrl.training.parts import Parts
 from mtrl.training.results import Callback, Event, TrainResult
-from mtrl.training.saving import Saving
 from mtrl.training.signals import Requests
 from mtrl.training.stepper import Stepper, Timer
 
@@ -48,7 +46,6 @@ class TrainingLoop:
         progress: what a person sees.
         requests: of signals and callbacks.
         writer: of the checkpoints.
-        suite: versions of the suite of tasks.
         callbacks: called with each `Event`.
     """
 
@@ -62,7 +59,6 @@ class TrainingLoop:
         progress: console.ProgressReport,
         requests: Requests,
         writer: CheckpointWriter,
-        suite: Mapping[str, str],
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.path, self.parts, self.eval_envs = config, path, parts, eval_envs
@@ -70,7 +66,7 @@ class TrainingLoop:
         self.callbacks = callbacks
         self.stepper = Stepper(config, parts)
         self.writes = Writes(path)
-        self.saving = Saving(path, writer, self.writes, suite, log.flush, self._saved)
+        self.saving = Saving(writer, self.writes, log.flush, self._saved)
         self.guard = DivergenceGuard(
             parts.agent.bounds(), parts.envs.task_names, config.train.on_divergence, console.warning
         )

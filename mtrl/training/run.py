@@ -291,9 +291,7 @@ def _run(
         progress = stack.enter_context(console.ProgressReport(config.steps, start, success=history.success))
         keep = config.train.keep_checkpoints
         writer = stack.enter_context(CheckpointWriter(run.path, keep=keep, suite=suite))
-        loop = TrainingLoop(
-            config, run.path, parts, eval_envs, log, progress, requests, writer, suite, callbacks
-        )
+        loop = TrainingLoop(config, run.path, parts, eval_envs, log, progress, requests, writer, callbacks)
         evaluated = history.evaluated_at == start and (history.final or start < config.steps)
         return loop.run(start, resumed=checkpoint is not None, evaluated=evaluated)
 
