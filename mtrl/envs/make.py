@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from mtrl.envs.engine.supervision import Report, warn
 from mtrl.envs.engine.vector import TaskVectorEnv
-from mtrl.envs.metaworld.goals import GOALS_PER_TASK
 from mtrl.envs.metaworld.suite import MetaWorldSuite
+from mtrl.envs.metaworld.tasks import GOALS_PER_TASK
 from mtrl.envs.suite import SUITES, TaskSuite
 from mtrl.errors import UserError, unknown_name
 

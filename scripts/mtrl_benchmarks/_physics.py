@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mtrl.envs import make_envs
 from mtrl.envs.engine.costs import balanced
-from mtrl.envs.metaworld.costs import STEP_COSTS
+from mtrl.envs.metaworld.tasks import STEP_COSTS
 from mtrl_benchmarks._vectors import Vector
 
 _STATE: list[Any] = []  # the environments of one process, which its calls share

@@ -10,7 +10,7 @@ from mtrl.envs.suite import TaskEnv
 
 class OtherVersionSuite(MetaWorldSuite):
     def make_env(self, task: str, goals: Any, **options: Any) -> TaskEnv:
-        from mtrl.envs.metaworld.speedups import install  # in the worker alone
+        from mtrl.envs.metaworld import speedups  # in the worker alone
 
-        install.metaworld_version = lambda: "99.0"
+        speedups.metaworld_version = lambda: "99.0"
         return super().make_env(task, goals, **options)

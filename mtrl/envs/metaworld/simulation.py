@@ -5,25 +5,37 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from mtrl.envs.metaworld import snapshot
-from mtrl.envs.metaworld.goals import GOALS_PER_TASK
-from mtrl.envs.metaworld.models import lend_model
-from mtrl.envs.metaworld.speedups import install as fast
+from mtrl.envs.metaworld import speedups
+from mtrl.envs.metaworld.speedups import EDITED_MODEL_ARRAYS, lend_model
+from mtrl.envs.metaworld.tasks import GOALS_PER_TASK
+from mtrl.envs.state import NotPlainError, encode, restore_attributes, restore_physics, take_physics
 from mtrl.envs.suite import StepOutcome
 
 _FREE = -1  # what MuJoCo calls a camera that belongs to no model
 # From the right of the table, at an angle from which the arm hides neither its object nor the goal.
 _SIDE = {"lookat": np.array([0.0, 0.65, 0.1]), "distance": 1.4, "azimuth": 155.0, "elevation": -35.0}
 _NO_HORIZON = 2**62  # upstream refuses to step beyond its own; the time limit is the engine's
+_DATA_ARRAYS = (
+    *("qpos", "qvel", "mocap_pos", "mocap_quat", "xpos", "xquat", "xmat", "xipos", "ximat"),
+    *("geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
+)
+# Paths and rendering belong to the machine, not to the simulation. With given goals upstream draws nothing.
+_FOREIGN = {
+    *("_ezpickle_args", "_ezpickle_kwargs", "fullpath", "_np_random"),
+    *("render_mode", "camera_name", "camera_id", "width", "height"),
+}
 
 
 def make_env(
@@ -38,7 +50,7 @@ def make_env(
 
     Puts the exact speed-ups in place for the whole process, which is a worker's.
     """
-    for note in fast.install(SawyerXYZEnv):
+    for note in speedups.install(SawyerXYZEnv):
         warnings.warn(note, RuntimeWarning, stacklevel=2)
     env = MetaWorldEnv(task, goals, reward_version=reward_version, render_mode=render_mode)
     if camera is not None:
@@ -81,12 +93,24 @@ class MetaWorldEnv:
     def get_state(self) -> dict[str, Any]:
         """Return everything the next numbers depend on, as plain containers and arrays."""
         lend_model(self.env)
-        return snapshot.take(self.env)
+        model, data = self.env.model, self.env.data
+        return {
+            "physics": take_physics(model, data),
+            "model": {name: np.array(getattr(model, name)) for name in EDITED_MODEL_ARRAYS},
+            "site_xpos": np.array(data.site_xpos),
+            "attributes": _attributes(self.env),
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned, possibly in another process."""
         lend_model(self.env, editing=True)
-        snapshot.restore(self.env, state)
+        model, data = self.env.model, self.env.data
+        for name, value in state["model"].items():
+            getattr(model, name)[:] = value
+        restore_physics(model, data, state["physics"])
+        # Upstream writes target positions into this array directly; the forward pass has undone it.
+        data.site_xpos[:] = state["site_xpos"]
+        restore_attributes(self.env, state["attributes"], _attributes(self.env), partial(_view, self.env))
 
     def render(self) -> Any:
         """Return a frame [H, W, 3] uint8, or what the render mode yields."""
@@ -107,6 +131,57 @@ class MetaWorldEnv:
     def close(self) -> None:
         """Free rendering contexts."""
         self.env.close()
+
+
+class _Region(NamedTuple):
+    owner: str
+    field: str
+    array: NDArray[Any]
+    start: int
+
+
+def _attributes(env: Any) -> dict[str, Any]:
+    """Return the attributes of upstream's environment that have a plain form."""
+    regions = [
+        _Region(owner, field, array, array.__array_interface__["data"][0])
+        for owner, fields in (("data", _DATA_ARRAYS), ("model", EDITED_MODEL_ARRAYS))
+        for field in fields
+        for array in (getattr(getattr(env, owner), field),)
+    ]
+    stored = {}
+    for name, value in vars(env).items():
+        # Spaces, models and the like have no plain form; upstream builds them once and never changes them.
+        if name not in _FOREIGN:
+            with suppress(NotPlainError):
+                stored[name] = encode(value, partial(_place, regions))
+    return stored
+
+
+def _place(regions: list[_Region], value: Any) -> dict[str, Any] | None:
+    """Return where in the simulation's memory an array lies; None if it has memory of its own.
+
+    Upstream keeps live views (`init_left_pad`, for one) and reads their later values in its rewards, so a
+    copy would change these.
+    """
+    if not isinstance(value, np.ndarray) or not value.size:
+        return None
+    address = value.__array_interface__["data"][0]
+    for owner, field, array, start in regions:
+        if start <= address < start + array.nbytes and value.dtype == array.dtype:
+            return {
+                "kind": "view",
+                "owner": owner,
+                "field": field,
+                "offset": (address - start) // array.itemsize,
+                "shape": list(value.shape),
+                "strides": list(value.strides),
+            }
+    return None
+
+
+def _view(env: Any, stored: dict[str, Any]) -> NDArray[Any]:
+    flat = getattr(getattr(env, stored["owner"]), stored["field"]).reshape(-1)
+    return as_strided(flat[stored["offset"] :], tuple(stored["shape"]), tuple(stored["strides"]))
 
 
 def _upstream_task(name: str, vector: NDArray[np.float64]) -> Task:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mtrl.envs.engine.costs import balanced
-from mtrl.envs.metaworld.costs import STEP_COSTS as _COSTS
 from mtrl.envs.metaworld.tasks import BENCHMARKS
+from mtrl.envs.metaworld.tasks import STEP_COSTS as _COSTS
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mtrl.envs.metaworld.goals import goal_sets
 from mtrl.envs.metaworld.simulation import generate_goals
+from mtrl.envs.metaworld.suite import goal_sets
 from mtrl.envs.metaworld.tasks import BENCHMARKS
 
 TASKS = ("reach-v3", "push-v3")

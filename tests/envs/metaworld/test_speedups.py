@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from mtrl.envs import BENCHMARKS
 from mtrl.envs.engine.results import StepResult
 from mtrl.envs.engine.vector import TaskVectorEnv
-from mtrl.envs.metaworld.speedups.functions import norm, quaternion, quick_tolerance
+from mtrl.envs.metaworld.fast_functions import norm, quaternion, quick_tolerance
 from mtrl.envs.metaworld.suite import MetaWorldSuite
 from tests.envs.metaworld.test_snapshot import assert_same, drive, some_goals
 from tests.helpers.other_version import OtherVersionSuite
@@ -85,10 +85,10 @@ import metaworld, numpy, scipy.spatial.transform
 from metaworld.envs import sawyer_reach_v3 as reach
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils import reward_utils
-from mtrl.envs.metaworld.speedups import functions as fast_functions
-from mtrl.envs.metaworld.speedups import install as fast
+from mtrl.envs.metaworld import fast_functions
+from mtrl.envs.metaworld import speedups
 {before}
-notes = fast.install(SawyerXYZEnv) + fast.install(SawyerXYZEnv)
+notes = speedups.install(SawyerXYZEnv) + speedups.install(SawyerXYZEnv)
 print(SawyerXYZEnv.step.__module__, reach.Rotation.__module__, reach.np.linalg.norm.__module__,
       reward_utils.tolerance.__module__)
 assert numpy.linalg.norm is not fast_functions.norm
@@ -102,7 +102,7 @@ print(len(set(notes)), *notes)
     [
         ("", ["mtrl", "mtrl", "mtrl", "mtrl"], "0"),
         (
-            "fast.metaworld_version = lambda: '3.2.0'",
+            "speedups.metaworld_version = lambda: '3.2.0'",
             ["metaworld", "scipy", "numpy", "metaworld"],
             "1 metaworld 3.2.0",
         ),

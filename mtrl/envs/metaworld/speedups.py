@@ -1,7 +1,9 @@
-"""Upstream calculations replaced by faster ones with bit-identical results, for one upstream version.
+"""Upstream's methods replaced by faster ones with bit-identical results, for one upstream version.
 
-Physics and rewards stay upstream's; what is replaced only moves numbers about: the step around the
-simulation, observations, contacts, named lookups, and a few functions that spend their time on being general.
+Physics stays upstream's. What is replaced is the Python around it: models compiled once per file, the step,
+observations, contacts, lookups by name, and functions of tiny arrays (`fast_functions`). Each replacement
+does the same operations in the same order and precision, or leaves out what has no effect; its docstring says
+what. Tests compare every task with upstream, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,9 +17,7 @@ import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
-from mtrl.envs.metaworld.models import initialize_simulation, lend_model
-from mtrl.envs.metaworld.speedups import functions as fast_functions
-from mtrl.envs.metaworld.speedups import rewards as fast_rewards
+from mtrl.envs.metaworld import fast_functions
 
 _KNOWN = "3.1.1"
 _MOCAP_QUATERNION = np.array([1.0, 0.0, 1.0, 0.0])  # upstream's, not normalised
@@ -41,12 +41,13 @@ def install(base: Any) -> list[str]:
         ]
     reward_utils = sys.modules[base.__module__].__dict__["reward_utils"]
     if base.step is not _step:
-        fast_rewards.install(base, reward_utils)
-        base._upstream_step = base.step
+        base._upstream_step, base._upstream_caging = base.step, base._gripper_caging_reward
+        base._reward_utils = reward_utils
         for name, function in {
             "step": _step,
             "reset": _reset,
-            "_initialize_simulation": initialize_simulation,
+            "_initialize_simulation": _initialize_simulation,
+            "_gripper_caging_reward": fast_functions.caging_reward,  # some tasks override it
             "touching_object": _touching_object,
             "_get_id_main_object": _main_object,
             "get_endeff_pos": lambda self: _handles(self).hand,
@@ -56,6 +57,76 @@ def install(base: Any) -> list[str]:
         }.items():
             setattr(base, name, function)
     return fast_functions.install(reward_utils)
+
+
+EDITED_MODEL_ARRAYS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", "eq_data", "geom_rgba")
+"""Arrays of the model that the constructor or a reset of some task writes into."""
+_models: dict[str, _SharedModel] = {}  # by file
+
+
+class _SharedModel:
+    """One compiled model per file and process, used by one environment at a time.
+
+    A model of Meta-World takes 20 MB, of which resets edit 4 kB. With a model each, environments fill the
+    memory, and compiling takes most of the start-up. Sharing is exact because `ModelLease.take` puts each
+    environment's own edits into the arrays before it uses the model.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.model = mujoco.MjModel.from_xml_path(path)
+        self.arrays = tuple(getattr(self.model, name) for name in EDITED_MODEL_ARRAYS)
+        self.compiled = tuple(array.copy() for array in self.arrays)
+        self.holder = ModelLease(self)
+
+
+class ModelLease:
+    """One environment's edits of a shared model."""
+
+    def __init__(self, shared: _SharedModel) -> None:
+        self._shared = shared
+        self._edits: dict[int, NDArray[np.generic]] = {}  # of `shared.arrays`, those not as compiled
+        self._unsaved = False
+
+    def take(self, *, editing: bool) -> None:
+        """Put the model into the state in which this environment left it; at first, as compiled."""
+        shared = self._shared
+        if shared.holder is not self:
+            last = shared.holder
+            if last._unsaved:  # edits happen in resets only, so most steps have nothing to compare
+                last._save()
+            for index in last._edits.keys() | self._edits.keys():
+                shared.arrays[index][:] = self._edits.get(index, shared.compiled[index])
+            shared.holder = self
+        self._unsaved |= editing
+
+    def _save(self) -> None:
+        pairs = enumerate(zip(self._shared.arrays, self._shared.compiled, strict=True))
+        self._edits = {i: now.copy() for i, (now, before) in pairs if not np.array_equal(now, before)}
+        self._unsaved = False
+
+
+def _initialize_simulation(env: Any) -> tuple[Any, Any]:
+    """Return model and data as gymnasium's MujocoEnv does; all environments of a file share its model."""
+    shared = _models.get(env.fullpath)
+    if shared is None:
+        shared = _models[env.fullpath] = _SharedModel(env.fullpath)
+    env._model_lease = ModelLease(shared)
+    lend_model(env, editing=True)
+    screen = shared.model.vis.global_
+    screen.offwidth, screen.offheight = max(screen.offwidth, env.width), max(screen.offheight, env.height)
+    return shared.model, mujoco.MjData(shared.model)
+
+
+def lend_model(env: Any, *, editing: bool = False) -> None:
+    """Call before anything that uses the model of `env`; does nothing where it has one of its own.
+
+    Args:
+        env: upstream's environment.
+        editing: what follows may write into the arrays of EDITED_MODEL_ARRAYS.
+    """
+    lease: ModelLease | None = env.__dict__.get("_model_lease")
+    if lease is not None:
+        lease.take(editing=editing)
 
 
 class _Handles:
@@ -99,8 +170,10 @@ def _handles(env: Any) -> _Handles:
 def _step(self: Any, action: Any) -> tuple[NDArray[np.float64], Any, bool, bool, dict[str, Any]]:
     """Advance as `SawyerXYZEnv.step` does.
 
-    Left out for want of an effect: the target sites it places, which the forward pass places again; forces
-    on bodies (`mj_rnePostConstraint`), which nothing reads.
+    Exact because upstream's two other actions have no effect: it places the target sites, which the forward
+    pass places again, and computes forces on bodies (`mj_rnePostConstraint`), which nothing reads. An action
+    of another type, which upstream would compute in another precision, and a simulation that has failed go to
+    upstream's own step.
     """
     lend_model(self)
     handles = _handles(self)
@@ -112,7 +185,8 @@ def _step(self: Any, action: Any) -> tuple[NDArray[np.float64], Any, bool, bool,
     if self.curr_path_length >= self.max_path_length:
         raise ValueError("the episode has reached upstream's limit: reset the environment.")
     hand, delta = handles.mocap_pos, handles.delta
-    # In single precision, as upstream; `clip` and the like spend most of their time before they begin.
+    # In single precision, as upstream's `action * scale`; `np.clip` and `np.hstack` take longer to check
+    # arguments than to compute.
     np.minimum(np.maximum(action[:3], -1.0, out=delta), 1.0, out=delta)
     np.add(hand, np.multiply(delta, self.action_scale, out=delta), out=hand)
     np.minimum(np.maximum(hand, self.mocap_low, out=hand), self.mocap_high, out=hand)
@@ -157,10 +231,11 @@ def _current_obs(self: Any, handles: _Handles) -> NDArray[np.float64]:
 def _reset(
     self: Any, seed: int | None = None, options: dict[str, Any] | None = None
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Begin an episode as `SawyerXYZEnv.reset` does, which places everything twice.
+    """Begin an episode as `SawyerXYZEnv.reset` does, without simulating the first of its two placements.
 
-    Between the two passes the simulation's data are wiped, and what the first leaves elsewhere (the model's
-    poses, goals) depends on the task's vector alone: its fifty simulated steps of the hand are left out.
+    Upstream calls `reset_model` itself and once more in `MujocoEnv.reset`, which wipes the simulation's data
+    in between. What the first call leaves elsewhere (poses in the model, the goal) depends on the goal's
+    vector alone, so its fifty simulated steps of the hand change nothing; the second call simulates them.
     """
     lend_model(self, editing=True)
     self.curr_path_length = 0
@@ -196,7 +271,7 @@ def _tcp_center(self: Any) -> NDArray[np.float64]:
 def _touching_object(self: Any, object_geom_id: int) -> bool:
     """Whether both finger pads press on the geom, as `SawyerXYZEnv.touching_object` defines it.
 
-    Upstream walks all contacts twice as Python objects; here the few that count are found in a list of pairs.
+    Upstream walks all contacts twice as Python objects. The same contacts are found here in a list of pairs.
     """
     contact = self.data.contact
     on_object = [(i, pair) for i, pair in enumerate(contact.geom.tolist()) if object_geom_id in pair]

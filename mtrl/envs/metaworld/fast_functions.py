@@ -1,8 +1,9 @@
-"""General functions that upstream calls on tiny arguments, replaced by ones with bit-identical results.
+"""Functions that upstream calls on tiny arguments, replaced by ones with bit-identical results.
 
-They are put into upstream's modules only, by exchanging the names these modules see; numpy and SciPy
-themselves stay untouched. Each is compared with its original on this machine first: compilers may fuse
-multiplications and additions, so only equal bits count.
+numpy and SciPy spend most of such a call on checking arguments. The replacements handle the common case and
+pass everything else on. They are put into upstream's modules only, by exchanging names there; numpy and SciPy
+themselves stay as they are. Equal formulas are not enough, since compilers may fuse a multiplication and an
+addition: each replacement is first compared with its original on this machine, and left out if a bit differs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from scipy.spatial.transform import Rotation
 # SciPy's own bounds for taking a matrix as orthogonal, drawn in by a tenth; beyond them SciPy is asked.
 _OFF_DIAGONAL, _DIAGONAL = 0.9e-12, 0.9e-5
 _SCALE = float(np.sqrt(1 / 0.1 - 1))  # of the long-tailed sigmoid that is 0.1 at the margin
+_HORIZONTAL = np.empty(2)  # scratch: x and z of a difference
 _numpy_norm: Callable[..., Any] = np.linalg.norm
 
 
@@ -161,6 +163,69 @@ def _is_rotation(rows: Sequence[Sequence[float]]) -> bool:
         and abs(g * g + h * h + k * k - 1) < _DIAGONAL
         and (b * f - c * e) * g + (c * d - a * f) * h + (a * e - b * d) * k > 0.5
     )
+
+
+def caging_reward(
+    self: Any,
+    action: Any,
+    obj_pos: Any,
+    obj_radius: float,
+    pad_success_thresh: float,
+    object_reach_radius: float,
+    xz_thresh: float,
+    desired_gripper_effort: float = 1.0,
+    high_density: bool = False,
+    medium_density: bool = False,
+) -> Any:
+    """Return `SawyerXYZEnv._gripper_caging_reward` of the same arguments.
+
+    The formula is upstream's, on Python numbers instead of arrays of two entries. Both are double precision;
+    the gripper's effort stays single precision, as the action is.
+    """
+    initial, initial_tcp = self.obj_init_pos, self.init_tcp
+    if (high_density and medium_density) or not all(map(_is_position, (obj_pos, initial, initial_tcp))):
+        return self._upstream_caging(
+            action,
+            obj_pos,
+            obj_radius,
+            pad_success_thresh,
+            object_reach_radius,
+            xz_thresh,
+            desired_gripper_effort,
+            high_density,
+            medium_density,
+        )
+    near, product = self._reward_utils.tolerance, self._reward_utils.hamacher_product
+    object_y, initial_y = obj_pos.item(1), initial.item(1)
+    sides = []
+    for pad in ("leftpad", "rightpad"):
+        y = self.get_body_com(pad).item(1)
+        margin = abs(abs(y - initial_y) - pad_success_thresh)
+        sides.append(near(abs(y - object_y), (obj_radius, pad_success_thresh), margin, "long_tail"))
+    tcp = self.tcp_center
+    margin = _horizontal(initial, initial_tcp) - xz_thresh
+    beside = near(_horizontal(tcp, obj_pos), (0, xz_thresh), margin, "long_tail")
+    caging = product(product(*sides), float(beside))
+    effort = min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort
+    gripping = effort if caging > 0.97 else 0.0
+    reward = product(caging, gripping)
+    if high_density:
+        return (reward + caging) / 2
+    if medium_density:
+        margin = abs(length(initial - initial_tcp) - object_reach_radius)
+        reach = near(length(obj_pos - tcp), (0, object_reach_radius), margin, "long_tail")
+        return (reward + float(reach)) / 2
+    return reward
+
+
+def _is_position(value: Any) -> bool:
+    return type(value) is np.ndarray and value.dtype.char == "d" and value.shape == (3,)
+
+
+def _horizontal(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    _HORIZONTAL[0] = first.item(0) - second.item(0)
+    _HORIZONTAL[1] = first.item(2) - second.item(2)
+    return length(_HORIZONTAL)
 
 
 def _rotations() -> list[NDArray[np.float64]]:

@@ -1,1 +1,0 @@
-"""Exact replacements of slow upstream functions."""
