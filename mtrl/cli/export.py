@@ -32,5 +32,5 @@ def _export(arguments: list[str]) -> int:
 
     folder = export_run(flags.run_dir, flags.out)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    print(f"In Python, with torch and numpy alone: mtrl.load_policy({str(folder)!r}).predict(observations)")
+    print(f"In Python: mtrl.load_policy({str(folder)!r}).predict(observations)")
     return 0

@@ -1,1 +1,1 @@
-"""A policy to take away: files that a program with torch and numpy alone can act from."""
+"""A policy to take away: files that a program with torch, numpy and safetensors can act from."""

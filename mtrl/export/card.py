@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -10,7 +10,7 @@ import yaml
 _USE = """\
 import mtrl
 
-policy = mtrl.load_policy(".")  # needs torch and numpy alone
+policy = mtrl.load_policy(".")  # needs torch, numpy and safetensors
 actions, _ = policy.predict(observations)  # [tasks, {obs}] -> [tasks, {act}], rows in the order above
 action, _ = policy.for_task("{task}").predict(observation)  # [{obs}] -> [{act}]
 """
@@ -19,72 +19,64 @@ action, _ = policy.for_task("{task}").predict(observation)  # [{obs}] -> [{act}]
 def model_card(policy: Mapping[str, Any]) -> str:
     """Return the card for what policy.json says; the license is for whoever publishes it to add."""
     config = policy["config"]
-    title = f"{config['agent'].upper()} with {config['method']} on {_tasks_in_words(policy)}"
-    use = _USE.format(obs=policy["obs_dim"], act=policy["action_dim"], task=policy["tasks"][0])
+    tasks = policy["tasks"]
+    name = ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks of {config['suite']}"
+    title = f"{config['agent'].upper()} with {config['method']} on {name}"
+    use = _USE.format(obs=policy["obs_dim"], act=policy["action_dim"], task=tasks[0])
     front = yaml.safe_dump(_front_matter(title, policy), sort_keys=False, allow_unicode=True)
     sections = [
         f"---\n{front}---\n\n# {title}\n",
-        f"One policy for {len(policy['tasks'])} tasks of the suite `{config['suite']}`, trained by "
+        f"One policy for {len(tasks)} tasks of the suite `{config['suite']}`, trained by "
         "multi-task reinforcement learning with mtrl. Actions lie in [-1, 1].\n",
         f"## Use\n\n```python\n{use}```\n",
-        "## Results\n\n" + "\n".join(_results(policy)) + "\n",
-        "## Training\n\n" + "\n".join(_list(_facts(policy))) + "\n",
-        "## Versions\n\n" + "\n".join(_list(policy["versions"])) + "\n",
+        f"## Results\n\n{_results(policy)}\n",
+        f"## Training\n\n{_list(_facts(policy))}\n",
+        f"## Versions\n\n{_list(policy['versions'])}\n",
     ]
     return "\n".join(sections)
-
-
-def _tasks_in_words(policy: Mapping[str, Any]) -> str:
-    tasks = policy["tasks"]
-    return ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks of {policy['config']['suite']}"
 
 
 def _front_matter(title: str, policy: Mapping[str, Any]) -> dict[str, Any]:
     tags = ["reinforcement-learning", "multi-task", policy["config"]["suite"], policy["config"]["method"]]
     matter: dict[str, Any] = {"library_name": "mtrl", "tags": tags}
-    evaluation = policy["evaluation"]
-    if evaluation is not None:
-        results = [
-            {
-                "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
-                "dataset": {"type": task, "name": task},
-                "metrics": [
-                    {"type": kind, "name": name, "value": values[key]}
-                    for key, kind, name in (
-                        ("success", "success_rate", "success at any step"),
-                        ("return", "mean_reward", "mean return"),
-                    )
-                    if values[key] is not None
-                ],
-            }
-            for task, values in evaluation["tasks"].items()
-        ]
-        matter["model-index"] = [{"name": title, "results": results}]
-    return matter
+    if policy["evaluation"] is None:
+        return matter
+    kinds = {"success": ("success_rate", "success at any step"), "return": ("mean_reward", "mean return")}
+    results = [
+        {
+            "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
+            "dataset": {"type": task, "name": task},
+            "metrics": [
+                {"type": kind, "name": name, "value": values[key]}
+                for key, (kind, name) in kinds.items()
+                if values[key] is not None
+            ],
+        }
+        for task, values in policy["evaluation"]["tasks"].items()
+    ]
+    return matter | {"model-index": [{"name": title, "results": results}]}
 
 
-def _results(policy: Mapping[str, Any]) -> Iterator[str]:
+def _results(policy: Mapping[str, Any]) -> str:
     evaluation, step = policy["evaluation"], policy["vector_step"]
     if evaluation is None:
-        yield f"Not evaluated: the run has no evaluation up to vector step {step:,}."
-        return
-    if evaluation["vector_step"] != step:
-        yield (
-            f"Of an earlier evaluation, at vector step {evaluation['vector_step']:,}; these parameters are "
-            f"those of vector step {step:,}."
-        )
-        yield ""
-    yield (
-        f"Deterministic policy, {evaluation['episodes_per_task']} episodes per task, goals fixed. Success: "
-        "the task's flag was up at any step of the episode; in the second column at its last step."
+        return f"Not evaluated: the run has no evaluation up to vector step {step:,}."
+    earlier = (
+        f"Of an earlier evaluation, at vector step {evaluation['vector_step']:,}; these parameters are "
+        f"those of vector step {step:,}.\n\n"
     )
-    yield ""
-    yield "| task | success | success at the last step | return |"
-    yield "|---|---|---|---|"
-    for task, values in evaluation["tasks"].items():
-        cells = _cells(values, "success", "success_last", "return")
-        yield f"| {task} | {cells} |"
-    yield f"| mean | {_cells(evaluation, 'mean_success', 'mean_success_last', 'mean_return')} |"
+    about = (
+        f"Deterministic policy, {evaluation['episodes_per_task']} episodes per task, goals fixed. Success: "
+        "the task's flag was up at any step of the episode; in the second column at its last step.\n"
+    )
+    rows = [
+        f"| {task} | {_cells(values, 'success', 'success_last', 'return')} |"
+        for task, values in evaluation["tasks"].items()
+    ]
+    head = ["| task | success | success at the last step | return |", "|---|---|---|---|"]
+    mean = f"| mean | {_cells(evaluation, 'mean_success', 'mean_success_last', 'mean_return')} |"
+    text = "\n".join([about, *head, *rows, mean])
+    return text if evaluation["vector_step"] == step else earlier + text
 
 
 def _cells(values: Mapping[str, Any], *keys: str) -> str:
@@ -99,7 +91,8 @@ def _facts(policy: Mapping[str, Any]) -> dict[str, Any]:
     facts = {"agent": config["agent"]}
     for key in ("method", "critic_method", "actor_method", "suite"):
         if config[key] is not None:
-            facts[key.replace("_", " ")] = config[key] + _options(config[f"{key}_options"])
+            options = ", ".join(f"{name}={value}" for name, value in config[f"{key}_options"].items())
+            facts[key.replace("_", " ")] = config[key] + (f" ({options})" if options else "")
     return facts | {
         "seed": config["seed"],
         "vector steps": f"{policy['vector_step']:,} of {config['steps']:,}, "
@@ -111,9 +104,5 @@ def _facts(policy: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _options(options: Mapping[str, Any]) -> str:
-    return f" ({', '.join(f'{name}={value}' for name, value in options.items())})" if options else ""
-
-
-def _list(facts: Mapping[str, Any]) -> list[str]:
-    return [f"* {name}: {value}" for name, value in facts.items()]
+def _list(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"* {name}: {value}" for name, value in facts.items())

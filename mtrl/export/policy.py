@@ -1,7 +1,8 @@
-"""A policy that was taken away from a run: acts from numpy observations with torch and numpy alone."""
+"""An exported policy: acts from numpy observations with torch, numpy and safetensors alone."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from mtrl.agents.sac.observation_norm import ObservationNorm
 from mtrl.errors import UserError, unknown_name
-from mtrl.export.safetensors import from_bytes
 from mtrl.gradients.flat_parameters import FlatParameters
 from mtrl.networks.base import Network
 from mtrl.networks.gaussian import mode_action, sample_action
@@ -43,13 +45,11 @@ class Policy:
         flat: FlatParameters,
         norm: ObservationNorm | None,
         generator: torch.Generator,
-        tasks: Tensor | None = None,
     ) -> None:
         self.description = description
         self._network, self._flat, self._norm, self._generator = network, flat, norm, generator
-        self._tasks = tasks  # int64 [N]; None: all
-        names = tuple(description["tasks"])
-        self.task_names = names if tasks is None else tuple(names[index] for index in tasks.tolist())
+        self._tasks: Tensor | None = None  # int64 [1], the one whose rows are given; None: all
+        self.task_names = tuple(description["tasks"])
         self._obs_dim = int(description["obs_dim"])
 
     def for_task(self, task: str) -> Policy:
@@ -59,16 +59,15 @@ class Policy:
         """
         if task not in self.task_names:
             raise UserError(unknown_name("task of this policy", task, self.task_names))
-        index = torch.tensor([self.description["tasks"].index(task)], device=self._flat.vector.device)
-        return Policy(self.description, self._network, self._flat, self._norm, self._generator, index)
+        one = copy.copy(self)
+        one.task_names = (task,)
+        index = self.description["tasks"].index(task)
+        one._tasks = torch.tensor([index], device=self._flat.vector.device)
+        return one
 
     @torch.no_grad()
     def predict(
-        self,
-        observation: ArrayLike,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
+        self, observation: ArrayLike, state: Any = None, episode_start: Any = None, deterministic: bool = True
     ) -> tuple[NDArray[np.float32], Any]:
         """Return actions in [-1, 1] and `state`, as Stable-Baselines3's `predict` does.
 
@@ -76,10 +75,10 @@ class Policy:
         tasks are those of the run's evaluations bit for bit.
 
         Args:
-            observation: [T*E, O] in task-major order, row t * E + e being of task t; for one task [N, O] or
-                [O]. What the environments of the run's suite return.
-            state: handed back: the policy has no memory.
-            episode_start: likewise of no account.
+            observation: of the run's suite, [T*E, O], row t * E + e being of task t; of one task [N, O] or
+                [O].
+            state: returned as it is: the policy has no memory.
+            episode_start: ignored.
             deterministic: the policy's mode; False: a sample, from the generator seeded in `load_policy`.
 
         Returns:
@@ -95,7 +94,7 @@ class Policy:
                 f"({'one row for each task' if tasks > 1 else self.task_names[0]}, or more); found "
                 f"{list(np.shape(observation))}. policy.for_task(name) takes those of one task."
             )
-        # Copied into memory of torch's own, which is aligned as it is in an evaluation.
+        # Torch's own memory is aligned, as in evaluations; kernels for unaligned memory round differently.
         obs = torch.empty(tasks, len(rows) // tasks, self._obs_dim, device=self._flat.vector.device)
         obs.copy_(torch.from_numpy(np.ascontiguousarray(rows)).view_as(obs))
         obs = obs if self._norm is None else self._norm(obs)
@@ -113,7 +112,7 @@ class Policy:
 def load_policy(
     path: str | Path, *, device: str = "cpu", seed: int = 0, architecture: str | None = None
 ) -> Policy:
-    """Load a policy that `mtrl-export` wrote. Needs torch and numpy, and runs no code of the files.
+    """Load a policy that `mtrl-export` wrote. Runs no code of the files; needs torch, numpy and safetensors.
 
     Args:
         path: the folder with policy.json and policy.safetensors.
@@ -128,15 +127,14 @@ def load_policy(
     """
     folder = Path(path).expanduser()
     description, content = _read(folder)
-    tensors = from_bytes(content, str(folder / TENSORS_NAME))
+    tensors = read_tensors(content, str(folder / TENSORS_NAME))
     spec = description["network"]
     network = make_network(architecture or spec["architecture"], spec["arguments"])
     norm = None
     if MEAN in tensors:
         norm = ObservationNorm(description["obs_dim"])
         norm.load_state_dict({"mean": tensors.pop(MEAN), "deviation": tensors.pop(DEVIATION)})
-    initial = network.initial_parameters(torch.Generator().manual_seed(0))
-    flat = FlatParameters(*initial)
+    flat = FlatParameters(*network.initial_parameters(torch.Generator().manual_seed(0)))
     named = flat.named()
     found = {name.removeprefix(PARAMETER): tensor for name, tensor in tensors.items()}
     if {name: value.shape for name, value in named.items()} != {n: v.shape for n, v in found.items()}:
@@ -148,6 +146,22 @@ def load_policy(
         value.copy_(found[name])
     generator = torch.Generator(device).manual_seed(seed)
     return Policy(description, network, flat.to(device), None if norm is None else norm.to(device), generator)
+
+
+def read_tensors(content: bytes, place: str) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file's content, on the CPU; `place` names it in messages.
+
+    Raises:
+        UserError: it is cut short, of another format, or holds other than 32-bit floats.
+    """
+    try:
+        tensors: dict[str, Tensor] = load(content)  # checks sizes and offsets against the content
+    except (SafetensorError, KeyError) as error:  # KeyError: a type of numbers that torch lacks
+        raise UserError(f"'{place}' is no .safetensors file: {error}.") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise UserError(f"'{place}' must hold 32-bit floats; found {tensor.dtype} for '{name}'.")
+    return tensors
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save
 
 import mtrl
-from mtrl.agents.base import Exportable, GaussianPolicy
+from mtrl.agents.base import Exportable
 from mtrl.config.presets import config_to_dict, load_config
 from mtrl.config.schema import Config
 from mtrl.errors import UserError
 from mtrl.export.card import model_card
 from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TENSORS_NAME
-from mtrl.export.safetensors import to_bytes
-from mtrl.report.load import read_run
+from mtrl.report.load import Run, read_run
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import CONFIG_NAME, TEMPORARY_PREFIX, expand
 from mtrl.training.parts import build_agent, suite_of
@@ -42,10 +42,10 @@ def export_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
             something else or cannot be written.
     """
     path = expand(Path(run_dir))
-    if not (path / CONFIG_NAME).is_file():
-        raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
+    run = read_run(path)
     folder = path / "policy" if out is None else expand(Path(out))
-    _check_free(folder)
+    if folder.is_dir() and not (folder / SPEC_NAME).is_file() and any(folder.iterdir()):
+        raise UserError(f"'{folder}' holds something other than an exported policy. Choose another --out.")
     config = load_config(path / CONFIG_NAME)
     # The parameters are copied, not computed with: versions of the simulation do not matter here.
     step, state = load_checkpoint(path, parts=("policy",), allow_version_mismatch=True)
@@ -58,7 +58,10 @@ def export_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
         )
     agent.load_policy(state["policy"])
     policy = cast("Exportable", agent).gaussian_policy()
-    content = to_bytes(_tensors(policy))
+    tensors = {PARAMETER + name: value for name, value in policy.parameters.items()}
+    if policy.standardisation is not None:
+        tensors[MEAN], tensors[DEVIATION] = policy.standardisation
+    content = tensor_bytes(tensors)
     description = {
         "format": FORMAT,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -68,42 +71,42 @@ def export_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
         "action": "tanh of the first half of the network's outputs; the second half are log deviations",
         "network": {"architecture": policy.architecture, "arguments": dict(policy.arguments)},
         "standardises_observations": policy.standardisation is not None,
-        **_origin(path, config, step),
+        **_origin(run, config, step),
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    _write(
-        folder, {TENSORS_NAME: content, CARD_NAME: model_card(description).encode(), SPEC_NAME: text.encode()}
-    )
+    card = model_card(description).encode()
+    _write(folder, {TENSORS_NAME: content, CARD_NAME: card, SPEC_NAME: text.encode()})
     return folder
 
 
-def _tensors(policy: GaussianPolicy) -> dict[str, torch.Tensor]:
-    tensors = {PARAMETER + name: value for name, value in policy.parameters.items()}
-    if policy.standardisation is not None:
-        tensors[MEAN], tensors[DEVIATION] = policy.standardisation
-    return tensors
+def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Return the content of a .safetensors file; tensors are float32, on any device."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"tensors must be float32; found {tensor.dtype} for '{name}'.")
+    # Cloned: the package refuses tensors that share memory, and parameters are views of one vector.
+    own = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    content: bytes = save(own, {"format": "pt"})
+    return content
 
 
-def _origin(path: Path, config: Config, step: int) -> dict[str, Any]:
+def _origin(run: Run, config: Config, step: int) -> dict[str, Any]:
     """What the policy was trained on and how, how well it did, and with which versions."""
-    run = read_run(path)
     known = [line for line in run.evaluations if line["vector_step"] <= step]
     return {
         "vector_step": step,
         "config": config_to_dict(config),
-        # Of an evaluation at another vector step these are other parameters' numbers: its step is told.
+        # It may be of earlier parameters: the card compares its vector step with this one.
         "evaluation": known[-1] if known else None,
         "versions": {**run.versions, "mtrl": mtrl.__version__},
     }
 
 
-def _check_free(folder: Path) -> None:
-    if folder.is_dir() and not (folder / SPEC_NAME).is_file() and any(folder.iterdir()):
-        raise UserError(f"'{folder}' holds something other than an exported policy. Choose another --out.")
-
-
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files, each at once; half of them is no policy: the JSON knows the hash of the tensors."""
+    """Replace the files one by one; SPEC_NAME, which holds the hash of the tensors, comes last."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

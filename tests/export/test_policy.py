@@ -1,4 +1,4 @@
-"""An exported policy acts as the agent in evaluations, bit for bit, with torch and numpy alone."""
+"""An exported policy acts as the agent in evaluations, bit for bit, with three packages alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from torch import nn
 
 import mtrl
@@ -105,7 +106,7 @@ _ALONE = """
 import sys
 import numpy as np
 
-ALLOWED = {*sys.stdlib_module_names, "torch", "torchgen", "numpy", "mtrl"}
+ALLOWED = {*sys.stdlib_module_names, "torch", "torchgen", "numpy", "safetensors", "mtrl"}
 # What torch itself cannot be imported without.
 ALLOWED |= {"typing_extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec"}
 
@@ -124,7 +125,7 @@ np.save(sys.argv[3], policy.predict(np.load(sys.argv[2]))[0])
 """
 
 
-def test_torch_and_numpy_are_enough(tmp_path: Path) -> None:
+def test_torch_numpy_and_safetensors_are_enough(tmp_path: Path) -> None:
     _, agent = random_run(tmp_path / "run", **CONFIGURATIONS["standardised"])
     folder = export_run(tmp_path / "run")
     np.save(tmp_path / "obs.npy", observations())
@@ -139,7 +140,7 @@ def test_torch_and_numpy_are_enough(tmp_path: Path) -> None:
 def test_the_files_say_all_that_is_needed_to_act(tmp_path: Path) -> None:
     random_run(tmp_path / "run", **CONFIGURATIONS["standardised"])
     folder = export_run(tmp_path / "run")
-    tensors = pytest.importorskip("safetensors.numpy").load_file(folder / "policy.safetensors")
+    tensors = load_file(folder / "policy.safetensors")
     arguments = json.loads((folder / "policy.json").read_text())["network"]["arguments"]
     obs = observations()
     x = (obs - tensors["observation.mean"]) / tensors["observation.deviation"]
@@ -165,7 +166,7 @@ def test_samples_follow_the_policy_s_gaussian(exported: Path) -> None:
     again = mtrl.load_policy(exported, seed=3).predict(obs, deterministic=False)[0]
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != second.tobytes()
-    tensors = pytest.importorskip("safetensors.numpy").load_file(exported / "policy.safetensors")
+    tensors = load_file(exported / "policy.safetensors")
     assert tensors["actor.head.bias"].shape == (1, 2 * ACTION_DIM)
     spread = np.arctanh(np.clip(first.astype(float), -1 + 1e-7, 1 - 1e-7)) - mode
     for task in np.split(spread, TASKS):
