@@ -7,7 +7,7 @@ import sys
 from mtrl.cli import launch
 from mtrl.errors import unknown_name
 
-_COMMANDS = ("train", "evaluate", "report", "export", "sweep", "benchmark")
+_COMMANDS = ("train", "evaluate", "report", "export", "sweep")
 
 
 def train() -> int:
@@ -33,11 +33,6 @@ def export() -> int:
 def sweep() -> int:
     """Entry point of mtrl-sweep."""
     return launch("mtrl.cli.sweep")
-
-
-def benchmark() -> int:
-    """Entry point of mtrl-benchmark."""
-    return launch("mtrl.cli.benchmark")
 
 
 def _run(arguments: list[str]) -> int:

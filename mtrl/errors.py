@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -32,7 +32,17 @@ class EnvironmentFailure(RuntimeError):
 def unknown_name(kind: str, found: str, valid: Iterable[str]) -> str:
     """Message for a name outside `valid`: the nearest valid name first, then all of them."""
     names = sorted(valid)
-    by_folded = {name.casefold(): name for name in names}
-    near = difflib.get_close_matches(found.casefold(), by_folded, n=1, cutoff=0.5)
-    hint = f" Did you mean '{by_folded[near[0]]}'?" if near else ""
-    return f"unknown {kind} '{found}'.{hint} Valid: {', '.join(names)}."
+    return f"unknown {kind} '{found}'.{did_you_mean(found, names)} Valid: {', '.join(names)}."
+
+
+def did_you_mean(found: str, valid: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return " Did you mean 'X'?" for the valid name nearest to `found`, "" if none is near.
+
+    X is that name, or what a mapping `valid` holds under it.
+    """
+    by_folded = {name.casefold(): name for name in valid}
+    near = difflib.get_close_matches(found.casefold(), by_folded, n=1, cutoff=cutoff)
+    if not near:
+        return ""
+    name = by_folded[near[0]]
+    return f" Did you mean '{valid[name] if isinstance(valid, Mapping) else name}'?"

@@ -1,6 +1,6 @@
-"""Names of exchangeable parts (methods, networks, agents, suites, sinks) and how a user's own are found.
+"""Plug-ins by name: methods, networks, agents, suites and sinks, built in or a user's own.
 
-Wherever a name is accepted, `package.module:Name` or `path/to/file.py:Name` names a user's own part.
+Wherever a name is accepted, `package.module:Name` or `path/to/file.py:Name` names one of the user's own.
 Imports the standard library only: `--help` lists names without importing what they stand for.
 """
 
@@ -8,65 +8,136 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import re
 import sys
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtrl.errors import UserError, unknown_name
 
 FILE_MODULE = "mtrl_user_"
 """Beginning of the names of modules that were loaded from `path/to/file.py`."""
 
+REQUIRED = inspect.Parameter.empty
+
+_ARGUMENT = re.compile(r"(?P<name>\w+)(?: \([^)]*\))?:\s*(?P<text>.*)")
+
+
+class Option(NamedTuple):
+    """One named, typed value with its default (or REQUIRED) and its meaning."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+
 
 class Registry(Mapping[str, Any]):
-    """Parts of one kind by name; built-in ones are imported when they are first asked for.
+    """Plug-ins of one kind by name; built-in ones are imported when they are first asked for.
 
     Args:
-        kind: what a message calls such a part, for instance "method".
+        kind: what a message calls such a plug-in, for instance "method".
         builtin: name -> "package.module:Name".
+        given: arguments that the engine gives every plug-in of this kind; all others are its options. A
+            plug-in may name further ones in an attribute `given`.
+        wrappers: whether an option NAME with another NAME_options beside it names a second plug-in of this
+            kind, which the first one wraps, and its options.
     """
 
-    def __init__(self, kind: str, builtin: Mapping[str, str]) -> None:
-        self.kind = kind
-        self._parts: dict[str, Any] = dict(builtin)
+    def __init__(
+        self,
+        kind: str,
+        builtin: Mapping[str, str],
+        given: Collection[str] = (),
+        *,
+        wrappers: bool = False,
+    ) -> None:
+        self.kind, self.given, self.wrappers = kind, frozenset(given), wrappers
+        self._plugins: dict[str, Any] = dict(builtin)
 
-    def register(self, name: str, part: Any) -> None:
-        """Make `part`, or what the text "package.module:Name" names, known as `name`.
+    def register(self, name: str, plugin: Any) -> None:
+        """Make `plugin`, or what the text "package.module:Name" names, known as `name`.
 
         Raises:
-            UserError: the name is taken by another part, or has a colon.
+            UserError: the name is taken by another plug-in, or has a colon.
         """
-        if ":" in name or self._parts.get(name, part) is not part:
+        if ":" in name or self._plugins.get(name, plugin) is not plugin:
             raise UserError(
                 f"a {self.kind} cannot be registered as '{name}': the name is taken or has a colon."
             )
-        self._parts[name] = part
+        self._plugins[name] = plugin
+
+    def options(self, name: str) -> dict[str, Option]:
+        """Return the options of the plug-in of that name; raises as `[name]` and `options_of`."""
+        plugin = self[name]
+        # Not inherited: the engine gives the further arguments to this very class, to no subclass of it.
+        return options_of(plugin, self.given | set(vars(plugin).get("given", ())))
+
+    def wrapped(self, options: Collection[str]) -> dict[str, str]:
+        """Return the options that name a wrapped plug-in -> the options that hold that plug-in's own."""
+        names = options if self.wrappers else ()
+        return {name: f"{name}_options" for name in names if f"{name}_options" in options}
+
+    def summary(self, name: str) -> str:
+        """Return the first line of the docstring of the plug-in of that name."""
+        return (inspect.getdoc(self[name]) or "").partition("\n")[0]
 
     def __getitem__(self, name: str) -> Any:
-        """Return the part of that name, or the one that "package.module:Name" names.
+        """Return the plug-in of that name, or the one that "package.module:Name" names.
 
         Raises:
-            UserError: no such part; the nearest valid name is given.
+            UserError: no such plug-in; the nearest valid name is given.
         """
         if ":" in name:
             return load_object(name, self.kind)
-        if name not in self._parts:
-            message = unknown_name(self.kind, name, self._parts)
-            raise UserError(f"{message} Your own {self.kind} is written package.module:Name.")
-        part = self._parts[name]
-        if isinstance(part, str):
-            part = self._parts[name] = load_object(part, self.kind)
-        return part
+        if name not in self._plugins:
+            message = unknown_name(self.kind, name, self._plugins)
+            raise UserError(f"{message} Your own {self.kind} is written package.module:Name or file.py:Name.")
+        plugin = self._plugins[name]
+        if isinstance(plugin, str):
+            plugin = self._plugins[name] = load_object(plugin, self.kind)
+        return plugin
 
     def __contains__(self, name: object) -> bool:
-        return name in self._parts
+        return name in self._plugins
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._parts))
+        return iter(sorted(self._plugins))
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._plugins)
+
+
+def options_of(plugin: Any, given: Collection[str] = ()) -> dict[str, Option]:
+    """Return the arguments of a class or function, without those in `given`, by name.
+
+    Types are the annotations, else that of the default; the meaning is the argument's entry under `Args:` in
+    the docstring.
+
+    Raises:
+        UserError: an annotation names something that its module does not know.
+    """
+    made_by: Any = plugin.__init__ if inspect.isclass(plugin) else plugin
+    try:
+        hints = typing.get_type_hints(made_by, include_extras=True)
+    except NameError as error:
+        raise UserError(f"the types of {plugin.__name__}'s arguments cannot be read: {error}.") from error
+    documented: dict[str, str] = {}
+    for owner in reversed(plugin.__mro__) if inspect.isclass(plugin) else (plugin,):
+        # A subclass that inherits __init__ may still document the arguments itself.
+        documented |= _documented(owner.__doc__ or "")
+    options = {}
+    for name, parameter in inspect.signature(plugin).parameters.items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if variadic or parameter.kind is parameter.POSITIONAL_ONLY or name in given:
+            continue
+        default = parameter.default
+        guess = Any if default is None or default is REQUIRED else type(default)
+        options[name] = Option(name, hints.get(name, guess), default, documented.get(name, ""))
+    return options
 
 
 def load_object(path: str, kind: str) -> Any:
@@ -116,3 +187,23 @@ def _load_file(path: Path, kind: str) -> Any:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _documented(docstring: str) -> dict[str, str]:
+    """Return the entries of a docstring's `Args:` section, continuation lines joined."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    if "Args:" not in lines:
+        return {}
+    entries: dict[str, str] = {}
+    indent, name = 0, ""
+    for line in lines[lines.index("Args:") + 1 :]:
+        if line.strip() and not line.startswith(" "):
+            break
+        depth = len(line) - len(line.lstrip())
+        entry = _ARGUMENT.fullmatch(line.strip())
+        if entry and (not name or depth <= indent):
+            indent, name = depth, entry["name"]
+            entries[name] = entry["text"]
+        elif name and line.strip():
+            entries[name] += " " + line.strip()
+    return entries

@@ -3,4 +3,4 @@
 from mtrl.cli import launch
 
 if __name__ == "__main__":  # environment workers import this file
-    raise SystemExit(launch("mtrl.cli.benchmark"))
+    raise SystemExit(launch("mtrl_benchmarks.command"))

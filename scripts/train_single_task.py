@@ -26,7 +26,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
-from mtrl.cli.exit_codes import run_command
+from mtrl.cli import run_command
 from mtrl.compat.sb3 import SB3VecEnv
 from mtrl.config.presets import build_config, config_to_dict, load_preset, save_config
 from mtrl.config.schema import Config
@@ -39,8 +39,7 @@ from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.jsonl import JsonLines
 from mtrl.runs.log import Log, RunInfo
 from mtrl.training.evaluate import evaluate
-from mtrl.training.parts import build_envs, suite_of
-from mtrl.training.resolve import resolve
+from mtrl.training.resolve import build_envs, resolve, suite_of
 
 METHOD = "sb3_sac"
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -145,7 +144,7 @@ def train_single_task(config: Config, run_dir: Path) -> Evaluation:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train and return the exit code, see `mtrl.cli.exit_codes`."""
+    """Parse, train and return the exit code, see `mtrl.cli.run_command`."""
     return run_command(_train, argv)
 
 

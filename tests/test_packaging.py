@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hatchling.builders.wheel import WheelBuilder
 
 import mtrl
 
@@ -51,6 +53,13 @@ def test_the_version_of_the_citation_is_the_packages() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == mtrl.__version__
 
 
+def test_the_wheel_holds_the_package_and_its_presets_alone(tmp_path: Path) -> None:
+    wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.partition("/")[0] for name in names} == {"mtrl", f"mtrl_torch-{mtrl.__version__}.dist-info"}
+    assert {f"mtrl/_presets/{path.name}" for path in (ROOT / "configs").glob("*.yaml")} <= names
+
+
 def test_everything_that_is_imported_is_declared() -> None:
     names = {"PIL": "pillow", "yaml": "PyYAML", "stable_baselines3": "stable-baselines3"}
     extras = PROJECT["optional-dependencies"]
@@ -60,8 +69,7 @@ def test_everything_that_is_imported_is_declared() -> None:
     modules = [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
     modules += [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
     imported = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
-    # pandas only on request; triton comes with torch; the benchmarks are in the same wheel.
-    others = {"mtrl", "mtrl_benchmarks", "pandas", "triton"}
+    others = {"mtrl", "pandas"}  # pandas only on request
     undeclared = {names.get(name, name).casefold() for name in imported} - declared - others
     assert undeclared == set()
 

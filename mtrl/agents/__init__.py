@@ -1,5 +1,10 @@
-"""Agents: what acts, observes and learns. One folder per agent; replay or rollouts are its own affair."""
+"""Agents: what acts, observes and learns. One folder per agent; replay or rollouts are its own affair.
+
+An entry is called as `plugin(config, spec, device)` and returns a `mtrl.agents.base.Agent`. It may have an
+attribute `check`, called as `check(config, num_tasks)` before anything starts, which raises UserError for
+settings that the agent cannot train with.
+"""
 
 from mtrl.registry import Registry
 
-AGENTS = Registry("agent", {"sac": "mtrl.agents.sac.agent:build"})  # `build(config, spec, device) -> Agent`
+AGENTS = Registry("agent", {"sac": "mtrl.agents.sac.agent:SACAgent"}, given=("config", "spec", "device"))

@@ -67,7 +67,7 @@ class Bound(NamedTuple):
 
 
 class Agent(Protocol):
-    """Acts, observes, learns; built by `build(config, spec, device)` of its registry entry."""
+    """Acts, observes, learns; built as `plugin(config, spec, device)`, see `mtrl.agents`."""
 
     def act(self, obs: Floats) -> Floats:
         """Return exploring actions [T*E, A] in [-1, 1]; random ones as long as the agent warms up."""

@@ -1,14 +1,17 @@
-"""The commands mtrl-train, -evaluate, -report, -sweep, -export and -benchmark; a module each, with `main`.
+"""The commands mtrl-train, -evaluate, -report, -sweep and -export, a module each with `main`; how they end.
 
-The combiners need torch alone, so a package may be missing here: `launch` says what to install.
+Imports the standard library only: the combiners need torch alone, so that any other package may be missing.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from mtrl import __version__
+from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 
 # Which extra installs a package, by the name it is imported by; all others belong to [train].
 _EXTRAS = {"matplotlib": "report", "imageio": "video", "ray": "cluster", "torchjd": "torchjd"}
@@ -16,6 +19,8 @@ _EXTRAS = {"matplotlib": "report", "imageio": "video", "ray": "cluster", "torchj
 
 def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> int:
     """Run the command of a module, "mtrl.cli.train" for instance, and return its exit code.
+
+    Where a package is missing, it says what to install.
 
     Args:
         module: has `main(argv, **defaults)`.
@@ -31,4 +36,28 @@ def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> i
         extra = _EXTRAS.get(package, "train")
         print(f"error: '{package}' is not installed: pip install 'mtrl-torch[{extra}]'.", file=sys.stderr)
         return 2
+    return code
+
+
+def run_command(run: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    """Run a command on `argv`, the process's arguments if None, and return its exit code.
+
+    0 done; 1 non-finite numbers; 2 a mistake of the user, with nothing written; 75 environment failure;
+    130 and 143 interrupted and terminated.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"mtrl {__version__}")
+        return 0
+    try:
+        return run(arguments)
+    except UserError as error:
+        code, message = 2, f"error: {error}"
+    except NonFiniteError as error:
+        code, message = 1, f"error: {error}"
+    except EnvironmentFailure as error:
+        code, message = 75, f"error: {error}"
+    except KeyboardInterrupt as error:
+        code, message = 130, str(error) or "interrupted"
+    print(message, file=sys.stderr)
     return code

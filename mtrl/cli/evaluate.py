@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mtrl.cli.exit_codes import run_command
+from mtrl.cli import run_command
 from mtrl.cli.flags import parse_command
 from mtrl.config.schema import Device
 from mtrl.config.values import settings
@@ -36,7 +36,7 @@ class _Flags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate and return the exit code, see `mtrl.cli.exit_codes`."""
+    """Evaluate and return the exit code, see `mtrl.cli.run_command`."""
     return run_command(_evaluate, argv)
 
 

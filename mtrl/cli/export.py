@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtrl.cli.exit_codes import run_command
+from mtrl.cli import run_command
 from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings
 
@@ -20,7 +20,7 @@ class _Flags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export and return the exit code, see `mtrl.cli.exit_codes`."""
+    """Export and return the exit code, see `mtrl.cli.run_command`."""
     return run_command(_export, argv)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import itertools
 import os
@@ -20,9 +19,9 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_origin
 
 import tyro
 
-from mtrl.config.options import REQUIRED, Option
 from mtrl.config.values import field_types, from_text, items_of, label
-from mtrl.errors import UserError
+from mtrl.errors import UserError, did_you_mean
+from mtrl.registry import REQUIRED, Option
 
 F = TypeVar("F")
 
@@ -196,10 +195,8 @@ def _unknown_flag(flag: str, known: Sequence[str], options: Sequence[str], chose
         return f"{section}{value} has no options; found {flag}."
     last = {name.rpartition(".")[2].removeprefix("--"): name for name in reversed(known)}
     candidates = {name: name for name in known} | ({} if dot else last)
-    exact = candidates.get(flag.removeprefix("--"))
-    near = difflib.get_close_matches(flag, candidates, n=1)
-    best = exact or (candidates[near[0]] if near else None)
-    hint = f" Did you mean '{best}'?" if best else ""
+    leaf = flag.removeprefix("--")
+    hint = did_you_mean(leaf if leaf in candidates else flag, candidates, cutoff=0.6)
     return f"unknown flag '{flag}'.{hint} --help lists all flags."
 
 

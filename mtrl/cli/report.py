@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from mtrl.cli.exit_codes import run_command
+from mtrl.cli import run_command
 from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings
 from mtrl.errors import UserError
@@ -29,7 +29,7 @@ class _Flags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report and return the exit code, see `mtrl.cli.exit_codes`."""
+    """Write the report and return the exit code, see `mtrl.cli.run_command`."""
     return run_command(_report, argv)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mtrl.cli.exit_codes import run_command
+from mtrl.cli import run_command
 from mtrl.cli.flags import parse_command
 from mtrl.config.presets import load_preset
 from mtrl.config.values import settings

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mtrl.combiners.base import Combiner
-from mtrl.errors import UserError
+from mtrl.errors import UserError, did_you_mean
 from mtrl.registry import Registry
 
-COMBINERS = Registry("method", {})
+COMBINERS = Registry("method", {}, given=("num_tasks",), wrappers=True)
 
 
 def scan() -> None:
@@ -68,13 +66,6 @@ def make_combiner(method: str | type[Combiner], *, num_tasks: int, **options: An
     valid = [key for key in inspect.signature(cls).parameters if key != "num_tasks"]
     for key in options:
         if key not in valid:
-            raise UserError(f"unknown argument {key!r} of {cls.name}.{_nearest(key, valid)}")
+            names = f" Valid: {', '.join(sorted(valid))}." if valid else " It takes none."
+            raise UserError(f"unknown argument '{key}' of {cls.name}.{did_you_mean(key, valid)}{names}")
     return cls(num_tasks=num_tasks, **options)
-
-
-def _nearest(found: str, valid: Iterable[str]) -> str:
-    names = sorted(valid)
-    if not names:
-        return " It takes none."
-    near = difflib.get_close_matches(str(found).casefold(), names, n=1, cutoff=0.5)
-    return (f" Did you mean {near[0]!r}?" if near else "") + f" Valid: {', '.join(names)}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import inspect
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.base import JacobianCombiner
+from mtrl.errors import UserError, unknown_name
 
 _INSTALL = "pip install 'mtrl-torch[torchjd]'"
 
@@ -90,10 +90,7 @@ def _aggregator_class(name: str) -> Any:
         if inspect.isclass(value) and issubclass(value, library.Aggregator) and "Aggregator" not in key
     }
     if name not in found:
-        folded = {key.casefold(): key for key in found}
-        near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.4)
-        hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
-        raise ValueError(f"unknown aggregator {name!r}.{hint} Valid: {', '.join(sorted(found))}.")
+        raise UserError(unknown_name("aggregator", str(name), found))
     return found[name]
 
 

@@ -17,15 +17,19 @@ import yaml
 
 from mtrl.config.schema import Config
 from mtrl.config.values import YamlLoader, convert, field_types, found
-from mtrl.errors import UserError, unknown_name
+from mtrl.errors import UserError, did_you_mean, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SUFFIXES = (".yaml", ".yml")
 # Keys of former versions that change no result; a stored run has all of them.
 _RETIRED = {"sac": ("jacobian_chunk",)}
-# Options belong to the part whose name stands in the key beside them, by default the one given here.
-_OWNERS = {"options": "architecture"}
-_DEFAULT_PARTS = {"method": "mean", "suite": "metaworld", "architecture": "mlp"}
+
+
+def owner_of(key: str) -> str | None:
+    """Return the key whose plug-in has its options under `key`, which stands beside it; None: no options."""
+    if not key.endswith("options"):
+        return None
+    return "architecture" if key == "options" else key.removesuffix("_options")
 
 
 def presets_folder() -> Path:
@@ -62,7 +66,7 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     """
     values: dict[str, Any] = {}
     for layer in layers:
-        values = _merge(values, _check(layer, Config, ""))
+        values = _merge(values, _check(layer, Config, ""), Config)
     return _construct(values, Config)  # type: ignore[no-any-return]
 
 
@@ -159,21 +163,21 @@ def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
         values = _check(values, Config, "")
         if parent is not None:
             parent = str(path.parent / parent) if parent.endswith(_SUFFIXES) else parent
-            values = _merge(_load_chain(parent, (*children, name)), values)
+            values = _merge(_load_chain(parent, (*children, name)), values, Config)
     return values
 
 
-def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], layer: Mapping[str, Any], section: Any = None) -> dict[str, Any]:
+    """Return `layer` over `base`; `section` is the dataclass that they are values of, None for options."""
     merged = dict(base)
     for key in base:
-        if key.endswith("options"):
-            owner = _OWNERS.get(key, key.removesuffix("_options"))
-            before = base.get(owner, _DEFAULT_PARTS.get(owner))
+        if owner := owner_of(key):
+            before = base.get(owner, getattr(section, owner, None))
             if layer.get(owner, before) != before:
-                del merged[key]
+                del merged[key]  # options of another plug-in
     for key, value in layer.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = _merge(merged[key], value, getattr(section, key, None)) if both else value
     return merged
 
 
@@ -209,7 +213,8 @@ def _unknown_key(path: str, valid: list[str]) -> str:
     elsewhere = [name for name in _key_paths(Config, "") if name.rpartition(".")[2] == leaf]
     if not elsewhere:
         return unknown_name("key", path, valid)
-    return f"unknown key '{path}'. Did you mean '{elsewhere[0]}'? Valid: {', '.join(sorted(valid))}."
+    hint = did_you_mean(leaf, {leaf: elsewhere[0]})
+    return f"unknown key '{path}'.{hint} Valid: {', '.join(sorted(valid))}."
 
 
 def _key_paths(section: Any, prefix: str) -> Iterator[str]:

@@ -248,26 +248,6 @@ class Config:
                     f"{network}_method_options are options of {network}_method; found no {network}_method. "
                     "Name it too, or use method_options."
                 )
-        warmup = self.train.warmup_steps * self.env.envs_per_task
-        if warmup < self.sac.batch_per_task:
-            raise UserError(
-                "sac.batch_per_task must be at most the transitions per task collected in warm-up, "
-                f"train.warmup_steps x env.envs_per_task = {warmup}; "
-                f"found {self.sac.batch_per_task}. Raise train.warmup_steps or lower sac.batch_per_task."
-            )
-        if self.sac.noise_spread > 1 and self.env.envs_per_task == 1:
-            raise UserError(
-                f"sac.noise_spread = {self.sac.noise_spread:g} gives the copies of a task different noise; "
-                "found env.envs_per_task = 1. Raise it to 2 or more, or leave sac.noise_spread at 1."
-            )
-        low, high = self.network.value_low, self.network.value_high
-        if not low < high:
-            raise UserError(f"network.value_low must be below network.value_high; found {low} and {high}.")
-        if self.replay.capacity_per_task < self.sac.batch_per_task:
-            raise UserError(
-                f"replay.capacity_per_task must be at least sac.batch_per_task = {self.sac.batch_per_task}; "
-                f"found {self.replay.capacity_per_task}."
-            )
 
     def method_of(self, network: Literal["critic", "actor"]) -> tuple[str, Options]:
         """Return name and options of the method that combines this network's gradients."""

@@ -124,4 +124,5 @@ SUITES = Registry(
         "metaworld": "mtrl.envs.metaworld.suite:MetaWorldSuite",
         "gymnasium": "mtrl.envs.gymnasium.suite:GymnasiumSuite",
     },
+    given=("tasks", "task_names", "num_goals", "seed"),
 )

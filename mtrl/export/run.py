@@ -22,7 +22,7 @@ from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TE
 from mtrl.report.load import Run, read_run
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import CONFIG_NAME, TEMPORARY_PREFIX, expand
-from mtrl.training.parts import build_agent, suite_of
+from mtrl.training.resolve import build_agent, suite_of
 
 CARD_NAME = "README.md"
 

@@ -65,4 +65,8 @@ class Network(Protocol):
         ...
 
 
-NETWORKS = Registry("network", {"mlp": "mtrl.networks.mlp:MLP"})
+NETWORKS = Registry(
+    "network",
+    {"mlp": "mtrl.networks.mlp:MLP"},
+    given=("stack", "num_tasks", "inputs", "outputs", "task_identity"),
+)

@@ -1,75 +1,39 @@
-"""Names of exchangeable parts and their options, checked and written out before anything starts."""
+"""From a configuration to what it names: checked before anything starts, then built."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
+
 from mtrl.agents import AGENTS
-from mtrl.agents.sac.methods import make_combiners
+from mtrl.agents.base import Agent, TaskSpec
 from mtrl.combiners import COMBINERS, make_combiner
-from mtrl.config.options import Option, complete, options_of
 from mtrl.config.schema import Config
-from mtrl.envs.suite import SUITES
+from mtrl.config.values import convert, found
+from mtrl.envs import TaskVectorEnv, build_suite
+from mtrl.envs.engine.supervision import Report
+from mtrl.envs.suite import SUITES, TaskSuite
 from mtrl.errors import UserError, unknown_name
 from mtrl.networks.base import NETWORKS
-from mtrl.registry import load_object
-from mtrl.training.parts import suite_of
+from mtrl.registry import REQUIRED, Registry
+from mtrl.runs import console
 
-# Arguments that the engine gives; all others are options.
-_GIVEN = {
-    "method": {"num_tasks"},
-    "suite": {"tasks", "task_names", "num_goals", "seed"},
-    "network": {"stack", "num_tasks", "inputs", "outputs", "task_identity"},
-}
-_REGISTRIES: Mapping[str, Mapping[str, Any]] = {
-    "method": COMBINERS, "suite": SUITES, "network": NETWORKS, "agent": AGENTS,
+WITH_OPTIONS = {
+    "suite": SUITES, "method": COMBINERS, "critic_method": COMBINERS, "actor_method": COMBINERS,
+    "architecture": NETWORKS,
 }  # fmt: skip
-
-
-def part_of(kind: str, name: str) -> Any:
-    """Return the method, suite, network or agent of that name, or the one "package.module:Name" names.
-
-    Raises:
-        UserError: no such part; the nearest valid name is given.
-    """
-    registry = _REGISTRIES[kind]
-    if ":" in name:
-        return load_object(name, kind)
-    if name not in registry:
-        message = unknown_name(kind, name, registry)
-        raise UserError(f"{message} Your own {kind} is written package.module:Name or file.py:Name.")
-    return registry[name]
-
-
-def part_options(kind: str, name: str) -> dict[str, Option]:
-    """Return the options of a method, suite or network; raises as `part_of`.
-
-    The built-in mlp has none here: widths, depths and the like are fields of `network`.
-    """
-    if (kind, name) == ("network", "mlp"):
-        return {}
-    return options_of(part_of(kind, name), _GIVEN[kind])
-
-
-def summary_of(kind: str, name: str) -> str:
-    """Return the first line of a part's docstring."""
-    return (inspect.getdoc(part_of(kind, name)) or "").partition("\n")[0]
-
-
-def base_options(options: Mapping[str, Option]) -> dict[str, str]:
-    """Return, for options that name another method, the option that holds that method's own options."""
-    return {name: f"{name}_options" for name in options if f"{name}_options" in options}
+"""Keys of the configuration that name a plug-in with options, which stand in the key beside it."""
 
 
 def resolve(config: Config) -> Config:
-    """Return `config` with every option of its parts written out.
+    """Return `config` with every option of its plug-ins written out.
 
     Raises:
-        UserError: an unknown part, task or option (the nearest name is given), an option of another type or
-            outside its rule, a method that cannot combine what the agent gives it.
+        UserError: an unknown plug-in, task or option (the nearest name is given), an option of another type
+            or outside its rule, settings that the agent refuses.
     """
     completed = written_out(config)
     num_tasks = len(suite_of(completed).task_names)
@@ -80,44 +44,108 @@ def resolve(config: Config) -> Config:
             make_combiner(name, num_tasks=num_tasks, **options)
         except ValueError as error:
             raise UserError(f"method {name}: {error}") from error
-    if completed.agent == "sac":
-        make_combiners(completed, num_tasks)
+    check = getattr(AGENTS[completed.agent], "check", None)
+    if check is not None:
+        check(completed, num_tasks)
     return completed
 
 
 def written_out(config: Config) -> Config:
-    """Return `config` with every option of its parts written out, types checked and nothing built."""
-    part_of("agent", config.agent)
-    for name, options in config.method_defaults.items():
-        _complete_method(name, options, {}, f"method_defaults.{name}")
+    """Return `config` with every option of its plug-ins written out, types checked and nothing built."""
+    _ = AGENTS[config.agent]  # raises where there is none
+    defaults, network = config.method_defaults, config.network
+    for name, options in defaults.items():
+        complete(COMBINERS, name, options, f"method_defaults.{name}")
     changes: dict[str, Any] = {"method_defaults": {}}
-    for key in ("method", "critic_method", "actor_method"):
-        name = getattr(config, key)
-        if name is not None:
+    for key in ("method", "critic_method", "actor_method", "suite"):
+        if (name := getattr(config, key)) is not None:
+            below = defaults if key != "suite" else {}
             given = getattr(config, f"{key}_options")
-            changes[f"{key}_options"] = _complete_method(
-                name, given, config.method_defaults, f"{key}_options"
-            )
-    suite, architecture = config.suite, config.network.architecture
-    changes["suite_options"] = complete(
-        config.suite_options, part_options("suite", suite), f"suite '{suite}'", "suite_options"
-    )
-    options = complete(
-        config.network.options,
-        part_options("network", architecture),
-        f"network '{architecture}'",
-        "network.options",
-    )
-    changes["network"] = dataclasses.replace(config.network, options=options)
+            changes[f"{key}_options"] = complete(WITH_OPTIONS[key], name, given, f"{key}_options", below)
+    options = complete(NETWORKS, network.architecture, network.options, "network.options")
+    changes["network"] = dataclasses.replace(network, options=options)
     return dataclasses.replace(config, **changes)
 
 
-def _complete_method(
-    name: str, given: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]], path: str
+def complete(
+    registry: Registry,
+    name: str,
+    values: Mapping[str, Any],
+    path: str,
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Return all options of a method; a wrapper's base gets its own, those of `defaults` included."""
-    options = part_options("method", name)
-    values = complete({**defaults.get(name, {}), **given}, options, f"method '{name}'", path)
-    for base, of_base in base_options(options).items():
-        values[of_base] = _complete_method(values[base], values[of_base] or {}, defaults, f"{path}.{of_base}")
-    return values
+    """Return every option of a plug-in with its value, converted, or its default.
+
+    Args:
+        registry: of the plug-in.
+        name: of the plug-in.
+        values: the options that are given.
+        path: where the values come from, for messages: "method_options".
+        defaults: by plug-in's name, options below those given, also for a plug-in that this one wraps.
+
+    Raises:
+        UserError: an unknown option (the nearest one is given), a value of another type, a missing value.
+    """
+    defaults = defaults or {}
+    options, owner = registry.options(name), f"{registry.kind} '{name}'"
+    values = {**defaults.get(name, {}), **values}
+    for key, value in values.items():
+        if not options:
+            raise UserError(f"{path}: {owner} has no options; found '{key}' = {found(value)}.")
+        if key not in options:
+            raise UserError(unknown_name(f"option of {owner}", str(key), options))
+    completed = {}
+    for key, option in options.items():
+        if key in values:
+            completed[key] = convert(values[key], option.annotation, f"{path}.{key}")
+        elif option.default is REQUIRED:
+            raise UserError(f"{path}: {owner} needs a value for its option '{key}'; found none.")
+        else:
+            completed[key] = option.default
+    for key, own in registry.wrapped(options).items():
+        completed[own] = complete(registry, completed[key], completed[own] or {}, f"{path}.{own}", defaults)
+    return completed
+
+
+def suite_of(config: Config) -> TaskSuite:
+    """Return the run's suite of tasks.
+
+    Raises:
+        UserError: no such suite, option or task.
+    """
+    return build_suite(
+        config.suite, config.tasks, num_goals=config.env.num_goals, options=config.suite_options
+    )
+
+
+def build_envs(
+    config: Config,
+    *,
+    num_workers: int | None,
+    evaluation: bool = False,
+    report: Report = console.warning,
+) -> TaskVectorEnv:
+    """Start environments of the run's protocol in num_workers processes; None: one per available core.
+
+    Those for evaluation may have longer episodes (`eval.max_episode_steps`). `report` is told of restarts.
+    """
+    env = config.env
+    own_steps = config.eval.max_episode_steps if evaluation else None
+    return TaskVectorEnv(
+        suite_of(config),
+        seed=config.seed,
+        envs_per_task=env.envs_per_task,
+        num_workers=num_workers,
+        max_episode_steps=own_steps or env.max_episode_steps,
+        step_timeout=env.step_timeout,
+        max_restarts=env.max_restarts,
+        worker_niceness=env.worker_niceness,
+        report=report,
+    )
+
+
+def build_agent(config: Config, tasks: TaskSuite | TaskVectorEnv, device: torch.device) -> Agent:
+    """Make a fresh agent for the run's tasks."""
+    spec = TaskSpec(tuple(tasks.task_names), config.env.envs_per_task, tasks.obs_dim, tasks.action_dim)
+    agent: Agent = AGENTS[config.agent](config, spec, device)
+    return agent

@@ -28,8 +28,8 @@ from mtrl.runs.jsonl import History, JsonLines, drop_after, read_history
 from mtrl.runs.log import SINKS, Log, RunInfo, Sink, Stamp
 from mtrl.training.evaluate import evaluate
 from mtrl.training.loop import TrainingLoop
-from mtrl.training.parts import Parts, build_agent, build_envs, suite_of
-from mtrl.training.resolve import resolve
+from mtrl.training.parts import Parts
+from mtrl.training.resolve import build_agent, build_envs, resolve, suite_of
 from mtrl.training.results import Callback, TrainResult
 from mtrl.training.signals import Requests
 from mtrl.training.start_screen import describe

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from mtrl.errors import UserError, unknown_name
+from mtrl.cli import run_command
+from mtrl.errors import UserError, did_you_mean, unknown_name
 from mtrl_benchmarks import report
 
 _NOT_BENCHMARKS = {"command", "report"}
@@ -26,6 +26,11 @@ def subcommands() -> dict[str, Path]:
     """Return the benchmarks by name: the public modules of this folder."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
     return {file.stem: file for file in files if file.stem not in _NOT_BENCHMARKS}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark that the first argument names; return the exit code, see `mtrl.cli.run_command`."""
+    return run_command(run, argv)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -79,8 +84,7 @@ def _parse(module: ModuleType, argv: Sequence[str]) -> argparse.Namespace | None
     arguments, unknown = parser.parse_known_args(argv[1:])
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(unknown[0], flags, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(unknown[0], flags, cutoff=0.6)
         raise UserError(f"unknown flag '{unknown[0]}'.{hint} {parser.prog} --help lists all flags.")
     return arguments
 

@@ -14,7 +14,7 @@ from mtrl.config.schema import EnvConfig
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import UserError
 from mtrl.training.evaluate import evaluate
-from mtrl.training.parts import build_agent, build_envs
+from mtrl.training.resolve import build_agent, build_envs
 from tests.helpers.counting_env import ACTION_DIM, END, SUCCEED, CountingSuite
 from tests.helpers.short_runs import config as short_config
 

@@ -96,27 +96,6 @@ def test_optional_numbers_may_be_none(path: str) -> None:
     build(path, None)
 
 
-def test_first_batch_must_fit_into_what_warmup_collects() -> None:
-    Config(
-        train=TrainConfig(warmup_steps=64), env=EnvConfig(envs_per_task=2), sac=SacConfig(batch_per_task=128)
-    )
-    with pytest.raises(UserError, match=r"sac\.batch_per_task must be at most .* = 64; found 65"):
-        Config(train=TrainConfig(warmup_steps=64), sac=SacConfig(batch_per_task=65))
-
-
-def test_noise_of_one_copy_cannot_be_spread() -> None:
-    Config(sac=SacConfig(noise_spread=2.0), env=EnvConfig(envs_per_task=2))
-    with pytest.raises(
-        UserError, match=r"noise_spread = 2 .* env\.envs_per_task = 1\. Raise it to 2 or more"
-    ):
-        Config(sac=SacConfig(noise_spread=2.0))
-
-
-def test_replay_must_hold_a_batch() -> None:
-    with pytest.raises(UserError, match=r"replay\.capacity_per_task must be at least .* = 128; found 127"):
-        Config(replay=ReplayConfig(capacity_per_task=127))
-
-
 def test_configuration_cannot_be_changed_after_its_checks() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 1  # type: ignore[misc]

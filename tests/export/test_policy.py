@@ -21,7 +21,7 @@ from mtrl.config.schema import EnvConfig, NetworkConfig, SacConfig
 from mtrl.errors import UserError
 from mtrl.export.run import export_run
 from mtrl.training.evaluate import evaluate
-from mtrl.training.parts import build_envs
+from mtrl.training.resolve import build_envs
 from tests.helpers.counting_env import ACTION_DIM, OBS_DIM
 from tests.helpers.policies import random_run
 from tests.helpers.short_runs import config as short_config

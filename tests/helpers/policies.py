@@ -11,7 +11,7 @@ from mtrl.agents.base import Agent
 from mtrl.config.presets import save_config
 from mtrl.config.schema import Config
 from mtrl.runs.checkpoint import save_checkpoint
-from mtrl.training.parts import build_agent, suite_of
+from mtrl.training.resolve import build_agent, suite_of
 from tests.helpers.short_runs import COUNTING
 from tests.helpers.short_runs import config as short_config
 

@@ -16,9 +16,8 @@ import torch
 from mtrl_benchmarks import _implementations, _measures, _published, _timing, command, report
 from mtrl_benchmarks._families import EXTREME, FAMILIES, jacobian, widened
 from mtrl_benchmarks.combiners import ACCURACY_KEYS, ROW_KEYS
+from mtrl_benchmarks.command import main as main_benchmark
 from torch import Tensor
-
-from mtrl.cli.benchmark import main as main_benchmark
 
 TINY = ["--parameters", "60", "--repetitions", "1", "--seconds", "1"]
 
@@ -204,7 +203,7 @@ def test_every_benchmark_keeps_the_contract(name: str, capsys: pytest.CaptureFix
 def test_help_imports_no_torch() -> None:
     lines = [
         "import sys",
-        "from mtrl.cli.benchmark import main as main_benchmark",
+        "from mtrl_benchmarks.command import main as main_benchmark",
         "main_benchmark(['--help'])",
     ]
     lines += [f"main_benchmark([{name!r}, '--help'])" for name in command.subcommands()]

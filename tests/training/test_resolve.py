@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from mtrl import train
+from mtrl.agents import AGENTS
 from mtrl.combiners import make_combiner
-from mtrl.config import Config
+from mtrl.config import Config, EnvConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
 from mtrl.config.presets import build_config, load_preset
 from mtrl.errors import UserError
 from mtrl.training.resolve import resolve
@@ -60,6 +61,19 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"agent": "sca"}, "unknown agent 'sca'. Did you mean 'sac'"),
     ({"tasks": ("push-v2",)}, r"'push-v2'\. Did you mean 'push-v3'\?"),
     ({"tasks": ("MT10", "push-v3")}, "stands alone"),
+    (
+        {"train": TrainConfig(warmup_steps=64), "sac": SacConfig(batch_per_task=65)},
+        r"sac\.batch_per_task must be at most .* = 64; found 65",
+    ),
+    (
+        {"sac": SacConfig(noise_spread=2.0)},
+        r"noise_spread = 2 .* env\.envs_per_task = 1\. Raise it to 2 or more",
+    ),
+    (
+        {"replay": ReplayConfig(capacity_per_task=127)},
+        r"replay\.capacity_per_task must be at least .* = 128; found 127",
+    ),
+    ({"network": NetworkConfig(value_low=1.0, value_high=1.0)}, r"value_low must be below network\."),
 ]  # fmt: skip
 
 
@@ -80,3 +94,23 @@ def test_what_resolve_accepts_can_be_made() -> None:
     name, options = resolve(Config(method="fs_mtl", method_options={"base": "mgda"})).method_of("critic")
     made: Any = make_combiner(name, num_tasks=2, **options)
     assert made.loss_part.name == "mgda"
+
+
+def test_settings_at_their_limits_are_accepted() -> None:
+    train, two = TrainConfig(warmup_steps=64), EnvConfig(envs_per_task=2)
+    resolve(Config(train=train, env=two, sac=SacConfig(batch_per_task=128, noise_spread=2.0)))
+
+
+def test_an_agent_checks_its_own_settings_and_no_other_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(config: Config, spec: Any, device: Any) -> None: ...
+
+    class Careful:
+        @staticmethod
+        def check(config: Config, num_tasks: int) -> None:
+            raise UserError(f"{num_tasks} tasks are too many")
+
+    monkeypatch.setattr(AGENTS, "_plugins", {"plain": plain, "careful": Careful})
+    config = Config(agent="plain", train=TrainConfig(warmup_steps=1), method="famo")
+    assert resolve(config).agent == "plain"
+    with pytest.raises(UserError, match="10 tasks are too many"):
+        resolve(Config(agent="careful"))

@@ -10,7 +10,8 @@ import torch
 
 from mtrl.agents.sac.replay import stored_rows
 from mtrl.config.schema import SacConfig, TrainConfig
-from mtrl.training.parts import Parts, build_envs
+from mtrl.training.parts import Parts
+from mtrl.training.resolve import build_envs
 from mtrl.training.stepper import Stepper
 from tests.helpers.short_runs import COUNTING, config
 

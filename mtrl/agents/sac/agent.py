@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtrl import seeds
 from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
+from mtrl.agents.sac import methods
 from mtrl.agents.sac.acting import SACPolicy
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
@@ -27,13 +28,8 @@ _MOST_TASKS_IN_PAIRS = 25  # the numbers of fifty tasks' pairs would fill the di
 _TEMPERATURES = (1e-7, 1e4)
 
 
-def build(config: Config, spec: TaskSpec, device: torch.device) -> SACAgent:
-    """Return a fresh agent; what only training needs is allocated when it is first used."""
-    return SACAgent(config, spec, device)
-
-
 class SACAgent:
-    """One agent for all tasks (`mtrl.agents.base.Agent`).
+    """One agent for all tasks (`mtrl.agents.base.Agent`); allocates what only training needs at first use.
 
     It warms up with uniformly random actions for `train.warmup_steps` vector steps, and longer where restarts
     of environments have left less than a batch; its first `learn` after that makes `train.warmup_updates`
@@ -44,6 +40,8 @@ class SACAgent:
         update: networks, combiners and optimisers, and the step that changes them.
         updates: made so far.
     """
+
+    check = staticmethod(methods.check)
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
         self.config, self.spec, self.device = config, spec, device

@@ -1,4 +1,4 @@
-"""The combiners of SAC's two networks, or the reason why a method cannot be one."""
+"""The combiners of SAC's two networks, and the settings that SAC refuses."""
 
 from __future__ import annotations
 
@@ -25,6 +25,36 @@ def make_combiners(config: Config, num_tasks: int) -> Combiners:
     critic.seed(seeds.integer(config.seed, "critic_combiner"))
     actor.seed(seeds.integer(config.seed, "actor_combiner"))
     return Combiners(critic, actor)
+
+
+def check(config: Config, num_tasks: int) -> None:
+    """Refuse settings that SAC cannot train with, before anything starts.
+
+    Raises:
+        UserError: two settings that exclude each other, or a method that cannot combine SAC's losses.
+    """
+    batch, copies = config.sac.batch_per_task, config.env.envs_per_task
+    warmup = config.train.warmup_steps * copies
+    if warmup < batch:
+        raise UserError(
+            "sac.batch_per_task must be at most the transitions per task collected in warm-up, "
+            f"train.warmup_steps x env.envs_per_task = {warmup}; "
+            f"found {batch}. Raise train.warmup_steps or lower sac.batch_per_task."
+        )
+    if config.sac.noise_spread > 1 and copies == 1:
+        raise UserError(
+            f"sac.noise_spread = {config.sac.noise_spread:g} gives the copies of a task different noise; "
+            "found env.envs_per_task = 1. Raise it to 2 or more, or leave sac.noise_spread at 1."
+        )
+    low, high = config.network.value_low, config.network.value_high
+    if not low < high:
+        raise UserError(f"network.value_low must be below network.value_high; found {low} and {high}.")
+    if config.replay.capacity_per_task < batch:
+        raise UserError(
+            f"replay.capacity_per_task must be at least sac.batch_per_task = {batch}; "
+            f"found {config.replay.capacity_per_task}."
+        )
+    make_combiners(config, num_tasks)
 
 
 def sac_combiner(

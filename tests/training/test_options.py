@@ -5,8 +5,9 @@ from typing import Any, Literal
 import pytest
 
 from mtrl.combiners import COMBINERS
-from mtrl.config.options import REQUIRED, Option, complete, options_of
 from mtrl.errors import UserError
+from mtrl.registry import REQUIRED, Option, Registry, options_of
+from mtrl.training.resolve import complete
 
 DEFAULT = 25
 Solver = Literal["newton", "sgd"]
@@ -51,8 +52,17 @@ class Child(Example):
     """
 
 
+def in_order(*, order: tuple[int, ...] = ()) -> None: ...
+
+
+THINGS = Registry("thing", {}, given=("num_tasks", "inputs"))
+THINGS.register("example", Example)
+THINGS.register("child", Child)
+THINGS.register("in_order", in_order)
+
+
 def test_options_are_the_arguments_that_nobody_else_gives() -> None:
-    options = options_of(Example, {"num_tasks", "inputs"})
+    options = THINGS.options("example")
     assert list(options.values()) == [
         Option("width", int, REQUIRED, ""),
         Option("radius", float, -0.5, "how far, relative to the mean: a norm."),
@@ -60,7 +70,7 @@ def test_options_are_the_arguments_that_nobody_else_gives() -> None:
         Option("solver", Solver, "sgd", "which one."),
         Option("bound", float | None, None, "an upper bound, in units of c: metres."),
     ]
-    child = options_of(Child, {"num_tasks", "inputs"})
+    child = THINGS.options("child")
     assert child == options | {"steps": Option("steps", int, 25, "explained anew.")}
 
 
@@ -68,7 +78,7 @@ def test_types_come_from_defaults_where_there_are_no_annotations() -> None:
     def build(width=3, act="relu", extra=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         ...
 
-    types = {name: option.annotation for name, option in options_of(build, ()).items()}
+    types = {name: option.annotation for name, option in options_of(build).items()}
     assert types == {"width": int, "act": str, "extra": Any}
 
 
@@ -77,28 +87,38 @@ def test_types_come_from_defaults_where_there_are_no_annotations() -> None:
     [
         ({"width": 3, "steps": 2.5}, r"opts\.steps must be an integer; found 2\.5"),
         ({"width": 3, "solver": "sdg"}, "value for opts.solver 'sdg'. Did you mean 'sgd'"),
-        ({"width": 3, "stesp": 1}, "unknown option of thing 'stesp'. Did you mean 'steps'"),
-        ({}, "opts: thing needs a value for its option 'width'; found none"),
+        ({"width": 3, "stesp": 1}, "unknown option of thing 'example' 'stesp'. Did you mean 'steps'"),
+        ({}, "opts: thing 'example' needs a value for its option 'width'; found none"),
     ],
 )
 def test_mistakes_name_option_rule_and_value(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        complete(values, options_of(Example, {"num_tasks", "inputs"}), "thing", "opts")
-
-
-def in_order(*, order: tuple[int, ...] = ()) -> None: ...
+        complete(THINGS, "example", values, "opts")
 
 
 @pytest.mark.parametrize("order", [[], [2, 0, 1], (2, 0, 1)])
 def test_a_list_from_yaml_is_a_tuple_of_the_type_that_is_annotated(order: Any) -> None:
-    completed = complete({"order": order}, options_of(in_order, ()), "thing", "opts")
+    completed = complete(THINGS, "in_order", {"order": order}, "opts")
     assert completed == {"order": tuple(order)}
     with pytest.raises(UserError, match=r"opts\.order must be a list, each an integer; found 'b' \(text\)"):
-        complete({"order": [0, "b"]}, options_of(in_order, ()), "thing", "opts")
+        complete(THINGS, "in_order", {"order": [0, "b"]}, "opts")
 
 
 @pytest.mark.parametrize("name", sorted(COMBINERS))
 def test_every_option_of_every_method_is_explained(name: str) -> None:
     assert COMBINERS[name].__doc__
-    undocumented = [o.name for o in options_of(COMBINERS[name], {"num_tasks"}).values() if not o.help]
+    undocumented = [o.name for o in COMBINERS.options(name).values() if not o.help]
     assert undocumented == []
+
+
+def test_a_plug_in_may_say_that_the_engine_gives_it_more_and_its_subclass_is_another_plug_in() -> None:
+    class Built(Example):
+        given = ("width", "radius")
+
+    class Own(Built): ...
+
+    things = Registry("thing", {}, given=("num_tasks", "inputs"))
+    things.register("built", Built)
+    things.register("own", Own)
+    assert list(things.options("built")) == ["steps", "solver", "bound"]
+    assert list(things.options("own")) == list(THINGS.options("example"))
