@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "gradients": _FLOOR | {"combiners", "networks"},
     "agents": _FLOOR | {"combiners", "config", "device", "gradients", "networks"},
     "training": _FLOOR | {"agents", "combiners", "config", "device", "envs", "networks", "runs"},
-    "report": _FLOOR | {"runs"},
+    "report": _FLOOR | {"config", "runs"},
     "export": _FLOOR | {"agents", "config", "gradients", "networks", "report", "runs", "training"},
     "sweep": _FLOOR | {"config", "report", "runs", "training"},
     "compat": _FLOOR | {"agents", "config", "envs", "runs", "training"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,12 @@ from mtrl.errors import UserError, did_you_mean, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SUFFIXES = (".yaml", ".yml")
-# Keys of former versions that change no result; a stored run has all of them.
-_RETIRED = {"sac": ("jacobian_chunk",)}
+INCIDENTAL = (
+    "device", "env.num_workers", "env.worker_niceness", "env.step_timeout", "env.max_restarts",
+    "train.num_threads", "train.keep_checkpoints", "train.keep_best", "train.on_divergence", "train.sinks",
+)  # fmt: skip
+"""Settings of the machine, of what is kept and shown: a run that differs in them alone is the same run."""
+MISSING = "not recorded"
 
 
 def owner_of(key: str) -> str | None:
@@ -105,15 +109,38 @@ def load_config(path: str | Path) -> Config:
         return build_config(_translated(values))
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"sac": {"gamma": .99}} -> {"sac.gamma": .99}; lists become tuples."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            result.update(flat(value, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
+    return result
+
+
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], but: Collection[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Return the keys with other values in two flat mappings, with both; MISSING where one lacks it.
+
+    Args:
+        first: by dotted key, see `flat`.
+        second: likewise.
+        but: keys that may differ.
+    """
+    keys = dict.fromkeys((*first, *second))
+    pairs = {key: (first.get(key, MISSING), second.get(key, MISSING)) for key in keys if key not in but}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def _translated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a former version under today's names."""
+    """Return the values of a stored run of a former version under today's names; the one place for that."""
     translated = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    for section, keys in _RETIRED.items():
-        for key in keys:
-            if isinstance(translated.get(section), dict):
-                translated[section].pop(key, None)
-    env = translated.get("env")
-    if isinstance(env, dict) and "reward_version" in env:
+    if isinstance(sac := translated.get("sac"), dict):
+        sac.pop("jacobian_chunk", None)  # changed no result
+    if isinstance(env := translated.get("env"), dict) and "reward_version" in env:
         translated.setdefault("suite_options", {})["reward_version"] = env.pop("reward_version")
     return translated
 

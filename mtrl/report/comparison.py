@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.config.presets import differences
 from mtrl.errors import UserError
 from mtrl.report.load import Run, read_runs
-from mtrl.report.protocol import Group, difference, group, protocol
+from mtrl.report.protocol import Group, group, protocol
 
 Floats = NDArray[np.float64]
 Measure = Literal["success", "return"]
@@ -105,7 +106,7 @@ def _has_success(run: Run) -> bool:
 def _single_task(runs: Sequence[Run], multi: Run, key: str) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for run in runs:
-        apart = difference(protocol(multi), protocol(run))
+        apart = differences(protocol(multi), protocol(run))
         apart.pop("tasks", None)
         if not run.finished or len(run.tasks) != 1 or apart:
             reason = "is unfinished" if not run.finished else f"has tasks {', '.join(run.tasks)}"

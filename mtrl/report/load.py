@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mtrl.config.presets import flat
 from mtrl.errors import UserError
 from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, METRICS_NAME, VERSIONS_NAME
 
@@ -25,7 +26,7 @@ class Run(NamedTuple):
     """A run directory, read."""
 
     path: Path
-    config: Mapping[str, Any]  # config.yaml, old spellings brought up to date
+    config: Mapping[str, Any]  # config.yaml
     versions: Mapping[str, str]
     evaluations: tuple[Line, ...]  # oldest first
     metrics: tuple[Line, ...]  # oldest first
@@ -134,18 +135,7 @@ def read_run(path: Path) -> Run:
     versions_path = path / VERSIONS_NAME
     versions = json.loads(versions_path.read_text(encoding="utf-8")) if versions_path.is_file() else {}
     lines = (_lines(path / name) for name in (EVALUATIONS_NAME, METRICS_NAME))
-    return Run(path, _current_spelling(config), versions, *lines)
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: {"sac": {"gamma": .99}} -> {"sac.gamma": .99}; lists become tuples."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            result.update(flat(value, f"{prefix}{key}."))
-        else:
-            result[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
-    return result
+    return Run(path, config, versions, *lines)
 
 
 def _run_directories(path: Path) -> Iterator[Path]:
@@ -182,16 +172,6 @@ def _first_broken(raw: list[str]) -> int:
         except ValueError:
             return number
     return 0
-
-
-def _current_spelling(config: dict[str, Any]) -> dict[str, Any]:
-    """Name what older versions left unsaid: there was one suite, its rewards stood under `env`."""
-    env = dict(config.get("env") or {})
-    options = dict(config.get("suite_options") or {})
-    if "reward_version" in env:
-        options.setdefault("reward_version", env.pop("reward_version"))
-    defaults = {"suite": "metaworld", "agent": "sac", "method_options": {}}
-    return {**defaults, **config, "env": env, "suite_options": options}
 
 
 def _run_row(run: Run) -> dict[str, Any]:

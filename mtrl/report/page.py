@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mtrl.config.presets import flat
 from mtrl.report.comparison import Comparison
-from mtrl.report.load import Run, flat
+from mtrl.report.load import Run
 from mtrl.report.protocol import Group, protocol
 from mtrl.report.table import MISSING, Table
 from mtrl.report.tables import all_tables

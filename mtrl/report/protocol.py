@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mtrl.config.presets import INCIDENTAL, MISSING, differences, flat
 from mtrl.errors import UserError
-from mtrl.report.load import Run, flat
+from mtrl.report.load import Run
 
 # What is measured. Runs that differ here answer different questions, and no table holds both.
 _PROTOCOL = (
@@ -19,26 +20,19 @@ _PROTOCOL = (
     "eval.episodes_per_task",
     "eval.final_episodes_per_task",
 )
-# What a run may differ in without being another run: its number, its place, how it is logged and kept.
+# What a run may differ in without being another one in a table: its number, how often it is logged and kept.
 _INCIDENTAL = (
+    *INCIDENTAL,
     "seed",
     "tasks",  # the spelt-out names are in the protocol
-    "device",
-    "env.num_workers",
-    "env.step_timeout",
-    "env.max_restarts",
     "train.log_interval",
     "train.checkpoint_interval",
-    "train.keep_checkpoints",
-    "train.num_threads",
-    "train.sinks",
 )
 # Versions of the learner and of the machine; all others belong to the simulation.
 _NOT_SIMULATION = (
     "python", "platform", "cpu", "cores", "torch", "numpy", "mtrl", "stable_baselines3", "cuda",
     "cuda_device", "git_commit",
 )  # fmt: skip
-_MISSING = "not recorded"
 _OPTIONS = "method_options."
 
 
@@ -62,7 +56,7 @@ def protocol(run: Run) -> dict[str, Any]:
     # What is measured are the evaluation's episodes; those of training are the learner's affair.
     own = config.get("eval.max_episode_steps")
     config["eval.max_episode_steps"] = config.get("env.max_episode_steps") if own is None else own
-    chosen = {key: config.get(key, _MISSING) for key in _PROTOCOL}
+    chosen = {key: config.get(key, MISSING) for key in _PROTOCOL}
     options = {key: value for key, value in config.items() if key.startswith("suite_options.")}
     simulation = {
         f"version of {name}": version for name, version in run.versions.items() if name not in _NOT_SIMULATION
@@ -105,17 +99,10 @@ def group(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys with other values, with both; a key that one lacks counts."""
-    keys = dict.fromkeys((*first, *second))
-    pairs = {key: (first.get(key, _MISSING), second.get(key, _MISSING)) for key in keys}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
 def _check_one_protocol(runs: Sequence[Run]) -> None:
     by_evaluations = sorted(runs, key=lambda run: not run.evaluations)
     for run in by_evaluations[1:]:
-        found = difference(protocol(by_evaluations[0]), protocol(run))
+        found = differences(protocol(by_evaluations[0]), protocol(run))
         if not run.evaluations:
             found.pop("tasks", None)  # only an evaluation spells out what MT10 holds
         if found:
@@ -144,15 +131,13 @@ def _label(settings: Mapping[str, Any], told_apart: set[str]) -> str:
 
 
 def _words(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
-    shown = {key.removeprefix(_OPTIONS): _text(settings.get(key, _MISSING)) for key in keys}
+    shown = {key.removeprefix(_OPTIONS): _text(settings.get(key, MISSING)) for key in keys}
     return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
 def _differing(configurations: Sequence[Mapping[str, Any]]) -> set[str]:
     keys = {key for settings in configurations for key in settings}
-    return {
-        key for key in keys if len({repr(settings.get(key, _MISSING)) for settings in configurations}) > 1
-    }
+    return {key for key in keys if len({repr(settings.get(key, MISSING)) for settings in configurations}) > 1}
 
 
 def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:

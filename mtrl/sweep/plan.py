@@ -10,15 +10,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mtrl.config.presets import build_config, config_to_dict, load_config
+from mtrl.config.presets import build_config
 from mtrl.config.schema import Config
 from mtrl.errors import UserError
-from mtrl.report.load import Run, flat, read_run
+from mtrl.report.load import Run, read_run
 from mtrl.runs.directory import CONFIG_NAME
-from mtrl.training.resolve import resolve
-
-# A run may go on with these changed: how long it is, and where.
-_MAY_CHANGE = {"steps", "device"}
+from mtrl.training.resolve import check_same_run, resolve
 
 
 class Trial(NamedTuple):
@@ -76,7 +73,8 @@ def plan(
     if doubled:
         raise UserError(f"the sweep names a run twice: {', '.join(sorted(doubled))}. Give each value once.")
     for trial in trials:
-        _check_found(trial)
+        if (trial.path / CONFIG_NAME).is_file():
+            check_same_run(trial.config, trial.path)  # training would only find out hours later
     return trials
 
 
@@ -154,21 +152,3 @@ def _found(trial: Trial) -> Run | None:
         return read_run(trial.path)
     except UserError:
         return None
-
-
-def _check_found(trial: Trial) -> None:
-    """Refuse a folder with another run in it: training would only find out hours later."""
-    if not (trial.path / CONFIG_NAME).is_file():
-        return
-    found = flat(config_to_dict(load_config(trial.path / CONFIG_NAME)))
-    asked = flat(config_to_dict(trial.config))
-    differing = [
-        f"{key} {found.get(key)} (now {asked.get(key)})"
-        for key in sorted({*found, *asked} - _MAY_CHANGE)
-        if found.get(key) != asked.get(key)
-    ]
-    if differing:
-        raise UserError(
-            f"'{trial.path}' holds a run of another configuration: {', '.join(differing)}. Give the flags "
-            "of that sweep, or another --out."
-        )

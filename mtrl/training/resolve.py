@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from mtrl.agents import AGENTS
 from mtrl.agents.base import Agent, TaskSpec
 from mtrl.combiners import COMBINERS, make_combiner
+from mtrl.config.presets import INCIDENTAL, config_to_dict, differences, flat, load_config
 from mtrl.config.schema import Config
 from mtrl.config.values import convert, found
 from mtrl.envs import TaskVectorEnv, build_suite
@@ -20,6 +22,7 @@ from mtrl.errors import UserError, unknown_name
 from mtrl.networks.base import NETWORKS
 from mtrl.registry import REQUIRED, Registry
 from mtrl.runs import console
+from mtrl.runs.directory import CONFIG_NAME
 
 WITH_OPTIONS = {
     "suite": SUITES, "method": COMBINERS, "critic_method": COMBINERS, "actor_method": COMBINERS,
@@ -65,6 +68,23 @@ def written_out(config: Config) -> Config:
     options = complete(NETWORKS, network.architecture, network.options, "network.options")
     changes["network"] = dataclasses.replace(network, options=options)
     return dataclasses.replace(config, **changes)
+
+
+def check_same_run(config: Config, path: Path) -> None:
+    """Refuse to go on with the run in `path` as one of `config` if more than length and INCIDENTAL differ.
+
+    Raises:
+        UserError: another setting differs; names each, with both values.
+    """
+    stored = written_out(load_config(path / CONFIG_NAME))
+    found, asked = (flat(config_to_dict(one)) for one in (stored, config))
+    differing = differences(found, asked, but=("steps", *INCIDENTAL))
+    if differing:
+        words = ", ".join(f"{key} {theirs} (here {ours})" for key, (theirs, ours) in differing.items())
+        raise UserError(
+            f"'{path}' holds a run of another configuration: {words}. Give the flags of that run, or start "
+            "elsewhere with another directory."
+        )
 
 
 def complete(

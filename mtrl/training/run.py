@@ -29,17 +29,12 @@ from mtrl.runs.log import SINKS, Log, RunInfo, Sink, Stamp
 from mtrl.training.evaluate import evaluate
 from mtrl.training.loop import TrainingLoop
 from mtrl.training.parts import Parts
-from mtrl.training.resolve import build_agent, build_envs, resolve, suite_of
+from mtrl.training.resolve import build_agent, build_envs, check_same_run, resolve, suite_of
 from mtrl.training.results import Callback, TrainResult
 from mtrl.training.signals import Requests
 from mtrl.training.start_screen import describe
 from mtrl.training.video import check_filming, record
 
-# What a requeued job may have otherwise than the run it continues: length, machine, what is kept and shown.
-_FREE = {
-    "steps", "device", "env.num_workers", "env.worker_niceness", "env.step_timeout", "env.max_restarts",
-    "train.num_threads", "train.keep_checkpoints", "train.keep_best", "train.on_divergence", "train.sinks",
-}  # fmt: skip
 _NEW = History(wall_s=0.0, evaluated_at=None, final=False, success=None)
 
 
@@ -113,7 +108,7 @@ def resume_or_start(
         with RunDirectory.create(path, start_over=True) as run:
             return _start(config, run, device, callbacks, sinks)
     if (path / CONFIG_NAME).is_file():
-        _check_same(config, resolve(load_config(path / CONFIG_NAME)), path)
+        check_same_run(config, path)
         step, _ = load_checkpoint(path, parts=(), allow_version_mismatch=True)
         if _is_complete(read_history(path), step, config.steps):
             console.say(f"the run in '{path}' is complete already")
@@ -308,27 +303,6 @@ def _named_sinks(config: Config) -> list[Sink]:
 def _is_complete(history: History, step: int, steps: int) -> bool:
     """Whether the final evaluation is written and a checkpoint of the same step is there."""
     return history.final and history.evaluated_at == step == steps
-
-
-def _check_same(asked: Config, found: Config, path: Path) -> None:
-    ours, theirs = (_flat(config_to_dict(config)) for config in (asked, found))
-    differing = [
-        f"{name} {theirs.get(name)} (here {ours.get(name)})"
-        for name in sorted({*ours, *theirs} - _FREE)
-        if ours.get(name) != theirs.get(name)
-    ]
-    if differing:
-        raise UserError(
-            f"'{path}' holds a run of another configuration: {', '.join(differing)}. Give the flags of "
-            "that run, or start elsewhere with another directory."
-        )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def test_the_run_of_a_part_that_is_nowhere_to_be_found_is_read(tmp_path: Path) -
     assert run.method == method
 
 
-def test_committed_results_of_an_older_version_are_read() -> None:
+def test_committed_results_are_read() -> None:
     run = read_run(ROOT / "results/laptop-cagrad")
     assert run.finished
     assert run.config["suite"] == "metaworld"

@@ -115,13 +115,6 @@ def test_machine_and_bookkeeping_do_not_matter(tmp_path: Path) -> None:
     assert row.label == "mean"
 
 
-def test_old_and_new_spelling_of_the_reward_version_are_one_protocol(tmp_path: Path) -> None:
-    env = {"num_goals": 50, "max_episode_steps": 500, "reward_version": "v2"}
-    old = _run(tmp_path / "a", seed=1, config={"env": env, "suite_options": {}})
-    (row,) = group([old, _run(tmp_path / "b")])
-    assert len(row.runs) == 2
-
-
 def test_a_benchmark_and_its_tasks_spelt_out_are_one_protocol(tmp_path: Path) -> None:
     (row,) = group([_run(tmp_path / "a", config={"tasks": ["MT2"]}), _run(tmp_path / "b", seed=1)])
     assert len(row.runs) == 2

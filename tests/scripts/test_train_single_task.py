@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from mtrl import train
-from mtrl.config.presets import config_to_dict, save_config
+from mtrl.config.presets import config_to_dict, differences, save_config
 from mtrl.config.schema import EnvConfig, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.report.load import read_run
-from mtrl.report.protocol import configuration, difference, group
+from mtrl.report.protocol import configuration, group
 from mtrl.training.resolve import build_envs
 from tests.helpers.short_runs import COUNTING, lines
 from tests.helpers.short_runs import config as short_config
@@ -52,7 +52,7 @@ def test_a_table_holds_our_runs_beside_the_library_s(tmp_path: Path) -> None:
     train(config, run_dir=tmp_path / "ours")
     ours, theirs = (read_run(tmp_path / name) for name in ("ours", "theirs"))
     assert [row.method for row in group([ours, theirs])] == ["mean", "sb3_sac"]
-    assert set(difference(configuration(ours), configuration(theirs))) == {"agent", "method"}
+    assert set(differences(configuration(ours), configuration(theirs))) == {"agent", "method"}
 
 
 def test_sizes_and_rates_are_the_configuration_s() -> None:

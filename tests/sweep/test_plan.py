@@ -116,7 +116,7 @@ def test_a_folder_with_another_run_is_refused_and_the_same_run_is_not(tmp_path: 
     (trial,) = _plan(tmp_path, methods=("mean",), seeds=1)
     _written(trial)
     assert progress(_plan(tmp_path, methods=("mean",), seeds=1)[0]) == (20, True, 10.0, 0.75)
-    with pytest.raises(UserError, match=r"another configuration: sac\.gamma 0\.99 \(now 0\.9\)"):
+    with pytest.raises(UserError, match=r"another configuration: sac\.gamma 0\.99 \(here 0\.9\)"):
         _plan(tmp_path, methods=("mean",), seeds=1, fixed=("sac.gamma=0.9",))
 
 
