@@ -159,7 +159,7 @@ def _loaded_by(modules: str) -> frozenset[str]:
 def test_names_say_what_a_file_is_about_and_files_stay_small() -> None:
     for path in MODULES.values():
         assert path.stem not in {"utils", "misc", "common", "helpers"}, path
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
 
 
 def test_tests_mirror_the_rooms() -> None:

@@ -40,17 +40,15 @@ class JacobianAt(Protocol):
         """Parameters of the task heads and their gradients so far, [T, h] each; h = 0 without heads."""
         ...
 
-    def __call__(
-        self,
-        offset: Tensor | None = None,
-        batch: int = 0,
-        tasks: Tensor | None = None,
-        head_offset: Tensor | None = None,
-    ) -> Tensor:
-        """Return the Jacobian [T, P], task t at `parameters + offset[t]`, on independent batch `batch`.
+    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
+        """Return the Jacobian [T, P], by default at the current parameters.
 
-        tasks: int64 [N]; only these are evaluated, which gives [N, P] at the cost of N tasks.
-        head_offset: [T, h]; the task heads are moved by it, and step by their gradients from there.
+        Args:
+            offset: [T, P] or [T, P + h]; task t is evaluated at `parameters + offset[t]`. Of h further
+                columns those of row t move task t's head, which then steps by its gradient from there.
+            batch: number of the independent batch.
+            tasks: int64 [N] without repetition; only these are evaluated, which gives [N, P] at the cost of
+                N tasks.
         """
         ...
 
@@ -79,6 +77,7 @@ class Combiner(nn.Module, ABC):
     needs_also: str = (
         ""  # what `direction` needs besides one Jacobian and losses, for which `combine` refuses
     )
+    evaluates_all: bool = True  # looks at the losses of all tasks in a step, not of some
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
     capturable: bool = True  # nothing in it reads back to the host, so that a CUDA graph can hold it

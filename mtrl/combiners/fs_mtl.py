@@ -68,9 +68,10 @@ class FSMTL(JacobianCombiner):
         combined = self.loss_part.combine(gradients, losses)
         if self.rho == 0.0:
             return combined
-        offset = self._ascent(gradients, jacobian_at.parameters)
         values, their_gradients = jacobian_at.heads
-        ascended = jacobian_at(offset=offset, head_offset=self._ascent(their_gradients, values))
+        # Shared parameters and heads ascend by rho each: the sharpness is that of both.
+        ascent = self._ascent(gradients, jacobian_at.parameters), self._ascent(their_gradients, values)
+        ascended = jacobian_at(offset=torch.cat(ascent, dim=1))
         return combined + self.flat_part.combine(ascended - gradients, losses)
 
     def reset(self) -> None:

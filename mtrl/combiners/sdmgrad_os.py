@@ -35,6 +35,7 @@ class SDMGradOS(Sampled):
     """
 
     name: ClassVar[str] = "sdmgrad_os"
+    evaluates_all: bool = False
 
     def __init__(
         self, *, num_tasks: int, sampled: int = 4, lam: float = 0.6, order: tuple[int, ...] = ()

@@ -32,6 +32,7 @@ class Turns(JacobianCombiner):
 
     name: ClassVar[str] = "turns"
     capturable: bool = False
+    evaluates_all: bool = False
 
     def __init__(
         self,

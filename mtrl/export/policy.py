@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mtrl.agents.sac.observation_norm import ObservationNorm
 from mtrl.errors import UserError, unknown_name
-from mtrl.gradients.flat_parameters import FlatParameters
+from mtrl.gradients.per_task import FlatParameters
 from mtrl.networks.base import Network
 from mtrl.networks.gaussian import mode_action, sample_action
 from mtrl.networks.make import make_network

@@ -76,19 +76,13 @@ class ModelGradients:
             return none, none
         return _padded(self._heads, self.parameters), _padded(self.head_gradients, self.parameters)
 
-    def __call__(
-        self,
-        offset: Tensor | None = None,
-        batch: int = 0,
-        tasks: Tensor | None = None,
-        head_offset: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
         """Return the Jacobian [T, P], or [N, P] of `tasks`; see `JacobianAt`.
 
         Moved parameters cost one forward and one backward pass per task, since tasks move differently.
         """
-        if offset is not None or head_offset is not None:
-            return self._moved(offset, batch, head_offset)
+        if offset is not None:
+            return self._moved(offset, batch)
         total: Tensor | None = None
         for losses in self._micro_losses(batch):
             self._note_heads(losses, batch)
@@ -166,15 +160,18 @@ class ModelGradients:
                 if gradient is not None:
                     place += self._mean(self._unscaled(gradient) / self._micro_batches)
 
-    def _moved(self, offset: Tensor | None, batch: int, head_offset: Tensor | None) -> Tensor:
+    def _moved(self, offset: Tensor, batch: int) -> Tensor:
         self._require_function()
+        shared, own_offset = offset.tensor_split([sum(leaf.numel() for leaf in self._shared)], dim=1)
+        heads_move = bool(self._heads) and own_offset.shape[1] > 0
         rows = []
         for task in range(len(self.losses)):
             head = self._heads[task] if self._heads else []
             before = [leaf.detach().clone() for leaf in [*self._shared, *head]]
             with torch.no_grad():
-                _add(self._shared, None if offset is None else offset[task])
-                _add(head, None if head_offset is None else head_offset[task])
+                _add(self._shared, shared[task])
+                if heads_move:
+                    _add(head, own_offset[task])
             row = torch.zeros_like(self.parameters)
             own = [torch.zeros_like(leaf) for leaf in head]
             for losses in self._micro_losses(batch):
@@ -188,7 +185,7 @@ class ModelGradients:
                 for leaf, value in zip([*self._shared, *head], before, strict=True):
                     leaf.copy_(value)
             rows.append(row)
-            if head_offset is not None and self._heads:
+            if heads_move:
                 self.head_gradients[task] = [self._mean(place / self._micro_batches) for place in own]
         return self._mean(torch.stack(rows) / self._micro_batches)
 
@@ -239,9 +236,7 @@ def _flat(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> Tenso
     return torch.cat([part.flatten() for part in parts])
 
 
-def _add(leaves: Sequence[Tensor], offset: Tensor | None) -> None:
-    if offset is None:
-        return
+def _add(leaves: Sequence[Tensor], offset: Tensor) -> None:
     sizes = [leaf.numel() for leaf in leaves]
     for leaf, part in zip(leaves, offset[: sum(sizes)].split(sizes), strict=True):
         leaf.add_(part.view(leaf.shape))

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import COMBINERS, LossCombiner, make_combiner
-from mtrl.gradients.descent import Descent
-from mtrl.gradients.flat_parameters import FlatParameters
-from mtrl.gradients.jacobian import TaskGradients
+from mtrl.gradients.per_task import Descent, FlatParameters, TaskGradients
 from tests.helpers.loss_methods import sac_options
 
 TASKS, SHARED, HEAD = 3, 6, 2
@@ -35,11 +33,13 @@ class Problem:
         fit = (shared[..., :1] * heads - self.targets[chosen]).square().sum(-1)
         return (shared - self.centres[chosen]).square().sum(-1) + fit
 
-    def __call__(self, parameters: Mapping[str, Tensor], batch: int, tasks: Tensor | None) -> Tensor:
+    def __call__(
+        self, parameters: Mapping[str, Tensor], batch: int, tasks: Tensor | None
+    ) -> tuple[Tensor, None]:
         result = self.losses(parameters["w"], parameters["h"], tasks)
         factors = torch.tensor([1.0, self.bad.get(len(self.with_gradient), 1.0), 1.0])
         self.with_gradient.append(result.requires_grad)
-        return result * (factors if tasks is None else factors[tasks])
+        return result * (factors if tasks is None else factors[tasks]), None
 
     def learner(self, method: str, *, lr: float = 0.01) -> Descent:
         flat = FlatParameters({"w": self.start.clone()}, {"h": self.heads.clone()})
@@ -106,10 +106,10 @@ def test_a_non_finite_step_is_flagged_with_its_task_and_a_finite_one_is_not(meth
 def test_a_gradient_that_overflows_behind_a_finite_loss_is_flagged(method: str) -> None:
     learner = Problem().learner(method)
 
-    def losses(parameters: Mapping[str, Tensor], _: int, tasks: Tensor | None) -> Tensor:
+    def losses(parameters: Mapping[str, Tensor], _: int, tasks: Tensor | None) -> tuple[Tensor, None]:
         squares = parameters["w"].square().sum(-1).expand(TASKS) + parameters["h"].square().sum(-1)
         root = (parameters["w"][..., 0].expand(TASKS) * 0.0).sqrt()  # its slope at 0 is infinite
-        return squares + root * torch.tensor([0.0, 1.0, 0.0])
+        return squares + root * torch.tensor([0.0, 1.0, 0.0]), None
 
     learner.step(losses)
     assert learner.failures[1]
@@ -118,8 +118,7 @@ def test_a_gradient_that_overflows_behind_a_finite_loss_is_flagged(method: str) 
 def test_norms_of_the_tasks_gradients_are_those_of_the_jacobian() -> None:
     for method in ("cagrad", "pcgrad", "mean"):
         problem = Problem()
-        rows = TaskGradients(problem.learner("mean").flat, TASKS)
-        rows.start(problem)
+        rows = TaskGradients(problem.learner("mean").flat, problem, TASKS, [])
         expected = rows().norm(dim=1)
         found = problem.learner(method).step(problem).task_norms
         if method == "mean":
@@ -172,8 +171,7 @@ def test_fs_mtl_moves_heads_in_a_ball_of_their_own_and_takes_their_gradients_the
     problem, rho = Problem(), 0.3
     flat = FlatParameters({"w": problem.start.clone()}, {"h": problem.heads.clone()})
     combiner = make_combiner("fs_mtl", num_tasks=TASKS, base="mean", rho=rho, adaptive=adaptive)
-    gradients = TaskGradients(flat, TASKS)
-    gradients.start(problem)
+    gradients = TaskGradients(flat, problem, TASKS, [])
     direction = combiner.direction(gradients)
 
     def ascended(value: Tensor, gradient: Tensor) -> Tensor:

@@ -42,13 +42,7 @@ class Evaluator:
         none = self.losses.new_empty(len(self.losses), 0)
         return none, none
 
-    def __call__(
-        self,
-        offset: Tensor | None = None,
-        batch: int = 0,
-        tasks: Tensor | None = None,
-        head_offset: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
         self.asked.append(Asked(offset, batch, tasks))
         rows = self.gradients_at(0.0 if offset is None else offset, batch)
         return rows if tasks is None else rows[tasks]

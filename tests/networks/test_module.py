@@ -12,8 +12,7 @@ from mtrl.agents.sac.replay import Batch
 from mtrl.agents.sac.update import SACUpdate
 from mtrl.combiners import make_combiner
 from mtrl.errors import UserError
-from mtrl.gradients.flat_parameters import FlatParameters
-from mtrl.gradients.jacobian import TaskGradients
+from mtrl.gradients.per_task import FlatParameters, TaskGradients
 from mtrl.networks.mlp import TASK_EMBEDDING
 from mtrl.networks.module import ModuleNetwork
 from tests.helpers.agents import ACTION, OBS, TASKS, WIDTH, sac_config, sac_update
@@ -101,8 +100,12 @@ def test_the_jacobian_is_that_of_one_backward_pass_per_task() -> None:
     shared, heads, own_rows = network.initial_parameters(torch.Generator().manual_seed(0))
     flat = FlatParameters({k: v.double() for k, v in shared.items()}, heads, own_rows)
     inputs = torch.randn(TASKS, 6, 4, dtype=torch.float64)
-    gradients = TaskGradients(flat, TASKS)
-    gradients.start(lambda parameters, _, tasks: network.apply(parameters, inputs).square().mean((0, 2, 3)))
+    gradients = TaskGradients(
+        flat,
+        lambda parameters, *_: (network.apply(parameters, inputs).square().mean((0, 2, 3)), None),
+        TASKS,
+        [],
+    )
     rows = []
     modules = [Plain(4 + TASKS, 2, TASKS).double() for _ in range(2)]
     for index, module in enumerate(modules):

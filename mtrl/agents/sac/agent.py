@@ -14,7 +14,6 @@ from torch import Tensor
 from mtrl import seeds
 from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
 from mtrl.agents.sac import methods
-from mtrl.agents.sac.acting import SACPolicy
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
@@ -22,6 +21,8 @@ from mtrl.config.schema import Config
 from mtrl.device.cuda_graph import GraphedStep
 from mtrl.device.memory import check_fits
 from mtrl.device.random_stream import RandomStream
+from mtrl.device.staging import Staging
+from mtrl.gradients.per_task import Evaluation
 
 _MOST_TASKS_IN_PAIRS = 25  # the numbers of fifty tasks' pairs would fill the disk: 70 kB a log line
 # Far outside of what any reward scale needs: a temperature there has run away.
@@ -47,6 +48,7 @@ class SACAgent:
         self.config, self.spec, self.device = config, spec, device
         self.update = SACUpdate(config, spec, device)
         self.updates = 0
+        self._evaluations: list[Evaluation] = []  # of the critics' losses in the last update
         self._observed = 0  # vector steps
         self._exploration = seeds.generator(config.seed, "exploration")
         self._noise_stream = RandomStream(seeds.integer(config.seed, "agent"), device)
@@ -149,7 +151,7 @@ class SACAgent:
         for rows in self._rows:
             self.replay.draw(rows)
         self._draw_noise(self._noise)
-        self._graphed[self.updates % self.config.sac.actor_every == 0]()
+        self._evaluations = self._graphed[self.updates % self.config.sac.actor_every == 0]()
         self.updates += 1
 
     def wait(self) -> None:
@@ -179,7 +181,7 @@ class SACAgent:
         for name, network in (("critic", self.update.critic), ("actor", self.update.actor)):
             values |= {f"{name}/{key}": value for key, value in network.combiner.metrics().items()}
         values["high_reward_share"] = self.replay.high_reward_share()
-        if (error := self.update.td_error()) is not None:
+        if (error := self.update.td_error(self._evaluations)) is not None:
             values["td_error"] = error
         if self.replay.reward_scale is not None:
             values["reward_scale"] = self.replay.reward_scale
@@ -317,17 +319,58 @@ class SACAgent:
     def _draw_noise(self, noise: Tensor) -> Tensor:
         return noise.normal_(generator=self._noise_stream.generator)
 
-    def _update_once(self, actor_too: bool) -> None:
+    def _update_once(self, actor_too: bool) -> list[Evaluation]:
         batches = [self.replay.gather(rows) for rows in self._rows]
-        self.update.step(batches, self._noise, actor_too=actor_too)
+        evaluations = self.update.step(batches, self._noise, actor_too=actor_too)
         if self.replay.curriculum is not None:
-            for batch, tasks, errors in self.update.td_errors():
+            for batch, tasks, errors in self.update.td_errors(evaluations):
                 self.replay.curriculum.note(self._rows[batch], errors, tasks)
+        return evaluations
 
     def _by_task(self, values: NDArray[Any]) -> Tensor:
         """[T*E, ...] -> [T, E, ...]."""
         shape = (self.spec.num_tasks, self.spec.envs_per_task, *values.shape[1:])
         return torch.from_numpy(values).view(shape)
+
+
+class SACPolicy:
+    """Maps observations [T*E, O] to actions [T*E, A] in [-1, 1]; on CUDA one graph between two copies.
+
+    Args:
+        update: whose policy it is, with the parameters of the moment of the call.
+        spec: sizes.
+        draw: overwrites a tensor with the actions' noise; None: the mode of the policy, for evaluation.
+        device: where the parameters are.
+    """
+
+    def __init__(
+        self,
+        update: SACUpdate,
+        spec: TaskSpec,
+        draw: Callable[[Tensor], Tensor] | None,
+        device: torch.device,
+    ) -> None:
+        self._update, self._draw = update, draw
+        lead = (spec.num_tasks, spec.envs_per_task)
+        self._obs = torch.zeros(*lead, spec.obs_dim, device=device)
+        self._noise = None if draw is None else torch.zeros(*lead, spec.action_dim, device=device)
+        self._action = torch.zeros(*lead, spec.action_dim, device=device)
+        self._to_device, self._to_host = Staging(self._obs), Staging(self._action)
+        self._graphed = GraphedStep(self._step, device, what="acting")
+
+    def __call__(self, obs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the actions, an array of its own; waits for the device."""
+        self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
+        self._to_device.send()
+        if self._noise is not None and self._draw is not None:
+            self._draw(self._noise)
+        self._graphed()
+        self._to_host.receive()
+        action: NDArray[np.float32] = self._to_host.host.flatten(0, 1).numpy().copy()
+        return action
+
+    def _step(self) -> None:
+        self._action.copy_(self._update.act(self._obs, self._noise))
 
 
 def _size(count: int) -> str:

@@ -1,13 +1,25 @@
-"""SAC's losses per task: pure functions of networks' outputs, `[T, B, ...] -> [T]`, no coupling of tasks."""
+"""SAC's losses per task, and what the critics' outputs mean: a value, or a distribution over atoms.
+
+Pure functions of networks' outputs, `[T, B, ...] -> [T]`, without any coupling of tasks. N atoms lie equally
+spaced on [low, high], D apart.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mtrl.agents.sac.replay import Batch
-from mtrl.agents.sac.value_distribution import cross_entropy
 from mtrl.networks.gaussian import SampledAction
+
+_HISTOGRAM_DEVIATION = 0.75  # in units of D (HL-Gauss, arXiv 2403.03950, section 4.1)
+_INITIAL_SPREAD = 0.5  # of values, in units of scaled reward
 
 
 def td_target(
@@ -25,21 +37,6 @@ def td_target(
     soft_value = next_q - alpha.unsqueeze(1) * next_action.log_prob
     discount = gamma if batch.discount is None else batch.discount
     return batch.reward + discount * batch.not_terminated * soft_value
-
-
-def squared_error(q: Tensor, target: Tensor) -> Tensor:
-    """Squared error of values [2, T, B] to target [T, B], mean over samples and twin critics: [T]."""
-    return (q - target).square().mean(dim=(0, 2))
-
-
-def huber_error(q: Tensor, target: Tensor) -> Tensor:
-    """As `squared_error`, halved and linear beyond errors of 1."""
-    return F.huber_loss(q, target.expand_as(q), reduction="none").mean(dim=(0, 2))
-
-
-def distribution_error(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of logits [2, T, B, N] relative to target [T, B, N], mean as in `squared_error`: [T]."""
-    return cross_entropy(logits, target).mean(dim=(0, 2))
 
 
 def actor_loss(sampled: SampledAction, q: Tensor, alpha: Tensor) -> Tensor:
@@ -60,3 +57,151 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
     vanish with alpha.
     """
     return -log_alpha * (log_prob.detach().mean(1) + target_entropy)
+
+
+class CriticOutputs(NamedTuple):
+    """Maps the twin critics' outputs to values, targets and losses.
+
+    Outputs are [2, T, B]; of a distribution [2, T, B, N], relative to the logits of a Laplace distribution
+    around 0. The outputs of fresh critics are near 0. Plain logits would start as a uniform distribution, and
+    bootstrapping would preserve that spread for about ten thousand updates.
+    """
+
+    loss: Literal["squared", "huber", "categorical", "histogram"]
+    reduce: Literal["min", "mean"]  # of the twins
+    atoms: Atoms
+
+    @property
+    def number(self) -> int:
+        """Outputs of each critic."""
+        return self.atoms.number if self.distributional else 1
+
+    @property
+    def distributional(self) -> bool:
+        """Whether outputs are logits over atoms."""
+        return self.loss in ("categorical", "histogram")
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """The twins' value [T, B]."""
+        q = self._each(outputs)
+        return q.amin(0) if self.reduce == "min" else q.mean(0)
+
+    def target(self, outputs: Tensor, backup: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `error` compares outputs with: [T, B], or probabilities [T, B, N].
+
+        Args:
+            outputs: the target critics' at the next observations and actions.
+            backup: maps values there, [T, B] or one set of them for each atom [N, T, B], to values here.
+        """
+        if self.loss != "categorical":
+            value = backup(self.value(outputs))
+            return value if self.loss != "histogram" else gaussian(self.atoms, value, _HISTOGRAM_DEVIATION)
+        probabilities = torch.softmax(self._logits(outputs), dim=-1)
+        if self.reduce == "mean":
+            probabilities = probabilities.mean(0)
+        else:
+            first, second = self._each(outputs)
+            probabilities = torch.where((first < second).unsqueeze(-1), probabilities[0], probabilities[1])
+        moved = backup(self.atoms.values(outputs).view(-1, 1, 1))
+        return project(self.atoms, probabilities, moved.movedim(0, -1))
+
+    def error(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Loss of both critics on target, mean over samples and critics: [T]."""
+        if self.distributional:
+            errors = cross_entropy(self._logits(outputs), target)
+        elif self.loss == "huber":  # halved, and linear beyond errors of 1
+            errors = F.huber_loss(outputs, target.expand_as(outputs), reduction="none")
+        else:
+            errors = (outputs - target).square()
+        return errors.mean(dim=(0, 2))
+
+    def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Distance of both critics' values to the target's mean: [2, T, B]."""
+        mean = target @ self.atoms.values(target) if self.distributional else target
+        return (self._each(outputs) - mean).abs()
+
+    def _logits(self, outputs: Tensor) -> Tensor:
+        return outputs + _initial_logits(self.atoms, outputs.dtype, outputs.device)
+
+    def _each(self, outputs: Tensor) -> Tensor:
+        """Values [2, T, B] of both critics."""
+        return expectation(self.atoms, self._logits(outputs)) if self.distributional else outputs
+
+
+class Atoms(NamedTuple):
+    """N values, equally spaced on [low, high], ends included."""
+
+    low: float
+    high: float
+    number: int
+
+    @property
+    def spacing(self) -> float:
+        """D, between neighbours."""
+        return (self.high - self.low) / (self.number - 1)
+
+    def values(self, like: Tensor) -> Tensor:
+        """The atoms [N], with dtype and device of `like`; not to be written to."""
+        return _values(self, like.dtype, like.device)
+
+
+# Made once and kept: they are the same at each update, and a captured graph must not copy them from the host.
+@lru_cache
+def _values(atoms: Atoms, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.linspace(atoms.low, atoms.high, atoms.number, dtype=dtype, device=device)
+
+
+@lru_cache
+def _initial_logits(atoms: Atoms, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _values(atoms, dtype, device).abs() / -_INITIAL_SPREAD
+
+
+def expectation(atoms: Atoms, logits: Tensor) -> Tensor:
+    """Mean value [...] of the distributions with logits [..., N]."""
+    return torch.softmax(logits, dim=-1) @ atoms.values(logits)
+
+
+def project(atoms: Atoms, probabilities: Tensor, values: Tensor) -> Tensor:
+    """Move mass onto the atoms: each value's is split between its two neighbours, their mean kept.
+
+    The categorical projection (C51, arXiv 1707.06887, equation 7); values beyond the ends count as the ends.
+
+    Args:
+        atoms: N of them.
+        probabilities: [..., M].
+        values: [..., M], where that mass lies.
+
+    Returns:
+        Probabilities [..., N].
+    """
+    position = ((values - atoms.low) / atoms.spacing).clamp(0.0, atoms.number - 1.0)
+    below = position.floor()
+    above_share = position - below
+    left = below.long()
+    result = probabilities.new_zeros(*probabilities.shape[:-1], atoms.number)
+    result.scatter_add_(-1, left, probabilities * (1.0 - above_share))
+    # On the last atom nothing is left for the one above it.
+    right = (left + 1).clamp(max=atoms.number - 1)
+    return result.scatter_add_(-1, right, probabilities * above_share)
+
+
+def gaussian(atoms: Atoms, values: Tensor, deviation: float) -> Tensor:
+    """Probabilities [..., N] of normal distributions around values [...], cut off at the ends.
+
+    The mass of each atom is that of the interval of width D around it (HL-Gauss, arXiv 2403.03950, eq. 6).
+
+    Args:
+        atoms: N of them.
+        values: means; those beyond the ends count as the ends.
+        deviation: of the normal distributions, in units of D.
+    """
+    position = ((values - atoms.low) / atoms.spacing).clamp(0.0, atoms.number - 1.0)
+    edges = torch.arange(atoms.number + 1, dtype=values.dtype, device=values.device) - 0.5
+    cumulative = torch.erf((edges - position.unsqueeze(-1)) / (math.sqrt(2.0) * deviation))
+    mass = cumulative.diff(dim=-1)
+    return mass / mass.sum(-1, keepdim=True)
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy [...] of predictions with logits [..., N] relative to target probabilities [..., N]."""
+    return -(target * F.log_softmax(logits, dim=-1)).sum(-1)

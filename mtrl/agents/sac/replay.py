@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from mtrl.agents.sac.curriculum import Curriculum
-from mtrl.agents.sac.n_step import windows
-from mtrl.agents.sac.return_scale import ReturnScale
+from mtrl.agents.sac.returns import ReturnScale, windows
 from mtrl.agents.sac.ring_view import RingView
 from mtrl.device.memory import free_memory
 from mtrl.device.random_stream import RandomStream
@@ -58,8 +57,8 @@ class Replay:
         seed: of the sampling stream.
         reward_scaling: `none`; `ema`, divide sampled rewards by a running deviation per task, root of a mean
             square; `shrink`, the same but never multiply: a deviation below 1 counts as 1; `return`, by the
-            range of discounted returns (`return_scale`).
-        n_step: rewards summed before the bootstrap (`n_step.windows`).
+            range of discounted returns (`returns.ReturnScale`).
+        n_step: rewards summed before the bootstrap (`returns.windows`).
         gamma: discount per env step, of returns and of n-step windows.
         curriculum: quantile of a task's TD errors up to which transitions are drawn at the start of a run
             (`curriculum.Curriculum`); 1 draws all alike.

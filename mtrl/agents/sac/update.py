@@ -7,6 +7,7 @@ so that on CUDA the whole of it is one graph; with a delayed actor two, with and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,38 +16,59 @@ from torch import Tensor, nn
 from mtrl import seeds
 from mtrl.agents.base import TaskSpec
 from mtrl.agents.sac import losses
-from mtrl.agents.sac.critic_head import CriticHead
+from mtrl.agents.sac.losses import Atoms, CriticOutputs
 from mtrl.agents.sac.methods import make_combiners
 from mtrl.agents.sac.observation_norm import ObservationNorm
 from mtrl.agents.sac.replay import Batch
-from mtrl.agents.sac.totals import Sampled, UpdateTotals
-from mtrl.agents.sac.value_distribution import Atoms
 from mtrl.combiners import Combiner
 from mtrl.config.schema import Config
-from mtrl.gradients.descent import Descent, adam_step, make_adam, set_lr
-from mtrl.gradients.flat_parameters import FlatParameters
-from mtrl.gradients.jacobian import LossFunction
+from mtrl.gradients.per_task import (
+    Descent,
+    Evaluation,
+    FlatParameters,
+    StepReport,
+    adam_step,
+    make_adam,
+    set_lr,
+)
 from mtrl.networks.base import Network, Parameters
 from mtrl.networks.build import network_arguments
 from mtrl.networks.gaussian import mode_action, sample_action
 from mtrl.networks.make import make_network
 
+_PER_TASK = ("critic_loss", "actor_loss", "value", "entropy", "alpha", "critic_grad_norm", "actor_grad_norm")
 
-class ActorEvaluation(NamedTuple):
+
+class Work(NamedTuple):
+    """One batch and what an update adds to it; the one place that selects tasks."""
+
+    batch: Batch
+    alpha: Tensor  # temperatures [T]
+    next_noise: Tensor  # [T, B, A], standard normal, for actions at the next observations
+    noise: Tensor  # [T, B, A], for actions at the observations
+    target: Tensor | None = None  # of the critics, [T, B] or [T, B, N]; None: not computed yet
+
+    def of_tasks(self, tasks: Tensor | None) -> Work:
+        """The rows of the tasks of an index [N]; None: all of it."""
+        if tasks is None:
+            return self
+        alpha, next_noise, noise = (part.index_select(0, tasks) for part in self[1:4])
+        target = None if self.target is None else self.target.index_select(0, tasks)
+        return Work(self.batch.of_tasks(tasks), alpha, next_noise, noise, target)
+
+
+class CriticAux(NamedTuple):
+    """What one evaluation of the critics' losses compared; N tasks."""
+
+    outputs: Tensor  # of the twins, [2, N, B] or with a distribution behind
+    target: Tensor
+
+
+class ActorAux(NamedTuple):
     """What one evaluation of the actor's losses sampled; N tasks."""
 
     log_prob: Tensor  # [N, B]
     value: Tensor  # [N, B], the critics', of the sampled actions
-    tasks: Tensor | None  # int64 [N]; None: all
-
-
-class CriticEvaluation(NamedTuple):
-    """What one evaluation of the critics' losses compared; N tasks."""
-
-    batch: int
-    tasks: Tensor | None  # int64 [N]; None: all
-    outputs: Tensor  # of the twins, [2, N, B] or with a distribution behind
-    target: Tensor
 
 
 class SACUpdate(nn.Module):
@@ -70,7 +92,7 @@ class SACUpdate(nn.Module):
         self.target_entropy = -float(spec.action_dim) if wanted is None else wanted
         network = config.network
         atoms = Atoms(network.value_low, network.value_high, network.value_bins)
-        self.head = CriticHead(network.critic_loss, config.sac.q_reduce, atoms)
+        self.critic_outputs = CriticOutputs(network.critic_loss, config.sac.q_reduce, atoms)
         self.observation_norm: ObservationNorm | None = None
         if network.observation_norm == "warmup":
             self.observation_norm = ObservationNorm(spec.obs_dim).to(device)
@@ -84,7 +106,7 @@ class SACUpdate(nn.Module):
             **sizes,
             stack=2,
             inputs=spec.obs_dim + spec.action_dim,
-            outputs=self.head.outputs,
+            outputs=self.critic_outputs.number,
         )
         self.actor_network = make_network(architecture, self.actor_arguments)
         self.critic_network = make_network(architecture, critic_arguments)
@@ -111,7 +133,6 @@ class SACUpdate(nn.Module):
         self.log_alpha = nn.Parameter(start)
         self.temperature_optimizer = make_adam(self.log_alpha, lr=config.sac.temperature_lr)
         self.totals = UpdateTotals(spec.num_tasks).to(device)
-        self._evaluations: list[CriticEvaluation] = []  # in the last update, see `critic_losses`
 
     @property
     def optimizers(self) -> tuple[torch.optim.Adam, ...]:
@@ -135,95 +156,69 @@ class SACUpdate(nn.Module):
         With standard normal noise [T, E, A] a sample of the policy; without, its mode, with the parameters
         averaged over updates where `actor_average_rate` asks for that.
         """
-        obs = self._seen(obs)
+        obs = self._standardised(obs)
         if noise is None:
             return mode_action(self._policy(self.actor.flat.named(self.averaged_actor), obs))
         return sample_action(self._policy(self.actor.flat.named(), obs), noise).action
 
-    def step(self, batches: Sequence[Batch], noise: Tensor, *, actor_too: bool = True) -> None:
+    def step(self, batches: Sequence[Batch], noise: Tensor, *, actor_too: bool = True) -> list[Evaluation]:
         """One step of critics and targets, and if `actor_too` of actor and temperatures.
 
         Args:
             batches: K = `num_batches` independent ones.
             noise: [K, 2, T, B, A], standard normal, what critic targets and the actor draw actions with.
             actor_too: whether actor, its average and the temperatures move as well.
+
+        Returns:
+            What the critics' losses compared, as `td_error` and `td_errors` take it.
         """
-        if self.observation_norm is not None:
-            batches = [
-                batch._replace(obs=self._seen(batch.obs), next_obs=self._seen(batch.next_obs))
-                for batch in batches
-            ]
         alpha = self.alpha
-        critic = self.critic.step(self.critic_losses(batches, noise[:, 0], alpha), alpha)
-        actor = sampled = None
+        work = [Work(self._as_seen(batch), alpha, *pair) for batch, pair in zip(batches, noise, strict=True)]
+        if self.critic.combiner.evaluates_all:
+            # Once for all evaluations. A method that looks at some tasks only computes the targets of those.
+            work = [own._replace(target=self.target_of(own)) for own in work]
+        critic = self.critic.step(partial(self.critic_loss, work), alpha)
+        actor = None
         if actor_too:
-            seen: list[ActorEvaluation] = []
-            actor = self.actor.step(self.actor_losses(batches, noise[:, 1], alpha, seen), alpha)
-            self._step_temperatures(seen[0])
-            sampled = self._means(seen[0])
+            actor = self.actor.step(partial(self.actor_loss, work), alpha)
+            self._step_temperatures(actor.evaluations[0])
         with torch.no_grad():
             self.target.lerp_(self.critic.flat.vector, self.sac.tau)
             rate = self.sac.actor_average_rate
             if rate is not None and self.averaged_actor is not None and actor_too:
                 self.averaged_actor.lerp_(self.actor.flat.vector, rate)
-            self.totals.add(critic, actor, sampled, alpha)
+            self.totals.add(critic, actor, alpha)
+        return critic.evaluations
 
-    def critic_losses(self, batches: Sequence[Batch], noise: Tensor, alpha: Tensor) -> LossFunction:
-        """Critic losses [T], or [N] of some tasks; targets of a batch are computed once.
+    def critic_loss(
+        self, work: Sequence[Work], parameters: Parameters, index: int, tasks: Tensor | None
+    ) -> tuple[Tensor, CriticAux]:
+        """Critic losses [T] on batch `index`, or [N] of some tasks (`LossFunction`)."""
+        own = work[index].of_tasks(tasks)
+        target = self.target_of(own, tasks) if own.target is None else own.target
+        outputs = self._values(parameters, own.batch.obs, own.batch.action, tasks)
+        return self.critic_outputs.error(outputs, target), CriticAux(outputs.detach(), target)
 
-        noise [K, T, B, A]. Evaluations up to the first one of all tasks are remembered.
-        """
-        targets: dict[int, Tensor] = {}
-        self._evaluations = []
+    def actor_loss(
+        self, work: Sequence[Work], parameters: Parameters, index: int, tasks: Tensor | None
+    ) -> tuple[Tensor, ActorAux]:
+        """Actor losses [T] on batch `index`, or [N] of some tasks (`LossFunction`)."""
+        own = work[index].of_tasks(tasks)
+        sampled = sample_action(self._policy(parameters, own.batch.obs, tasks), own.noise)
+        values = self._values(self.critic.flat.named(), own.batch.obs, sampled.action, tasks)
+        q = self.critic_outputs.value(values)
+        aux = ActorAux(sampled.log_prob.detach(), q.detach())
+        return losses.actor_loss(sampled, q, own.alpha), aux
 
-        @torch.no_grad()
-        def target(index: int, tasks: Tensor | None) -> Tensor:
-            batch = batches[index].of_tasks(tasks)
-            own_noise, own_alpha = _of_tasks(noise[index], tasks), _of_tasks(alpha, tasks)
-            outputs = self._policy(self.actor.flat.named(), batch.next_obs, tasks)
-            next_action = sample_action(outputs, own_noise)
-            frozen = self.critic.flat.named(self.target)
-            next_q = self._values(frozen, batch.next_obs, next_action.action, tasks)
-
-            def backup(values: Tensor) -> Tensor:
-                return losses.td_target(batch, next_action, values, own_alpha, self.sac.gamma)
-
-            return self.head.target(next_q, backup)
-
-        def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
-            if tasks is None and index not in targets:
-                targets[index] = target(index, None)
-            known = targets.get(index)
-            known = target(index, tasks) if known is None else _of_tasks(known, tasks)
-            batch = batches[index].of_tasks(tasks)
-            outputs = self._values(parameters, batch.obs, batch.action, tasks)
-            if all(seen.tasks is not None for seen in self._evaluations):
-                self._evaluations.append(CriticEvaluation(index, tasks, outputs.detach(), known))
-            return self.head.error(outputs, known)
-
-        return function
-
-    def actor_losses(
-        self,
-        batches: Sequence[Batch],
-        noise: Tensor,
-        alpha: Tensor,
-        seen: list[ActorEvaluation],
-    ) -> LossFunction:
-        """Actor losses [T], or [N] of some tasks; what each evaluation sampled goes to `seen`.
-
-        noise [K, T, B, A].
-        """
-        frozen = self.critic.flat.named()
-
-        def function(parameters: Parameters, index: int, tasks: Tensor | None) -> Tensor:
-            obs = _of_tasks(batches[index].obs, tasks)
-            sampled = sample_action(self._policy(parameters, obs, tasks), _of_tasks(noise[index], tasks))
-            q = self.head.value(self._values(frozen, obs, sampled.action, tasks))
-            seen.append(ActorEvaluation(sampled.log_prob.detach(), q.detach(), tasks))
-            return losses.actor_loss(sampled, q, _of_tasks(alpha, tasks))
-
-        return function
+    @torch.no_grad()
+    def target_of(self, own: Work, tasks: Tensor | None = None) -> Tensor:
+        """What the critics descend to on work of all tasks, or of the tasks of an index [N]."""
+        outputs = self._policy(self.actor.flat.named(), own.batch.next_obs, tasks)
+        next_action = sample_action(outputs, own.next_noise)
+        frozen = self.critic.flat.named(self.target)
+        next_q = self._values(frozen, own.batch.next_obs, next_action.action, tasks)
+        backup = partial(losses.td_target, own.batch, next_action, alpha=own.alpha, gamma=self.sac.gamma)
+        return self.critic_outputs.target(next_q, backup)
 
     def anneal(self, progress: float) -> None:
         """Set the step sizes for `progress` in [0, 1] through the run."""
@@ -235,42 +230,42 @@ class SACUpdate(nn.Module):
         for optimizer, lr in zip(self.optimizers, lrs, strict=True):
             set_lr(optimizer, lr * sac.final_lr_fraction**fall)
 
-    def td_error(self) -> Tensor | None:
-        """Mean distance of values to their targets in the last update, [T], in units of scaled reward.
+    def td_error(self, evaluations: Sequence[Evaluation]) -> Tensor | None:
+        """Mean distance of values to their targets in the update that returned `evaluations`, [T].
 
-        Of at most `sac.batch_per_task` samples of each task: a rough number, but one that costs an update
-        nothing. None where the method looks at some tasks only, or before the first update.
+        In units of scaled reward. Of at most `sac.batch_per_task` samples of each task: a rough number, but
+        one that costs an update nothing. None where the method looked at some tasks only.
         """
-        whole = [seen for seen in self._evaluations if seen.tasks is None]
-        return self.head.distance(whole[0].outputs, whole[0].target) if whole else None
+        whole = [seen.aux for seen in evaluations if seen.tasks is None]
+        return self.critic_outputs.distance(*whole[0]).mean(dim=(0, 2)) if whole else None
 
-    def td_errors(self) -> list[tuple[int, Tensor | None, Tensor]]:
-        """The same for each sample that the last update looked at: batch, tasks (or None), errors [N, B]."""
+    def td_errors(self, evaluations: Sequence[Evaluation]) -> list[tuple[int, Tensor | None, Tensor]]:
+        """The same of each sample: batch, tasks (or None), errors [N, B]."""
         return [
-            (seen.batch, seen.tasks, self.head.distances(seen.outputs, seen.target))
-            for seen in self._evaluations
+            (seen.batch, seen.tasks, self.critic_outputs.distance(*seen.aux).mean(dim=0))
+            for seen in evaluations
         ]
 
-    def _step_temperatures(self, seen: ActorEvaluation) -> None:
+    def _step_temperatures(self, seen: Evaluation) -> None:
         """Move the temperatures of the evaluated tasks."""
-        log_prob, _, tasks = seen
         temperature = self.log_alpha.detach().requires_grad_()
-        own = _of_tasks(temperature.expand(self.num_tasks), tasks)
-        per_task = losses.temperature_loss(own, log_prob, self.target_entropy)
+        own = temperature.expand(self.num_tasks)
+        own = own if seen.tasks is None else own.index_select(0, seen.tasks)
+        per_task = losses.temperature_loss(own, seen.aux.log_prob, self.target_entropy)
         # Per-task temperatures are separate parameters: a sum gives each its own gradient. A shared one
         # takes the mean over tasks, as one loss over the whole batch would.
         total = per_task.sum() / (len(per_task) if len(self.log_alpha) == 1 else 1)
         (gradient,) = torch.autograd.grad(total, temperature)
         adam_step(self.temperature_optimizer, self.log_alpha, gradient)
 
-    def _means(self, seen: ActorEvaluation) -> Sampled:
-        means = seen.value.mean(1), -seen.log_prob.mean(1)
-        if seen.tasks is None:
-            return Sampled(*means)
-        return Sampled(*(m.new_zeros(self.num_tasks).index_copy(0, seen.tasks, m) for m in means))
+    def _as_seen(self, batch: Batch) -> Batch:
+        """A batch with observations as the networks see them."""
+        if self.observation_norm is None:
+            return batch
+        obs, next_obs = self.observation_norm(batch.obs), self.observation_norm(batch.next_obs)
+        return batch._replace(obs=obs, next_obs=next_obs)
 
-    def _seen(self, obs: Tensor) -> Tensor:
-        """Observations as the networks see them."""
+    def _standardised(self, obs: Tensor) -> Tensor:
         result: Tensor = obs if self.observation_norm is None else self.observation_norm(obs)
         return result
 
@@ -285,6 +280,53 @@ class SACUpdate(nn.Module):
         return self.critic_network.apply(parameters, torch.cat((obs, action), dim=-1), tasks).squeeze(-1)
 
 
-def _of_tasks(values: Tensor, tasks: Tensor | None) -> Tensor:
-    """Rows of the tasks of an index [N]; None: all."""
-    return values if tasks is None else values.index_select(0, tasks)
+class UpdateTotals(nn.Module):
+    """Sums over updates on the device, read once per log line; a task counts where an update looked at it."""
+
+    sums: Tensor
+    counts: Tensor
+    norms: Tensor
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(len(_PER_TASK), num_tasks))
+        self.register_buffer("counts", torch.zeros(len(_PER_TASK), num_tasks))
+        self.register_buffer("norms", torch.zeros(2, 2))  # critic and actor: sum, number of steps
+
+    def add(self, critic: StepReport, actor: StepReport | None, alpha: Tensor) -> None:
+        """Count one update with temperatures alpha [T]; actor is None where it had no step."""
+        nothing = (torch.zeros_like(alpha), torch.zeros_like(critic.evaluated))
+
+        def norms(report: StepReport) -> tuple[Tensor, Tensor]:
+            return nothing if report.task_norms is None else (report.task_norms, report.evaluated)
+
+        of_actor = [nothing] * 4
+        if actor is not None:
+            tasks, (log_prob, value) = actor.evaluations[0].tasks, actor.evaluations[0].aux
+            rows = [actor.losses, self._whole(value.mean(1), tasks), self._whole(-log_prob.mean(1), tasks)]
+            of_actor = [*((row, actor.evaluated) for row in rows), norms(actor)]
+        ones = torch.ones_like(critic.evaluated)
+        pairs = [(critic.losses, critic.evaluated), *of_actor[:3], (alpha, ones), norms(critic), of_actor[3]]
+        self.sums += torch.stack([values.to(self.sums.dtype) for values, _ in pairs])
+        self.counts += torch.stack([seen for _, seen in pairs])
+        for number, report in enumerate((critic, actor)):
+            if report is not None:
+                self.norms[number, 0] += report.gradient_norm
+                self.norms[number, 1] += 1
+
+    def _whole(self, means: Tensor, tasks: Tensor | None) -> Tensor:
+        """Means [T] of means [N], 0 for the other tasks."""
+        return means if tasks is None else means.new_zeros(self.sums.shape[1]).index_copy(0, tasks, means)
+
+    def pop_means(self) -> dict[str, Tensor]:
+        """Return means since the last call, [T] and, of the directions' norms, 0-dim; begin anew."""
+        means = self.sums / self.counts.clamp(min=1)
+        result = dict(zip(_PER_TASK, means.unbind(), strict=True))
+        for name in ("critic_grad_norm", "actor_grad_norm"):
+            if not self.counts[_PER_TASK.index(name)].any():  # the method looks at no gradient of one task
+                del result[name]
+        norms = self.norms[:, 0] / self.norms[:, 1].clamp(min=1)
+        result["critic/update_norm"], result["actor/update_norm"] = norms.unbind()
+        for total in (self.sums, self.counts, self.norms):
+            total.zero_()
+        return result

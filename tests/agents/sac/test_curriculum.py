@@ -109,8 +109,8 @@ def test_an_update_notes_the_errors_of_what_it_drew() -> None:
     curriculum = agent.replay.curriculum
     assert curriculum is not None
     assert curriculum.share == pytest.approx(0.6 + 0.4 * 0.25)
-    (seen,) = agent.update._evaluations
-    rows, expected = agent._rows[0], (seen.outputs - seen.target).abs().mean(0)
+    (seen,) = agent._evaluations
+    rows, expected = agent._rows[0], (seen.aux.outputs - seen.aux.target).abs().mean(0)
     for task in range(TASKS):
         for place, slot in enumerate(rows[task].tolist()):
             same = expected[task][rows[task] == slot]
@@ -143,7 +143,7 @@ def test_methods_that_look_at_some_tasks_renew_the_errors_of_these(method: str) 
         assert changed
         looked_at = [
             (task, int(slot))
-            for seen in agent.update._evaluations
+            for seen in agent._evaluations
             for task in (range(TASKS) if seen.tasks is None else seen.tasks.tolist())
             for slot in agent._rows[seen.batch][task]
         ]

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from mtrl.agents.sac.losses import actor_loss, squared_error, td_target, temperature_loss
+from mtrl.agents.sac.losses import Atoms, CriticOutputs, actor_loss, td_target, temperature_loss
 from mtrl.agents.sac.replay import Batch
 from mtrl.networks.gaussian import SampledAction
 
@@ -31,7 +31,8 @@ def test_critic_loss_averages_squared_errors_over_samples_and_both_critics() -> 
     q = torch.tensor([[[2.0, 2.0], [4.0, 0.0]], [[4.0, 4.0], [8.0, 0.0]]])  # two critics, two tasks
     target = torch.tensor([[1.0, 3.0], [4.0, 1.0]])
     # task 0: q1 = 2, 2; q2 = 4, 4; errors 1, 1, 9, 1. task 1: q1 = 4, 0; q2 = 8, 0; errors 0, 1, 16, 1.
-    torch.testing.assert_close(squared_error(q, target), torch.tensor([3.0, 4.5]))
+    critic = CriticOutputs("squared", "min", Atoms(-1.0, 1.0, 2))
+    torch.testing.assert_close(critic.error(q, target), torch.tensor([3.0, 4.5]))
 
 
 def test_actor_loss_weighs_log_probability_by_each_tasks_temperature() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtrl.agents.sac.return_scale import ReturnScale
+from mtrl.agents.sac.returns import ReturnScale
 
 TASKS, ENVS, GAMMA, BOUND = 3, 2, 0.9, 5.0
 

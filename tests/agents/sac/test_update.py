@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtrl.agents.sac.replay import Batch
-from mtrl.agents.sac.update import SACUpdate
+from mtrl.agents.sac.update import SACUpdate, Work
 from mtrl.combiners import COMBINERS, make_combiner
 from mtrl.combiners._random import draw_tasks
 from mtrl.errors import UserError
@@ -127,7 +127,7 @@ def test_target_actions_are_sampled_at_the_next_observations(method: str) -> Non
     def losses(changed: Batch) -> Tensor:
         # A critic that ignores its inputs turns the loss into a function of the target alone.
         constant = {k: torch.zeros_like(v) for k, v in agent.critic.flat.named().items()}
-        return agent.critic_losses([changed], noise.unsqueeze(0), alpha)(constant, 0, None)
+        return agent.critic_loss([Work(changed, alpha, noise, noise)], constant, 0, None)[0]
 
     with torch.no_grad():
         agent.actor.flat.vector.mul_(3)
@@ -153,7 +153,7 @@ def test_terminated_transitions_are_not_bootstrapped() -> None:
     batch = _batch(torch.Generator().manual_seed(0), terminated=1.0)
     zero = {k: torch.zeros_like(v) for k, v in agent.critic.flat.named().items()}
     noise = torch.zeros(TASKS, SAMPLES, ACTION)
-    losses = agent.critic_losses([batch], noise.unsqueeze(0), agent.alpha)(zero, 0, None)
+    losses, _ = agent.critic_loss([Work(batch, agent.alpha, noise, noise)], zero, 0, None)
     torch.testing.assert_close(losses, batch.reward.square().mean(1))
 
 

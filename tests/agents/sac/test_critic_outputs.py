@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.agents.sac.critic_head import CriticHead
-from mtrl.agents.sac.value_distribution import Atoms, cross_entropy, expectation, gaussian, project, two_hot
+from mtrl.agents.sac.losses import Atoms, CriticOutputs, cross_entropy, expectation, gaussian, project
 
 ATOMS = Atoms(-2.0, 3.0, 11)
 
@@ -43,11 +42,11 @@ def test_projection_agrees_with_the_papers_loop() -> None:
             torch.testing.assert_close(result[row, column], torch.tensor(expected, dtype=torch.float64))
 
 
-def test_two_hot_and_its_expectation_give_the_value_back_within_the_atoms() -> None:
-    values = torch.tensor([-2.0, -1.999, 0.3, 0.5, 2.99, 3.0, 7.0, -9.0], dtype=torch.float64)
-    mass = two_hot(ATOMS, values)
+def test_the_projection_of_single_values_keeps_them_within_the_atoms() -> None:
+    values = torch.tensor([-2.0, -1.999, 0.3, 0.5, 2.99, 3.0, 7.0, -9.0], dtype=torch.float64).unsqueeze(-1)
+    mass = project(ATOMS, torch.ones_like(values), values)
     assert ((mass > 0).sum(-1) <= 2).all()
-    torch.testing.assert_close(mass @ ATOMS.values(mass), values.clamp(-2.0, 3.0))
+    torch.testing.assert_close(mass @ ATOMS.values(mass), values.squeeze(-1).clamp(-2.0, 3.0))
 
 
 def test_gaussian_mass_is_that_of_the_normal_distribution_between_the_atoms_borders() -> None:
@@ -81,33 +80,33 @@ def _backup(reward: float, discount: float) -> object:
 @pytest.mark.parametrize("reduce", ["min", "mean"])
 def test_targets_have_the_mean_of_the_backed_up_value(loss: str, reduce: str) -> None:
     """1 task, 1 sample, twins with different values, all mass well inside the atoms."""
-    head = CriticHead(loss, reduce, Atoms(-10.0, 10.0, 201))  # type: ignore[arg-type]
+    critic = CriticOutputs(loss, reduce, Atoms(-10.0, 10.0, 201))  # type: ignore[arg-type]
     values = torch.tensor([1.5, 2.5], dtype=torch.float64).view(2, 1, 1)
     outputs = values
-    if head.outputs > 1:
-        logits = gaussian(head.atoms, values, 3.0).clamp(min=1e-30).log()
-        outputs = logits + head.atoms.values(values).abs() / 0.5
+    if critic.distributional:
+        logits = gaussian(critic.atoms, values, 3.0).clamp(min=1e-30).log()
+        outputs = logits + critic.atoms.values(values).abs() / 0.5
     expected = 0.5 + 0.9 * (1.5 if reduce == "min" else 2.0)
-    torch.testing.assert_close(head.value(outputs).item(), 1.5 if reduce == "min" else 2.0)
-    target = head.target(outputs, _backup(0.5, 0.9))  # type: ignore[arg-type]
-    mean = target @ head.atoms.values(target) if head.outputs > 1 else target
+    torch.testing.assert_close(critic.value(outputs).item(), 1.5 if reduce == "min" else 2.0)
+    target = critic.target(outputs, _backup(0.5, 0.9))  # type: ignore[arg-type]
+    mean = target @ critic.atoms.values(target) if critic.distributional else target
     torch.testing.assert_close(mean.item(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["categorical", "histogram"])
 @pytest.mark.parametrize("atoms", [Atoms(-10.0, 10.0, 101), Atoms(-2.0, 10.0, 61)])
 def test_fresh_critics_are_sure_of_values_around_zero_whatever_the_atoms(loss: str, atoms: Atoms) -> None:
-    head = CriticHead(loss, "mean", atoms)  # type: ignore[arg-type]
-    assert head.value(torch.zeros(2, 1, 1, atoms.number)).abs().item() < 0.02
+    critic = CriticOutputs(loss, "mean", atoms)  # type: ignore[arg-type]
+    assert critic.value(torch.zeros(2, 1, 1, atoms.number)).abs().item() < 0.02
     weights = torch.exp(-torch.linspace(atoms.low, atoms.high, atoms.number).abs() / 0.5)
     entropy = torch.distributions.Categorical(weights).entropy()
     own = (weights / weights.sum()).view(1, 1, -1)
-    found = head.error(torch.zeros(2, 1, 1, atoms.number), own)
+    found = critic.error(torch.zeros(2, 1, 1, atoms.number), own)
     torch.testing.assert_close(found[0], entropy)
 
 
 def test_huber_is_half_the_square_up_to_an_error_of_one_and_linear_beyond() -> None:
-    head = CriticHead("huber", "min", ATOMS)
+    critic = CriticOutputs("huber", "min", ATOMS)
     outputs = torch.tensor([[[0.5, 3.0]], [[0.0, -4.0]]])
     # (.125 + 2.5 + 0 + 3.5) / 4
-    torch.testing.assert_close(head.error(outputs, torch.zeros(1, 2)), torch.tensor([6.125 / 4]))
+    torch.testing.assert_close(critic.error(outputs, torch.zeros(1, 2)), torch.tensor([6.125 / 4]))

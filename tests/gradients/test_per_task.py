@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 from torch import Tensor
 
-from mtrl.gradients.descent import clip_by_norm
-from mtrl.gradients.flat_parameters import FlatParameters
-from mtrl.gradients.jacobian import LossFunction, TaskGradients
+from mtrl.gradients.per_task import FlatParameters, TaskGradients, clip_by_norm
+from mtrl.networks.base import Parameters
 from mtrl.networks.mlp import MLP
 
 TASKS = 4
@@ -40,10 +39,15 @@ def _losses(network: MLP, inputs: Tensor, targets: Tensor, parameters: Mapping[s
     return (network.apply(parameters, inputs) - targets).square().mean(dim=(0, 2, 3))
 
 
-def _gradients(flat: FlatParameters, loss_function: LossFunction) -> TaskGradients:
-    gradients = TaskGradients(flat, TASKS)
-    gradients.start(loss_function)
-    return gradients
+def _gradients(
+    flat: FlatParameters,
+    losses: Callable[[Parameters, int, Tensor | None], Tensor],
+    buffers: list[Tensor] | None = None,
+) -> TaskGradients:
+    def loss_function(parameters: Parameters, batch: int, tasks: Tensor | None) -> tuple[Tensor, int]:
+        return losses(parameters, batch, tasks), batch
+
+    return TaskGradients(flat, loss_function, TASKS, [] if buffers is None else buffers)
 
 
 def _loop(
@@ -147,10 +151,10 @@ def test_some_tasks_alone_give_their_rows(heads: bool, one_hot: bool) -> None:
         assert tasks is not None
         return _losses(network, inputs[tasks], targets[tasks], parameters)
 
-    gradients = _gradients(flat, losses)
     reference = _loop(network, flat, inputs, targets)
-    for order in ([2, 0], [1, 3]):  # the second call reuses the first one's memory
-        gradients.start(losses)
+    buffers: list[Tensor] = []
+    for order in ([2, 0], [1, 3]):  # the second step reuses the first one's memory
+        gradients = _gradients(flat, losses, buffers)
         jacobian = gradients(tasks=torch.tensor(order))
         torch.testing.assert_close(jacobian, reference[order, : flat.num_shared])
         expected = torch.zeros(TASKS).double()

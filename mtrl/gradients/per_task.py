@@ -1,0 +1,385 @@
+"""Per-task gradients of one network, and its descent step along their combined direction. Knows no agent.
+
+The parameters of a network lie in one vector (`FlatParameters`). A step evaluates their losses and gradients
+as its combiner asks for them (`TaskGradients`), combines, clips, and moves the vector (`Descent`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.combiners import Combiner, GramCombiner, LossCombiner
+from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+from mtrl.networks.base import Parameters, PerTaskParameters
+
+# Losses of independent batch k at named parameters, and whatever else the caller wants of the evaluation,
+# detached. Shared parameters may carry a leading task axis. Losses are [T], or with an int64 index [N] of
+# tasks, to which per-task parameters then belong, [N].
+LossFunction = Callable[[Parameters, int, Tensor | None], tuple[Tensor, Any]]
+
+
+class Slice(NamedTuple):
+    """Where one parameter lies in the vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    own_row: bool  # shape [S, T, ...], of which task t uses row t alone
+
+    def joint(self, vector: Tensor) -> Tensor:
+        """View of this parameter in a vector [P], of its shape."""
+        return vector[self.start : self.stop].view(self.shape)
+
+    def per_task(self, rows: Tensor) -> Tensor:
+        """View of this parameter in rows [T, P]: [T, *shape], or [T, S, ...] where each task has a row."""
+        view = rows[:, self.start : self.stop].view(-1, *self.shape)
+        return view.diagonal(dim1=0, dim2=2).movedim(-1, 0) if self.own_row else view
+
+
+class FlatParameters(nn.Module):
+    """Named parameters of one network in one vector [P + H]: P shared first, then H of the task heads.
+
+    `own_rows` names shared parameters of shape [S, T, ...], such as an embedding of the task identity, of
+    which task t's loss uses row t alone; a loss sees their per-task form as [T, S, ...].
+    """
+
+    def __init__(
+        self,
+        shared: Mapping[str, Tensor],
+        heads: Mapping[str, Tensor] | None = None,
+        own_rows: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        named = [*shared.items(), *(heads or {}).items()]
+        self._slices: list[Slice] = []
+        start = 0
+        for name, value in named:
+            stop = start + value.numel()
+            self._slices.append(Slice(name, tuple(value.shape), start, stop, name in own_rows))
+            start = stop
+        self.shared_slices, self.head_slices = self._slices[: len(shared)], self._slices[len(shared) :]
+        self.num_shared = sum(value.numel() for value in shared.values())
+        self.vector = nn.Parameter(torch.cat([value.detach().flatten() for _, value in named]))
+
+    @property
+    def shared(self) -> Tensor:
+        """Shared parameters [P], detached."""
+        return self.vector.detach()[: self.num_shared]
+
+    def named(self, vector: Tensor | None = None) -> dict[str, Tensor]:
+        """Views of `vector` (default: the parameters, detached) under their names; shared ones are joint."""
+        source = self.vector.detach() if vector is None else vector
+        return {part.name: part.joint(source) for part in self._slices}
+
+
+class Evaluation(NamedTuple):
+    """One evaluation of a network's losses within a step."""
+
+    batch: int
+    tasks: Tensor | None  # int64 [N]; None: all
+    aux: Any  # what the loss function returned beside the losses
+
+
+class TaskGradients:
+    """Losses and per-task gradients of one network for one step (`mtrl.combiners.base.JacobianAt`).
+
+    Args:
+        flat: the network's parameters.
+        loss_function: the losses.
+        num_tasks: T.
+        buffers: Jacobians of the step before, which are overwritten: tens of megabytes that the system would
+            otherwise map and clear at each step.
+        temperatures: [T], for methods that read them.
+
+    Attributes:
+        losses: [T], of the first evaluation; 0 for tasks that it did not look at.
+        evaluated: [T] bool, the tasks that the first evaluation looked at.
+        finite: [T] bool, whether task t's losses and gradients were finite in all evaluations. A gradient
+            that is never formed alone (`weighted`) is not looked at.
+        norms: [T], lengths of the shared parameters' gradients in the first evaluation; None: not formed.
+        head_gradient: [H], each head's gradient of its own task's loss, from the first evaluation or, where
+            there was one, from the last at moved heads.
+        evaluations: those up to the first of all tasks. Later ones repeat tasks.
+    """
+
+    losses: Tensor
+    evaluated: Tensor
+    head_gradient: Tensor
+
+    def __init__(
+        self,
+        flat: FlatParameters,
+        loss_function: LossFunction,
+        num_tasks: int,
+        buffers: list[Tensor],
+        temperatures: Tensor | None = None,
+    ) -> None:
+        self._flat, self._loss_function, self._num_tasks = flat, loss_function, num_tasks
+        self._buffers, self._used = buffers, 0
+        self.temperatures = temperatures
+        self.norms: Tensor | None = None
+        self.finite = torch.ones(num_tasks, dtype=torch.bool, device=flat.vector.device)
+        self.evaluations: list[Evaluation] = []
+
+    @property
+    def parameters(self) -> Tensor:
+        """Current shared parameters [P], detached."""
+        return self._flat.shared
+
+    @property
+    def heads(self) -> tuple[Tensor, Tensor]:
+        """Parameters of the task heads and their gradients so far, [T, h] each."""
+        sizes = [part.stop - part.start for part in self._flat.head_slices]
+        pair = (self._flat.vector.detach()[self._flat.num_shared :], self.head_gradient)
+        rows = [[part.view(self._num_tasks, -1) for part in vector.split(sizes)] for vector in pair]
+        none = self.head_gradient.new_empty(self._num_tasks, 0)
+        return torch.cat([none, *rows[0]], dim=1), torch.cat([none, *rows[1]], dim=1)
+
+    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
+        """Return the Jacobian [T, P], or [N, P] of `tasks`, by one batched backward; see `JacobianAt`."""
+        jacobian = self._evaluate(offset, batch, tasks)
+        self._note_norms(torch.linalg.vector_norm(jacobian, dim=1), tasks)
+        return jacobian
+
+    def with_gramian(self) -> tuple[Tensor, Tensor]:
+        """Return the Jacobian [T, P] and its Gramian [T, T]."""
+        jacobian = self._evaluate(None, 0, None)
+        gram = gramian(jacobian)
+        # Its diagonal gives the lengths of the rows, which would else take a pass over the Jacobian.
+        self._note_norms(gram.diagonal().sqrt(), None)
+        return jacobian, gram
+
+    def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradient [P] of the weighted sum of losses, one ordinary backward; weights_of maps [T] to [T]."""
+        shared, heads = self._flat.shared, self._head_leaves(None)
+        leaves = {part.name: part.joint(shared).requires_grad_() for part in self._flat.shared_slices}
+        losses, aux = self._loss_function({**leaves, **heads}, 0, None)
+        weights = weights_of(losses.detach()).to(losses.dtype)
+        # The torso takes the weighted gradient, each head its own task's, which no single scalar has.
+        gradients = _gradients(weights @ losses, list(leaves.values()), retain_graph=bool(heads))
+        own = _gradients(losses.sum(), list(heads.values())) if heads else ()
+        self._note(losses.detach(), own, Evaluation(0, None, aux))
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    def _evaluate(self, offset: Tensor | None, batch: int, tasks: Tensor | None) -> Tensor:
+        flat, own_offset = self._flat, None
+        if offset is not None:
+            offset, own_offset = offset.split((flat.num_shared, offset.shape[1] - flat.num_shared), dim=1)
+        jacobian = self._next_jacobian(self._num_tasks if tasks is None else len(tasks))
+        leaves, heads = self._per_task_leaves(offset, tasks), self._head_leaves(own_offset)
+        mine = heads if tasks is None else {k: head.index_select(0, tasks) for k, head in heads.items()}
+        # A row of its own has no place in the rows of some tasks: its gradient is scattered there afterwards.
+        places = {
+            part.name: part.per_task(jacobian)
+            for part in flat.shared_slices
+            if tasks is None or not part.own_row
+        }
+        losses, aux = self._loss_function(PerTaskParameters({**leaves, **mine}, places), batch, tasks)
+        gradients = _gradients(losses.sum(), [*leaves.values(), *heads.values()])
+        self._note(losses.detach(), gradients[len(leaves) :], Evaluation(batch, tasks, aux), moved=own_offset)
+        for part, gradient in zip(flat.shared_slices, gradients, strict=False):
+            _store(jacobian, part, gradient, tasks)
+        return jacobian
+
+    def _next_jacobian(self, rows: int) -> Tensor:
+        # Zeros at first, for the entries that are never written: own-row parameters of the other tasks.
+        self._used += 1
+        kept = self._buffers[self._used - 1 : self._used]
+        if not kept or len(kept[0]) != rows:
+            kept = [self.parameters.new_zeros(rows, self._flat.num_shared)]
+            self._buffers[self._used - 1 : self._used] = kept
+        return kept[0]
+
+    def _per_task_leaves(self, offset: Tensor | None, tasks: Tensor | None) -> dict[str, Tensor]:
+        """Shared parameters with a leading task axis, each ready to take a gradient."""
+        rows = self._flat.shared.expand(self._num_tasks, -1)
+        if offset is not None:
+            rows = rows + offset
+        values = {part.name: part.per_task(rows) for part in self._flat.shared_slices}
+        if tasks is not None:
+            values = {name: _of_tasks(value, tasks) for name, value in values.items()}
+        return {name: value.requires_grad_() for name, value in values.items()}
+
+    def _head_leaves(self, offset: Tensor | None) -> dict[str, Tensor]:
+        vector = self._flat.vector.detach()
+        leaves = {part.name: part.joint(vector) for part in self._flat.head_slices}
+        if offset is not None:
+            sizes = [value[0].numel() for value in leaves.values()]
+            parts = zip(leaves.items(), offset.split(sizes, dim=1), strict=True)
+            leaves = {name: value + part.view(value.shape) for (name, value), part in parts}
+        return {name: value.requires_grad_() for name, value in leaves.items()}
+
+    def _note(
+        self,
+        losses: Tensor,
+        head_gradients: tuple[Tensor, ...],
+        evaluation: Evaluation,
+        moved: Tensor | None = None,
+    ) -> None:
+        tasks, first = evaluation.tasks, not self.evaluations
+        self._blame(torch.isfinite(losses), tasks)
+        if first:
+            whole = torch.ones_like(self.finite)
+            self.evaluated = whole if tasks is None else torch.zeros_like(whole).index_fill(0, tasks, True)
+            self.losses = self._whole(losses, tasks)
+        if first or moved is not None:
+            self.head_gradient = torch.cat([losses[:0], *(part.flatten() for part in head_gradients)])
+        if all(seen.tasks is not None for seen in self.evaluations):
+            self.evaluations.append(evaluation)
+
+    def _note_norms(self, norms: Tensor, tasks: Tensor | None) -> None:
+        self._blame(torch.isfinite(norms), tasks)
+        if self.norms is None:
+            self.norms = self._whole(norms, tasks)
+
+    def _blame(self, finite: Tensor, tasks: Tensor | None) -> None:
+        if tasks is not None:
+            finite = torch.ones_like(self.finite).index_copy(0, tasks, finite)
+        self.finite &= finite
+
+    def _whole(self, values: Tensor, tasks: Tensor | None) -> Tensor:
+        return values if tasks is None else values.new_zeros(self._num_tasks).index_copy(0, tasks, values)
+
+
+class StepReport(NamedTuple):
+    """What one descent step of a network leaves behind, as device tensors; see `TaskGradients`."""
+
+    losses: Tensor  # [T], 0 for tasks that were not evaluated
+    evaluated: Tensor  # [T] bool
+    gradient_norm: Tensor  # 0-dim, after combining, before clipping
+    task_norms: Tensor | None  # [T], lengths of the tasks' gradients; None: the method never forms them
+    evaluations: list[Evaluation]
+
+
+class Descent(nn.Module):
+    """One network with its optimiser and its own combiner.
+
+    A preconditioned direction is taken as it is, theta - lr * direction, neither clipped nor passed through
+    Adam; task heads have Adam all the same.
+
+    Attributes:
+        failures: [T] bool, on the device: the tasks that made a step non-finite since the start. The step
+            is still applied; check this before saving.
+    """
+
+    def __init__(
+        self, parameters: FlatParameters, combiner: Combiner, *, lr: float, eps: float, max_norm: float | None
+    ) -> None:
+        super().__init__()
+        self.flat, self.combiner = parameters, combiner
+        self.max_norm = None if combiner.preconditioned else max_norm
+        combiner.prepare(parameters.shared)
+        self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps)
+        self._jacobians: list[Tensor] = []
+        self.register_buffer("failures", torch.zeros(combiner.num_tasks, dtype=torch.bool))
+        self.failures: Tensor
+
+    @property
+    def jacobian_bytes(self) -> int:
+        """Bytes of the Jacobians that exist at once during a step."""
+        if isinstance(self.combiner, LossCombiner):
+            return 0
+        entries = self.combiner.num_tasks * self.flat.num_shared
+        return self.combiner.jacobians * entries * self.flat.vector.element_size()
+
+    def step(self, loss_function: LossFunction, temperatures: Tensor | None = None) -> StepReport:
+        """Take one descent step; `temperatures` [T] are for methods that read them."""
+        combiner = self.combiner
+        gradients = TaskGradients(self.flat, loss_function, combiner.num_tasks, self._jacobians, temperatures)
+        with combiner.unchecked():
+            shared = _direction(combiner, gradients)
+        gradient = torch.cat((shared, gradients.head_gradient))
+        norm = clip_by_norm(gradient, self.max_norm)
+        # Without a single culprit every task is named: better too many names than none.
+        self.failures |= ~gradients.finite | (gradients.finite.all() & ~torch.isfinite(norm))
+        if combiner.preconditioned:
+            self._plain_step(gradient[: len(shared)])
+        adam_step(self.optimizer, self.flat.vector, gradient)
+        if combiner.looks_again:
+            self._look_again(loss_function)
+        return StepReport(gradients.losses, gradients.evaluated, norm, gradients.norms, gradients.evaluations)
+
+    def _plain_step(self, direction: Tensor) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.flat.shared.sub_(lr * direction)
+        direction.zero_()  # Adam, which steps next for the heads, leaves a parameter without gradient alone
+
+    @torch.no_grad()
+    def _look_again(self, loss_function: LossFunction) -> None:
+        losses, _ = loss_function(self.flat.named(), 0, None)
+        # After a failed step everything is non-finite: that names nobody new.
+        self.failures |= ~torch.isfinite(losses) & ~self.failures.any()
+        with self.combiner.unchecked():
+            self.combiner.after_step(losses)
+
+
+def _direction(combiner: Combiner, gradients: TaskGradients) -> Tensor:
+    """Return the combined direction [P] at the least cost that the method allows."""
+    if isinstance(combiner, LossCombiner):
+        return gradients.weighted(combiner.weights)
+    if isinstance(combiner, GramCombiner) and combiner.gramian_suffices:
+        jacobian, gram = gradients.with_gramian()
+        return weighted_sum(combiner.weights(gram), jacobian)
+    return combiner.direction(gradients)
+
+
+def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
+    """Scale a vector in place to Euclidean norm at most max_norm; return its norm before that (0-dim)."""
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    if max_norm is not None and math.isfinite(max_norm):
+        gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def make_adam(parameter: Tensor, *, lr: float, eps: float = 1e-8) -> torch.optim.Adam:
+    """Return fused Adam for one tensor; on CUDA fit for a graph."""
+    if not parameter.is_cuda:
+        return torch.optim.Adam([parameter], lr=lr, eps=eps, fused=True)
+    step_size = torch.tensor(lr, device=parameter.device)  # a graph reads a tensor anew at each replay
+    return torch.optim.Adam([parameter], lr=step_size, eps=eps, fused=True, capturable=True)
+
+
+def set_lr(optimizer: torch.optim.Adam, lr: float) -> None:
+    """Change the step size, also of steps that a CUDA graph has captured."""
+    group = optimizer.param_groups[0]
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def adam_step(optimizer: torch.optim.Adam, parameter: Tensor, gradient: Tensor) -> None:
+    """Take a step of Adam along a gradient of the parameter's shape."""
+    parameter.grad = gradient
+    optimizer.step()
+    parameter.grad = None
+
+
+def _of_tasks(rows: Tensor, tasks: Tensor) -> Tensor:
+    """Rows [N, ...] of some tasks; rows that all tasks share stay one row, expanded."""
+    if rows.stride(0) == 0:
+        return rows[:1].expand(len(tasks), *rows.shape[1:])
+    return rows.index_select(0, tasks)
+
+
+def _store(jacobian: Tensor, part: Slice, gradient: Tensor, tasks: Tensor | None) -> None:
+    """Write a parameter's gradient [N, ...] into the Jacobian [N, P], unless its layer has done so."""
+    if tasks is None or not part.own_row:
+        destination = part.per_task(jacobian)
+        if gradient.data_ptr() != destination.data_ptr():
+            destination.copy_(gradient)
+        return
+    block = jacobian[:, part.start : part.stop].view(-1, *part.shape)
+    row = tasks.view(-1, *[1] * (block.dim() - 1)).expand(-1, block.shape[1], 1, *block.shape[3:])
+    block.zero_().scatter_(2, row, gradient.unsqueeze(2))
+
+
+def _gradients(loss: Tensor, leaves: list[Tensor], *, retain_graph: bool = False) -> tuple[Tensor, ...]:
+    """Return the gradients of a 0-dim loss; zeros for a parameter that the network does not use."""
+    return torch.autograd.grad(loss, leaves, retain_graph=retain_graph, materialize_grads=True)
