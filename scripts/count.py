@@ -3,9 +3,9 @@
     python scripts/count.py             # a table
     python scripts/count.py --json      # the same as one line of JSON
 
-One update is that of the preset `laptop` with CAGrad, critics and actor, on random transitions; the second update is
-counted, since the first one allocates. Lines are distinct executed lines. A call from file to file is a
-call of a function of the library by a function of another of its files, outside the solvers.
+One update is that of the preset `laptop` with CAGrad, critics and actor, on random transitions; not the
+first, which allocates. Lines are distinct lines that ran. A call from file to file is a call of a function
+of the library by a function of another of its files, neither of them in a solver.
 """
 
 from __future__ import annotations
