@@ -34,7 +34,7 @@ _RUN, _DONE = "tests/training/test_run.py", "tests/training/test_completion.py"
 _FAULTS = "tests/training/test_faults.py"
 _SAVED, _CUT = "tests/runs/test_checkpoint_damage.py", "tests/runs/test_checkpoint_crash.py"
 MUTATIONS = (
-    Mutation("R1", "mtrl/training/parts.py", 'self.rollout.load_state_dict(loop["rollout"])', "pass",
+    Mutation("R1", "mtrl/training/stepper.py", 'self.rollout.load_state_dict(loop["rollout"])', "pass",
              f"{_RUN}::test_stopped_and_resumed_equals_uninterrupted[famo]"),
     Mutation("R2", "mtrl/runs/checkpoint.py", "os.replace(final, former)", "_delete(final)",
              f"{_CUT}::test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint_whole"),
@@ -51,7 +51,7 @@ MUTATIONS = (
              "tests/envs/engine/test_vector.py::test_non_finite_simulation_names_the_task"),
     Mutation("R8", "mtrl/envs/engine/vector.py", 'check_finite(actions, self._row_tasks, "action")', "pass",
              "tests/envs/engine/test_vector.py::test_non_finite_action_reaches_no_environment"),
-    Mutation("R9", "mtrl/training/loop.py", "for network, tasks in self.parts.agent.failures().items():",
+    Mutation("R9", "mtrl/training/loop.py", "for network, tasks in self.state.agent.failures().items():",
              "for network, tasks in {}.items():",
              f"{_FAULTS}::test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name"),
     Mutation("R10", "mtrl/combiners/pcgrad.py", "torch.where(squares > 0.0, squares, 1.0)", "squares",
@@ -88,8 +88,8 @@ MUTATIONS = (
              'seeds.sequence(seed, "goals", key) for key in self._keys',
              'seeds.sequence(seed, "goals", (row,)) for row, key in enumerate(self._keys)',
              "tests/envs/engine/test_vector.py::test_goal_streams_do_not_depend_on_other_tasks_or_copies"),
-    Mutation("R23", "mtrl/training/loop.py", "policy = self.parts.agent.policy(self.eval_envs.envs_per_task)",
-             "policy = self.parts.agent.act", f"{_RUN}::test_evaluation_leaves_training_untouched"),
+    Mutation("R23", "mtrl/training/loop.py", "policy = self.state.agent.policy(self.eval_envs.envs_per_task)",
+             "policy = self.state.agent.act", f"{_RUN}::test_evaluation_leaves_training_untouched"),
     Mutation("R24", "mtrl/training/stepper.py", 'infos["final_obs"] if ended.any() else next_obs', "next_obs",
              f"{_RUN}::test_the_true_final_observation_is_stored_at_truncation_and_bootstrapped"),
     Mutation("R25", "mtrl/device/random_stream.py", 'if state["device"] == self._device.type:', "if True:",

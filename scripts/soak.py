@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mtrl import Config, train
 from mtrl.config.schema import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
-from mtrl.training.results import Event
+from mtrl.training.events import Event
 
 COUNTING: dict[str, Any] = {
     "suite": "tests.helpers.counting_env:CountingSuite",

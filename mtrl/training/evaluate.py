@@ -49,7 +49,8 @@ def evaluate(
         policy: maps observations [T*E, O] to actions [T*E, A].
         envs: environments used for nothing else.
         episodes_per_task: exact number of episodes counted per task.
-        between_steps: called before each env step, for whoever must not wait for the end; may raise.
+        between_steps: called before each env step; lets signals be handled during an evaluation, may raise to
+            abort it.
     """
     tasks, copies = envs.num_tasks, envs.envs_per_task
     rounds = -(-episodes_per_task // copies)

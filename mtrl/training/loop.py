@@ -1,9 +1,11 @@
-"""The training loop: vector step after vector step; log, checkpoint, evaluate when it is time.
+"""The training loop: vector steps one after another; log, checkpoint and evaluate when it is time.
 
-The order at one step is what makes a run survive: the log line first, so that a checkpoint never counts what
-was not logged; then the checkpoint, because an evaluation takes minutes and whoever kills the run in it is to
-lose nothing (the checkpoint is being written in the first seconds of the evaluation); then the evaluation. A
-run is complete when its final evaluation is written, and until then resume has something to do.
+The order of these at one vector step decides what a killed run loses:
+
+1. The log line, so that no checkpoint counts a vector step that no log line tells of.
+2. The checkpoint. It is written in the first seconds of the evaluation that follows, which takes minutes: a
+   run that is killed during the evaluation has lost nothing but that evaluation.
+3. The evaluation. A run is complete when its final one is written; until then resume has something to do.
 """
 
 from __future__ import annotations
@@ -23,11 +25,9 @@ from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.jsonl import best_score, read_evaluations
 from mtrl.runs.log import Log, by_task
 from mtrl.training.evaluate import evaluate
+from mtrl.training.events import Callback, Event, Requests, TrainResult
 from mtrl.training.guard import DivergenceGuard, seen
-from mtrl.training.parts import Parts
-from mtrl.training.results import Callback, Event, TrainResult
-from mtrl.training.signals import Requests
-from mtrl.training.stepper import Stepper, Timer
+from mtrl.training.stepper import RunState, Stepper, Timer
 
 
 class _StopInEvaluation(Exception):
@@ -40,7 +40,7 @@ class TrainingLoop:
     Args:
         config: of the run.
         path: the run directory, held by the caller.
-        parts: everything that a checkpoint holds.
+        state: everything that a checkpoint holds.
         eval_envs: environments of the evaluations.
         log: where numbers go.
         progress: what a person sees.
@@ -53,7 +53,7 @@ class TrainingLoop:
         self,
         config: Config,
         path: Path,
-        parts: Parts,
+        state: RunState,
         eval_envs: TaskVectorEnv,
         log: Log,
         progress: console.ProgressReport,
@@ -61,16 +61,16 @@ class TrainingLoop:
         writer: CheckpointWriter,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.config, self.path, self.parts, self.eval_envs = config, path, parts, eval_envs
+        self.config, self.path, self.state, self.eval_envs = config, path, state, eval_envs
         self.log, self.progress, self.requests = log, progress, requests
         self.callbacks = callbacks
-        self.stepper = Stepper(config, parts)
+        self.stepper = Stepper(config, state)
         self.writes = Writes(path)
         self.saving = Saving(writer, self.writes, log.flush, self._saved)
         self.guard = DivergenceGuard(
-            parts.agent.bounds(), parts.envs.task_names, config.train.on_divergence, console.warning
+            state.agent.bounds(), state.envs.task_names, config.train.on_divergence, console.warning
         )
-        self.former_restarts = parts.restarts
+        self.former_restarts = state.restarts
         evaluations = read_evaluations(path)
         self.best = best_score(evaluations)
         self.guard.remember(seen(evaluations))
@@ -158,17 +158,17 @@ class TrainingLoop:
         if step % self.config.train.log_interval and step != self.config.steps:
             return
         self._raise_if_failed()
-        agent = self.parts.agent.metrics()
-        episodes, own_episodes = self.parts.rollout.pop_means()
+        agent = self.state.agent.metrics()
+        episodes, own_episodes = self.state.rollout.pop_means()
         scalars: dict[str, float] = self._speed(step) | episodes | agent.scalars
         per_task: dict[str, Any] = dict(agent.per_task) | own_episodes
         rate = scalars["time/vector_steps_per_second"]
-        stamp = self.log.stamp(step, self.parts.envs.num_envs)
+        stamp = self.log.stamp(step, self.state.envs.num_envs)
         self.writes.attempt("log", step, lambda: self.log.metrics(stamp, scalars, per_task))
         self.guard.metrics(step, per_task)
         self.progress.line(step, rate)
         if self.callbacks:
-            names = self.parts.envs.task_names
+            names = self.state.envs.task_names
             named = {group: by_task(names, values) for group, values in per_task.items()}
             self._tell(self._event("log", step, metrics=scalars | named))
 
@@ -178,19 +178,19 @@ class TrainingLoop:
         spent = {name: seconds - self.spent_at_log[name] for name, seconds in total.items()}
         elapsed = now - self.last_log[0] - spent["evaluation"] - spent["checkpoint"]
         self.last_log, self.spent_at_log = (now, step), total
-        rate, envs = vector_steps / max(elapsed, 1e-9), self.parts.envs
+        rate, envs = vector_steps / max(elapsed, 1e-9), self.state.envs
         return {
             "time/fps": rate * envs.num_envs,
             "time/vector_steps_per_second": rate,
             "time/total_timesteps": float(step * envs.num_envs),
             "env/restarts": float(self._restarts()),
-            **({"env/last_restart_step": float(steps[-1])} if (steps := self.parts.restart_steps) else {}),
+            **({"env/last_restart_step": float(steps[-1])} if (steps := self.state.restart_steps) else {}),
             **{f"time/{name}_ms": 1e3 * spent[name] / vector_steps for name in self.stepper.seconds},
         }
 
     def _raise_if_failed(self) -> None:
-        names = self.parts.envs.task_names
-        for network, tasks in self.parts.agent.failures().items():
+        names = self.state.envs.task_names
+        for network, tasks in self.state.agent.failures().items():
             bad = [names[index] for index in tasks]
             raise NonFiniteError(
                 f"non-finite loss or gradient of the {network} in {', '.join(bad)}. No checkpoint was "
@@ -210,16 +210,16 @@ class TrainingLoop:
         """Begin a checkpoint, unless the agent has met something non-finite."""
         self._raise_if_failed()
         self.requests.save = False
-        self.parts.restarts = self._restarts()
+        self.state.restarts = self._restarts()
         with Timer(self.seconds, "checkpoint"):
-            self.saving.begin(step, self.parts.state, last=last)
+            self.saving.begin(step, self.state.tree, last=last)
 
     def _saved(self, step: int, path: Path) -> None:
         self._tell(self._event("checkpoint", step, path=path))
 
     def _restarts(self) -> int:
         """Workers restarted so far, those of former processes included."""
-        return self.former_restarts + self.parts.envs.restarts + self.eval_envs.restarts
+        return self.former_restarts + self.state.envs.restarts + self.eval_envs.restarts
 
     # -- evaluation -----------------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class TrainingLoop:
             return
         episodes = settings.final_episodes_per_task if final else settings.episodes_per_task
         began, saving = time.perf_counter(), self.seconds["checkpoint"]
-        policy = self.parts.agent.policy(self.eval_envs.envs_per_task)
+        policy = self.state.agent.policy(self.eval_envs.envs_per_task)
         try:
             result = evaluate(
                 policy, self.eval_envs, episodes, between_steps=lambda: self._between_evaluation_steps(step)
@@ -243,14 +243,14 @@ class TrainingLoop:
         finally:
             saving = self.seconds["checkpoint"] - saving
             self.seconds["evaluation"] += time.perf_counter() - began - saving
-        stamp = self.log.stamp(step, self.parts.envs.num_envs)
+        stamp = self.log.stamp(step, self.state.envs.num_envs)
         self.writes.attempt(
             "evaluation", step, lambda: self.log.evaluation(stamp, result, final=final), last=final
         )
         self.progress.success = result.mean_success
         self.progress.message(console.evaluation_line(step, result))
         if self.config.train.keep_best and result.score > self.best:
-            self.saving.keep_best(step, self.parts.agent.policy_state())
+            self.saving.keep_best(step, self.state.agent.policy_state())
         self.best = max(self.best, result.score)
         self.guard.evaluation(step, result.task_means()["success"])
         if final:

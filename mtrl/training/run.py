@@ -27,12 +27,11 @@ from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.jsonl import History, JsonLines, drop_after, read_history
 from mtrl.runs.log import SINKS, Log, RunInfo, Sink, Stamp
 from mtrl.training.evaluate import evaluate
+from mtrl.training.events import Callback, Requests, TrainResult
 from mtrl.training.loop import TrainingLoop
-from mtrl.training.parts import Parts
 from mtrl.training.resolve import build_agent, build_envs, check_same_run, resolve, suite_of
-from mtrl.training.results import Callback, TrainResult
-from mtrl.training.signals import Requests
 from mtrl.training.start_screen import describe
+from mtrl.training.stepper import RunState
 from mtrl.training.video import check_filming, record
 
 _NEW = History(wall_s=0.0, evaluated_at=None, final=False, success=None)
@@ -65,7 +64,7 @@ def train(
     config = resolve(config)
     device = resolve_device(config.device)
     with _new_directory(config, run_dir) as run:
-        return _start(config, run, device, callbacks, sinks)
+        return _run(config, run, device, callbacks, sinks)
 
 
 def resume_training(
@@ -106,7 +105,7 @@ def resume_or_start(
     if not has_checkpoint(path):
         device = resolve_device(config.device)
         with RunDirectory.create(path, start_over=True) as run:
-            return _start(config, run, device, callbacks, sinks)
+            return _run(config, run, device, callbacks, sinks)
     if (path / CONFIG_NAME).is_file():
         check_same_run(config, path)
         step, _ = load_checkpoint(path, parts=(), allow_version_mismatch=True)
@@ -223,22 +222,7 @@ def _resume(
             raise UserError(
                 f"the run in '{run.path}' is complete: {step} of {config.steps} vector steps done. {advice}"
             )
-        with _writing(run.path):
-            save_config(config, run.config_path)
-        return _run(config, run, device, callbacks, [*_named_sinks(config), *sinks], (step, state))
-
-
-def _start(
-    config: Config,
-    run: RunDirectory,
-    device: torch.device,
-    callbacks: Sequence[Callback],
-    sinks: Sequence[Sink],
-) -> TrainResult:
-    sinks = [*_named_sinks(config), *sinks]
-    with _writing(run.path):
-        save_config(config, run.config_path)
-    return _run(config, run, device, callbacks, sinks, None)
+        return _run(config, run, device, callbacks, sinks, (step, state))
 
 
 def _run(
@@ -247,30 +231,35 @@ def _run(
     device: torch.device,
     callbacks: Sequence[Callback],
     sinks: Sequence[Sink],
-    checkpoint: tuple[int, dict[str, Any]] | None,
+    checkpoint: tuple[int, dict[str, Any]] | None = None,
 ) -> TrainResult:
+    """Train in `run` from a checkpoint's vector step and state, from the start without one."""
+    sinks = [*(SINKS[name]() for name in config.train.sinks), *sinks]
+    with _writing(run.path):
+        save_config(config, run.config_path)
     with ExitStack() as stack:
-        # From here on a signal is answered: after the environments have started, before the first vector
-        # step.
+        # A signal that comes while the environments start is answered before the first vector step: an
+        # interrupted start would leave worker processes behind.
         requests = stack.enter_context(Requests())
         stack.enter_context(_process_settings(config))
         console.say("starting the environments (the first run of a seed also draws its goals)")
         report = console.once()  # both sets of environments have the same to say about the suite
         envs = build_envs(config, num_workers=config.env.num_workers, report=report)
         stack.enter_context(closing(envs))
-        parts = Parts(config, envs, device)
+        state = RunState(config, envs, device)
         start, history = 0, _NEW
         if checkpoint is not None:
             start = checkpoint[0]
-            parts.load_state(checkpoint[1])
+            state.load(checkpoint[1])
             with _writing(run.path):
+                # Lines beyond the checkpoint tell of vector steps that are made again now.
                 history = drop_after(run.path, start)
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, report=report)
         stack.enter_context(closing(eval_envs))
-        own = parts.agent.facts()
-        if parts.restart_steps:
-            steps = ", ".join(f"{number:,}" for number in parts.restart_steps)
+        own = state.agent.facts()
+        if state.restart_steps:
+            steps = ", ".join(f"{number:,}" for number in state.restart_steps)
             own["replaced"] = f"workers at vector steps {steps}: an undisturbed run has other numbers"
         title, facts, notes = describe(config, own, envs, run.path, start, device)
         console.start_screen(title, facts, notes)
@@ -286,7 +275,7 @@ def _run(
         progress = stack.enter_context(console.ProgressReport(config.steps, start, success=history.success))
         keep = config.train.keep_checkpoints
         writer = stack.enter_context(CheckpointWriter(run.path, keep=keep, suite=suite))
-        loop = TrainingLoop(config, run.path, parts, eval_envs, log, progress, requests, writer, callbacks)
+        loop = TrainingLoop(config, run.path, state, eval_envs, log, progress, requests, writer, callbacks)
         evaluated = history.evaluated_at == start and (history.final or start < config.steps)
         return loop.run(start, resumed=checkpoint is not None, evaluated=evaluated)
 
@@ -294,10 +283,6 @@ def _run(
 def _process_settings(config: Config) -> contextlib.AbstractContextManager[None]:
     train = config.train
     return cpu.settings(train.num_threads, train.matmul_precision, deterministic=train.deterministic)
-
-
-def _named_sinks(config: Config) -> list[Sink]:
-    return [SINKS[name]() for name in config.train.sinks]
 
 
 def _is_complete(history: History, step: int, steps: int) -> bool:

@@ -3,36 +3,140 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from mtrl.agents.base import Transitions
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtrl.agents.base import Floats, Transitions
 from mtrl.config.schema import Config
+from mtrl.envs import TaskVectorEnv
 from mtrl.envs.engine.results import StepResult
 from mtrl.errors import EnvironmentFailure
-from mtrl.training.parts import Parts
+from mtrl.training.resolve import build_agent
+
+
+class RunState:
+    """Everything whose state a checkpoint holds."""
+
+    def __init__(self, config: Config, envs: TaskVectorEnv, device: torch.device) -> None:
+        self.envs = envs
+        self.agent = build_agent(config, envs, device)
+        self.rollout = RolloutStatistics(envs.num_tasks, config.env.envs_per_task)
+        self.obs: Floats | None = None
+        self.restarts = 0  # of workers, in all processes of the run
+        self.restart_steps: list[int] = []  # vector steps that lost episodes to a worker that was replaced
+
+    def tree(self) -> dict[str, Any]:
+        """Return what a checkpoint holds: the agent's parts, the environments and the loop's own numbers."""
+        return {
+            **self.agent.state(),
+            "envs": self.envs.get_state(),
+            "loop": {
+                "obs": self.obs,
+                "rollout": self.rollout.state_dict(),
+                "restarts": self.restarts,
+                "restart_steps": self.restart_steps,
+            },
+        }
+
+    def load(self, tree: Mapping[str, Any]) -> None:
+        """Restore `tree`."""
+        self.agent.load_state(tree)
+        # Whoever read the checkpoint has compared the versions, unless it was told not to.
+        self.envs.set_state(tree["envs"], any_version=True)
+        loop = tree["loop"]
+        self.obs = np.array(loop["obs"])
+        self.rollout.load_state_dict(loop["rollout"])
+        self.restarts, self.restart_steps = loop["restarts"], list(loop["restart_steps"])
+
+
+class RolloutStatistics:
+    """Accumulates the episodes of T*E environments, rows in task-major order.
+
+    Args:
+        num_tasks: T.
+        envs_per_task: E.
+    """
+
+    def __init__(self, num_tasks: int, envs_per_task: int) -> None:
+        self._tasks, num_envs = num_tasks, num_tasks * envs_per_task
+        self._return = np.zeros(num_envs, dtype=np.float64)
+        self._success = np.zeros(num_envs, dtype=bool)
+        self._known = True  # whether any task knows success
+        # Rows: episodes, sum of returns, successes, of each task.
+        self._ended: NDArray[np.float64] = np.zeros((3, num_tasks), dtype=np.float64)
+
+    def add(
+        self, reward: NDArray[np.float32], success: NDArray[np.float32], ended: NDArray[np.bool_]
+    ) -> None:
+        """Count one vector step: reward, success flag and end of episode, each [T*E]."""
+        self._return += reward
+        self._success |= success > 0
+        self._known = not np.isnan(success).all()
+        if ended.any():
+            counts = np.stack((ended, ended * self._return, ended & self._success)).astype(np.float64)
+            self._ended += counts.reshape(3, self._tasks, -1).sum(axis=2)
+            self._return[ended] = 0.0
+            self._success[ended] = False
+
+    def drop(self, rows: NDArray[np.bool_]) -> None:
+        """Forget the running episodes of these rows [T*E]: they were cut short and count nowhere."""
+        self._return[rows] = 0.0
+        self._success[rows] = False
+
+    def pop_means(self) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+        """Mean return and any-step success rate of the episodes ended since the last call, if any.
+
+        Returns:
+            Those over all episodes, and each task's success rate [T], NaN where it ended no episode.
+        """
+        episodes, returns, successes = self._ended
+        self._ended = np.zeros_like(self._ended)
+        if not episodes.any():
+            return {}, {}
+        means = {"rollout/ep_rew_mean": returns.sum() / episodes.sum()}
+        if not self._known:
+            return means, {}
+        means["rollout/success_rate"] = successes.sum() / episodes.sum()
+        each = np.full_like(successes, np.nan)
+        return means, {"training_success": np.divide(successes, episodes, out=each, where=episodes > 0)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Unfinished episodes and what has not been reported yet."""
+        return {"return": self._return, "success": self._success, "ended": self._ended}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._return = np.array(state["return"])
+        self._success = np.array(state["success"])
+        self._ended = np.array(state["ended"])
 
 
 class Stepper:
-    """Moves the parts of a run by one vector step at a time.
+    """Moves a run by one vector step at a time.
 
     Attributes:
         seconds: spent so far in `act`, `update` and `env_wait`, each without what ran beside the others.
         failure: set when no further step is possible.
     """
 
-    def __init__(self, config: Config, parts: Parts) -> None:
-        self.config, self.parts = config, parts
+    def __init__(self, config: Config, state: RunState) -> None:
+        self.config, self.state = config, state
         self.seconds = dict.fromkeys(("act", "update", "env_wait"), 0.0)
         self.failure: EnvironmentFailure | None = None
 
     def begin(self) -> None:
         """Start the first episodes, unless a restored run is in the middle of some."""
-        if self.parts.obs is None:
-            self.parts.obs, _ = self.parts.envs.reset()
+        if self.state.obs is None:
+            self.state.obs, _ = self.state.envs.reset()
 
     def vector_step(self, step: int) -> None:
         """Move every environment by one env step and let the agent learn meanwhile."""
-        parts = self.parts
-        envs, agent, obs = parts.envs, parts.agent, parts.obs
+        state = self.state
+        envs, agent, obs = state.envs, state.agent, state.obs
         assert obs is not None
         with Timer(self.seconds, "update"):
             agent.wait()  # what the environments did not hide of the learning started a step ago
@@ -44,18 +148,18 @@ class Stepper:
         with Timer(self.seconds, "env_wait"):
             next_obs, reward, terminated, truncated, infos = self._step_wait()
         if infos["restarted"].any():
-            parts.restart_steps.append(step + 1)
+            state.restart_steps.append(step + 1)
         ended, lost = terminated | truncated, infos["restarted"]
         successor = infos["final_obs"] if ended.any() else next_obs
         agent.observe(Transitions(obs, action, reward, successor, terminated, truncated, lost))
-        parts.rollout.add(reward, infos["success"], ended & ~lost)
-        parts.rollout.drop(lost)
-        parts.obs = next_obs
+        state.rollout.add(reward, infos["success"], ended & ~lost)
+        state.rollout.drop(lost)
+        state.obs = next_obs
 
     def _step_wait(self) -> StepResult:
         """Collect the step; if it was the last one possible, what the workers that are left made of it."""
         try:
-            return self.parts.envs.step_wait()
+            return self.state.envs.step_wait()
         except EnvironmentFailure as failure:
             if failure.step_result is None:
                 raise

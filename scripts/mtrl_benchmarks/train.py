@@ -69,25 +69,24 @@ def _measure(config: Config, steps: int) -> report.Row:
 
 def _measure_here(config: Config, steps: int) -> report.Row:
     from mtrl.agents.sac.agent import SACAgent
-    from mtrl.training.parts import Parts
     from mtrl.training.resolve import build_envs
     from mtrl.training.run import resolve_device
-    from mtrl.training.stepper import Stepper
+    from mtrl.training.stepper import RunState, Stepper
 
     device = resolve_device(config.device)
     warmup = max(100, -(-config.sac.batch_per_task // config.env.envs_per_task))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, warmup_steps=warmup))
     envs = build_envs(config, num_workers=config.env.num_workers)
     try:
-        parts = Parts(config, envs, device)
-        stepper = Stepper(config, parts)
+        state = RunState(config, envs, device)
+        stepper = Stepper(config, state)
         stepper.begin()
         for step in range(warmup):
             stepper.vector_step(step)
         loop_ms = _loop_ms(stepper, warmup, steps, device)
         act_ms = 1e3 * stepper.seconds["act"] / (steps + _WARMUP)
-        assert isinstance(parts.agent, SACAgent)
-        update = parts.agent.update_from_replay
+        assert isinstance(state.agent, SACAgent)
+        update = state.agent.update_from_replay
         update_ms = config.train.updates_per_step * _milliseconds(update, steps, device)
         env_ms = _env_ms(stepper, steps)
     finally:
@@ -130,7 +129,7 @@ def _env_ms(stepper: Stepper, steps: int) -> float:
     """Time of a vector step of the environments alone, with the actions of the policy."""
     import numpy as np
 
-    envs = stepper.parts.envs
+    envs = stepper.state.envs
     actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, *(envs.action_space.shape or ())))
     began = time.perf_counter()
     for action in actions.astype(np.float32):

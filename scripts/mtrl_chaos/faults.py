@@ -15,7 +15,7 @@ from mtrl.config.presets import load_config, save_config
 from mtrl.runs import checkpoint
 from mtrl.training import evaluate as evaluation
 from mtrl.training import loop
-from mtrl.training.results import Event
+from mtrl.training.events import Event
 
 # -- faults inside of a leg: each arms itself in the child -------------------------------------------------
 

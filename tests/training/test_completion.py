@@ -20,7 +20,7 @@ from mtrl.errors import EnvironmentFailure, UserError
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from mtrl.runs.jsonl import JsonLines
 from mtrl.training.evaluate import evaluate
-from mtrl.training.results import Event
+from mtrl.training.events import Event
 from mtrl.training.run import evaluate_run, resume_or_start, resume_training
 from mtrl.training.stepper import Stepper
 from tests.helpers.runs import assert_same_run
@@ -75,7 +75,7 @@ def test_a_worker_that_fails_in_the_last_step_leaves_a_run_that_can_be_finished(
 
     def kill(self: Stepper, step: int) -> None:
         if step == 59:
-            os.kill(self.parts.envs.worker_pids[0], signal.SIGKILL)
+            os.kill(self.state.envs.worker_pids[0], signal.SIGKILL)
         original(self, step)
 
     with monkeypatch.context() as patch:

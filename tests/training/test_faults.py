@@ -46,7 +46,7 @@ def test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name(
             reward = np.array([0.0, value], np.float32)
             action = np.zeros((2, 4), np.float32)
             for _ in range(40):  # the whole replay
-                self.parts.agent.observe(Transitions(obs, action, reward, obs, none, none, none))
+                self.state.agent.observe(Transitions(obs, action, reward, obs, none, none, none))
 
     monkeypatch.setattr(Stepper, "vector_step", poison)
     with pytest.raises(NonFiniteError, match=rf"critic in {NAMES[1]}\."):
@@ -65,7 +65,7 @@ def test_a_non_finite_action_never_reaches_an_environment(
         if step == 30:
             actions = np.zeros((2, 4), np.float32)
             actions[0, 1] = np.nan
-            monkeypatch.setattr(self.parts.agent, "act", lambda obs: actions)
+            monkeypatch.setattr(self.state.agent, "act", lambda obs: actions)
         original(self, step)
 
     monkeypatch.setattr(Stepper, "vector_step", poison)
@@ -123,7 +123,7 @@ def _kill_a_worker(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
 
     def kill(self: Stepper, step: int) -> None:
         if step in at:
-            os.kill(self.parts.envs.worker_pids[0], signal.SIGKILL)
+            os.kill(self.state.envs.worker_pids[0], signal.SIGKILL)
         original(self, step)
 
     monkeypatch.setattr(Stepper, "vector_step", kill)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtrl.training.rollout import RolloutStatistics
+from mtrl.training.stepper import RolloutStatistics
 
 
 def _add(statistics: RolloutStatistics, reward: list[float], success: list[float], ended: list[bool]) -> None:

@@ -15,9 +15,8 @@ from mtrl import Config, train
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import has_checkpoint
 from mtrl.training.evaluate import evaluate
-from mtrl.training.results import Event
+from mtrl.training.events import Event, Requests
 from mtrl.training.run import resume_or_start, resume_training
-from mtrl.training.signals import Requests
 from tests.helpers.runs import assert_same_run
 from tests.helpers.short_runs import COUNTING, config, lines
 

@@ -10,9 +10,8 @@ import torch
 
 from mtrl.agents.sac.replay import stored_rows
 from mtrl.config.schema import SacConfig, TrainConfig
-from mtrl.training.parts import Parts
 from mtrl.training.resolve import build_envs
-from mtrl.training.stepper import Stepper
+from mtrl.training.stepper import RunState, Stepper
 from tests.helpers.short_runs import COUNTING, config
 
 STEPS = 45
@@ -30,22 +29,22 @@ def _trained(*, overlap: bool) -> dict[str, Any]:
                 results.append(wait())
 
             envs.step_async, envs.step_wait = whole_step, results.pop  # type: ignore[method-assign]
-        parts = Parts(settings, envs, torch.device("cpu"))
-        stepper = Stepper(settings, parts)
+        state = RunState(settings, envs, torch.device("cpu"))
+        stepper = Stepper(settings, state)
         stepper.begin()
         for step in range(STEPS):
             stepper.vector_step(step)
-        state = parts.agent.state()
-        return {"vector": state["agent"]["update"]["critic.flat.vector"], "rows": stored_rows(state)}
+        stored = state.agent.state()
+        return {"vector": stored["agent"]["update"]["critic.flat.vector"], "rows": stored_rows(stored)}
 
 
 def test_a_restart_in_the_first_vector_step_only_lengthens_the_warm_up() -> None:
     train = TrainConfig(warmup_steps=8, num_threads=1)
     settings = config(**COUNTING, steps=12, train=train, sac=SacConfig(batch_per_task=8))
     with closing(build_envs(settings, num_workers=1)) as envs:
-        parts = Parts(settings, envs, torch.device("cpu"))
-        agent: Any = parts.agent
-        stepper, wait = Stepper(settings, parts), envs.step_wait
+        state = RunState(settings, envs, torch.device("cpu"))
+        agent: Any = state.agent
+        stepper, wait = Stepper(settings, state), envs.step_wait
         steps: list[int] = []
 
         def restarted_at_first() -> Any:

@@ -1,0 +1,109 @@
+"""What a run is asked, by signals and callbacks, and what it hands out: events, and its result at the end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+from mtrl.runs.evaluation import Evaluation
+
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Slurm (--signal) and other schedulers warn with one of these some time before they kill.
+_SAVE = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Requests:
+    """What signals and callbacks ask of a run; a context manager that puts the caller's handlers back.
+
+    A handler only notes the request, and the loop answers it between two vector steps: there the run is in a
+    state that a checkpoint can hold. SIGINT, SIGTERM and SIGHUP ask to stop, SIGUSR1 and SIGUSR2 to save and
+    go on. A second stop signal stops at once, by KeyboardInterrupt.
+
+    Attributes:
+        exit_code: None until a stop is asked for; then 128 + the signal's number (130 for Ctrl-C, 143 for
+            SIGTERM), or 0 if a callback asked.
+        save: whether a checkpoint is asked for; whoever writes it sets it back.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+        self.save = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def stop(self) -> bool:
+        """Whether the run is to stop."""
+        return self.exit_code is not None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
+            for number in (*_STOP, *_SAVE):
+                # nohup ignores SIGHUP: a run started with it is to outlive its terminal.
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number in _SAVE:
+            self.save = True
+        elif self.exit_code:  # not 0: after a callback's request the first signal is still the polite one
+            raise KeyboardInterrupt
+        else:
+            self.exit_code = 128 + number
+
+
+class TrainResult(NamedTuple):
+    """How a call of `train`, `resume_training` or `resume_or_start` ended."""
+
+    exit_code: int  # 0, or 128 + the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM
+    evaluation: Evaluation | None  # the final one; None: stopped before it, `resume_training` goes on
+    path: Path  # the run directory
+    seconds: float  # of this call's training, evaluations and checkpoints included
+    steps: int  # vector steps done in all
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that has just happened in a run, as given to callbacks.
+
+    Attributes:
+        kind: "log" after a line of metrics, "evaluation" or "checkpoint".
+        vector_step: vector steps done.
+        total_steps: length of the run.
+        path: the run directory; of a checkpoint, its own.
+        metrics: of a log line: tag -> value, and group -> {task: value}; else empty.
+        evaluation: of an evaluation; else None.
+        final: whether this evaluation completes the run.
+    """
+
+    kind: Literal["log", "evaluation", "checkpoint"]
+    vector_step: int
+    total_steps: int
+    path: Path
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    final: bool = False
+    _requests: Requests = field(default_factory=Requests, repr=False)
+
+    def stop(self) -> None:
+        """Ask the run to stop after this vector step: it writes a checkpoint and can be resumed."""
+        if self._requests.exit_code is None:
+            self._requests.exit_code = 0
+
+    def save(self) -> None:
+        """Ask for a checkpoint after this vector step."""
+        self._requests.save = True
+
+
+Callback = Callable[[Event], None]  # an exception that it raises ends the run; the last checkpoint stays
