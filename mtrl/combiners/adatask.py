@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import JacobianCombiner
@@ -31,9 +31,9 @@ class AdaTask(JacobianCombiner):
     moments are in the Jacobian's dtype and number 2 T P.
     """
 
-    name: ClassVar[str] = "adatask"
+    name = "adatask"
     preconditioned = True
-    row_state: ClassVar[tuple[str, ...]] = ("first", "second")
+    row_state = ("first", "second")
 
     def __init__(
         self,
@@ -52,8 +52,7 @@ class AdaTask(JacobianCombiner):
         self.eps = check_number("eps", eps, low=1e-30)
         self.first: Tensor
         self.second: Tensor
-        self.step: Tensor
-        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the step [P] for a Jacobian [T, P] and take it into the moments; losses are ignored."""
@@ -65,8 +64,3 @@ class AdaTask(JacobianCombiner):
         root = (1.0 - self.beta2**self.step).sqrt().to(jacobian.dtype)
         steps = self.first / self.second.sqrt().div_(root).add_(self.eps)
         return (steps.sum(dim=0) if self.reduction == "sum" else steps.mean(dim=0)) / start
-
-    def reset(self) -> None:
-        """Put the moments back to zero."""
-        super().reset()
-        self.step.zero_()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._wrapper import Wrapper
+from mtrl.combiners._families import Wrapper
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
@@ -34,7 +34,7 @@ class Affinity(Wrapper):
     where they may be negative (SAC's actor); a loss of 0 counts as 1e-8.
     """
 
-    name: ClassVar[str] = "affinity"
+    name = "affinity"
 
     def __init__(
         self,
@@ -47,12 +47,9 @@ class Affinity(Wrapper):
         super().__init__(num_tasks=num_tasks, base=base, base_options=base_options)
         self.reads_losses = True
         self.decay = check_number("decay", decay, low=0.0, high=0.99999)
-        self.gains: Tensor
-        self.cosines: Tensor
-        self.share: Tensor
-        for name in ("gains", "cosines"):
-            self.register_buffer(name, torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
-        self.register_buffer("share", torch.zeros(1, dtype=torch.float64))  # of the means that is data
+        self.gains = nn.Buffer(torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+        self.cosines = nn.Buffer(torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+        self.share = nn.Buffer(torch.zeros(1, dtype=torch.float64))  # of the means that is data
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
@@ -76,9 +73,3 @@ class Affinity(Wrapper):
         """Return `gains` and `cosines` [T, T], corrected for their zero start."""
         share = torch.where(self.share > 0.0, self.share, 1.0)
         return self.gains / share, self.cosines / share
-
-    def reset(self) -> None:
-        """Forget what was noted."""
-        super().reset()
-        for buffer in (self.gains, self.cosines, self.share):
-            buffer.zero_()

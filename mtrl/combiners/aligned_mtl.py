@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class AlignedMTL(GramCombiner):
     Deviations from the authors' code: u = 1/T instead of 1; nothing is sorted or cut out.
     """
 
-    name: ClassVar[str] = "aligned_mtl"
+    name = "aligned_mtl"
     capturable = False  # the eigenvalue routine
 
     def __init__(self, *, num_tasks: int, scale: Literal["min", "median", "rmse"] = "min") -> None:

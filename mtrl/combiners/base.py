@@ -12,13 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, Protocol, final
+from typing import ClassVar, Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._inputs import check_input
-from mtrl.combiners._random import stream_key
+from mtrl.combiners._checks import check_input
+from mtrl.combiners._state import Stateful, stream_key
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
 
@@ -57,45 +57,38 @@ class JacobianAt(Protocol):
         ...
 
 
-class Combiner(nn.Module, ABC):
+class Combiner(Stateful, ABC):
     """Base of all methods: input checks, the last weights, a random stream, state that survives a resume.
 
     A method derives from LossCombiner or GramCombiner and writes `_weights`, or from JacobianCombiner and
-    writes `_combine`. State lives in registered buffers that are written in place and have at least one
-    dimension (torch.compile loses changes of 0-dim float64 buffers). Called by a user, a bad input raises
-    ValueError; inside an update (`unchecked`) nothing talks to the host.
+    writes `_combine`. State lives in buffers that are written in place (see `Stateful`), so that `reset`,
+    checkpoints and CUDA graphs find all of it. Called by a user, a bad input raises ValueError; inside an
+    update (`unchecked`) nothing talks to the host.
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[Literal["losses", "gram", "jacobian"]]
-    row_state: ClassVar[tuple[str, ...]] = ()  # names of buffers [T, P], zero at first, see `prepare`
-    vector_state: ClassVar[tuple[str, ...]] = ()  # the same for buffers [1, P]
     reads_losses: bool = False  # `combine` refuses to go without losses
     positive_losses: bool = False  # its formulas need losses >= 0, or else `shift`
     looks_again: bool = False  # `after_step` wants the losses after the step on the same batch
     preconditioned: bool = False  # the direction is an optimiser's step: theta -= lr * direction
-    needs_also: str = (
-        ""  # what `direction` needs besides one Jacobian and losses, for which `combine` refuses
-    )
+    needs_also: str = ""  # what `direction` needs besides a Jacobian and losses; `combine` then refuses
     evaluates_all: bool = True  # looks at the losses of all tasks in a step, not of some
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
     capturable: bool = True  # nothing in it reads back to the host, so that a CUDA graph can hold it
-    shift: str = "none"  # "minimum": losses are made positive, see `_losses.LossOrigin`
+    shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
 
     def __init__(self, *, num_tasks: int) -> None:
-        super().__init__()
         if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
             raise ValueError(f"num_tasks must be a positive integer; found {num_tasks!r}.")
+        super().__init__(num_tasks)
         self.num_tasks = num_tasks
         self._checked = True
         self._awaits_losses = False
-        self.last_weights: Tensor
-        self.stream: Tensor
-        self.register_buffer("last_weights", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
-        self.register_buffer("stream", torch.zeros(1, dtype=torch.int64))
-        for buffer in self._sized_later():
-            self.register_buffer(buffer, torch.zeros(self._rows(buffer), 0))
+        self.last_weights = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
+        self.stream = nn.Buffer(torch.zeros(1, dtype=torch.int64))
+        del self._first["stream"]  # `seed` chooses it, and a reset keeps the choice
 
     @final
     def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
@@ -160,21 +153,6 @@ class Combiner(nn.Module, ABC):
         for index, member in enumerate(members):
             member.stream.fill_(stream_key(stream, index))
 
-    def prepare(self, parameters: Tensor) -> None:
-        """Make room for `row_state` and `vector_state`, with P, dtype and device of `parameters` [P].
-
-        A `combine` that finds none makes it itself; from then on they keep their place.
-        """
-        for name in self._sized_later():
-            size = self.get_buffer(name).shape[1]
-            if size == 0:
-                self.register_buffer(name, parameters.new_zeros(self._rows(name), parameters.numel()))
-            elif size != parameters.numel():
-                raise ValueError(
-                    f"{self.name} keeps a state of {size} parameters; found {parameters.numel()}. "
-                    "Make one combiner per network."
-                )
-
     @property
     def gramian_suffices(self) -> bool:
         """Whether the direction is `weights(gram) @ jacobian`: nobody has to hold the Jacobian for that."""
@@ -186,10 +164,8 @@ class Combiner(nn.Module, ABC):
         return self.positive_losses and self.shift == "none"
 
     def reset(self) -> None:
-        """Put the state back to that of a fresh instance; stateful methods extend it."""
-        self.last_weights.fill_(1.0 / self.num_tasks)
-        for name in self._sized_later():
-            self.get_buffer(name).zero_()
+        """Become a fresh instance of the same random stream; methods with state outside buffers extend it."""
+        super().reset()
         self._awaits_losses = False
 
     def metrics(self) -> dict[str, Tensor]:
@@ -209,41 +185,11 @@ class Combiner(nn.Module, ABC):
             for member, checked in zip(members, before, strict=True):
                 member._checked = checked
 
-    def _sized_later(self) -> tuple[str, ...]:
-        return self.row_state + self.vector_state
-
-    def _rows(self, buffer: str) -> int:
-        return self.num_tasks if buffer in self.row_state else 1
-
     def _taken(self, kind: str, value: Tensor) -> Tensor:
         """Return an input without its graph, checked unless this is an update: the one place for both."""
         if self._checked:
             check_input(self.name, kind, value, self.num_tasks, signed=not self.refuses_signed_losses)
         return value.detach()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Combiner:
-        # `.half()` and the like are for networks: what a method keeps in float64 (sums, counters, learned
-        # weights) moves to the new device and keeps its dtype. Only the state per parameter follows the
-        # gradients' dtype.
-        rows = {name: fn(self.get_buffer(name)) for name in self._sized_later()}
-
-        def moved(tensor: Tensor) -> Tensor:
-            result = fn(tensor)
-            exact = tensor.dtype == torch.float64 and result.dtype != torch.float64
-            return tensor.to(result.device) if exact else result
-
-        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in rows.items():
-            self.register_buffer(name, buffer)
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A fresh instance does not know P before its state arrives.
-        for name in self._sized_later():
-            saved = state_dict.get(prefix + name)
-            if saved is not None and self.get_buffer(name).shape[1] == 0:
-                self.register_buffer(name, torch.zeros_like(saved, device=self.last_weights.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class LossCombiner(Combiner):
@@ -281,8 +227,7 @@ class GramCombiner(Combiner):
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)
-        self._last_gram: Tensor
-        self.register_buffer("_last_gram", torch.eye(num_tasks, dtype=torch.float64), persistent=False)
+        self._last_gram = nn.Buffer(torch.eye(num_tasks, dtype=torch.float64), persistent=False)
 
     @final
     def weights(self, gram: Tensor) -> Tensor:
@@ -307,18 +252,12 @@ class GramCombiner(Combiner):
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         return weighted_sum(self.weights(gramian(jacobian)), jacobian)
 
-    def reset(self) -> None:
-        """Put the state back to that of a fresh instance; stateful methods extend it."""
-        super().reset()
-        self._last_gram.copy_(torch.eye(self.num_tasks))
-
     def metrics(self) -> dict[str, Tensor]:
         """Device tensors about the last call: weights, conflict between tasks, length of the direction.
 
         `weights` [T]; `cosine` [T, T] between the tasks' gradients, 0 with one that is zero; over the pairs
-        of tasks `cos_min`, `cos_mean` and `conflict_fraction` (share of
-        negative cosines; 1, 1 and 0 for a single task); `direction_norm_ratio`, the direction's norm over the
-        mean gradient's.
+        of tasks `cos_min`, `cos_mean` and `conflict_fraction` (share of negative cosines; 1, 1 and 0 for a
+        single task); `direction_norm_ratio`, the direction's norm over the mean gradient's.
         """
         gram, weights = self._last_gram, self.last_weights.to(self._last_gram.dtype)
         norms = gram.diagonal().clamp(min=0.0).sqrt()

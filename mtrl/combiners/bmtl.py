@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import LossCombiner
@@ -30,7 +30,7 @@ class BMTL(LossCombiner):
     changes nothing.
     """
 
-    name: ClassVar[str] = "bmtl"
+    name = "bmtl"
 
     def __init__(
         self,
@@ -45,10 +45,8 @@ class BMTL(LossCombiner):
         check_choice("unit", unit, ("loss", "deviation"))
         self.unit = unit
         self.decay = check_number("decay", decay, low=0.0, high=0.99999)
-        self.variance: Tensor
-        self.share: Tensor
-        self.register_buffer("variance", torch.zeros(1, dtype=torch.float64))
-        self.register_buffer("share", torch.zeros(1, dtype=torch.float64))  # of the mean that is data
+        self.variance = nn.Buffer(torch.zeros(1, dtype=torch.float64))
+        self.share = nn.Buffer(torch.zeros(1, dtype=torch.float64))  # of the mean that is data
 
     def _weights(self, losses: Tensor) -> Tensor:
         """Return weights [T] that sum to 1 for losses [T]."""
@@ -65,9 +63,3 @@ class BMTL(LossCombiner):
         return torch.where(
             root > 0.0, root, 1.0
         )  # where all losses have always been equal, so are the weights
-
-    def reset(self) -> None:
-        """Forget the losses' deviation."""
-        super().reset()
-        self.variance.zero_()
-        self.share.zero_()

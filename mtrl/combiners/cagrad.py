@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner
@@ -33,7 +33,7 @@ class CAGrad(GramCombiner):
     tasks and several are the best, the one nearest to g0 is taken: inside the ball, where g_w = 0.
     """
 
-    name: ClassVar[str] = "cagrad"
+    name = "cagrad"
 
     def __init__(
         self,
@@ -49,9 +49,8 @@ class CAGrad(GramCombiner):
         check_choice("solver", solver, ("exact", "paper"))
         self._paper = solver == "paper"
         self._divisor = (1.0, 1.0 + self.c**2, 1.0 + self.c)[rescale]
-        self._dual: Tensor
         equal = torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64)
-        self.register_buffer("_dual", equal, persistent=False)
+        self._dual = nn.Buffer(equal, persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""
@@ -62,11 +61,6 @@ class CAGrad(GramCombiner):
             weights, dual = best_around(gram, self.c, eps=torch.finfo(gram.dtype).eps)
         self._dual.copy_(dual)
         return weights / self._divisor
-
-    def reset(self) -> None:
-        """Forget the last solution."""
-        super().reset()
-        self._dual.fill_(1.0 / self.num_tasks)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the duality gap of the last weights over c |g0| and the mean norm under w.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_number
-from mtrl.combiners._sampled import Sampled
+from mtrl.combiners._families import Sampled
 from mtrl.combiners.base import JacobianAt
 from mtrl.combiners.solvers.ball import best_around
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
@@ -34,7 +34,7 @@ class CAGradFast(Sampled):
     part of the state. Order is ours, see `_sampled.Sampled`: a task is as likely to stand alone as without.
     """
 
-    name: ClassVar[str] = "cagrad_fast"
+    name = "cagrad_fast"
 
     def __init__(
         self,
@@ -49,10 +49,9 @@ class CAGradFast(Sampled):
         self.c = check_number("c", c, low=0.0)
         check_choice("rescale", rescale, (0, 1, 2))
         self._divisor = (1.0, 1.0 + self.c**2, 1.0 + self.c)[rescale]
-        self._reference: Tensor
         reference = torch.full((self._singles + 1,), 1.0 / num_tasks, dtype=torch.float64)
         reference[-1] = 1.0 - self._singles / num_tasks
-        self.register_buffer("_reference", reference, persistent=False)
+        self._reference = nn.Buffer(reference, persistent=False)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P], of which it uses the sampled rows and the mean."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -28,7 +26,7 @@ class CappedMGDA(GramCombiner):
     gradients 1e-16 times as short as the longest fade out on the way (see solvers/units.py).
     """
 
-    name: ClassVar[str] = "capped_mgda"
+    name = "capped_mgda"
 
     def __init__(self, *, num_tasks: int, cap: float = 0.3) -> None:
         super().__init__(num_tasks=num_tasks)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ class ConFIG(GramCombiner):
     Tasks without a gradient weigh nothing.
     """
 
-    name: ClassVar[str] = "config"
+    name = "config"
 
     def _weights(self, gram: Tensor) -> Tensor:
         return config_weights(gram)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import GramCombiner
@@ -30,13 +28,12 @@ class ConicGrad(GramCombiner):
     gradients 1e-16 times as short as the longest fade out on the way (see solvers/units.py).
     """
 
-    name: ClassVar[str] = "conicgrad"
+    name = "conicgrad"
 
     def __init__(self, *, num_tasks: int, c: float = 0.5) -> None:
         super().__init__(num_tasks=num_tasks)
         self.c = check_number("c", c, low=0.0, high=1.0)
-        self._solution: Tensor
-        self.register_buffer("_solution", torch.zeros(num_tasks + 1, dtype=torch.float64), persistent=False)
+        self._solution = nn.Buffer(torch.zeros(num_tasks + 1, dtype=torch.float64), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return |g0| (w + eta / |g0| u) / |g_w + eta e0|, shape [T], for the Gramian [T, T]."""
@@ -46,11 +43,6 @@ class ConicGrad(GramCombiner):
         self._solution.copy_(solution * reach)
         # Of the solution's weights the last one is that of g0 / |g0|.
         return torch.add(solution[:-1] * length, solution[-1] / self.num_tasks)
-
-    def reset(self) -> None:
-        """Forget the last solution."""
-        super().reset()
-        self._solution.zero_()
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the duality gap of the last solve relative to the gradients' norms.

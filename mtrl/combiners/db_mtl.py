@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._losses import LossOrigin
-from mtrl.combiners._rows import unit_rows
+from mtrl.combiners._state import LossOrigin
 from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.solvers.gramian import unit_rows
 
 
 class DBMTL(JacobianCombiner):
@@ -30,10 +30,10 @@ class DBMTL(JacobianCombiner):
     the metrics are those of the averages, scaled to sum to 1.
     """
 
-    name: ClassVar[str] = "db_mtl"
+    name = "db_mtl"
     reads_losses = True
     positive_losses = True
-    row_state: ClassVar[tuple[str, ...]] = ("average",)
+    row_state = ("average",)
 
     def __init__(
         self,
@@ -49,8 +49,7 @@ class DBMTL(JacobianCombiner):
         self.origin = LossOrigin(num_tasks, shift)
         self.shift = shift
         self.average: Tensor
-        self.step: Tensor
-        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P] and losses [T], which join the averages first."""
@@ -65,9 +64,3 @@ class DBMTL(JacobianCombiner):
         total = inverse.sum()
         self.last_weights.copy_(inverse / torch.where(total > 0.0, total, 1.0))
         return units.sum(dim=0) * lengths.amax().to(jacobian.dtype)
-
-    def reset(self) -> None:
-        """Start the averages at zero again."""
-        super().reset()
-        self.step.zero_()
-        self.origin.reset()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_count, check_number
-from mtrl.combiners._random import normals, uniform
-from mtrl.combiners._wrapper import Wrapper
+from mtrl.combiners._families import Wrapper
+from mtrl.combiners._state import normals, uniform
 
 _HIGHEST_RATE = 0.99  # at 1 nothing would be left to divide by
 
@@ -34,8 +34,8 @@ class DropGrad(Wrapper):
     text: where its linear schedule begins and ends.
     """
 
-    name: ClassVar[str] = "dropgrad"
-    jacobians: int = 4  # the gradients, the noise as int64 bits and in their dtype
+    name = "dropgrad"
+    jacobians = 4  # the gradients, the noise as int64 bits and in their dtype
 
     def __init__(
         self,
@@ -54,8 +54,7 @@ class DropGrad(Wrapper):
         check_choice("schedule", schedule, ("constant", "linear"))
         self.kind, self.schedule = kind, schedule
         self.ramp = check_count("ramp", ramp)
-        self.step: Tensor
-        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         if self.rate > 0.0:
@@ -75,8 +74,3 @@ class DropGrad(Wrapper):
             noise = 1.0 + (rate / kept).sqrt() * normals(count, self.step, self.stream)
         self.step.add_(1)
         return noise
-
-    def reset(self) -> None:
-        """Start the noise and its schedule again."""
-        super().reset()
-        self.step.zero_()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._rows import unit_rows
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import weighted_sum
+from mtrl.combiners.solvers.gramian import unit_rows, weighted_sum
 
 
 class EMTL(JacobianCombiner):
@@ -30,7 +27,7 @@ class EMTL(JacobianCombiner):
     fine. `loss_proportional` is another reading, which brings a variance to zero.
     """
 
-    name: ClassVar[str] = "emtl"
+    name = "emtl"
     reads_losses = True
 
     def __init__(self, *, num_tasks: int, lam: float = 0.1) -> None:

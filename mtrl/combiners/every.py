@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from mtrl.combiners._refreshed import Refreshed
-from mtrl.combiners._wrapper import make_base
+from mtrl.combiners._families import Refreshed, make_base
 from mtrl.combiners.base import GramCombiner
 
 
@@ -28,7 +27,7 @@ class Every(Refreshed):
     the weights are kept as they are. Above 1 a GPU runs updates eagerly, not as a CUDA graph.
     """
 
-    name: ClassVar[str] = "every"
+    name = "every"
 
     def __init__(
         self,
@@ -46,8 +45,3 @@ class Every(Refreshed):
 
     def _solve(self, gram: Tensor) -> Tensor:
         return self.base.weights(gram)
-
-    def reset(self) -> None:
-        """Put the base back to a fresh instance, too."""
-        super().reset()
-        self.base.reset()

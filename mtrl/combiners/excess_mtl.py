@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianCombiner
@@ -29,19 +27,16 @@ class ExcessMTL(JacobianCombiner):
     be read. The state is [T, P].
     """
 
-    name: ClassVar[str] = "excess_mtl"
-    row_state: ClassVar[tuple[str, ...]] = ("squares",)
+    name = "excess_mtl"
+    row_state = ("squares",)
 
     def __init__(self, *, num_tasks: int, eta: float = 0.01) -> None:
         super().__init__(num_tasks=num_tasks)
         self.eta = check_number("eta", eta, low=0.0)
         self.squares: Tensor
-        self.initial: Tensor
-        self.logits: Tensor
-        self.step: Tensor
-        self.register_buffer("initial", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("logits", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
+        self.initial = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
+        self.logits = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         self.prepare(jacobian[0])
@@ -58,9 +53,3 @@ class ExcessMTL(JacobianCombiner):
         weights = torch.softmax(self.logits, dim=0)
         self.last_weights.copy_(weights)
         return weighted_sum(weights, jacobian)
-
-    def reset(self) -> None:
-        """Forget all gradients."""
-        super().reset()
-        for buffer in (self.initial, self.logits, self.step):
-            buffer.zero_()

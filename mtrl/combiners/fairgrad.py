@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class FairGrad(GramCombiner):
     weigh 0.
     """
 
-    name: ClassVar[str] = "fairgrad"
+    name = "fairgrad"
 
     def __init__(
         self, *, num_tasks: int, alpha: float = 2.0, solver: Literal["exact", "paper"] = "exact"

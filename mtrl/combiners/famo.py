@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._learned import Learned
-from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners._state import Learned, LossOrigin
 from mtrl.combiners.base import LossCombiner
 
 
@@ -33,7 +32,7 @@ class FAMO(LossCombiner):
     adds 1e-8). Each step needs `after_step`.
     """
 
-    name: ClassVar[str] = "famo"
+    name = "famo"
     positive_losses = True
     looks_again = True
 
@@ -53,8 +52,7 @@ class FAMO(LossCombiner):
         )
         self.origin = LossOrigin(num_tasks, shift)
         self.shift = shift
-        self.before: Tensor
-        self.register_buffer("before", torch.ones(num_tasks, dtype=torch.float64))
+        self.before = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))
 
     def _weights(self, losses: Tensor) -> Tensor:
         """Return weights [T] that sum to 1 for losses [T], which are kept for `after_step`."""
@@ -67,10 +65,3 @@ class FAMO(LossCombiner):
         fall = self.origin(self.before).log() - after
         z = torch.softmax(self.xi.value, dim=0)
         self.xi.update(z * (fall - z @ fall))
-
-    def reset(self) -> None:
-        """Start with equal z again."""
-        super().reset()
-        self.xi.reset()
-        self.origin.reset()
-        self.before.fill_(1.0)

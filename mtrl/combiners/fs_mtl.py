@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_flag, check_number
-from mtrl.combiners._wrapper import make_base
+from mtrl.combiners._families import make_base
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
 
 
@@ -32,7 +32,7 @@ class FSMTL(JacobianCombiner):
     rho is. `combine` refuses, since it has no way to take gradients elsewhere; updates call `direction`.
     """
 
-    name: ClassVar[str] = "fs_mtl"
+    name = "fs_mtl"
 
     def __init__(
         self,
@@ -73,12 +73,6 @@ class FSMTL(JacobianCombiner):
         ascent = self._ascent(gradients, jacobian_at.parameters), self._ascent(their_gradients, values)
         ascended = jacobian_at(offset=torch.cat(ascent, dim=1))
         return combined + self.flat_part.combine(ascended - gradients, losses)
-
-    def reset(self) -> None:
-        """Put both parts back to fresh instances."""
-        super().reset()
-        self.loss_part.reset()
-        self.flat_part.reset()
 
     def metrics(self) -> dict[str, Tensor]:
         """Return the base's metrics for the gradients and, prefixed by `flat_`, for the sharpness part."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._random import uniform
+from mtrl.combiners._state import uniform
 from mtrl.combiners.base import JacobianCombiner
 
 
@@ -29,13 +27,12 @@ class GradDrop(JacobianCombiner):
     nothing here.
     """
 
-    name: ClassVar[str] = "graddrop"
+    name = "graddrop"
 
     def __init__(self, *, num_tasks: int, leak: float = 0.0) -> None:
         super().__init__(num_tasks=num_tasks)
         self.leak = check_number("leak", leak, low=0.0, high=1.0)
-        self.step: Tensor
-        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P] and advance the counter; losses are ignored."""
@@ -46,8 +43,3 @@ class GradDrop(JacobianCombiner):
         kept = torch.where(share > uniform(jacobian.shape[1], self.step, self.stream), positive, negative)
         self.step.add_(1)
         return kept.lerp(positive + negative, self.leak)
-
-    def reset(self) -> None:
-        """Start the sequence of random numbers again."""
-        super().reset()
-        self.step.zero_()

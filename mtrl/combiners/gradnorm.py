@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._learned import Learned
-from mtrl.combiners._losses import LossOrigin
-from mtrl.combiners._rows import unit_rows
+from mtrl.combiners._state import Learned, LossOrigin
 from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.solvers.gramian import unit_rows
 
 
 class GradNorm(JacobianCombiner):
@@ -33,7 +32,7 @@ class GradNorm(JacobianCombiner):
     mean, so that Adam's epsilon meets no small numbers; the direction is the mean of w_t g_t, not the sum.
     """
 
-    name: ClassVar[str] = "gradnorm"
+    name = "gradnorm"
     reads_losses = True
     positive_losses = True
 
@@ -50,8 +49,7 @@ class GradNorm(JacobianCombiner):
         self.logits = Learned(num_tasks, lr=check_number("lr", lr, low=0.0))
         self.origin = LossOrigin(num_tasks, shift)
         self.shift = shift
-        self.initial: Tensor
-        self.register_buffer("initial", torch.ones(num_tasks, dtype=torch.float64))
+        self.initial = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         """Return the mean [P] of w_t g_t for a Jacobian [T, P] and losses [T]; then w takes its step."""
@@ -63,13 +61,6 @@ class GradNorm(JacobianCombiner):
         self._learn(weights * self.num_tasks, unit_rows(jacobian)[1], (left / left.mean()) ** self.alpha)
         self.last_weights.copy_(weights)
         return weights.to(jacobian.dtype) @ jacobian
-
-    def reset(self) -> None:
-        """Start with equal weights and new first losses."""
-        super().reset()
-        self.logits.reset()
-        self.origin.reset()
-        self.initial.fill_(1.0)
 
     def _learn(self, weights: Tensor, norms: Tensor, factors: Tensor) -> None:
         mean = (weights * norms).mean()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.pcgrad import PCGrad
@@ -29,13 +27,12 @@ class GradVac(PCGrad):
     orders come from a counter that is part of the state. Pairs with a zero gradient keep their target.
     """
 
-    name: ClassVar[str] = "gradvac"
+    name = "gradvac"
 
     def __init__(self, *, num_tasks: int, beta: float = 0.01) -> None:
         super().__init__(num_tasks=num_tasks)
         self.beta = check_number("beta", beta, low=0.0, high=1.0)
-        self.targets: Tensor
-        self.register_buffer("targets", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+        self.targets = nn.Buffer(torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return the weights [T] for the Gramian [T, T]; advances the counter and the targets."""
@@ -50,11 +47,6 @@ class GradVac(PCGrad):
         self.targets.copy_(kept)
         total = torch.ones_like(kept[0]).scatter_add(0, order.flatten(), added.flatten())
         return total / self.num_tasks
-
-    def reset(self) -> None:
-        """Start the sequence of orders again and forget the targets."""
-        super().reset()
-        self.targets.zero_()
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `target_mean`, the mean target over the pairs."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner
@@ -33,17 +33,15 @@ class IMGrad(GramCombiner):
     gradient is zero do not enter the minimisations; they do count in the mean.
     """
 
-    name: ClassVar[str] = "imgrad"
+    name = "imgrad"
 
     def __init__(self, *, num_tasks: int, c: float = 0.5, rescale: Literal[0, 1, 2] = 1) -> None:
         super().__init__(num_tasks=num_tasks)
         self.c = check_number("c", c, low=0.0)
         check_choice("rescale", rescale, (0, 1, 2))
         self._divisor = (1.0, 1.0 + self.c**2, 1.0 + self.c)[rescale]
-        self._dual: Tensor
-        self._rho: Tensor
-        self.register_buffer("_dual", self.last_weights.clone(), persistent=False)
-        self.register_buffer("_rho", torch.ones(1, dtype=torch.float64), persistent=False)
+        self._dual = nn.Buffer(self.last_weights.clone(), persistent=False)
+        self._rho = nn.Buffer(torch.ones(1, dtype=torch.float64), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""
@@ -53,12 +51,6 @@ class IMGrad(GramCombiner):
         weights, dual = best_around(exact, self.c, eps=eps, factor=self._factor())
         self._dual.copy_(dual)
         return weights / self._divisor
-
-    def reset(self) -> None:
-        """Forget the last solution."""
-        super().reset()
-        self._dual.fill_(1.0 / self.num_tasks)
-        self._rho.fill_(1.0)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `rho` and `residual`, the last duality gap over c |g0| and the mean norm under w.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -27,7 +25,7 @@ class IMTLG(GramCombiner):
     direction vanish where dependent gradients admit no equal projections. Tasks with a zero gradient weigh 0.
     """
 
-    name: ClassVar[str] = "imtl_g"
+    name = "imtl_g"
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -21,9 +19,9 @@ class InverseAlpha(JacobianCombiner):
     backward pass is enough. Deviation from that code: weights sum to 1 instead of T.
     """
 
-    name: ClassVar[str] = "inverse_alpha"
-    jacobians: int = 0
-    needs_also: str = "the tasks' temperatures (`jacobian_at.temperatures` [T]), which SAC has"
+    name = "inverse_alpha"
+    jacobians = 0
+    needs_also = "the tasks' temperatures (`jacobian_at.temperatures` [T]), which SAC has"
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P] for `jacobian_at.temperatures` [T].

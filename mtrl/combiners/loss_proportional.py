@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners._losses import LossOrigin
-from mtrl.combiners._rows import unit_rows
+from mtrl.combiners._state import LossOrigin
 from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.solvers.gramian import unit_rows
 
 
 class LossProportional(JacobianCombiner):
@@ -28,7 +28,7 @@ class LossProportional(JacobianCombiner):
     weigh nothing. `weights` of the metrics are scaled to sum to 1.
     """
 
-    name: ClassVar[str] = "loss_proportional"
+    name = "loss_proportional"
     reads_losses = True
     positive_losses = True
 
@@ -49,8 +49,3 @@ class LossProportional(JacobianCombiner):
         everything = ratios.sum()
         self.last_weights.copy_(ratios / torch.where(everything > 0.0, everything, 1.0))
         return (lengths.mean() * parts).to(jacobian.dtype) @ units
-
-    def reset(self) -> None:
-        """Forget the lowest losses."""
-        super().reset()
-        self.origin.reset()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
@@ -33,10 +31,10 @@ class MConFIG(JacobianCombiner):
     change the step but for rounding, since the second moment has the direction's scale. The state is [T, P].
     """
 
-    name: ClassVar[str] = "m_config"
+    name = "m_config"
     preconditioned = True
-    row_state: ClassVar[tuple[str, ...]] = ("means",)
-    vector_state: ClassVar[tuple[str, ...]] = ("pseudo", "second")
+    row_state = ("means",)
+    vector_state = ("pseudo", "second")
 
     def __init__(
         self, *, num_tasks: int, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
@@ -48,8 +46,7 @@ class MConFIG(JacobianCombiner):
         self.means: Tensor
         self.pseudo: Tensor
         self.second: Tensor
-        self.step: Tensor
-        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the step [P]; evaluates the task whose turn it is, no other."""
@@ -83,8 +80,3 @@ class MConFIG(JacobianCombiner):
         self.second.copy_(torch.where(known, second, self.second))
         root = (self.second[0] / (1.0 - self.beta2**step).to(combined.dtype)).sqrt()
         return combined / (root + self.eps)
-
-    def reset(self) -> None:
-        """Forget all gradients."""
-        super().reset()
-        self.step.zero_()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from mtrl.combiners.base import LossCombiner
 class Mean(LossCombiner):
     """Every task weighs 1/T: the direction is the gradient of the mean loss (linear scalarisation)."""
 
-    name: ClassVar[str] = "mean"
+    name = "mean"
     reads_losses = False
 
     def _weights(self, losses: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ class MGDA(GramCombiner):
     gradients 1e-16 times as short as the longest fade out on the way (see solvers/units.py).
     """
 
-    name: ClassVar[str] = "mgda"
+    name = "mgda"
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return w on the simplex, shape [T], for the Gramian [T, T]."""

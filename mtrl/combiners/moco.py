@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._losses import LossOrigin
-from mtrl.combiners._rows import unit_rows
+from mtrl.combiners._state import LossOrigin
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+from mtrl.combiners.solvers.gramian import gramian, unit_rows, weighted_sum
 
 
 class MoCo(JacobianCombiner):
@@ -35,10 +34,10 @@ class MoCo(JacobianCombiner):
     paper's text could not be read. The state is [T, P].
     """
 
-    name: ClassVar[str] = "moco"
+    name = "moco"
     reads_losses = True
     positive_losses = True
-    row_state: ClassVar[tuple[str, ...]] = ("tracked",)
+    row_state = ("tracked",)
 
     def __init__(
         self,
@@ -60,10 +59,8 @@ class MoCo(JacobianCombiner):
         self.origin = LossOrigin(num_tasks, shift)
         self.shift = shift
         self.tracked: Tensor
-        self.w: Tensor
-        self.step: Tensor
-        self.register_buffer("w", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
-        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
+        self.w = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
@@ -75,10 +72,3 @@ class MoCo(JacobianCombiner):
         self.w.copy_(torch.softmax(self.w - self.gamma / self.step**self.gamma_sigma * slope, dim=0))
         self.last_weights.copy_(self.w)
         return weighted_sum(self.w, self.tracked)
-
-    def reset(self) -> None:
-        """Track from zero again, with equal weights."""
-        super().reset()
-        self.origin.reset()
-        self.step.zero_()
-        self.w.fill_(1.0 / self.num_tasks)

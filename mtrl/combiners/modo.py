@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
@@ -29,7 +29,7 @@ class MoDo(JacobianCombiner):
     w starts equal and depends on the gradients' scale. The paper's text could not be read.
     """
 
-    name: ClassVar[str] = "modo"
+    name = "modo"
 
     def __init__(
         self, *, num_tasks: int, gamma: float = 0.001, rho: float = 0.1, batches: Literal[1, 3] = 3
@@ -40,8 +40,7 @@ class MoDo(JacobianCombiner):
         check_choice("batches", batches, (1, 3))
         self.num_batches = self.jacobians = batches
         self.needs_also = "the Jacobians of three independent batches" if batches == 3 else ""
-        self.w: Tensor
-        self.register_buffer("w", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
+        self.w = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P] for the Jacobians of three batches, or of one."""
@@ -58,8 +57,3 @@ class MoDo(JacobianCombiner):
         self.w.copy_(project(self.w - self.gamma * slope))
         self.last_weights.copy_(self.w)
         return weighted_sum(self.w, third)
-
-    def reset(self) -> None:
-        """Put w back to equal weights."""
-        super().reset()
-        self.w.fill_(1.0 / self.num_tasks)

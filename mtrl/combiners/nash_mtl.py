@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_number
 from mtrl.combiners.base import GramCombiner
@@ -33,16 +31,14 @@ class NashMTL(GramCombiner):
     gradients of the day.
     """
 
-    name: ClassVar[str] = "nash_mtl"
+    name = "nash_mtl"
 
     def __init__(self, *, num_tasks: int, max_norm: float = 1.0, refresh_every: int = 1) -> None:
         super().__init__(num_tasks=num_tasks)
         self.max_norm = check_number("max_norm", max_norm, low=0.0)
         self.refresh_every = check_count("refresh_every", refresh_every)
-        self.kept: Tensor
-        self.until_solve: Tensor
-        self.register_buffer("kept", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("until_solve", torch.zeros(1, dtype=torch.int64))  # updates
+        self.kept = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
+        self.until_solve = nn.Buffer(torch.zeros(1, dtype=torch.int64))  # updates
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return a, scaled down to `max_norm`, shape [T], for the Gramian [T, T]."""
@@ -63,12 +59,6 @@ class NashMTL(GramCombiner):
         self.kept.copy_(torch.where(due, solution, self.kept))
         self.until_solve.copy_(torch.where(due, self.refresh_every - 1, (self.until_solve - 1).clamp(min=0)))
         return torch.where(finite, self.kept, torch.nan)
-
-    def reset(self) -> None:
-        """Forget the kept weights: the next call solves."""
-        super().reset()
-        self.kept.zero_()
-        self.until_solve.zero_()
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the largest |a_i (Ma)_i - 1| over the tasks with a gradient, before clipping.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ class NGDiff(GramCombiner):
     mean length keeps the direction on the scale of the gradients. Tasks without a gradient add nothing.
     """
 
-    name: ClassVar[str] = "ngdiff"
+    name = "ngdiff"
 
     def _weights(self, gram: Tensor) -> Tensor:
         inverse, lengths = unit_weights(gram)

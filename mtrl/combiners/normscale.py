@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._refreshed import Refreshed
+from mtrl.combiners._families import Refreshed
 
 
 class NormScale(Refreshed):
@@ -28,15 +26,13 @@ class NormScale(Refreshed):
     `refresh_every` of 1 a GPU runs updates eagerly, not as a CUDA graph.
     """
 
-    name: ClassVar[str] = "normscale"
+    name = "normscale"
 
     def __init__(self, *, num_tasks: int, decay: float = 0.9, refresh_every: int = 10) -> None:
         super().__init__(num_tasks=num_tasks, refresh_every=refresh_every)
         self.decay = check_number("decay", decay, low=0.0, high=0.99999)
-        self.norms: Tensor
-        self.share: Tensor
-        self.register_buffer("norms", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("share", torch.zeros(1, dtype=torch.float64))  # of the mean that is data
+        self.norms = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
+        self.share = nn.Buffer(torch.zeros(1, dtype=torch.float64))  # of the mean that is data
 
     def _solve(self, gram: Tensor) -> Tensor:
         lengths = gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
@@ -46,12 +42,6 @@ class NormScale(Refreshed):
         inverse = torch.where(self.norms > 0.0, self.norms, torch.inf).reciprocal()
         total = inverse.sum()
         return inverse / torch.where(total > 0.0, total, 1.0)
-
-    def reset(self) -> None:
-        """Forget all norms."""
-        super().reset()
-        self.norms.zero_()
-        self.share.zero_()
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `gradient_norms` [T], the running means."""

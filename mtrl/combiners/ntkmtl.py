@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
@@ -22,7 +20,7 @@ class NTKMTL(GramCombiner):
     weigh nothing.
     """
 
-    name: ClassVar[str] = "ntkmtl"
+    name = "ntkmtl"
 
     def _weights(self, gram: Tensor) -> Tensor:
         inverse, lengths = unit_weights(gram)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtrl.combiners._random import scrambled
+from mtrl.combiners._state import scrambled
 from mtrl.combiners.base import GramCombiner
 
 
@@ -23,18 +21,15 @@ class PCGrad(GramCombiner):
     random stream.
     """
 
-    name: ClassVar[str] = "pcgrad"
+    name = "pcgrad"
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)
         others = [[other for other in range(num_tasks) if other != task] for task in range(num_tasks)]
-        self.step: Tensor
-        self._others: Tensor
-        self._keys: Tensor
-        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
-        self.register_buffer("_others", torch.tensor(others, dtype=torch.int64), persistent=False)
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
+        self._others = nn.Buffer(torch.tensor(others, dtype=torch.int64), persistent=False)
         keys = torch.arange(1, num_tasks * (num_tasks - 1) + 1, dtype=torch.int64)
-        self.register_buffer("_keys", keys.view(num_tasks, num_tasks - 1), persistent=False)
+        self._keys = nn.Buffer(keys.view(num_tasks, num_tasks - 1), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return the weights [T] for the Gramian [T, T] and advance the counter that draws the orders."""
@@ -45,11 +40,6 @@ class PCGrad(GramCombiner):
         order = self._others.gather(1, scrambled(self._keys, self.step, self.stream).argsort(dim=1))
         self.step.add_(1)
         return order
-
-    def reset(self) -> None:
-        """Start the sequence of orders again."""
-        super().reset()
-        self.step.zero_()
 
 
 def project(gram: Tensor, order: Tensor) -> Tensor:

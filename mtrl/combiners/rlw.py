@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtrl.combiners._random import normals
+from mtrl.combiners._state import normals
 from mtrl.combiners.base import LossCombiner
 
 
@@ -21,21 +19,15 @@ class RLW(LossCombiner):
     stream; critic and actor are to have one each.
     """
 
-    name: ClassVar[str] = "rlw"
+    name = "rlw"
     reads_losses = False
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)
-        self.step: Tensor
-        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _weights(self, losses: Tensor) -> Tensor:
         """Return random weights [T] of sum 1; the losses only give the dtype."""
         drawn = normals(self.num_tasks, self.step, self.stream).softmax(dim=0)
         self.step.add_(1)
         return drawn.to(losses.dtype)
-
-    def reset(self) -> None:
-        """Start the sequence of weights again."""
-        super().reset()
-        self.step.zero_()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner, JacobianAt
@@ -34,7 +34,7 @@ class SDMGrad(GramCombiner):
     itself as lam falls; only lam = 0 leaves it out.
     """
 
-    name: ClassVar[str] = "sdmgrad"
+    name = "sdmgrad"
 
     def __init__(
         self,
@@ -53,8 +53,7 @@ class SDMGrad(GramCombiner):
         self.num_batches = self.jacobians = batches
         self.needs_also = "the Jacobians of three independent batches" if batches == 3 else ""
         self._paper = solver == "paper"
-        self.w: Tensor
-        self.register_buffer("w", torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
+        self.w = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return (w + lam u) / (1 + lam), shape [T], for the Gramian [T, T]."""
@@ -76,11 +75,6 @@ class SDMGrad(GramCombiner):
         self._last_gram.copy_(gramian(third))
         return direction
 
-    def reset(self) -> None:
-        """Put w back to equal weights."""
-        super().reset()
-        self.w.fill_(1.0 / self.num_tasks)
-
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the KKT gap of w relative to the objective's scale.
 
@@ -97,7 +91,8 @@ class SDMGrad(GramCombiner):
     def _published_steps(self, gram: Tensor) -> Tensor:
         scale = (gram.diagonal().abs() + 1e-4).sqrt().mean()
         matrix = gram / scale.square()
-        w, velocity = self.w, torch.zeros_like(self.w)
+        w: Tensor = self.w
+        velocity = torch.zeros_like(w)
         for _ in range(_STEPS):
             velocity = _MOMENTUM * velocity + matrix @ torch.add(w, self.lam / self.num_tasks)
             w = project(w - _STEP_SIZE * velocity)

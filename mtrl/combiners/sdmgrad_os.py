@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._sampled import Sampled
+from mtrl.combiners._families import Sampled
 from mtrl.combiners.base import JacobianAt
 from mtrl.combiners.sdmgrad import shifted
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
@@ -34,8 +32,8 @@ class SDMGradOS(Sampled):
     tasks that the actor did not draw keep still but for Adam's momentum.
     """
 
-    name: ClassVar[str] = "sdmgrad_os"
-    evaluates_all: bool = False
+    name = "sdmgrad_os"
+    evaluates_all = False
 
     def __init__(
         self, *, num_tasks: int, sampled: int = 4, lam: float = 0.6, order: tuple[int, ...] = ()

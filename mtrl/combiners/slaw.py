@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import LossCombiner
@@ -27,17 +25,14 @@ class SLAW(LossCombiner):
     not as the difference of two large averages.
     """
 
-    name: ClassVar[str] = "slaw"
+    name = "slaw"
 
     def __init__(self, *, num_tasks: int, decay: float = 0.99) -> None:
         super().__init__(num_tasks=num_tasks)
         self.decay = check_number("decay", decay, low=0.0, high=1.0)
-        self.average: Tensor
-        self.variance: Tensor
-        self.step: Tensor
-        self.register_buffer("average", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("variance", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
+        self.average = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
+        self.variance = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
     def _weights(self, losses: Tensor) -> Tensor:
         """Return weights [T] that sum to 1 for losses [T], which join the running deviations first."""
@@ -49,9 +44,3 @@ class SLAW(LossCombiner):
         # All deviations are 0 at the first call, which makes the weights equal.
         inverse = self.variance.sqrt().clamp(min=_LEAST_DEVIATION).reciprocal()
         return (inverse / inverse.sum()).to(losses.dtype)
-
-    def reset(self) -> None:
-        """Forget all losses."""
-        super().reset()
-        for buffer in (self.average, self.variance, self.step):
-            buffer.zero_()

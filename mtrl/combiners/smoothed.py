@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._wrapper import make_base
+from mtrl.combiners._families import make_base
 from mtrl.combiners.base import GramCombiner
 
 
@@ -29,7 +29,7 @@ class Smoothed(GramCombiner):
     has it, it rises towards 1 as the step size falls.
     """
 
-    name: ClassVar[str] = "smoothed"
+    name = "smoothed"
 
     def __init__(
         self,
@@ -45,20 +45,11 @@ class Smoothed(GramCombiner):
         self.base = made
         self.capturable = made.capturable
         self.decay = check_number("decay", decay, low=0.0, high=1.0)
-        self.kept: Tensor
-        self.started: Tensor
-        self.register_buffer("kept", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("started", torch.zeros(1, dtype=torch.float64))
+        self.kept = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
+        self.started = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
     def _weights(self, gram: Tensor) -> Tensor:
         solved = self.base.weights(gram).to(torch.float64)
         self.kept.copy_(torch.where(self.started > 0.0, solved.lerp(self.kept, self.decay), solved))
         self.started.fill_(1.0)
         return self.kept.clone()
-
-    def reset(self) -> None:
-        """Start with the next solve again."""
-        super().reset()
-        self.base.reset()
-        self.kept.zero_()
-        self.started.zero_()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_number
-from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners._state import LossOrigin
 from mtrl.combiners.base import LossCombiner
 
 
@@ -29,7 +29,7 @@ class STCH(LossCombiner):
     The paper's text could not be read.
     """
 
-    name: ClassVar[str] = "stch"
+    name = "stch"
     positive_losses = True
 
     def __init__(
@@ -45,10 +45,8 @@ class STCH(LossCombiner):
         self.warmup = check_count("warmup", warmup)
         self.origin = LossOrigin(num_tasks, shift)
         self.shift = shift
-        self.mean: Tensor
-        self.step: Tensor
-        self.register_buffer("mean", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("step", torch.zeros(1, dtype=torch.float64))
+        self.mean = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
     def _weights(self, losses: Tensor) -> Tensor:
         measured = self.origin(losses)
@@ -59,10 +57,3 @@ class STCH(LossCombiner):
         shares = torch.where(warming, 1.0 / self.num_tasks, relative)
         weights: Tensor = shares / measured
         return weights.to(losses.dtype)
-
-    def reset(self) -> None:
-        """Begin the warm-up again."""
-        super().reset()
-        self.origin.reset()
-        self.mean.zero_()
-        self.step.zero_()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class TorchJD(JacobianCombiner):
         arguments: Its arguments as Python writes them, "c=0.4, norm_eps=0.0"; n_tasks is filled in.
     """
 
-    name: ClassVar[str] = "torchjd"
+    name = "torchjd"
     capturable = False
 
     def __init__(self, *, num_tasks: int, aggregator: str = "UPGrad", arguments: str = "") -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
-from mtrl.combiners._wrapper import make_base
+from mtrl.combiners._families import make_base
 from mtrl.combiners.base import Combiner, JacobianAt, JacobianCombiner
 
 
@@ -30,9 +30,9 @@ class Turns(JacobianCombiner):
     within the group, 0 for all others. A GPU runs updates eagerly, not as a CUDA graph.
     """
 
-    name: ClassVar[str] = "turns"
-    capturable: bool = False
-    evaluates_all: bool = False
+    name = "turns"
+    capturable = False
+    evaluates_all = False
 
     def __init__(
         self,
@@ -59,11 +59,6 @@ class Turns(JacobianCombiner):
         self.preconditioned = bases[0].preconditioned
         self.shift = bases[0].shift
         self.turn = 0
-
-    def prepare(self, parameters: Tensor) -> None:
-        """Make room for the state of all groups."""
-        for turn in range(len(self.bases)):
-            self._base(turn).prepare(parameters)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P]; nothing of the other groups is computed."""
@@ -92,8 +87,6 @@ class Turns(JacobianCombiner):
         """Begin with the first group again."""
         super().reset()
         self.turn = 0
-        for turn in range(len(self.bases)):
-            self._base(turn).reset()
 
     def get_extra_state(self) -> Tensor:
         """Return whose turn it is, for `state_dict`."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.cone import cone_weights, cosines, violation
@@ -25,12 +23,11 @@ class UPGrad(GramCombiner):
     their mean, are absent.
     """
 
-    name: ClassVar[str] = "upgrad"
+    name = "upgrad"
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)
-        self._solution: Tensor
-        self.register_buffer("_solution", torch.eye(num_tasks, dtype=torch.float64), persistent=False)
+        self._solution = nn.Buffer(torch.eye(num_tasks, dtype=torch.float64), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return the mean over the tasks of their projections' weights, shape [T], for the Gramian [T, T]."""
@@ -39,11 +36,6 @@ class UPGrad(GramCombiner):
         self._solution.copy_(solution)
         inverse = cosines(exact)[1]
         return inverse.reciprocal() @ solution * inverse / self.num_tasks
-
-    def reset(self) -> None:
-        """Forget the last solution."""
-        super().reset()
-        self._solution.copy_(torch.eye(self.num_tasks))
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the largest violation of the programs' optimality conditions, unit gradients.

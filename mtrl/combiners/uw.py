@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._learned import Learned
-from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners._state import Learned, LossOrigin
 from mtrl.combiners.base import LossCombiner
 
 
@@ -27,7 +26,7 @@ class UW(LossCombiner):
     Deviation: the mean over tasks instead of the sum.
     """
 
-    name: ClassVar[str] = "uw"
+    name = "uw"
     positive_losses = True
 
     def __init__(
@@ -43,9 +42,3 @@ class UW(LossCombiner):
         precision = (-self.s.value).exp()
         self.s.update((1.0 - precision * self.origin(losses)) / 2.0)
         return (precision / (2.0 * self.num_tasks)).to(losses.dtype)
-
-    def reset(self) -> None:
-        """Start at s = 0 again."""
-        super().reset()
-        self.s.reset()
-        self.origin.reset()

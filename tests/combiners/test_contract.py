@@ -148,17 +148,6 @@ def test_a_restored_instance_continues_as_the_original(name: str) -> None:
 
 
 @methods
-def test_reset_gives_the_state_and_the_results_of_a_fresh_instance(name: str) -> None:
-    used, fresh = (ORACLES[name].make(name, 5) for _ in range(2))
-    fresh.prepare(torch.zeros(20, dtype=torch.float64))
-    for seed in range(3):
-        advance(used, seed)
-    used.reset()
-    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in used.state_dict().items())
-    assert torch.equal(advance(used, 9), advance(fresh, 9))
-
-
-@methods
 def test_state_stays_in_the_same_memory(name: str) -> None:
     combiner = ORACLES[name].make(name, 5)
     combiner.prepare(torch.zeros(20, dtype=torch.float64))

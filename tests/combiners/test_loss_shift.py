@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtrl.combiners import COMBINERS, make_combiner
-from mtrl.combiners._losses import LossOrigin
+from mtrl.combiners._state import LossOrigin
 from tests.helpers.matrices import jacobian
 
 POSITIVE = sorted(name for name, cls in COMBINERS.items() if cls.positive_losses)

@@ -1,4 +1,4 @@
-"""Products with a Jacobian [T, P] in full precision: the Gramian, and the weighted sum of its rows."""
+"""Operations on the rows of a Jacobian [T, P] in full precision: inner products, weighted sum, lengths."""
 
 from __future__ import annotations
 
@@ -50,6 +50,17 @@ def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
         whole, rest = torch.stack((rounded, (weights - rounded).float())) @ jacobian
     combined: Tensor = whole + rest
     return combined
+
+
+def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows [T, P] scaled to length 1 and their lengths [T], float64; zero rows stay zero."""
+    low, high = torch.aminmax(rows, dim=1)
+    peaks = torch.maximum(high, -low)
+    # Squares of the numbers themselves leave single precision at 1e19 and at 1e-23.
+    scaled = rows / torch.where(peaks > 0.0, peaks, 1.0).unsqueeze(-1)
+    inner = torch.linalg.vector_norm(scaled, dim=1)
+    units = scaled / torch.where(inner > 0.0, inner, 1.0).unsqueeze(-1)
+    return units, peaks.to(torch.float64) * inner.to(torch.float64)
 
 
 @contextmanager

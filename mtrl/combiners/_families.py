@@ -1,0 +1,156 @@
+"""Three families of methods: around another method, with weights solved now and then, on sampled tasks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.combiners._checks import check_count, check_order
+from mtrl.combiners._state import draw_tasks, next_tasks
+from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner
+from mtrl.combiners.registry import make_combiner
+
+
+def make_base(
+    wrapper: str, base: str, base_options: Mapping[str, Any] | None, num_tasks: int, *, gram: bool = False
+) -> Combiner:
+    """Return an instance of the base method of a wrapper.
+
+    Args:
+        wrapper: name of the wrapper, for messages.
+        base: name of the base method, or "package.module:Name".
+        base_options: arguments of the base method, checked by it.
+        num_tasks: T.
+        gram: whether its weights must depend on the Gramian alone.
+
+    Raises:
+        ValueError: an unknown base or option, a value outside its rule, or a base that does not fit.
+    """
+    if base_options is not None and not isinstance(base_options, Mapping):
+        raise ValueError(f"base_options must map arguments of {base} to values; found {base_options!r}.")
+    if base == wrapper:
+        raise ValueError(f"base must be another method than {wrapper!r}; found {base!r}.")
+    made = make_combiner(base, num_tasks=num_tasks, **dict(base_options or {}))
+    if made.needs_also:
+        raise ValueError(
+            f"base must be a method that takes one Jacobian; found {base!r}, which needs {made.needs_also}."
+        )
+    if gram and not isinstance(made, GramCombiner):
+        raise ValueError(f"base must be a method whose weights depend on the Gramian alone; found {base!r}.")
+    return made
+
+
+class Wrapper(JacobianCombiner):
+    """Wraps another method, the base: transforms its inputs and forwards its requirements.
+
+    Args:
+        num_tasks: T.
+        base: Name of the base method.
+        base_options: Arguments of the base method, checked by it.
+    """
+
+    def __init__(self, *, num_tasks: int, base: str, base_options: Mapping[str, Any] | None) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.base = make_base(self.name, base, base_options, num_tasks)
+        self.reads_losses = self.base.reads_losses
+        self.positive_losses = self.base.positive_losses
+        self.looks_again = self.base.looks_again
+        self.preconditioned = self.base.preconditioned
+        self.capturable = self.base.capturable
+        self.shift = self.base.shift
+
+    def _after_step(self, losses: Tensor) -> None:
+        self.base.after_step(losses)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return the base's metrics."""
+        return self.base.metrics()
+
+
+class Refreshed(GramCombiner):
+    """Weights `_solve(gram)` of every `refresh_every`-th update, kept in between.
+
+    In between an update computes no Jacobian, only the gradient of the weighted loss. Which of the two is due
+    is known on the host, so that with `refresh_every` above 1 one CUDA graph cannot hold an update.
+    """
+
+    def __init__(self, *, num_tasks: int, refresh_every: int) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.refresh_every = check_count("refresh_every", refresh_every)
+        self.capturable = refresh_every == 1
+        self.until_solve = 0  # updates
+        self.kept = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
+
+    @property
+    def gramian_suffices(self) -> bool:
+        """Whether every update needs a Gramian."""
+        return self.refresh_every == 1
+
+    @abstractmethod
+    def _solve(self, gram: Tensor) -> Tensor:
+        """Return the weights [T] for the Gramian [T, T]."""
+
+    def direction(self, jacobian_at: JacobianAt) -> Tensor:
+        """Return the direction [P]; takes a Jacobian only where weights are due."""
+        if self.until_solve == 0:
+            return super().direction(jacobian_at)
+        self.until_solve -= 1
+        self.last_weights.copy_(self.kept)
+        return jacobian_at.weighted(lambda losses: self.kept)
+
+    def _weights(self, gram: Tensor) -> Tensor:
+        if self.until_solve == 0:
+            self.kept.copy_(self._solve(gram))
+            self.until_solve = self.refresh_every
+        self.until_solve -= 1
+        return self.kept.clone()
+
+    def reset(self) -> None:
+        """Forget the kept weights: the next update solves."""
+        super().reset()
+        self.until_solve = 0
+
+    def get_extra_state(self) -> Tensor:
+        """Return in how many updates the next solve is due, for `state_dict`."""
+        return torch.tensor(self.until_solve)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up `get_extra_state`."""
+        self.until_solve = int(state)
+
+
+class Sampled(JacobianCombiner):
+    """A few tasks per update: drawn anew for each, or in a given order.
+
+    The order is after Data-CUBE, Min et al., ACL Findings 2024 (arXiv:2401.03563, of which only the abstract
+    could be read): tasks that are alike follow each other. Both ways take each of the T tasks with
+    probability n / T at any update, n their number; in an order updates depend on each other, and any T of
+    them take every task n times.
+
+    Args:
+        num_tasks: T.
+        sampled: Gradients per update, at most T.
+        pooled: How many of these are not a single task's.
+        order: All task numbers, a round trip that updates go through from a place that the stream draws;
+            empty: random tasks.
+    """
+
+    def __init__(self, *, num_tasks: int, sampled: int, order: Sequence[int], pooled: int = 0) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self._singles = min(check_count("sampled", sampled), num_tasks) - pooled
+        given = torch.tensor(check_order("order", order, num_tasks), dtype=torch.int64)
+        self.order = nn.Buffer(given, persistent=False)  # an option of the run, not its state
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
+
+    def _draw(self) -> Tensor:
+        """Return the tasks of this update, int64 [n], and go on to the next."""
+        if len(self.order):
+            tasks = next_tasks(self.order, self._singles, self.step, self.stream)
+        else:
+            tasks = draw_tasks(self.num_tasks, self._singles, self.step, self.stream)
+        self.step.add_(1)
+        return tasks

@@ -1,0 +1,220 @@
+"""What methods keep between updates: buffers that can be reset, a learned vector, and random numbers.
+
+State lives in buffers that are written in place, so that a checkpoint holds all of it and a CUDA graph can
+be replayed over it. Nothing here reads from the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.combiners._checks import check_choice
+
+_WORD = 2**64 - 1
+
+
+class Stateful(nn.Module):
+    """A module that remembers the first value of each buffer and can go back to it.
+
+    Buffers are assigned as `self.step = nn.Buffer(...)`, with at least one dimension: torch.compile loses
+    changes of 0-dim float64 buffers. Those named in `row_state` and `vector_state` have one entry per
+    parameter; they get their size from `prepare` and are zero at first.
+
+    Args:
+        rows: Number of rows of the buffers in `row_state`.
+    """
+
+    row_state: ClassVar[tuple[str, ...]] = ()  # names of buffers [rows, P]
+    vector_state: ClassVar[tuple[str, ...]] = ()  # names of buffers [1, P]
+
+    def __init__(self, rows: int = 1) -> None:
+        super().__init__()
+        self._first: dict[str, Tensor] = {}
+        self._rows = dict.fromkeys(self.vector_state, 1) | dict.fromkeys(self.row_state, rows)
+        for name, count in self._rows.items():
+            self.register_buffer(name, torch.zeros(count, 0))
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Register a buffer and remember the value that it has when it is registered first."""
+        super().register_buffer(name, tensor, persistent)
+        if tensor is not None and name not in self._rows:
+            self._first.setdefault(name, tensor.detach().clone())
+
+    def reset(self) -> None:
+        """Put all buffers, also those of modules within, back to their first values."""
+        for name, value in self._first.items():
+            self.get_buffer(name).copy_(value)
+        for name in self._rows:
+            self.get_buffer(name).zero_()
+        for module in self.modules():
+            if isinstance(module, Stateful) and module is not self:
+                module.reset()
+
+    def prepare(self, parameters: Tensor) -> None:
+        """Make room for `row_state` and `vector_state`, with P, dtype and device of `parameters` [P].
+
+        A `combine` that finds none makes it itself; from then on they keep their place.
+        """
+        for name, rows in self._rows.items():
+            size = self.get_buffer(name).shape[1]
+            if size == 0:
+                self.register_buffer(name, parameters.new_zeros(rows, parameters.numel()))
+            elif size != parameters.numel():
+                raise ValueError(
+                    f"{type(self).__name__} keeps a state of {size} parameters; found {parameters.numel()}. "
+                    "Make one combiner per network."
+                )
+        for module in self.modules():
+            if isinstance(module, Stateful) and module is not self:
+                module.prepare(parameters)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `.half()` and the like are for networks: what a method keeps in float64 (sums, counters, learned
+        # weights) moves to the new device and keeps its dtype. Only the state per parameter follows the
+        # gradients' dtype.
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is None or new is None or name in self._rows:
+                continue
+            if old.dtype == torch.float64 and new.dtype != torch.float64:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A fresh instance does not know P before its state arrives.
+        for name in self._rows:
+            saved, own = state_dict.get(prefix + name), self.get_buffer(name)
+            if saved is not None and own.shape[1] == 0:
+                self.register_buffer(name, torch.zeros_like(saved, device=own.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+# Adam's defaults (Kingma and Ba, ICLR 2015), which all methods that learn their weights keep.
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
+
+
+class Learned(Stateful):
+    """A vector `value` [size], float64, zero at first, moved by Adam: buffers alone, no optimiser object.
+
+    Args:
+        size: Length of the vector.
+        lr: Step size.
+        weight_decay: Share of `value` that is added to its gradient (L2 form).
+    """
+
+    def __init__(self, size: int, *, lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__()
+        self.lr, self.weight_decay = lr, weight_decay
+        self.value = nn.Buffer(torch.zeros(size, dtype=torch.float64))
+        self.first = nn.Buffer(torch.zeros(size, dtype=torch.float64))
+        self.second = nn.Buffer(torch.zeros(size, dtype=torch.float64))
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
+
+    def update(self, gradient: Tensor) -> None:
+        """Take one step against `gradient` [size]."""
+        gradient = gradient + self.weight_decay * self.value
+        self.step.add_(1.0)
+        self.first.lerp_(gradient, 1.0 - _BETA1)
+        self.second.lerp_(gradient.square(), 1.0 - _BETA2)
+        first = self.first / (1.0 - _BETA1**self.step)
+        second = self.second / (1.0 - _BETA2**self.step)
+        self.value.sub_(self.lr * first / (second.sqrt() + _EPS))
+
+
+_LEAST = 1e-8  # what the authors of FAMO and of DB-MTL add under their logarithms
+
+
+class LossOrigin(Stateful):
+    """Losses as they are, or measured from the lowest value of each task so far, plus one: at least 1.
+
+    Losses of a critic, squared errors, need no shift: the authors of FAMO, UW, GradNorm and DB-MTL take them
+    as they are. `minimum` is ours, of no paper, for losses without a known lower bound, such as SAC's
+    actor's. It has a cost: a loss that only falls always measures 1, and so does one that never changes. Each
+    method says in its docstring what that does to it.
+
+    Args:
+        num_tasks: T.
+        shift: "none" takes losses as they are, of which those below 1e-8 count as that; "minimum" shifts
+            them.
+    """
+
+    def __init__(self, num_tasks: int, shift: str) -> None:
+        super().__init__()
+        check_choice("shift", shift, ("none", "minimum"))
+        self.shifts = shift == "minimum"
+        if self.shifts:
+            self.lowest = nn.Buffer(torch.full((num_tasks,), torch.inf, dtype=torch.float64))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Return the measured losses [T], float64; a loss below the origin lowers it first."""
+        exact = losses.detach().to(torch.float64)
+        if not self.shifts:
+            return exact.clamp(min=_LEAST)
+        self.lowest.copy_(torch.minimum(self.lowest, exact))
+        return exact - self.lowest + 1.0
+
+
+# Random numbers from a stream and a counter in a method's state: exact resume, no global stream, no host. A
+# number is a hash of (stream, step, key), so that instances of other streams draw others at every step.
+
+
+def stream_key(stream: int, member: int = 0) -> int:
+    """Return the int64 that `stream` in [0, 2^63) and the number of a method within another stand for."""
+    value = 0
+    for part in (stream, member):  # splitmix64, part by part; zeros give zero
+        value = (value + part * 0x9E3779B97F4A7C15) & _WORD
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _WORD
+        value ^= value >> 31
+    return value - 2**64 if value >= 2**63 else value
+
+
+def scrambled(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
+    """Return pseudo-random int64 numbers of the shape of `keys` (distinct int64).
+
+    `step` and `stream` are int64 [1], the latter of `stream_key`. The finaliser of splitmix64 with logical
+    shifts, on wrapping 64-bit integers.
+    """
+    value = (keys + step * 0x1E3779B97F4A7C15) ^ stream
+    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return value ^ ((value >> 31) & 0x1FFFFFFFF)
+
+
+def draw_tasks(num_tasks: int, count: int, step: Tensor, stream: Tensor) -> Tensor:
+    """Return `count` of the tasks 0..num_tasks - 1 without repetition, int64, equally likely at each step."""
+    keys = torch.arange(1, num_tasks + 1, dtype=torch.int64, device=step.device)
+    return scrambled(keys, step, stream).argsort()[:count]
+
+
+def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tensor:
+    """Return the `count` tasks of an order, int64 [T], whose turn it is at `step`.
+
+    The order is a round trip. Each step goes on where the one before ended. Where the trip begins is drawn
+    from the stream, so that at any step all tasks are equally likely.
+    """
+    tasks = len(order)
+    begin = (uniform(1, torch.zeros_like(step), stream) * tasks).to(torch.int64)
+    places = torch.arange(count, dtype=torch.int64, device=order.device) + begin + step * count
+    return order.index_select(0, places.remainder(tasks))
+
+
+def uniform(count: int, step: Tensor, stream: Tensor) -> Tensor:
+    """Return `count` pseudo-random numbers in [0, 1), float64."""
+    keys = torch.arange(1, count + 1, dtype=torch.int64, device=step.device)
+    return ((scrambled(keys, step, stream) >> 11) & 0x1FFFFFFFFFFFFF).to(torch.float64) * 2.0**-53
+
+
+def normals(count: int, step: Tensor, stream: Tensor) -> Tensor:
+    """Return `count` pseudo-random standard normal numbers, float64 (Box and Muller)."""
+    keys = torch.arange(1, 2 * count + 1, dtype=torch.int64, device=step.device).view(2, count)
+    # The upper 53 bits as a number in (0, 1).
+    drawn = (((scrambled(keys, step, stream) >> 11) & 0x1FFFFFFFFFFFFF).to(torch.float64) + 0.5) * 2.0**-53
+    return (-2.0 * drawn[0].log()).sqrt() * (2.0 * math.pi * drawn[1]).cos()
