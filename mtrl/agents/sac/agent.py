@@ -196,13 +196,9 @@ class SACAgent:
                 per_task[name.replace("/", "_")] = array
             else:
                 scalars[f"grad/{name.replace('/', '_')}"] = float(array)
-        for name, label in (
-            ("alpha", "ent_coef"),
-            ("critic_loss",) * 2,
-            ("actor_loss",) * 2,
-            ("entropy",) * 2,
-        ):
-            scalars[f"train/{label}"] = float(per_task[name].mean())
+        scalars["train/ent_coef"] = float(per_task["alpha"].mean())
+        for name in ("critic_loss", "actor_loss", "entropy"):
+            scalars[f"train/{name}"] = float(per_task[name].mean())
         return Metrics(scalars, per_task)
 
     def failures(self) -> dict[str, list[int]]:

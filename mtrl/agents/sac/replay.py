@@ -6,7 +6,7 @@ Letters: T tasks, E envs per task, B batch per task, O observation, A action. T 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from mtrl.agents.sac.curriculum import Curriculum
 from mtrl.agents.sac.returns import ReturnScale, windows
-from mtrl.agents.sac.ring_view import RingView
 from mtrl.device.memory import free_memory
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.staging import Staging
 from mtrl.errors import UserError
 
 RETURN_BOUND = 10.0  # largest scaled return (FastTD3)
+PIECE_BYTES = 16 << 20  # of a saved ring: saving one keeps the interpreter, in which training stands still
 EMA_RATE = 1e-3  # mtrl's reward normaliser (protocols: running second moment per task, no centring)
 
 
@@ -30,9 +30,7 @@ class Batch(NamedTuple):
     obs: Tensor  # [T, B, O]
     action: Tensor  # [T, B, A]
     reward: Tensor  # [T, B]
-    next_obs: (
-        Tensor  # [T, B, O], the true successor: an episode's last transition holds its final observation
-    )
+    next_obs: Tensor  # [T, B, O], the true successor: an episode's last transition has its final observation
     not_terminated: Tensor  # [T, B], 0 only where the task itself ended the episode; truncation bootstraps
     discount: Tensor | None = None  # [T, B], of next_obs's value; None: gamma, one step
 
@@ -291,6 +289,50 @@ class Replay:
             self._return_scale.load_state_dict(state["return_scale"])
         if self.curriculum is not None:
             self.curriculum.load_state(state["curriculum"])
+
+
+class RingView:
+    """Slots 0 to `size` of a ring [T, C, W] as they are now, read piece by piece while the ring is written to.
+
+    A checkpoint of a gigabyte takes seconds to hash and write. Training must not wait for it, and a copy of
+    the whole ring would take as much memory again. So whoever writes to the ring first hands the rows that
+    are about to be overwritten to every view still in use. A piece is a copy of what the ring holds now, with
+    the rows that were overwritten meanwhile put back.
+
+    Args:
+        ring: the live tensor. On CUDA it is copied to the host at once: a copy from another thread could
+            fall into the capture of a graph, and the bus is faster than any disk.
+        size: slots in use.
+    """
+
+    def __init__(self, ring: Tensor, size: int) -> None:
+        self._ring, self._size = ring[:, :size], size
+        if ring.device.type != "cpu":
+            self._ring = self._ring.cpu()
+        self._kept: list[tuple[int, Tensor]] = []  # first slot and rows, in the order of being overwritten
+
+    def keep(self, first: int, rows: Tensor) -> None:
+        """Take in the rows [T, E, W] from slot `first` on, which are about to be overwritten."""
+        if self._ring.device == rows.device and first < self._size:
+            self._kept.append((first, rows.clone()))
+
+    def pieces(self, piece_bytes: int | None = None) -> dict[int, Callable[[], dict[str, Any]]]:
+        """Return piece number -> a function of the part that holds it: `first` slot and `rows`."""
+        tasks, _, width = self._ring.shape
+        slots = max(1, (piece_bytes or PIECE_BYTES) // (tasks * width * self._ring.element_size()))
+        return {
+            number: lambda first=first: self._piece(first, min(first + slots, self._size))  # type: ignore[misc]
+            for number, first in enumerate(range(0, self._size, slots))
+        }
+
+    def _piece(self, first: int, end: int) -> dict[str, Any]:
+        rows = self._ring[:, first:end].clone()
+        # The newest first, so that of a slot overwritten twice the oldest content stays.
+        for start, kept in reversed(self._kept):
+            low, high = max(start, first), min(start + kept.shape[1], end)
+            if low < high:
+                rows[:, low - first : high - first] = kept[:, low - start : high - start]
+        return {"first": first, "rows": rows}
 
 
 def stored_rows(parts: Mapping[str, Any]) -> Tensor:

@@ -201,7 +201,7 @@ def test_lost_rows_do_not_enter_the_reward_scale() -> None:
 def test_a_view_is_read_as_it_was_whatever_is_added_between_its_pieces(
     before: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mtrl.agents.sac.ring_view, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(mtrl.agents.sac.replay, "PIECE_BYTES", piece_bytes)
     replay = _replay(capacity=6)
     for step in range(before):
         replay.add(*_transition(step))
