@@ -292,7 +292,7 @@ class Replay:
 
 
 class RingView:
-    """Slots 0 to `size` of a ring [T, C, W] as they are now, read piece by piece while the ring is written to.
+    """Slots 0 to `size` of a ring [T, C, W] as they are now, read in pieces while the ring is written to.
 
     A checkpoint of a gigabyte takes seconds to hash and write. Training must not wait for it, and a copy of
     the whole ring would take as much memory again. So whoever writes to the ring first hands the rows that
