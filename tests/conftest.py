@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Tensors are small here: threads would only wait for one another, and for those of the suite's other process.
 # Set before torch is imported, here and in the processes that tests start.
@@ -17,12 +18,16 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("suite")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def goal_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache for all processes of the session: the goals of a seed are drawn once."""
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of the session share; take a lock in it to make something once."""
     folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def goal_cache(shared_folder: Path) -> Iterator[None]:
+    """One cache for all processes of the session: the goals of a seed are drawn once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
         yield

@@ -37,7 +37,7 @@ from mtrl.training import resolve
 from mtrl.training import run as runs
 from mtrl_chaos.faults import BETWEEN, DAMAGE, INSIDE, MOVED, Leg, killed, send, worker_killed
 from tests.helpers.loss_methods import sac_options
-from tests.helpers.runs import assert_same_run
+from tests.helpers.short_runs import assert_same_run
 
 METHODS = (
     "mean",

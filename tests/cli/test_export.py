@@ -10,7 +10,7 @@ import pytest
 import mtrl
 from mtrl.cli.export import main
 from tests.helpers.counting_env import ACTION_DIM, OBS_DIM
-from tests.helpers.policies import random_run
+from tests.helpers.short_runs import random_run
 
 
 def test_the_printed_call_loads_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mtrl.combiners import make_combiner
 from mtrl.combiners.pcgrad import PCGrad, project
 from tests.helpers.matrices import jacobian
-from tests.helpers.reference import surgery
+from tests.helpers.properties import surgery
 
 
 def random_order(tasks: int, seed: int) -> Tensor:

@@ -23,9 +23,8 @@ from mtrl.export.run import export_run
 from mtrl.training.evaluate import evaluate
 from mtrl.training.resolve import build_envs
 from tests.helpers.counting_env import ACTION_DIM, OBS_DIM
-from tests.helpers.policies import random_run
 from tests.helpers.short_runs import config as short_config
-from tests.helpers.short_runs import lines
+from tests.helpers.short_runs import lines, random_run
 
 TASKS, COPIES = 2, 3
 SMALL: dict[str, Any] = {"actor_width": 16, "critic_width": 16, "actor_depth": 2, "critic_depth": 2}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,6 @@ def log_steps(log: Log, steps: list[int], offset: float = 0.0) -> None:
     for step in steps:
         value = step + offset
         log.metrics(log.stamp(step, NUM_ENVS), {"train/critic_loss": value}, {"alpha": [value, -value]})
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def events(run_dir: Path) -> Any:

@@ -1,4 +1,4 @@
-"""A run of seconds on two tasks, and its files."""
+"""Runs of seconds on two tasks: their configuration, their files, and how two of them are compared."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mtrl import Config
+from mtrl.agents.base import Agent
+from mtrl.config.presets import save_config
 from mtrl.config.schema import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
+from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
+from mtrl.training.resolve import build_agent, suite_of
+from tests.helpers.checkpoints import assert_same
 
 TASKS = ("reach-v3", "drawer-close-v3")
 COUNTING: dict[str, Any] = {
@@ -35,9 +42,49 @@ def config(**changes: Any) -> Config:
     return Config(**(values | changes))
 
 
+def counting(**changes: Any) -> Config:
+    return config(**{**COUNTING, **changes})
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def without_time(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key != "wall_s" and not key.startswith("time/")}
+
+
+def assert_same_run(left: Path, right: Path, *, evaluations: bool = True, counters: bool = True) -> None:
+    """The newest checkpoints and every logged number, times apart, are equal.
+
+    Without `counters` the number of restarted workers may differ, as long as no episode of training was lost.
+    """
+    states = [load_checkpoint(run) for run in (left, right)]
+    for _, state in states:
+        if not counters:
+            del state["loop"]["restarts"]
+    assert_same(*states)
+    for name in ("metrics.jsonl", "evaluations.jsonl")[: 2 if evaluations else 1]:
+        pairs = zip(lines(left / name), lines(right / name), strict=True)
+        for one, other in pairs:
+            rest = [without_time(line) for line in (one, other)]
+            if not counters:
+                for line in rest:
+                    line.pop("env/restarts", None)
+            assert rest[0] == rest[1]
+
+
+def random_run(path: Path, step: int = 30, **changes: Any) -> tuple[Config, Agent]:
+    """Write what an export reads, without training: config.yaml and a policy with parameters of size 0.3."""
+    settings = counting(**changes)
+    agent = build_agent(settings, suite_of(settings), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    policy = {
+        name: torch.randn(value.shape, generator=generator).mul_(0.3)
+        for name, value in agent.state()["policy"].items()
+    }
+    agent.load_policy(policy)
+    path.mkdir(parents=True)
+    save_config(settings, path / "config.yaml")
+    save_checkpoint(path, step, {"policy": policy}, keep=1)
+    return settings, agent

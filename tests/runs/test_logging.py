@@ -1,4 +1,4 @@
-"""The record of a run: lines, curves, and where a resume goes on."""
+"""The record of a run: curves, and where a resume goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.jsonl import drop_after, read_history
 from mtrl.runs.log import RunInfo, Stamp
-from tests.helpers.logs import CONFIG, NUM_ENVS, RESULT, TASKS, curve, events, lines, log_steps, open_log
+from tests.helpers.logs import CONFIG, NUM_ENVS, RESULT, TASKS, curve, events, log_steps, open_log
+from tests.helpers.short_runs import lines
 
 # -- lines --------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ import pytest
 import mtrl
 from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.log import RunInfo, Stamp
-from tests.helpers.logs import NUM_ENVS, RESULT, TASKS, lines, log_steps, open_log
+from tests.helpers.logs import NUM_ENVS, RESULT, TASKS, log_steps, open_log
+from tests.helpers.short_runs import lines
 
 # -- a user's own sinks -------------------------------------------------------------------------------------
 

@@ -1,13 +1,26 @@
-"""A whole run to compare with; evaluation in one process, as a second takes longer to start than it saves."""
+"""Finished runs to compare with; evaluation in one process, as starting a second costs more than it saves."""
 
 from __future__ import annotations
 
+import pickle
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
 from mtrl import train
-from tests.helpers.short_runs import COUNTING, config
+from mtrl.training.events import Event, TrainResult
+from tests.helpers.short_runs import counting
+
+
+class Finished(NamedTuple):
+    """A run of `counting()` that nothing happened to."""
+
+    path: Path
+    result: TrainResult
+    events: list[Event]
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +29,30 @@ def one_worker_where_no_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of `config(**COUNTING)` that nothing happened to; to be read only."""
-    path = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(config(**COUNTING), path)
-    return path
+def finished(shared_folder: Path) -> Finished:
+    """Made once for all processes of the session; to be read only."""
+    return _made_once(shared_folder / "finished", steps=60)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(finished: Finished) -> Path:
+    """The directory of `finished`; to be read only."""
+    return finished.path
+
+
+@pytest.fixture
+def half(shared_folder: Path, tmp_path: Path) -> Path:
+    """A copy of a run that was to end, and did, after half the steps of `finished`."""
+    return Path(shutil.copytree(_made_once(shared_folder / "half", steps=30).path, tmp_path / "half"))
+
+
+def _made_once(folder: Path, steps: int) -> Finished:
+    folder.mkdir(exist_ok=True)
+    made = folder / "finished.pickle"
+    with FileLock(folder / "lock"):
+        if not made.exists():
+            events: list[Event] = []
+            result = train(counting(steps=steps), folder / "run", callbacks=[events.append])
+            made.write_bytes(pickle.dumps(Finished(folder / "run", result, events)))
+    found: Finished = pickle.loads(made.read_bytes())
+    return found

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import resource
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtrl import Config, train
+from mtrl import train
 from mtrl.config.schema import EnvConfig, EvalConfig, TrainConfig
 from mtrl.errors import EnvironmentFailure, UserError
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -23,31 +21,14 @@ from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Event
 from mtrl.training.run import evaluate_run, resume_or_start, resume_training
 from mtrl.training.stepper import Stepper
-from tests.helpers.runs import assert_same_run
-from tests.helpers.short_runs import COUNTING, config, lines
+from tests.helpers.faults import before_each_step, kill_a_worker, kill_a_worker_in_evaluations
+from tests.helpers.short_runs import assert_same_run, counting, lines
 
 NO_RESTARTS = EnvConfig(max_episode_steps=20, num_workers=1, max_restarts=0)
 
 
-def counting(**changes: Any) -> Config:
-    return config(**COUNTING, **changes)
-
-
 def evaluated(run: Path) -> list[tuple[int, bool]]:
     return [(line["vector_step"], line["final"]) for line in lines(run / "evaluations.jsonl")]
-
-
-def kill_a_worker_in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """A worker of the evaluation with this number, counted from 0, dies."""
-    calls: list[int] = []
-
-    def kill(policy: Any, envs: Any, episodes: int, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == number + 1:
-            os.kill(envs.worker_pids[0], signal.SIGKILL)
-        return evaluate(policy, envs, episodes, **options)
-
-    monkeypatch.setattr("mtrl.training.loop.evaluate", kill)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["on the way", "at the end"])
@@ -56,7 +37,7 @@ def test_an_evaluation_that_failed_is_made_on_resume(
 ) -> None:
     failed = tmp_path / "failed"
     with monkeypatch.context() as patch:
-        kill_a_worker_in_evaluation(patch, number)
+        kill_a_worker_in_evaluations(patch, number)
         with pytest.raises(EnvironmentFailure, match=f"stopped at vector step {30 + 30 * number}; continue"):
             train(counting(env=NO_RESTARTS), failed)
     assert len(evaluated(failed)) == number
@@ -71,15 +52,8 @@ def test_an_evaluation_that_failed_is_made_on_resume(
 def test_a_worker_that_fails_in_the_last_step_leaves_a_run_that_can_be_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Stepper.vector_step
-
-    def kill(self: Stepper, step: int) -> None:
-        if step == 59:
-            os.kill(self.state.envs.worker_pids[0], signal.SIGKILL)
-        original(self, step)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Stepper, "vector_step", kill)
+        kill_a_worker(patch, 59)
         with pytest.raises(EnvironmentFailure, match="stopped at vector step 60; continue with --resume"):
             train(counting(env=NO_RESTARTS), tmp_path / "run")
     assert evaluated(tmp_path / "run") == [(30, False)]
@@ -108,20 +82,15 @@ def test_at_one_step_the_checkpoint_is_written_while_the_evaluation_has_not_move
     assert saved == [30, 60]
 
 
-def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
-    train(counting(steps=40), tmp_path / "run")
-    with pytest.raises(UserError, match=r"has done 40 vector steps already, more than 30"):
-        resume_training(tmp_path / "run", steps=30)
+def test_fewer_steps_than_are_done_are_refused(undisturbed: Path) -> None:
+    with pytest.raises(UserError, match=r"has done 60 vector steps already, more than 30"):
+        resume_training(undisturbed, steps=30)
 
 
-def test_a_longer_run_goes_on_from_a_complete_one(tmp_path: Path) -> None:
-    whole, extended = tmp_path / "whole", tmp_path / "extended"
-    once = EvalConfig(interval=30, episodes_per_task=2, final_episodes_per_task=2)
-    train(counting(eval=once), whole)
-    train(counting(eval=once, steps=30), extended)
-    assert resume_training(extended, steps=60).exit_code == 0
-    assert evaluated(extended) == [(30, True), (60, True)]
-    assert_same_run(whole, extended, evaluations=False)
+def test_a_longer_run_goes_on_from_a_complete_one(half: Path, undisturbed: Path) -> None:
+    assert resume_training(half, steps=60).exit_code == 0
+    assert evaluated(half) == [(30, True), (60, True)]
+    assert_same_run(undisturbed, half, evaluations=False)
 
 
 # -- disks --------------------------------------------------------------------------------------------------
@@ -219,16 +188,14 @@ def test_resume_or_start_starts_resumes_and_leaves_what_is_complete(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
-    original = Stepper.vector_step
 
     def killed_at(number: int) -> None:
-        def kill(self: Stepper, step: int) -> None:
+        def kill(stepper: Stepper, step: int) -> None:
             if step == number:
                 raise _Killed
-            original(self, step)
 
         with monkeypatch.context() as patch, pytest.raises(_Killed):
-            patch.setattr(Stepper, "vector_step", kill)
+            before_each_step(patch, kill)
             resume_or_start(counting(), run)
 
     killed_at(20)  # logged, before the first checkpoint

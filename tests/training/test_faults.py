@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from mtrl import Config, train
+from mtrl import train
 from mtrl.agents.base import Transitions
 from mtrl.agents.sac.replay import stored_rows
 from mtrl.cli.train import main as main_train
 from mtrl.config.schema import EnvConfig, ReplayConfig
-from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
-from mtrl.runs.evaluation import Evaluation
-from mtrl.training.evaluate import Policy, evaluate
 from mtrl.training.run import resolve_device, resume_training
 from mtrl.training.stepper import Stepper
-from tests.helpers.short_runs import COUNTING, TASKS, config, lines, without_time
-
-
-def counting(**changes: Any) -> Config:
-    return config(**COUNTING, **changes)
-
+from tests.helpers.faults import before_each_step, kill_a_worker, kill_a_worker_in_evaluations
+from tests.helpers.short_runs import COUNTING, TASKS, counting, lines, without_time
 
 NAMES = COUNTING["tasks"]
 
@@ -59,16 +50,13 @@ def test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name(
 def test_a_non_finite_action_never_reaches_an_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Stepper.vector_step
-
-    def poison(self: Stepper, step: int) -> None:
+    def poison(stepper: Stepper, step: int) -> None:
         if step == 30:
             actions = np.zeros((2, 4), np.float32)
             actions[0, 1] = np.nan
-            monkeypatch.setattr(self.state.agent, "act", lambda obs: actions)
-        original(self, step)
+            monkeypatch.setattr(stepper.state.agent, "act", lambda obs: actions)
 
-    monkeypatch.setattr(Stepper, "vector_step", poison)
+    before_each_step(monkeypatch, poison)
     with pytest.raises(NonFiniteError, match=NAMES[0]):
         train(counting(), tmp_path / "run")
     assert load_checkpoint(tmp_path / "run")[0] == 25
@@ -91,10 +79,9 @@ def test_a_full_disk_is_survived_with_a_warning(
     assert load_checkpoint(tmp_path / "run")[0] == 60
 
 
-def test_resuming_a_complete_run_is_refused_with_advice(tmp_path: Path) -> None:
-    train(counting(steps=20), tmp_path / "run")
-    with pytest.raises(UserError, match=r"is complete: 20 of 20 .* --steps"):
-        resume_training(tmp_path / "run")
+def test_resuming_a_complete_run_is_refused_with_advice(undisturbed: Path) -> None:
+    with pytest.raises(UserError, match=r"is complete: 60 of 60 .* --steps"):
+        resume_training(undisturbed)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -117,30 +104,10 @@ def test_too_large_a_replay_is_refused_and_nothing_is_written(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def _kill_a_worker(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
-    """Before these vector steps (counted from 0) a worker of the training environments dies."""
-    original = Stepper.vector_step
-
-    def kill(self: Stepper, step: int) -> None:
-        if step in at:
-            os.kill(self.state.envs.worker_pids[0], signal.SIGKILL)
-        original(self, step)
-
-    monkeypatch.setattr(Stepper, "vector_step", kill)
-
-
-def _kill_a_worker_before_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(policy: Policy, envs: TaskVectorEnv, episodes: int, **options: Any) -> Evaluation:
-        os.kill(envs.worker_pids[0], signal.SIGKILL)
-        return evaluate(policy, envs, episodes, **options)
-
-    monkeypatch.setattr("mtrl.training.loop.evaluate", kill)
-
-
 def test_a_killed_worker_is_replaced_and_nothing_invented_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _kill_a_worker(monkeypatch, {30})
+    kill_a_worker(monkeypatch, 30)
     assert (
         train(counting(env=EnvConfig(max_episode_steps=20, num_workers=2)), tmp_path / "run").exit_code == 0
     )
@@ -164,7 +131,7 @@ def test_a_resumed_run_counts_restarts_on_and_knows_which_steps_saw_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    _kill_a_worker(monkeypatch, {30, 45})
+    kill_a_worker(monkeypatch, 30, 45)
     train(counting(steps=40, env=EnvConfig(max_episode_steps=20, num_workers=2)), run)
     assert load_checkpoint(run)[1]["loop"]["restart_steps"] == [31]
     capsys.readouterr()
@@ -181,7 +148,7 @@ def test_a_resumed_run_counts_restarts_on_and_knows_which_steps_saw_them(
 def test_past_the_budget_a_checkpoint_is_written_and_the_run_goes_on_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _kill_a_worker(monkeypatch, {30})
+    kill_a_worker(monkeypatch, 30)
     env = EnvConfig(max_episode_steps=20, num_workers=2, max_restarts=0)
     with pytest.raises(
         EnvironmentFailure, match=r"SIGKILL(.|\n)*stopped at vector step 31; continue with --res"
@@ -200,7 +167,7 @@ def test_past_the_budget_a_checkpoint_is_written_and_the_run_goes_on_from_it(
 def test_the_script_exits_75_past_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _kill_a_worker(monkeypatch, {20})
+    kill_a_worker(monkeypatch, 20)
     run = tmp_path / "run"
     flags = ["--preset", "debug", "--run-dir", str(run), "--env.max-restarts", "0"]
     flags += ["--suite", COUNTING["suite"], "--tasks", *NAMES]
@@ -214,7 +181,7 @@ def test_the_script_exits_75_past_the_budget(
 def test_a_worker_killed_during_evaluation_changes_no_number(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _kill_a_worker_before_every_evaluation(monkeypatch)
+    kill_a_worker_in_evaluations(monkeypatch, 0, 1)
     train(counting(), tmp_path / "disturbed")
     first, second = (lines(run / "evaluations.jsonl") for run in (undisturbed, tmp_path / "disturbed"))
     assert [without_time(line) for line in first] == [without_time(line) for line in second]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 from concurrent.futures import ProcessPoolExecutor
@@ -22,31 +23,26 @@ from mtrl.errors import UserError
 from mtrl.runs.evaluation import Evaluation
 from mtrl.training.events import Event
 from mtrl.training.run import default_run_dir, evaluate_run, resume_training
-from tests.helpers.runs import assert_same_run
-from tests.helpers.short_runs import COUNTING, config, lines
+from tests.helpers.short_runs import assert_same_run, config, counting, lines
+from tests.training.conftest import Finished
 
 
-def counting(**changes: Any) -> Config:
-    return config(**COUNTING, **changes)
-
-
-def test_the_result_is_what_the_files_say(tmp_path: Path) -> None:
-    result = train(counting(), tmp_path / "run")
-    assert (result.exit_code, result.path, result.steps) == (0, tmp_path / "run", 60)
+def test_the_result_is_what_the_files_say(finished: Finished) -> None:
+    result, run = finished.result, finished.path
+    assert (result.exit_code, result.path, result.steps) == (0, run, 60)
     assert result.seconds > 0
     assert result.evaluation is not None
-    written = lines(tmp_path / "run" / "evaluations.jsonl")[-1]
+    written = lines(run / "evaluations.jsonl")[-1]
     assert written["mean_return"] == result.evaluation.mean_return
     # Twenty rewards of 100 * code + step each.
     np.testing.assert_array_equal(result.evaluation.episode_return, [[2210.0] * 2, [4210.0] * 2])
-    again = evaluate_run(tmp_path / "run", episodes=2)
+    again = evaluate_run(run, episodes=2)
     np.testing.assert_array_equal(again.episode_return, result.evaluation.episode_return)
-    assert evaluate_run(tmp_path / "run", episodes=3).episodes_per_task == 3
+    assert evaluate_run(run, episodes=3).episodes_per_task == 3
 
 
-def test_callbacks_hear_everything_in_order(tmp_path: Path) -> None:
-    events: list[Event] = []
-    result = train(counting(), tmp_path / "run", callbacks=[events.append])
+def test_callbacks_hear_everything_in_order(finished: Finished) -> None:
+    result, events = finished.result, finished.events
     saved = [event for event in events if event.kind == "checkpoint"]  # when they are safe, not when begun
     others = [event for event in events if event.kind != "checkpoint"]
     assert [(event.kind, event.vector_step) for event in others] == [
@@ -58,8 +54,8 @@ def test_callbacks_hear_everything_in_order(tmp_path: Path) -> None:
     assert {event.total_steps for event in events} == {60}
     assert [event.final for event in events if event.kind == "evaluation"] == [False, True]
     assert events[-1].evaluation is result.evaluation
-    assert events[-2].path == tmp_path / "run/checkpoints/step_000000060"
-    written = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert events[-2].path == finished.path / "checkpoints/step_000000060"
+    written = lines(finished.path / "metrics.jsonl")[-1]
     assert others[-2].metrics["critic_loss"] == written["critic_loss"]
     assert others[-2].metrics["time/fps"] == written["time/fps"]
 
@@ -228,6 +224,17 @@ def test_a_core_that_taskset_grants_alone_is_one_thread() -> None:
         torch.set_num_threads(threads)
 
 
+def test_what_goes_to_and_from_a_process_of_a_pool_survives_pickling(finished: Finished) -> None:
+    assert pickle.loads(pickle.dumps(counting())) == counting()
+    result = finished.result
+    again = pickle.loads(pickle.dumps(result))
+    assert again.evaluation is not None
+    assert result.evaluation is not None
+    np.testing.assert_array_equal(again.evaluation.success, result.evaluation.success)
+    assert again._replace(evaluation=None) == result._replace(evaluation=None)
+
+
+@pytest.mark.slow
 def test_runs_can_be_submitted_to_a_pool_of_processes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:

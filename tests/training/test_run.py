@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +21,24 @@ from mtrl import Config, train
 from mtrl.agents.sac.replay import stored_rows
 from mtrl.cli.train import main as main_train
 from mtrl.combiners import COMBINERS
+from mtrl.config.presets import save_config
 from mtrl.config.schema import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig
+from mtrl.envs.metaworld.tasks import BENCHMARKS
 from mtrl.errors import UserError
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.training.run import evaluate_run, resume_training
 from mtrl.training.stepper import Stepper
 from tests.helpers.checkpoints import assert_same
 from tests.helpers.counting_env import CountingSuite
+from tests.helpers.faults import before_each_step
 from tests.helpers.loss_methods import sac_options
-from tests.helpers.runs import assert_same_run
-from tests.helpers.short_runs import COUNTING, TASKS, config, lines
+from tests.helpers.short_runs import COUNTING, TASKS, assert_same_run, config, counting, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 # One of the losses alone, one of the Gramian, one that asks for gradients at other parameters.
 QUICK = {"famo", "cagrad", "fs_mtl"}
 METHODS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(COMBINERS)]
-
-
-def counting(**changes: Any) -> Config:
-    return config(**COUNTING, **changes)
 
 
 def state_of(run: Path) -> dict[str, Any]:
@@ -50,15 +48,13 @@ def state_of(run: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def stopped_at(number: int) -> Iterator[None]:
     """SIGTERM arrives in this vector step."""
-    original = Stepper.vector_step
 
-    def vector_step(self: Stepper, step: int) -> None:
+    def stop(stepper: Stepper, step: int) -> None:
         if step + 1 == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "vector_step", vector_step)
+        before_each_step(patch, stop)
         yield
 
 
@@ -189,15 +185,13 @@ def test_a_policy_evaluates_without_what_only_training_needs(
 
 
 def test_another_version_of_the_suite_is_refused_unless_allowed(
-    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+    half: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
-    train(counting(steps=30), run)
     monkeypatch.setattr(CountingSuite, "versions", lambda suite: {"counting": "2"})
     with pytest.raises(UserError, match="--allow-version-mismatch"):
-        resume_training(run, steps=60)
-    assert resume_training(run, steps=60, allow_version_mismatch=True).steps == 60
-    assert_same(state_of(run)["replay"], state_of(undisturbed)["replay"])
+        resume_training(half, steps=60)
+    assert resume_training(half, steps=60, allow_version_mismatch=True).steps == 60
+    assert_same(state_of(half)["replay"], state_of(undisturbed)["replay"])
 
 
 def test_what_the_suite_remarks_is_said_once_for_both_sets_of_environments(
@@ -223,14 +217,8 @@ EVERY_INGREDIENT: dict[str, Any] = {
 
 def test_every_ingredient_of_the_recipe_survives_a_resume(tmp_path: Path) -> None:
     """Stopped in the middle of an episode, of held noise and between two steps of the actor."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = counting(method="cagrad", **EVERY_INGREDIENT)
-    train(settings, whole)
-    with stopped_at(25):
-        assert train(settings, parts).steps == 25
-    assert resume_training(parts).exit_code == 0
-    assert_same_run(whole, parts)
-    scales = lines(whole / "metrics.jsonl")[-1]["reward_scale"]
+    assert_resumes(counting(method="cagrad", **EVERY_INGREDIENT), tmp_path)
+    scales = lines(tmp_path / "whole" / "metrics.jsonl")[-1]["reward_scale"]
     assert min(scales.values()) > 0
     assert tuple(scales) == COUNTING["tasks"]
 
@@ -239,34 +227,68 @@ def test_every_ingredient_of_the_recipe_survives_a_resume(tmp_path: Path) -> Non
 
 
 @pytest.mark.meta
+def test_a_run_of_metaworld_resumes_as_well(tmp_path: Path) -> None:
+    assert_resumes(config(steps=30), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.meta
 def test_mt10_script_trains_evaluates_and_writes_everything(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, str(SCRIPTS / "train_mt10.py"), "--method", "cagrad", "--preset", "debug"]
     done = subprocess.run([*command, "--run-dir", str(run)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert_everything_written(run, BENCHMARKS["MT10"])
+
+
+@pytest.mark.slow
+@pytest.mark.meta
+def test_killed_and_resumed_is_bit_equal_to_undisturbed_on_metaworld(tmp_path: Path) -> None:
+    flags = ["--tasks", *TASKS, "--method", "nash_mtl", "--preset", "debug", "--steps", "200"]
+    flags += ["--train.checkpoint-interval", "50", "--train.num-threads", "1", "--env.num-workers", "1"]
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert main_train([*flags, "--run-dir", str(undisturbed)]) == 0
+    kill_and_resume(flags, killed)
+    assert_same_run(undisturbed, killed)
+
+
+# -- the scripts --------------------------------------------------------------------------------------------
+
+
+def test_a_training_by_flags_writes_everything(tmp_path: Path) -> None:
+    flags = ["--suite", COUNTING["suite"], "--tasks", *COUNTING["tasks"], "--method", "cagrad"]
+    assert main_train([*flags, "--preset", "debug", "--run-dir", str(tmp_path / "run")]) == 0
+    assert_everything_written(tmp_path / "run", COUNTING["tasks"])
+
+
+def assert_everything_written(run: Path, tasks: Sequence[str]) -> None:
     names = {path.name for path in run.iterdir()}
     assert {"config.yaml", "versions.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints"} <= names
     evaluation = lines(run / "evaluations.jsonl")[-1]
     assert evaluation["final"]
-    assert len(evaluation["tasks"]) == 10
-    assert set(evaluation["tasks"]["reach-v3"]) == {"success", "success_last", "return", "episodes"}
+    assert set(evaluation["tasks"]) == set(tasks)
+    assert set(evaluation["tasks"][tasks[0]]) == {"success", "success_last", "return", "episodes"}
     metrics = lines(run / "metrics.jsonl")[-1]
-    assert metrics["env_steps"] == 10 * metrics["vector_step"]
+    assert metrics["env_steps"] == len(tasks) * metrics["vector_step"]
     for key in ("train/critic_loss", "train/ent_coef", "time/fps", "grad/critic_conflict_fraction"):
         assert np.isfinite(metrics[key])
     assert max(metrics["weight"].values()) > min(metrics["weight"].values()) > 0
 
 
-@pytest.mark.meta
-def test_killed_and_resumed_is_bit_equal_to_undisturbed(tmp_path: Path) -> None:
-    flags = ["--tasks", *TASKS, "--method", "nash_mtl", "--preset", "debug", "--steps", "200"]
-    flags += ["--train.checkpoint-interval", "50", "--train.num-threads", "1", "--env.num-workers", "1"]
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert main_train([*flags, "--run-dir", str(undisturbed)]) == 0
-    command = [sys.executable, str(SCRIPTS / "train.py"), *flags, "--run-dir", str(killed)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    wait_for(lambda: process.poll() is not None or list((killed / "checkpoints").glob("step_*")))
+def test_killed_and_resumed_is_bit_equal_to_undisturbed(tmp_path: Path, undisturbed: Path) -> None:
+    slowly = counting(suite_options={"step_seconds": 0.02})  # so that it is killed on its way
+    save_config(slowly, tmp_path / "slowly.yaml")
+    kill_and_resume(["--preset", str(tmp_path / "slowly.yaml")], tmp_path / "killed")
+    assert_same_run(undisturbed, tmp_path / "killed")
+
+
+def kill_and_resume(flags: list[str], run: Path) -> None:
+    """Train in a process of its own, kill it after its first checkpoint, and resume in this process."""
+    command = [sys.executable, str(SCRIPTS / "train.py"), *flags, "--run-dir", str(run)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    wait_for(lambda: process.poll() is not None or list((run / "checkpoints").glob("step_*")))
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert main_train(["--resume", str(killed)]) == 0
-    assert_same_run(undisturbed, killed)
+    assert main_train(["--resume", str(run)]) == 0

@@ -11,21 +11,16 @@ from typing import Any
 
 import pytest
 
-from mtrl import Config, train
+from mtrl import train
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import has_checkpoint
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Event, Requests
 from mtrl.training.run import resume_or_start, resume_training
-from tests.helpers.runs import assert_same_run
-from tests.helpers.short_runs import COUNTING, config, lines
+from tests.helpers.short_runs import assert_same_run, counting, lines
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAVES = (signal.SIGUSR1, signal.SIGUSR2)
-
-
-def counting(**changes: Any) -> Config:
-    return config(**COUNTING, **changes)
 
 
 @pytest.fixture(autouse=True)
