@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from mtrl.cli import launch
 from mtrl.errors import unknown_name
 
 _COMMANDS = ("train", "evaluate", "report", "export", "sweep")
 
-
-def train() -> int:
-    """Entry point of mtrl-train."""
-    return launch("mtrl.cli.train")
-
-
-def evaluate() -> int:
-    """Entry point of mtrl-evaluate."""
-    return launch("mtrl.cli.evaluate")
-
-
-def report() -> int:
-    """Entry point of mtrl-report."""
-    return launch("mtrl.cli.report")
-
-
-def export() -> int:
-    """Entry point of mtrl-export."""
-    return launch("mtrl.cli.export")
-
-
-def sweep() -> int:
-    """Entry point of mtrl-sweep."""
-    return launch("mtrl.cli.sweep")
+# Entry points of the installed commands mtrl-train and so on, see pyproject.toml.
+train, evaluate, report, export, sweep = (partial(launch, f"mtrl.cli.{name}") for name in _COMMANDS)
 
 
 def _run(arguments: list[str]) -> int:

@@ -50,13 +50,6 @@ def _evaluate(arguments: list[str]) -> int:
         )
     from mtrl.training.run import evaluate_run
 
-    evaluate_run(
-        Path(flags.run_dir),
-        episodes=flags.episodes,
-        device=flags.device,
-        allow_version_mismatch=flags.allow_version_mismatch,
-        video=flags.video,
-        camera=flags.camera,
-        best=flags.best,
-    )
+    values = {name: value for name, value in vars(flags).items() if name != "run_dir"}
+    evaluate_run(Path(flags.run_dir), **values)
     return 0

@@ -1,4 +1,4 @@
-"""Flags: fields and options of parts, shown and split by tyro, their values read as YAML reads them.
+"""Flags: fields and options of plug-ins, shown and split by tyro, their values read as YAML reads them.
 
 tyro sees text alone, so that a value from the shell, from YAML and from Python is checked at one place and
 a mistake reads the same. What tyro refuses itself (a missing value, a stray word) it draws as a box, of which
@@ -54,13 +54,9 @@ def option_flag(option: Option, flag: str | None = None, metavar: str | None = N
 def fields_of(cls: Any, values: Any = None) -> list[Option]:
     """Return the fields of a `settings` dataclass as options; defaults are those of the instance `values`."""
     options = []
-    for field in dataclasses.fields(cls):
-        default = field.default if values is None else getattr(values, field.name)
-        help_text = cls.__pydantic_fields__[field.name].description or ""
-        missing = default is dataclasses.MISSING
-        options.append(
-            Option(field.name, field_types(cls)[field.name], REQUIRED if missing else default, help_text)
-        )
+    for name, annotation in field_types(cls).items():
+        default = getattr(cls if values is None else values, name, REQUIRED)
+        options.append(Option(name, annotation, default, cls.__pydantic_fields__[name].description or ""))
     return options
 
 
@@ -96,9 +92,7 @@ def print_help(members: Members, description: str, epilogue: str = "") -> None:
 def parse_command(cls: type[F], arguments: Sequence[str], positional: str | None = None) -> F | None:
     """Return a command's flags, the fields of a `settings` class; None if help was asked for, and printed."""
     members = [
-        option_flag(option, "" if option.name == positional else None, "PATH" if positional else None)
-        if option.name == positional
-        else option_flag(option)
+        option_flag(option, "", "PATH") if option.name == positional else option_flag(option)
         for option in fields_of(cls)
     ]
     if wants_help(arguments):

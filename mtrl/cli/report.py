@@ -11,8 +11,6 @@ from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings
 from mtrl.errors import UserError
 
-Measure = Literal["success", "return"]
-
 
 @settings("--")
 class _Flags:
@@ -24,7 +22,7 @@ class _Flags:
     """Folder for report.html, tables/, figures/ and configs/; made if missing."""
     single_task: tuple[str, ...] = ()
     """Finished runs of one task each, for Delta m: the drop against agents trained on a task alone."""
-    measure: Measure | None = None
+    measure: Literal["success", "return"] | None = None
     """What is compared; by default success where the suite has one, else the return."""
 
 
@@ -37,37 +35,16 @@ def _report(arguments: list[str]) -> int:
     flags = parse_command(_Flags, arguments, positional="runs")
     if flags is None:
         return 0
-    return report(
-        list(map(Path, flags.runs)),
-        Path(flags.out),
-        single_task=list(map(Path, flags.single_task)),
-        measure=flags.measure,
-        command=arguments,
-    )
-
-
-def report(
-    runs: Sequence[Path],
-    out: Path,
-    *,
-    single_task: Sequence[Path] = (),
-    measure: Measure | None = None,
-    command: Sequence[str] = (),
-) -> int:
-    """Write the report on `runs` into `out`, print its first two tables and return the exit code 0.
-
-    Raises:
-        UserError: no run, runs that cannot share a table, or a folder that cannot be written.
-    """
-    if not runs:
+    if not flags.runs:
         raise UserError("no runs: give run directories or folders of them, for instance runs/mt10.")
     from mtrl.report import compare, write_report
 
-    comparison = compare(runs, single_task=single_task, measure=measure)
+    single_task = list(map(Path, flags.single_task))
+    comparison = compare(list(map(Path, flags.runs)), single_task=single_task, measure=flags.measure)
     try:
-        result = write_report(comparison, out, command=command)
+        result = write_report(comparison, Path(flags.out), command=arguments)
     except OSError as error:
-        raise UserError(f"cannot write to '{out}': {error.strerror}. Choose another --out.") from error
+        raise UserError(f"cannot write to '{flags.out}': {error.strerror}. Choose another --out.") from error
     print("\n".join(table.markdown() for table in result.tables[:2]), end="")
     print(f"\n{result.files[0]} and {len(result.files) - 1} files beside it")
     if not result.has_figures:

@@ -60,26 +60,22 @@ def evaluate(
     for number in range(rounds):
         columns = slice(number * copies, (number + 1) * copies)
         episode = np.tile(np.arange(copies) + number * copies, tasks)
-        outcome = _run_round(policy, envs, episode % envs.num_goals, between_steps)
+        outcome = None
+        while outcome is None:
+            outcome = _try_round(policy, envs, episode % envs.num_goals, between_steps)
         for table, values in zip((any_step, last_step, returns), outcome, strict=True):
             table[:, columns] = values.reshape(tasks, copies)
     keep = slice(episodes_per_task)
     return Evaluation(envs.task_names, any_step[:, keep], last_step[:, keep], returns[:, keep])
 
 
-def _run_round(
-    policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64], between_steps: Callable[[], None]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """One episode in every environment: success at any step, success at the last, return, each [T*E]."""
-    while True:
-        outcome = _try_round(policy, envs, goals, between_steps)
-        if outcome is not None:
-            return outcome
-
-
 def _try_round(
     policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64], between_steps: Callable[[], None]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
+    """One episode in every environment: success at any step and at the last, return, each [T*E].
+
+    None if a worker was restarted meanwhile: its episodes are cut short, so the round counts for nothing.
+    """
     obs, _ = envs.reset(options={"goal": goals})
     running = np.ones(len(goals), dtype=bool)
     any_step, last_step = np.full(len(goals), np.nan), np.full(len(goals), np.nan)

@@ -57,12 +57,12 @@ class DivergenceGuard:
         )
         self._tell(step, "success", f"success fell from {_WAS_SOLVED:g} or more", bad, advice)
 
-    def remember(self, evaluations: Sequence[Mapping[str, float | None]]) -> None:
-        """Take in the evaluations of former processes."""
-        for success in evaluations:
-            for task, rate in success.items():
-                if rate is not None and task in self._best:
-                    self._best[task] = max(self._best[task], rate)
+    def remember(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the evaluations of former processes, lines of evaluations.jsonl."""
+        for line in lines:
+            for task, values in line["tasks"].items():
+                if values.get("success") is not None and task in self._best:
+                    self._best[task] = max(self._best[task], values["success"])
 
     def _tell(self, step: int, kind: str, rule: str, bad: Mapping[str, float], advice: str) -> None:
         new = {task: value for task, value in bad.items() if (kind, task) not in self._told}
@@ -75,8 +75,3 @@ class DivergenceGuard:
         if self._action == "stop":
             raise Diverged(f"{text} Stopped, as train.on_divergence=stop asks for.")
         self._warn(text)
-
-
-def seen(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
-    """Return what `DivergenceGuard.evaluation` takes, from the record's lines."""
-    return [{task: values.get("success") for task, values in line["tasks"].items()} for line in lines]

@@ -26,7 +26,7 @@ from mtrl.runs.jsonl import best_score, read_evaluations
 from mtrl.runs.log import Log, by_task
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Event, Requests, TrainResult
-from mtrl.training.guard import DivergenceGuard, seen
+from mtrl.training.guard import DivergenceGuard
 from mtrl.training.stepper import RunState, Stepper, Timer
 
 
@@ -73,7 +73,7 @@ class TrainingLoop:
         self.former_restarts = state.restarts
         evaluations = read_evaluations(path)
         self.best = best_score(evaluations)
-        self.guard.remember(seen(evaluations))
+        self.guard.remember(evaluations)
         self.seconds = {"evaluation": 0.0, "checkpoint": 0.0}
         self.final: Evaluation | None = None
         self.began = time.perf_counter()
@@ -144,13 +144,11 @@ class TrainingLoop:
     def _training_seconds(self) -> float:
         return time.perf_counter() - self.began - sum(self.seconds.values())
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, kind: Any, step: int, **what: Any) -> None:
+        values = {"path": self.path} | what
+        event = Event(kind, step, self.config.steps, _requests=self.requests, **values)
         for callback in self.callbacks:
             callback(event)
-
-    def _event(self, kind: Any, step: int, **what: Any) -> Event:
-        values = {"path": self.path} | what
-        return Event(kind, step, self.config.steps, _requests=self.requests, **values)
 
     # -- log ------------------------------------------------------------------------------------------------
 
@@ -170,7 +168,7 @@ class TrainingLoop:
         if self.callbacks:
             names = self.state.envs.task_names
             named = {group: by_task(names, values) for group, values in per_task.items()}
-            self._tell(self._event("log", step, metrics=scalars | named))
+            self._tell("log", step, metrics=scalars | named)
 
     def _speed(self, step: int) -> dict[str, float]:
         now, total = time.perf_counter(), self._spent()
@@ -215,7 +213,7 @@ class TrainingLoop:
             self.saving.begin(step, self.state.tree, last=last)
 
     def _saved(self, step: int, path: Path) -> None:
-        self._tell(self._event("checkpoint", step, path=path))
+        self._tell("checkpoint", step, path=path)
 
     def _restarts(self) -> int:
         """Workers restarted so far, those of former processes included."""
@@ -255,7 +253,7 @@ class TrainingLoop:
         self.guard.evaluation(step, result.task_means()["success"])
         if final:
             self.final = result
-        self._tell(self._event("evaluation", step, evaluation=result, final=final))
+        self._tell("evaluation", step, evaluation=result, final=final)
 
     def _between_evaluation_steps(self, step: int) -> None:
         """Answer signals while an evaluation runs: schedulers kill half a minute after their warning."""

@@ -10,7 +10,7 @@ import pytest
 from mtrl import train
 from mtrl.agents.base import Bound
 from mtrl.errors import Diverged
-from mtrl.training.guard import DivergenceGuard, seen
+from mtrl.training.guard import DivergenceGuard
 from tests.helpers.short_runs import COUNTING, config
 
 TASKS = ("door", "drawer")
@@ -49,7 +49,7 @@ def test_a_solved_task_that_is_lost_is_told(rates: tuple[float | None, float], t
 
 def test_what_former_processes_saw_counts() -> None:
     watch, said = guard()
-    watch.remember(seen([{"tasks": {"door": {"success": 0.8}, "drawer": {"success": None}}}]))
+    watch.remember([{"tasks": {"door": {"success": 0.8}, "drawer": {"success": None}}}])
     watch.evaluation(5, {"door": 0.2, "drawer": 0.2})
     assert len(said) == 1 and "door" in said[0]
 
