@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from ctypes.util import find_library
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.errors import UserError, unknown_name
 from mtrl.registry import Registry
 
 StepOutcome = tuple[NDArray[Any], float, bool, bool, Mapping[str, Any]]
@@ -126,3 +130,43 @@ SUITES = Registry(
     },
     given=("tasks", "task_names", "num_goals", "seed"),
 )
+
+
+def build_suite(
+    name: str,
+    tasks: Sequence[str],
+    *,
+    num_goals: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> TaskSuite:
+    """Return the suite of that name, or of "package.module:Name", with the given tasks.
+
+    Args:
+        name: a name in SUITES or a path to a class of the user's own.
+        tasks: as the suite understands them.
+        num_goals: variations of each task; None: as many as the suite has.
+        options: the suite class's keyword-only arguments.
+
+    Raises:
+        UserError: no such suite, option or task.
+    """
+    cls = SUITES[name]
+    known, options = SUITES.options(name), options or {}
+    for option in options:
+        if option not in known:
+            raise UserError(unknown_name(f"option of the suite {name}", option, known))
+    suite: TaskSuite = cls(tasks, num_goals=num_goals, **options)
+    return suite
+
+
+def renderer_variables(render_mode: str | None) -> dict[str, str]:
+    """Return environment variables for workers that render, or do not.
+
+    A renderer that is named by MUJOCO_GL but not installed makes `import mujoco` fail: workers that render
+    nothing load none. Without MUJOCO_GL MuJoCo opens a window even for frames, on a screen that may be
+    another machine's or long gone: EGL, where it is installed, needs none.
+    """
+    if render_mode is None:
+        return {"MUJOCO_GL": "disabled"}
+    window = render_mode == "human" or os.environ.get("MUJOCO_GL") or not sys.platform.startswith("linux")
+    return {} if window or find_library("EGL") is None else {"MUJOCO_GL": "egl"}

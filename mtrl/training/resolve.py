@@ -16,7 +16,7 @@ from mtrl.config.presets import INCIDENTAL, config_to_dict, differences, flat, l
 from mtrl.config.schema import Config
 from mtrl.config.values import convert, found
 from mtrl.envs import TaskVectorEnv, build_suite
-from mtrl.envs.engine.supervision import Report
+from mtrl.envs.engine.supervision import Notify
 from mtrl.envs.suite import SUITES, TaskSuite
 from mtrl.errors import UserError, unknown_name
 from mtrl.networks.base import NETWORKS
@@ -143,11 +143,11 @@ def build_envs(
     *,
     num_workers: int | None,
     evaluation: bool = False,
-    report: Report = console.warning,
+    notify: Notify = console.warning,
 ) -> TaskVectorEnv:
     """Start environments of the run's protocol in num_workers processes; None: one per available core.
 
-    Those for evaluation may have longer episodes (`eval.max_episode_steps`). `report` is told of restarts.
+    Those for evaluation may have longer episodes (`eval.max_episode_steps`). `notify` is told of restarts.
     """
     env = config.env
     own_steps = config.eval.max_episode_steps if evaluation else None
@@ -160,7 +160,7 @@ def build_envs(
         step_timeout=env.step_timeout,
         max_restarts=env.max_restarts,
         worker_niceness=env.worker_niceness,
-        report=report,
+        notify=notify,
     )
 
 

@@ -243,8 +243,8 @@ def _run(
         requests = stack.enter_context(Requests())
         stack.enter_context(_process_settings(config))
         console.say("starting the environments (the first run of a seed also draws its goals)")
-        report = console.once()  # both sets of environments have the same to say about the suite
-        envs = build_envs(config, num_workers=config.env.num_workers, report=report)
+        notify = console.once()  # both sets of environments have the same to say about the suite
+        envs = build_envs(config, num_workers=config.env.num_workers, notify=notify)
         stack.enter_context(closing(envs))
         state = RunState(config, envs, device)
         start, history = 0, _NEW
@@ -255,7 +255,7 @@ def _run(
                 # Lines beyond the checkpoint tell of vector steps that are made again now.
                 history = drop_after(run.path, start)
         # The learner waits while these run, so they may take all cores.
-        eval_envs = build_envs(config, num_workers=None, evaluation=True, report=report)
+        eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
         stack.enter_context(closing(eval_envs))
         own = state.agent.facts()
         if state.restart_steps:

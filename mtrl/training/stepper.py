@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mtrl.agents.base import Floats, Transitions
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
-from mtrl.envs.engine.results import StepResult
+from mtrl.envs.engine.shared import StepResult
 from mtrl.errors import EnvironmentFailure
 from mtrl.training.resolve import build_agent
 

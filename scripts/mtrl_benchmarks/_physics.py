@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.envs import make_envs
-from mtrl.envs.engine.costs import balanced
+from mtrl.envs.engine.pool import balanced
 from mtrl.envs.metaworld.tasks import STEP_COSTS
 from mtrl_benchmarks._vectors import Vector
 

@@ -207,7 +207,7 @@ def test_a_manifest_cannot_point_outside_its_directory(tmp_path: Path) -> None:
 
 
 # These unpickle what a process of the same run sends through a pipe, never a file.
-PIPES = {"envs/engine/parcel.py", "envs/engine/pool.py", "envs/engine/worker.py"}
+PIPES = {"envs/engine/pool.py", "envs/engine/worker.py"}
 
 
 def test_the_package_never_unpickles_a_file() -> None:

@@ -11,16 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.envs.engine.episodes import Episodes
-from mtrl.envs.engine.parcel import Parcel
 from mtrl.envs.engine.pool import Failure, WorkerPool
-from mtrl.envs.engine.worker import Build, Rules
+from mtrl.envs.engine.worker import Build, Parcel, Rules
 from mtrl.errors import EnvironmentFailure
 
-Report = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def warn(text: str) -> None:
-    """Report by a Python warning, which is what happens unless the caller has a better way."""
+    """Tell the user by a RuntimeWarning, the default way."""
     warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
@@ -50,7 +49,7 @@ class Supervisor:
         blueprint: of the environments, with the goals that are in force when a worker is restarted.
         episodes: tells which episode a failing row was in.
         max_restarts: restarts allowed over the life of this object.
-        report: called with one text per restart.
+        notify: called with one text per restart.
     """
 
     def __init__(
@@ -59,11 +58,11 @@ class Supervisor:
         blueprint: Blueprint,
         episodes: Episodes,
         max_restarts: int,
-        report: Report,
+        notify: Notify,
     ) -> None:
         self._pool, self._blueprint, self._episodes = pool, blueprint, episodes
         self._tasks = tuple(blueprint.tasks)
-        self._max_restarts, self._report = max_restarts, report
+        self._max_restarts, self._notify = max_restarts, notify
         self.restarts = 0
         self.revived: set[int] = set()  # workers restarted by the last `begin`
         self.adrift: set[int] = set()  # workers whose environments are in no episode, or that are dead
@@ -149,8 +148,8 @@ class Supervisor:
         for own in self._pool.scatter("render", dict.fromkeys(everyone, (rows,))).values():
             frames.update(own)
         if self._pool.failures:
-            reports = [self._describe(failure) for failure in self._pool.failures.values()]
-            raise EnvironmentFailure("\n".join(["rendering failed:", *reports]))
+            failures = [self._describe(failure) for failure in self._pool.failures.values()]
+            raise EnvironmentFailure("\n".join(["rendering failed:", *failures]))
         return frames
 
     def _restart_failed(self) -> set[int]:
@@ -166,7 +165,7 @@ class Supervisor:
                 )
             for failure in failures:
                 self.restarts += 1
-                self._report(
+                self._notify(
                     f"{self._describe(failure)}\nIt is restarted ({self.restarts} of at most "
                     f"{self._max_restarts} restarts); its unfinished episodes are dropped."
                 )
@@ -181,8 +180,8 @@ class Supervisor:
             raise EnvironmentFailure(self._fatal)
 
     def _give_up(self, advice: str) -> None:
-        reports = [self._describe(failure) for failure in self._pool.failures.values()]
-        self._fatal = "\n".join([*reports, advice]).rstrip()
+        failures = [self._describe(failure) for failure in self._pool.failures.values()]
+        self._fatal = "\n".join([*failures, advice]).rstrip()
         raise EnvironmentFailure(self._fatal)
 
     def _describe(self, failure: Failure) -> str:

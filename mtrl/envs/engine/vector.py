@@ -28,14 +28,11 @@ from mtrl.envs.engine.arguments import (
     check_suite,
     read_goals,
 )
-from mtrl.envs.engine.costs import balanced
 from mtrl.envs.engine.episodes import Episodes
-from mtrl.envs.engine.parcel import pack
-from mtrl.envs.engine.pool import WorkerPool
-from mtrl.envs.engine.results import Flags, Floats, StepResult, collect
-from mtrl.envs.engine.shared import Sizes
-from mtrl.envs.engine.supervision import Blueprint, Report, Supervisor, warn
-from mtrl.envs.engine.worker import Rules
+from mtrl.envs.engine.pool import WorkerPool, balanced
+from mtrl.envs.engine.shared import Flags, Floats, Sizes, StepResult, collect
+from mtrl.envs.engine.supervision import Blueprint, Notify, Supervisor, warn
+from mtrl.envs.engine.worker import Rules, pack
 from mtrl.envs.suite import TaskSuite
 from mtrl.errors import EnvironmentFailure, UserError
 
@@ -63,8 +60,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         step_timeout: seconds without an answer after which a worker counts as hung.
         max_restarts: workers that die, raise or hang are restarted this often in all; then stepping raises.
         worker_niceness: added to the workers' scheduling priority number; above 0 they yield to others.
-        report: called with a text for each restart, and for what the suite has to say about the environments;
-            by default a RuntimeWarning.
+        notify: called with a text for each restart and each remark of the suite; by default a RuntimeWarning.
         goals: in place of those that the suite draws for the seed.
 
     Raises:
@@ -85,7 +81,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         step_timeout: float = 60.0,
         max_restarts: int = 3,
         worker_niceness: int = 0,
-        report: Report = warn,
+        notify: Notify = warn,
         goals: Mapping[str, Any] | None = None,
     ) -> None:
         self.closed = True  # so that a failing check leaves nothing for __del__ to close
@@ -124,24 +120,24 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         copies = [row % envs_per_task for row in range(self.num_envs)]
         self._episodes = Episodes(self._row_tasks, copies, suite.num_goals, self._pool.arrays.goal)
         self._blueprint = Blueprint(parcel, self._row_tasks, seed, self._rules, render_mode, goals or {})
-        self._workers = Supervisor(self._pool, self._blueprint, self._episodes, max_restarts, report)
+        self._workers = Supervisor(self._pool, self._blueprint, self._episodes, max_restarts, notify)
         self._nobody: Flags = np.zeros(self.num_envs, np.bool_)
         self._lost = self._nobody  # rows whose episode was lost before the step under way
         self._shown = self._pool.arrays.obs.copy()  # observations handed out last
         self.closed = False
         try:
-            self._start(seed, report)
+            self._start(seed, notify)
         except BaseException:
             self.close(terminate=True)
             raise
 
-    def _start(self, seed: int, report: Report) -> None:
+    def _start(self, seed: int, notify: Notify) -> None:
         notes: list[str] = []
         if not self._blueprint.goals:
             self._blueprint.goals, notes = self._workers.draw_goals(seed)
         self._episodes.seed(seed)
         for note in dict.fromkeys([*notes, *self._workers.start()]):
-            report(note)
+            notify(note)
 
     def __enter__(self) -> Self:
         return self

@@ -22,12 +22,52 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtrl.envs.engine.parcel import Parcel
 from mtrl.envs.engine.shared import SharedArrays, Sizes
 from mtrl.envs.suite import TaskEnv, TaskSuite
 from mtrl.errors import EnvironmentFailure, UserError
+from mtrl.registry import FILE_MODULE, load_object
 
 STEP, COMMAND, DONE, RESULT, ERROR, REFUSAL = b"s", b"c", b"d", b"r", b"e", b"n"
+
+
+class Parcel(NamedTuple):
+    """A pickled suite, and the file that defines its class if no import finds that."""
+
+    file: str | None
+    name: str
+    body: bytes
+
+    def open(self) -> TaskSuite:
+        """Return the suite; called in a worker."""
+        if self.file is not None:
+            load_object(
+                f"{self.file}:{self.name}", "suite"
+            )  # enters the module under the name pickle asks for
+        suite: TaskSuite = pickle.loads(self.body)
+        return suite
+
+
+def pack(suite: TaskSuite) -> Parcel:
+    """Return the suite for the workers.
+
+    Raises:
+        UserError: its class cannot be found by another process, or it holds what cannot be pickled.
+    """
+    cls: type[Any] = type(suite)
+    if cls.__module__ == "__main__":
+        raise UserError(
+            f"the suite class {cls.__name__} is defined in the script itself, which workers never run: "
+            "move it to a module of its own and import it from there."
+        )
+    try:
+        body = pickle.dumps(suite)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"the suite {cls.__name__} cannot be sent to the workers ({error}): it must be a class at the "
+            "top of a module and hold plain data only. Open files and simulations in make_env."
+        ) from error
+    file = sys.modules[cls.__module__].__file__ if cls.__module__.startswith(FILE_MODULE) else None
+    return Parcel(file, cls.__qualname__, body)
 
 
 class Rules(NamedTuple):

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mtrl.envs.mujoco_gl import variables
-from mtrl.envs.suite import TaskEnv, TaskSuite
+from mtrl.envs.suite import TaskEnv, TaskSuite, renderer_variables
 from mtrl.errors import UserError, unknown_name
 
 ALL = "all"
@@ -99,7 +98,7 @@ class GymnasiumSuite(TaskSuite):
 
     def worker_variables(self, render_mode: str | None) -> dict[str, str]:
         """Return what lets workers import MuJoCo without the renderer they do not need."""
-        return variables(render_mode)
+        return renderer_variables(render_mode)
 
     def make_env(
         self,

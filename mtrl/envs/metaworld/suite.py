@@ -25,8 +25,7 @@ from mtrl.envs.metaworld.tasks import (
     goal_source,
     resolve_tasks,
 )
-from mtrl.envs.mujoco_gl import variables
-from mtrl.envs.suite import TaskEnv, TaskSuite
+from mtrl.envs.suite import TaskEnv, TaskSuite, renderer_variables
 from mtrl.errors import UserError
 
 GoalSets = dict[str, NDArray[np.float64]]
@@ -92,7 +91,7 @@ class MetaWorldSuite(TaskSuite):
 
     def worker_variables(self, render_mode: str | None) -> dict[str, str]:
         """Return what lets workers import MuJoCo without the renderer they do not need."""
-        return variables(render_mode)
+        return renderer_variables(render_mode)
 
     def draw_goals(self, seed: int) -> GoalSets:
         """Return the goal vectors [num_goals, D] of each task, from the cache on disk where it has them."""

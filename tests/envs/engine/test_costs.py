@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtrl.envs.engine.costs import balanced
+from mtrl.envs.engine.pool import balanced
 from mtrl.envs.metaworld.tasks import BENCHMARKS
 from mtrl.envs.metaworld.tasks import STEP_COSTS as _COSTS
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mtrl.envs.engine.results import StepResult
+from mtrl.envs.engine.shared import StepResult
 from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure
 from tests.helpers import counting_env
@@ -33,7 +33,7 @@ def make(reports: list[str] | None = None, **options: Any) -> TaskVectorEnv:
     return TaskVectorEnv(
         CountingSuite(TASKS),
         seed=0,
-        report=([] if reports is None else reports).append,
+        notify=([] if reports is None else reports).append,
         **options,
     )
 
@@ -224,7 +224,7 @@ def restarted_rows(tasks: tuple[str, ...], workers: int, copies: int) -> NDArray
         seed=0,
         num_workers=workers,
         envs_per_task=copies,
-        report=print,
+        notify=print,
     ) as envs:
         envs.reset()
         os.kill(envs.worker_pids[0], signal.SIGKILL)

@@ -12,7 +12,7 @@ from metaworld.policies import ENV_POLICY_MAP
 from numpy.typing import NDArray
 
 from mtrl.envs import BENCHMARKS, make_envs
-from mtrl.envs.engine.results import StepResult
+from mtrl.envs.engine.shared import StepResult
 from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.envs.metaworld.simulation import MetaWorldEnv
 from mtrl.envs.metaworld.suite import MetaWorldSuite

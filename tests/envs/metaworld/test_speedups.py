@@ -13,7 +13,7 @@ from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
 from mtrl.envs import BENCHMARKS
-from mtrl.envs.engine.results import StepResult
+from mtrl.envs.engine.shared import StepResult
 from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.envs.metaworld.fast_functions import norm, quaternion, quick_tolerance
 from mtrl.envs.metaworld.suite import MetaWorldSuite
