@@ -81,12 +81,12 @@ def _write_table(table: Table, folder: Path) -> list[Path]:
 
 
 def _write_figures(comparison: Comparison, folder: Path) -> tuple[list[_Picture], list[Path]]:
-    from mtrl.report.conflict_figures import conflict_figures
     from mtrl.report.figures import save, score_figures
+    from mtrl.report.gradient_figures import gradient_figures
 
     folder.mkdir(parents=True, exist_ok=True)
     pictures, written = [], []
-    for figure in (*score_figures(comparison), *conflict_figures(comparison)):
+    for figure in (*score_figures(comparison), *gradient_figures(comparison)):
         png, svg = folder / f"{figure.name}.png", folder / f"{figure.name}.svg"
         save(figure, png, svg)
         written += [png, svg]

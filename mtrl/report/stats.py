@@ -10,7 +10,7 @@ The test suite checks them against the authors' package.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -55,11 +55,6 @@ def iqm(scores: Floats) -> Any:
     return scipy.stats.trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
 
 
-def iqm_of_runs(scores: Floats) -> Any:
-    """Interquartile mean over runs of each run's mean over tasks, as Meta-World+: [..., R, T] -> [...]."""
-    return scipy.stats.trim_mean(scores.mean(axis=-1), 0.25, axis=-1)
-
-
 def bootstrap(
     statistic: Statistic,
     *scores: Floats,
@@ -80,24 +75,46 @@ def bootstrap(
         confidence: coverage of the interval, in (0, 1).
         seed: of the resampling.
     """
-    value = float(statistic(*scores))
+    low, high = _ends(statistic, scores, unit, resamples, confidence, seed)
+    return Interval(float(statistic(*scores)), float(low), float(high))
+
+
+def band(curves: Floats) -> tuple[Floats, Floats, Floats]:
+    """Mean of curves [R, K] over runs and the ends of its bootstrap interval, pointwise, each [K]."""
+
+    def over_runs(resampled: Floats) -> Any:
+        return resampled.mean(axis=-2)
+
+    center = over_runs(curves)
+    # Fewer resamples than for a table: nobody reads a third decimal off a band.
+    low, high = _ends(over_runs, (curves,), "run", 1_000, CONFIDENCE, seed=0)
+    return center, np.broadcast_to(low, center.shape), np.broadcast_to(high, center.shape)
+
+
+def _ends(
+    statistic: Statistic, scores: Sequence[Floats], unit: Unit, resamples: int, confidence: float, seed: int
+) -> tuple[Any, Any]:
+    """Return the ends of the percentile interval, shaped as the statistic; NaN where there is one run.
+
+    Percentiles, not BCa: BCa needs the jackknife, which has two values at two seeds, and is undefined where
+    all runs score the same.
+    """
     if any(len(array) < 2 for array in scores):
-        return Interval(value, np.nan, np.nan)
-    samples: list[NDArray[Any]] = []
-    for array in scores:
-        columns = 1 if unit == "run" else array.shape[1]
-        samples += [np.arange(len(array))] * columns
+        return np.nan, np.nan
+    columns = [1 if unit == "run" else array.shape[1] for array in scores]
+    pairs = list(zip(scores, columns, strict=True))
+    samples = [np.arange(len(array)) for array, count in pairs for _ in range(count)]
 
     def of_indices(*indices: NDArray[Any], axis: int) -> Any:
         # scipy resamples each sequence of run indices on its own: one sequence for all tasks, or one a task.
         assert axis == -1
         resampled, start = [], 0
-        for array in scores:
-            columns = 1 if unit == "run" else array.shape[1]
-            picked = np.stack(indices[start : start + columns], axis=-1)  # [..., R, 1 or T]
+        for array, count in pairs:
+            picked = np.stack(indices[start : start + count], axis=-1)  # [..., R, 1 or T]
             resampled.append(array[picked, np.arange(array.shape[1])])
-            start += columns
-        return statistic(*resampled)
+            start += count
+        found = np.asarray(statistic(*resampled))
+        return np.moveaxis(found, 0, -1) if indices[0].ndim > 1 else found  # scipy: resamples come last
 
     result = scipy.stats.bootstrap(
         samples,
@@ -109,8 +126,7 @@ def bootstrap(
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    low, high = result.confidence_interval
-    return Interval(value, float(low), float(high))
+    return result.confidence_interval.low, result.confidence_interval.high
 
 
 def probability_of_improvement(scores: Floats, other: Floats) -> Any:
@@ -191,14 +207,3 @@ def rank_agreement(identifier: Floats, success: Floats) -> tuple[float, float]:
         return np.nan, np.nan
     result = scipy.stats.kendalltau(identifier, success)
     return float(result.statistic), float(result.pvalue)
-
-
-def bands(curves: Floats, *, confidence: float = CONFIDENCE, seed: int = 0) -> tuple[Floats, Floats, Floats]:
-    """Mean of curves [R, K] over runs and the ends of its bootstrap interval, pointwise, each [K]."""
-    center = curves.mean(axis=0)
-    if len(curves) < 2:
-        return center, np.full_like(center, np.nan), np.full_like(center, np.nan)
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(len(curves), size=(1_000, len(curves)))
-    tails = np.quantile(curves[draws].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return center, tails[0], tails[1]
