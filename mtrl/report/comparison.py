@@ -1,21 +1,63 @@
-"""Runs of one protocol as arrays: what tables and figures are drawn from."""
+"""Which runs share a table, its rows, and their evaluations as arrays: what tables and figures are made of.
+
+All of a comparison has one protocol; the runs of a row have one configuration and differ in their seeds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.config.presets import differences
+from mtrl.config.presets import INCIDENTAL, MISSING, differences, flat
 from mtrl.errors import UserError
 from mtrl.report.load import Run, read_runs
-from mtrl.report.protocol import Group, group, protocol
 
 Floats = NDArray[np.float64]
 Measure = Literal["success", "return"]
+
+# What is measured. Runs that differ here answer different questions, and no table holds both.
+_PROTOCOL = (
+    "suite",
+    "env.envs_per_task",
+    "env.num_goals",
+    "eval.max_episode_steps",
+    "steps",
+    "eval.interval",
+    "eval.episodes_per_task",
+    "eval.final_episodes_per_task",
+)
+# What a run may differ in without being another one in a table: its number, how often it is logged and kept.
+_INCIDENTAL = (
+    *INCIDENTAL,
+    "seed",
+    "tasks",  # the spelt-out names are in the protocol
+    "train.log_interval",
+    "train.checkpoint_interval",
+)
+# Versions of the learner and of the machine; all others belong to the simulation.
+_NOT_SIMULATION = (
+    "python", "platform", "cpu", "cores", "torch", "numpy", "mtrl", "stable_baselines3", "cuda",
+    "cuda_device", "git_commit",
+)  # fmt: skip
+_OPTIONS = "method_options."
+
+
+class Group(NamedTuple):
+    """Runs of one configuration that differ in their seeds: a row of the tables."""
+
+    label: str  # method, and what tells it from the other groups
+    method: str
+    options: str  # of the method, all of them
+    runs: tuple[Run, ...]  # by seed
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """Those with a final evaluation; only they are pooled."""
+        return tuple(run for run in self.runs if run.finished)
 
 
 class Curves(NamedTuple):
@@ -85,6 +127,57 @@ def compare(
     return Comparison(groups, evaluated[0].tasks, chosen, baselines)
 
 
+def protocol(run: Run) -> dict[str, Any]:
+    """Return what is measured in a run: tasks, suite and its options, lengths, evaluations, simulation."""
+    config = flat(run.config)
+    # What is measured are the evaluation's episodes; those of training are the learner's affair.
+    own = config.get("eval.max_episode_steps")
+    config["eval.max_episode_steps"] = config.get("env.max_episode_steps") if own is None else own
+    chosen = {key: config.get(key, MISSING) for key in _PROTOCOL}
+    options = {key: value for key, value in config.items() if key.startswith("suite_options.")}
+    simulation = {
+        f"version of {name}": version for name, version in run.versions.items() if name not in _NOT_SIMULATION
+    }
+    return {"tasks": run.tasks, **chosen, **options, **simulation}
+
+
+def configuration(run: Run) -> dict[str, Any]:
+    """Return what learns in a run: agent, method, networks and all their numbers."""
+    measured = (*_PROTOCOL, *_INCIDENTAL)
+    return {
+        key: value
+        for key, value in flat(run.config).items()
+        if key not in measured and not key.startswith("suite_options.")
+    }
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Return the rows that `runs` make, in the order of their first runs.
+
+    Raises:
+        UserError: two protocols among them, or one seed twice in a row; names both runs and the difference.
+    """
+    _check_one_protocol(runs)
+    rows: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        key = tuple(sorted((key, repr(value)) for key, value in configuration(run).items()))
+        rows.setdefault(key, []).append(run)
+    configurations = [configuration(row[0]) for row in rows.values()]
+    differing = _differing(configurations)
+    groups = []
+    for row, settings in zip(rows.values(), configurations, strict=True):
+        _check_seeds(row)
+        ordered = tuple(sorted(row, key=lambda run: run.seed))
+        # Figures have no room for options that tell nothing apart: those of other methods differ anyway.
+        same = _differing([other for other in configurations if other["method"] == settings["method"]])
+        shown = {key for key in differing if key in same or not key.startswith(_OPTIONS)} - {"method"}
+        words = _words(settings, sorted(shown, key=lambda key: (not key.startswith(_OPTIONS), key)))
+        options = _words(settings, [key for key in settings if key.startswith(_OPTIONS)])
+        method = row[0].method
+        groups.append(Group(f"{method} ({words})" if words else method, method, options, ordered))
+    return groups
+
+
 def curves(runs: Sequence[Run], tasks: Sequence[str], key: str) -> Curves:
     """Return the evaluations at the steps that all `runs` have: a longer run shares its beginning."""
     by_step = [{line["vector_step"]: line for line in run.evaluations} for run in runs]
@@ -92,6 +185,48 @@ def curves(runs: Sequence[Run], tasks: Sequence[str], key: str) -> Curves:
     picked = [[lines[step] for step in common] for lines in by_step]
     seconds = [[line.get("wall_s") or np.nan for line in lines] for lines in picked]
     return Curves(np.array(common, float), np.array(seconds, float), _scores(picked, tasks, key))
+
+
+def _check_one_protocol(runs: Sequence[Run]) -> None:
+    first, *others = sorted(runs, key=lambda run: not run.evaluations)  # those with evaluations first
+    for run in others:
+        found = differences(protocol(first), protocol(run))
+        if not run.evaluations:
+            found.pop("tasks", None)  # only an evaluation spells out what MT10 holds
+        if found:
+            words = "; ".join(f"{key}: {_text(a)} and {_text(b)}" for key, (a, b) in found.items())
+            raise UserError(
+                f"runs of different protocols cannot share a table. '{first.path}' and "
+                f"'{run.path}' differ in {words}. Report them separately."
+            )
+
+
+def _check_seeds(runs: Sequence[Run]) -> None:
+    seen: dict[int, Run] = {}
+    for run in runs:
+        if run.seed in seen:
+            raise UserError(
+                f"'{seen[run.seed].path}' and '{run.path}' are the same configuration with the same seed "
+                f"{run.seed}: counted twice they would narrow the intervals. Leave one out."
+            )
+        seen[run.seed] = run
+
+
+def _words(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+    shown = {key.removeprefix(_OPTIONS): _text(settings.get(key, MISSING)) for key in keys}
+    return ", ".join(f"{key}={value}" for key, value in shown.items())
+
+
+def _differing(configurations: Sequence[Mapping[str, Any]]) -> set[str]:
+    keys = {key for settings in configurations for key in settings}
+    return {key for key in keys if len({repr(settings.get(key, MISSING)) for settings in configurations}) > 1}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        shown = ", ".join(map(str, value[:3]))
+        return f"{shown}, ... ({len(value)})" if len(value) > 3 else shown
+    return str(value)
 
 
 def _scores(lines: Sequence[Sequence[Any]], tasks: Sequence[str], key: str) -> Floats:

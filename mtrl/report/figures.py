@@ -12,8 +12,7 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.ticker import EngFormatter
 
 from mtrl.report import signals, stats
-from mtrl.report.comparison import Comparison, curves
-from mtrl.report.protocol import Group
+from mtrl.report.comparison import Comparison, Group, curves
 from mtrl.runs.log import STEP_LABEL
 
 # Okabe and Ito's colours, told apart by colour-blind readers; black is kept for a single method's mean.

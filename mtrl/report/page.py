@@ -14,9 +14,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mtrl.config.presets import flat
-from mtrl.report.comparison import Comparison
+from mtrl.report.comparison import Comparison, Group, protocol
 from mtrl.report.load import Run
-from mtrl.report.protocol import Group, protocol
 from mtrl.report.table import MISSING, Table
 from mtrl.report.tables import all_tables
 

@@ -1,4 +1,8 @@
-"""What agent and combiner reported while a run learnt: series over vector steps from metrics.jsonl."""
+"""Logged numbers of agent and combiner over training, and whether they predict the final scores.
+
+Identifiers of difficulty (conflict, norms, weights, losses) are compared with the final score by rank: do
+they order methods and tasks as the score does?
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mtrl.report import stats
+from mtrl.report.comparison import Comparison, Floats, Group
 from mtrl.report.load import Line, Run
+from mtrl.report.table import Cell, Table
 
-Floats = NDArray[np.float64]
 Network = Literal["critic", "actor"]
 NETWORKS: tuple[Network, ...] = ("critic", "actor")
+_TAU = (
+    "Kendall's tau with the ranking by final score. 1: same order, -1: reversed; p: chance of that if the "
+    "two had nothing to do with each other."
+)
 
 
 class Series(NamedTuple):
@@ -59,6 +68,41 @@ def update_milliseconds(run: Run) -> float:
     return float(np.median(found)) / updates if found else np.nan
 
 
+def method_agreement_table(comparison: Comparison) -> Table | None:
+    """Row per identifier of difficulty: Kendall's tau of the methods' ranking by it and by final score."""
+    body: list[list[Cell]] = []
+    for network in NETWORKS:
+        for quantity in ("conflict_fraction", "cos_min", "cos_mean", "direction_norm_ratio"):
+            known = [(row, scalar(row.finished, network, quantity)) for row in comparison.rows]
+            pairs = [
+                (np.nanmean(found.values), comparison.final(row).mean()) for row, found in known if found
+            ]
+            if len(pairs) > 2:
+                identifiers, scores = np.array(pairs).T
+                name = f"{network}: {quantity.replace('_', ' ')}"
+                body.append([name, len(pairs), *stats.rank_agreement(identifiers, scores)])
+    if not body:
+        return None
+    note = f"Does a method whose gradients conflict less score more? {_TAU}"
+    columns = ("mean over training", "n", "tau", "p")
+    return Table("agreement-methods", "Rank agreement over methods", columns, body, note)
+
+
+def task_agreement_table(comparison: Comparison) -> Table | None:
+    """Row per identifier of difficulty: Kendall's tau of the tasks' ranking by it and by final score."""
+    body: list[list[Cell]] = []
+    for network in NETWORKS:
+        for quantity in ("grad_norm", "weight", "loss"):
+            found = [_task_agreement(comparison, row, network, quantity) for row in comparison.rows]
+            if any(tau is not None for tau in found):
+                body.append([f"{network}: {quantity.replace('grad_norm', 'gradient norm')}", *found])
+    if not body:
+        return None
+    note = f"Does a task with a larger gradient, weight or loss score less? {_TAU}"
+    columns = ("mean over training", *(row.label for row in comparison.rows))
+    return Table("agreement-tasks", "Rank agreement over tasks", columns, body, note)
+
+
 def _series(runs: Sequence[Run], names: Sequence[str], read: Callable[[Any], Any]) -> Series | None:
     by_step = [_by_step(run.metrics, names) for run in runs]
     if not by_step or not all(by_step):
@@ -76,3 +120,11 @@ def _by_step(lines: Sequence[Line], names: Sequence[str]) -> Mapping[int, Any]:
         if found:
             return found
     return {}
+
+
+def _task_agreement(comparison: Comparison, row: Group, network: Network, quantity: str) -> float | None:
+    found = per_task(row.finished, comparison.tasks, network, quantity)
+    if found is None or len(comparison.tasks) < 3:
+        return None
+    means = np.nanmean(found.values, axis=0)
+    return stats.rank_agreement(means, comparison.final(row).mean(axis=0))[0]

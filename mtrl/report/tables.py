@@ -1,28 +1,75 @@
-"""The tables of a report."""
+"""The tables of a report, and the published numbers that stand beside ours.
+
+Two lines of work use the names MT10 and MT50 for different benchmarks (docs/protocols.md): their numbers,
+and ours, are comparable only within a line.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from mtrl.report import signals, stats
-from mtrl.report.agreement import method_agreement_table, task_agreement_table
-from mtrl.report.comparison import Comparison, Floats
+from mtrl.report.comparison import Comparison, Floats, Group
 from mtrl.report.load import Run
-from mtrl.report.protocol import Group
-from mtrl.report.published import MTRL, MTRL_PER_SEED, PLUS, PUBLISHED, counterparts
 from mtrl.report.table import Cell, Table
 
 _THRESHOLDS = (0.25, 0.5, 0.75)  # of the mean success
 _INTERVALS = "Brackets: 95 % percentile bootstrap"
+MTRL = "v1 tasks and rewards, 1 goal, 150 steps, best of mean curve, 10 seeds ± s.e."
+MTRL_PER_SEED = "v1 tasks and rewards, 1 goal, 150 steps, mean of seeds' best, 10 seeds ± s.e."
+PLUS = "v3 tasks, v2 rewards, 50 goals, 500 steps, 2M steps, final, IQM of 10 seeds [95 %]"
+
+
+class Published(NamedTuple):
+    """Success on MT10 and MT50 as published, with what it was measured by."""
+
+    method: str | None  # name of the same combiner here, if there is one
+    title: str  # as its paper calls it
+    mt10: str
+    mt50: str
+    protocol: str
+    source: str
+    seen: str  # where: in the paper, in files that its authors publish, or second-hand
+
+
+_READ, _FILES, _SECOND = "paper", "authors' files", "second-hand"
+
+PUBLISHED = (
+    Published("mean", "SAC without task identity", ".49 ± .07", ".36 ± .01", MTRL, "CAGrad, table 3", _READ),
+    Published(None, "SAC with task encoder", ".54 ± .05", ".40 ± .02", MTRL, "CAGrad, table 3", _READ),
+    Published(None, "Multi-head SAC", ".61 ± .04", ".45 ± .06", MTRL, "CAGrad, table 3", _READ),
+    Published("pcgrad", "PCGrad", ".72 ± .02", ".50 ± .02", MTRL, "CAGrad, table 3", _READ),
+    Published(None, "Soft modularization", ".73 ± .04", ".50 ± .04", MTRL, "CAGrad, table 3", _READ),
+    Published("uw", "UW", ".77 ± .05", "", MTRL, "FAMO, table 4", _READ),
+    Published("cagrad", "CAGrad", ".83 ± .05", ".52 ± .02", MTRL, "CAGrad, table 3", _READ),
+    Published("cagrad_fast", "CAGrad-Fast", ".82 ± .04", ".50 ± .02", MTRL, "CAGrad, table 3", _READ),
+    Published(None, "CARE", ".84 ± .05", ".54 ± .03", MTRL, "CAGrad, table 3", _READ),
+    Published("famo", "FAMO", ".83 ± .05", "", MTRL, "FAMO, table 4", _READ),
+    Published("fairgrad", "FairGrad, alpha 2", ".84 ± .07", "", MTRL, "NTKMTL, table 4", _READ),
+    Published("conicgrad", "ConicGrad", ".89", "", MTRL, "ConicGrad", _SECOND),
+    Published("nash_mtl", "Nash-MTL, every step", ".91 ± .03", "", MTRL_PER_SEED, "Nash-MTL, table 4", _READ),
+    Published("nash_mtl", "Nash-MTL, rerun", ".80 ± .13", "", MTRL, "FAMO, table 4", _READ),
+    Published("imgrad", "IMGrad", ".93 ± .07", "", MTRL, "IMGrad", _READ),
+    Published(None, "NTKMTL", ".96 ± .03", "", MTRL, "NTKMTL, table 4", _READ),
+    Published("aligned_mtl", "Aligned-MTL", ".97 ± .05", "", MTRL, "Aligned-MTL", _READ),
+    Published(None, "One SAC per task", ".90 ± .03", ".74 ± .04", MTRL, "CAGrad, table 3", _READ),
+    Published("mean", "Multi-head, 3x400", ".75 [.73, .77]", ".55 [.55, .55]", PLUS, "rainx0r/mtrl", _FILES),
+    Published(None, "Soft modularization", ".81 [.77, .87]", ".66 [.65, .67]", PLUS, "rainx0r/mtrl", _FILES),
+    Published(None, "MOORE", ".81 [.79, .84]", ".65 [.64, .66]", PLUS, "rainx0r/mtrl", _FILES),
+    Published(None, "PaCo", ".74 [.73, .75]", ".59 [.57, .60]", PLUS, "rainx0r/mtrl", _FILES),
+    Published(None, "Multi-head, 3x1024", ".87", ".73", PLUS, "rainx0r/mtrl", _FILES),
+    Published(None, "Multi-head, 3x4096", ".94", ".83", PLUS, "rainx0r/mtrl", _FILES),
+)  # fmt: skip
 
 
 def all_tables(comparison: Comparison) -> list[Table]:
     """Return the tables that these runs fill, most important first."""
     builders: tuple[Callable[[Comparison], Table | None], ...] = (
         final_table, per_task_table, selection_table, learning_table, improvement_table,
-        method_agreement_table, task_agreement_table, published_table, runs_table,
+        signals.method_agreement_table, signals.task_agreement_table, published_table, runs_table,
     )  # fmt: skip
     tables = (build(comparison) for build in builders)
     return [table for table in tables if table is not None]
@@ -62,8 +109,8 @@ def final_table(comparison: Comparison) -> Table:
         if comparison.single_task:
             cells["Δm %"] = _delta_m(comparison, row)
         if benchmark is not None and success:
-            cells["published, mtrl line"] = counterparts(row.method, benchmark, (MTRL, MTRL_PER_SEED))
-            cells["published, Meta-World+"] = counterparts(row.method, benchmark, (PLUS,))
+            cells["published, mtrl line"] = _counterparts(row.method, benchmark, (MTRL, MTRL_PER_SEED))
+            cells["published, Meta-World+"] = _counterparts(row.method, benchmark, (PLUS,))
         for column, cell in cells.items():
             columns.setdefault(column, []).append(cell)
     if ranks is not None:
@@ -256,3 +303,14 @@ def _benchmark(comparison: Comparison) -> str | None:
     config = comparison.runs[0].config
     name = "".join(config["tasks"]).upper() if len(config["tasks"]) == 1 else ""
     return name if config["suite"] == "metaworld" and name in ("MT10", "MT50") else None
+
+
+def _counterparts(method: str, benchmark: str, protocols: tuple[str, ...]) -> str | None:
+    """Return the published numbers of a method under any of `protocols`; None if there are none."""
+    found = [
+        getattr(row, benchmark.lower())
+        for row in PUBLISHED
+        if row.method == method and row.protocol in protocols
+    ]
+    numbers = [number for number in found if number]
+    return " / ".join(numbers) or None

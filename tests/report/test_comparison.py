@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mtrl.errors import UserError
+from mtrl.report.comparison import group
 from mtrl.report.load import Run, read_run
-from mtrl.report.protocol import group
 from tests.helpers.written_runs import VERSIONS, write_run
 
 SUCCESS = {"reach-v3": (0.5, 1.0), "push-v3": (0.0, 0.5)}
