@@ -1,4 +1,4 @@
-"""How many cores and how much memory this process may use. Imports no torch."""
+"""How many cores and how much memory this process may use. Imports torch only to ask a GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtrl.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
@@ -35,6 +41,26 @@ def available_memory() -> int | None:
             if limit.isdecimal() and usage.isdecimal():
                 bounds.append(max(0, int(limit) - int(usage) + _page_cache(folder)))
     return min(bounds, default=None)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the device; for the CPU what machine and control groups can give."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = available_memory()
+    # Where nothing tells (macOS), tensors are paged out on demand and bounded by nothing we can read.
+    return 1 << 62 if available is None else available
+
+
+def check_fits(needed: int, device: torch.device, *, what: str, advice: str) -> None:
+    """Raise UserError with this advice if `needed` bytes are more than are free."""
+    free = free_memory(device)
+    if needed > free:
+        raise UserError(
+            f"{what} need {needed / 2**30:.1f} GiB on {device}, but {free / 2**30:.1f} GiB are free. {advice}"
+        )
 
 
 def _cpu_quota() -> float:

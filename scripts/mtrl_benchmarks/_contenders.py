@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mtrl.device.memory import free_memory
+from mtrl.device.resources import free_memory
 from mtrl.envs import BENCHMARKS
 from mtrl_benchmarks import report
 from mtrl_benchmarks._physics import PhysicsProcesses

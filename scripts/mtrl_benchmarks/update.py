@@ -155,7 +155,7 @@ def _rounds(
     """Median milliseconds of each step."""
     import torch
 
-    from mtrl.device.cuda_graph import WARM_UP_CALLS
+    from mtrl.device.cuda import WARM_UP_CALLS
 
     times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     warm_up = 2 if device.type == "cpu" else WARM_UP_CALLS + 2  # on CUDA the call after them captures

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtrl.device import resources
-from mtrl.device.memory import free_memory
+from mtrl.device.resources import free_memory
 
 GIB = 2**30
 

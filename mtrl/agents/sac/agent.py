@@ -18,10 +18,9 @@ from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
 from mtrl.config.schema import Config
-from mtrl.device.cuda_graph import GraphedStep
-from mtrl.device.memory import check_fits
+from mtrl.device.cuda import GraphedStep, Staging
 from mtrl.device.random_stream import RandomStream
-from mtrl.device.staging import Staging
+from mtrl.device.resources import check_fits
 from mtrl.gradients.per_task import Evaluation
 
 _MOST_TASKS_IN_PAIRS = 25  # the numbers of fifty tasks' pairs would fill the disk: 70 kB a log line

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mtrl.agents.sac.curriculum import Curriculum
 from mtrl.agents.sac.returns import ReturnScale, windows
-from mtrl.device.memory import free_memory
+from mtrl.device.cuda import Staging
 from mtrl.device.random_stream import RandomStream
-from mtrl.device.staging import Staging
+from mtrl.device.resources import free_memory
 from mtrl.errors import UserError
 
 RETURN_BOUND = 10.0  # largest scaled return (FastTD3)

@@ -32,9 +32,8 @@ from mtrl.gradients.per_task import (
     set_lr,
 )
 from mtrl.networks.base import Network, Parameters
-from mtrl.networks.build import network_arguments
 from mtrl.networks.gaussian import mode_action, sample_action
-from mtrl.networks.make import make_network
+from mtrl.networks.make import make_network, network_arguments
 
 _PER_TASK = ("critic_loss", "actor_loss", "value", "entropy", "alpha", "critic_grad_norm", "actor_grad_norm")
 

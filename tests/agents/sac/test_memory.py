@@ -14,7 +14,7 @@ from tests.helpers.agents import sac_agent, sac_config
 def test_gradients_that_do_not_fit_are_refused_with_the_facts_before_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mtrl.device.memory.free_memory", lambda device: 1000)
+    monkeypatch.setattr("mtrl.device.resources.free_memory", lambda device: 1000)
     with pytest.raises(UserError, match=r"gradients of 3 tasks need .* GiB on cpu.*critic_width"):
         sac_agent(sac_config("cagrad")).facts()
     sac_agent(sac_config("mean")).facts()  # keeps no per-task gradients

@@ -1,4 +1,4 @@
-"""A step on tensors that stay in place: on CUDA captured as a graph and replayed, elsewhere just called."""
+"""A step that CUDA replays as a graph, and copies between host and device; plain calls on the CPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 
@@ -16,8 +17,10 @@ WARM_UP_CALLS = 3  # eager calls before the capture: libraries load, optimisers 
 class GraphedStep(Generic[Result]):
     """Calls `step()` and returns its result; on CUDA from the fourth call on by replaying a graph of it.
 
-    What changes from call to call, random numbers included, must be written into the step's tensors before
-    it. Where a capture fails the step stays eager, with one warning: the results are the same. Tensors in the
+    A graph repeats the kernels of its capture on the addresses of its capture; Python does not run again. So
+    what changes from call to call, random numbers included, must be written into the step's tensors before
+    it, and the step must not look at the host: no `item`, no branch on a value, no copy from pageable memory.
+    Where a capture fails the step stays eager, with one warning: the results are the same. Tensors in the
     result of a replayed step are those of the capture, which each replay overwrites.
 
     Args:
@@ -46,11 +49,12 @@ class GraphedStep(Generic[Result]):
         if self._calls < WARM_UP_CALLS:
             self._calls += 1
             return self._on_another_stream()
-        self._capture()
+        self._capture()  # records the step without running it
         return self()
 
     def _on_another_stream(self) -> Result:
-        # As CUDA asks before a capture, so that nothing of the step is bound to the default stream.
+        # PyTorch asks for it before a capture: autograd and libraries remember the stream of their first use,
+        # and work on the default stream cannot be captured. The two waits keep the order of the calls.
         current, other = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         other.wait_stream(current)
         with torch.cuda.stream(other):
@@ -61,7 +65,7 @@ class GraphedStep(Generic[Result]):
     def _capture(self) -> None:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
-            # Other threads (the logger's) may talk to CUDA meanwhile.
+            # "thread_local": other threads (the logger's) may talk to CUDA meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._captured = self._step()
         except RuntimeError as error:
@@ -73,3 +77,39 @@ class GraphedStep(Generic[Result]):
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         else:
             self._graph = graph
+
+
+class Staging:
+    """Host counterpart of a device tensor, pinned for asynchronous copies; on the CPU the tensor itself.
+
+    Attributes:
+        host: tensor on the host, of the shape and dtype of the device tensor. Write to it only after
+            `wait`, or after a `receive`.
+    """
+
+    def __init__(self, device_tensor: Tensor) -> None:
+        self._device_tensor = device_tensor
+        self._sent: torch.cuda.Event | None = None
+        if device_tensor.is_cuda:
+            self.host = torch.zeros(device_tensor.shape, dtype=device_tensor.dtype, pin_memory=True)
+            self._sent = torch.cuda.Event()
+        else:
+            self.host = device_tensor
+
+    def send(self) -> None:
+        """Start the copy to the device; operations on the current stream see it."""
+        if self._sent is not None:
+            self._device_tensor.copy_(self.host, non_blocking=True)
+            self._sent.record()
+
+    def wait(self) -> None:
+        """Wait until the last `send` has read the host's tensor."""
+        if self._sent is not None:
+            self._sent.synchronize()
+
+    def receive(self) -> None:
+        """Copy from the device and wait for it, and so for all that the current stream did before."""
+        if self._sent is not None:
+            self.host.copy_(self._device_tensor, non_blocking=True)
+            self._sent.record()
+            self._sent.synchronize()

@@ -9,7 +9,7 @@ import torch
 from mtrl.agents.base import Transitions
 from mtrl.agents.sac.agent import SACAgent
 from mtrl.combiners import COMBINERS
-from mtrl.device.cuda_graph import WARM_UP_CALLS, GraphedStep
+from mtrl.device.cuda import WARM_UP_CALLS, GraphedStep
 from tests.combiners.oracles import ORACLES
 from tests.helpers.agents import ACTION, CPU, OBS, TASKS, sac_agent, sac_config
 
