@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import mtrl
-from mtrl.report.load import read_run
+from mtrl.report.load import Run, read_run
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
@@ -46,11 +46,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-@pytest.mark.timeout(600)  # half a minute on a machine that is not busy
-def test_parts_of_a_user_s_own_from_the_shell_and_from_python(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files, commands = files_and_commands(PAGE.read_text(encoding="utf-8"))
+def followed(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Run]:
+    """Write the page's files and run its commands; return the runs by the names of their directories."""
+    files, commands = files_and_commands(page)
     for name, body in files.items():
         (folder / name).write_text(body, encoding="utf-8")
     for program, *arguments in commands:
@@ -59,26 +57,54 @@ def test_parts_of_a_user_s_own_from_the_shell_and_from_python(
         else:
             main = importlib.import_module(f"mtrl.cli.{program.removeprefix('mtrl-')}").main
             assert main(arguments) == 0, capsys.readouterr().err
+    return {path.name: read_run(path) for path in (folder / "runs").iterdir()}
 
-    runs = {path.name: read_run(path) for path in (folder / "runs").iterdir()}
+
+def assert_all_is_there(runs: dict[str, Run], folder: Path, *, shorter: int) -> None:
+    """Each command did its part; the page's runs were `shorter` times as short as printed."""
     assert len(runs) == 6
     assert all(run.finished or name == "watched" for name, run in runs.items())
-    # Three corners of four at least: how soon the last one is learnt differs with the version of torch.
-    for name in ("mean", "inverse", "watched", "best"):
-        assert runs[name].evaluations[-1]["mean_success"] >= 0.75
     saved = yaml.safe_load((folder / "runs" / "inverse" / "config.yaml").read_text())
     assert (saved["method"], saved["method_options"], saved["steps"]) == (
         "my_file:Inverse",
         {"power": 0.5},
-        400,
+        400 // shorter,
     )
+    for name in ("watched", "best"):
+        step, success = (folder / "runs" / name / "best.txt").read_text().split()
+        assert int(step) % (100 // shorter) == 0
+        assert 0.0 <= float(success) <= 1.0
+    assert "my_file:Inverse" in (folder / "report" / "report.html").read_text(encoding="utf-8")
+    actions, _ = mtrl.load_policy(folder / "policy").predict(np.zeros((4, 2), np.float32))
+    assert actions.shape == (4, 2)
+
+
+def test_every_file_and_command_works_from_the_shell_and_from_python(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fifth of the page's steps: enough to save, evaluate, resume and update, too few to learn."""
+    monkeypatch.setattr("mtrl.envs.engine.vector.available_cores", lambda: 1)  # one worker evaluates
+
+    def fifth(found: re.Match[str]) -> str:
+        return f"{found[1]}{int(found[2]) // 5}"
+
+    numbers = r"((?:^|--|warmup_)steps:? |interval: |batch_per_task: )(\d+)"
+    page = re.sub(numbers, fifth, PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert_all_is_there(followed(page, folder, capsys), folder, shorter=5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # half a minute on a machine that is not busy
+def test_what_the_page_trains_learns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = followed(PAGE.read_text(encoding="utf-8"), folder, capsys)
+    assert_all_is_there(runs, folder, shorter=1)
+    # Three corners of four at least: how soon the last one is learnt differs with the version of torch.
+    for name in ("mean", "inverse", "watched", "best"):
+        assert runs[name].evaluations[-1]["mean_success"] >= 0.75
     climbed = [line["mean_return"] for line in runs["climber"].evaluations]
     assert climbed[-1] > climbed[0] / 2  # returns are minus distances
     for name in ("watched", "best"):
-        step, success = (folder / "runs" / name / "best.txt").read_text().split()
-        assert int(step) % 100 == 0
-        assert float(success) >= 0.75
-    assert "my_file:Inverse" in (folder / "report" / "report.html").read_text(encoding="utf-8")
+        assert float((folder / "runs" / name / "best.txt").read_text().split()[1]) >= 0.75
     actions, _ = mtrl.load_policy(folder / "policy").predict(np.zeros((4, 2), np.float32))
     corners = np.array([[0, 1], [0, -1], [1, 0], [-1, 0]])
     assert ((actions * corners).sum(axis=1) > 0.5).sum() >= 3

@@ -79,9 +79,9 @@ def test_a_full_disk_is_survived_with_a_warning(
     assert load_checkpoint(tmp_path / "run")[0] == 60
 
 
-def test_resuming_a_complete_run_is_refused_with_advice(undisturbed: Path) -> None:
-    with pytest.raises(UserError, match=r"is complete: 60 of 60 .* --steps"):
-        resume_training(undisturbed)
+def test_resuming_a_complete_run_is_refused_with_advice(half: Path) -> None:
+    with pytest.raises(UserError, match=r"is complete: 30 of 30 .* --steps"):
+        resume_training(half)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
