@@ -6,7 +6,6 @@ import ast
 import functools
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,16 +46,18 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 
-def _imports(path: Path, *, whole: bool = True) -> Iterator[str]:
+@functools.cache
+def _imports(path: Path, *, whole: bool = True) -> list[str]:
     """Modules that a file imports; `whole`: also inside functions and for the type checker only."""
-    tree = _parsed(path)
+    tree, found = _parsed(path), []
     for node in ast.walk(tree) if whole else tree.body:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                yield full if full in MODULES else node.module
+                found.append(full if full in MODULES else node.module)
+    return found
 
 
 @functools.cache
@@ -116,11 +117,7 @@ def test_private_modules_stay_in_their_folder() -> None:
 
 
 def test_combiners_need_torch_and_the_standard_library_only() -> None:
-    optional = {
-        "torchjd",
-        "numpy",
-        "triton",
-    }  # TorchJD: a method's own affair
+    optional = {"torchjd", "numpy"}  # TorchJD: a method's own affair
     for name, path in MODULES.items():
         if _room(name) == "combiners":
             outside = {found.split(".")[0] for found in _imports(path)} - set(sys.stdlib_module_names)
@@ -130,9 +127,28 @@ def test_combiners_need_torch_and_the_standard_library_only() -> None:
 @pytest.mark.dear
 def test_combiners_load_torch_and_themselves_only_and_an_optional_package_when_it_is_asked_for() -> None:
     loaded = _loaded_by("mtrl.combiners")
-    assert not {"torchjd", "triton"} & loaded
+    assert "torchjd" not in loaded
     ours = {name for name in loaded if name.startswith("mtrl.") and not name.startswith("mtrl.combiners")}
     assert ours == {"mtrl.errors", "mtrl.registry"}
+
+
+def test_the_library_imports_nothing_from_the_scripts() -> None:
+    for name, path in MODULES.items():
+        roots = {found.partition(".")[0] for found in _imports(path)}
+        assert not {root for root in roots if root.startswith("mtrl_") or root in {"scripts", "tests"}}, name
+
+
+def test_only_agents_know_which_agent_it_is() -> None:
+    """An agent checks its own settings and builds its own combiners; presets may name one."""
+    for name, path in MODULES.items():
+        if _room(name) == "agents" or name == "mtrl.config.presets":
+            continue
+        for node in ast.walk(_parsed(path)):
+            if isinstance(node, ast.Compare):
+                sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+                of_an_agent = any(side.split(".")[-1] == "agent" for side in sides)
+                texts = any(side.startswith(("'", '"')) for side in sides)
+                assert not ("'sac'" in sides or (of_an_agent and texts)), f"{name}:{node.lineno}"
 
 
 def test_metaworld_is_imported_by_its_own_room_only() -> None:
