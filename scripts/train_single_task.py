@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
-from mtrl.cli import run_command
+from mtrl.cli import command
 from mtrl.compat.sb3 import SB3VecEnv
 from mtrl.config.presets import build_config, config_to_dict, load_preset, save_config
 from mtrl.config.schema import Config
@@ -143,12 +143,9 @@ def train_single_task(config: Config, run_dir: Path) -> Evaluation:
         return measure(config.steps, config.eval.final_episodes_per_task, final=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train and return the exit code, see `mtrl.cli.run_command`."""
-    return run_command(_train, argv)
-
-
-def _train(arguments: list[str]) -> int:
+@command
+def main(arguments: list[str]) -> int:
+    """Parse and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--preset", required=True, help="a preset, or a file of mtrl-train --print-config")
     parser.add_argument("--task", help="the task; by default that of the preset")

@@ -5,6 +5,7 @@ Imports the standard library only: the combiners need torch alone, so that any o
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -39,25 +40,31 @@ def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> i
     return code
 
 
-def run_command(run: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
-    """Run a command on `argv`, the process's arguments if None, and return its exit code.
+def command(run: Callable[..., int]) -> Callable[..., int]:
+    """Return a command's `main(argv=None, **defaults)`, made of `run(arguments, **defaults)`.
 
-    0 done; 1 non-finite numbers; 2 a mistake of the user, with nothing written; 75 environment failure;
-    130 and 143 interrupted and terminated.
+    `argv` None stands for the process's arguments. The exit code that `main` returns: 0 done; 1 non-finite
+    numbers; 2 a mistake of the user, with nothing written; 75 environment failure; 130 interrupted and 143
+    terminated.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments == ["--version"]:
-        print(f"mtrl {__version__}")
-        return 0
-    try:
-        return run(arguments)
-    except UserError as error:
-        code, message = 2, f"error: {error}"
-    except NonFiniteError as error:
-        code, message = 1, f"error: {error}"
-    except EnvironmentFailure as error:
-        code, message = 75, f"error: {error}"
-    except KeyboardInterrupt as error:
-        code, message = 130, str(error) or "interrupted"
-    print(message, file=sys.stderr)
-    return code
+
+    @functools.wraps(run)
+    def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        if arguments == ["--version"]:
+            print(f"mtrl {__version__}")
+            return 0
+        try:
+            return run(arguments, **defaults)
+        except UserError as error:
+            code, message = 2, f"error: {error}"
+        except NonFiniteError as error:
+            code, message = 1, f"error: {error}"
+        except EnvironmentFailure as error:
+            code, message = 75, f"error: {error}"
+        except KeyboardInterrupt as error:
+            code, message = 130, str(error) or "interrupted"
+        print(message, file=sys.stderr)
+        return code
+
+    return main

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from mtrl.cli import run_command
+from mtrl.cli import command
 from mtrl.cli.flags import parse_command
 from mtrl.config.schema import Device
 from mtrl.config.values import settings
@@ -35,12 +34,9 @@ class _Flags:
     """Evaluate the policy of the best evaluation in place of the newest; train with --train.keep-best."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate and return the exit code, see `mtrl.cli.run_command`."""
-    return run_command(_evaluate, argv)
-
-
-def _evaluate(arguments: list[str]) -> int:
+@command
+def main(arguments: list[str]) -> int:
+    """Evaluate a run, and film it if asked to."""
     flags = parse_command(_Flags, arguments, positional="run_dir")
     if flags is None:
         return 0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from mtrl.cli import run_command
+from mtrl.cli import command
 from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings
 
@@ -19,12 +17,9 @@ class _Flags:
     """Folder for the files, new, empty or of an earlier export; None: policy/ in the run directory."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export and return the exit code, see `mtrl.cli.run_command`."""
-    return run_command(_export, argv)
-
-
-def _export(arguments: list[str]) -> int:
+@command
+def main(arguments: list[str]) -> int:
+    """Export the policy of a run."""
     flags = parse_command(_Flags, arguments, positional="run_dir")
     if flags is None:
         return 0

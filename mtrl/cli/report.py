@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from mtrl.cli import run_command
+from mtrl.cli import command
 from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings
 from mtrl.errors import UserError
@@ -26,12 +25,9 @@ class _Flags:
     """What is compared; by default success where the suite has one, else the return."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report and return the exit code, see `mtrl.cli.run_command`."""
-    return run_command(_report, argv)
-
-
-def _report(arguments: list[str]) -> int:
+@command
+def main(arguments: list[str]) -> int:
+    """Write the report and print its first two tables."""
     flags = parse_command(_Flags, arguments, positional="runs")
     if flags is None:
         return 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from mtrl.cli import run_command
+from mtrl.cli import command
 from mtrl.cli.flags import parse_command
 from mtrl.config.presets import load_preset
 from mtrl.config.values import settings
@@ -57,12 +56,9 @@ class _Flags:
     """Print the plan and its cost and end."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Run a sweep; return 0 when all trials are finished, 1 when some have failed, else as `mtrl-train`."""
-    return run_command(_sweep, argv)
-
-
-def _sweep(arguments: list[str]) -> int:
     flags = parse_command(_Flags, arguments)
     if flags is None:
         return 0

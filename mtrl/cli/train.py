@@ -7,14 +7,13 @@ names are looked up first; everything is then parsed over the preset's values.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from mtrl.cli import run_command
+from mtrl.cli import command
 from mtrl.cli.flags import (
     Flag,
     Group,
@@ -76,20 +75,15 @@ class _ResumeFlags:
     """Accept a checkpoint of other versions."""
 
 
-def main(
-    argv: Sequence[str] | None = None, *, preset: str | None = None, tasks: tuple[str, ...] | None = None
-) -> int:
-    """Train and return the exit code, see `mtrl.cli.run_command`.
+@command
+def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, ...] | None = None) -> int:
+    """Start a run or resume one.
 
     Args:
-        argv: the arguments; those of the process if None.
+        arguments: flags.
         preset: the preset used without `--preset`; None: the dataclass defaults.
         tasks: the tasks used without `--tasks`; None: those of the preset, which must then name some.
     """
-    return run_command(functools.partial(_train, preset=preset, tasks=tasks), argv)
-
-
-def _train(arguments: list[str], preset: str | None, tasks: tuple[str, ...] | None) -> int:
     flags_given = given(arguments)
     if "--resume" in flags_given and not wants_help(arguments):
         return _resume(arguments)

@@ -195,7 +195,7 @@ def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any], section: Any = None) -> dict[str, Any]:
-    """Return `layer` over `base`; `section` is the dataclass that they are values of, None for options."""
+    """Return `layer` over `base`; `section` has the defaults of these values, None for options."""
     merged = dict(base)
     for key in base:
         if owner := owner_of(key):
@@ -236,17 +236,14 @@ def _construct(values: Mapping[str, Any], section: Any) -> Any:
 
 
 def _unknown_key(path: str, valid: list[str]) -> str:
+    """Return the message for an unknown key; its last part may be a key of another section."""
     leaf = path.rpartition(".")[2]
-    elsewhere = [name for name in _key_paths(Config, "") if name.rpartition(".")[2] == leaf]
+    sections: dict[str, Any] = {"": Config}
+    sections |= {
+        f"{name}.": kind for name, kind in field_types(Config).items() if dataclasses.is_dataclass(kind)
+    }
+    elsewhere = [prefix + leaf for prefix, kind in sections.items() if leaf in field_types(kind)]
     if not elsewhere:
         return unknown_name("key", path, valid)
     hint = did_you_mean(leaf, {leaf: elsewhere[0]})
     return f"unknown key '{path}'.{hint} Valid: {', '.join(sorted(valid))}."
-
-
-def _key_paths(section: Any, prefix: str) -> Iterator[str]:
-    for name, kind in field_types(section).items():
-        if dataclasses.is_dataclass(kind):
-            yield from _key_paths(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name

@@ -63,7 +63,11 @@ def train(
     """
     config = resolve(config)
     device = resolve_device(config.device)
-    with _new_directory(config, run_dir) as run:
+    if run_dir is None:
+        directory = RunDirectory.create_numbered(default_run_dir(config))
+    else:
+        directory = RunDirectory.create(Path(run_dir))
+    with directory as run:
         return _run(config, run, device, callbacks, sinks)
 
 
@@ -194,12 +198,6 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _new_directory(config: Config, run_dir: str | Path | None) -> RunDirectory:
-    if run_dir is not None:
-        return RunDirectory.create(Path(run_dir))
-    return RunDirectory.create_numbered(default_run_dir(config))
-
-
 def _resume(
     path: Path,
     change: Callable[[Config], Config],
@@ -238,8 +236,8 @@ def _run(
     with _writing(run.path):
         save_config(config, run.config_path)
     with ExitStack() as stack:
-        # A signal that comes while the environments start is answered before the first vector step: an
-        # interrupted start would leave worker processes behind.
+        # From here on a signal is noted, and answered before the first vector step: a run that is asked to
+        # stop while its environments start can still write a checkpoint.
         requests = stack.enter_context(Requests())
         stack.enter_context(_process_settings(config))
         console.say("starting the environments (the first run of a seed also draws its goals)")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from mtrl.cli import run_command
+from mtrl.cli import command
 from mtrl.errors import UserError, did_you_mean, unknown_name
 from mtrl_benchmarks import report
 
@@ -28,12 +28,7 @@ def subcommands() -> dict[str, Path]:
     return {file.stem: file for file in files if file.stem not in _NOT_BENCHMARKS}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark that the first argument names; return the exit code, see `mtrl.cli.run_command`."""
-    return run_command(run, argv)
-
-
-def run(argv: Sequence[str]) -> int:
+def run(argv: list[str]) -> int:
     """Run the benchmark that `argv` names, print its table and write its `--json`; returns 0.
 
     Raises:
@@ -54,6 +49,9 @@ def run(argv: Sequence[str]) -> int:
     if arguments.json is not None:
         report.write_json(arguments.json, rows, packages)
     return 0
+
+
+main = command(run)
 
 
 def _overview() -> argparse.ArgumentParser:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from mtrl.cli import run_command
+from mtrl.cli import command
 from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings
 from mtrl.errors import UserError
@@ -31,12 +30,9 @@ class _Flags:
     """Folder for the pictures, final.json and table.md; made if missing."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw the gallery and return the exit code, see `mtrl.cli.run_command`."""
-    return run_command(_gallery, argv)
-
-
-def _gallery(arguments: list[str]) -> int:
+@command
+def main(arguments: list[str]) -> int:
+    """Draw the gallery."""
     flags = parse_command(_Flags, arguments)
     if flags is None:
         return 0
