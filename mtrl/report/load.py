@@ -52,6 +52,11 @@ class Run(NamedTuple):
         return max((int(line["vector_step"]) for line in (*self.evaluations, *self.metrics)), default=0)
 
     @property
+    def seconds(self) -> float:
+        """Seconds that its processes have worked."""
+        return max((line.get("wall_s") or 0.0 for line in (*self.evaluations, *self.metrics)), default=0.0)
+
+    @property
     def finished(self) -> bool:
         """Whether the final evaluation is there, at the length that was asked for."""
         last = self.evaluations[-1] if self.evaluations else {}
@@ -153,36 +158,25 @@ def _lines(path: Path) -> tuple[Line, ...]:
     raw = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if raw and not raw[-1].endswith("\n"):
         raw.pop()
-    try:
-        lines = tuple(json.loads(line) for line in raw)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: line {_first_broken(raw)} is not JSON ({error}).") from error
-    for number, line in enumerate(lines, start=1):
-        if not isinstance(line, dict) or "vector_step" not in line:
-            raise UserError(
-                f"{path}, line {number}: expected an object with 'vector_step', found {raw[number - 1]:.60}"
-            )
-    return lines
-
-
-def _first_broken(raw: list[str]) -> int:
-    for number, line in enumerate(raw, start=1):
+    lines = []
+    for number, text in enumerate(raw, start=1):
         try:
-            json.loads(line)
-        except ValueError:
-            return number
-    return 0
+            line = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: line {number} is not JSON ({error}).") from error
+        if not isinstance(line, dict) or "vector_step" not in line:
+            raise UserError(f"{path}, line {number}: expected an object with 'vector_step', found {text:.60}")
+        lines.append(line)
+    return tuple(lines)
 
 
 def _run_row(run: Run) -> dict[str, Any]:
     last = run.evaluations[-1] if run.evaluations else {}
     return {
-        "run": str(run.path),
-        "method": run.method,
-        "seed": run.seed,
+        **_identity(run),
         "finished": run.finished,
         "vector_step": run.step,
-        "wall_s": max((line.get("wall_s") or 0.0 for line in (*run.evaluations, *run.metrics)), default=0.0),
+        "wall_s": run.seconds,
         "mean_success": last.get("mean_success"),
         "mean_success_last": last.get("mean_success_last"),
         "mean_return": last.get("mean_return"),
@@ -193,29 +187,24 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 def _evaluation_rows(run: Run) -> Iterator[dict[str, Any]]:
     for line in run.evaluations:
+        stamp = {key: line.get(key) for key in ("vector_step", "env_steps", "wall_s", "final")}
         for task, values in line["tasks"].items():
-            yield {
-                "run": str(run.path),
-                "method": run.method,
-                "seed": run.seed,
-                **{key: line.get(key) for key in ("vector_step", "env_steps", "wall_s", "final")},
-                "task": task,
-                **{key: values.get(key) for key in ("success", "success_last", "return", "episodes")},
-            }
+            numbers = {key: values.get(key) for key in ("success", "success_last", "return", "episodes")}
+            yield {**_identity(run), **stamp, "task": task, **numbers}
 
 
 def _metric_rows(run: Run) -> Iterator[dict[str, Any]]:
     """One row per number: nested groups have a task, matrices of tasks also the other task."""
     for line in run.metrics:
         stamp = {key: line.get(key) for key in ("vector_step", "env_steps", "wall_s")}
-        head = {"run": str(run.path), "method": run.method, "seed": run.seed, **stamp}
         for name, value in line.items():
             if name in stamp:
                 continue
-            if not isinstance(value, Mapping):
-                yield {**head, "name": name, "task": None, "other_task": None, "value": value}
-                continue
-            for task, inner in value.items():
-                pairs = inner.items() if isinstance(inner, Mapping) else ((None, inner),)
-                for other, number in pairs:
-                    yield {**head, "name": name, "task": task, "other_task": other, "value": number}
+            for task, inner in value.items() if isinstance(value, Mapping) else ((None, value),):
+                for other, number in inner.items() if isinstance(inner, Mapping) else ((None, inner),):
+                    row = {"name": name, "task": task, "other_task": other, "value": number}
+                    yield {**_identity(run), **stamp, **row}
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    return {"run": str(run.path), "method": run.method, "seed": run.seed}

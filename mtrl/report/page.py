@@ -56,26 +56,22 @@ def write_report(comparison: Comparison, out: Path, *, command: Sequence[str] = 
         OSError: `out` cannot be written.
     """
     tables = all_tables(comparison)
-    files = [path for table in tables for path in _write_table(table, out / "tables")]
+    files = _write_tables(tables, out / "tables")
     has_figures = importlib.util.find_spec("matplotlib") is not None
-    pictures: list[_Picture] = []
-    if has_figures:
-        pictures, paths = _write_figures(comparison, out / "figures")
-        files += paths
-    commands, paths = _write_configurations(comparison, out / "configs")
-    files += paths
+    pictures, drawn = _write_figures(comparison, out / "figures") if has_figures else ([], [])
+    commands, configurations = _write_configurations(comparison, out / "configs")
     page = out / PAGE_NAME
     page.write_text(_page(comparison, tables, pictures, commands, command), encoding="utf-8")
-    return Report(tables, [page, *files], has_figures)
+    return Report(tables, [page, *files, *drawn, *configurations], has_figures)
 
 
-def _write_table(table: Table, folder: Path) -> list[Path]:
+def _write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for suffix, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
-        path = folder / f"{table.name}.{suffix}"
-        path.write_text(text, encoding="utf-8")
-        written.append(path)
+    for table in tables:
+        for suffix, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
+            written.append(folder / f"{table.name}.{suffix}")
+            written[-1].write_text(text, encoding="utf-8")
     return written
 
 
@@ -100,10 +96,10 @@ def _write_configurations(comparison: Comparison, folder: Path) -> tuple[list[st
     folder.mkdir(parents=True, exist_ok=True)
     commands, written = [], []
     for row in comparison.groups:
-        path = folder / f"{_file_name(row.label)}.yaml"
-        path.write_text(
-            yaml.safe_dump(_plain(row.runs[0].config), sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        name = re.sub(r"[^\w.=-]+", "-", row.label).strip("-")
+        path = folder / f"{name}.yaml"
+        text = yaml.safe_dump(dict(row.runs[0].config), sort_keys=False, allow_unicode=True)
+        path.write_text(text, encoding="utf-8")
         written.append(path)
         preset = shlex.quote(f"{folder.name}/{path.name}")
         commands += [f"mtrl-train --preset {preset} --seed {run.seed}" for run in row.runs]
@@ -117,6 +113,7 @@ def _page(
     commands: Sequence[str],
     command: Sequence[str],
 ) -> str:
+    evaluated = next(run for run in comparison.runs if run.evaluations)  # its tasks are spelt out
     environment = Environment(
         loader=PackageLoader("mtrl.report", "."),
         autoescape=True,
@@ -127,7 +124,7 @@ def _page(
     return environment.get_template("page.html.jinja").render(
         title=_title(comparison),
         summary=_summary(comparison),
-        protocol=[(key, _text(value)) for key, value in protocol(_fullest(comparison)).items()],
+        protocol=[(key, _text(value)) for key, value in protocol(evaluated).items()],
         tables={table.name: table for table in tables},
         pictures={picture.name: picture for picture in pictures},
         shared=_shared(comparison.groups),
@@ -141,30 +138,21 @@ def _title(comparison: Comparison) -> str:
     asked = comparison.runs[0].config["tasks"]
     tasks = ", ".join(asked) if len(asked) <= 3 else f"{len(asked)} tasks"
     rows = comparison.groups
-    return f"{rows[0].label if len(rows) == 1 else f'{len(rows)} methods'} on {tasks}"
+    methods = rows[0].label if len(rows) == 1 else f"{len(rows)} methods"
+    return f"{methods} on {tasks}"
 
 
 def _summary(comparison: Comparison) -> list[str]:
     """Return sentences about what is on the page, the unfinished first."""
-    runs = comparison.runs
+    runs, rows = comparison.runs, comparison.groups
     unfinished = sum(not run.finished for run in runs)
-    sentences = [
-        f"{len(runs)} run{'s' * (len(runs) > 1)} of {len(comparison.groups)} configuration"
-        f"{'s' * (len(comparison.groups) > 1)}, {comparison.runs[0].steps:,} vector steps each."
-    ]
+    counts = f"{len(runs)} run{'s' * (len(runs) > 1)} of {len(rows)} configuration{'s' * (len(rows) > 1)}"
+    sentences = [f"{counts}, {runs[0].steps:,} vector steps each."]
     if unfinished:
         sentences.append(f"{unfinished} unfinished: drawn thinly, in no table of scores.")
-    fewest = min(len(row.finished) for row in comparison.groups)
-    if fewest < 5:
-        sentences.append(
-            "Fewer than five finished seeds in a row: read its intervals as a lower bound of the doubt."
-        )
+    if min(len(row.finished) for row in rows) < 5:
+        sentences.append("With fewer than five finished seeds in a row its intervals are too narrow.")
     return sentences
-
-
-def _fullest(comparison: Comparison) -> Run:
-    """Return a run with an evaluation, which spells out the tasks."""
-    return next(run for run in comparison.runs if run.evaluations)
 
 
 def _shared(groups: Sequence[Group]) -> list[tuple[str, str]]:
@@ -188,13 +176,3 @@ def _versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _file_name(label: str) -> str:
-    return re.sub(r"[^\w.=-]+", "-", label).strip("-")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value

@@ -68,7 +68,7 @@ def update_milliseconds(run: Run) -> float:
     return float(np.median(found)) / updates if found else np.nan
 
 
-def method_agreement_table(comparison: Comparison) -> Table | None:
+def method_agreement_table(comparison: Comparison) -> Table:
     """Row per identifier of difficulty: Kendall's tau of the methods' ranking by it and by final score."""
     body: list[list[Cell]] = []
     for network in NETWORKS:
@@ -81,14 +81,12 @@ def method_agreement_table(comparison: Comparison) -> Table | None:
                 identifiers, scores = np.array(pairs).T
                 name = f"{network}: {quantity.replace('_', ' ')}"
                 body.append([name, len(pairs), *stats.rank_agreement(identifiers, scores)])
-    if not body:
-        return None
     note = f"Does a method whose gradients conflict less score more? {_TAU}"
     columns = ("mean over training", "n", "tau", "p")
     return Table("agreement-methods", "Rank agreement over methods", columns, body, note)
 
 
-def task_agreement_table(comparison: Comparison) -> Table | None:
+def task_agreement_table(comparison: Comparison) -> Table:
     """Row per identifier of difficulty: Kendall's tau of the tasks' ranking by it and by final score."""
     body: list[list[Cell]] = []
     for network in NETWORKS:
@@ -96,8 +94,6 @@ def task_agreement_table(comparison: Comparison) -> Table | None:
             found = [_task_agreement(comparison, row, network, quantity) for row in comparison.rows]
             if any(tau is not None for tau in found):
                 body.append([f"{network}: {quantity.replace('grad_norm', 'gradient norm')}", *found])
-    if not body:
-        return None
     note = f"Does a task with a larger gradient, weight or loss score less? {_TAU}"
     columns = ("mean over training", *(row.label for row in comparison.rows))
     return Table("agreement-tasks", "Rank agreement over tasks", columns, body, note)

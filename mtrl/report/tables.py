@@ -7,13 +7,12 @@ and ours, are comparable only within a line.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtrl.report import signals, stats
 from mtrl.report.comparison import Comparison, Floats, Group
-from mtrl.report.load import Run
 from mtrl.report.table import Cell, Table
 
 _THRESHOLDS = (0.25, 0.5, 0.75)  # of the mean success
@@ -72,66 +71,60 @@ def all_tables(comparison: Comparison) -> list[Table]:
         signals.method_agreement_table, signals.task_agreement_table, published_table, runs_table,
     )  # fmt: skip
     tables = (build(comparison) for build in builders)
-    return [table for table in tables if table is not None]
+    return [table for table in tables if table is not None and table.rows]
 
 
 def final_table(comparison: Comparison) -> Table:
     """Row per group: mean and IQM with intervals, rank, chance to beat the mean, published numbers."""
-    rows, success = comparison.rows, comparison.measure == "success"
-    ranks = (
-        stats.average_rank(np.array([comparison.final(row).mean(0) for row in rows]))
-        if len(rows) > 1
-        else None
-    )
-    columns: dict[str, list[Cell]] = {"method": [], "seeds": [], f"mean {comparison.measure}": [], "IQM": []}
+    rows, measure, baseline = comparison.rows, comparison.measure, comparison.baseline
     notes = [
-        f"{comparison.measure.capitalize()} at the final evaluation. {_INTERVALS}: of the mean over whole "
-        "runs, of the interquartile mean (IQM, all runs and tasks together) stratified by task. With few "
-        "seeds both are too narrow."
+        f"{measure.capitalize()} at the final evaluation. {_INTERVALS}: of the mean over whole runs, of the "
+        "interquartile mean (IQM, all runs and tasks together) stratified by task. With few seeds both are "
+        "too narrow."
     ]
-    benchmark = _benchmark(comparison)
-    for row in comparison.groups:
-        done = bool(row.finished)
-        scores = comparison.final(row) if done else None
-        cells: dict[str, Cell] = {
-            "method": row.label,
-            "seeds": _seeds(row),
-            f"mean {comparison.measure}": None if scores is None else stats.bootstrap(stats.mean, scores),
-            "IQM": None if scores is None else stats.bootstrap(stats.iqm, scores, unit="task"),
-        }
-        if success:
-            cells["at last step"] = _mean(comparison, row, "success_last")
-            cells["return"] = _mean(comparison, row, "return")
-        if ranks is not None:
-            cells["rank"] = float(ranks[rows.index(row)]) if done else None
-        if comparison.baseline is not None:
-            cells["P(better than mean)"] = _improvement(comparison, row, comparison.baseline)
-        if comparison.single_task:
-            cells["Δm %"] = _delta_m(comparison, row)
-        if benchmark is not None and success:
-            cells["published, mtrl line"] = _counterparts(row.method, benchmark, (MTRL, MTRL_PER_SEED))
-            cells["published, Meta-World+"] = _counterparts(row.method, benchmark, (PLUS,))
-        for column, cell in cells.items():
-            columns.setdefault(column, []).append(cell)
-    if ranks is not None:
+
+    def mean_of(key: str) -> Callable[[Group], Cell]:
+        return lambda row: float(comparison.final(row, key).mean())
+
+    # Columns of the final evaluation: of groups without a finished run they stay empty.
+    scored: dict[str, Callable[[Group], Cell]] = {
+        f"mean {measure}": lambda row: stats.bootstrap(stats.mean, comparison.final(row)),
+        "IQM": lambda row: stats.bootstrap(stats.iqm, comparison.final(row), unit="task"),
+    }
+    if measure == "success":
+        scored |= {"at last step": mean_of("success_last"), "return": mean_of("return")}
+    if len(rows) > 1:
+        ranks = stats.average_rank(np.array([comparison.final(row).mean(0) for row in rows]))
+        scored["rank"] = lambda row: float(ranks[rows.index(row)])
         notes.append("rank: among the methods on each task, mean over tasks, 1 is best.")
-    if comparison.baseline is not None:
+    if baseline is not None:
+        scored["P(better than mean)"] = lambda row: _improvement(comparison, row, baseline)
         notes.append("P(better than mean): chance that a run beats one of plain averaging on a task.")
     if comparison.single_task:
+        scored["Δm %"] = lambda row: _delta_m(comparison, row)
         notes.append(
             "Δm: mean relative drop against agents of one task each, over tasks that these score on; lower "
             "is better."
         )
-    if benchmark is not None and success:
+    published = _published(comparison)
+    if published:
         notes.append(f"Published numbers have other protocols. mtrl line: {MTRL}; Meta-World+: {PLUS}.")
     if any(len(row.finished) < len(row.runs) for row in comparison.groups):
         notes.append("Unfinished runs are left out.")
     options = {f"{row.method} ({row.options})": None for row in comparison.groups if row.options}
     if options:
         notes.append(f"Options: {'; '.join(options)}.")
-    return Table(
-        "final", "Final scores", tuple(columns), list(zip(*columns.values(), strict=True)), " ".join(notes)
-    )
+
+    body: list[list[Cell]] = []
+    for row in comparison.groups:
+        cells = [cell(row) if row.finished else None for cell in scored.values()]
+        for protocols in ((MTRL, MTRL_PER_SEED), (PLUS,)) if published else ():
+            own = [(other, success) for other, success in published if other.method == row.method]
+            cells.append(" / ".join(success for other, success in own if other.protocol in protocols) or None)
+        body.append([row.label, _seeds(row), *cells])
+    columns = ["method", "seeds", *scored]
+    columns += ["published, mtrl line", "published, Meta-World+"] if published else []
+    return Table("final", "Final scores", tuple(columns), body, " ".join(notes))
 
 
 def per_task_table(comparison: Comparison) -> Table | None:
@@ -153,14 +146,12 @@ def per_task_table(comparison: Comparison) -> Table | None:
     return Table("per-task", "Final scores by task", ("task", *columns), body, note)
 
 
-def selection_table(comparison: Comparison) -> Table | None:
+def selection_table(comparison: Comparison) -> Table:
     """Row per group: the three numbers that papers report of the same curves."""
     body: list[list[Cell]] = []
     for row in comparison.rows:
         curves = comparison.curves(row)
         body.append([row.label, len(curves.steps), *stats.selection(curves.scores.mean(axis=2))])
-    if not body:
-        return None
     note = (
         "One set of evaluations, three rules: final: the last one (Meta-World+); best of mean: highest "
         "point of the seeds' mean curve (CARE, CAGrad, FAMO); mean of best: each seed's highest point, "
@@ -171,13 +162,9 @@ def selection_table(comparison: Comparison) -> Table | None:
     return Table("selection", f"{comparison.measure.capitalize()} by selection rule", columns, body, note)
 
 
-def learning_table(comparison: Comparison) -> Table | None:
+def learning_table(comparison: Comparison) -> Table:
     """Row per group: area under the curve, steps and seconds to thresholds, time per update."""
     thresholds = _THRESHOLDS if comparison.measure == "success" else ()
-    columns = ["method", "area under curve"]
-    for threshold in thresholds:
-        columns += [f"steps to {threshold}", f"seconds to {threshold}"]
-    columns += ["ms per update", "hours per run"]
     body: list[list[Cell]] = []
     for row in comparison.rows:
         curves = comparison.curves(row)
@@ -188,14 +175,14 @@ def learning_table(comparison: Comparison) -> Table | None:
         update = [signals.update_milliseconds(run) for run in row.runs]
         hours = np.array([run.evaluations[-1].get("wall_s") or np.nan for run in row.finished]) / 3600
         body.append([*cells, float(np.mean(update)), float(hours.mean())])
-    if not body:
-        return None
     note = (
         "Area: mean height of the curve between first and last evaluation. To a threshold: median over "
         "seeds of the first evaluation at or above it, with the seeds that got there. Times are of the "
         "machines named below, with whatever else ran on them."
     )
-    return Table("learning", "How fast they learn", tuple(columns), body, note)
+    reaching = [f"{unit} to {threshold}" for threshold in thresholds for unit in ("steps", "seconds")]
+    columns = ("method", "area under curve", *reaching, "ms per update", "hours per run")
+    return Table("learning", "How fast they learn", columns, body, note)
 
 
 def improvement_table(comparison: Comparison) -> Table | None:
@@ -203,36 +190,24 @@ def improvement_table(comparison: Comparison) -> Table | None:
     rows = comparison.rows
     if len(rows) < 2:
         return None
-    body: list[list[Cell]] = [
-        [row.label, *(_improvement(comparison, row, other) for other in rows)] for row in rows
-    ]
+    body = [[row.label, *(_improvement(comparison, row, other) for other in rows)] for row in rows]
     note = (
         "Chance that a run of the row beats a run of the column on a task, mean over tasks, ties half. "
         f"Above .5 the row is better; settled where the bracket leaves .5 out. {_INTERVALS} over runs."
     )
-    return Table(
-        "improvement", "Probability of improvement", ("method", *(row.label for row in rows)), body, note
-    )
+    columns = ("method", *(row.label for row in rows))
+    return Table("improvement", "Probability of improvement", columns, body, note)
 
 
 def published_table(comparison: Comparison) -> Table | None:
     """Published numbers of the benchmark at hand, each with its protocol; none for other tasks."""
-    benchmark = _benchmark(comparison)
-    if benchmark is None or comparison.measure != "success":
+    found = _published(comparison)
+    if not found:
         return None
-    body = [
-        [row.title, getattr(row, benchmark.lower()), row.protocol, row.source, row.seen]
-        for row in PUBLISHED
-        if getattr(row, benchmark.lower())
-    ]
+    body = [[row.title, success, row.protocol, row.source, row.seen] for row, success in found]
+    benchmark, note = _benchmark(comparison), "docs/protocols.md compares the lines."
     columns = ("method", f"{benchmark} success", "protocol", "source", "as read in")
-    return Table(
-        "published",
-        f"Published numbers of {benchmark}",
-        columns,
-        body,
-        "docs/protocols.md compares the lines.",
-    )
+    return Table("published", f"Published numbers of {benchmark}", columns, body, note)
 
 
 def runs_table(comparison: Comparison) -> Table:
@@ -241,14 +216,17 @@ def runs_table(comparison: Comparison) -> Table:
     for row in comparison.groups:
         for run in row.runs:
             last = run.evaluations[-1] if run.evaluations else {}
-            value = last.get(f"mean_{comparison.measure}")
-            body.append([row.label, run.seed, _status(run), value, _machine(run), str(run.path)])
+            status = "finished" if run.finished else f"unfinished, {run.step:,} of {run.steps:,}"
+            known = run.versions
+            cpu = f"{known.get('cpu', 'CPU')}, {known.get('cores', '?')} cores"
+            machine, score = known.get("cuda_device") or cpu, last.get(f"mean_{comparison.measure}")
+            body.append([row.label, run.seed, status, score, machine, str(run.path)])
     columns = ("method", "seed", "status", f"last {comparison.measure}", "machine", "directory")
     return Table("runs", "Runs", columns, body)
 
 
 def _improvement(comparison: Comparison, row: Group, other: Group) -> Cell:
-    if row is other or not row.finished:
+    if row is other:
         return None
     scores = (comparison.final(row), comparison.final(other))
     return stats.bootstrap(stats.probability_of_improvement, *scores)
@@ -257,18 +235,13 @@ def _improvement(comparison: Comparison, row: Group, other: Group) -> Cell:
 def _delta_m(comparison: Comparison, row: Group) -> Cell:
     single = np.array([comparison.single_task[task] for task in comparison.tasks])
     scored = single > 0.0
-    if not row.finished or not scored.any():
+    if not scored.any():
         return None
 
-    def drop(scores: Floats) -> Floats:
-        means: Floats = stats.delta_m(scores[..., scored].mean(axis=-2), single[scored])
-        return means
+    def drop(scores: Floats) -> Any:
+        return stats.delta_m(scores[..., scored].mean(axis=-2), single[scored])
 
     return stats.bootstrap(drop, comparison.final(row))
-
-
-def _mean(comparison: Comparison, row: Group, key: str) -> Cell:
-    return float(comparison.final(row, key).mean()) if row.finished else None
 
 
 def _area(steps: Floats) -> stats.Statistic:
@@ -289,15 +262,6 @@ def _seeds(row: Group) -> str:
     return str(done) if done == len(row.runs) else f"{done} of {len(row.runs)} finished"
 
 
-def _status(run: Run) -> str:
-    return "finished" if run.finished else f"unfinished, {run.step:,} of {run.steps:,}"
-
-
-def _machine(run: Run) -> str:
-    versions = run.versions
-    return versions.get("cuda_device") or f"{versions.get('cpu', 'CPU')}, {versions.get('cores', '?')} cores"
-
-
 def _benchmark(comparison: Comparison) -> str | None:
     """MT10 or MT50, if that is what the runs are of."""
     config = comparison.runs[0].config
@@ -305,12 +269,10 @@ def _benchmark(comparison: Comparison) -> str | None:
     return name if config["suite"] == "metaworld" and name in ("MT10", "MT50") else None
 
 
-def _counterparts(method: str, benchmark: str, protocols: tuple[str, ...]) -> str | None:
-    """Return the published numbers of a method under any of `protocols`; None if there are none."""
-    found = [
-        getattr(row, benchmark.lower())
-        for row in PUBLISHED
-        if row.method == method and row.protocol in protocols
-    ]
-    numbers = [number for number in found if number]
-    return " / ".join(numbers) or None
+def _published(comparison: Comparison) -> list[tuple[Published, str]]:
+    """Return the published numbers of the runs' benchmark with their success; none for other tasks."""
+    benchmark = _benchmark(comparison)
+    if benchmark is None or comparison.measure != "success":
+        return []
+    found = [(row, row.mt10 if benchmark == "MT10" else row.mt50) for row in PUBLISHED]
+    return [(row, success) for row, success in found if success]

@@ -113,12 +113,10 @@ def progress(trial: Trial) -> Progress:
     run = _found(trial)
     if run is None:
         return Progress(0, finished=False, seconds=0.0, success=None)
-    lines = (*run.metrics, *run.evaluations)
-    seconds = max((line.get("wall_s") or 0.0 for line in lines), default=0.0)
     success = run.evaluations[-1].get("mean_success") if run.evaluations else None
     # The run's own length may be shorter than the plan's: then it is to be extended.
     finished = run.finished and run.step >= trial.config.steps
-    return Progress(run.step, finished, seconds, success)
+    return Progress(run.step, finished, run.seconds, success)
 
 
 def _points(
