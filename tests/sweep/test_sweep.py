@@ -54,6 +54,7 @@ def _until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("environment")
 def test_a_sweep_goes_on_beside_a_failed_trial_and_runs_nothing_twice(tmp_path: Path) -> None:
     pytest.importorskip("ray")

@@ -1,0 +1,134 @@
+"""The driver of sweeps on a stand-in for Ray that makes each attempt at once, in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import mtrl.sweep
+from mtrl.cli.sweep import main as main_sweep
+from tests.helpers.short_runs import COUNTING
+
+
+class RayError(Exception):
+    """What Ray raises where a worker or its node is gone."""
+
+
+class RayTaskError(RayError):
+    """What Ray raises where the trial's own code has raised."""
+
+
+class Attempt:
+    """One attempt at a trial: what Ray calls a reference."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.result: Any = None
+        self.error: RayError | None = None
+        try:
+            self.result = function()
+        except RayError as error:
+            self.error = error
+
+
+class StandIn(ModuleType):
+    """What the driver asks of Ray, on one node of one CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.exceptions = ModuleType("ray.exceptions")
+        vars(self.exceptions).update(RayError=RayError, RayTaskError=RayTaskError)
+        self.started: list[str] = []  # the trials' directories, one per attempt
+        self.lost = 0  # how many of the next attempts lose their worker
+
+    def init(self, **options: Any) -> None: ...
+
+    def shutdown(self) -> None: ...
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 1.0}}]
+
+    def remote(self, **options: Any) -> Callable[[Callable[..., Any]], SimpleNamespace]:
+        def attempt(function: Callable[..., Any], config: Any, path: str, *rest: str) -> Any:
+            self.started.append(Path(path).parent.name)
+            if self.lost:
+                self.lost -= 1
+                raise RayError
+            return function(config, path, *rest)
+
+        return lambda function: SimpleNamespace(
+            remote=lambda *arguments: Attempt(lambda: attempt(function, *arguments))
+        )
+
+    def wait(self, references: list[Attempt], **options: Any) -> tuple[list[Attempt], list[Attempt]]:
+        return references, []
+
+    def get(self, reference: Attempt) -> Any:
+        if reference.error:
+            raise reference.error
+        return reference.result
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """The stand-in, for the driver alone: nobody else keeps a driver that was imported with it."""
+    ray = StandIn()
+    before = sys.modules.pop("mtrl.sweep.driver", None)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ray", ray)
+        patch.setitem(sys.modules, "ray.exceptions", ray.exceptions)
+        from mtrl.sweep import driver
+
+        patch.setattr(driver, "_POLL_SECONDS", 0.0)
+        patch.setattr(driver, "_WAIT_BEFORE_RETRY", 0.0)
+        yield ray
+    del sys.modules["mtrl.sweep.driver"], mtrl.sweep.driver
+    if before:
+        sys.modules["mtrl.sweep.driver"] = mtrl.sweep.driver = before
+
+
+def sweep(out: Path, *arguments: str) -> int:
+    flags = ("--preset", "debug", "--tasks", *COUNTING["tasks"], "--cpus-per-trial", "1", "--out", str(out))
+    fixed = (f"suite={COUNTING['suite']}", "device=cpu", "train.num_threads=1", "steps=80")
+    return main_sweep([*flags, "--methods", "mean", "--seeds", "1", "--set", *fixed, *arguments])
+
+
+def test_a_sweep_goes_on_beside_a_failed_trial_and_runs_nothing_twice(
+    ray: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Steps of such a size leave numbers that are not finite.
+    assert sweep(tmp_path, "--grid", "sac.critic_lr=0.001,1.0e+30") == 1
+    printed = capsys.readouterr()
+    assert "1 trial(s) finished" in printed.out
+    assert "mean,sac.critic_lr=1e+30/seed0 failed: non-finite" in printed.err
+    good = tmp_path / "mean,sac.critic_lr=0.001"
+    written = {path: path.stat().st_mtime_ns for path in good.rglob("*.jsonl")}
+    assert len(written) == 2
+    assert sweep(tmp_path, "--grid", "sac.critic_lr=0.001") == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert sweep(tmp_path, "--grid", "sac.critic_lr=0.001,1.0e+30") == 1
+    assert ray.started == [good.name, "mean,sac.critic_lr=1e+30", "mean,sac.critic_lr=1e+30"]
+
+
+@pytest.mark.parametrize(("lost", "code", "attempts"), [(1, 0, 2), (5, 1, 3)])
+def test_a_trial_that_lost_its_worker_is_tried_again_as_often_as_allowed(
+    lost: int, code: int, attempts: int, ray: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.lost = lost
+    assert sweep(tmp_path, "--retries", "2") == code
+    assert ray.started == ["mean"] * attempts
+    assert ("mean/seed0 failed: RayError" in capsys.readouterr().err) == bool(code)
+
+
+def test_nodes_that_are_too_small_are_refused_before_anything_starts(
+    ray: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(tmp_path, "--cpus-per-trial", "2") == 2
+    assert (
+        "no node can hold a trial of 2 CPUs and 0 GPUs; the largest have 1 and 0" in capsys.readouterr().err
+    )
+    assert ray.started == []
