@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.agents.base import Policy
 from mtrl.runs.evaluation import Evaluation
-
-Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 class EvaluationEnvs(Protocol):

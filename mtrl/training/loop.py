@@ -103,9 +103,9 @@ class TrainingLoop:
     def _run(self, start: int, *, resumed: bool, evaluated: bool) -> TrainResult:
         self.began = time.perf_counter()
         self.last_log = (self.began, start)
-        self.saving.saved_at = start if resumed else None
+        self.saving.saved_at = start if resumed else None  # nothing new to save if no step is made
         self.stepper.begin()
-        if resumed and not evaluated:  # the former process may have ended in it
+        if resumed and not evaluated:  # the checkpoint comes first: the former process may have ended between
             self._evaluate_if_due(start)
         step = start
         while step < self.config.steps and not self.requests.stop and self.stepper.failure is None:
@@ -123,7 +123,7 @@ class TrainingLoop:
         return self._end(start, step)
 
     def _end(self, start: int, step: int) -> TrainResult:
-        self.saving.finish()
+        self.saving.finish()  # the checkpoint under way may be that of this step
         if self.saving.saved_at != step:
             self._save(step, last=True)
         elapsed = time.perf_counter() - self.began

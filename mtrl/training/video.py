@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.agents.base import Policy
 from mtrl.envs import TaskVectorEnv
 from mtrl.envs.suite import TaskSuite
 from mtrl.errors import EnvironmentFailure, UserError, unknown_name
-from mtrl.training.evaluate import Policy
 
 Frame = NDArray[np.uint8]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from mtrl.agents.base import Policy, evaluate
 from mtrl.envs import TaskVectorEnv
 from mtrl.runs.evaluation import Evaluation
-from mtrl.training.evaluate import Policy, evaluate
 from mtrl.training.stepper import Stepper
 
 
