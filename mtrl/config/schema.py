@@ -1,7 +1,7 @@
 """Configuration of a run: frozen dataclasses; a field has its range in its type, unit and source below it.
 
-A Config is checked here field by field, whether YAML (`mtrl.config.presets`), flags (`mtrl.cli`) or Python made
-it. Names of plug-ins, their options and what the agent asks of its settings are checked by
+A Config is checked here field by field, whether YAML (`mtrl.config.presets`), flags (`mtrl.cli`) or Python
+made it. Names of plug-ins, their options and what the agent asks of its settings are checked by
 `mtrl.training.resolve`, before anything starts. A flag beats a YAML preset, which beats a dataclass default.
 Imports no torch.
 Sources: "MW+" is the Meta-World+ protocol (design of arXiv 2505.11289, its public JAX code, 2026-05 fixes).

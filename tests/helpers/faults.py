@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from mtrl.agents.base import Policy, evaluate
+from mtrl.agents.base import Policy
 from mtrl.envs import TaskVectorEnv
 from mtrl.runs.evaluation import Evaluation
+from mtrl.training.evaluate import evaluate
 from mtrl.training.stepper import Stepper
 
 
