@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.ball import around_gap, best_around
-from mtrl.combiners.solvers.published import ball_weights
+from mtrl.combiners.solvers.worst_case import around_gap, best_around
+
+_STEPS, _MOMENTUM = 20, 0.5  # of the published inner loop, which does not converge
 
 
 class CAGrad(GramCombiner):
@@ -29,7 +30,7 @@ class CAGrad(GramCombiner):
     Deviations from the authors' RL code, but for `solver`: the 1e-4 under its square roots, which makes that
     code ignore gradients below 1e-2, is absent. Tasks whose gradient is zero do not enter the maximisation
     (no direction changes them); they do count in the mean. Gradients 1e-16 times as short as the longest fade
-    out on the way to that (see solvers/units.py). Where gradients cancel, so that no direction improves all
+    out on the way to that (see solvers/path.py). Where gradients cancel, so that no direction improves all
     tasks and several are the best, the one nearest to g0 is taken: inside the ball, where g_w = 0.
     """
 
@@ -71,3 +72,39 @@ class CAGrad(GramCombiner):
         """
         weights = self.last_weights * self._divisor
         return {**super().metrics(), "residual": around_gap(self._last_gram, self.c, weights, self._dual)}
+
+
+def ball_weights(gram: Tensor, c: float) -> tuple[Tensor, Tensor]:
+    """Return w [T] on the simplex and its factor in CAGrad's direction, g0 + factor g_w, both in float64.
+
+    As in its authors' RL code: 20 steps of momentum SGD on softmax logits from equal weights, on the Gramian
+    [T, T] over its squared mean norm, of size 50 for 50 tasks and 25 otherwise; the best of the 21 points.
+    1e-4 is under every square root.
+    """
+    with torch.no_grad():
+        exact = gram.to(torch.float64)
+        matrix = exact / exact.diagonal().add(1e-4).sqrt().mean().square()
+        w = _ball(matrix, c=c, rate=50.0 if len(gram) == 50 else 25.0)
+        radius = c * matrix.mean().add(1e-4).sqrt()
+        return w, radius / (torch.dot(w, matrix @ w).add(1e-4).sqrt() + 1e-4)
+
+
+def _ball(matrix: Tensor, *, c: float, rate: float) -> Tensor:
+    linear = matrix.mean(dim=-1)
+    radius = c * linear.mean().add(1e-4).sqrt()
+    logits = torch.zeros_like(linear)
+    velocity = torch.zeros_like(linear)
+    best = torch.full_like(linear, 1.0 / len(linear))
+    lowest = torch.full_like(radius, torch.inf)
+    for step in range(_STEPS + 1):
+        w = logits.softmax(dim=0)
+        product = matrix @ w
+        norm = torch.dot(w, product).add(1e-4).sqrt()
+        value = torch.dot(w, linear) + radius * norm
+        best = torch.where(value < lowest, w, best)
+        lowest = torch.fmin(value, lowest)
+        if step < _STEPS:
+            slope = torch.addcmul(linear, product, radius / norm)
+            velocity = torch.add(w * (slope - torch.dot(w, slope)), velocity, alpha=_MOMENTUM)
+            logits = torch.add(logits, velocity, alpha=-rate)
+    return best

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners._families import Sampled
 from mtrl.combiners.base import JacobianAt
-from mtrl.combiners.solvers.ball import best_around
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+from mtrl.combiners.solvers.worst_case import best_around
 
 
 class CAGradFast(Sampled):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.capped import shortest_capped
+from mtrl.combiners.solvers.hull import shortest_capped
 
 
 class CappedMGDA(GramCombiner):
@@ -23,7 +23,7 @@ class CappedMGDA(GramCombiner):
         cap: Largest weight of a task, in [0, 1]; below 1 / T it means 1 / T, the mean.
 
     Tasks whose gradient is zero weigh only what the caps of the others leave, so that 1 / T stays the mean;
-    gradients 1e-16 times as short as the longest fade out on the way (see solvers/units.py).
+    gradients 1e-16 times as short as the longest fade out on the way (see solvers/path.py).
     """
 
     name = "capped_mgda"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.ball import best_in_cone, cone_gap
+from mtrl.combiners.solvers.worst_case import best_in_cone, cone_gap
 
 
 class ConicGrad(GramCombiner):
@@ -25,7 +25,7 @@ class ConicGrad(GramCombiner):
     as derived here points away from g0 where g_w.g0 > 0. Magnitudes follow the rule |d| = |g0| stated above.
     Where gradients cancel, so that no direction in the cone improves all tasks, the shortest of the best
     vectors up to that length is stretched to it. Tasks whose gradient is zero do not enter the minimisation;
-    gradients 1e-16 times as short as the longest fade out on the way (see solvers/units.py).
+    gradients 1e-16 times as short as the longest fade out on the way (see solvers/path.py).
     """
 
     name = "conicgrad"

@@ -10,8 +10,8 @@ from torch import Tensor
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.bargaining import bargaining_weights
-from mtrl.combiners.solvers.published import fair_weights
 
+_STEPS, _MOMENTUM = 20, 0.5  # of the published inner loop, which does not converge
 _RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rounding error
 
 
@@ -61,3 +61,33 @@ class FairGrad(GramCombiner):
         products = weights.pow(1.0 / self.alpha) * (self._last_gram @ weights)
         present = self._last_gram.diagonal() > 0.0
         return {**super().metrics(), "residual": torch.where(present, products - 1.0, 0.0).abs().amax()}
+
+
+def fair_weights(gram: Tensor, alpha: float) -> Tensor:
+    """Return the weights w [T] in float64 for FairGrad's fixed point, as its authors' RL code gets them.
+
+    Momentum SGD of step size 0.1 on |Mw - w^(-1/alpha)|^2 from equal weights, the gradient's norm clipped to
+    1, w kept above 1e-8; the best of the first 20 points. M is not scaled.
+    """
+    with torch.no_grad():
+        return _fair(gram.to(torch.float64), power=1.0 / alpha)
+
+
+def _fair(gram: Tensor, *, power: float) -> Tensor:
+    w = torch.full_like(gram[0], 1.0 / len(gram))
+    velocity = torch.zeros_like(w)
+    best, lowest = w, torch.full_like(w[0], torch.inf)
+    for step in range(_STEPS):
+        shifted = w + 1e-8
+        pull = shifted.pow(-power)
+        miss = gram @ w - pull
+        value = torch.dot(miss, miss)
+        best = torch.where(value < lowest, w, best)
+        lowest = torch.fmin(value, lowest)
+        if step < _STEPS - 1:
+            gradient = 2.0 * torch.addcmul(gram @ miss, miss, pull / shifted, value=power)
+            length = torch.linalg.vector_norm(gradient)
+            gradient = gradient * (1.0 / (length + 1e-6)).clamp(max=1.0)
+            velocity = torch.add(gradient, velocity, alpha=_MOMENTUM)
+            w = torch.add(w, velocity, alpha=-0.1).clamp(min=1e-8)
+    return best

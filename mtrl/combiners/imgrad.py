@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.ball import around_gap, best_around
 from mtrl.combiners.solvers.hull import shortest_in_hull
+from mtrl.combiners.solvers.worst_case import around_gap, best_around
 
 _LOWEST = 1e-4  # smallest rho of the dual; below it the minimiser is next to a vertex and no longer moves
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.cone import cosines
+from mtrl.combiners.solvers.gramian import cosines
 
 _RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of T times its dtype's rounding error
 _SMALLEST_SUM = 1e-3  # of the weights, relative to the sum of their magnitudes

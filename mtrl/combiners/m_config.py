@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
-from mtrl.combiners.config import config_weights
+from mtrl.combiners.conflict_free import config_weights
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
 _LONGEST = 0.99999  # decay; at 1 a moment would stay 0

@@ -19,7 +19,7 @@ class MGDA(GramCombiner):
     Deviations from the usual code: w is solved to convergence instead of by Frank-Wolfe steps, which leave
     directions ten times too long where norms differ by orders of magnitude; gradients are not normalised.
     Tasks whose gradient is zero do not enter the minimisation (with them the direction would be zero);
-    gradients 1e-16 times as short as the longest fade out on the way (see solvers/units.py).
+    gradients 1e-16 times as short as the longest fade out on the way (see solvers/path.py).
     """
 
     name = "mgda"

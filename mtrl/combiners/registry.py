@@ -15,10 +15,10 @@ COMBINERS = Registry("method", {}, given=("num_tasks",), wrappers=True)
 
 
 def scan() -> None:
-    """Fill COMBINERS with the one class of each method file, whose `name` is the file's stem.
+    """Fill COMBINERS with the one class of each method file, under its `name`: as a rule the file's stem.
 
     Raises:
-        TypeError: a file does not define exactly one concrete Combiner of its own name.
+        TypeError: a file does not define exactly one concrete Combiner with a name of its own.
     """
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.stem.startswith("_") or path.stem in ("base", "registry"):
@@ -29,12 +29,10 @@ def scan() -> None:
             for value in vars(module).values()
             if inspect.isclass(value) and issubclass(value, Combiner) and value.__module__ == module.__name__
         ]
-        if len(found) != 1 or found[0].name != path.stem or inspect.isabstract(found[0]):
+        if len(found) != 1 or "name" not in vars(found[0]) or inspect.isabstract(found[0]):
             names = [value.__name__ for value in found]
-            raise TypeError(
-                f"{path.name} must define one concrete Combiner with name = {path.stem!r}; found {names}."
-            )
-        COMBINERS.register(path.stem, found[0])
+            raise TypeError(f"{path.name} must define one concrete Combiner with a `name`; found {names}.")
+        COMBINERS.register(found[0].name, found[0])
 
 
 def combiner_class(method: str | type[Combiner]) -> type[Combiner]:

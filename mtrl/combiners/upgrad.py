@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.cone import cone_weights, cosines, violation
+from mtrl.combiners.solvers.gramian import cosines
+from mtrl.combiners.solvers.projections import cone_weights, violation
 
 _RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rounding error
 

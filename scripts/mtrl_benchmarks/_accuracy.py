@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.ball import best_around
+from mtrl.combiners.solvers.worst_case import best_around
 from mtrl_benchmarks._families import EXTREME, FAMILIES, jacobian
 from mtrl_benchmarks._implementations import implementation
 from mtrl_benchmarks._measures import bargaining_residual, simplex_gap, simplex_part

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mtrl.combiners import make_combiner
-from mtrl.combiners.solvers.capped import shortest_capped
-from mtrl.combiners.solvers.roads import on_tensors
+from mtrl.combiners.solvers.backends import on_tensors
+from mtrl.combiners.solvers.hull import shortest_capped
 from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes
 from tests.helpers.matrices import FAMILIES, jacobian
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtrl.combiners import COMBINERS, GramCombiner
-from mtrl.combiners.solvers.roads import on_tensors
+from mtrl.combiners.solvers.backends import on_tensors
 from tests.combiners.calls import combined
 from tests.combiners.oracles import ORACLES
 from tests.helpers.evaluators import Linear

@@ -52,6 +52,19 @@ def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
     return combined
 
 
+def cosines(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Gramian [T, T] of the gradients over their norms, and one over these norms [T].
+
+    Zero gradients count as unit gradients that are orthogonal to all others, of norm 1.
+    """
+    squares = matrix.diagonal()
+    present = squares > 0.0
+    inverse = torch.where(present, squares, 1.0).rsqrt()
+    unit = torch.eye(len(squares), dtype=matrix.dtype, device=matrix.device)
+    scaled = matrix * inverse * inverse.unsqueeze(-1)
+    return torch.where(present & present.unsqueeze(-1), scaled, unit), inverse
+
+
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return rows [T, P] scaled to length 1 and their lengths [T], float64; zero rows stay zero."""
     low, high = torch.aminmax(rows, dim=1)

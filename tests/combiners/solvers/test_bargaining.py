@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mtrl.combiners.solvers.backends import on_tensors
 from mtrl.combiners.solvers.bargaining import bargaining_weights
-from mtrl.combiners.solvers.roads import on_tensors
 from tests.combiners.solvers.problems import KINDS, drawn, dtypes, gramian_of, sizes
 
 SOLVABLE = [(name, decades) for name, decades in KINDS if name != "deficient"]

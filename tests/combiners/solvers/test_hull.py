@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from mtrl.combiners.solvers.backends import on_tensors
 from mtrl.combiners.solvers.hull import shortest_in_hull
-from mtrl.combiners.solvers.roads import on_tensors
 from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes
 
 

@@ -1,4 +1,8 @@
-"""The best worst-case improvement within a ball around a reference gradient, or within a cone around it."""
+"""The best worst-case improvement in a ball around a reference gradient (CAGrad) or in a cone (ConicGrad).
+
+Both ask for the x that maximises nu in g_i.x + linear_i >= nu over |x| <= 1. Divided by |g_i| this is a path
+(see `path`) that ends at |x| = 1, with amounts 1 / |g_i| and offsets linear_i / |g_i|.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.path import PathEnd, follow
-from mtrl.combiners.solvers.roads import Road, road_of
-from mtrl.combiners.solvers.units import tolerance_of, units_of
+from mtrl.combiners.solvers.backends import Backend, backend_of
+from mtrl.combiners.solvers.path import PathEnd, follow, tolerance_of, units_of
 
 
 class BallSolution(NamedTuple):
@@ -36,27 +39,29 @@ def best_around(
 ) -> tuple[Tensor, Tensor]:
     """Solve max_d min_i g_i.d in |d - g0| <= c |g0|; returns the weights of d and the dual [T], float64.
 
-    g0 = reference @ G, by default the mean gradient. What the tasks gain at g0 counts `factor` [1] times. All
-    else as in `best_in_ball`.
+    g0 = reference @ G, by default the mean gradient. With d = g0 + c |g0| x the problem is that of
+    `best_in_ball` with linear_i = g_i.g0 / (c |g0|), which is multiplied by `factor` [1].
     """
-    road = road_of(gram)
-    with road.quiet():
-        exact = road.gramian(gram)
-        centre = 1.0 / len(exact) if reference is None else road.ready(reference)
-        linear, radius = _gains(road, exact, centre, c)
+    backend = backend_of(gram)
+    with backend.quiet():
+        exact = backend.gramian(gram)
+        centre = 1.0 / len(exact) if reference is None else backend.ready(reference)
+        linear, radius = _gains(backend, exact, centre, c)
         if factor is not None:
-            linear = linear * road.ready(factor)
-        step, dual = _in_ball(road, exact, linear, eps)
-        return road.tensor(step * radius + centre), road.tensor(dual)
+            linear = linear * backend.ready(factor)
+        step, dual = _in_ball(backend, exact, linear, eps)
+        return backend.tensor(step * radius + centre), backend.tensor(dual)
 
 
 def around_gap(gram: Tensor, c: float, weights: Tensor, dual: Tensor, factor: Tensor | None = None) -> Tensor:
     """Return `ball_gap` of the direction of these weights [T] around the mean gradient, a 0-dim tensor.
 
-    0 without a ball, where by the Gramian's rounding the mean gradient has no length.
+    0 where the mean gradient, and so the ball, vanishes by the Gramian's rounding.
     """
-    road = road_of(gram)
-    linear, radius = (road.tensor(part) for part in _gains(road, road.gramian(gram), 1.0 / len(gram), c))
+    backend = backend_of(gram)
+    linear, radius = (
+        backend.tensor(part) for part in _gains(backend, backend.gramian(gram), 1.0 / len(gram), c)
+    )
     step = (weights - 1.0 / len(gram)) / torch.where(radius > 0.0, radius, torch.inf)
     gap = ball_gap(gram, linear if factor is None else linear * factor, step, dual)
     return torch.where(radius > 0.0, gap, 0.0)
@@ -70,31 +75,31 @@ def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> BallSolution:
     cancel, several x are the best: the shortest is returned, and it is shorter than 1. `eps` is the rounding
     error of the Gramian's entries.
     """
-    road = road_of(gram)
-    with road.quiet():
-        weights, dual = _in_ball(road, road.gramian(gram), road.ready(linear), eps)
-        return BallSolution(road.tensor(weights), road.tensor(dual))
+    backend = backend_of(gram)
+    with backend.quiet():
+        weights, dual = _in_ball(backend, backend.gramian(gram), backend.ready(linear), eps)
+        return BallSolution(backend.tensor(weights), backend.tensor(dual))
 
 
-def _gains(road: Road, gram: Any, centre: Any, c: float) -> tuple[Any, Any]:
+def _gains(backend: Backend, gram: Any, centre: Any, c: float) -> tuple[Any, Any]:
     """What each task gains at g0 = centre @ G, over the radius c |g0|, [T]; and this radius."""
     products = (gram * centre).sum(1)
     square = (products * centre).sum()
-    # Below the rounding error of this sum g0 has no length, and no gain is one of the order of the radius.
-    square = road.select(square > _NO_LENGTH * gram.diagonal().sum() / len(gram), square, square * 0.0)
+    # A square below the rounding error of this sum is noise: g0 and the radius count as zero.
+    square = backend.select(square > _NO_LENGTH * gram.diagonal().sum() / len(gram), square, square * 0.0)
     radius = c * square**0.5
-    return products / road.select(radius > 0.0, radius, radius + 1.0), radius
+    return products / backend.select(radius > 0.0, radius, radius + 1.0), radius
 
 
-def _in_ball(road: Road, gram: Any, linear: Any, eps: float) -> tuple[Any, Any]:
+def _in_ball(backend: Backend, gram: Any, linear: Any, eps: float) -> tuple[Any, Any]:
     """The step and the dual of `best_in_ball`."""
-    units = units_of(road, gram)
+    units = units_of(backend, gram)
     offsets = linear * units.inverse
-    end = follow(road, units.cosines, units.amounts, offsets, to_length=True, tolerance=tolerance_of(eps))
-    dual = proof(road, end) * units.inverse
+    end = follow(backend, units.cosines, units.amounts, offsets, to_length=True, tolerance=tolerance_of(eps))
+    dual = _dual(backend, end) * units.inverse
     total = dual.sum()
     some = total > 0.0
-    dual = road.select(some, dual / road.select(some, total, total + 1.0), dual + 1.0 / len(dual))
+    dual = backend.select(some, dual / backend.select(some, total, total + 1.0), dual + 1.0 / len(dual))
     return end.weights * units.inverse, dual
 
 
@@ -113,18 +118,19 @@ def ball_gap(gram: Tensor, linear: Tensor, solution: Tensor, dual: Tensor) -> Te
 def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
     """Solve max of min_i g_i.x over the cap |x| <= 1, e0.x >= c, for the Gramian [T, T] and e0 = g0 / |g0|.
 
-    e0 is one more task, which asks for c whatever the others get. Zero gradients do not enter the minimum.
-    Where gradients cancel, several x are the best and the shortest of them is stretched to length 1: it stays
-    in the cone, and its direction is the one that costs the worst task least per progress along g0.
+    On the path e0 is one more task of amount 0 and offset -c, so that it asks for e0.x >= c at every nu.
+    Zero gradients do not enter the minimum. Where gradients cancel, several x are the best and the shortest
+    of them is stretched to length 1: it stays in the cone, and its direction is the one that costs the worst
+    task least per progress along g0.
     """
-    road = road_of(gram)
-    with road.quiet():
-        join = road.xp.concatenate
-        exact = road.gramian(gram)
-        units = units_of(road, exact)
+    backend = backend_of(gram)
+    with backend.quiet():
+        join = backend.xp.concatenate
+        exact = backend.gramian(gram)
+        units = units_of(backend, exact)
         products = exact.sum(1) / len(exact)
         length = (products.sum() / len(exact)).clip(0.0) ** 0.5
-        some = road.select(length > 0.0, length * 0.0 + 1.0, length * 0.0)
+        some = backend.select(length > 0.0, length * 0.0 + 1.0, length * 0.0)
         column = products * units.inverse * some / (length + 1.0 - some)
         none = units.amounts * 0.0
         one = none[:1] + 1.0
@@ -133,7 +139,7 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
             0,
         )
         end = follow(
-            road,
+            backend,
             cosines,
             join((units.amounts, none[:1]), 0),
             join((none, one * some * -max(c, _LEAST_COSINE)), 0),
@@ -143,8 +149,8 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
         )
         reach = end.length
         weights = end.weights * join((units.inverse, one * some), 0)
-        weights = weights / road.select(reach > 0.0, reach, reach + 1.0)
-        return ConeSolution(road.tensor(weights), road.tensor(length), road.tensor(reach))
+        weights = weights / backend.select(reach > 0.0, reach, reach + 1.0)
+        return ConeSolution(backend.tensor(weights), backend.tensor(length), backend.tensor(reach))
 
 
 def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
@@ -163,7 +169,7 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     along = torch.dot(column, tasks) + eta * (length > 0.0) - max(c, _LEAST_COSINE)
     total = tasks.sum()
     some = total > 0.0
-    # Of the dual's point, on the simplex: of gradients that nearly cancel the weights themselves are huge.
+    # Scaled to the simplex, as the dual's point: where gradients nearly cancel the weights are huge.
     shares, lift = tasks / torch.where(some, total, 1.0), eta / torch.where(some, total, 1.0)
     missed = torch.dot(shares, gains - torch.where(some, worst, 0.0)) + lift * along.clamp(min=0.0)
     missed = missed + along.clamp(max=0.0).abs() * (length > 0.0)
@@ -171,6 +177,6 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     return torch.where(some, missed / torch.where(scale > 0.0, scale, 1.0), 0.0)
 
 
-def proof(road: Road, end: PathEnd) -> Any:
-    """The weights of unit gradients in the dual solution, of any scale."""
-    return road.select(end.stuck, end.ray, end.weights)
+def _dual(backend: Backend, end: PathEnd) -> Any:
+    """The dual's weights of the unit gradients, of any scale: v, or where the path got stuck the ray."""
+    return backend.select(end.stuck, end.ray, end.weights)

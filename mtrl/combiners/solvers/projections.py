@@ -1,11 +1,15 @@
-"""Projections of the task gradients on the cone of directions that harm no task, all at once, on the device.
+"""Projections of all task gradients on the cone of directions that harm no task, as one batch (UPGrad).
 
-For each task i a quadratic program in the gradients' weights: min v'Mv subject to v >= e_i. Newton steps
-on active sets, all programs as one batch, are exact once the sets are right, and count only where they lower
-the violation of optimality. The sets come from Douglas-Rachford splitting, a matrix product per step for all
-programs at once; on a CPU that is usually the end. Where gradients depend on each other, and wherever nobody
-may look, they come a second time from Mehrotra's interior-point steps. What both have missed a CPU finds by
-walking a path (see `path`), a program at a time: in the worst case, fifty tasks along a line, for .4 s.
+For each task i a quadratic program in the gradients' weights: min v'Mv subject to v >= e_i. With x = v - e_i
+and C the cosines, its optimum is x >= 0, y = Cx + Ce_i >= 0, x'y = 0. Three stages:
+
+1. Douglas-Rachford splitting, one matrix product per step for all programs, guesses which x are 0. Newton
+   steps on these active sets are exact once the sets are right; one is kept only if it lowers the violation
+   of the conditions above. On a CPU that is usually the end.
+2. Where gradients depend on each other, and always with the torch backend, which must not read the violation
+   on the host, Mehrotra's interior-point steps make a second guess.
+3. Programs that are still not solved are solved on a CPU by walking a path (see `path`), one at a time. In
+   the worst case, fifty tasks along a line, that takes .4 s.
 """
 
 from __future__ import annotations
@@ -13,24 +17,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.path import follow
-from mtrl.combiners.solvers.roads import converged, road_of, symmetric
-from mtrl.combiners.solvers.units import tolerance_of
+from mtrl.combiners.solvers.backends import backend_of, converged, symmetric
+from mtrl.combiners.solvers.gramian import cosines
+from mtrl.combiners.solvers.path import follow, tolerance_of
 
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
-_START = 1.0  # of the products, and least of their multipliers; dependent gradients have large products
+_START = 1.0  # least value of x and y at the start of the interior-point steps
 _EXACT_STEPS = 3
 _SOLVED = 1e-12  # violation of optimality at which a program of unit gradients counts as solved
-_SPLITTING_STEPS = 16  # more help only gradients that depend on each other, and these too little
-_SHIFT, _RELAXATION = 0.1, 1.6  # of the splitting
+_SPLITTING_STEPS = 16  # more help only dependent gradients, and not enough
+_SHIFT, _RELAXATION = 0.1, 1.6  # step size and over-relaxation (below 2) of the splitting
 
 
 def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
     """Return V [T, T] in float64; `V[i] @ G` is the projection of unit gradient i of the Gramian M [T, T].
 
     The rows of G are the gradients over their norms (zero gradients count as orthogonal to all others) and
-    the cone is {d: G d >= 0}. `ridge` is added to the Gramian of G. Finite for every finite M; reads nothing
-    back to the host.
+    the cone is {d: G d >= 0}. `ridge`, the rounding error of M's entries, is added to the Gramian of G:
+    without it the programs of dependent gradients have many solutions. Finite for every finite M.
     """
     with torch.no_grad():
         cosine, unit = _scaled(symmetric(matrix.to(torch.float64)), ridge=ridge)
@@ -44,19 +48,6 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
         else:
             x = _walked(cosine, x, violated, max(_SOLVED, 1e-2 * ridge))
         return x + unit
-
-
-def cosines(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the Gramian [T, T] of the gradients over their norms, and one over these norms [T].
-
-    Zero gradients count as unit gradients that are orthogonal to all others, of norm 1.
-    """
-    squares = matrix.diagonal()
-    present = squares > 0.0
-    inverse = torch.where(present, squares, 1.0).rsqrt()
-    unit = torch.eye(len(squares), dtype=matrix.dtype, device=matrix.device)
-    scaled = matrix * inverse * inverse.unsqueeze(-1)
-    return torch.where(present & present.unsqueeze(-1), scaled, unit), inverse
 
 
 def violation(cosine: Tensor, weights: Tensor) -> Tensor:
@@ -73,17 +64,19 @@ def _scaled(matrix: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
     return torch.add(cosines(matrix)[0], unit, alpha=ridge), unit
 
 
-# With x = v - e_i program i is: x >= 0, y = C x + C e_i >= 0, x'y = 0. Row i of each [T, T] below is its own.
+# Row i of each matrix [T, T] below belongs to program i.
 
 
 def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
-    # Douglas-Rachford: s += relaxation * (resolvent of the quadratic at |s|, minus the positive part of s).
+    # Douglas-Rachford for 1/2 x'Cx + x'Ce_i over x >= 0. With p = max(s, 0) the point reflected at the
+    # constraint is 2 p - s = |s|, the quadratic's resolvent there is (C + shift)^-1 (shift |s| - C e_i), and
+    # s += relaxation * (that resolvent - p). In the limit p is x.
     shifted = torch.add(cosine, unit, alpha=_SHIFT)
-    # By its factor: on CUDA an inverse by LU cannot be trusted in a graph that is replayed on another stream.
+    # By its Cholesky factor: on CUDA an inverse by LU can be wrong in a graph replayed on another stream.
     factor = torch.linalg.cholesky_ex(shifted, check_errors=False)[0]
     inverse_factor = torch.linalg.solve_triangular(factor, unit, upper=False)
     resolvent = _SHIFT * (inverse_factor.mT @ inverse_factor)
-    # With p the positive part, |s| = 2 p - s: s and p each times a matrix, one product per step.
+    # The update is linear in s and p: [s, p] times one matrix [2 T, T], plus a constant.
     constant = _RELAXATION * (resolvent - unit)
     scaled = _RELAXATION * resolvent
     both = torch.cat((unit - scaled, torch.add(2.0 * scaled, unit, alpha=-_RELAXATION)))
@@ -94,21 +87,20 @@ def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
 
 
 def _walked(cosine: Tensor, x: Tensor, violated: Tensor, bound: float) -> Tensor:
-    # y = C x + C e_i >= 0 for the shortest x @ G: the end nu = 0 of a path that asks all for the same.
-    road = road_of(cosine)
-    if not road.known((violated > bound).any()):  # never known where nobody may look
+    # The shortest x @ G with y = C x + C e_i >= 0: the end nu = 0 of a path with amounts 1, offsets C e_i.
+    backend = backend_of(cosine)
+    if not backend.known((violated > bound).any()):  # the torch backend ends here
         return x
     x = x.clone()
-    with road.quiet():
-        matrix = road.ready(cosine)
-        asked = road.unit(matrix).sum(0)
-        # On the host already: on other devices the road knows nothing, and the step returned above.
+    with backend.quiet():
+        matrix = backend.ready(cosine)
+        asked = backend.unit(matrix).sum(0)
         for program in torch.nonzero(violated[:, 0] > bound)[:, 0].tolist():
-            # The ridge is in the cosines: what they say of dependence is exact.
+            # The cosines hold the ridge, so that they are exact as they are: no tolerance for dependence.
             end = follow(
-                road, matrix, asked, matrix[:, program], to_length=False, tolerance=tolerance_of(0.0)
+                backend, matrix, asked, matrix[:, program], to_length=False, tolerance=tolerance_of(0.0)
             )
-            walked = road.tensor(end.weights)
+            walked = backend.tensor(end.weights)
             product = cosine @ walked + cosine[program]
             if float(torch.minimum(walked, product).abs().amax()) < float(violated[program]):
                 x[program] = walked
@@ -119,7 +111,8 @@ def _interior_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     x = torch.full_like(cosine, _START)
     y = torch.add(cosine, cosine.sum(dim=0), alpha=_START).clamp(min=_START)
     tasks = len(cosine)
-    # Six steps serve independent gradients of any number; the others are for dependent ones.
+    # Independent gradients need six steps, whatever their number; dependent ones take the others. As in
+    # `hull._stepped`: a predictor to products x y = 0, then a corrector that centres and adds dx dy.
     for _ in range(min(8 + tasks // 3, 12)):
         ratio = y / x
         hessian = torch.addcmul(cosine, unit, ratio.unsqueeze(-1))

@@ -1,9 +1,8 @@
-"""The two roads of a solver: NumPy on the host, which stops when done, or tensors that read nothing back.
+"""Two solver backends: NumPy with early exit on the CPU, torch with fixed steps and no host sync elsewhere.
 
-A solve makes hundreds of operations on a few numbers. NumPy takes a quarter of torch's time for each, so a
-CPU takes the host's road. Elsewhere, and where a solve is recorded, compiled or batched by somebody else, the
-same formulas run on tensors for a fixed number of steps, with `select` for branches: a device need not wait
-and a CUDA graph can hold them.
+A solve makes hundreds of operations on a few numbers, and NumPy takes a quarter of torch's time for each. On
+other devices, and where a solve is recorded, compiled or batched, the same formulas run on tensors: `select`
+replaces branches, so that nothing waits for the device and a CUDA graph can hold the solve.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _on_tensors = False
 
 @contextmanager
 def on_tensors() -> Iterator[None]:
-    """Have CPUs take the road of other devices here: for a caller that transforms a solve, and for tests."""
+    """Use the torch backend on CPUs too: for callers that transform a solve, and for tests."""
     global _on_tensors
     before, _on_tensors = _on_tensors, True
     try:
@@ -33,13 +32,13 @@ def on_tensors() -> Iterator[None]:
 def symmetric(gram: Any) -> Any:
     """Return a Gramian [T, T] whose entries [i, j] and [j, i] are the same.
 
-    Those of a product of a matrix with its own transpose need not be: some CPUs' kernels round them apart,
-    and where gradients nearly depend on each other that is another problem.
+    In J J' they can differ: some CPUs' kernels round them apart. Where gradients nearly depend on each other
+    that is enough to change the solution.
     """
     return (gram + gram.T) / 2.0
 
 
-class Road:
+class Backend:
     """NumPy on the host: an index is an int, a branch is a branch, a loop may stop."""
 
     xp: Any = np
@@ -115,19 +114,19 @@ class Road:
             return right * np.nan
 
     def ready(self, tensor: Tensor) -> Any:
-        """Return a tensor as an array of this road, float64."""
+        """Return a tensor as an array of this backend, float64."""
         return tensor.detach().to(torch.float64).numpy()
 
     def gramian(self, tensor: Tensor) -> Any:
-        """Return a Gramian [T, T] as an array of this road, `symmetric`."""
+        """Return a Gramian [T, T] as an array of this backend, `symmetric`."""
         return symmetric(self.ready(tensor))
 
     def tensor(self, array: Any) -> Tensor:
-        """Return an array of this road as a tensor."""
+        """Return an array of this backend as a tensor."""
         return torch.from_numpy(np.asarray(array))
 
 
-class _TensorRoad(Road):
+class _TorchBackend(Backend):
     """Tensors: an index is a tensor [1], both sides of a branch are computed, nothing is ever known."""
 
     xp: Any = torch
@@ -189,11 +188,11 @@ class _TensorRoad(Road):
         return result
 
 
-_HOST, _TENSORS = Road(), _TensorRoad()
+_HOST, _TENSORS = Backend(), _TorchBackend()
 
 
-def road_of(tensor: Tensor) -> Road:
-    """Return the road that a solve of this tensor takes."""
+def backend_of(tensor: Tensor) -> Backend:
+    """Return the backend that solves for this tensor."""
     if tensor.device.type != "cpu" or _on_tensors or torch.compiler.is_compiling():
         return _TENSORS
     try:
@@ -204,5 +203,5 @@ def road_of(tensor: Tensor) -> Road:
 
 
 def converged(measure: Tensor, bound: float) -> bool:
-    """Whether steps may stop because a 0-dim measure is below a bound: never but on the host's road."""
-    return road_of(measure).known(measure < bound)
+    """Whether steps may stop because a 0-dim measure is below a bound; torch never stops early."""
+    return backend_of(measure).known(measure < bound)

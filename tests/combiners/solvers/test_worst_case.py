@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.ball import best_in_ball, best_in_cone
-from mtrl.combiners.solvers.roads import on_tensors
+from mtrl.combiners.solvers.backends import on_tensors
+from mtrl.combiners.solvers.worst_case import best_in_ball, best_in_cone
 from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes, symmetric
 
 
