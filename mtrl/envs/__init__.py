@@ -12,15 +12,8 @@ if TYPE_CHECKING:
     from mtrl.envs.engine.vector import TaskVectorEnv
     from mtrl.envs.suite import build_suite
 
-__all__ = [
-    "ACTION_SIZE",
-    "BENCHMARKS",
-    "OBS_SIZE",
-    "TaskVectorEnv",
-    "build_suite",
-    "make_envs",
-    "resolve_tasks",
-]
+__all__ = ["ACTION_SIZE", "BENCHMARKS", "OBS_SIZE", "TaskVectorEnv"]
+__all__ += ["build_suite", "make_envs", "resolve_tasks"]
 
 # Gymnasium takes a tenth of a second to import, which `--help` need not pay.
 _HOMES = {"TaskVectorEnv": "mtrl.envs.engine.vector", "build_suite": "mtrl.envs.suite"}

@@ -21,7 +21,7 @@ class TaskEnv(Protocol):
     """One task in one worker: no time limit, no automatic reset; those are the engine's."""
 
     def reset(self, goal: int) -> NDArray[Any]:
-        """Start an episode with the given variation of the task; return the first observation [O]."""
+        """Start an episode with the goal of that number; return the first observation [O]."""
         ...
 
     def step(self, action: NDArray[np.float32]) -> StepOutcome:
@@ -58,7 +58,7 @@ class TaskSuite(Protocol):
 
     An instance is pickled to the workers, so it holds plain data only; simulations are imported by
     `draw_goals` and `make_env`, which run in a worker. RuntimeWarnings that are raised there reach the user
-    as reports. Subclass it to inherit the members that have a default.
+    as warnings. Subclass it to inherit the members that have a default.
 
     Attributes:
         task_names: T names, the order of the task axis.
@@ -66,7 +66,8 @@ class TaskSuite(Protocol):
         action_dim: A.
         info_keys: entries of `info` that travel as float32; "success" must be among them (1 where the task is
             solved at this step, 0 where not, NaN where the task knows no success).
-        num_goals: variations of each task; training draws among them, evaluation plays them in order.
+        num_goals: goals of each task: its starts and targets, whatever the suite calls them (seeds, say).
+            Training draws among them, evaluation plays them in order.
         step_costs: what an env step of a task costs, relative to 1: spreads tasks evenly over the workers.
         cameras: what `camera` may be, the first one being that of films; none: there is one view only.
         camera: from where `make_env`'s environments render; None: the simulation's own choice.
@@ -102,11 +103,11 @@ class TaskSuite(Protocol):
         ...
 
     def draw_goals(self, seed: int) -> Mapping[str, Any]:
-        """Return, for each task, plain data that says what its `num_goals` variations are."""
+        """Return, for each task, plain data that says what its `num_goals` goals are."""
         return dict.fromkeys(self.task_names, ())
 
     def describe_goals(self) -> str:
-        """Return what the start screen says about the variations of each task."""
+        """Return what the start screen says about the goals of each task."""
         return f"{self.num_goals} goals"
 
     def versions(self) -> dict[str, str]:
@@ -133,18 +134,14 @@ SUITES = Registry(
 
 
 def build_suite(
-    name: str,
-    tasks: Sequence[str],
-    *,
-    num_goals: int | None = None,
-    options: Mapping[str, Any] | None = None,
+    name: str, tasks: Sequence[str], *, num_goals: int | None = None, options: Mapping[str, Any] | None = None
 ) -> TaskSuite:
     """Return the suite of that name, or of "package.module:Name", with the given tasks.
 
     Args:
         name: a name in SUITES or a path to a class of the user's own.
         tasks: as the suite understands them.
-        num_goals: variations of each task; None: as many as the suite has.
+        num_goals: goals of each task; None: as many as the suite has.
         options: the suite class's keyword-only arguments.
 
     Raises:

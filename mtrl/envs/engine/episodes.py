@@ -1,7 +1,7 @@
-"""The learner's own books about every environment: goal stream, running goal, env steps of the episode.
+"""What the learner keeps about every environment: goal stream, running goal, env steps of the episode.
 
-They are kept here and not in the workers so that a worker's death loses none of them: the n-th episode of an
-environment gets the n-th goal of its stream, whether or not an earlier episode was cut short by a restart.
+It is kept here because a worker's death would lose it: the n-th episode of an environment gets the n-th goal
+of its stream, whether or not a restart cut an earlier episode short.
 """
 
 from __future__ import annotations
@@ -76,14 +76,9 @@ class Episodes:
         return f"copy {self._keys[row][1]}, goal {self.goal[row]}, env step {self.elapsed[row]}"
 
     def stored(self, row: int, state: dict[str, Any] | None) -> dict[str, Any]:
-        """Return what a saved state holds of a row; `state` is its worker's part, None if that is lost."""
-        simulation = {
-            "goal": int(self.goal[row]),
-            "elapsed": int(self.elapsed[row]),
-            "obs": None,
-            "env": None,
-        }
-        return {**(simulation if state is None else state), "rng": dict(self._before[row])}
+        """Return what a saved state holds of a row; `state` is what its worker returned, None if lost."""
+        lost = {"goal": int(self.goal[row]), "elapsed": int(self.elapsed[row]), "obs": None, "env": None}
+        return {**(lost if state is None else state), "rng": dict(self._before[row])}
 
     def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Restore each row's stream, running goal and env steps from what `stored` returned."""

@@ -156,7 +156,8 @@ class WorkerPool:
         """Collect the answers of the workers that owe one."""
         results: dict[int, Any] = {}
         deadline = time.monotonic() + timeout
-        # One after the other: waking up for each as it finishes would cost the others a core meanwhile.
+        # One after the other, by number: the learner needs all answers anyway, and waking up for each as it
+        # arrives would take a core from the workers that still compute.
         for worker in sorted(self._waiting):
             if self._polls[worker].poll(max(0.0, deadline - time.monotonic()) * 1000):
                 self._receive(worker, results)

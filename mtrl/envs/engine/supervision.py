@@ -1,4 +1,9 @@
-"""Workers that are restarted when they die, raise or hang, as often as a budget allows."""
+"""Workers that are restarted when they die, raise or hang, as often as a budget allows.
+
+A killed process or a rare crash of the simulation should not end a run of days; a crash that comes back each
+time should. So the budget counts all restarts and never refills. A restarted worker has no environments: they
+are built and reset before the next step, which may fail again, so `begin` loops.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +41,9 @@ class Blueprint:
 
     def of(self, rows: Sequence[int], episodes: Episodes, restart: int) -> Build:
         """Return what the worker of these rows needs."""
-        slots = [(row, self.tasks[row], episodes.dynamics(row, self.seed, restart)) for row in rows]
-        goals = {task: self.goals[task] for _, task, _ in slots}
-        return Build(self.suite, slots, goals, self.rules, self.render_mode)
+        envs = [(row, self.tasks[row], episodes.dynamics(row, self.seed, restart)) for row in rows]
+        goals = {task: self.goals[task] for _, task, _ in envs}
+        return Build(self.suite, envs, goals, self.rules, self.render_mode)
 
 
 class Supervisor:
@@ -53,12 +58,7 @@ class Supervisor:
     """
 
     def __init__(
-        self,
-        pool: WorkerPool,
-        blueprint: Blueprint,
-        episodes: Episodes,
-        max_restarts: int,
-        notify: Notify,
+        self, pool: WorkerPool, blueprint: Blueprint, episodes: Episodes, max_restarts: int, notify: Notify
     ) -> None:
         self._pool, self._blueprint, self._episodes = pool, blueprint, episodes
         self._tasks = tuple(blueprint.tasks)
@@ -137,8 +137,8 @@ class Supervisor:
 
     def restore(self, states: Sequence[Any]) -> None:
         """Put each row's environment into its state; EnvironmentFailure if a worker fails."""
-        parts = [{row: states[row] for row in rows} for rows in self._pool.rows]
-        self.all_of("set_state", {worker: (part,) for worker, part in enumerate(parts)})
+        own = [{row: states[row] for row in rows} for rows in self._pool.rows]
+        self.all_of("set_state", {worker: (of_rows,) for worker, of_rows in enumerate(own)})
 
     def render(self, rows: Sequence[int]) -> dict[int, Any]:
         """Return a frame of each of these rows; a worker that dies of it is replaced in the next step."""

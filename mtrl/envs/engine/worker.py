@@ -1,6 +1,8 @@
 """A worker process: steps several environments in place in shared memory; imports no torch.
 
-Messages of one byte start and acknowledge steps; everything rarer is a pickled command between two processes.
+Messages of one byte start and acknowledge steps; everything rarer is a pickled command. The shared arrays
+need no locks because messages order the accesses: from a message to its answer a worker alone uses its rows,
+otherwise the learner alone. A worker that does not answer in time is killed before the learner goes on.
 """
 
 from __future__ import annotations
@@ -40,9 +42,8 @@ class Parcel(NamedTuple):
     def open(self) -> TaskSuite:
         """Return the suite; called in a worker."""
         if self.file is not None:
-            load_object(
-                f"{self.file}:{self.name}", "suite"
-            )  # enters the module under the name pickle asks for
+            # Enters the module into sys.modules under the name that pickle asks for.
+            load_object(f"{self.file}:{self.name}", "suite")
         suite: TaskSuite = pickle.loads(self.body)
         return suite
 
@@ -81,17 +82,17 @@ class Build(NamedTuple):
     """What a worker needs to build its environments."""
 
     suite: Parcel
-    slots: list[tuple[int, str, np.random.SeedSequence]]  # row in the shared arrays, task, seed
+    rows: list[tuple[int, str, np.random.SeedSequence]]  # row in the shared arrays, task, seed
     goals: dict[str, Any]  # of each of the worker's tasks
     rules: Rules
     render_mode: str | None
 
 
-class Slot:
-    """One environment with its episode clock and its rows of the shared arrays."""
+class HostedEnv:
+    """One environment of this process, with its episode clock and its rows of the shared arrays."""
 
-    def __init__(self, row: int, env: TaskEnv, arrays: SharedArrays) -> None:
-        self.row, self.env = row, env
+    def __init__(self, row: int, simulation: TaskEnv, arrays: SharedArrays) -> None:
+        self.row, self.simulation = row, simulation
         self.action, self.obs, self.final_obs = arrays.action[row], arrays.obs[row], arrays.final_obs[row]
         self.info = arrays.info[row]
         self.upcoming = arrays.goal[row : row + 1]
@@ -102,7 +103,7 @@ class Slot:
         """Begin an episode with the goal that the learner has announced."""
         self.goal = int(self.upcoming[0])
         self.elapsed = 0
-        self.obs[:] = self.env.reset(self.goal)
+        self.obs[:] = self.simulation.reset(self.goal)
 
     def get_state(self) -> dict[str, Any]:
         """Return everything that decides this environment's future but its goal stream."""
@@ -110,7 +111,7 @@ class Slot:
             "goal": self.goal,
             "elapsed": self.elapsed,
             "obs": self.obs.copy(),
-            "env": self.env.get_state(),
+            "env": self.simulation.get_state(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -120,7 +121,7 @@ class Slot:
             return
         self.goal, self.elapsed = int(state["goal"]), int(state["elapsed"])
         self.obs[:] = state["obs"]
-        self.env.set_state(state["env"])
+        self.simulation.set_state(state["env"])
 
 
 class Worker:
@@ -128,7 +129,7 @@ class Worker:
 
     def __init__(self, arrays: SharedArrays) -> None:
         self.arrays = arrays
-        self.slots: list[Slot] = []
+        self.envs: list[HostedEnv] = []
         self.rules: Rules
         self.in_order: Callable[[Mapping[str, Any]], Any]  # info -> entries in the order of the arrays
         self.stepping = arrays.stepping[:0]
@@ -137,23 +138,23 @@ class Worker:
         """Step every environment; reset in the same step those whose episode ended."""
         arrays, rules, in_order = self.arrays, self.rules, self.in_order
         rewards, horizon, stepping = arrays.reward, rules.max_episode_steps, self.stepping
-        for slot in self.slots:
-            row = slot.row
-            # Where the learner looks if this process dies or hangs in the middle of it.
+        for env in self.envs:
+            row = env.row
+            # Where the learner looks if this process dies or hangs in this environment.
             stepping[0] = row + 1
-            obs, reward, terminated, truncated, info = slot.env.step(slot.action.copy())
-            slot.elapsed += 1
+            obs, reward, terminated, truncated, info = env.simulation.step(env.action.copy())
+            env.elapsed += 1
             rewards[row] = reward
-            slot.info[:] = in_order(info)
-            truncated = truncated or slot.elapsed >= horizon
+            env.info[:] = in_order(info)
+            truncated = truncated or env.elapsed >= horizon
             if rules.terminate_on_success and info["success"] == 1.0:
                 terminated = True
             arrays.truncated[row], arrays.terminated[row] = truncated, terminated
             if truncated or terminated:
-                slot.final_obs[:] = obs
-                slot.start()
+                env.final_obs[:] = obs
+                env.start()
             else:
-                slot.obs[:] = obs
+                env.obs[:] = obs
         stepping[0] = 0
 
     def modules(self) -> list[str]:
@@ -170,40 +171,40 @@ class Worker:
         """Construct the environments, instead of those there are; return notes for users."""
         self.close()
         self.rules = build.rules
-        first = build.slots[0][0]
+        first = build.rows[0][0]
         self.stepping = self.arrays.stepping[first : first + 1]
         with _noted() as notes:
             suite = build.suite.open()
             self.in_order = itemgetter(*suite.info_keys)
-            for row, task, seed in build.slots:
+            for row, task, seed in build.rows:
                 self.stepping[0] = row + 1
-                self.slots.append(Slot(row, _make(suite, task, seed, build), self.arrays))
+                self.envs.append(HostedEnv(row, _make(suite, task, seed, build), self.arrays))
         self.stepping[0] = 0
         _return_freed_memory()
         return notes
 
     def reset(self) -> None:
         """Start an episode in every environment, with the goals that the learner has announced."""
-        for slot in self.slots:
-            self.stepping[0] = slot.row + 1
-            slot.start()
+        for env in self.envs:
+            self.stepping[0] = env.row + 1
+            env.start()
         self.stepping[0] = 0
 
     def get_state(self) -> list[dict[str, Any]]:
         """Return the state of each environment."""
-        return [slot.get_state() for slot in self.slots]
+        return [env.get_state() for env in self.envs]
 
     def set_state(self, states: dict[int, dict[str, Any]]) -> None:
         """Restore the state of each environment, given by row."""
-        for slot in self.slots:
-            self.stepping[0] = slot.row + 1
-            slot.set_state(states[slot.row])
+        for env in self.envs:
+            self.stepping[0] = env.row + 1
+            env.set_state(states[env.row])
         self.stepping[0] = 0
 
     def render(self, rows: Sequence[int]) -> dict[int, Any]:
         """Return frames of the given rows, those of other workers left out."""
         try:
-            return {slot.row: slot.env.render() for slot in self.slots if slot.row in rows}
+            return {env.row: env.simulation.render() for env in self.envs if env.row in rows}
         except Exception as error:
             # No picture, but the simulations are as they were: not a reason to end this process.
             reason = traceback.format_exception_only(error)[-1].strip()
@@ -211,9 +212,9 @@ class Worker:
 
     def close(self) -> None:
         """Free the environments."""
-        for slot in self.slots:
-            slot.env.close()
-        self.slots.clear()
+        for env in self.envs:
+            env.simulation.close()
+        self.envs.clear()
 
 
 def _make(suite: TaskSuite, task: str, seed: np.random.SeedSequence, build: Build) -> TaskEnv:
