@@ -35,9 +35,8 @@ from mtrl.envs import TaskVectorEnv
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.directory import RunDirectory
-from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.jsonl import JsonLines
-from mtrl.runs.log import Log, RunInfo
+from mtrl.runs.log import Evaluation, Log, RunInfo
 from mtrl.training.evaluate import evaluate
 from mtrl.training.resolve import build_envs, resolve, suite_of
 

@@ -1,4 +1,4 @@
-"""The directory of a run: who owns it, where its parts are. Imports no torch."""
+"""The directory of a run: who owns it, where its files are. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
+
+from filelock import FileLock, Timeout
 
 from mtrl.errors import UserError
 from mtrl.runs import console
-from mtrl.runs.lock import RunLock
 from mtrl.runs.versions import versions
 
 CONFIG_NAME = "config.yaml"
@@ -27,13 +28,69 @@ BEST_NAME = "best"  # policy of the best evaluation
 TEMPORARY_PREFIX = ".tmp-"
 _EVENT_FILES = "events.out.tfevents.*"
 _FILES = (CONFIG_NAME, VERSIONS_NAME, METRICS_NAME, EVALUATIONS_NAME)
+LOCK_NAME = "run.lock"
+OWNER_NAME = "run.owner"
+_NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+class RunLock:
+    """Exclusive lock of a directory until `release`; the kernel drops it when the process ends, however.
+
+    `run.owner` beside the lock's file says who holds it, for messages only.
+
+    Raises:
+        UserError: another process, or another object of this one, holds it; the message names it.
+        OSError: the directory cannot be written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._owner, self._file = directory / OWNER_NAME, directory / LOCK_NAME
+        lock = FileLock(self._file, thread_local=False)
+        self._lock: FileLock | None = lock
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise UserError(
+                f"run directory '{directory}' is in use by {self._read_owner()}. "
+                "Wait for that run or stop it, or start another run with another --run-dir."
+            ) from error
+        except (OSError, NotImplementedError) as error:  # NotImplementedError: no flock at all
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS_HERE:
+                raise
+            self._lock = None
+            console.warning(f"the file system of '{directory}' has no locks: make sure no second run uses it")
+        try:
+            owner = {"pid": os.getpid(), "host": socket.gethostname()}
+            self._owner.write_text(json.dumps(owner), encoding="utf-8")
+        except OSError:
+            self.release(remove=True)
+            raise
+
+    def release(self, *, remove: bool = False) -> None:
+        """Release the lock. Pass `remove` only when discarding the directory.
+
+        Otherwise a process that already opened the file would lock an orphan: the next one would make a new
+        file and lock that, and both would write to the run.
+        """
+        # The directory may have been moved or removed meanwhile; closing the file is what releases the lock.
+        for file in (self._owner, self._file) if remove else (self._owner,):
+            with contextlib.suppress(OSError):
+                file.unlink()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _read_owner(self) -> str:
+        try:
+            owner = json.loads(self._owner.read_bytes())
+            return f"process {owner['pid']} on host {owner['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
 
 
 class RunDirectory:
-    """Exclusive hold on a run directory, from `create` or `resume` until `release`; a context manager.
+    """A run directory, locked from `create` or `resume` until `release`; a context manager.
 
-    Leaving the `with` block by an exception also discards a directory that holds no result yet
-    (`discard_if_empty`).
+    Leaving the `with` block by an exception also discards a directory without results (`discard_if_empty`).
     """
 
     def __init__(self, path: Path, lock: RunLock, created: tuple[Path, ...], *, is_new: bool) -> None:
@@ -44,7 +101,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, *, start_over: bool = False) -> Self:
-        """Make `path` (parents too) and hold it for a new run.
+        """Make `path` (parents too) and lock it for a new run.
 
         Args:
             path: of the run.
@@ -61,10 +118,7 @@ class RunDirectory:
             lock = RunLock(path)
         except OSError as error:
             _remove_empty(created)
-            raise UserError(
-                f"run directory '{path}' cannot be written: {_reason(error)}. "
-                "Choose a writable directory with --run-dir."
-            ) from error
+            raise _unwritable(path, error, "Choose a writable directory with --run-dir.") from error
         except UserError:
             _remove_empty(created)
             raise
@@ -79,7 +133,7 @@ class RunDirectory:
 
     @classmethod
     def create_numbered(cls, path: Path) -> Self:
-        """Hold a new directory: `path`, or if that exists `path-2`, `path-3`, ... Raises as `create`."""
+        """Lock a new directory: `path`, or if that exists `path-2`, `path-3`, ... Raises as `create`."""
         path = expand(path)
         for number in range(1, 10_000):
             candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
@@ -99,7 +153,7 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """Hold an existing run; what a killed process left of an unfinished checkpoint is removed.
+        """Lock an existing run and remove what a killed process left of an unfinished checkpoint.
 
         Raises:
             UserError: no run with a checkpoint there, another process owns it, or it cannot be written.
@@ -107,19 +161,22 @@ class RunDirectory:
         path = expand(path)
         if (path / CONFIG_NAME).is_file() and not has_checkpoint(path):
             raise UserError(f"the run in '{path}' cannot be resumed. {_way_on(path)}")
-        missing = _missing_parts(path)
-        if missing:
+        if not (path / CONFIG_NAME).is_file():
+            found = (
+                "no such directory"
+                if not path.exists()
+                else f"no {CONFIG_NAME}"
+                if path.is_dir()
+                else "a file"
+            )
             raise UserError(
                 f"'{path}' is not a run directory: expected {CONFIG_NAME} and {CHECKPOINTS_NAME}/ with a "
-                f"checkpoint in it, found {missing}. Give --resume the directory that holds {CONFIG_NAME}."
+                f"checkpoint in it, found {found}. Give --resume the directory that holds {CONFIG_NAME}."
             )
         try:
             lock = RunLock(path)
         except OSError as error:
-            raise UserError(
-                f"run directory '{path}' cannot be written: {_reason(error)}. "
-                "Copy the run to a writable place and resume it there."
-            ) from error
+            raise _unwritable(path, error, "Copy the run to a writable place and resume it there.") from error
         run = cls(path, lock, (), is_new=False)
         for name in remove_unfinished(run.checkpoints):
             console.warning(f"removed {name}, a checkpoint that a killed process left unfinished")
@@ -143,8 +200,8 @@ class RunDirectory:
     def write_versions(self, suite: Mapping[str, str]) -> dict[str, str]:
         """Write `versions.json`, with those of the suite of tasks, and return what it holds.
 
-        Of a run that goes on under another version of its suite both are kept ("3.3.0, then 3.4.0"): its
-        numbers are neither's.
+        A run that goes on under another version of its suite keeps both ("3.3.0, then 3.4.0"): its numbers
+        belong to neither.
         """
         path = self._path / VERSIONS_NAME
         found = {**versions(), **suite}
@@ -157,7 +214,7 @@ class RunDirectory:
         return found
 
     def discard_if_empty(self) -> bool:
-        """Remove a new run without a logged line or checkpoint, give up the hold, say whether it was removed.
+        """Remove a new run without a logged line or checkpoint, release the lock, say whether it was removed.
 
         Only files that a run writes are removed: a directory that holds anything else stays.
         """
@@ -170,7 +227,7 @@ class RunDirectory:
         return not self._path.exists()
 
     def release(self) -> None:
-        """Give up the hold; further calls do nothing."""
+        """Release the lock; further calls do nothing."""
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.release()
@@ -178,12 +235,7 @@ class RunDirectory:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.discard_if_empty()
         self.release()
@@ -230,7 +282,7 @@ def _make_directories(path: Path, created: list[Path]) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
 
 
-def _remove_empty(directories: tuple[Path, ...] | list[Path]) -> None:
+def _remove_empty(directories: Sequence[Path]) -> None:
     for directory in reversed(directories):
         with contextlib.suppress(OSError):
             directory.rmdir()
@@ -277,17 +329,6 @@ def _way_on(path: Path) -> str:
     )
 
 
-def _missing_parts(path: Path) -> str:
-    if not path.exists():
-        return "no such directory"
-    if not path.is_dir():
-        return "a file"
-    absent = [] if (path / CONFIG_NAME).is_file() else [f"no {CONFIG_NAME}"]
-    if not has_checkpoint(path):
-        absent.append("no checkpoint")
-    return " and ".join(absent)
-
-
-def _reason(error: OSError) -> str:
+def _unwritable(path: Path, error: OSError, way_on: str) -> UserError:
     where = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror or error}{where}"
+    return UserError(f"run directory '{path}' cannot be written: {error.strerror or error}{where}. {way_on}")

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtrl.runs.directory import EVALUATIONS_NAME, METRICS_NAME, TEMPORARY_PREFIX
-from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.log import RunInfo, Stamp
+from mtrl.runs.log import Evaluation, RunInfo, Stamp
 
 
 class JsonLines:

@@ -20,8 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from mtrl.runs.directory import TASKS_NAME
-from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.log import STEP_LABEL, RunInfo, Stamp
+from mtrl.runs.log import STEP_LABEL, Evaluation, RunInfo, Stamp
 
 SUCCESS, RETURN, SUCCESS_LAST = (
     "1_success/all_tasks",

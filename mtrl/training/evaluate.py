@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.agents.base import Policy
-from mtrl.runs.evaluation import Evaluation
+from mtrl.runs.log import Evaluation
 
 
 class EvaluationEnvs(Protocol):

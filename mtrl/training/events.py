@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
-from mtrl.runs.evaluation import Evaluation
+from mtrl.runs.log import Evaluation
 
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Slurm (--signal) and other schedulers warn with one of these some time before they kill.

@@ -21,9 +21,8 @@ from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
 from mtrl.runs.checkpoint_writer import CheckpointWriter, Saving, Writes
 from mtrl.runs.directory import flag_to_go_on
-from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.jsonl import best_score, read_evaluations
-from mtrl.runs.log import Log, by_task
+from mtrl.runs.log import Evaluation, Log, by_task
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Event, Requests, TrainResult
 from mtrl.training.guard import DivergenceGuard
@@ -56,7 +55,7 @@ class TrainingLoop:
         state: RunState,
         eval_envs: TaskVectorEnv,
         log: Log,
-        progress: console.ProgressReport,
+        progress: console.RunProgress,
         requests: Requests,
         writer: CheckpointWriter,
         callbacks: Sequence[Callback] = (),

@@ -23,9 +23,8 @@ from mtrl.runs import console
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.checkpoint_writer import CheckpointWriter
 from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, RunDirectory, expand, has_checkpoint
-from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.jsonl import History, JsonLines, drop_after, read_history
-from mtrl.runs.log import SINKS, Log, RunInfo, Sink, Stamp
+from mtrl.runs.log import SINKS, Evaluation, Log, RunInfo, Sink, Stamp
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Requests, TrainResult
 from mtrl.training.loop import TrainingLoop
@@ -270,7 +269,7 @@ def _run(
             info = RunInfo(run.path, envs.task_names, config_to_dict(config), versions, resumed_at)
             log = Log(info, JsonLines(), sinks)
         stack.callback(log.close)
-        progress = stack.enter_context(console.ProgressReport(config.steps, start, success=history.success))
+        progress = stack.enter_context(console.RunProgress(config.steps, start, success=history.success))
         keep = config.train.keep_checkpoints
         writer = stack.enter_context(CheckpointWriter(run.path, keep=keep, suite=suite))
         loop = TrainingLoop(config, run.path, state, eval_envs, log, progress, requests, writer, callbacks)

@@ -11,7 +11,7 @@ import pytest
 
 from mtrl.agents.base import Policy
 from mtrl.envs import TaskVectorEnv
-from mtrl.runs.evaluation import Evaluation
+from mtrl.runs.log import Evaluation
 from mtrl.training.evaluate import evaluate
 from mtrl.training.stepper import Stepper
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.jsonl import JsonLines, drop_after
-from mtrl.runs.log import SINKS, Log, RunInfo, Sink, Stamp
+from mtrl.runs.log import SINKS, Evaluation, Log, RunInfo, Sink, Stamp
 
 TASKS = ("reach-v3", "push-v3")
 CONFIG: dict[str, Any] = {

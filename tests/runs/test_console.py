@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from mtrl.runs import console
-from mtrl.runs.console import ProgressReport, evaluation_table, start_screen
-from mtrl.runs.evaluation import Evaluation
+from mtrl.runs.console import RunProgress, evaluation_table, start_screen
+from mtrl.runs.log import Evaluation
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 RESULT = Evaluation(
@@ -34,7 +34,7 @@ def seen(stream: io.StringIO) -> str:
 
 def test_outside_a_terminal_nothing_has_control_codes(capsys: pytest.CaptureFixture[str]) -> None:
     start_screen("MT10", [("device", "cpu"), ("x" * 90, "y" * 90)], ["a note"])
-    with ProgressReport(1000, 0) as progress:
+    with RunProgress(1000, 0) as progress:
         progress.line(500, 10.0)
         progress.message("checkpoint written")
     evaluation_table(RESULT)
@@ -64,7 +64,7 @@ def test_the_start_screen_on_a_terminal_shows_the_text_as_it_is() -> None:
 
 
 def test_each_line_has_step_success_speed_and_eta(capsys: pytest.CaptureFixture[str]) -> None:
-    with ProgressReport(2_000_000, 0) as progress:
+    with RunProgress(2_000_000, 0) as progress:
         progress.line(20_000, None)
         progress.success = 0.125
         progress.line(200_000, 100.0)
@@ -82,7 +82,7 @@ def test_a_terminal_gets_one_bar_that_moves_between_log_lines(monkeypatch: pytes
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     target, stream = terminal()
-    progress = ProgressReport(1000, 500, success=0.25, console=target)
+    progress = RunProgress(1000, 500, success=0.25, console=target)
     progress.message("resumed [at] 500")
     for step in range(501, 751):  # 25 steps a second of training, beside as much evaluation
         now[0] += 0.08
@@ -100,7 +100,7 @@ def test_a_terminal_gets_one_bar_that_moves_between_log_lines(monkeypatch: pytes
 def test_warnings_appear_while_the_bar_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     target, stream = terminal()
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with ProgressReport(10, 0, console=target):
+    with RunProgress(10, 0, console=target):
         console.warning("disk is full")
     assert "warning: disk is full" in seen(stream)
 
@@ -118,7 +118,7 @@ def test_an_output_that_is_gone_stops_nothing(interactive: bool, monkeypatch: py
     monkeypatch.setattr(sys, "stderr", Gone())
     target = Console(file=Gone(), force_terminal=interactive, force_interactive=interactive)
     start_screen("run", [("tasks", "10")], console=target)
-    with ProgressReport(10, 0, console=target) as progress:
+    with RunProgress(10, 0, console=target) as progress:
         progress.step(3, 1.0)
         progress.line(3, 1.0)
         progress.message("saved")

@@ -260,7 +260,7 @@ def test_a_file_system_without_locks_is_a_warning(
     ("present", "found"),
     [
         (None, "no such directory"),
-        ((), "no config.yaml and no checkpoint"),
+        ((), "no config.yaml"),
         (("checkpoints/step_000000010",), "no config.yaml"),
     ],
     ids=str,

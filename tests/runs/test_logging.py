@@ -14,9 +14,8 @@ import pytest
 import yaml
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from mtrl.runs.evaluation import Evaluation
 from mtrl.runs.jsonl import drop_after, read_history
-from mtrl.runs.log import RunInfo, Stamp
+from mtrl.runs.log import Evaluation, RunInfo, Stamp
 from tests.helpers.logs import CONFIG, NUM_ENVS, RESULT, TASKS, curve, events, log_steps, open_log
 from tests.helpers.short_runs import lines
 

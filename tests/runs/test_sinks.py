@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 import mtrl
-from mtrl.runs.evaluation import Evaluation
-from mtrl.runs.log import RunInfo, Stamp
+from mtrl.runs.log import Evaluation, RunInfo, Stamp
 from tests.helpers.logs import NUM_ENVS, RESULT, TASKS, log_steps, open_log
 from tests.helpers.short_runs import lines
 

@@ -20,7 +20,7 @@ from mtrl import Config, train
 from mtrl.config.schema import TrainConfig
 from mtrl.device import cpu
 from mtrl.errors import UserError
-from mtrl.runs.evaluation import Evaluation
+from mtrl.runs.log import Evaluation
 from mtrl.training.events import Event
 from mtrl.training.run import default_run_dir, evaluate_run, resume_training
 from tests.helpers.short_runs import assert_same_run, config, counting, lines
