@@ -11,7 +11,6 @@ from torch import nn
 
 from mtrl.errors import UserError
 from mtrl.networks.base import NETWORKS, Network
-from mtrl.networks.mlp import MLP
 from mtrl.networks.module import ModuleNetwork
 
 if TYPE_CHECKING:
@@ -51,34 +50,23 @@ def make_network(architecture: str, arguments: Mapping[str, Any]) -> Network:
 
 
 def network_arguments(
-    config: NetworkConfig,
-    role: Literal["actor", "critic"],
-    *,
-    stack: int,
-    num_tasks: int,
-    inputs: int,
-    outputs: int,
+    config: NetworkConfig, role: Literal["actor", "critic"], **sizes: int
 ) -> dict[str, Any]:
     """Return the arguments of the actor's or the critics' network, plain values.
 
-    Widths, depths and heads of the configuration are the MLP's; other classes take `network.options`.
+    A class names in `given` the fields of the configuration that it takes (the MLP: widths, depths, heads);
+    the others are `network.options`.
+
+    Args:
+        config: of the networks.
+        role: which of them.
+        sizes: stack, num_tasks, inputs and outputs.
 
     Raises:
-        UserError: an unknown architecture, or task heads for another than the MLP.
+        UserError: an unknown architecture, or task heads for one that takes none.
     """
-    arguments = {
-        "stack": stack,
-        "num_tasks": num_tasks,
-        "inputs": inputs,
-        "outputs": outputs,
-        "task_identity": config.task_identity,
-    }
-    if NETWORKS[config.architecture] is not MLP:
-        if config.heads == "per_task":
-            raise UserError(f"network.heads=per_task is made for the mlp; found {config.architecture}.")
-        return arguments | dict(config.options)
     actor = role == "actor"
-    return arguments | {
+    fields = {
         "width": config.actor_width if actor else config.critic_width,
         "depth": config.actor_depth if actor else config.critic_depth,
         "activation": config.activation,
@@ -87,3 +75,8 @@ def network_arguments(
         "head_range": _HEAD_RANGE[role],
         "residual": not actor and config.critic_block == "residual",
     }
+    named = vars(NETWORKS[config.architecture]).get("given", ())
+    if config.heads == "per_task" and "per_task_heads" not in named:
+        raise UserError(f"network.heads=per_task is made for the mlp; found {config.architecture}.")
+    fields = {name: value for name, value in fields.items() if name in named}
+    return {**sizes, "task_identity": config.task_identity, **fields, **config.options}

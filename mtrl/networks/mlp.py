@@ -40,7 +40,7 @@ class MLP:
             gain and bias (BroNet, arXiv 2405.16158).
     """
 
-    # Fields of the configuration's `network`, each with a flag of its own, and no options.
+    # Fields of the configuration's `network`, each with a flag of its own: `network_arguments` passes them.
     given = ("width", "depth", "activation", "layer_norm", "per_task_heads", "head_range", "residual")
 
     def __init__(
