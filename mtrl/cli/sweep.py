@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -14,7 +14,9 @@ from mtrl.cli.flags import parse_command
 from mtrl.config.presets import load_preset
 from mtrl.config.values import settings
 from mtrl.errors import UserError
-from mtrl.sweep.state import Resources, State
+
+if TYPE_CHECKING:
+    from mtrl.sweep.plan import State
 
 _Count = Annotated[int, Field(gt=0)]
 
@@ -71,7 +73,7 @@ def main(arguments: list[str]) -> int:
     name = "+".join(tasks) if len(tasks) <= 3 else f"{len(tasks)}-tasks"
     out = Path(flags.out or f"runs/{name.lower()}-sweep")
     seeds = range(flags.first_seed, flags.first_seed + flags.seeds)
-    from mtrl.sweep.plan import parse_grid, parse_settings, plan, progress
+    from mtrl.sweep.plan import Resources, State, parse_grid, parse_settings, plan, progress
     from mtrl.sweep.show import Watch, show_plan
 
     trials = plan(

@@ -162,13 +162,7 @@ class RunDirectory:
         if (path / CONFIG_NAME).is_file() and not has_checkpoint(path):
             raise UserError(f"the run in '{path}' cannot be resumed. {_way_on(path)}")
         if not (path / CONFIG_NAME).is_file():
-            found = (
-                "no such directory"
-                if not path.exists()
-                else f"no {CONFIG_NAME}"
-                if path.is_dir()
-                else "a file"
-            )
+            found = f"no {CONFIG_NAME}" if path.exists() else "no such directory"
             raise UserError(
                 f"'{path}' is not a run directory: expected {CONFIG_NAME} and {CHECKPOINTS_NAME}/ with a "
                 f"checkpoint in it, found {found}. Give --resume the directory that holds {CONFIG_NAME}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -75,27 +76,44 @@ class History(NamedTuple):
 
 
 def drop_after(run_dir: Path, step: int) -> History:
-    """Drop lines after vector step `step` and broken ones, atomically; return what is left."""
-    lines = [_drop_after(run_dir / name, step) for name in (METRICS_NAME, EVALUATIONS_NAME)]
-    return _history(lines)
+    """Drop lines after vector step `step` and broken ones, atomically; return what is left.
+
+    A resumed run makes those vector steps again: kept, they would stand in the record twice.
+    """
+    for path in (run_dir / METRICS_NAME, run_dir / EVALUATIONS_NAME):
+        if not path.exists():
+            continue
+        kept = b"".join(raw for raw, line in _lines(path) if line["vector_step"] <= step)
+        if kept == path.read_bytes():
+            continue
+        # Whole and on disk before it takes the name: a kill here must not lose the lines before `step`, which
+        # no process would write again.
+        temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+        with open(temporary, "wb") as file:
+            file.write(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    return read_history(run_dir)
 
 
 def read_history(run_dir: Path) -> History:
     """Return what the whole record says, changing nothing."""
-    lines = []
-    for name in (METRICS_NAME, EVALUATIONS_NAME):
-        path = run_dir / name
-        content = path.read_bytes() if path.is_file() else b""
-        good = [line for raw in content.splitlines(keepends=True) if (line := _parsed(raw)) is not None]
-        lines.append(good[-1] if good else {})
-    return _history(lines)
+    logged, evaluated = (
+        [line for _, line in _lines(run_dir / name)][-1:] for name in (METRICS_NAME, EVALUATIONS_NAME)
+    )
+    evaluation = evaluated[0] if evaluated else {}
+    return History(
+        wall_s=max((line.get("wall_s", 0.0) for line in (*logged, *evaluated)), default=0.0),
+        evaluated_at=evaluation.get("vector_step"),
+        final=bool(evaluation.get("final", False)),
+        success=evaluation.get("mean_success"),
+    )
 
 
 def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
     """Return the evaluations of a run that are written, oldest first."""
-    path = run_dir / EVALUATIONS_NAME
-    content = path.read_bytes() if path.is_file() else b""
-    return [line for raw in content.splitlines(keepends=True) if (line := _parsed(raw)) is not None]
+    return [line for _, line in _lines(run_dir / EVALUATIONS_NAME)]
 
 
 def best_score(evaluations: Sequence[Mapping[str, Any]]) -> float:
@@ -104,16 +122,6 @@ def best_score(evaluations: Sequence[Mapping[str, Any]]) -> float:
         line["mean_return"] if line["mean_success"] is None else line["mean_success"] for line in evaluations
     ]
     return max((score for score in scores if score is not None), default=-math.inf)
-
-
-def _history(last_lines: list[dict[str, Any]]) -> History:
-    evaluation = last_lines[1]
-    return History(
-        wall_s=max((line.get("wall_s", 0.0) for line in last_lines), default=0.0),
-        evaluated_at=evaluation.get("vector_step"),
-        final=bool(evaluation.get("final", False)),
-        success=evaluation.get("mean_success"),
-    )
 
 
 class _LineFile:
@@ -142,36 +150,17 @@ class _LineFile:
         self._file.close()
 
 
-def _drop_after(path: Path, step: int) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    kept: list[bytes] = []
-    last: dict[str, Any] = {}
-    content = path.read_bytes()
-    for raw in content.splitlines(keepends=True):
-        line = _parsed(raw)
-        if line is not None and line["vector_step"] <= step:
-            kept.append(raw)
-            last = line
-    rest = b"".join(kept)
-    if rest != content:
-        temporary = path.with_name(TEMPORARY_PREFIX + path.name)
-        with open(temporary, "wb") as file:
-            file.write(rest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    return last
-
-
-def _parsed(raw: bytes) -> dict[str, Any] | None:
-    if not raw.endswith(b"\n"):
-        return None
-    try:
-        line = json.loads(raw)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and "vector_step" in line else None
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return the whole lines of a file, raw and parsed; a kill leaves half of the last one."""
+    found = []
+    for raw in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+        if not raw.endswith(b"\n"):
+            continue
+        with contextlib.suppress(ValueError):
+            line = json.loads(raw)
+            if isinstance(line, dict) and "vector_step" in line:
+                found.append((raw, line))
+    return found
 
 
 def _plain(value: Any) -> Any:

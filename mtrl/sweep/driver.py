@@ -7,27 +7,34 @@ of its own.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import ray
 import ray.exceptions
 
-from mtrl.config.presets import config_to_dict
-from mtrl.errors import UserError
-from mtrl.sweep.plan import Trial, progress
-from mtrl.sweep.state import Resources, State
-from mtrl.sweep.trial import Result, run_trial
+from mtrl.config.presets import build_config, config_to_dict
+from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.sweep.plan import Resources, State, Trial, progress
 
 _POLL_SECONDS = 2.0
 _WAIT_BEFORE_RETRY = 5.0  # seconds; a lock of the attempt before needs as long to go
 LOGS_NAME = "logs"
 
-
 Watcher = Callable[[State], None]
+Outcome = Literal["done", "again", "failed"]
+
+
+class Result(NamedTuple):
+    """How an attempt at a trial ended; sent to the driver, so plain values only."""
+
+    outcome: Outcome  # again: stopped or broken by its surroundings, the next attempt goes on from there
+    message: str
 
 
 def connect(address: str | None, resources: Resources) -> None:
@@ -72,6 +79,51 @@ def run(trials: Sequence[Trial], out: Path, resources: Resources, *, retries: in
     return _Driver(trials, out, resources, retries, watch).run()
 
 
+def run_trial(config: dict[str, object], path: str, log: str, folder: str) -> Result:
+    """Start the run in `path`, or continue it from its newest checkpoint, until it ends.
+
+    In this process, not in one of its own: what kills the worker (a lost node, a killed driver) then also
+    frees the run's lock, and no orphan trains beside the next attempt.
+
+    Args:
+        config: as `config_to_dict` gives it.
+        path: run directory, on a file system that all nodes share.
+        log: file that what the run prints is appended to.
+        folder: the driver's working directory, which a user's own plug-ins may be named from.
+    """
+    os.chdir(folder)
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8", buffering=1) as file, _printing_to(file.fileno()):
+        from mtrl.training.run import resume_or_start
+
+        try:
+            result = resume_or_start(build_config(config), path)
+        except EnvironmentFailure as error:
+            return Result("again", str(error))
+        except NonFiniteError as error:
+            return Result("failed", str(error))
+        except UserError as error:
+            # The attempt before may still be writing its last checkpoint.
+            return Result("again" if "is in use by" in str(error) else "failed", str(error))
+    if result.exit_code:
+        return Result("again", f"stopped at vector step {result.steps:,} (exit code {result.exit_code})")
+    return Result("done", f"{result.steps:,} vector steps")
+
+
+@contextlib.contextmanager
+def _printing_to(descriptor: int) -> Iterator[None]:
+    """Send standard output and error, those of child processes too, to a file; afterwards back."""
+    kept = [(stream, os.dup(stream)) for stream in (1, 2)]
+    try:
+        for stream, _ in kept:
+            os.dup2(descriptor, stream)
+        yield
+    finally:
+        for stream, before in kept:
+            os.dup2(before, stream)
+            os.close(before)
+
+
 class _Driver:
     def __init__(
         self, trials: Sequence[Trial], out: Path, resources: Resources, retries: int, watch: Watcher
@@ -86,15 +138,10 @@ class _Driver:
         self._attempts = dict.fromkeys(self._trials, 0)
         self._not_before = dict.fromkeys(self._trials, 0.0)  # monotonic seconds
         self._failed: dict[str, str] = {}
+        options: Any = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
         # Ray's own retries would start a trial anew without the count and the pause below; a process takes
         # one trial, so that memory and a user's own modules are fresh.
-        options: Any = {
-            "num_cpus": resources.cpus,
-            "num_gpus": resources.gpus,
-            "max_retries": 0,
-            "max_calls": 1,
-        }
-        self._remote = ray.remote(**options)(run_trial)
+        self._remote = ray.remote(max_retries=0, max_calls=1, **options)(run_trial)
 
     def run(self) -> State:
         self._watch(self._state())

@@ -1,4 +1,4 @@
-"""Which runs a sweep consists of, where they are, how far they got. Knows nothing of Ray."""
+"""Which runs a sweep consists of, what they take, how far they got. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -24,6 +24,23 @@ class Trial(NamedTuple):
     name: str  # METHOD[,KEY=VALUE...]/seedN, its folder below the sweep's
     config: Config
     path: Path
+
+
+class Resources(NamedTuple):
+    """What each trial takes, and how many run at once at most; None: as many as fit."""
+
+    cpus: float
+    gpus: float
+    parallel: int | None
+
+
+class State(NamedTuple):
+    """Names of the trials by what they are doing."""
+
+    waiting: tuple[str, ...]
+    running: tuple[str, ...]
+    done: tuple[str, ...]
+    failed: Mapping[str, str]  # with the reason
 
 
 class Progress(NamedTuple):

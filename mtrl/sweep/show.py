@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mtrl.sweep.plan import Progress, Trial, progress
-from mtrl.sweep.state import Resources, State
+from mtrl.sweep.plan import Progress, Resources, State, Trial, progress
 
 _LINE_SECONDS = 60.0  # between two lines where there is no terminal, if nothing has ended meanwhile
 
@@ -29,9 +28,8 @@ class _Setting(NamedTuple):
 
     @property
     def steps_done(self) -> int:
-        return sum(
-            min(p.step, trial.config.steps) for trial, p in zip(self.trials, self.progress, strict=True)
-        )
+        pairs = zip(self.trials, self.progress, strict=True)
+        return sum(min(p.step, trial.config.steps) for trial, p in pairs)
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -123,12 +121,10 @@ class Watch:
         if state.failed:
             counts += f", {len(state.failed)} failed"
         gained, elapsed = done - self._steps_at_start, time.monotonic() - self._began
-        left = (
-            f", about {_clock((all_steps - done) * elapsed / gained)} left"
-            if gained and done < all_steps
-            else ""
-        )
-        return f"{counts}; {done / all_steps:.0%} of {all_steps:,} vector steps{left}"
+        text = f"{counts}; {done / all_steps:.0%} of {all_steps:,} vector steps"
+        if gained and done < all_steps:
+            text += f", about {_clock((all_steps - done) * elapsed / gained)} left"
+        return text
 
 
 def _settings(trials: Sequence[Trial]) -> list[_Setting]:
@@ -144,10 +140,6 @@ def _steps(settings: Sequence[_Setting]) -> int:
 
 def _clock(seconds: float) -> str:
     minutes = int(seconds // 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02d} h"
-        if minutes >= 60
-        else f"{minutes} min"
-        if minutes
-        else f"{seconds:.0f} s"
-    )
+    if minutes < 60:
+        return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return f"{minutes // 60}:{minutes % 60:02d} h"

@@ -10,9 +10,8 @@ import pytest
 
 from mtrl.config.presets import build_config, config_to_dict
 from mtrl.errors import UserError
-from mtrl.sweep.plan import Trial, parse_grid, parse_settings, plan, progress
+from mtrl.sweep.plan import Resources, State, Trial, parse_grid, parse_settings, plan, progress
 from mtrl.sweep.show import Watch, show_plan
-from mtrl.sweep.state import Resources, State
 from tests.helpers.written_runs import write_run
 
 LAYERS = ({"tasks": ("reach-v3",), "steps": 20},)
