@@ -18,6 +18,11 @@ def check_number(name: str, value: float, *, low: float, high: float = math.inf)
     return float(value)
 
 
+def check_decay(name: str, value: float) -> float:
+    """Return `value` if a running mean may keep that share of itself: at 1 it would stay zero for ever."""
+    return check_number(name, value, low=0.0, high=0.99999)
+
+
 def check_count(name: str, value: int) -> int:
     """Return `value` if it is an integer of at least 1, else raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

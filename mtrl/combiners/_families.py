@@ -15,9 +15,7 @@ from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianComb
 from mtrl.combiners.registry import make_combiner
 
 
-def make_base(
-    wrapper: str, base: str, base_options: Mapping[str, Any] | None, num_tasks: int, *, gram: bool = False
-) -> Combiner:
+def make_base(wrapper: str, base: str, base_options: Mapping[str, Any] | None, num_tasks: int) -> Combiner:
     """Return an instance of the base method of a wrapper.
 
     Args:
@@ -25,7 +23,6 @@ def make_base(
         base: name of the base method, or "package.module:Name".
         base_options: arguments of the base method, checked by it.
         num_tasks: T.
-        gram: whether its weights must depend on the Gramian alone.
 
     Raises:
         ValueError: an unknown base or option, a value outside its rule, or a base that does not fit.
@@ -39,9 +36,26 @@ def make_base(
         raise ValueError(
             f"base must be a method that takes one Jacobian; found {base!r}, which needs {made.needs_also}."
         )
-    if gram and not isinstance(made, GramCombiner):
+    return made
+
+
+def make_gram_base(
+    wrapper: str, base: str, base_options: Mapping[str, Any] | None, num_tasks: int
+) -> GramCombiner:
+    """Return `make_base` for a wrapper that needs weights of the Gramian alone; raises for other bases."""
+    made = make_base(wrapper, base, base_options, num_tasks)
+    if not isinstance(made, GramCombiner):
         raise ValueError(f"base must be a method whose weights depend on the Gramian alone; found {base!r}.")
     return made
+
+
+def forward_requirements(wrapper: Combiner, base: Combiner) -> None:
+    """Let a wrapper ask of its caller what its base asks."""
+    wrapper.reads_losses = base.reads_losses
+    wrapper.positive_losses = base.positive_losses
+    wrapper.looks_again = base.looks_again
+    wrapper.preconditioned = base.preconditioned
+    wrapper.shift = base.shift
 
 
 class Wrapper(JacobianCombiner):
@@ -56,12 +70,8 @@ class Wrapper(JacobianCombiner):
     def __init__(self, *, num_tasks: int, base: str, base_options: Mapping[str, Any] | None) -> None:
         super().__init__(num_tasks=num_tasks)
         self.base = make_base(self.name, base, base_options, num_tasks)
-        self.reads_losses = self.base.reads_losses
-        self.positive_losses = self.base.positive_losses
-        self.looks_again = self.base.looks_again
-        self.preconditioned = self.base.preconditioned
         self.capturable = self.base.capturable
-        self.shift = self.base.shift
+        forward_requirements(self, self.base)
 
     def _after_step(self, losses: Tensor) -> None:
         self.base.after_step(losses)
@@ -124,19 +134,18 @@ class Refreshed(GramCombiner):
 
 
 class Sampled(JacobianCombiner):
-    """A few tasks per update: drawn anew for each, or in a given order.
+    """Evaluates n of the T tasks per update: drawn anew for each update, or the next n of a given order.
 
     The order is after Data-CUBE, Min et al., ACL Findings 2024 (arXiv:2401.03563, of which only the abstract
-    could be read): tasks that are alike follow each other. Both ways take each of the T tasks with
-    probability n / T at any update, n their number; in an order updates depend on each other, and any T of
-    them take every task n times.
+    could be read): similar tasks follow each other. Either way each task is taken with probability n / T at
+    any update. In an order updates depend on each other, and T updates in a row take every task n times.
 
     Args:
         num_tasks: T.
         sampled: Gradients per update, at most T.
         pooled: How many of these are not a single task's.
-        order: All task numbers, a round trip that updates go through from a place that the stream draws;
-            empty: random tasks.
+        order: All task numbers; updates go through them round and round, from a place that the stream draws.
+            Empty: random tasks.
     """
 
     def __init__(self, *, num_tasks: int, sampled: int, order: Sequence[int], pooled: int = 0) -> None:

@@ -7,10 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_choice, check_number
+from mtrl.combiners._checks import check_choice, check_decay, check_number
 from mtrl.combiners.base import JacobianCombiner
-
-_LONGEST = 0.99999  # decay; at 1 a moment would stay 0
 
 
 class AdaTask(JacobianCombiner):
@@ -47,8 +45,8 @@ class AdaTask(JacobianCombiner):
         super().__init__(num_tasks=num_tasks)
         check_choice("reduction", reduction, ("sum", "mean"))
         self.reduction = reduction
-        self.beta1 = check_number("beta1", beta1, low=0.0, high=_LONGEST)
-        self.beta2 = check_number("beta2", beta2, low=0.0, high=_LONGEST)
+        self.beta1 = check_decay("beta1", beta1)
+        self.beta2 = check_decay("beta2", beta2)
         self.eps = check_number("eps", eps, low=1e-30)
         self.first: Tensor
         self.second: Tensor

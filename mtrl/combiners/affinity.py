@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_number
+from mtrl.combiners._checks import check_decay
 from mtrl.combiners._families import Wrapper
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
@@ -46,7 +46,7 @@ class Affinity(Wrapper):
     ) -> None:
         super().__init__(num_tasks=num_tasks, base=base, base_options=base_options)
         self.reads_losses = True
-        self.decay = check_number("decay", decay, low=0.0, high=0.99999)
+        self.decay = check_decay("decay", decay)
         self.gains = nn.Buffer(torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
         self.cosines = nn.Buffer(torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
         self.share = nn.Buffer(torch.zeros(1, dtype=torch.float64))  # of the means that is data

@@ -155,7 +155,7 @@ class Combiner(Stateful, ABC):
 
     @property
     def gramian_suffices(self) -> bool:
-        """Whether the direction is `weights(gram) @ jacobian`: nobody has to hold the Jacobian for that."""
+        """Whether the direction is `weights(gram) @ jacobian`: then no Jacobian has to be held."""
         return self.needs == "gram" and self.num_batches == 1
 
     @property

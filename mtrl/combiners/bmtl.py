@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_choice, check_number
+from mtrl.combiners._checks import check_choice, check_decay, check_number
 from mtrl.combiners.base import LossCombiner
 
 
@@ -44,12 +44,11 @@ class BMTL(LossCombiner):
         self.temperature = check_number("temperature", temperature, low=1e-6)
         check_choice("unit", unit, ("loss", "deviation"))
         self.unit = unit
-        self.decay = check_number("decay", decay, low=0.0, high=0.99999)
+        self.decay = check_decay("decay", decay)
         self.variance = nn.Buffer(torch.zeros(1, dtype=torch.float64))
         self.share = nn.Buffer(torch.zeros(1, dtype=torch.float64))  # of the mean that is data
 
     def _weights(self, losses: Tensor) -> Tensor:
-        """Return weights [T] that sum to 1 for losses [T]."""
         exact = losses.to(torch.float64)
         apart = exact - exact.amax()
         if self.unit == "deviation":
@@ -60,6 +59,5 @@ class BMTL(LossCombiner):
         self.variance.lerp_(losses.var(correction=0), 1.0 - self.decay)
         self.share.mul_(self.decay).add_(1.0 - self.decay)
         root = (self.variance / self.share).sqrt()
-        return torch.where(
-            root > 0.0, root, 1.0
-        )  # where all losses have always been equal, so are the weights
+        # 0 if all losses have always been equal; the weights are equal then, whatever the unit.
+        return torch.where(root > 0.0, root, 1.0)

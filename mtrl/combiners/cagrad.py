@@ -46,10 +46,9 @@ class CAGrad(GramCombiner):
     ) -> None:
         super().__init__(num_tasks=num_tasks)
         self.c = check_number("c", c, low=0.0)
-        check_choice("rescale", rescale, (0, 1, 2))
         check_choice("solver", solver, ("exact", "paper"))
         self._paper = solver == "paper"
-        self._divisor = (1.0, 1.0 + self.c**2, 1.0 + self.c)[rescale]
+        self._divisor = divisor_of(self.c, rescale)
         equal = torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64)
         self._dual = nn.Buffer(equal, persistent=False)
 
@@ -72,6 +71,12 @@ class CAGrad(GramCombiner):
         """
         weights = self.last_weights * self._divisor
         return {**super().metrics(), "residual": around_gap(self._last_gram, self.c, weights, self._dual)}
+
+
+def divisor_of(c: float, rescale: int) -> float:
+    """Return what CAGrad's `rescale` divides the direction by: 1 (0), 1 + c^2 (1) or 1 + c (2)."""
+    check_choice("rescale", rescale, (0, 1, 2))
+    return (1.0, 1.0 + c**2, 1.0 + c)[rescale]
 
 
 def ball_weights(gram: Tensor, c: float) -> tuple[Tensor, Tensor]:

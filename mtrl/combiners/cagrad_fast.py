@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_choice, check_number
+from mtrl.combiners._checks import check_number
 from mtrl.combiners._families import Sampled
 from mtrl.combiners.base import JacobianAt
+from mtrl.combiners.cagrad import divisor_of
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from mtrl.combiners.solvers.worst_case import best_around
 
@@ -47,8 +48,7 @@ class CAGradFast(Sampled):
     ) -> None:
         super().__init__(num_tasks=num_tasks, sampled=sampled, order=order, pooled=1)
         self.c = check_number("c", c, low=0.0)
-        check_choice("rescale", rescale, (0, 1, 2))
-        self._divisor = (1.0, 1.0 + self.c**2, 1.0 + self.c)[rescale]
+        self._divisor = divisor_of(self.c, rescale)
         reference = torch.full((self._singles + 1,), 1.0 / num_tasks, dtype=torch.float64)
         reference[-1] = 1.0 - self._singles / num_tasks
         self._reference = nn.Buffer(reference, persistent=False)

@@ -33,7 +33,6 @@ class CappedMGDA(GramCombiner):
         self.cap = check_number("cap", cap, low=0.0, high=1.0)
 
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return w, shape [T], for the Gramian [T, T]."""
         return shortest_capped(gram, self.cap, eps=torch.finfo(gram.dtype).eps)
 
     def metrics(self) -> dict[str, Tensor]:

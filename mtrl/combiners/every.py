@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mtrl.combiners._families import Refreshed, make_base
-from mtrl.combiners.base import GramCombiner
+from mtrl.combiners._families import Refreshed, make_gram_base
 
 
 class Every(Refreshed):
@@ -23,8 +22,8 @@ class Every(Refreshed):
         base_options: Arguments of the base method.
         refresh_every: Updates per solve; 1 is the base method.
 
-    Unlike `nash_mtl` with its own `refresh_every`, whose bound on the norm looks at the gradients of the day,
-    the weights are kept as they are. Above 1 a GPU runs updates eagerly, not as a CUDA graph.
+    The weights are used as they were solved; the bound on the norm of `nash_mtl` with its own `refresh_every`
+    is applied to the current gradients instead. Above 1 a GPU runs updates eagerly, not as a CUDA graph.
     """
 
     name = "every"
@@ -38,10 +37,8 @@ class Every(Refreshed):
         refresh_every: int = 10,
     ) -> None:
         super().__init__(num_tasks=num_tasks, refresh_every=refresh_every)
-        made = make_base(self.name, base, base_options, num_tasks, gram=True)
-        assert isinstance(made, GramCombiner)
-        self.base = made
-        self.capturable = self.capturable and made.capturable
+        self.base = make_gram_base(self.name, base, base_options, num_tasks)
+        self.capturable = self.capturable and self.base.capturable
 
     def _solve(self, gram: Tensor) -> Tensor:
         return self.base.weights(gram)

@@ -10,9 +10,9 @@ from torch import Tensor
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.bargaining import bargaining_weights
+from mtrl.combiners.solvers.gramian import rounding_ridge
 
 _STEPS, _MOMENTUM = 20, 0.5  # of the published inner loop, which does not converge
-_RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rounding error
 
 
 class FairGrad(GramCombiner):
@@ -46,10 +46,9 @@ class FairGrad(GramCombiner):
         self._paper = solver == "paper"
 
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return w, shape [T], for the Gramian [T, T]."""
         if self._paper:
             return fair_weights(gram, self.alpha)
-        return bargaining_weights(gram, ridge=_RIDGE * torch.finfo(gram.dtype).eps, alpha=self.alpha)
+        return bargaining_weights(gram, ridge=rounding_ridge(gram), alpha=self.alpha)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the largest |w_i^(1/alpha) (Mw)_i - 1| over the tasks with a gradient.

@@ -58,7 +58,6 @@ class FSMTL(JacobianCombiner):
         self.needs_also = "gradients at moved parameters" if self.rho > 0.0 else ""
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the base method's direction [P] for a Jacobian [T, P]."""
         return self.loss_part.combine(jacobian, losses)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_choice, check_number
+from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.cagrad import divisor_of
 from mtrl.combiners.solvers.hull import shortest_in_hull
 from mtrl.combiners.solvers.worst_case import around_gap, best_around
 
@@ -38,8 +39,7 @@ class IMGrad(GramCombiner):
     def __init__(self, *, num_tasks: int, c: float = 0.5, rescale: Literal[0, 1, 2] = 1) -> None:
         super().__init__(num_tasks=num_tasks)
         self.c = check_number("c", c, low=0.0)
-        check_choice("rescale", rescale, (0, 1, 2))
-        self._divisor = (1.0, 1.0 + self.c**2, 1.0 + self.c)[rescale]
+        self._divisor = divisor_of(self.c, rescale)
         self._dual = nn.Buffer(self.last_weights.clone(), persistent=False)
         self._rho = nn.Buffer(torch.ones(1, dtype=torch.float64), persistent=False)
 

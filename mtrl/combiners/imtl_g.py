@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.gramian import cosines
+from mtrl.combiners.solvers.gramian import cosines, rounding_ridge
 
-_RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of T times its dtype's rounding error
 _SMALLEST_SUM = 1e-3  # of the weights, relative to the sum of their magnitudes
 
 
@@ -27,11 +26,7 @@ class IMTLG(GramCombiner):
 
     name = "imtl_g"
 
-    def __init__(self, *, num_tasks: int) -> None:
-        super().__init__(num_tasks=num_tasks)
-
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return w, shape [T], for the Gramian [T, T]."""
         equal, _, inverse = equal_projections(gram)
         # Scaled to unit sum first: these stay of order one where the solution is as large as 1 / ridge.
         raw = equal / equal.sum().clamp(min=1e-300) * inverse
@@ -45,7 +40,7 @@ def equal_projections(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     cosine, inverse = cosines(exact)
     tasks = len(exact)
     unit = torch.eye(tasks, dtype=cosine.dtype, device=cosine.device)
-    ridged = torch.add(cosine, unit, alpha=_RIDGE * tasks * torch.finfo(gram.dtype).eps)
+    ridged = torch.add(cosine, unit, alpha=tasks * rounding_ridge(gram))
     factor = torch.linalg.cholesky_ex(ridged, check_errors=False)[0]
     present = (exact.diagonal() > 0.0).to(exact.dtype)
     return torch.cholesky_solve(present.unsqueeze(-1), factor).squeeze(-1), cosine, inverse

@@ -38,7 +38,6 @@ class LossProportional(JacobianCombiner):
         self.shift = shift
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the direction [P] for a Jacobian [T, P] and losses [T]."""
         assert losses is not None
         measured = self.origin(losses)
         units, lengths = unit_rows(jacobian)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_number
+from mtrl.combiners._checks import check_decay, check_number
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
 from mtrl.combiners.conflict_free import config_weights
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
-
-_LONGEST = 0.99999  # decay; at 1 a moment would stay 0
 
 
 class MConFIG(JacobianCombiner):
@@ -40,8 +38,8 @@ class MConFIG(JacobianCombiner):
         self, *, num_tasks: int, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
     ) -> None:
         super().__init__(num_tasks=num_tasks)
-        self.beta1 = check_number("beta1", beta1, low=0.0, high=_LONGEST)
-        self.beta2 = check_number("beta2", beta2, low=0.0, high=_LONGEST)
+        self.beta1 = check_decay("beta1", beta1)
+        self.beta2 = check_decay("beta2", beta2)
         self.eps = check_number("eps", eps, low=1e-30)
         self.means: Tensor
         self.pseudo: Tensor

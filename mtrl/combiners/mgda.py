@@ -25,7 +25,6 @@ class MGDA(GramCombiner):
     name = "mgda"
 
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return w on the simplex, shape [T], for the Gramian [T, T]."""
         return shortest_in_hull(gram, eps=torch.finfo(gram.dtype).eps)
 
     def metrics(self) -> dict[str, Tensor]:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_count, check_number
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.bargaining import bargaining_weights
-
-_RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rounding error
+from mtrl.combiners.solvers.gramian import rounding_ridge
 
 
 class NashMTL(GramCombiner):
@@ -27,8 +26,8 @@ class NashMTL(GramCombiner):
     (parameters that are Pareto-stationary) a ridge at the rounding level of the Gramian's dtype bounds the
     weights. Near that, with gradients that cancel up to 1e-5 of their length (single precision: 1e-2), the
     Gramian does not hold the solution to 1e-5: `residual` says to what, up to 1.
-    Tasks with a zero gradient weigh 0. Weights are kept before `max_norm` is applied, which then looks at the
-    gradients of the day.
+    Tasks with a zero gradient weigh 0. Kept weights are those before `max_norm`, which is applied to the
+    current gradients.
     """
 
     name = "nash_mtl"
@@ -43,7 +42,7 @@ class NashMTL(GramCombiner):
     def _weights(self, gram: Tensor) -> Tensor:
         """Return a, scaled down to `max_norm`, shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
-        solution = bargaining_weights(exact, ridge=_RIDGE * torch.finfo(gram.dtype).eps)
+        solution = bargaining_weights(exact, ridge=rounding_ridge(gram))
         if self.refresh_every > 1:
             solution = self._kept(solution, exact.isfinite().all())
         if self.max_norm > 0.0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_number
+from mtrl.combiners._checks import check_decay
 from mtrl.combiners._families import Refreshed
 
 
@@ -15,8 +15,8 @@ class NormScale(Refreshed):
     After Guo et al., 2025 (arXiv:2509.23915), whose abstract reports that imbalance between tasks goes with
     their gradient norms and that scaling losses by these comes close to a grid search of weights; the paper's
     formula could not be read, this one is ours: n_t is the mean of |g_t| over the refreshes, newer ones
-    weighing more, corrected for its start. Unlike the norm of the day (`ngdiff`) a running mean does not
-    weigh a batch's own gradient by its own noise.
+    weighing more, corrected for its start. A running mean, unlike the current
+    norm (`ngdiff`), does not weigh a batch's gradient by that batch's own noise.
 
     Args:
         decay: Share of the running mean that one refresh keeps.
@@ -30,7 +30,7 @@ class NormScale(Refreshed):
 
     def __init__(self, *, num_tasks: int, decay: float = 0.9, refresh_every: int = 10) -> None:
         super().__init__(num_tasks=num_tasks, refresh_every=refresh_every)
-        self.decay = check_number("decay", decay, low=0.0, high=0.99999)
+        self.decay = check_decay("decay", decay)
         self.norms = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
         self.share = nn.Buffer(torch.zeros(1, dtype=torch.float64))  # of the mean that is data
 

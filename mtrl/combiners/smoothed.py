@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._families import make_base
+from mtrl.combiners._families import make_gram_base
 from mtrl.combiners.base import GramCombiner
 
 
@@ -40,10 +40,8 @@ class Smoothed(GramCombiner):
         decay: float = 0.9,
     ) -> None:
         super().__init__(num_tasks=num_tasks)
-        made = make_base(self.name, base, base_options, num_tasks, gram=True)
-        assert isinstance(made, GramCombiner)
-        self.base = made
-        self.capturable = made.capturable
+        self.base = make_gram_base(self.name, base, base_options, num_tasks)
+        self.capturable = self.base.capturable
         self.decay = check_number("decay", decay, low=0.0, high=1.0)
         self.kept = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
         self.started = nn.Buffer(torch.zeros(1, dtype=torch.float64))

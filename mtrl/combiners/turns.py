@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
-from mtrl.combiners._families import make_base
+from mtrl.combiners._families import forward_requirements, make_base
 from mtrl.combiners.base import Combiner, JacobianAt, JacobianCombiner
 
 
@@ -53,11 +53,7 @@ class Turns(JacobianCombiner):
             self.register_buffer(self._groups[-1], part.clone(), persistent=False)
             bases.append(make_base(self.name, base, base_options, len(part)))
         self.bases = nn.ModuleList(bases)
-        self.reads_losses = bases[0].reads_losses
-        self.positive_losses = bases[0].positive_losses
-        self.looks_again = bases[0].looks_again
-        self.preconditioned = bases[0].preconditioned
-        self.shift = bases[0].shift
+        forward_requirements(self, bases[0])
         self.turn = 0
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.gramian import cosines
+from mtrl.combiners.solvers.gramian import cosines, rounding_ridge
 from mtrl.combiners.solvers.projections import cone_weights, violation
-
-_RIDGE = 16.0  # ridge of the unit-diagonal Gramian, in units of its dtype's rounding error
 
 
 class UPGrad(GramCombiner):
@@ -33,7 +31,7 @@ class UPGrad(GramCombiner):
     def _weights(self, gram: Tensor) -> Tensor:
         """Return the mean over the tasks of their projections' weights, shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
-        solution = cone_weights(exact, ridge=_RIDGE * torch.finfo(gram.dtype).eps)
+        solution = cone_weights(exact, ridge=rounding_ridge(gram))
         self._solution.copy_(solution)
         inverse = cosines(exact)[1]
         return inverse.reciprocal() @ solution * inverse / self.num_tasks

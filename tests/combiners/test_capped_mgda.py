@@ -1,4 +1,4 @@
-"""Capped MGDA: its two ends, its optimality, zero gradients, both roads."""
+"""Capped MGDA: its two ends, its optimality, zero gradients, both backends."""
 
 from __future__ import annotations
 

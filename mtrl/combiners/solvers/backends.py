@@ -65,11 +65,11 @@ class Backend:
 
     def larger(self, first: Any, second: Any) -> Any:
         """Return the larger of two numbers, the first if they cannot be compared."""
-        return second if second > first else first
+        return self.select(second > first, second, first)
 
     def smaller(self, first: Any, second: Any) -> Any:
         """Return the smaller of two numbers, the first if they cannot be compared."""
-        return second if second < first else first
+        return self.select(second < first, second, first)
 
     def lowest(self, values: Any) -> Any:
         """Return the index of the smallest of `values` [T]."""
@@ -145,12 +145,6 @@ class _TorchBackend(Backend):
 
     def select(self, flag: Any, yes: Any, no: Any) -> Any:
         return torch.where(flag, yes, no)
-
-    def larger(self, first: Any, second: Any) -> Any:
-        return torch.where(second > first, second, first)
-
-    def smaller(self, first: Any, second: Any) -> Any:
-        return torch.where(second < first, second, first)
 
     def lowest(self, values: Any) -> Any:
         return values.argmin(0, keepdim=True)

@@ -22,9 +22,9 @@ def gramian(jacobian: Tensor) -> Tensor:
 def inner_products(left: Tensor, right: Tensor) -> Tensor:
     """Inner products [T, T] between the rows of two Jacobians [T, P], in full precision.
 
-    Whatever precision the process allows: solvers count on entries that are exact to rounding, and the
-    product is a small part of an update. Half precision is summed in float32: squares of numbers above 256
-    overflow float16.
+    The precision does not follow the process's setting: solvers rely on entries that are exact to rounding,
+    and the product is a small part of an update. Half precision is summed in float32, since squares of
+    numbers above 256 overflow float16.
     """
     if left.dtype in _HALF:
         left, right = left.float(), right.float()
@@ -63,6 +63,14 @@ def cosines(matrix: Tensor) -> tuple[Tensor, Tensor]:
     unit = torch.eye(len(squares), dtype=matrix.dtype, device=matrix.device)
     scaled = matrix * inverse * inverse.unsqueeze(-1)
     return torch.where(present & present.unsqueeze(-1), scaled, unit), inverse
+
+
+def rounding_ridge(gram: Tensor) -> float:
+    """Return a ridge of the size of the rounding error of a Gramian of unit gradients: 16 eps of its dtype.
+
+    Solvers add it where gradients that depend on each other would leave the solution undetermined.
+    """
+    return 16.0 * torch.finfo(gram.dtype).eps
 
 
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ def shortest_capped(gram: Tensor, cap: float, *, eps: float) -> Tensor:
         number = there.sum()
         some = backend.larger(number, number * 0.0 + 1.0)
         room = number * max(cap, 1.0 / tasks) - 1.0
-        bound = backend.larger(room, number * 0.0) + 1.0  # the cap of who is there, times their number
+        bound = backend.larger(room, number * 0.0) + 1.0  # the cap times the number of tasks with a gradient
         mixed = there / some
         if not backend.known(room <= _ROOM):
             solved = _solve(backend, units.cosines, units.amounts, bound / some, there, tolerance_of(eps))

@@ -15,13 +15,6 @@ from mtrl.combiners.solvers.backends import Backend, backend_of
 from mtrl.combiners.solvers.path import PathEnd, follow, tolerance_of, units_of
 
 
-class BallSolution(NamedTuple):
-    """The step x from the centre, |x| <= 1 in units of the radius, and the proof that it is the best."""
-
-    weights: Tensor  # [T], float64, >= 0: x = weights @ G
-    dual: Tensor  # [T], float64, on the simplex
-
-
 class ConeSolution(NamedTuple):
     """The direction x of length 1 and what it was before it was stretched."""
 
@@ -67,18 +60,18 @@ def around_gap(gram: Tensor, c: float, weights: Tensor, dual: Tensor, factor: Te
     return torch.where(radius > 0.0, gap, 0.0)
 
 
-def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> BallSolution:
+def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
     """Solve max over |x| <= 1 of min_i (g_i.x + linear_i), for the Gramian [T, T] and linear [T].
 
     CAGrad's problem with x = (d - g0) / (c |g0|) and linear = g_i.g0 / (c |g0|). Its dual minimises |g_w| +
     linear . w over the simplex. Zero gradients do not enter the minimum (see `units_of`). Where gradients
     cancel, several x are the best: the shortest is returned, and it is shorter than 1. `eps` is the rounding
-    error of the Gramian's entries.
+    error of the Gramian's entries. Returns the weights of x and the dual [T] on the simplex, float64.
     """
     backend = backend_of(gram)
     with backend.quiet():
         weights, dual = _in_ball(backend, backend.gramian(gram), backend.ready(linear), eps)
-        return BallSolution(backend.tensor(weights), backend.tensor(dual))
+        return backend.tensor(weights), backend.tensor(dual)
 
 
 def _gains(backend: Backend, gram: Any, centre: Any, c: float) -> tuple[Any, Any]:
