@@ -48,6 +48,7 @@ class GymnasiumSuite(TaskSuite):
     """
 
     info_keys = ("success",)
+    worker_variables = staticmethod(renderer_variables)
 
     def __init__(
         self,
@@ -70,8 +71,10 @@ class GymnasiumSuite(TaskSuite):
         shapes: dict[str, tuple[int, int]] = {}
         for name, definition in self.environments.items():
             with _named(name, definition, known), _importable_mujoco():
-                env = importlib.import_module("mtrl.envs.gymnasium.env").make(definition, render_mode=None)
-                shapes[name] = importlib.import_module("mtrl.envs.gymnasium.env").sizes(env)
+                from mtrl.envs.gymnasium.env import make, sizes
+
+                env = make(definition, render_mode=None)
+                shapes[name] = sizes(env)
                 env.close()
         if len(set(shapes.values())) > 1:
             found = ", ".join(f"{name}: {obs} and {action}" for name, (obs, action) in shapes.items())
@@ -96,10 +99,6 @@ class GymnasiumSuite(TaskSuite):
         """Return the definitions of the tasks."""
         return {"environments": self.environments}
 
-    def worker_variables(self, render_mode: str | None) -> dict[str, str]:
-        """Return what lets workers import MuJoCo without the renderer they do not need."""
-        return renderer_variables(render_mode)
-
     def make_env(
         self,
         task: str,
@@ -110,10 +109,10 @@ class GymnasiumSuite(TaskSuite):
         render_mode: str | None,
     ) -> TaskEnv:
         """Return one environment; resets seed all that it draws, so `seed` is not needed."""
-        env: TaskEnv = importlib.import_module("mtrl.envs.gymnasium.env").GymnasiumEnv(
-            self.environments[task], max_episode_steps=max_episode_steps, render_mode=render_mode
-        )
-        return env
+        from mtrl.envs.gymnasium.env import GymnasiumEnv
+
+        definition = self.environments[task]
+        return GymnasiumEnv(definition, max_episode_steps=max_episode_steps, render_mode=render_mode)
 
 
 def _definition(name: str, given: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import tempfile
 import warnings
@@ -32,18 +31,12 @@ GoalSets = dict[str, NDArray[np.float64]]
 Generate = Callable[[Sequence[str], int], Mapping[str, NDArray[np.float64]]]
 
 INFO_KEYS = (
-    "success",
-    "near_object",
-    "grasp_success",
-    "grasp_reward",
-    "in_place_reward",
-    "obj_to_target",
+    "success", "near_object", "grasp_success", "grasp_reward", "in_place_reward", "obj_to_target",
     "unscaled_reward",
-)
+)  # fmt: skip
 """Entries of upstream's info, the same in all tasks."""
 CAMERAS = ("side", "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 """`side`: our own, which arm, object and goal of every task are in; the others are upstream's."""
-_SIMULATION = "mtrl.envs.metaworld.simulation"
 
 
 class MetaWorldSuite(TaskSuite):
@@ -65,6 +58,7 @@ class MetaWorldSuite(TaskSuite):
     info_keys = INFO_KEYS
     step_costs = STEP_COSTS
     cameras = CAMERAS
+    worker_variables = staticmethod(renderer_variables)
 
     def __init__(
         self,
@@ -89,18 +83,11 @@ class MetaWorldSuite(TaskSuite):
         """Return the reward version."""
         return {"reward_version": self.reward_version}
 
-    def worker_variables(self, render_mode: str | None) -> dict[str, str]:
-        """Return what lets workers import MuJoCo without the renderer they do not need."""
-        return renderer_variables(render_mode)
-
     def draw_goals(self, seed: int) -> GoalSets:
         """Return the goal vectors [num_goals, D] of each task, from the cache on disk where it has them."""
+        from mtrl.envs.metaworld.simulation import generate_goals
 
-        def generate(names: Sequence[str], seed: int) -> Mapping[str, NDArray[np.float64]]:
-            goals: GoalSets = importlib.import_module(_SIMULATION).generate_goals(names, seed)
-            return goals
-
-        sets = goal_sets(self.task_names, seed, self.versions()["metaworld"], generate)
+        sets = goal_sets(self.task_names, seed, self.versions()["metaworld"], generate_goals)
         return {name: goals[: self.num_goals] for name, goals in sets.items()}
 
     def make_env(
@@ -113,10 +100,11 @@ class MetaWorldSuite(TaskSuite):
         render_mode: str | None,
     ) -> TaskEnv:
         """Return one task's simulation, which draws nothing beyond its goals [G, D]."""
-        env: TaskEnv = importlib.import_module(_SIMULATION).make_env(
+        from mtrl.envs.metaworld import simulation
+
+        return simulation.make_env(
             task, goals, reward_version=self.reward_version, render_mode=render_mode, camera=self.camera
         )
-        return env
 
 
 def cache_folder() -> Path:
