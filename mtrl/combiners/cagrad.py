@@ -55,7 +55,7 @@ class CAGrad(GramCombiner):
     def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""
         if self._paper:
-            dual, pull = ball_weights(gram, self.c)
+            dual, pull = _published(gram, self.c)
             weights = torch.add(dual * pull, 1.0 / self.num_tasks)
         else:
             weights, dual = best_around(gram, self.c, eps=torch.finfo(gram.dtype).eps)
@@ -79,22 +79,17 @@ def divisor_of(c: float, rescale: int) -> float:
     return (1.0, 1.0 + c**2, 1.0 + c)[rescale]
 
 
-def ball_weights(gram: Tensor, c: float) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def _published(gram: Tensor, c: float) -> tuple[Tensor, Tensor]:
     """Return w [T] on the simplex and its factor in CAGrad's direction, g0 + factor g_w, both in float64.
 
     As in its authors' RL code: 20 steps of momentum SGD on softmax logits from equal weights, on the Gramian
     [T, T] over its squared mean norm, of size 50 for 50 tasks and 25 otherwise; the best of the 21 points.
     1e-4 is under every square root.
     """
-    with torch.no_grad():
-        exact = gram.to(torch.float64)
-        matrix = exact / exact.diagonal().add(1e-4).sqrt().mean().square()
-        w = _ball(matrix, c=c, rate=50.0 if len(gram) == 50 else 25.0)
-        radius = c * matrix.mean().add(1e-4).sqrt()
-        return w, radius / (torch.dot(w, matrix @ w).add(1e-4).sqrt() + 1e-4)
-
-
-def _ball(matrix: Tensor, *, c: float, rate: float) -> Tensor:
+    exact = gram.to(torch.float64)
+    matrix = exact / exact.diagonal().add(1e-4).sqrt().mean().square()
+    rate = 50.0 if len(gram) == 50 else 25.0
     linear = matrix.mean(dim=-1)
     radius = c * linear.mean().add(1e-4).sqrt()
     logits = torch.zeros_like(linear)
@@ -112,4 +107,5 @@ def _ball(matrix: Tensor, *, c: float, rate: float) -> Tensor:
             slope = torch.addcmul(linear, product, radius / norm)
             velocity = torch.add(w * (slope - torch.dot(w, slope)), velocity, alpha=_MOMENTUM)
             logits = torch.add(logits, velocity, alpha=-rate)
-    return best
+    radius = c * matrix.mean().add(1e-4).sqrt()  # not the one above: a mean of means rounds otherwise
+    return best, radius / (torch.dot(best, matrix @ best).add(1e-4).sqrt() + 1e-4)

@@ -32,7 +32,7 @@ class CAGradFast(Sampled):
 
     Deviations from the authors' code: their pooled gradient leaves out one task at each update; here every
     task counts. The dual is solved to convergence instead of by SLSQP. Samples come from a counter that is
-    part of the state. Order is ours, see `_sampled.Sampled`: a task is as likely to stand alone as without.
+    part of the state. Order is ours, see `_families.Sampled`: a task is as likely to stand alone as without.
     """
 
     name = "cagrad_fast"

@@ -47,7 +47,7 @@ class FairGrad(GramCombiner):
 
     def _weights(self, gram: Tensor) -> Tensor:
         if self._paper:
-            return fair_weights(gram, self.alpha)
+            return _published(gram, self.alpha)
         return bargaining_weights(gram, ridge=rounding_ridge(gram), alpha=self.alpha)
 
     def metrics(self) -> dict[str, Tensor]:
@@ -62,17 +62,14 @@ class FairGrad(GramCombiner):
         return {**super().metrics(), "residual": torch.where(present, products - 1.0, 0.0).abs().amax()}
 
 
-def fair_weights(gram: Tensor, alpha: float) -> Tensor:
+@torch.no_grad()
+def _published(gram: Tensor, alpha: float) -> Tensor:
     """Return the weights w [T] in float64 for FairGrad's fixed point, as its authors' RL code gets them.
 
     Momentum SGD of step size 0.1 on |Mw - w^(-1/alpha)|^2 from equal weights, the gradient's norm clipped to
     1, w kept above 1e-8; the best of the first 20 points. M is not scaled.
     """
-    with torch.no_grad():
-        return _fair(gram.to(torch.float64), power=1.0 / alpha)
-
-
-def _fair(gram: Tensor, *, power: float) -> Tensor:
+    gram, power = gram.to(torch.float64), 1.0 / alpha
     w = torch.full_like(gram[0], 1.0 / len(gram))
     velocity = torch.zeros_like(w)
     best, lowest = w, torch.full_like(w[0], torch.inf)

@@ -18,7 +18,7 @@ class SDMGradOS(Sampled):
 
     Xiao, Ban and Ji, NeurIPS 2023 (arXiv:2305.18409), section on objective sampling: only the drawn tasks'
     samples pass through the networks, the same in critic and actor. Its part along the mean gradient is
-    unbiased, also in an order, which is ours (see `_sampled.Sampled`).
+    unbiased, also in an order, which is ours (see `_families.Sampled`).
 
     Args:
         sampled: Tasks per update (authors: 4 of MT10's 10); T or more is SDMGrad itself.

@@ -105,7 +105,7 @@ def follow(
     start, ray = amounts[0] * 0.0, amounts * 0.0
     amount = start - xp.inf
     # Rates are differences of amounts: one below their rounding error counts as zero.
-    slowest, most = amounts * (tolerance * _STEEP), start
+    slowest, most = amounts * (tolerance * _STEEP), start  # most: the largest of them met on the way
     if first is not None:
         tableau, active = _pivoted(backend, tableau, active, backend.index(first, amounts))
     for _ in range(backend.steps(tasks)):
@@ -128,10 +128,10 @@ def follow(
         # same nu and x its weight grows while the weights of its mix shrink, until the first of these is 0
         # and leaves A in its place. If none of them shrinks, gradients cancel and nu cannot grow further.
         column = backend.column(tableau, nearest)
-        own = backend.at(column, nearest)
+        own = backend.at(column, nearest)  # its squared distance from the span of A
         most = backend.larger(most, backend.at(slowest, nearest))
         if not backend.known(own > _CLEARLY):
-            mix = xp.where(active, -column[:tasks], 0.0)
+            mix = xp.where(active, -column[:tasks], 0.0)  # the one in that span that is nearest to it
             bound = tolerance * (1.0 + mix @ mix)
             bound = backend.select(backend.at(replaced, nearest), bound * _AGAIN, bound)
             dependent = moving & ~backend.at(active, nearest) & (own < bound)
