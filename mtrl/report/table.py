@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from mtrl.report.stats import Interval
 
@@ -44,16 +44,16 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """Return a table in GitHub's Markdown, the note below."""
-        lines = [_row(self.columns, _markdown), "|" + "|".join(self._rules()) + "|"]
-        lines += [_row([self.text(cell) for cell in row], _markdown) for row in self.rows]
+        rules = ["---:" if i and self.is_number(i) else "---" for i in range(len(self.columns))]
+        lines = [_markdown(self.columns), f"|{'|'.join(rules)}|"]
+        lines += [_markdown([self.text(cell) for cell in row]) for row in self.rows]
         note = f"\n{self.note}\n" if self.note else ""
         return "\n".join(lines) + "\n" + note
 
     def latex(self) -> str:
         """Return a `tabular` with the rules of the package booktabs, title and note as comments."""
-        alignment = "l" + "".join(
-            "r" if self.is_number(index) else "l" for index in range(1, len(self.columns))
-        )
+        numbers = map(self.is_number, range(1, len(self.columns)))
+        alignment = "l" + "".join("r" if number else "l" for number in numbers)
         rows = [" & ".join(map(_latex, (self.text(cell) for cell in row))) + r" \\" for row in self.rows]
         head = " & ".join(map(_latex, self.columns)) + r" \\"
         comments = [f"% {line}" for line in (self.title, self.note) if line]
@@ -63,44 +63,28 @@ class Table(NamedTuple):
 
     def csv(self) -> str:
         """Return comma-separated values, unrounded; an interval takes three columns."""
-        wide = [
-            any(isinstance(row[index], Interval) for row in self.rows) for index in range(len(self.columns))
-        ]
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
+        wide = [any(isinstance(cell, Interval) for cell in cells) for cells in zip(*self.rows, strict=True)]
         head = []
         for column, is_wide in zip(self.columns, wide, strict=True):
             head += [column, f"{column} low", f"{column} high"] if is_wide else [column]
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
         for row in self.rows:
-            values: list[str | int | float | None] = []
+            values: list[Any] = []
             for cell, is_wide in zip(row, wide, strict=True):
-                if isinstance(cell, Interval):
-                    values += cell
-                else:
-                    values += [cell, None, None] if is_wide else [cell]
-            writer.writerow(
-                [
-                    "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
-                    for value in values
-                ]
-            )
+                values += cell if isinstance(cell, Interval) else [cell, None, None] if is_wide else [cell]
+            writer.writerow([None if isinstance(v, float) and math.isnan(v) else v for v in values])
         return file.getvalue()
 
     def is_number(self, column: int) -> bool:
         """Whether a column holds numbers, and is aligned to the right."""
         return all(not isinstance(row[column], str) for row in self.rows)
 
-    def _rules(self) -> list[str]:
-        return ["---:" if index and self.is_number(index) else "---" for index in range(len(self.columns))]
 
-
-def _row(cells: Sequence[str], escape: Callable[[str], str]) -> str:
-    return "| " + " | ".join(map(escape, cells)) + " |"
-
-
-def _markdown(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+def _markdown(cells: Sequence[str]) -> str:
+    escaped = (text.replace("|", r"\|").replace("\n", " ") for text in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def _latex(text: str) -> str:

@@ -6,6 +6,7 @@ back as it was; numbers of numpy likewise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,29 +48,28 @@ def to_plain(value: Any, where: str) -> Any:
 
 def copied(value: Any) -> Any:
     """Return a tree whose tensors and arrays share no memory with this one's, tensors on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [copied(item) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    return value
+
+    def copy(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.detach().to("cpu", copy=True)
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+    return _mapped(value, copy)
 
 
 def from_plain(value: Any) -> Any:
     """Inverse of `to_plain`; ValueError, TypeError or KeyError where the marks of an array make no sense."""
-    if isinstance(value, dict):
-        if _ARRAY in value:
-            return _array(value)
-        return {key: from_plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [from_plain(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(from_plain(item) for item in value)
-    return value
+    return _mapped(value, lambda leaf: _array(leaf) if isinstance(leaf, dict) else leaf)
+
+
+def _mapped(value: Any, of_leaf: Callable[[Any], Any]) -> Any:
+    """Return the tree with `of_leaf` of everything that is no container; a marked array is a leaf."""
+    if isinstance(value, dict) and _ARRAY not in value:
+        return {key: _mapped(item, of_leaf) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_mapped(item, of_leaf) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return of_leaf(value)
 
 
 def _plain_tensor(tensor: Tensor, where: str) -> Tensor:

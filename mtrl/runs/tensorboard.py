@@ -22,11 +22,8 @@ from torch.utils.tensorboard.summary import hparams
 from mtrl.runs.directory import TASKS_NAME
 from mtrl.runs.log import STEP_LABEL, Evaluation, RunInfo, Stamp
 
-SUCCESS, RETURN, SUCCESS_LAST = (
-    "1_success/all_tasks",
-    "2_return/all_tasks",
-    "3_success_at_last_step/all_tasks",
-)
+SUCCESS, RETURN = "1_success/all_tasks", "2_return/all_tasks"
+SUCCESS_LAST = "3_success_at_last_step/all_tasks"
 # Log tags that belong to one question with the evaluations.
 _RENAMED = {
     "rollout/success_rate": "1_success/training_episodes",
@@ -57,8 +54,10 @@ class TensorBoard:
         self._tasks = {task: self._writer(str(run.path / TASKS_NAME / task)) for task in run.task_names}
         step = 0 if run.resumed_at is None else run.resumed_at.vector_step
         self._board.add_text("about", _ABOUT, step)
-        self._board.add_text("config", f"```yaml\n{_yaml(run.config)}```", step)
-        self._board.add_text("versions", _markdown_table(run.versions), step)
+        config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
+        self._board.add_text("config", f"```yaml\n{config}```", step)
+        rows = "".join(f"\n| {name} | {value} |" for name, value in run.versions.items())
+        self._board.add_text("versions", f"| | |\n|---|---|{rows}", step)
         if run.resumed_at is None:  # else the first event file has them
             # Not add_hparams: it opens a second event file, and TensorBoard follows only the newest of a run.
             experiment, start, self._session_end = hparams(_hparams(run.config), {SUCCESS: math.nan})
@@ -75,12 +74,8 @@ class TensorBoard:
 
     def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
         """Draw the means of an evaluation and each task's."""
-        means = {
-            SUCCESS: result.mean_success,
-            SUCCESS_LAST: result.mean_success_last,
-            RETURN: result.mean_return,
-        }
-        self._draw(self._board, stamp, means.items())
+        success = ((SUCCESS, result.mean_success), (SUCCESS_LAST, result.mean_success_last))
+        self._draw(self._board, stamp, (*success, (RETURN, result.mean_return)))
         self._draw_tasks(stamp, result.task_means())
 
     def close(self) -> None:
@@ -96,11 +91,8 @@ class TensorBoard:
 
     def _draw_tasks(self, stamp: Stamp, per_task: Mapping[str, Mapping[str, float]]) -> None:
         for task, board in self._tasks.items():
-            points = [
-                (_TASK_TAGS.get(group, f"each_task/{group}"), values[task])
-                for group, values in per_task.items()
-            ]
-            self._draw(board, stamp, points)
+            named = ((_TASK_TAGS.get(group, f"each_task/{group}"), group) for group in per_task)
+            self._draw(board, stamp, ((tag, per_task[group][task]) for tag, group in named))
 
     def _draw(self, board: SummaryWriter, stamp: Stamp, points: Iterable[tuple[str, float]]) -> None:
         for tag, value in points:
@@ -137,11 +129,3 @@ def _hparams(config: Mapping[str, Any]) -> dict[str, str]:
         "steps": f"{config.get('steps', 0):,}",
         "tasks": ", ".join(map(str, config.get("tasks", ()))),
     }
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-
-
-def _markdown_table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
