@@ -185,7 +185,12 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Give a complete directory its name; at every moment one complete checkpoint of the step has a name."""
+    """Give a complete directory its name; at every moment one complete checkpoint of the step has a name.
+
+    Against power cuts the order is: content of the files, their directory, the rename, the parent.
+    A rename may reach the disk before content that was not synchronised, and then names a hollow checkpoint.
+    The parent is synchronised before older checkpoints are deleted, which may be all that is on disk.
+    """
     former = final.with_name(final.name + ".replaced")
     if final.exists():
         if former.exists():
@@ -223,10 +228,7 @@ def _fsync_directory(directory: Path) -> None:
 
 def _directories(run_dir: Path) -> list[Path]:
     """Checkpoints, newest first; of one step, the new before the replaced."""
-    checkpoints = run_dir / CHECKPOINTS_NAME
-    if not checkpoints.is_dir():
-        return []
-    found = [entry for entry in checkpoints.iterdir() if _DIRECTORY_NAME.fullmatch(entry.name)]
+    found = [e for e in (run_dir / CHECKPOINTS_NAME).glob("step_*") if _DIRECTORY_NAME.fullmatch(e.name)]
     return sorted(found, key=lambda entry: (_step(entry), not entry.suffix), reverse=True)
 
 
@@ -239,8 +241,7 @@ def _step(directory: Path) -> int:
 def _verified_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((directory / _MANIFEST).read_bytes())
-        digest = manifest.pop("digest")
-        intact = digest == _digest(manifest)
+        intact = manifest.pop("digest") == _digest(manifest)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _Damaged(f"{_MANIFEST} is missing or unreadable") from error
     if not intact:
@@ -271,10 +272,9 @@ def _verified_names(directory: Path, manifest: Mapping[str, Any], parts: Collect
 def _check_versions(
     directory: Path, saved: Mapping[str, Mapping[str, str]], suite: Mapping[str, str] | None
 ) -> None:
-    before, here = dict(saved["suite"]), dict(saved["suite"] if suite is None else suite)
-    before["torch"], here["torch"] = (
-        packages["torch"].split(".", 1)[0] for packages in (saved["packages"], package_versions())
-    )
+    majors = [packages["torch"].split(".", 1)[0] for packages in (saved["packages"], package_versions())]
+    before = {**saved["suite"], "torch": majors[0]}
+    here = {**(saved["suite"] if suite is None else suite), "torch": majors[1]}
     differing = [
         f"{name} {before.get(name, 'absent')} (here {here.get(name, 'absent')})"
         for name in sorted({*before, *here})
@@ -288,13 +288,15 @@ def _check_versions(
 
 
 def _read_parts(directory: Path, manifest: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    paths = {name: directory / name for name in names}
-    for name, path in paths.items():
-        _verify_file(path, manifest["files"][name])
+    for name in names:  # all before the first is read: one damaged part condemns the checkpoint
+        _verify_file(directory / name, manifest["files"][name])
     parts = {}
-    for name, path in paths.items():
+    for name in names:
+        path = directory / name
         try:
-            parts[name.removesuffix(".pt")] = from_plain(_load(path))
+            large = path.stat().st_size >= _MAP_FROM_BYTES
+            plain = torch.load(path, map_location="cpu", weights_only=True, mmap=large)
+            parts[name.removesuffix(".pt")] = from_plain(plain)
         except UnpicklingError as error:
             raise _Damaged(f"{name} holds something other than tensors and plain values; refused") from error
         except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
@@ -312,8 +314,3 @@ def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
                 raise _Damaged(f"{path.name} was changed: its SHA-256 differs")
     except OSError as error:
         raise _Damaged(f"{path.name} cannot be read: {error.strerror}") from error
-
-
-def _load(path: Path) -> Any:
-    large = path.stat().st_size >= _MAP_FROM_BYTES
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=large)

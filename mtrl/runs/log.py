@@ -175,7 +175,7 @@ class Log:
         """
         named = {group: by_task(self._tasks, values) for group, values in per_task.items()}
         self._record.metrics(stamp, scalars, named)
-        # Hundreds of curves of pairs are for nobody's eyes: they are for the report's heat maps.
+        # Nobody reads hundreds of curves of pairs: those go to the record alone, for the report's heat maps.
         curves = {group: values for group, values in named.items() if np.ndim(per_task[group]) == 1}
         self._each(lambda sink: sink.metrics(stamp, scalars, curves))
 
@@ -203,7 +203,7 @@ class Log:
             try:
                 action(sink)
             except OSError as error:
-                # Curves are for people watching: losing them must not stop training, losing lines may.
+                # Losing curves that people watch must not stop training; losing lines of the record may.
                 self._sinks.remove(sink)
                 _warn(sink, error)
                 with contextlib.suppress(OSError):

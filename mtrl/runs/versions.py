@@ -34,9 +34,7 @@ def versions() -> dict[str, str]:
         found["cuda"] = str(torch.version.cuda)
         found["cuda_device"] = torch.cuda.get_device_name()
     commit = _git_commit()
-    if commit:
-        found["git_commit"] = commit
-    return found
+    return {**found, "git_commit": commit} if commit else found
 
 
 def _package_version(distribution: str) -> str:
@@ -60,14 +58,14 @@ def _git_commit() -> str | None:
     # Without this check an installed package would report whatever repository surrounds its environment.
     if not (root / ".git").exists():
         return None
+    commands = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for command in commands
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("-dirty" if changes else "")
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
