@@ -99,10 +99,8 @@ class CheckpointWriter:
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
         """Begin to write `state` (`save_checkpoint`); call `result` for the checkpoint before it first."""
         assert self._future is None
-        # Trees become functions too: the thread checks before each part whether it is still wanted.
         parts = {
-            name: self._deferred(part if callable(part) else _constant(copied(part)))
-            for name, part in state.items()
+            name: self._deferred(part if callable(part) else copied(part)) for name, part in state.items()
         }
         self.step = step
         self._future = self._threads.submit(
@@ -116,11 +114,13 @@ class CheckpointWriter:
         future, self._future = self._future, None
         return future.result()
 
-    def _deferred(self, part: Callable[[], Any]) -> Callable[[], Any]:
+    def _deferred(self, part: Any) -> Callable[[], Any]:
+        """Return a function that gives the part, or ends the write if it is no longer wanted."""
+
         def tree() -> Any:
             if self._abandoned.is_set():
                 raise _Abandoned
-            return part()
+            return part() if callable(part) else part
 
         return tree
 
@@ -194,7 +194,3 @@ class Saving:
         self._writes.attempt(
             "best policy", step, lambda: save_checkpoint(best, step, parts, keep=1, suite=suite)
         )
-
-
-def _constant(value: Any) -> Callable[[], Any]:
-    return lambda: value

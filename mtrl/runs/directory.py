@@ -91,10 +91,15 @@ class RunDirectory:
     """A run directory, locked from `create` or `resume` until `release`; a context manager.
 
     Leaving the `with` block by an exception also discards a directory without results (`discard_if_empty`).
+
+    Attributes:
+        path: the directory itself.
+        config_path: where the resolved configuration is written.
+        checkpoints: where the checkpoints are.
     """
 
     def __init__(self, path: Path, lock: RunLock, created: tuple[Path, ...], *, is_new: bool) -> None:
-        self._path = path
+        self.path, self.config_path, self.checkpoints = path, path / CONFIG_NAME, path / CHECKPOINTS_NAME
         self._lock: RunLock | None = lock
         self._created = created  # directories made by `create`, outermost first
         self._is_new = is_new
@@ -176,28 +181,13 @@ class RunDirectory:
             console.warning(f"removed {name}, a checkpoint that a killed process left unfinished")
         return run
 
-    @property
-    def path(self) -> Path:
-        """The directory itself."""
-        return self._path
-
-    @property
-    def config_path(self) -> Path:
-        """Where the resolved configuration is written."""
-        return self._path / CONFIG_NAME
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints are."""
-        return self._path / CHECKPOINTS_NAME
-
     def write_versions(self, suite: Mapping[str, str]) -> dict[str, str]:
         """Write `versions.json`, with those of the suite of tasks, and return what it holds.
 
         A run that goes on under another version of its suite keeps both ("3.3.0, then 3.4.0"): its numbers
         belong to neither.
         """
-        path = self._path / VERSIONS_NAME
+        path = self.path / VERSIONS_NAME
         found = {**versions(), **suite}
         with contextlib.suppress(OSError, ValueError, AttributeError):
             before = json.loads(path.read_bytes())
@@ -218,7 +208,7 @@ class RunDirectory:
         lock, self._lock = self._lock, None
         lock.release(remove=True)
         _remove_empty(self._created)
-        return not self._path.exists()
+        return not self.path.exists()
 
     def release(self) -> None:
         """Release the lock; further calls do nothing."""
@@ -235,15 +225,15 @@ class RunDirectory:
         self.release()
 
     def _has_results(self) -> bool:
-        logs = (self._path / METRICS_NAME, self._path / EVALUATIONS_NAME)
-        return any(log.exists() and log.stat().st_size > 0 for log in logs) or has_checkpoint(self._path)
+        logs = (self.path / METRICS_NAME, self.path / EVALUATIONS_NAME)
+        return any(log.exists() and log.stat().st_size > 0 for log in logs) or has_checkpoint(self.path)
 
     def _remove_traces(self) -> None:
         with contextlib.suppress(OSError):
             remove_unfinished(self.checkpoints)
-        if (self._path / BEST_NAME / CHECKPOINTS_NAME).is_dir():
-            shutil.rmtree(self._path / BEST_NAME, ignore_errors=True)
-        for entry in _traces_of_a_run(self._path):
+        if (self.path / BEST_NAME / CHECKPOINTS_NAME).is_dir():
+            shutil.rmtree(self.path / BEST_NAME, ignore_errors=True)
+        for entry in _traces_of_a_run(self.path):
             with contextlib.suppress(OSError):
                 if entry.is_file():
                     entry.unlink()
