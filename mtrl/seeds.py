@@ -1,7 +1,7 @@
 """Every random stream of a run, from its one seed: named children of one SeedSequence.
 
-Neighbouring seeds share no stream and no two parts of a run do. Imports neither torch nor what draws from the
-streams. What upstream Meta-World draws from the bare seed (its goal sets) is not among them.
+Neighbouring seeds share no stream, and no two users within a run do. Imports neither torch nor what draws
+from the streams. What upstream Meta-World draws from the bare seed (its goal sets) is not among them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ STREAMS = (
 )
 
 
-def sequence(seed: int, stream: str, part: tuple[int, ...] = ()) -> np.random.SeedSequence:
-    """Return the SeedSequence of one named stream, or of a numbered part of it."""
-    return np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *part))
+def sequence(seed: int, stream: str, child: tuple[int, ...] = ()) -> np.random.SeedSequence:
+    """Return the SeedSequence of one named stream, or of a numbered child of it."""
+    return np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *child))
 
 
 def generator(seed: int, stream: str) -> np.random.Generator:
