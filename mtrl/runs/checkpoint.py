@@ -86,7 +86,7 @@ def load_checkpoint(
     parts: Collection[str] | None = None,
     suite: Mapping[str, str] | None = None,
     allow_version_mismatch: bool = False,
-    report: Callable[[str], None] = console.warning,
+    warn: Callable[[str], None] = console.warning,
 ) -> tuple[int, dict[str, Any]]:
     """Read the newest checkpoint whose files all match its manifest; it writes nothing, so needs no hold.
 
@@ -95,7 +95,7 @@ def load_checkpoint(
         parts: names of the parts to read, whatever has happened to the others; None: all.
         suite: versions of the suite of tasks here; None: not compared.
         allow_version_mismatch: accept another version of the suite or major version of torch.
-        report: told once per skipped checkpoint, with the reason.
+        warn: called once per skipped checkpoint, with the reason.
 
     Returns:
         Vector step and parts as given to `save_checkpoint`, tensors on the CPU. Tensors of large parts are
@@ -105,7 +105,7 @@ def load_checkpoint(
         UserError: no valid checkpoint, or the newest valid one comes from other versions or is of another
         format.
     """
-    reported: set[str] = set()
+    skipped: set[str] = set()
     while True:
         candidates = _directories(run_dir)
         for directory in candidates:
@@ -116,13 +116,13 @@ def load_checkpoint(
                     _check_versions(directory, manifest["versions"], suite)
                 return manifest["step"], _read_parts(directory, manifest, names)
             except _Damaged as error:
-                if directory.name not in reported:
-                    report(f"skipped checkpoint {directory.name}: {error}")
-                reported.add(directory.name)
+                if directory.name not in skipped:
+                    warn(f"skipped checkpoint {directory.name}: {error}")
+                skipped.add(directory.name)
         # A running trainer may have pruned what was listed and written newer ones meanwhile.
         if _directories(run_dir) == candidates:
             break
-    found = f"{len(reported)} damaged" if reported else "none"
+    found = f"{len(skipped)} damaged" if skipped else "none"
     raise UserError(
         f"no valid checkpoint in '{run_dir / CHECKPOINTS_NAME}': expected step_* directories with "
         f"{_MANIFEST}, found {found}. Start the run anew, in another --run-dir or after removing this one."

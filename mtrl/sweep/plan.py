@@ -150,14 +150,14 @@ def _layer(key: str, value: Any, method: str) -> dict[str, Any]:
     if key.startswith(f"{method}."):
         key = "method_options." + key.removeprefix(f"{method}.")
     layer = value
-    for part in reversed(key.split(".")):
-        layer = {part: layer}
+    for name in reversed(key.split(".")):
+        layer = {name: layer}
     return dict(layer)
 
 
 def _folder(method: str, shown: Mapping[str, Any]) -> str:
-    parts = [method, *(f"{key.removeprefix(f'{method}.')}={value}" for key, value in shown.items())]
-    return re.sub(r"[^\w.,=+-]+", "-", ",".join(parts)).strip("-")
+    words = [method, *(f"{key.removeprefix(f'{method}.')}={value}" for key, value in shown.items())]
+    return re.sub(r"[^\w.,=+-]+", "-", ",".join(words)).strip("-")
 
 
 def _found(trial: Trial) -> Run | None:

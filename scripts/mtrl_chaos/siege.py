@@ -135,7 +135,7 @@ class Siege:
 
     def step(self, run: Path) -> int:
         """Return the vector step of the newest checkpoint that is whole."""
-        return load_checkpoint(run, report=lambda text: None)[0] if has_checkpoint(run) else 0
+        return load_checkpoint(run, warn=lambda text: None)[0] if has_checkpoint(run) else 0
 
     def attack(self, kind: Any) -> None:
         """One fault, and what it must leave behind."""
@@ -168,7 +168,7 @@ class Siege:
     def put_back(self, backup: Path) -> str:
         """The record must tell of the replaced worker; then the run goes on from before it."""
         saved = (
-            load_checkpoint(self.run, report=lambda text: None)[1]["loop"] if has_checkpoint(self.run) else {}
+            load_checkpoint(self.run, warn=lambda text: None)[1]["loop"] if has_checkpoint(self.run) else {}
         )
         steps = saved.get("restart_steps", [])
         logged = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]

@@ -235,7 +235,7 @@ def test_loading_follows_a_trainer_that_prunes_meanwhile(tmp_path: Path) -> None
     save_checkpoint(tmp_path, 1, state_of(1), keep=1)
     shutil.rmtree(tmp_path / "checkpoints/step_000000001")
     (tmp_path / "checkpoints/step_000000001").mkdir()
-    loaded = load_checkpoint(tmp_path, report=lambda _: save_other(tmp_path))
+    loaded = load_checkpoint(tmp_path, warn=lambda _: save_other(tmp_path))
     assert_same(loaded, (2, state_of(2)))
 
 

@@ -63,7 +63,7 @@ KILLED_SAVES = """
                 os._exit(0)
             finished = os.waitpid(pid, 0)[1] == 0
             reports = []
-            step, loaded = load_checkpoint(run_dir, report=reports.append)
+            step, loaded = load_checkpoint(run_dir, warn=reports.append)
             values = {loaded["counters"]["value"], *loaded["agent"]["weight"].tolist()}
             save_checkpoint(run_dir, 5, state(3.0), keep=1)
             outcomes.append(

@@ -106,11 +106,11 @@ def test_damage_is_reported_once_and_the_previous_checkpoint_used(
         save_checkpoint(tmp_path, step, state_of(step), keep=2)
     damage(tmp_path / "checkpoints/step_000000002")
     reports = Reports()
-    assert_same(load_checkpoint(tmp_path, report=reports), (1, state_of(1)))
+    assert_same(load_checkpoint(tmp_path, warn=reports), (1, state_of(1)))
     assert len(reports) == 1 and reports[0].startswith("skipped checkpoint step_")
     shutil.rmtree(tmp_path / "checkpoints/step_000000001")
     with pytest.raises(UserError, match=r"no valid checkpoint .* found 1 damaged"):
-        load_checkpoint(tmp_path, report=reports)
+        load_checkpoint(tmp_path, warn=reports)
 
 
 def test_no_flipped_bit_anywhere_goes_unnoticed(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_no_flipped_bit_anywhere_goes_unnoticed(tmp_path: Path) -> None:
             flipped = bytearray(content)
             flipped[position] ^= 1 << int(generator.integers(8))
             file.write_bytes(flipped)
-            step, state = load_checkpoint(tmp_path, report=Reports())
+            step, state = load_checkpoint(tmp_path, warn=Reports())
             assert_same(state, state_of(step))
         file.write_bytes(content)
 
@@ -177,7 +177,7 @@ def test_a_file_that_would_run_code_is_refused(
             torch.save(payload, file, _use_new_zipfile_serialization=container == "torch")
     rewrite_manifest(directory, lambda manifest: None)
     reports = Reports()
-    assert_same(load_checkpoint(tmp_path, report=reports), (1, state_of(1)))
+    assert_same(load_checkpoint(tmp_path, warn=reports), (1, state_of(1)))
     assert f"{part}.pt" in reports[0]
     assert not marker.exists()
 
@@ -191,7 +191,7 @@ def test_a_crafted_array_is_refused(tmp_path: Path, dtype: Any) -> None:
     rewrite_manifest(directory, lambda manifest: None)
     reports = Reports()
     with pytest.raises(UserError, match="no valid checkpoint"):
-        load_checkpoint(tmp_path, report=reports)
+        load_checkpoint(tmp_path, warn=reports)
     assert "agent.pt is unreadable" in reports[0]
 
 
@@ -203,7 +203,7 @@ def test_a_manifest_cannot_point_outside_its_directory(tmp_path: Path) -> None:
         lambda manifest: manifest["files"].update({"../agent.pt": manifest["files"].pop("agent.pt")}),
     )
     with pytest.raises(UserError):
-        load_checkpoint(tmp_path, report=Reports())
+        load_checkpoint(tmp_path, warn=Reports())
 
 
 # These unpickle what a process of the same run sends through a pipe, never a file.
@@ -244,10 +244,10 @@ def test_one_part_is_read_whatever_has_happened_to_the_others(tmp_path: Path) ->
     (path / "more.pt").write_bytes(b"x")
     assert_same(load_checkpoint(tmp_path, parts=["agent"]), (1, {"agent": state_of(1)["agent"]}))
     with pytest.raises(UserError, match="no valid checkpoint"):
-        load_checkpoint(tmp_path, report=Reports())
+        load_checkpoint(tmp_path, warn=Reports())
     flip_a_bit(path / "agent.pt")
     with pytest.raises(UserError, match="no valid checkpoint"):
-        load_checkpoint(tmp_path, parts=["agent"], report=Reports())
+        load_checkpoint(tmp_path, parts=["agent"], warn=Reports())
 
 
 SUITE = {"simulation": "1.0", "physics": "2.0"}
