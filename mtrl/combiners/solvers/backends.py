@@ -1,8 +1,8 @@
 """Two solver backends: NumPy with early exit on the CPU, torch with fixed steps and no host sync elsewhere.
 
 A solve makes hundreds of operations on a few numbers, and NumPy takes a quarter of torch's time for each. On
-other devices, and where a solve is recorded, compiled or batched, the same formulas run on tensors: `select`
-replaces branches, so that nothing waits for the device and a CUDA graph can hold the solve.
+other devices, and where a solve is recorded, compiled or batched, the same formulas run on tensors. There
+`select` replaces branches, so that nothing waits for the device and a CUDA graph can hold the solve.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _on_tensors = False
 
 @contextmanager
 def on_tensors() -> Iterator[None]:
-    """Use the torch backend on CPUs too: for callers that transform a solve, and for tests."""
+    """Use the torch backend on CPUs too, for tests and for callers that transform a solve."""
     global _on_tensors
     before, _on_tensors = _on_tensors, True
     try:
@@ -32,19 +32,19 @@ def on_tensors() -> Iterator[None]:
 def symmetric(gram: Any) -> Any:
     """Return a Gramian [T, T] whose entries [i, j] and [j, i] are the same.
 
-    In J J' they can differ: some CPUs' kernels round them apart. Where gradients nearly depend on each other
-    that is enough to change the solution.
+    Some CPUs' kernels round the two entries of J J' apart. Where gradients nearly depend on each other, that
+    is enough to change the solution.
     """
     return (gram + gram.T) / 2.0
 
 
 class Backend:
-    """NumPy on the host: an index is an int, a branch is a branch, a loop may stop."""
+    """NumPy on the host: indices are ints, branches are taken, loops stop early."""
 
     xp: Any = np
 
     def quiet(self) -> AbstractContextManager[Any]:
-        """Let numbers that are not finite pass, as tensors do."""
+        """Return a context in which non-finite numbers raise no warnings."""
         return np.errstate(all="ignore")
 
     def known(self, flag: Any) -> bool:
@@ -52,11 +52,11 @@ class Backend:
         return bool(flag)
 
     def steps(self, tasks: int) -> int:
-        """Return how many corners a path may have; random ones of 25 dependent gradients have up to 47."""
+        """Return how many corners a path may have; random problems with 25 tasks have up to 47."""
         return 10 * tasks + 50
 
     def repairs(self, tasks: int) -> int:
-        """Return how often a set of tasks may lose those with negative weights at the end of a path."""
+        """Return how often tasks with negative weights may leave the last set of a path."""
         return tasks + 1
 
     def select(self, flag: Any, yes: Any, no: Any) -> Any:
@@ -127,7 +127,7 @@ class Backend:
 
 
 class _TorchBackend(Backend):
-    """Tensors: an index is a tensor [1], both sides of a branch are computed, nothing is ever known."""
+    """Tensors: an index is a tensor [1], both sides of a branch are computed, loops never stop early."""
 
     xp: Any = torch
 

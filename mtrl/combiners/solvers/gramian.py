@@ -22,9 +22,8 @@ def gramian(jacobian: Tensor) -> Tensor:
 def inner_products(left: Tensor, right: Tensor) -> Tensor:
     """Inner products [T, T] between the rows of two Jacobians [T, P], in full precision.
 
-    The precision does not follow the process's setting: solvers rely on entries that are exact to rounding,
-    and the product is a small part of an update. Half precision is summed in float32, since squares of
-    numbers above 256 overflow float16.
+    TF32 and bfloat16 products are switched off for this one product: solvers rely on entries that are exact
+    to rounding. Half precision is summed in float32, since squares of numbers above 256 overflow float16.
     """
     if left.dtype in _HALF:
         left, right = left.float(), right.float()
@@ -35,16 +34,15 @@ def inner_products(left: Tensor, right: Tensor) -> Tensor:
 def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
     """Return `weights @ jacobian` [P] in the Jacobian's dtype, for weights of any dtype.
 
-    Weights of double precision keep their digits over a single-precision Jacobian: rounding them moves the
-    direction by the same amount everywhere along each gradient, which matters where gradients nearly cancel.
-    The rounding of the products does not: it differs from entry to entry and averages out along a gradient.
-    Half precision is summed in float32.
+    Weights in float64 are not rounded to a float32 Jacobian's dtype. Rounding a weight shifts the direction
+    along the whole of its gradient, which matters where gradients nearly cancel. The rounding of the products
+    is harmless: it differs from entry to entry and averages out. Half precision is summed in float32.
     """
     if jacobian.dtype in _HALF:
         return (weights.float() @ jacobian.float()).to(jacobian.dtype)
     if weights.dtype != torch.float64 or jacobian.dtype != torch.float32:
         return weights.to(jacobian.dtype) @ jacobian
-    # In one pass over the Jacobian, which is what takes the time.
+    # The rounded weights and their remainders share one pass over the Jacobian, which takes the time.
     rounded = weights.float()
     with _full_precision(jacobian.device.type):
         whole, rest = torch.stack((rounded, (weights - rounded).float())) @ jacobian
@@ -55,7 +53,7 @@ def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
 def cosines(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the Gramian [T, T] of the gradients over their norms, and one over these norms [T].
 
-    Zero gradients count as unit gradients that are orthogonal to all others, of norm 1.
+    A zero gradient counts as a unit gradient that is orthogonal to all others, with norm 1.
     """
     squares = matrix.diagonal()
     present = squares > 0.0
@@ -66,9 +64,10 @@ def cosines(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding_ridge(gram: Tensor) -> float:
-    """Return a ridge of the size of the rounding error of a Gramian of unit gradients: 16 eps of its dtype.
+    """Return 16 eps of the dtype, the size of the rounding error of a Gramian of unit gradients.
 
-    Solvers add it where gradients that depend on each other would leave the solution undetermined.
+    Solvers add it to the diagonal, because dependent gradients would otherwise leave the solution
+    undetermined.
     """
     return 16.0 * torch.finfo(gram.dtype).eps
 
@@ -77,7 +76,7 @@ def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return rows [T, P] scaled to length 1 and their lengths [T], float64; zero rows stay zero."""
     low, high = torch.aminmax(rows, dim=1)
     peaks = torch.maximum(high, -low)
-    # Squares of the numbers themselves leave single precision at 1e19 and at 1e-23.
+    # Divided by the largest entry first: plain squares overflow float32 at 1e19 and vanish at 1e-23.
     scaled = rows / torch.where(peaks > 0.0, peaks, 1.0).unsqueeze(-1)
     inner = torch.linalg.vector_norm(scaled, dim=1)
     units = scaled / torch.where(inner > 0.0, inner, 1.0).unsqueeze(-1)
@@ -99,7 +98,7 @@ def _full_precision(device: str) -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(setting)
         return
-    # The older setting may not be read, not even by torch itself, once a program has used the newer one.
+    # torch forbids reading the older setting once a program has used the newer one.
     reduced = backend.fp32_precision
     if reduced in ("ieee", "none"):
         yield
@@ -118,6 +117,6 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
         return left @ right.T
     whole = chunks * _CHUNK
     blocks = [rows[:, :whole].view(tasks, chunks, _CHUNK).transpose(0, 1) for rows in (left, right)]
-    # Some hundred sums of 2048 products each: added in double precision they lose nothing more.
+    # Each block is a sum of 2048 products; adding the blocks in float64 loses nothing more.
     total = torch.bmm(blocks[0], blocks[1].mT).sum(0, dtype=torch.float64)
     return (total + left[:, whole:] @ right[:, whole:].T).to(left.dtype)

@@ -1,8 +1,8 @@
-"""The shortest vector in the convex hull of the task gradients, where weights may have a cap.
+"""The shortest vector in the convex hull of the task gradients, with or without a cap on the weights.
 
-Without a cap it is the end of a path (`shortest_in_hull`). With one, a path would have to decide which caps
-bind between gradients that depend on each other; interior-point steps need no such decision, at the price of
-some fifteen small systems instead of T pivots (`shortest_capped`).
+Without a cap it is the end of a path (`shortest_in_hull`). With a cap, a path would have to decide which caps
+bind, which rounding errors can turn round where gradients depend on each other. `shortest_capped` uses
+interior-point steps instead, which need no such decision and solve about fifteen small systems.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from mtrl.combiners.solvers.path import follow, tolerance_of, units_of
 
 _STEPS = 40  # 6 to 30 are needed; only dependent gradients in float32 took up to 40
 _TO_BOUNDARY = 0.995  # share of the way to the nearest bound that a step may use
-_SOLVED = 1e-16  # gap relative to the objective, at least to the shortest gradient's, at which steps end
-_ROOM = 1e-9  # what the caps must exceed 1 by together, or all of them bind
+# Steps end at this gap, relative to the objective plus one. In the units of `_solve`, 1 is the squared length
+# of the shortest gradient.
+_SOLVED = 1e-16
+_ROOM = 1e-9  # if the sum of the caps exceeds 1 by less than this, all caps bind
 
 
 def shortest_in_hull(gram: Tensor, *, eps: float) -> Tensor:
     """Return the minimiser w [T] in float64 of |g_w| over the simplex, for the Gramian [T, T].
 
     By duality g_w = x / |x|^2 for the shortest x with g_i.x >= 1 for all tasks. The path of `follow` with
-    amounts 1 and offsets -1 / |g_i| asks for g_i.x >= 1 + nu |g_i| and ends at nu = 0: tasks with short
-    gradients, which weigh most, enter first. Where gradients cancel it gets stuck before, and the weights
-    that make them cancel have g_w = 0. Zero gradients weigh nothing (see `units_of`). `eps` is the rounding
-    error of the Gramian's entries.
+    amounts 1 and offsets -1 / |g_i| requires g_i.x >= 1 + nu |g_i| and ends at nu = 0. Tasks with short
+    gradients, which weigh most, enter first. Where gradients cancel, the path gets stuck earlier, and the
+    weights that cancel them are the solution, with g_w = 0. Zero gradients weigh nothing (see `units_of`).
+    `eps` is the relative rounding error of the Gramian's entries.
     """
     backend = backend_of(gram)
     with backend.quiet():
@@ -65,11 +67,11 @@ def shortest_capped(gram: Tensor, cap: float, *, eps: float) -> Tensor:
         min v'Cv / 2    subject to  a'v = 1,  v >= 0,  t = cap / a - v >= 0.
 
     With z and y the multipliers of v and t, the optimum has Cv - nu a = z - y and v z = t y = 0. Mehrotra's
-    predictor and corrector (SIAM J. Optimization 2, 1992) lower these products from a strictly feasible start
-    and keep the equations, so that half the sum of the products bounds how far v'Cv / 2 is from the optimum.
+    predictor-corrector steps (SIAM J. Optimization 2, 1992) start at a strictly feasible point, keep the
+    equations and lower these products. The sum of the products bounds the gap of v'Cv / 2.
 
-    A cap of 1 / T or less gives 1 / T each. Zero gradients weigh what the caps of the others leave, and
-    gradients fade out on the way there (see `units_of`). `eps` is the relative rounding error of the
+    A cap of 1 / T or less gives every task 1 / T. Zero gradients weigh what the caps of the others leave.
+    Gradients fade out on the way to zero (see `units_of`). `eps` is the relative rounding error of the
     Gramian's entries.
     """
     tasks = len(gram)
@@ -105,7 +107,7 @@ def _solve(backend: Backend, cosines: Any, amounts: Any, cap: Any, there: Any, r
     xp = backend.xp
     absent = there == 0.0
     own = xp.where(absent, 1.0, amounts)
-    # Equal weights at first. Zero gradients do not occur in a'v = 1, and their v goes to 0.
+    # Equal weights at first. Zero gradients have no part in a'v = 1, so that their v goes to 0.
     v = there / (own * there.sum()) + absent * 0.5
     t = xp.where(absent, 0.5, cap / own - v)
     point = _start(backend, cosines, amounts, v, t)
@@ -119,8 +121,8 @@ def _solve(backend: Backend, cosines: Any, amounts: Any, cap: Any, there: Any, r
 
 
 def _start(backend: Backend, cosines: Any, amounts: Any, v: Any, t: Any) -> _Point:
-    # All multipliers with z - y = Cv - nu a are feasible. About equal products v z and t y, as on the central
-    # path, allow long first steps.
+    # Any positive multipliers with z - y = Cv - nu a are feasible. These make the products v z and t y about
+    # equal, as on the central path, which allows long first steps.
     pull = cosines @ v
     nu = v @ pull  # a'v = 1: the multiplier if all were free
     slope = pull - nu * amounts
@@ -130,9 +132,9 @@ def _start(backend: Backend, cosines: Any, amounts: Any, v: Any, t: Any) -> _Poi
 
 def _stepped(backend: Backend, cosines: Any, amounts: Any, at: _Point, gap: Any, ridge: float) -> _Point:
     xp, many = backend.xp, 2 * len(amounts)
-    # dz and dy are eliminated from Newton's equations, which leaves C + diag(z / v + y / t) for dv. The ridge
-    # keeps this definite whatever rounding did to the cosines. It only shortens steps: `slope`, what is left
-    # of the equations, is computed without it, and the next step corrects that.
+    # Eliminating dz and dy from Newton's equations leaves the matrix C + diag(z / v + y / t) for dv. A ridge
+    # keeps it definite whatever rounding did to the cosines. It only shortens steps: the residual `slope` is
+    # computed without the ridge, and the next step corrects what is left.
     matrix = cosines + (at.z / at.v + at.y / at.t + ridge) * backend.unit(cosines)
     slope = cosines @ at.v - at.nu * amounts - at.z + at.y
     lack = 1.0 - amounts @ at.v
@@ -145,8 +147,9 @@ def _stepped(backend: Backend, cosines: Any, amounts: Any, at: _Point, gap: Any,
         v = free + nu * along
         return _Point(v, -v, (low - at.z * v) / at.v, (high + at.y * v) / at.t, nu)
 
-    # Predictor: straight to products of 0. The further it gets, the less the corrector has to centre: that
-    # aims at products of left^3 times the present mean, and adds the predictor's terms dv dz and dt dy.
+    # The predictor aims at products of 0. `left` is the share of the products that would remain after it. The
+    # corrector aims at products of left^3 times their mean, so that a good predictor means little centring,
+    # and takes the predictor's second-order terms dv dz and dt dy into account.
     first = step(-at.v * at.z, -at.t * at.y)
     share = _share(backend, at, first)
     there = _moved(at, first, share)
@@ -157,7 +160,7 @@ def _stepped(backend: Backend, cosines: Any, amounts: Any, at: _Point, gap: Any,
         centre - at.t * at.y - first.t * first.y,
     )
     moved = _moved(at, second, _share(backend, at, second))
-    # At the limit of rounding a step may not be finite: the point before it stays.
+    # At the limit of rounding a step may not be finite; the previous point is kept then.
     good = xp.isfinite(moved.v.sum() + moved.z.sum() + moved.y.sum() + moved.nu)
     return _Point(*(backend.select(good, new, old) for new, old in zip(moved, at, strict=True)))
 

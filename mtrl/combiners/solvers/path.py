@@ -7,8 +7,8 @@ For unit gradients with cosines C, amounts n >= 0 and offsets q, the shortest x 
 is x = sum_i v_i g_i, where v >= 0 leaves slacks s = C v + q - nu n >= 0 with v_i s_i = 0. As nu grows, v is
 piecewise linear: between two corners the set A of tasks with v_i > 0 stays, and C_AA v_A = nu n_A - q_A. At a
 corner a task enters A, because its slack reaches 0, or leaves it, because its weight does. The path starts at
-nu = -infinity, where A is empty, and reaches any end after about T corners, each of which costs one pivot. So
-there is no starting point to choose and no tolerance of convergence.
+nu = -infinity, where A is empty, and reaches any end after about T corners, each of which costs one pivot. It
+needs no starting point and no tolerance of convergence.
 
 The solutions of all min-max methods are ends of such paths: |x| = 1 for CAGrad, ConicGrad and IMGrad (see
 `worst_case`), nu = 0 for MGDA and SDMGrad (see `hull`). This is the parametric active-set method for
@@ -21,18 +21,18 @@ from typing import Any, NamedTuple
 
 from mtrl.combiners.solvers.backends import Backend
 
-# Square of the length, relative to the longest gradient, at which a gradient fades out. Far below what any
-# dtype resolves next to the longest one: 1e12 times as short it still counts to 8 digits.
+# Squared length, relative to the longest gradient, at which a gradient counts half. A gradient that is 1e12
+# times shorter than the longest still counts to 8 digits.
 _FADING = 1e-32
 
-_STEEP = 0.1  # share of the rounding error of amounts below which a rate counts as zero
-_ROUNDING = 1e-14  # of a sum over the tasks in double precision
-# A unit gradient depends on those in A if its squared distance from their span is below a bound: what the
-# rounding errors of the cosines can make of a distance of zero.
+_STEEP = 0.1  # a rate below this share of the rounding error of the amounts counts as zero
+_ROUNDING = 1e-14  # relative rounding error of a sum over the tasks in double precision
+# A unit gradient depends on those in A if its squared distance from their span is below a bound, the largest
+# squared distance that rounding errors of the cosines can make of zero.
 _CANCELLED = 4.0  # a mix of gradients cancels if its squared length is below this many bounds
-_AGAIN = 0.125  # of the bound, for a task that was replaced before: else two could take turns for ever
-_SHAKY = 1e-6  # squared distance below which a pivot costs digits: the tableau is then computed anew
-_CLEARLY = 1e-2  # squared distance at which a unit gradient is independent in any dtype
+_AGAIN = 0.125  # share of the bound for a task that was replaced before: two tasks could take turns for ever
+_SHAKY = 1e-6  # a pivot on a squared distance below this costs digits: the tableau is then computed anew
+_CLEARLY = 1e-2  # a unit gradient at this squared distance is independent in any dtype
 
 
 class Units(NamedTuple):
@@ -46,10 +46,10 @@ class Units(NamedTuple):
 def units_of(backend: Backend, gram: Any) -> Units:
     """Return the unit gradients of a Gramian [T, T].
 
-    A zero gradient is left out: no direction changes its task, so it does not enter maximisations of the
-    worst improvement. To keep methods continuous in the gradients, one of relative length rho counts with a
-    share rho^2 / (rho^2 + 1e-32): the improvement asked for its task is multiplied by this share, the squared
-    length of its unit gradient is divided by it.
+    No direction changes the task of a zero gradient, so maximisations of the worst improvement leave it out.
+    To keep methods continuous in the gradients, a gradient of length rho relative to the longest gets the
+    share rho^2 / (rho^2 + 1e-32). The improvement required of its task is multiplied by this share, and the
+    squared length of its unit gradient is divided by it.
     """
     xp = backend.xp
     squares = gram.diagonal().clip(0.0)
@@ -73,8 +73,8 @@ class PathEnd(NamedTuple):
 
     weights: Any  # [T], v
     length: Any  # |x|
-    stuck: Any  # whether no x reaches a larger nu: then v is that of the largest, and |x| < 1
-    ray: Any  # [T] >= 0; where stuck, weights of unit gradients that cancel, else zeros
+    stuck: Any  # whether no x reaches a larger nu; v then belongs to the largest nu, and |x| < 1
+    ray: Any  # [T] >= 0; where stuck, weights of unit gradients that cancel, otherwise zeros
 
 
 def follow(
@@ -94,9 +94,9 @@ def follow(
         cosines: C [T, T]; a task that is left out has zeros off the diagonal, and amount and offset zero.
         amounts: n [T].
         offsets: q [T].
-        to_length: which end.
-        tolerance: rounding error of a cosine, from which follows when gradients depend on each other.
-        first: a task of zero amount and negative offset, which is in A from the beginning.
+        to_length: Whether the path ends at |x| = 1 instead of nu = 0.
+        tolerance: Rounding error of a cosine, which decides when gradients count as dependent.
+        first: A task of zero amount and negative offset, which is in A from the beginning.
     """
     xp, tasks = backend.xp, len(amounts)
     tableau = _tableau(xp, cosines, amounts, offsets)
@@ -104,15 +104,16 @@ def follow(
     reached = stuck = shaky = offsets[0] != offsets[0]  # false
     start, ray = amounts[0] * 0.0, amounts * 0.0
     amount = start - xp.inf
-    # Rates are differences of amounts: one below their rounding error counts as zero.
-    slowest, most = amounts * (tolerance * _STEEP), start  # most: the largest of them met on the way
+    # A rate is a difference of amounts and counts as zero below their rounding error. `most` is the largest
+    # such error among the tasks that were at a corner so far.
+    slowest, most = amounts * (tolerance * _STEEP), start
     if first is not None:
         tableau, active = _pivoted(backend, tableau, active, backend.index(first, amounts))
     for _ in range(backend.steps(tasks)):
         # For the present A, values - nu rates are the weights of the tasks in A and the slacks of the others.
         # Each that falls reaches 0 at nu = values / rates, and the first of these is the next corner.
         values, rates = tableau[:tasks, tasks], tableau[:tasks, tasks + 1]
-        # The slack of a copy of a task in A should have the rate 0; it has the rounding error of A's rates.
+        # The slack of an exact copy of a task in A has the rate 0 up to the rounding error of A's rates.
         copied = xp.where(active, abs(rates), 0.0).sum() * _ROUNDING
         corners = xp.where(rates > slowest + (most + copied), values / rates, xp.inf)
         nearest = backend.lowest(corners)
@@ -124,22 +125,23 @@ def follow(
         moving = moving & ~reached
         if backend.known(reached):
             break
-        # A gradient that is a mix of those in A cannot enter by itself: C_AA would become singular. At the
-        # same nu and x its weight grows while the weights of its mix shrink, until the first of these is 0
-        # and leaves A in its place. If none of them shrinks, gradients cancel and nu cannot grow further.
+        # A gradient that is a mix of those in A cannot enter by itself, because C_AA would become singular.
+        # Its weight grows at the same nu and x while the weights of the mix shrink. The first of these to
+        # reach 0 leaves A, and the gradient takes its place. If none shrinks, gradients cancel, and nu cannot
+        # grow further.
         column = backend.column(tableau, nearest)
-        own = backend.at(column, nearest)  # its squared distance from the span of A
+        own = backend.at(column, nearest)  # squared distance of this gradient from the span of A
         most = backend.larger(most, backend.at(slowest, nearest))
         if not backend.known(own > _CLEARLY):
-            mix = xp.where(active, -column[:tasks], 0.0)  # the one in that span that is nearest to it
+            mix = xp.where(active, -column[:tasks], 0.0)  # weights of the nearest vector in that span
             bound = tolerance * (1.0 + mix @ mix)
             bound = backend.select(backend.at(replaced, nearest), bound * _AGAIN, bound)
             dependent = moving & ~backend.at(active, nearest) & (own < bound)
-            # If task i leaves, the squared distance grows by mix_i^2 / (C_AA^-1)_ii: shares for which that is
-            # below the bound are rounding errors.
+            # If task i leaves, the squared distance grows by mix_i^2 / (C_AA^-1)_ii. Where this is below the
+            # bound, mix_i is a rounding error, and task i is no candidate for leaving,
             share = mix * mix > bound * tableau.diagonal()[:tasks]
             alone = backend.put((-mix).clip(0.0), nearest, start + 1.0)
-            # They count after all where the mix does not cancel without them.
+            # unless the gradients do not cancel without these tasks.
             share = share | (alone @ (cosines @ alone) > _CANCELLED * bound)
             shrinks = (mix > 0.0) & share
             room = (values - amount * rates) / xp.where(shrinks, mix, 1.0)
@@ -161,11 +163,11 @@ def follow(
     weights, square = _refined(
         backend, cosines, amounts, offsets, active, amount, reached if to_length else None
     )
-    # Rounding can make the last set dependent, and its equations singular: the tableau's weights remain.
+    # Rounding can make the equations of the last set singular; the weights of the tableau are used then.
     if not backend.known(xp.isfinite(weights).all()):
         on_the_way = xp.where(active, tableau[:tasks, tasks] - amount * tableau[:tasks, tasks + 1], 0.0)
         weights = xp.where(xp.isfinite(weights), weights, on_the_way.clip(0.0))
-    # A length of 1 but for rounding is made 1; where the path got stuck the step is shorter.
+    # A length that differs from 1 by rounding is made 1. Where the path got stuck, x is shorter.
     length = backend.select(square > 1.0 - 1e-6, square, square * 0.0 + 1.0) ** 0.5
     return PathEnd(weights / length if to_length else weights, square.clip(0.0) ** 0.5 / length, stuck, ray)
 
@@ -175,9 +177,9 @@ def _refined(
 ) -> tuple[Any, Any]:
     """Return v and |x|^2 for the last set A of the path, free of the rounding errors of its pivots.
 
-    Solves C_AA v_A = nu n_A - q_A once with the given cosines; where |x| = 1 was `reached`, nu is computed
-    again, too. Tasks with a negative weight leave A and the equations are solved without them: setting their
-    weight to zero alone would violate the equations of the others.
+    Solves C_AA v_A = nu n_A - q_A with the given cosines. Where |x| = 1 was `reached`, nu is computed anew.
+    Tasks with a negative weight leave A, and the equations are solved again without them: clipping the
+    weight alone would violate the equations of the others.
     """
     xp = backend.xp
     beside = xp.stack((offsets, amounts), 1)
@@ -197,14 +199,14 @@ def _refined(
         if backend.known(~lost.any()):
             break
         active = active & ~lost
-    # |x|^2 = v'Cv = v'(nu n - q) by the equations of v. The double product itself would lose all digits where
-    # gradients nearly cancel and weights are large.
+    # |x|^2 = v'Cv = v'(nu n - q) by the equations of v. v'Cv itself would lose all digits where gradients
+    # nearly cancel and weights are large.
     square = (weights.clip(0.0) * xp.where(active, amount * amounts - offsets, 0.0)).sum()
     return weights.clip(0.0), square
 
 
 def _made(backend: Backend, cosines: Any, amounts: Any, offsets: Any, active: Any) -> Any:
-    """The tableau after pivots on all of A, computed at once.
+    """Return the tableau after pivots on all of A, computed by one stable solve.
 
     With K the first tableau and B the rest: [K_AA^-1, -K_AA^-1 K_AB; K_BA K_AA^-1, K_BB - K_BA K_AA^-1 K_AB].
     """
@@ -224,20 +226,20 @@ def _made(backend: Backend, cosines: Any, amounts: Any, offsets: Any, active: An
 
 
 def _tableau(xp: Any, cosines: Any, amounts: Any, offsets: Any) -> Any:
-    # The rows of s = q - nu n + C v, bordered by q and n. Pivots on A turn the corner [2, 2] into minus the
-    # products q'C_AA^-1 q, q'C_AA^-1 n and n'C_AA^-1 n, which |x|^2 is made of.
+    # The rows of s = q - nu n + C v, bordered by q and n. Pivots on A turn the corner [2, 2] into minus
+    # q'C_AA^-1 q, q'C_AA^-1 n and n'C_AA^-1 n, the coefficients of |x|^2 as a function of nu.
     beside = xp.stack((offsets, amounts), 1)
     corner = (beside.T @ beside) * 0.0
     return xp.concatenate((xp.concatenate((cosines, beside), 1), xp.concatenate((beside.T, corner), 1)), 0)
 
 
 def _length_one(backend: Backend, tableau: Any) -> Any:
-    """The nu at which |x| is 1, for the present A."""
+    """Return the nu at which |x| is 1, for the present A."""
     return _root(backend, -tableau[-2, -2], -tableau[-2, -1], -tableau[-1, -1])
 
 
 def _root(backend: Backend, qq: Any, qn: Any, nn: Any) -> Any:
-    """The larger nu at which |x|^2 = nn nu^2 - 2 qn nu + qq is 1; infinite where nu changes nothing.
+    """Return the larger nu at which |x|^2 = nn nu^2 - 2 qn nu + qq is 1; infinite where nu changes nothing.
 
     |x|^2 = v'Cv with v_A = C_AA^-1 (nu n_A - q_A); along the path it grows with nu.
     """
@@ -259,7 +261,7 @@ def _moved(backend: Backend, flag: Any, tableau: Any, active: Any, index: Any) -
 def _pivoted(backend: Backend, tableau: Any, active: Any, index: Any) -> tuple[Any, Any]:
     """Exchange slack and weight of one task: it enters A or leaves it.
 
-    Its row s_i = p v_i + ... is solved for v_i, and that is inserted into all other rows.
+    Its row s_i = p v_i + ... is solved for v_i, which is then inserted into all other rows.
     """
     column = backend.column(tableau, index)
     pivot = backend.at(column, index)

@@ -3,13 +3,13 @@
 For each task i a quadratic program in the gradients' weights: min v'Mv subject to v >= e_i. With x = v - e_i
 and C the cosines, its optimum is x >= 0, y = Cx + Ce_i >= 0, x'y = 0. Three stages:
 
-1. Douglas-Rachford splitting, one matrix product per step for all programs, guesses which x are 0. Newton
-   steps on these active sets are exact once the sets are right; one is kept only if it lowers the violation
-   of the conditions above. On a CPU that is usually the end.
-2. Where gradients depend on each other, and always with the torch backend, which must not read the violation
-   on the host, Mehrotra's interior-point steps make a second guess.
-3. Programs that are still not solved are solved on a CPU by walking a path (see `path`), one at a time. In
-   the worst case, fifty tasks along a line, that takes .4 s.
+1. Douglas-Rachford splitting, with one matrix product per step for all programs, guesses which x are 0.
+   Newton steps on these active sets are exact once the sets are right. A step is kept only if it lowers the
+   violation of the conditions above. On a CPU this is usually enough.
+2. Where gradients depend on each other, Mehrotra's interior-point steps make a second guess. The torch
+   backend always takes them, because it must not read the violation on the host.
+3. Programs that are still unsolved follow a path each (see `path`), on a CPU only. In the worst case, fifty
+   tasks along a line, that takes .4 s.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
 _START = 1.0  # least value of x and y at the start of the interior-point steps
 _EXACT_STEPS = 3
 _SOLVED = 1e-12  # violation of optimality at which a program of unit gradients counts as solved
-_SPLITTING_STEPS = 16  # more help only dependent gradients, and not enough
+_SPLITTING_STEPS = 16  # more steps would help only dependent gradients, and those not enough
 _SHIFT, _RELAXATION = 0.1, 1.6  # step size and over-relaxation (below 2) of the splitting
 
 
@@ -33,8 +33,8 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
     """Return V [T, T] in float64; `V[i] @ G` is the projection of unit gradient i of the Gramian M [T, T].
 
     The rows of G are the gradients over their norms (zero gradients count as orthogonal to all others) and
-    the cone is {d: G d >= 0}. `ridge`, the rounding error of M's entries, is added to the Gramian of G:
-    without it the programs of dependent gradients have many solutions. Finite for every finite M.
+    the cone is {d: G d >= 0}. `ridge`, the rounding error of M's entries, is added to the Gramian of G, since
+    the programs of dependent gradients have many solutions without it. Finite for every finite M.
     """
     with torch.no_grad():
         cosine, unit = _scaled(symmetric(matrix.to(torch.float64)), ridge=ridge)
@@ -72,7 +72,8 @@ def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     # constraint is 2 p - s = |s|, the quadratic's resolvent there is (C + shift)^-1 (shift |s| - C e_i), and
     # s += relaxation * (that resolvent - p). In the limit p is x.
     shifted = torch.add(cosine, unit, alpha=_SHIFT)
-    # By its Cholesky factor: on CUDA an inverse by LU can be wrong in a graph replayed on another stream.
+    # Inverted by its Cholesky factor: an inverse by LU on CUDA can be wrong in a graph that is replayed on
+    # another stream.
     factor = torch.linalg.cholesky_ex(shifted, check_errors=False)[0]
     inverse_factor = torch.linalg.solve_triangular(factor, unit, upper=False)
     resolvent = _SHIFT * (inverse_factor.mT @ inverse_factor)
@@ -96,7 +97,7 @@ def _walked(cosine: Tensor, x: Tensor, violated: Tensor, bound: float) -> Tensor
         matrix = backend.ready(cosine)
         asked = backend.unit(matrix).sum(0)
         for program in torch.nonzero(violated[:, 0] > bound)[:, 0].tolist():
-            # The cosines hold the ridge, so that they are exact as they are: no tolerance for dependence.
+            # These cosines include the ridge, which keeps them independent: no tolerance is needed.
             end = follow(
                 backend, matrix, asked, matrix[:, program], to_length=False, tolerance=tolerance_of(0.0)
             )

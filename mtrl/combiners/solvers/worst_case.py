@@ -1,7 +1,7 @@
 """The best worst-case improvement in a ball around a reference gradient (CAGrad) or in a cone (ConicGrad).
 
-Both ask for the x that maximises nu in g_i.x + linear_i >= nu over |x| <= 1. Divided by |g_i| this is a path
-(see `path`) that ends at |x| = 1, with amounts 1 / |g_i| and offsets linear_i / |g_i|.
+Both problems maximise nu subject to g_i.x + linear_i >= nu and |x| <= 1. Divided by |g_i|, these constraints
+are those of a path (see `path`) with amounts 1 / |g_i| and offsets linear_i / |g_i|, which ends at |x| = 1.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from mtrl.combiners.solvers.path import PathEnd, follow, tolerance_of, units_of
 
 
 class ConeSolution(NamedTuple):
-    """The direction x of length 1 and what it was before it was stretched."""
+    """The direction x of length 1, and its length before it was stretched to that."""
 
     weights: Tensor  # [T + 1], float64, >= 0: of the gradients and, last, of e0 = g0 / |g0|
     length: Tensor  # |g0|, 0-dim
-    reach: Tensor  # 0-dim; below 1 where gradients cancel
+    reach: Tensor  # 0-dim, length before stretching; below 1 where gradients cancel
 
 
-_NO_LENGTH = 1e-16  # of the mean squared norm
-_LEAST_COSINE = 1e-8  # of the cone; at 0 the direction would have no length where gradients cancel
+_NO_LENGTH = 1e-16  # |g0|^2 below this part of the mean squared norm is rounding error
+_LEAST_COSINE = 1e-8  # lower bound of c; with c = 0 the shortest x is zero where gradients cancel
 
 
 def best_around(
@@ -65,8 +65,9 @@ def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> tuple[Tensor, T
 
     CAGrad's problem with x = (d - g0) / (c |g0|) and linear = g_i.g0 / (c |g0|). Its dual minimises |g_w| +
     linear . w over the simplex. Zero gradients do not enter the minimum (see `units_of`). Where gradients
-    cancel, several x are the best: the shortest is returned, and it is shorter than 1. `eps` is the rounding
-    error of the Gramian's entries. Returns the weights of x and the dual [T] on the simplex, float64.
+    cancel, several x are optimal. The shortest of them is returned; it is shorter than 1. `eps` is the
+    relative rounding error of the Gramian's entries. Returns the weights of x and the dual [T], a point of
+    the simplex, both float64.
     """
     backend = backend_of(gram)
     with backend.quiet():
@@ -75,10 +76,10 @@ def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> tuple[Tensor, T
 
 
 def _gains(backend: Backend, gram: Any, centre: Any, c: float) -> tuple[Any, Any]:
-    """What each task gains at g0 = centre @ G, over the radius c |g0|, [T]; and this radius."""
+    """Return g_i.g0 over the radius c |g0| [T], for g0 = centre @ G, and this radius."""
     products = (gram * centre).sum(1)
     square = (products * centre).sum()
-    # A square below the rounding error of this sum is noise: g0 and the radius count as zero.
+    # A square below the rounding error of this sum is noise: g0 and the radius then count as zero.
     square = backend.select(square > _NO_LENGTH * gram.diagonal().sum() / len(gram), square, square * 0.0)
     radius = c * square**0.5
     return products / backend.select(radius > 0.0, radius, radius + 1.0), radius
@@ -111,10 +112,10 @@ def ball_gap(gram: Tensor, linear: Tensor, solution: Tensor, dual: Tensor) -> Te
 def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
     """Solve max of min_i g_i.x over the cap |x| <= 1, e0.x >= c, for the Gramian [T, T] and e0 = g0 / |g0|.
 
-    On the path e0 is one more task of amount 0 and offset -c, so that it asks for e0.x >= c at every nu.
-    Zero gradients do not enter the minimum. Where gradients cancel, several x are the best and the shortest
-    of them is stretched to length 1: it stays in the cone, and its direction is the one that costs the worst
-    task least per progress along g0.
+    On the path, e0 is one more task of amount 0 and offset -c, so that every nu requires e0.x >= c. Zero
+    gradients do not enter the minimum. Where gradients cancel, several x are optimal, and the shortest of
+    them is stretched to length 1. It stays in the cone, and no direction harms the worst task less per
+    progress along g0.
     """
     backend = backend_of(gram)
     with backend.quiet():
@@ -149,8 +150,9 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
 def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     """Bound how far x of weights `solution` [T + 1], not stretched, is from the best in the cap.
 
-    The violation of its optimality conditions (equal gains of the tasks that have weight, no smaller ones;
-    e0.x >= c, and equal where e0 has weight) in units of the mean norm under it, a 0-dim tensor.
+    Returns the violation of the optimality conditions in units of the mean norm under `solution`, a 0-dim
+    tensor. The conditions: tasks with a weight gain the same and no task gains less; e0.x >= c, and e0.x = c
+    where e0 has a weight.
     """
     squares = gram.diagonal().clamp(min=0.0)
     products = gram.mean(dim=-1)
@@ -162,7 +164,7 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     along = torch.dot(column, tasks) + eta * (length > 0.0) - max(c, _LEAST_COSINE)
     total = tasks.sum()
     some = total > 0.0
-    # Scaled to the simplex, as the dual's point: where gradients nearly cancel the weights are huge.
+    # Scaled to the simplex, because weights are huge where gradients nearly cancel.
     shares, lift = tasks / torch.where(some, total, 1.0), eta / torch.where(some, total, 1.0)
     missed = torch.dot(shares, gains - torch.where(some, worst, 0.0)) + lift * along.clamp(min=0.0)
     missed = missed + along.clamp(max=0.0).abs() * (length > 0.0)
@@ -171,5 +173,5 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
 
 
 def _dual(backend: Backend, end: PathEnd) -> Any:
-    """The dual's weights of the unit gradients, of any scale: v, or where the path got stuck the ray."""
+    """Return the dual's weights of the unit gradients up to a factor: v, or the ray of a stuck path."""
     return backend.select(end.stuck, end.ray, end.weights)
