@@ -1,7 +1,7 @@
-"""Agents: what acts, observes and learns. One folder per agent; replay or rollouts are its own affair.
+"""Agents act, observe and learn. Each has a folder, with its replay or rollouts.
 
 An entry is called as `plugin(config, spec, device)` and returns a `mtrl.agents.base.Agent`. It may have an
-attribute `check`, called as `check(config, num_tasks)` before anything starts, which raises UserError for
+attribute `check`, called as `check(config, num_tasks)` before anything starts. `check` raises UserError for
 settings that the agent cannot train with.
 """
 

@@ -1,4 +1,4 @@
-"""What the training loop asks of an agent; replay and temperature are the agent's own affair."""
+"""The interface between the training loop and an agent. It knows no replay and no temperatures."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ class Transitions(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What an agent reports for one log line."""
+    """An agent's numbers for one log line."""
 
     scalars: dict[str, float]  # "train/critic_loss" -> mean since the last call
-    per_task: dict[str, NDArray[Any]]  # "critic_loss" -> [T]; "critic_cosine", between two tasks -> [T, T]
+    per_task: dict[str, NDArray[Any]]  # "critic_loss" -> [T]; pairs of tasks, "critic_cosine" -> [T, T]
 
 
 class GaussianPolicy(NamedTuple):
-    """A deterministic or sampled policy as data: the tanh of a Gaussian that a network puts out."""
+    """A policy as data: a network whose outputs are a Gaussian, and its tanh."""
 
-    architecture: str  # of the actor's network, as `mtrl.networks.make.make_network` takes it
-    arguments: Mapping[str, Any]  # likewise: plain values
+    architecture: str  # of the network, for `mtrl.networks.make.make_network`
+    arguments: Mapping[str, Any]  # likewise, plain values
     parameters: Mapping[str, Tensor]  # of the network, by name
-    standardisation: tuple[Tensor, Tensor] | None  # mean and deviation [O] of what the network sees
+    standardisation: tuple[Tensor, Tensor] | None  # mean and deviation [O] of observations
 
 
 class Bound(NamedTuple):
@@ -63,72 +63,58 @@ class Bound(NamedTuple):
 
     low: float
     high: float
-    advice: str  # what to try where it is left
+    advice: str  # what to change when a value lies outside
 
 
 class Agent(Protocol):
     """Acts, observes, learns; built as `plugin(config, spec, device)`, see `mtrl.agents`."""
 
     def act(self, obs: Floats) -> Floats:
-        """Return exploring actions [T*E, A] in [-1, 1]; random ones as long as the agent warms up."""
-        ...
+        """Return exploring actions [T*E, A] in [-1, 1]; uniformly random ones while the agent warms up."""
 
     def observe(self, transitions: Transitions) -> None:
         """Take in one vector step."""
-        ...
 
     def learn(self, progress: float) -> None:
-        """Do the learning of one vector step, while the environments step; progress in [0, 1] of the run."""
-        ...
+        """Learn for one vector step, while the environments step; progress in [0, 1] through the run."""
 
     def wait(self) -> None:
-        """Wait until the device has done what `learn` started."""
-        ...
+        """Wait until the device has finished the work that `learn` started."""
 
     def policy(self, envs_per_task: int) -> Policy:
-        """Return the deterministic policy for evaluation, on the parameters of the moment of each call."""
-        ...
+        """Return the deterministic policy for evaluation; each call of it uses the present parameters."""
 
     def metrics(self) -> Metrics:
         """Return means since the last call."""
-        ...
 
     def failures(self) -> dict[str, list[int]]:
         """Return, by network, the indices of tasks that made a step non-finite since the start."""
-        ...
 
     def bounds(self) -> dict[str, Bound]:
-        """Return ranges of per-task quantities, by the names they have in `metrics`."""
-        ...
+        """Return ranges of per-task quantities, under their names in `metrics`."""
 
     def facts(self) -> dict[str, str]:
         """Return lines for the start screen: label -> text."""
-        ...
 
     def state(self) -> dict[str, Any]:
-        """Return part name -> tree, one file each in a checkpoint; "policy" is what `load_policy` needs.
+        """Return part name -> tree, one file each in a checkpoint; `load_policy` needs the part "policy".
 
-        A tree is copied before training goes on. What is too large for that is a function that returns it:
-        it is called once, later and in another thread, and must return the tree as it is now.
+        A tree is copied before training goes on. A tree that is too large for that is given as a function: it
+        is called once, later and in another thread, and must return the tree as it is now.
         """
-        ...
 
     def load_state(self, parts: Mapping[str, Any]) -> None:
         """Restore `state`, on whatever device this agent is."""
-        ...
 
     def policy_state(self) -> Any:
         """Return the part "policy" of `state`."""
-        ...
 
     def load_policy(self, part: Any) -> None:
         """Restore what `policy` needs from the part "policy" alone."""
-        ...
 
 
 class Exportable(Protocol):
-    """What `mtrl-export` asks of an agent besides."""
+    """An agent whose policy `mtrl-export` can write."""
 
     def gaussian_policy(self) -> GaussianPolicy:
-        """Return what `policy` computes, as data."""
-        ...
+        """Return the policy of `policy` as data."""

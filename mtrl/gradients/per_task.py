@@ -1,7 +1,7 @@
-"""Per-task gradients of one network, and its descent step along their combined direction. Knows no agent.
+"""Per-task gradients of one network, and the descent step along their combination. Knows no agent.
 
-The parameters of a network lie in one vector (`FlatParameters`). A step evaluates their losses and gradients
-as its combiner asks for them (`TaskGradients`), combines, clips, and moves the vector (`Descent`).
+The parameters of a network lie in one vector (`FlatParameters`). A step evaluates losses and gradients as the
+combiner asks for them (`TaskGradients`), combines them, clips the result and moves the vector (`Descent`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from mtrl.combiners import Combiner, GramCombiner, LossCombiner
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from mtrl.networks.base import Parameters, PerTaskParameters
 
-# Losses of independent batch k at named parameters, and whatever else the caller wants of the evaluation,
-# detached. Shared parameters may carry a leading task axis. Losses are [T], or with an int64 index [N] of
-# tasks, to which per-task parameters then belong, [N].
+# Maps named parameters, the number of a batch and an int64 index [N] of tasks (None: all T) to losses, [N] or
+# [T], and a detached `aux` for the caller. Shared parameters may have a leading axis of these tasks.
 LossFunction = Callable[[Parameters, int, Tensor | None], tuple[Tensor, Any]]
 
 
@@ -30,23 +29,23 @@ class Slice(NamedTuple):
     shape: tuple[int, ...]
     start: int
     stop: int
-    own_row: bool  # shape [S, T, ...], of which task t uses row t alone
+    own_row: bool  # the shape is [S, T, ...], and task t uses row t alone
 
     def joint(self, vector: Tensor) -> Tensor:
-        """View of this parameter in a vector [P], of its shape."""
+        """View of this parameter, in its shape, in a vector [P]."""
         return vector[self.start : self.stop].view(self.shape)
 
     def per_task(self, rows: Tensor) -> Tensor:
-        """View of this parameter in rows [T, P]: [T, *shape], or [T, S, ...] where each task has a row."""
+        """View of this parameter in rows [T, P]: [T, *shape], or [T, S, ...] of each task's own row."""
         view = rows[:, self.start : self.stop].view(-1, *self.shape)
         return view.diagonal(dim1=0, dim2=2).movedim(-1, 0) if self.own_row else view
 
 
 class FlatParameters(nn.Module):
-    """Named parameters of one network in one vector [P + H]: P shared first, then H of the task heads.
+    """Named parameters of one network in one vector [P + H]: P shared ones, then H of the task heads.
 
-    `own_rows` names shared parameters of shape [S, T, ...], such as an embedding of the task identity, of
-    which task t's loss uses row t alone; a loss sees their per-task form as [T, S, ...].
+    `own_rows` names shared parameters [S, T, ...] of which task t's loss uses row t alone, such as an
+    embedding of the task identity. Their per-task form is [T, S, ...].
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class FlatParameters(nn.Module):
         return self.vector.detach()[: self.num_shared]
 
     def named(self, vector: Tensor | None = None) -> dict[str, Tensor]:
-        """Views of `vector` (default: the parameters, detached) under their names; shared ones are joint."""
+        """Views of `vector` (default: the detached parameters) by name; shared parameters are joint."""
         source = self.vector.detach() if vector is None else vector
         return {part.name: part.joint(source) for part in self._slices}
 
@@ -83,7 +82,7 @@ class Evaluation(NamedTuple):
 
     batch: int
     tasks: Tensor | None  # int64 [N]; None: all
-    aux: Any  # what the loss function returned beside the losses
+    aux: Any  # of the loss function
 
 
 class TaskGradients:
@@ -93,19 +92,19 @@ class TaskGradients:
         flat: the network's parameters.
         loss_function: the losses.
         num_tasks: T.
-        buffers: Jacobians of the step before, which are overwritten: tens of megabytes that the system would
-            otherwise map and clear at each step.
+        buffers: Jacobians of the step before. They are overwritten: otherwise the system would map and clear
+            tens of megabytes at each step.
         temperatures: [T], for methods that read them.
 
     Attributes:
-        losses: [T], of the first evaluation; 0 for tasks that it did not look at.
-        evaluated: [T] bool, the tasks that the first evaluation looked at.
-        finite: [T] bool, whether task t's losses and gradients were finite in all evaluations. A gradient
-            that is never formed alone (`weighted`) is not looked at.
-        norms: [T], lengths of the shared parameters' gradients in the first evaluation; None: not formed.
-        head_gradient: [H], each head's gradient of its own task's loss, from the first evaluation or, where
-            there was one, from the last at moved heads.
-        evaluations: those up to the first of all tasks. Later ones repeat tasks.
+        losses: [T], of the first evaluation; 0 for tasks that it left out.
+        evaluated: [T] bool, the tasks of the first evaluation.
+        finite: [T] bool, whether all losses and gradients of a task were finite. `weighted` forms no
+            gradients of single tasks and checks losses only.
+        norms: [T], norms of the shared parameters' gradients in the first evaluation; None: not formed.
+        head_gradient: [H], each head's gradient of its own task's loss, from the first evaluation or from the
+            last one at moved heads.
+        evaluations: all up to the first one of all tasks; later ones repeat tasks.
     """
 
     losses: Tensor
@@ -151,17 +150,18 @@ class TaskGradients:
         """Return the Jacobian [T, P] and its Gramian [T, T]."""
         jacobian = self._evaluate(None, 0, None)
         gram = gramian(jacobian)
-        # Its diagonal gives the lengths of the rows, which would else take a pass over the Jacobian.
+        # The diagonal holds the squared norms of the rows: this saves a pass over the Jacobian.
         self._note_norms(gram.diagonal().sqrt(), None)
         return jacobian, gram
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Gradient [P] of the weighted sum of losses, one ordinary backward; weights_of maps [T] to [T]."""
+        """Return the gradient [P] of `weights_of(losses) @ losses` by one ordinary backward."""
         shared, heads = self._flat.shared, self._head_leaves(None)
         leaves = {part.name: part.joint(shared).requires_grad_() for part in self._flat.shared_slices}
         losses, aux = self._loss_function({**leaves, **heads}, 0, None)
         weights = weights_of(losses.detach()).to(losses.dtype)
-        # The torso takes the weighted gradient, each head its own task's, which no single scalar has.
+        # Shared parameters take the weighted gradient, heads the unweighted one of their own task: two
+        # different scalars, so two backward passes (the second reaches the heads alone).
         gradients = _gradients(weights @ losses, list(leaves.values()), retain_graph=bool(heads))
         own = _gradients(losses.sum(), list(heads.values())) if heads else ()
         self._note(losses.detach(), own, Evaluation(0, None, aux))
@@ -174,7 +174,7 @@ class TaskGradients:
         jacobian = self._next_jacobian(self._num_tasks if tasks is None else len(tasks))
         leaves, heads = self._per_task_leaves(offset, tasks), self._head_leaves(own_offset)
         mine = heads if tasks is None else {k: head.index_select(0, tasks) for k, head in heads.items()}
-        # A row of its own has no place in the rows of some tasks: its gradient is scattered there afterwards.
+        # In rows of some tasks, own-row parameters are no view of the Jacobian: `_store` scatters theirs.
         places = {
             part.name: part.per_task(jacobian)
             for part in flat.shared_slices
@@ -188,7 +188,7 @@ class TaskGradients:
         return jacobian
 
     def _next_jacobian(self, rows: int) -> Tensor:
-        # Zeros at first, for the entries that are never written: own-row parameters of the other tasks.
+        # Zeros at first: a task's row is never written where own-row parameters of other tasks lie.
         self._used += 1
         kept = self._buffers[self._used - 1 : self._used]
         if not kept or len(kept[0]) != rows:
@@ -197,7 +197,7 @@ class TaskGradients:
         return kept[0]
 
     def _per_task_leaves(self, offset: Tensor | None, tasks: Tensor | None) -> dict[str, Tensor]:
-        """Shared parameters with a leading task axis, each ready to take a gradient."""
+        """Return shared parameters with a leading task axis, as leaves; stride 0 unless they are moved."""
         rows = self._flat.shared.expand(self._num_tasks, -1)
         if offset is not None:
             rows = rows + offset
@@ -216,11 +216,7 @@ class TaskGradients:
         return {name: value.requires_grad_() for name, value in leaves.items()}
 
     def _note(
-        self,
-        losses: Tensor,
-        head_gradients: tuple[Tensor, ...],
-        evaluation: Evaluation,
-        moved: Tensor | None = None,
+        self, losses: Tensor, heads: tuple[Tensor, ...], evaluation: Evaluation, moved: Tensor | None = None
     ) -> None:
         tasks, first = evaluation.tasks, not self.evaluations
         self._blame(torch.isfinite(losses), tasks)
@@ -229,7 +225,7 @@ class TaskGradients:
             self.evaluated = whole if tasks is None else torch.zeros_like(whole).index_fill(0, tasks, True)
             self.losses = self._whole(losses, tasks)
         if first or moved is not None:
-            self.head_gradient = torch.cat([losses[:0], *(part.flatten() for part in head_gradients)])
+            self.head_gradient = torch.cat([losses[:0], *(part.flatten() for part in heads)])
         if all(seen.tasks is not None for seen in self.evaluations):
             self.evaluations.append(evaluation)
 
@@ -248,24 +244,24 @@ class TaskGradients:
 
 
 class StepReport(NamedTuple):
-    """What one descent step of a network leaves behind, as device tensors; see `TaskGradients`."""
+    """The outcome of one descent step, as device tensors; see `TaskGradients`."""
 
     losses: Tensor  # [T], 0 for tasks that were not evaluated
     evaluated: Tensor  # [T] bool
-    gradient_norm: Tensor  # 0-dim, after combining, before clipping
-    task_norms: Tensor | None  # [T], lengths of the tasks' gradients; None: the method never forms them
+    gradient_norm: Tensor  # 0-dim, of the combined gradient before clipping
+    task_norms: Tensor | None  # [T], of the tasks' gradients; None: the method never forms them
     evaluations: list[Evaluation]
 
 
 class Descent(nn.Module):
-    """One network with its optimiser and its own combiner.
+    """One network with its optimiser and its combiner.
 
-    A preconditioned direction is taken as it is, theta - lr * direction, neither clipped nor passed through
-    Adam; task heads have Adam all the same.
+    A preconditioned direction is applied as theta - lr * direction, without clipping and Adam. Task heads
+    always step by Adam.
 
     Attributes:
         failures: [T] bool, on the device: the tasks that made a step non-finite since the start. The step
-            is still applied; check this before saving.
+            is still applied, so check this before saving.
     """
 
     def __init__(
@@ -277,8 +273,7 @@ class Descent(nn.Module):
         combiner.prepare(parameters.shared)
         self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps)
         self._jacobians: list[Tensor] = []
-        self.register_buffer("failures", torch.zeros(combiner.num_tasks, dtype=torch.bool))
-        self.failures: Tensor
+        self.failures: Tensor = nn.Buffer(torch.zeros(combiner.num_tasks, dtype=torch.bool))
 
     @property
     def jacobian_bytes(self) -> int:
@@ -289,14 +284,18 @@ class Descent(nn.Module):
         return self.combiner.jacobians * entries * self.flat.vector.element_size()
 
     def step(self, loss_function: LossFunction, temperatures: Tensor | None = None) -> StepReport:
-        """Take one descent step; `temperatures` [T] are for methods that read them."""
+        """Take one descent step; `temperatures` [T] are for methods that read them.
+
+        The order is fixed: combine, clip, check for non-finite numbers, move, look at the losses again.
+        Nothing reads back to the host, so that a CUDA graph can hold a step.
+        """
         combiner = self.combiner
         gradients = TaskGradients(self.flat, loss_function, combiner.num_tasks, self._jacobians, temperatures)
         with combiner.unchecked():
             shared = _direction(combiner, gradients)
         gradient = torch.cat((shared, gradients.head_gradient))
         norm = clip_by_norm(gradient, self.max_norm)
-        # Without a single culprit every task is named: better too many names than none.
+        # If no single task is to blame (an overflow of the sum, a solver), all tasks are named.
         self.failures |= ~gradients.finite | (gradients.finite.all() & ~torch.isfinite(norm))
         if combiner.preconditioned:
             self._plain_step(gradient[: len(shared)])
@@ -308,12 +307,12 @@ class Descent(nn.Module):
     def _plain_step(self, direction: Tensor) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
         self.flat.shared.sub_(lr * direction)
-        direction.zero_()  # Adam, which steps next for the heads, leaves a parameter without gradient alone
+        direction.zero_()  # Adam steps the heads next, and must leave the shared parameters alone
 
     @torch.no_grad()
     def _look_again(self, loss_function: LossFunction) -> None:
         losses, _ = loss_function(self.flat.named(), 0, None)
-        # After a failed step everything is non-finite: that names nobody new.
+        # After a failed step all losses are non-finite, which is no fault of these tasks.
         self.failures |= ~torch.isfinite(losses) & ~self.failures.any()
         with self.combiner.unchecked():
             self.combiner.after_step(losses)
@@ -330,7 +329,7 @@ def _direction(combiner: Combiner, gradients: TaskGradients) -> Tensor:
 
 
 def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
-    """Scale a vector in place to Euclidean norm at most max_norm; return its norm before that (0-dim)."""
+    """Scale a vector in place to a Euclidean norm of at most max_norm; return its norm before (0-dim)."""
     norm: Tensor = torch.linalg.vector_norm(gradient)
     if max_norm is not None and math.isfinite(max_norm):
         gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
@@ -338,15 +337,15 @@ def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
 
 
 def make_adam(parameter: Tensor, *, lr: float, eps: float = 1e-8) -> torch.optim.Adam:
-    """Return fused Adam for one tensor; on CUDA fit for a graph."""
+    """Return fused Adam for one tensor; on CUDA a graph can capture its step."""
     if not parameter.is_cuda:
         return torch.optim.Adam([parameter], lr=lr, eps=eps, fused=True)
-    step_size = torch.tensor(lr, device=parameter.device)  # a graph reads a tensor anew at each replay
+    step_size = torch.tensor(lr, device=parameter.device)  # a number would be frozen into the graph
     return torch.optim.Adam([parameter], lr=step_size, eps=eps, fused=True, capturable=True)
 
 
 def set_lr(optimizer: torch.optim.Adam, lr: float) -> None:
-    """Change the step size, also of steps that a CUDA graph has captured."""
+    """Change the step size, also that of steps in a captured CUDA graph."""
     group = optimizer.param_groups[0]
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
@@ -362,14 +361,14 @@ def adam_step(optimizer: torch.optim.Adam, parameter: Tensor, gradient: Tensor) 
 
 
 def _of_tasks(rows: Tensor, tasks: Tensor) -> Tensor:
-    """Rows [N, ...] of some tasks; rows that all tasks share stay one row, expanded."""
+    """Return the rows [N, ...] of some tasks; an expansion of one row stays an expansion."""
     if rows.stride(0) == 0:
         return rows[:1].expand(len(tasks), *rows.shape[1:])
     return rows.index_select(0, tasks)
 
 
 def _store(jacobian: Tensor, part: Slice, gradient: Tensor, tasks: Tensor | None) -> None:
-    """Write a parameter's gradient [N, ...] into the Jacobian [N, P], unless its layer has done so."""
+    """Write a parameter's gradient [N, ...] into the Jacobian [N, P], unless its layer has written it."""
     if tasks is None or not part.own_row:
         destination = part.per_task(jacobian)
         if gradient.data_ptr() != destination.data_ptr():
@@ -381,5 +380,5 @@ def _store(jacobian: Tensor, part: Slice, gradient: Tensor, tasks: Tensor | None
 
 
 def _gradients(loss: Tensor, leaves: list[Tensor], *, retain_graph: bool = False) -> tuple[Tensor, ...]:
-    """Return the gradients of a 0-dim loss; zeros for a parameter that the network does not use."""
+    """Return the gradients of a 0-dim loss; zeros for unused parameters."""
     return torch.autograd.grad(loss, leaves, retain_graph=retain_graph, materialize_grads=True)

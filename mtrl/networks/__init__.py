@@ -1,1 +1,1 @@
-"""Networks as pure functions of named parameters, joint or one set per task; one file per architecture."""
+"""Networks as pure functions of named parameters, for all tasks at once; one file per architecture."""

@@ -1,8 +1,8 @@
-"""What gradients and agents ask of a network: pure functions of named parameters, for all tasks at once.
+"""The interface of networks: pure functions of named parameters, evaluated for all tasks at once.
 
-Letters: S stacked networks (an actor 1, twin critics 2), T tasks, B batch per task. Shared parameters come
-joint, `[S, ...]`, or with a leading task axis, `[T, S, ...]`, one value per task: the second form makes
-per-task gradients (and per-task perturbations) one batched pass.
+Letters: S stacked networks (an actor 1, twin critics 2), T tasks, B batch per task. Shared parameters are
+joint, `[S, ...]`, or per task, `[T, S, ...]`. The second form gives the gradients of all tasks, also at
+parameters that differ between tasks, in one batched pass.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Parameters = Mapping[str, Tensor]
 class InitialParameters(NamedTuple):
     """Fresh parameters of a network, by kind."""
 
-    shared: dict[str, Tensor]  # [S, ...]: every task's loss depends on them, these are combined
-    heads: dict[str, Tensor]  # [T, S, ...]: row t is task t's alone; each steps by its own task's gradient
-    own_rows: frozenset[str]  # shared ones [S, T, ...] of which task t's loss depends on row t alone
+    shared: dict[str, Tensor]  # [S, ...]; every task's loss depends on them, so their gradients are combined
+    heads: dict[str, Tensor]  # [T, S, ...]; row t belongs to task t and steps by that task's gradient
+    own_rows: frozenset[str]  # names of shared parameters [S, T, ...]; task t's loss depends on row t alone
 
 
 class PerTaskParameters(dict[str, Tensor]):
-    """Per-task parameters, and the places where their gradients are wanted.
+    """Per-task parameters, and the places in the Jacobian where their gradients belong.
 
-    A layer that can form the gradient of its parameter right at its place saves a copy of the Jacobian. It
-    need not: whoever asked for the gradients copies those that come as tensors of their own.
+    A layer may write the gradient of its parameter straight to its place, which saves a copy of the Jacobian.
+    `TaskGradients` copies the gradients that come as tensors of their own.
     """
 
     def __init__(self, values: Parameters, places: Parameters) -> None:
@@ -38,9 +38,10 @@ class PerTaskParameters(dict[str, Tensor]):
         self._places = dict(places)
 
     def claim_place(self, name: str) -> Tensor | None:
-        """Return the place of a parameter's gradient, once; None: already claimed, or wanted nowhere.
+        """Return the place of a parameter's gradient; None if there is none or it has been claimed.
 
-        Only one use of a parameter may write there: autograd adds up the gradients of several.
+        Only one use of a parameter may write there. If a network uses a parameter twice, autograd adds up two
+        gradients, and both cannot lie in one place.
         """
         return self._places.pop(name, None)
 
@@ -50,19 +51,17 @@ class Network(Protocol):
 
     def initial_parameters(self, generator: torch.Generator) -> InitialParameters:
         """Draw fresh parameters, on the CPU."""
-        ...
 
     def apply(self, parameters: Parameters, inputs: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Evaluate with joint or per-task parameters; differentiable.
 
         Args:
-            parameters: under the names of `initial_parameters`; shared ones all joint or all per task, an
-                own-row one per task being [T, S, ...].
+            parameters: under the names of `initial_parameters`. Shared ones are all joint or all per task;
+                an own-row parameter per task is [T, S, ...].
             inputs: [T, B, I]; with `tasks` [N, B, I].
-            tasks: int64 [N], which tasks the inputs are of; None: all. Joint parameters and their heads are
-                those of all tasks all the same, per-task ones and their heads those of these N.
+            tasks: int64 [N], the tasks of the inputs; None: all. Joint parameters come with the heads of all
+                T tasks; per-task parameters and their heads are those of these N tasks.
         """
-        ...
 
 
 NETWORKS = Registry(

@@ -1,4 +1,4 @@
-"""The tanh-squashed Gaussian policy: what a network's outputs mean."""
+"""The tanh-squashed Gaussian policy, from the outputs of a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LOG_STD_RANGE = (-20.0, 2.0)  # SAC's customary bounds, also those of both lines of published runs
+LOG_STD_RANGE = (-20.0, 2.0)  # SAC's usual bounds, which the published multi-task runs use as well
 
 
 class SampledAction(NamedTuple):
@@ -23,7 +23,7 @@ def sample_action(outputs: Tensor, noise: Tensor) -> SampledAction:
     """Sample actions (SAC, eq. 11 and appendix C).
 
     Args:
-        outputs: [T, B, 2A], of the actor's network: means, then logarithms of the deviations.
+        outputs: [T, B, 2A] of the actor's network: means, then logarithms of standard deviations.
         noise: [T, B, A], standard normal.
     """
     mean, log_std = outputs.chunk(2, dim=-1)

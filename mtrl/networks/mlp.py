@@ -1,4 +1,4 @@
-"""The multi-layer perceptron; its linear layers form weight gradients per task, where they are wanted."""
+"""The multi-layer perceptron, whose linear layers write weight gradients per task into the Jacobian."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
 }
-TASK_EMBEDDING = "0.task"  # [S, T, H]; per task, row t for task t: [T, S, H]
+TASK_EMBEDDING = "0.task"  # joint [S, T, H], per task [T, S, H]: the first weight's columns of the one-hot
 
 
 class MLP:
@@ -29,18 +29,18 @@ class MLP:
         num_tasks: T.
         inputs: I, without the task identity.
         outputs: units of the last layer.
-        task_identity: "one_hot", the first layer sees the task's one-hot identity, or "none".
+        task_identity: "one_hot": the first layer sees the task's one-hot identity; "none": it does not.
         width: units per hidden layer.
         depth: hidden layers.
         activation: a name in ACTIVATIONS.
         layer_norm: normalise each hidden layer before its non-linearity, without gain and bias.
         per_task_heads: a last layer per task on a shared torso.
         head_range: the last layer's weights start uniformly in +-head_range.
-        residual: after the input layer depth - 1 residual blocks of two layers, each layer normalised with
-            gain and bias (BroNet, arXiv 2405.16158).
+        residual: depth - 1 residual blocks of two layers follow the input layer; each layer is normalised
+            with gain and bias (BroNet, arXiv 2405.16158).
     """
 
-    # Fields of the configuration's `network`, each with a flag of its own: `network_arguments` passes them.
+    # Fields of the configuration's `network` that `network_arguments` passes to this class.
     given = ("width", "depth", "activation", "layer_norm", "per_task_heads", "head_range", "residual")
 
     def __init__(
@@ -70,8 +70,8 @@ class MLP:
     def initial_parameters(self, generator: torch.Generator) -> InitialParameters:
         """Return shared parameters `[S, ...]` and task heads `[T, S, ...]` (empty with a shared head).
 
-        Hidden layers: He-uniform weights, zero biases; output layer: uniform in +-head_range, zero bias
-        (initialisation of the public Meta-World+ code). The one-hot task identity counts as inputs.
+        Hidden layers have He-uniform weights and zero biases. The output layer is uniform in +-head_range
+        with zero bias (as in the public Meta-World+ code). The fan-in counts the one-hot task identity.
         """
 
         def uniform(shape: tuple[int, ...], bound: float) -> Tensor:
@@ -110,26 +110,26 @@ class MLP:
         before = x
         for layer in range(self.layers):
             identity = None
-            if layer == 0 and self.one_hot:  # the one-hot's product with its columns of the first weight
+            if layer == 0 and self.one_hot:  # an embedding is cheaper than a product with one-hot columns
                 own = parameters[TASK_EMBEDDING]
                 identity = own if joint else own.transpose(0, 1)
             x = _layer(parameters, str(layer), x, identity)
             if self.layer_norm or self.residual:
-                # No gain and bias: the next layer can take their part, and they cost more than the norm.
+                # Without gain and bias: the next layer can learn them, and they cost more than the norm.
                 x = F.layer_norm(x, (self.width,))
             if not self.residual:
                 x = self.activation(x)
                 continue
             gain, shift = (_rows(parameters[f"{layer}.{name}"]).unsqueeze(2) for name in ("gain", "shift"))
             x = torch.addcmul(shift, x, gain)
-            # After the input layer come blocks of two layers; the second adds to what entered the first.
+            # Layers 1 and 2 are a block, then 3 and 4; the second adds the block's input to its output.
             x = x + before if layer and layer % 2 == 0 else self.activation(x)
             if layer % 2 == 0:
                 before = x
         return _layer(parameters, "head", x)
 
     def _rows_of(self, parameters: Parameters, tasks: Tensor) -> Parameters:
-        """Joint parameters with the embeddings and heads of the tasks of an index [N] only."""
+        """Return joint parameters with the embeddings and heads of the tasks of an index [N] only."""
         chosen = dict(parameters)
         if self.one_hot:
             chosen[TASK_EMBEDDING] = chosen[TASK_EMBEDDING].index_select(1, tasks)
@@ -152,13 +152,10 @@ def _layer(parameters: Parameters, name: str, x: Tensor, identity: Tensor | None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, place: Tensor | None = None) -> Tensor:
-    """Apply a linear layer to x [S, T, B, I].
+    """Apply a linear layer to x [S, T, B, I]; bias is [S, 1 or T, O].
 
-    Args:
-        x: inputs.
-        weight: joint [S, O, I], or per task [T, S, O, I].
-        bias: [S, 1 or T, O].
-        place: [T, S, O, I], where the gradient of a per-task weight shall be formed (`PerTaskParameters`).
+    The weight is joint, [S, O, I], or per task, [T, S, O, I]; then its gradient is written to `place`, if
+    there is one (`PerTaskParameters`).
     """
     if weight.dim() == 3:
         return _joint_product(x, weight, bias)
@@ -170,16 +167,15 @@ def _joint_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     stack, tasks, batch, inputs = x.shape
     product = torch.bmm(x.reshape(stack, tasks * batch, inputs), weight.mT).view(stack, tasks, batch, -1)
     rows = bias.unsqueeze(2)
-    return product + rows if torch.is_grad_enabled() else product.add_(rows)
+    return product + rows if torch.is_grad_enabled() else product.add_(rows)  # in place where nothing records
 
 
 class _PerTaskLinear(torch.autograd.Function):
-    """Linear layer whose backward keeps weight gradients apart by task.
+    """Linear layer whose backward keeps the weight gradients of tasks apart.
 
-    A weight that is the same for all tasks arrives as a stride-0 expansion. Then outputs and input gradients
-    are ordinary products over all T*B rows; only the weight gradients are batched over tasks, and they are
-    formed right at their place, a view of the Jacobian. autograd alone would do T small products for each of
-    the three.
+    A weight that is the same for all tasks arrives as a stride-0 expansion. Then the outputs and the input
+    gradients are one product over all T*B rows each, and only the weight gradients are batched over tasks.
+    These are written straight into the Jacobian. Plain autograd would do T small products for all three.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Multi-task soft actor-critic: acts, fills its replay, and updates while the environments step."""
+"""The SAC agent: it acts, stores transitions and updates its networks while the environments step."""
 
 from __future__ import annotations
 
@@ -13,78 +13,97 @@ from torch import Tensor
 
 from mtrl import seeds
 from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
-from mtrl.agents.sac import methods
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
-from mtrl.agents.sac.update import SACUpdate
+from mtrl.agents.sac.update import SACUpdate, sac_combiner
 from mtrl.config.schema import Config
 from mtrl.device.cuda import GraphedStep, Staging
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
+from mtrl.errors import UserError
 from mtrl.gradients.per_task import Evaluation
 
-_MOST_TASKS_IN_PAIRS = 25  # the numbers of fifty tasks' pairs would fill the disk: 70 kB a log line
-# Far outside of what any reward scale needs: a temperature there has run away.
-_TEMPERATURES = (1e-7, 1e4)
+_MOST_TASKS_IN_PAIRS = 25  # a log line with a number for each pair of 50 tasks would take 70 kB
+_TEMPERATURES = (1e-7, 1e4)  # no reward scale needs a temperature outside: it has diverged
 
 
 class SACAgent:
-    """One agent for all tasks (`mtrl.agents.base.Agent`); allocates what only training needs at first use.
+    """One agent for all tasks (`mtrl.agents.base.Agent`); the replay is allocated at its first use.
 
-    It warms up with uniformly random actions for `train.warmup_steps` vector steps, and longer where restarts
-    of environments have left less than a batch; its first `learn` after that makes `train.warmup_updates`
-    updates more than the others. Random numbers are drawn before each update, from streams of the agent: a
-    captured update takes the same ones as an eager one, and a checkpoint holds all there is to resume.
+    It warms up with uniformly random actions for `train.warmup_steps` vector steps, or longer if restarted
+    environments have left less than a batch. The first `learn` after that makes `train.warmup_updates`
+    additional updates. Random numbers come from streams of the agent and are drawn before each update: so a
+    captured update gets the same numbers as an eager one, and a checkpoint holds the streams.
 
     Attributes:
         update: networks, combiners and optimisers, and the step that changes them.
-        updates: made so far.
+        updates: number of updates so far.
     """
 
-    check = staticmethod(methods.check)
+    @staticmethod
+    def check(config: Config, num_tasks: int) -> None:
+        """Refuse settings that SAC cannot train with, before anything starts.
+
+        Raises:
+            UserError: two settings that exclude each other, or a method that cannot combine SAC's losses.
+        """
+        batch, copies = config.sac.batch_per_task, config.env.envs_per_task
+        warmup = config.train.warmup_steps * copies
+        if warmup < batch:
+            raise UserError(
+                "sac.batch_per_task must be at most the transitions per task collected in warm-up, "
+                f"train.warmup_steps x env.envs_per_task = {warmup}; "
+                f"found {batch}. Raise train.warmup_steps or lower sac.batch_per_task."
+            )
+        if config.sac.noise_spread > 1 and copies == 1:
+            raise UserError(
+                f"sac.noise_spread = {config.sac.noise_spread:g} gives the copies of a task different noise; "
+                "found env.envs_per_task = 1. Raise it to 2 or more, or leave sac.noise_spread at 1."
+            )
+        low, high = config.network.value_low, config.network.value_high
+        if not low < high:
+            raise UserError(f"network.value_low must be below network.value_high; found {low} and {high}.")
+        if config.replay.capacity_per_task < batch:
+            raise UserError(
+                f"replay.capacity_per_task must be at least sac.batch_per_task = {batch}; "
+                f"found {config.replay.capacity_per_task}."
+            )
+        sac_combiner(config, "critic", num_tasks)
+        sac_combiner(config, "actor", num_tasks)
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
         self.config, self.spec, self.device = config, spec, device
         self.update = SACUpdate(config, spec, device)
         self.updates = 0
-        self._evaluations: list[Evaluation] = []  # of the critics' losses in the last update
+        self._evaluations: list[Evaluation] = []  # of the critics' losses in the newest update
         self._observed = 0  # vector steps
         self._exploration = seeds.generator(config.seed, "exploration")
         self._noise_stream = RandomStream(seeds.integer(config.seed, "agent"), device)
         self._hold: NoiseHold | None = None
         if config.sac.noise_hold > 1:
+            lead = (spec.num_tasks, spec.envs_per_task)
+            seed = seeds.integer(config.seed, "noise_hold")
             self._hold = NoiseHold(
-                (spec.num_tasks, spec.envs_per_task),
-                spec.action_dim,
-                longest=config.sac.noise_hold,
-                device=device,
-                seed=seeds.integer(config.seed, "noise_hold"),
+                lead, spec.action_dim, longest=config.sac.noise_hold, device=device, seed=seed
             )
         draw: Callable[[Tensor], Tensor] = self._draw_noise if self._hold is None else self._hold.draw
         if config.sac.noise_spread > 1:
             draw = spread_over_copies(draw, config.sac.noise_spread, spec.envs_per_task, device)
         self._explore = SACPolicy(self.update, spec, draw, device)
         self._fitted = self.update.observation_norm is None
-        lead = (self.update.num_batches, spec.num_tasks, config.sac.batch_per_task)
-        self._rows = torch.zeros(lead, dtype=torch.int64, device=device)
-        self._noise = torch.zeros(lead[0], 2, *lead[1:], spec.action_dim, device=device)
-        # With and without a step of the actor: two sequences of operations, each a graph of its own.
-        self._graphed = {
-            actor_too: GraphedStep(
-                partial(self._update_once, actor_too),
-                device,
-                what="the update",
-                capturable=self.update.capturable,
-            )
-            for actor_too in (True, False)
-        }
+        batches, sizes = self.update.num_batches, (spec.num_tasks, config.sac.batch_per_task)
+        self._rows = torch.zeros(batches, *sizes, dtype=torch.int64, device=device)
+        self._noise = torch.zeros(batches, 2, *sizes, spec.action_dim, device=device)
+        # An update with a step of the actor and one without are different operations: each has its graph.
+        capture = partial(GraphedStep, device=device, what="the update", capturable=self.update.capturable)
+        self._graphed = {flag: capture(partial(self._update_once, flag)) for flag in (True, False)}
 
     @cached_property
     def replay(self) -> Replay:
-        """Transitions to learn from; made when first asked for, since evaluation needs none.
+        """Transitions to learn from; allocated at the first use, since evaluation needs none.
 
         Raises:
-            UserError: it, or the gradients of an update, do not fit into the device's memory.
+            UserError: the replay or the gradients of an update do not fit into the device's memory.
         """
         check_fits(
             self.jacobian_bytes,
@@ -122,14 +141,14 @@ class SACAgent:
         return self._exploration.uniform(-1.0, 1.0, shape).astype(np.float32)
 
     def observe(self, transitions: Transitions) -> None:
-        """Store one vector step; time limits are bootstrapped, but no n-step window goes beyond one."""
+        """Store one vector step. Time limits are bootstrapped, but they end an n-step window."""
         obs, action, reward, successor, terminated, truncated, lost = transitions
         parts = (obs, action, reward, successor, terminated, lost, terminated | truncated)
         self.replay.add(*(self._by_task(part) for part in parts))
         self._observed += 1
 
     def learn(self, progress: float) -> None:
-        """Make the updates of one vector step, none during warm-up; on CUDA they are only started."""
+        """Make the updates of one vector step, none during warm-up; on CUDA this only starts them."""
         if not self.warm:
             return
         train = self.config.train
@@ -168,12 +187,12 @@ class SACAgent:
         return GaussianPolicy(
             self.config.network.architecture,
             update.actor_arguments,
-            update.actor.flat.named(update.averaged_actor),
+            update.actor.flat.named(update.acting),
             None if norm is None else (norm.mean, norm.deviation),
         )
 
     def metrics(self) -> Metrics:
-        """Return means over the updates since the last call, and the combiners' reports on the last one."""
+        """Return means over the updates since the last call, and the combiners' metrics of the newest one."""
         if self.updates == 0:
             return Metrics({}, {})
         values = self.update.totals.pop_means()
@@ -186,7 +205,7 @@ class SACAgent:
             values["reward_scale"] = self.replay.reward_scale
         arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}
         scalars: dict[str, float] = {}
-        # The critic's weights are the ones people compare; the actor's stand beside them.
+        # "weight" is the critics': people compare these. The actor's get a name of their own.
         per_task = {"weight": arrays.pop("critic/weights"), "actor_weight": arrays.pop("actor/weights")}
         for name, array in arrays.items():
             if array.ndim == 2 and len(array) > _MOST_TASKS_IN_PAIRS:
@@ -207,26 +226,23 @@ class SACAgent:
         return {name: tasks for name, tasks in flags.items() if tasks}
 
     def bounds(self) -> dict[str, Bound]:
-        """Return ranges of critic loss, actor loss (minus Q, but for the entropy's share) and temperature."""
+        """Return the ranges of critic loss, actor loss (about minus Q) and temperature."""
         sac = self.config.sac
         lower = "Lower sac.critic_lr or sac.gamma, or scale the rewards (replay.reward_scaling=ema)."
+        temperature = "Set sac.target_entropy for this task's actions, or lower sac.temperature_lr."
         return {
             "critic_loss": Bound(0.0, sac.critic_loss_bound, lower),
             "actor_loss": Bound(-sac.q_bound, sac.q_bound, lower),
-            "alpha": Bound(
-                *_TEMPERATURES, "Set sac.target_entropy for this task's actions, or lower sac.temperature_lr."
-            ),
+            "alpha": Bound(*_TEMPERATURES, temperature),
         }
 
     def facts(self) -> dict[str, str]:
-        """Return sizes for the start screen; what does not fit into memory is refused here at the latest."""
+        """Return sizes for the start screen; allocates the replay, which may raise UserError."""
         network, parts = self.config.network, self.memory()
-        sizes = (
-            f"actor {network.actor_depth}x{network.actor_width}, critics 2x{network.critic_depth}x"
-            f"{network.critic_width}"
-            if network.architecture == "mlp"
-            else network.architecture
-        )
+        sizes = network.architecture
+        if sizes == "mlp":
+            critics = f"{network.critic_depth}x{network.critic_width}"
+            sizes = f"actor {network.actor_depth}x{network.actor_width}, critics 2x{critics}"
         return {
             "networks": f"{sizes}, {self.parameter_count:,} trained parameters",
             "batch": f"{self.config.sac.batch_per_task} transitions per task",
@@ -235,7 +251,7 @@ class SACAgent:
 
     @property
     def parameter_count(self) -> int:
-        """Trained parameters: actor, critics, temperatures; targets are copies and do not count."""
+        """Number of trained parameters: actor, critics, temperatures; target networks do not count."""
         return sum(parameter.numel() for parameter in self.update.parameters())
 
     @property
@@ -244,9 +260,9 @@ class SACAgent:
         return self.update.actor.jacobian_bytes + self.update.critic.jacobian_bytes
 
     def memory(self) -> dict[str, int]:
-        """Bytes that training takes on the device, by purpose."""
+        """Return the bytes that training takes on the device, by purpose."""
         spec, capacity = self.spec, self.replay.capacity
-        # Adam's two moments and the gradient beside each parameter; targets and combiners' states.
+        # Each parameter has a gradient and two moments of Adam. Buffers: targets, states of combiners.
         trained = 4 * sum(value.nbytes for value in self.update.parameters())
         return {
             "replay": replay_bytes(spec.num_tasks, capacity, spec.obs_dim, spec.action_dim),
@@ -255,7 +271,7 @@ class SACAgent:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return the parts "policy" (all that acting needs), "agent", "replay" and pieces of the replay."""
+        """Return the parts "policy" (all that acting needs), "agent", "replay" and the replay's pieces."""
         return {
             "policy": self.policy_state(),
             "agent": {
@@ -273,19 +289,17 @@ class SACAgent:
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the parameters that evaluation acts with."""
-        actor, averaged = self.update.actor.flat.vector.detach(), self.update.averaged_actor
-        policy = {"parameters": actor if averaged is None else averaged}
-        norm = self.update.observation_norm
+        policy, norm = {"parameters": self.update.acting}, self.update.observation_norm
         if norm is not None:
             policy |= {"observation_mean": norm.mean, "observation_deviation": norm.deviation}
         return policy
 
     def load_state(self, parts: Mapping[str, Any]) -> None:
-        """Restore `state`: bit for bit on the same kind of device, with fresh noise (`RandomStream`) else."""
+        """Restore `state`: bit for bit on the same kind of device, else with fresh noise (`RandomStream`)."""
         state = parts["agent"]
         self.update.load_state_dict(state["update"])
         for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
-            # The groups hold step sizes and what the device asks for: those are this agent's own.
+            # Parameter groups hold step sizes and flags of the device: keep those of this agent.
             optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
         self._noise_stream.load_state(state["noise"])
         self._exploration.bit_generator.state = state["exploration"]
@@ -298,8 +312,7 @@ class SACAgent:
     @torch.no_grad()
     def load_policy(self, part: Mapping[str, Tensor]) -> None:
         """Restore what `policy` needs."""
-        acting = self.update.averaged_actor
-        (self.update.actor.flat.vector if acting is None else acting).copy_(part["parameters"])
+        self.update.acting.copy_(part["parameters"])
         norm = self.update.observation_norm
         if norm is not None:
             norm.mean.copy_(part["observation_mean"])
@@ -323,27 +336,23 @@ class SACAgent:
         return evaluations
 
     def _by_task(self, values: NDArray[Any]) -> Tensor:
-        """[T*E, ...] -> [T, E, ...]."""
+        """Return values [T*E, ...] as a tensor [T, E, ...]."""
         shape = (self.spec.num_tasks, self.spec.envs_per_task, *values.shape[1:])
         return torch.from_numpy(values).view(shape)
 
 
 class SACPolicy:
-    """Maps observations [T*E, O] to actions [T*E, A] in [-1, 1]; on CUDA one graph between two copies.
+    """Maps observations [T*E, O] to actions [T*E, A] in [-1, 1]; on CUDA a graph between two copies.
 
     Args:
-        update: whose policy it is, with the parameters of the moment of the call.
+        update: holds the policy; each call uses the parameters that it has then.
         spec: sizes.
-        draw: overwrites a tensor with the actions' noise; None: the mode of the policy, for evaluation.
-        device: where the parameters are.
+        draw: overwrites a tensor with the actions' noise; None: take the policy's mode, for evaluation.
+        device: of the parameters.
     """
 
     def __init__(
-        self,
-        update: SACUpdate,
-        spec: TaskSpec,
-        draw: Callable[[Tensor], Tensor] | None,
-        device: torch.device,
+        self, update: SACUpdate, spec: TaskSpec, draw: Callable[[Tensor], Tensor] | None, device: torch.device
     ) -> None:
         self._update, self._draw = update, draw
         lead = (spec.num_tasks, spec.envs_per_task)
@@ -354,7 +363,7 @@ class SACPolicy:
         self._graphed = GraphedStep(self._step, device, what="acting")
 
     def __call__(self, obs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the actions, an array of its own; waits for the device."""
+        """Return the actions as a new array; waits for the device."""
         self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
         self._to_device.send()
         if self._noise is not None and self._draw is not None:

@@ -1,7 +1,7 @@
-"""SAC's losses per task, and what the critics' outputs mean: a value, or a distribution over atoms.
+"""SAC's losses per task, and the meaning of the critics' outputs: a value, or a distribution over atoms.
 
-Pure functions of networks' outputs, `[T, B, ...] -> [T]`, without any coupling of tasks. N atoms lie equally
-spaced on [low, high], D apart.
+Pure functions of networks' outputs, `[T, B, ...] -> [T]`, which never mix tasks. The N atoms lie equally
+spaced on [low, high], at a distance D.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def td_target(
 
     Args:
         batch: transitions; truncated ones have not_terminated 1 and are bootstrapped.
-        next_action: actions sampled at the NEXT observations, with log-probabilities [T, B].
+        next_action: actions sampled at the next observations, with log-probabilities [T, B].
         next_q: target critics' value [T, B] at next observations and next_action, or [N, T, B] of N atoms.
         alpha: temperatures [T].
-        gamma: discount per env step, where the batch has none of its own.
+        gamma: discount per env step, used if the batch has none of its own.
     """
     soft_value = next_q - alpha.unsqueeze(1) * next_action.log_prob
     discount = gamma if batch.discount is None else batch.discount
@@ -53,8 +53,8 @@ def actor_loss(sampled: SampledAction, q: Tensor, alpha: Tensor) -> Tensor:
 def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
     """Loss on log alpha [T] that moves the policy's entropy towards target_entropy (nats): [T].
 
-    SAC (eq. 18) multiplies by alpha; like the Meta-World+ code this takes log alpha, whose gradient does not
-    vanish with alpha.
+    SAC (eq. 18) multiplies the entropy's error by alpha. This multiplies it by log alpha, as the Meta-World+
+    code does, so that the gradient does not vanish with alpha.
     """
     return -log_alpha * (log_prob.detach().mean(1) + target_entropy)
 
@@ -62,9 +62,9 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
 class CriticOutputs(NamedTuple):
     """Maps the twin critics' outputs to values, targets and losses.
 
-    Outputs are [2, T, B]; of a distribution [2, T, B, N], relative to the logits of a Laplace distribution
-    around 0. The outputs of fresh critics are near 0. Plain logits would start as a uniform distribution, and
-    bootstrapping would preserve that spread for about ten thousand updates.
+    Outputs are values [2, T, B], or logits [2, T, B, N] relative to those of a Laplace distribution around 0.
+    Fresh critics put out about 0. As plain logits that would be a uniform distribution, whose spread
+    bootstrapping would preserve for about ten thousand updates.
     """
 
     loss: Literal["squared", "huber", "categorical", "histogram"]
@@ -87,11 +87,11 @@ class CriticOutputs(NamedTuple):
         return q.amin(0) if self.reduce == "min" else q.mean(0)
 
     def target(self, outputs: Tensor, backup: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `error` compares outputs with: [T, B], or probabilities [T, B, N].
+        """Return the target of `error`: values [T, B], or probabilities [T, B, N].
 
         Args:
             outputs: the target critics' at the next observations and actions.
-            backup: maps values there, [T, B] or one set of them for each atom [N, T, B], to values here.
+            backup: the Bellman backup of their values, [T, B] or with one set for each atom [N, T, B].
         """
         if self.loss != "categorical":
             value = backup(self.value(outputs))
@@ -100,7 +100,7 @@ class CriticOutputs(NamedTuple):
         if self.reduce == "mean":
             probabilities = probabilities.mean(0)
         else:
-            first, second = self._each(outputs)
+            first, second = self._each(outputs)  # of the twins, the one with the smaller mean
             probabilities = torch.where((first < second).unsqueeze(-1), probabilities[0], probabilities[1])
         moved = backup(self.atoms.values(outputs).view(-1, 1, 1))
         return project(self.atoms, probabilities, moved.movedim(0, -1))
@@ -116,7 +116,7 @@ class CriticOutputs(NamedTuple):
         return errors.mean(dim=(0, 2))
 
     def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Distance of both critics' values to the target's mean: [2, T, B]."""
+        """Distance [2, T, B] of both critics' values to the target's mean."""
         mean = target @ self.atoms.values(target) if self.distributional else target
         return (self._each(outputs) - mean).abs()
 
@@ -135,17 +135,17 @@ class Atoms(NamedTuple):
     high: float
     number: int
 
-    @property
-    def spacing(self) -> float:
-        """D, between neighbours."""
-        return (self.high - self.low) / (self.number - 1)
+    def position(self, values: Tensor) -> Tensor:
+        """Places of values in units of D, 0 at the lowest atom; values beyond the ends count as the ends."""
+        spacing = (self.high - self.low) / (self.number - 1)
+        return ((values - self.low) / spacing).clamp(0.0, self.number - 1.0)
 
     def values(self, like: Tensor) -> Tensor:
         """The atoms [N], with dtype and device of `like`; not to be written to."""
         return _values(self, like.dtype, like.device)
 
 
-# Made once and kept: they are the same at each update, and a captured graph must not copy them from the host.
+# Cached, because a captured graph must not copy them from the host at each update.
 @lru_cache
 def _values(atoms: Atoms, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.linspace(atoms.low, atoms.high, atoms.number, dtype=dtype, device=device)
@@ -162,40 +162,29 @@ def expectation(atoms: Atoms, logits: Tensor) -> Tensor:
 
 
 def project(atoms: Atoms, probabilities: Tensor, values: Tensor) -> Tensor:
-    """Move mass onto the atoms: each value's is split between its two neighbours, their mean kept.
+    """Return probabilities [..., N] of N atoms for probabilities [..., M] of values [..., M].
 
-    The categorical projection (C51, arXiv 1707.06887, equation 7); values beyond the ends count as the ends.
-
-    Args:
-        atoms: N of them.
-        probabilities: [..., M].
-        values: [..., M], where that mass lies.
-
-    Returns:
-        Probabilities [..., N].
+    The categorical projection (C51, arXiv 1707.06887, equation 7): each value's mass is split between the two
+    atoms beside it, such that the mean stays. Values beyond the ends count as the ends.
     """
-    position = ((values - atoms.low) / atoms.spacing).clamp(0.0, atoms.number - 1.0)
+    position = atoms.position(values)
     below = position.floor()
     above_share = position - below
     left = below.long()
     result = probabilities.new_zeros(*probabilities.shape[:-1], atoms.number)
     result.scatter_add_(-1, left, probabilities * (1.0 - above_share))
-    # On the last atom nothing is left for the one above it.
+    # The last atom has none above it, and above_share is 0 there.
     right = (left + 1).clamp(max=atoms.number - 1)
     return result.scatter_add_(-1, right, probabilities * above_share)
 
 
 def gaussian(atoms: Atoms, values: Tensor, deviation: float) -> Tensor:
-    """Probabilities [..., N] of normal distributions around values [...], cut off at the ends.
+    """Return probabilities [..., N] of normal distributions around values [...], cut off at the ends.
 
     The mass of each atom is that of the interval of width D around it (HL-Gauss, arXiv 2403.03950, eq. 6).
-
-    Args:
-        atoms: N of them.
-        values: means; those beyond the ends count as the ends.
-        deviation: of the normal distributions, in units of D.
+    The deviation is in units of D. Values beyond the ends count as the ends.
     """
-    position = ((values - atoms.low) / atoms.spacing).clamp(0.0, atoms.number - 1.0)
+    position = atoms.position(values)
     edges = torch.arange(atoms.number + 1, dtype=values.dtype, device=values.device) - 0.5
     cumulative = torch.erf((edges - position.unsqueeze(-1)) / (math.sqrt(2.0) * deviation))
     mass = cumulative.diff(dim=-1)

@@ -1,4 +1,4 @@
-"""Exploration noise that each environment holds for a few steps, and that is larger in some. Knows no SAC."""
+"""Exploration noise: held for a few steps, and of another size in each environment. Knows no SAC."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from mtrl.device.random_stream import RandomStream
 
 
 class NoiseHold:
-    """Standard normal noise of each copy, drawn anew after k steps with k ~ Zeta(exponent), k <= longest.
+    """Standard normal noise that each environment keeps for k steps, P(k) ~ k^-exponent, k <= longest.
 
-    At any step the noise is exactly standard normal, so that actions are draws from the policy; over time
-    it is correlated, which moves a slow body further than independent noise (FlashSAC: exponent 2, 16 steps).
+    At any one step the noise is exactly standard normal, so actions are draws from the policy. Over time it
+    is correlated, which moves a slow body further than independent noise does (FlashSAC: exponent 2, at most
+    16 steps).
 
     Args:
-        lead: environments, [T, E].
+        lead: T and E.
         action_dim: A.
-        longest: steps at most.
-        device: where the noise lives.
+        longest: largest k.
+        device: of the noise.
         seed: of the lengths and the noise.
-        exponent: of P(k) ~ k^-exponent.
+        exponent: of the distribution of k.
     """
 
     def __init__(
@@ -43,25 +44,21 @@ class NoiseHold:
         self._remaining = torch.zeros(lead, dtype=torch.int64, device=device)
 
     def draw(self, noise: Tensor) -> Tensor:
-        """Overwrite noise [T, E, A] with that of the next step; return it."""
-        # A fixed number of draws whatever is due: nothing has to be read on the host.
+        """Overwrite noise [T, E, A] with the noise of the next step, and return it."""
+        # All environments draw at every step, due or not: what is due need not be read on the host.
         generator = self._stream.generator
         fresh = torch.empty_like(self._noise).normal_(generator=generator)
         count = self._remaining.numel()
         lengths = torch.multinomial(self._probabilities, count, replacement=True, generator=generator)
         due = self._remaining == 0
         self._noise.copy_(torch.where(due.unsqueeze(-1), fresh, self._noise))
-        # A length drawn as index i stands for i + 1 steps, the present one among them.
+        # Index i stands for i + 1 steps, of which this one is the first.
         self._remaining.copy_(torch.where(due, lengths.view_as(due), self._remaining - 1))
         return noise.copy_(self._noise)
 
     def state_dict(self) -> dict[str, Any]:
-        """The noise that is held, for how long, and the stream."""
-        return {
-            "noise": self._noise,
-            "remaining": self._remaining,
-            "stream": self._stream.state(),
-        }
+        """Return the noise, the number of steps that it stays, and the stream."""
+        return {"noise": self._noise, "remaining": self._remaining, "stream": self._stream.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`."""
@@ -75,8 +72,8 @@ def spread_over_copies(
 ) -> Callable[[Tensor], Tensor]:
     """Return `draw` with the noise [T, E, A] of copy i multiplied by largest^(i / (copies - 1)).
 
-    One policy at a low entropy stays on a plateau of the reward; beside copies that follow it, others look
-    further. Two copies at least.
+    A policy of low entropy stays on a plateau of the reward. Copies with larger noise look further, while the
+    others follow the policy. Needs two copies or more.
     """
     steps = torch.arange(copies, device=device) / (copies - 1)
     factors = torch.pow(largest, steps).unsqueeze(-1)

@@ -1,6 +1,7 @@
-"""Per-task ring buffers on the training device, and the batches drawn from them. Rewards are stored raw.
+"""Ring buffers of transitions on the training device, one per task, and the batches drawn from them.
 
-Letters: T tasks, E envs per task, B batch per task, O observation, A action. T is the first axis everywhere.
+Letters: T tasks, C transitions per task, E envs per task, B batch per task, O observation, A action. T is the
+first axis everywhere.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from mtrl.device.resources import free_memory
 from mtrl.errors import UserError
 
 RETURN_BOUND = 10.0  # largest scaled return (FastTD3)
-PIECE_BYTES = 16 << 20  # of a saved ring: saving one keeps the interpreter, in which training stands still
-EMA_RATE = 1e-3  # mtrl's reward normaliser (protocols: running second moment per task, no centring)
+PIECE_BYTES = 16 << 20  # of a saved ring: saving a piece holds the interpreter, and training waits
+EMA_RATE = 1e-3  # of the second moment of rewards (docs/protocols.md)
 
 
 class Batch(NamedTuple):
@@ -30,36 +31,36 @@ class Batch(NamedTuple):
     obs: Tensor  # [T, B, O]
     action: Tensor  # [T, B, A]
     reward: Tensor  # [T, B]
-    next_obs: Tensor  # [T, B, O], the true successor: an episode's last transition has its final observation
-    not_terminated: Tensor  # [T, B], 0 only where the task itself ended the episode; truncation bootstraps
-    discount: Tensor | None = None  # [T, B], of next_obs's value; None: gamma, one step
+    next_obs: Tensor  # [T, B, O], the true successor: after an episode's last action its final observation
+    not_terminated: Tensor  # [T, B], 0 only where the task itself ended the episode, never for a time limit
+    discount: Tensor | None = None  # [T, B], of the value at next_obs; None: gamma, one step
 
     def of_tasks(self, tasks: Tensor | None) -> Batch:
-        """The samples [N, B, ...] of the tasks of an index tensor [N]; None: of all tasks."""
+        """Return the samples [N, B, ...] of the tasks of an index [N]; None: of all tasks."""
         if tasks is None:
             return self
-        discount = None if self.discount is None else self.discount.index_select(0, tasks)
-        return Batch(*[part.index_select(0, tasks) for part in self[:5]])._replace(discount=discount)
+        return Batch._make(part if part is None else part.index_select(0, tasks) for part in self)
 
 
 class Replay:
     """One ring of transitions per task; all rings advance together by E transitions per vector step.
 
+    Rewards are stored raw. Sampled rewards are divided by a scale of their task.
+
     Args:
         num_tasks: T.
-        capacity_per_task: C, rounded down to a multiple of E so that a vector step never splits.
+        capacity_per_task: C, rounded down to a multiple of E so that no vector step wraps around.
         envs_per_task: E.
         obs_dim: O.
         action_dim: A.
-        device: where transitions live and batches appear.
+        device: of the transitions and batches.
         seed: of the sampling stream.
-        reward_scaling: `none`; `ema`, divide sampled rewards by a running deviation per task, root of a mean
-            square; `shrink`, the same but never multiply: a deviation below 1 counts as 1; `return`, by the
-            range of discounted returns (`returns.ReturnScale`).
+        reward_scaling: `none`; `ema`, by the root of a running mean square; `shrink`, by the same, but at
+            least by 1; `return`, by the range of discounted returns (`returns.ReturnScale`).
         n_step: rewards summed before the bootstrap (`returns.windows`).
         gamma: discount per env step, of returns and of n-step windows.
         curriculum: quantile of a task's TD errors up to which transitions are drawn at the start of a run
-            (`curriculum.Curriculum`); 1 draws all alike.
+            (`curriculum.Curriculum`); 1 draws all with equal probability.
 
     Raises:
         UserError: the buffers do not fit into the device's free memory.
@@ -82,7 +83,7 @@ class Replay:
     ) -> None:
         self.num_tasks, self.obs_dim, self.action_dim = num_tasks, obs_dim, action_dim
         self.capacity = max(capacity_per_task // envs_per_task, 1) * envs_per_task
-        # One row per transition: obs, action, reward, not_terminated, next_obs. One gather samples all.
+        # One row per transition, so that one gather samples it: obs, action, reward, not_terminated, next_obs
         self._widths = [obs_dim, action_dim, 1, 1, obs_dim]
         self._reward_column = obs_dim + action_dim
         needed = replay_bytes(num_tasks, self.capacity, obs_dim, action_dim)
@@ -103,19 +104,14 @@ class Replay:
         self._staging = Staging(self._incoming)
         self._smallest_deviation = {"ema": 1e-8, "shrink": 1.0}.get(reward_scaling)
         self._return_scale: ReturnScale | None = None
+        sizes = {"num_tasks": num_tasks, "envs_per_task": envs_per_task}
         if reward_scaling == "return":
-            self._return_scale = ReturnScale(
-                num_tasks=num_tasks,
-                envs_per_task=envs_per_task,
-                gamma=gamma,
-                bound=RETURN_BOUND,
-                device=device,
-            )
+            self._return_scale = ReturnScale(**sizes, gamma=gamma, bound=RETURN_BOUND, device=device)
         self._n_step, self._gamma, self._envs = n_step, gamma, envs_per_task
-        self._ended = torch.zeros(
-            num_tasks, self.capacity if n_step > 1 else 0, dtype=torch.bool, device=device
-        )
-        self._newest = torch.zeros((), dtype=torch.int64, device=device)  # vector step written last
+        slots = self.capacity if n_step > 1 else 0  # only windows ask where episodes end
+        self._ended = torch.zeros(num_tasks, slots, dtype=torch.bool, device=device)
+        # Place in the ring of the vector step written last: a tensor, since a captured `gather` reads it.
+        self._newest = torch.zeros((), dtype=torch.int64, device=device)
         self._second_moment = torch.ones(num_tasks, device=device)
         self.curriculum: Curriculum | None = None
         if curriculum < 1.0:
@@ -135,15 +131,17 @@ class Replay:
     ) -> None:
         """Store E transitions per task: [T, E, O], [T, E, A], [T, E], [T, E, O], [T, E].
 
-        next_obs is the true successor (the final observation of an episode that ended); terminated is 1 only
-        where the task itself ended the episode, never for the time limit; ended, bool [T, E], is True where
-        either did. Left out, only terminations end an episode.
-
-        lost, bool [T, E], marks rows that are no transition: their environment was restarted. All rings
-        advance together, so something must stand in their slots: the copy's transition of the step before,
-        which is a true one of the same task. Its only effect is that it is drawn twice as often as others
-        while both last; zeros or an invented successor would teach the critic what no task does.
-        Before the first transition there is none to repeat, and the whole step is left out.
+        Args:
+            obs: observations.
+            action: actions.
+            reward: raw rewards.
+            next_obs: true successors, of an episode that ended its final observation.
+            terminated: 1 only where the task itself ended the episode, never for the time limit.
+            lost: bool [T, E], rows that are no transition, because their environment was restarted. All rings
+                advance together, so their slots repeat the environment's transition of the step before: it is
+                a true one, drawn twice as often while both last. Zeros or an invented successor would teach
+                the critic what no task does. Without a step before, the whole vector step is left out.
+            ended: bool [T, E], where the task or the time limit ended the episode; default: `terminated`.
         """
         envs = obs.shape[1]
         parts = (obs, action, reward.unsqueeze(-1), 1.0 - terminated.float().unsqueeze(-1), next_obs)
@@ -165,11 +163,11 @@ class Replay:
             lost = lost.to(rows.device)
             rows = torch.where(lost.unsqueeze(-1), known, rows)
             if self._n_step > 1:
-                # What came before has no known successor row, and neither has its repetition.
+                # The successor of the step before is not stored: no window may cross from it to a next slot.
                 self._ended[:, newest : newest + envs] |= lost
                 ended = ended.to(rows.device) | lost
         slots = self._rows[:, self._next : self._next + envs]
-        for view in tuple(self._views):
+        for view in tuple(self._views):  # before they are overwritten
             view.keep(self._next, slots)
         slots.copy_(rows)
         if self._n_step > 1:
@@ -183,18 +181,14 @@ class Replay:
             self._second_moment.lerp_(rows[..., self._reward_column].square().mean(1), EMA_RATE)
 
     def sample(self, batch_per_task: int) -> Batch:
-        """Draw transitions with replacement, independent ones for each task.
-
-        Raises:
-            ValueError: fewer than batch_per_task transitions are stored per task.
-        """
+        """Draw and gather a batch; raises as `draw`."""
         empty = torch.empty(self.num_tasks, batch_per_task, dtype=torch.int64, device=self._rows.device)
         return self.gather(self.draw(empty))
 
     def draw(self, index: Tensor) -> Tensor:
-        """Overwrite index [T, B] with drawn slots, what `gather` takes, and return it.
+        """Overwrite index [T, B] with slots for `gather`, and return it.
 
-        Uniformly, with a curriculum among the transitions that it admits.
+        Slots are drawn with replacement, uniformly or, with a curriculum, among those that it admits.
 
         Raises:
             ValueError: fewer than B transitions are stored per task.
@@ -206,22 +200,16 @@ class Replay:
         return torch.randint(self.size, index.shape, generator=self._stream.generator, out=index)
 
     def gather(self, index: Tensor) -> Batch:
-        """Return the transitions in slots [T, B] of each task's ring."""
+        """Return the transitions in slots [T, B] of each task's ring; reads nothing back to the host."""
         stored = self._rows.view(-1, self._rows.shape[-1])
         flat = (index + self._first_row).flatten()
         rows = stored.index_select(0, flat).view(*index.shape, -1)
         obs, action, reward, not_terminated, next_obs = torch.split(rows, self._widths, dim=-1)
         reward, discount = reward.squeeze(-1), None
         if self._n_step > 1:
-            reward, last, discount = windows(
-                index,
-                self._newest,
-                stored[:, self._reward_column],
-                self._ended.view(-1),
-                steps=self._n_step,
-                stride=self._envs,
-                gamma=self._gamma,
-            )
+            rewards, ended = stored[:, self._reward_column], self._ended.view(-1)
+            sizes = {"steps": self._n_step, "stride": self._envs}
+            reward, last, discount = windows(index, self._newest, rewards, ended, **sizes, gamma=self._gamma)
             ends = stored.index_select(0, last.flatten()).view(*index.shape, -1)
             not_terminated, next_obs = torch.split(ends, self._widths, dim=-1)[3:]
         if self._smallest_deviation is not None:
@@ -232,10 +220,10 @@ class Replay:
         return Batch(obs, action, reward, next_obs, not_terminated.squeeze(-1), discount)
 
     def high_reward_share(self) -> Tensor:
-        """Share of each task's newest tenth of rows with rewards above the 90th percentile of all rows, [T].
+        """Share [T] of the newest tenth of each task's rewards that lie above its 90th percentile.
 
-        About .1 while nothing changes, 0 while a task gets worse; where a task begins to be rewarded it rises
-        before its returns show it. Of at most 4,096 rows, evenly spaced, for the percentile.
+        About 0.1 while nothing changes and 0 while a task gets worse. It rises before the returns do when a
+        task begins to be rewarded. The percentile is that of at most 4,096 evenly spaced rewards.
         """
         if self.size == 0:
             return torch.zeros(self.num_tasks, device=self._rows.device)
@@ -252,13 +240,13 @@ class Replay:
 
     @property
     def reward_scale(self) -> Tensor | None:
-        """What rewards are divided by, [T]; None where they are not scaled by their returns."""
+        """The divisor [T] of rewards under `reward_scaling=return`, else None."""
         return None if self._return_scale is None else self._return_scale.scale
 
     def state_parts(self) -> dict[str, Any]:
-        """Return the parts of a checkpoint: "replay" and, as functions that read them, pieces of the ring.
+        """Return the parts of a checkpoint: "replay", and functions that return pieces of the ring.
 
-        The functions may be called later and from another thread, whatever is added meanwhile.
+        The functions return the present content, also when called later and from another thread.
         """
         view = RingView(self._rows, self.size)
         self._views.add(view)
@@ -276,7 +264,7 @@ class Replay:
         return {"replay": part, **{f"replay_{number}": piece for number, piece in view.pieces().items()}}
 
     def load_state_parts(self, parts: Mapping[str, Any]) -> None:
-        """Restore `state_parts`, functions called, of a buffer of the same shape."""
+        """Restore `state_parts` of a buffer of the same shape; pieces may be functions or their results."""
         state = parts["replay"]
         self.size, self._next = state["size"], state["next"]
         if self.size:
@@ -295,9 +283,8 @@ class RingView:
     """Slots 0 to `size` of a ring [T, C, W] as they are now, read in pieces while the ring is written to.
 
     A checkpoint of a gigabyte takes seconds to hash and write. Training must not wait for it, and a copy of
-    the whole ring would take as much memory again. So whoever writes to the ring first hands the rows that
-    are about to be overwritten to every view still in use. A piece is a copy of what the ring holds now, with
-    the rows that were overwritten meanwhile put back.
+    the whole ring would double the memory. So the replay hands the rows that it is about to overwrite to
+    every view still in use. A piece is copied from the ring, then the overwritten rows are put back.
 
     Args:
         ring: the live tensor. On CUDA it is copied to the host at once: a copy from another thread could
@@ -312,12 +299,12 @@ class RingView:
         self._kept: list[tuple[int, Tensor]] = []  # first slot and rows, in the order of being overwritten
 
     def keep(self, first: int, rows: Tensor) -> None:
-        """Take in the rows [T, E, W] from slot `first` on, which are about to be overwritten."""
+        """Keep a copy of the rows [T, E, W] from slot `first` on, which are about to be overwritten."""
         if self._ring.device == rows.device and first < self._size:
             self._kept.append((first, rows.clone()))
 
     def pieces(self, piece_bytes: int | None = None) -> dict[int, Callable[[], dict[str, Any]]]:
-        """Return piece number -> a function of the part that holds it: `first` slot and `rows`."""
+        """Return piece number -> a function that returns the piece: its `first` slot and its `rows`."""
         tasks, _, width = self._ring.shape
         slots = max(1, (piece_bytes or PIECE_BYTES) // (tasks * width * self._ring.element_size()))
         return {
@@ -327,7 +314,7 @@ class RingView:
 
     def _piece(self, first: int, end: int) -> dict[str, Any]:
         rows = self._ring[:, first:end].clone()
-        # The newest first, so that of a slot overwritten twice the oldest content stays.
+        # The newest first: if a slot was overwritten twice, its oldest content must win.
         for start, kept in reversed(self._kept):
             low, high = max(start, first), min(start + kept.shape[1], end)
             if low < high:

@@ -1,4 +1,4 @@
-"""Returns over several steps: n-step windows in a ring, and the scale of a task's returns. Knows no SAC."""
+"""Returns over several steps: n-step windows, and the scale of a task's returns. Knows no SAC."""
 
 from __future__ import annotations
 
@@ -9,37 +9,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_SMALLEST = 1e-3  # of the scale, in units of reward: a task that has paid nothing yet stays as it is
+_SMALLEST = 1e-3  # scale of a task that has paid no reward yet
 
 
 class Windows(NamedTuple):
-    """What n steps from a transition on amount to; B samples of each of T tasks."""
+    """Up to n transitions from each of B sampled transitions on, for T tasks."""
 
     reward: Tensor  # [T, B], discounted sum of the rewards in the window
-    last: Tensor  # [T, B], flat row of the window's last transition, whose successor is bootstrapped from
+    last: Tensor  # [T, B], flat row of the window's last transition; the target bootstraps from its successor
     discount: Tensor  # [T, B], gamma to the power of the window's length
 
 
 def windows(
-    index: Tensor,
-    newest: Tensor,
-    reward: Tensor,
-    ended: Tensor,
-    *,
-    steps: int,
-    stride: int,
-    gamma: float,
+    index: Tensor, newest: Tensor, reward: Tensor, ended: Tensor, *, steps: int, stride: int, gamma: float
 ) -> Windows:
-    """Sum up to `steps` transitions from slots [T, B] on, none of them behind the end of an episode.
+    """Sum the rewards of up to `steps` transitions of one environment, from slots [T, B] on.
 
-    A window ends with its episode, by termination or time limit alike, or with the newest transition stored:
-    it is shorter then and bootstraps from the true successor of its last transition, with the discount of as
-    many steps as it has. So no return mixes two episodes and none is biased.
+    A window ends with its episode, by termination or time limit alike, or with the newest stored transition.
+    A shorter window bootstraps from the true successor of its last transition and is discounted by its own
+    length. So no return mixes two episodes, and none is biased.
 
     Args:
         index: slots in the ring of each task.
-        newest: 0-dim, number of the vector step in the ring that was written last.
-        reward: [T * C] of each task's slots; those of one vector step lie side by side.
+        newest: 0-dim, place in the ring of the vector step that was written last.
+        reward: [T * C], of each task's C slots.
         ended: bool [T * C], whether the episode ended with the transition.
         steps: n.
         stride: E, slots per vector step.
@@ -47,13 +40,17 @@ def windows(
     """
     capacity = len(reward) // len(index)
     fixed = _constants(len(index), capacity, steps, stride, gamma, reward.dtype, index.device)
+    # The environments' slots of a vector step lie side by side: the same environment's next transition is E
+    # slots on, modulo C, which is a multiple of E. Rows count through the rings of all tasks.
     rows = (index.unsqueeze(-1) + fixed.distance).remainder_(capacity).add_(fixed.first_row)
-    ahead = (newest - index // stride).remainder_(capacity // stride)  # vector steps stored after its own
-    # Whether the episode ended before the k-th transition.
+    # The vector steps written after the sampled one, counted round the ring: beyond them lies its oldest
+    # content, which belongs to an earlier time.
+    ahead = (newest - index // stride).remainder_(capacity // stride)
+    # Transition k counts if none of the k before it ended the episode.
     over = ended[rows[..., :-1]].cumsum(-1)
     alive = fixed.offset <= ahead.unsqueeze(-1)
     alive[..., 1:] &= over == 0
-    length = alive.sum(-1, keepdim=True)
+    length = alive.sum(-1, keepdim=True)  # at least 1: the sampled transition itself
     total = (reward[rows] * (alive * fixed.power)).sum(-1)
     last = rows.gather(-1, length - 1).squeeze(-1)
     return Windows(total, last, fixed.power_of_length[length.squeeze(-1)])
@@ -61,8 +58,8 @@ def windows(
 
 class _Constants(NamedTuple):
     offset: Tensor  # [n], 0 to n - 1
-    distance: Tensor  # [n], slots to the k-th transition
-    first_row: Tensor  # [T, 1, 1]
+    distance: Tensor  # [n], slots from the sampled transition to the k-th
+    first_row: Tensor  # [T, 1, 1], of each task's ring
     power: Tensor  # [n], gamma^k
     power_of_length: Tensor  # [n + 1]
 
@@ -78,26 +75,19 @@ def _constants(
 
 
 class ReturnScale:
-    """What rewards of a task are divided by so that its returns lie within +-bound.
+    """The divisor of a task's rewards that keeps its returns within +-bound.
 
-    Every copy of every task keeps a running return G <- r + gamma G, begun anew with each episode. The scale
-    of a task is max(std G, max |G| / bound), over all steps of all its copies so far: returns deviate by
-    about 1 and never leave the bound (the normalisers of FastTD3, arXiv 2505.22642, and FlashSAC). Unlike
-    a deviation of single rewards it does not blow up a first success after thousands of steps without one.
-
-    Args:
-        num_tasks: T.
-        envs_per_task: E.
-        gamma: discount per env step.
-        bound: largest scaled return.
-        device: where the scale is used.
+    Every environment keeps a running return G <- r + gamma G, reset at the end of an episode. The scale of a
+    task is max(std G, max |G| / bound) over all steps of all its environments so far: scaled returns deviate
+    by about 1 and never leave the bound (the normalisers of FastTD3, arXiv 2505.22642, and FlashSAC). Unlike
+    a deviation of single rewards, it does not blow up a first success after thousands of steps without one.
     """
 
     def __init__(
         self, *, num_tasks: int, envs_per_task: int, gamma: float, bound: float, device: torch.device
     ) -> None:
         self._gamma, self._bound = gamma, bound
-        # Double precision: sums of squares over 1e9 steps.
+        # In double precision: sums of squares over 1e9 steps.
         zeros = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         self._state = {
             "running": torch.zeros(num_tasks, envs_per_task, dtype=torch.float64, device=device),
@@ -109,9 +99,8 @@ class ReturnScale:
         self.scale = torch.ones(num_tasks, device=device)  # [T]
 
     def add(self, reward: Tensor, ended: Tensor, lost: Tensor | None = None) -> None:
-        """Count one vector step: reward, end of episode and rows that are no transition, each [T, E]."""
-        state = self._state
-        device = self.scale.device
+        """Count one vector step: rewards, ends of episodes, and rows that are no transition, each [T, E]."""
+        state, device = self._state, self.scale.device
         running = state["running"].mul_(self._gamma).add_(reward.to(device))
         ended = ended.to(device)
         if lost is None:
@@ -131,7 +120,7 @@ class ReturnScale:
         self.scale.copy_(scale.clamp(min=_SMALLEST))
 
     def state_dict(self) -> dict[str, Any]:
-        """Running returns, their statistics, and the scale."""
+        """Return the running returns, their statistics and the scale."""
         return {**self._state, "scale": self.scale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,14 +1,15 @@
-"""One update of multi-task SAC: a fixed sequence of operations on tensors that stay in place.
+"""One update of multi-task SAC: a fixed sequence of operations on tensors that keep their memory.
 
-Critics descend, then the actor, then the temperatures; targets follow. Nothing here reads back to the host,
-so that on CUDA the whole of it is one graph; with a delayed actor two, with and without its step.
+The critics descend first, then the actor, then the temperatures; the target network follows. Nothing here
+reads back to the host, so on CUDA a graph can hold an update. A delayed actor takes two graphs, one with its
+step and one without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,11 @@ from mtrl import seeds
 from mtrl.agents.base import TaskSpec
 from mtrl.agents.sac import losses
 from mtrl.agents.sac.losses import Atoms, CriticOutputs
-from mtrl.agents.sac.methods import make_combiners
 from mtrl.agents.sac.observation_norm import ObservationNorm
 from mtrl.agents.sac.replay import Batch
-from mtrl.combiners import Combiner
+from mtrl.combiners import Combiner, make_combiner
 from mtrl.config.schema import Config
+from mtrl.errors import UserError
 from mtrl.gradients.per_task import (
     Descent,
     Evaluation,
@@ -39,7 +40,7 @@ _PER_TASK = ("critic_loss", "actor_loss", "value", "entropy", "alpha", "critic_g
 
 
 class Work(NamedTuple):
-    """One batch and what an update adds to it; the one place that selects tasks."""
+    """One batch and what an update adds to it. Only this class selects tasks."""
 
     batch: Batch
     alpha: Tensor  # temperatures [T]
@@ -51,16 +52,15 @@ class Work(NamedTuple):
         """The rows of the tasks of an index [N]; None: all of it."""
         if tasks is None:
             return self
-        alpha, next_noise, noise = (part.index_select(0, tasks) for part in self[1:4])
-        target = None if self.target is None else self.target.index_select(0, tasks)
-        return Work(self.batch.of_tasks(tasks), alpha, next_noise, noise, target)
+        rows = (part if part is None else part.index_select(0, tasks) for part in self[1:])
+        return Work._make((self.batch.of_tasks(tasks), *rows))
 
 
 class CriticAux(NamedTuple):
     """What one evaluation of the critics' losses compared; N tasks."""
 
-    outputs: Tensor  # of the twins, [2, N, B] or with a distribution behind
-    target: Tensor
+    outputs: Tensor  # of the twins, [2, N, B], or [2, N, B, atoms] of a distribution
+    target: Tensor  # [N, B], or [N, B, atoms]
 
 
 class ActorAux(NamedTuple):
@@ -71,17 +71,17 @@ class ActorAux(NamedTuple):
 
 
 class SACUpdate(nn.Module):
-    """What an update changes: a policy, twin critics, target critics, temperatures, and their combiners.
+    """The networks, temperatures, combiners and optimisers of SAC, and the step that changes them.
 
     Args:
-        config: of the run; of it `network`, `sac`, `seed` and the methods are read.
+        config: of the run. Only `network`, `sac`, `seed` and the methods are read.
         spec: sizes.
-        device: where parameters live.
+        device: of the parameters.
 
     Attributes:
         actor_arguments: of the actor's network, as `make_network` takes them.
-        num_batches: K, independent batches that `step` takes.
-        target_entropy: of each task's policy, nats; by default minus the number of action dimensions.
+        num_batches: K, the number of independent batches that `step` takes.
+        target_entropy: of each task's policy, in nats; by default minus the number of action dimensions.
     """
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
@@ -95,38 +95,29 @@ class SACUpdate(nn.Module):
         self.observation_norm: ObservationNorm | None = None
         if network.observation_norm == "warmup":
             self.observation_norm = ObservationNorm(spec.obs_dim).to(device)
-        architecture, sizes = network.architecture, {"num_tasks": spec.num_tasks}
-        self.actor_arguments = network_arguments(
-            network, "actor", **sizes, stack=1, inputs=spec.obs_dim, outputs=2 * spec.action_dim
-        )
-        critic_arguments = network_arguments(
-            network,
-            "critic",
-            **sizes,
-            stack=2,
-            inputs=spec.obs_dim + spec.action_dim,
-            outputs=self.critic_outputs.number,
-        )
-        self.actor_network = make_network(architecture, self.actor_arguments)
-        self.critic_network = make_network(architecture, critic_arguments)
-        combiners = make_combiners(config, spec.num_tasks)
+        seen, action = spec.obs_dim, spec.action_dim
+        actor_sizes = {"stack": 1, "num_tasks": spec.num_tasks, "inputs": seen, "outputs": 2 * action}
+        critic_outputs = self.critic_outputs.number
+        critic_sizes = actor_sizes | {"stack": 2, "inputs": seen + action, "outputs": critic_outputs}
+        self.actor_arguments = network_arguments(network, "actor", **actor_sizes)
+        critic_arguments = network_arguments(network, "critic", **critic_sizes)
+        self.actor_network = make_network(network.architecture, self.actor_arguments)
+        self.critic_network = make_network(network.architecture, critic_arguments)
         initial = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
 
-        def descent(network: Network, combiner: Combiner, lr: float) -> Descent:
-            flat = FlatParameters(*network.initial_parameters(initial)).to(device)
-            sac = config.sac
-            return Descent(
-                flat, combiner.to(device), lr=lr, eps=sac.adam_eps, max_norm=sac.max_grad_norm
-            ).to(device)  # fmt: skip
+        def descent(made: Network, role: Literal["critic", "actor"], lr: float) -> Descent:
+            flat = FlatParameters(*made.initial_parameters(initial)).to(device)
+            combiner = sac_combiner(config, role, spec.num_tasks).to(device)
+            eps, max_norm = config.sac.adam_eps, config.sac.max_grad_norm
+            return Descent(flat, combiner, lr=lr, eps=eps, max_norm=max_norm).to(device)
 
-        self.actor = descent(self.actor_network, combiners.actor, config.sac.actor_lr)
-        self.critic = descent(self.critic_network, combiners.critic, config.sac.critic_lr)
-        self.num_batches = max(combiner.num_batches for combiner in combiners)
-        self.target: Tensor
-        self.register_buffer("target", self.critic.flat.vector.detach().clone())
-        self.averaged_actor: Tensor | None
-        average = None if config.sac.actor_average_rate is None else self.actor.flat.vector.detach().clone()
-        self.register_buffer("averaged_actor", average)
+        # The actor first: both networks draw their parameters from one stream.
+        self.actor = descent(self.actor_network, "actor", config.sac.actor_lr)
+        self.critic = descent(self.critic_network, "critic", config.sac.critic_lr)
+        self.num_batches = max(self.actor.combiner.num_batches, self.critic.combiner.num_batches)
+        self.target = nn.Buffer(self.critic.flat.vector.detach().clone())
+        averages = config.sac.actor_average_rate is not None
+        self.averaged_actor = nn.Buffer(self.actor.flat.vector.detach().clone()) if averages else None
         temperatures = spec.num_tasks if config.sac.temperature == "per_task" else 1
         start = torch.full((temperatures,), config.sac.initial_temperature, device=device).log()
         self.log_alpha = nn.Parameter(start)
@@ -148,33 +139,42 @@ class SACUpdate(nn.Module):
         """Temperatures [T]."""
         return self.log_alpha.detach().exp().expand(self.num_tasks)
 
+    @property
+    def acting(self) -> Tensor:
+        """Parameters of the deterministic policy: the actor's, averaged if `actor_average_rate` is set."""
+        return self.actor.flat.vector.detach() if self.averaged_actor is None else self.averaged_actor
+
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None) -> Tensor:
         """Return actions [T, E, A] in [-1, 1] for observations [T, E, O].
 
-        With standard normal noise [T, E, A] a sample of the policy; without, its mode, with the parameters
-        averaged over updates where `actor_average_rate` asks for that.
+        With standard normal noise [T, E, A] these are samples of the policy; without, the mode of `acting`.
         """
         obs = self._standardised(obs)
         if noise is None:
-            return mode_action(self._policy(self.actor.flat.named(self.averaged_actor), obs))
+            return mode_action(self._policy(self.actor.flat.named(self.acting), obs))
         return sample_action(self._policy(self.actor.flat.named(), obs), noise).action
 
     def step(self, batches: Sequence[Batch], noise: Tensor, *, actor_too: bool = True) -> list[Evaluation]:
-        """One step of critics and targets, and if `actor_too` of actor and temperatures.
+        """Step the critics and the target network and, if `actor_too`, the actor and the temperatures.
 
         Args:
-            batches: K = `num_batches` independent ones.
-            noise: [K, 2, T, B, A], standard normal, what critic targets and the actor draw actions with.
-            actor_too: whether actor, its average and the temperatures move as well.
+            batches: K = `num_batches` independent batches.
+            noise: [K, 2, T, B, A], standard normal, for actions of the critics' targets and of the actor.
+            actor_too: whether the actor, its average and the temperatures move as well.
 
         Returns:
-            What the critics' losses compared, as `td_error` and `td_errors` take it.
+            The evaluations of the critics' losses, which `td_error` and `td_errors` take.
         """
+        # The order matters. All losses see the temperatures from before the update; the actor is judged by
+        # the critics that have just moved; the temperatures follow the entropy that the actor's step sampled;
+        # the target network moves last, and at every update. All state is written in place: a CUDA graph
+        # repeats these operations on the same memory.
         alpha = self.alpha
         work = [Work(self._as_seen(batch), alpha, *pair) for batch, pair in zip(batches, noise, strict=True)]
         if self.critic.combiner.evaluates_all:
-            # Once for all evaluations. A method that looks at some tasks only computes the targets of those.
+            # Targets are computed once for all evaluations. A method that looks at some of the tasks leaves
+            # this to `critic_loss`, which computes the targets of these tasks alone.
             work = [own._replace(target=self.target_of(own)) for own in work]
         critic = self.critic.step(partial(self.critic_loss, work), alpha)
         actor = None
@@ -211,7 +211,7 @@ class SACUpdate(nn.Module):
 
     @torch.no_grad()
     def target_of(self, own: Work, tasks: Tensor | None = None) -> Tensor:
-        """What the critics descend to on work of all tasks, or of the tasks of an index [N]."""
+        """Targets of the critics for work of all tasks, or of the tasks of an index [N]."""
         outputs = self._policy(self.actor.flat.named(), own.batch.next_obs, tasks)
         next_action = sample_action(outputs, own.next_noise)
         frozen = self.critic.flat.named(self.target)
@@ -220,7 +220,7 @@ class SACUpdate(nn.Module):
         return self.critic_outputs.target(next_q, backup)
 
     def anneal(self, progress: float) -> None:
-        """Set the step sizes for `progress` in [0, 1] through the run."""
+        """Set the step sizes for `progress` in [0, 1], the fraction of the run that is over."""
         sac = self.sac
         if sac.final_lr_fraction == 1.0:
             return
@@ -230,20 +230,18 @@ class SACUpdate(nn.Module):
             set_lr(optimizer, lr * sac.final_lr_fraction**fall)
 
     def td_error(self, evaluations: Sequence[Evaluation]) -> Tensor | None:
-        """Mean distance of values to their targets in the update that returned `evaluations`, [T].
+        """Mean distance [T] of values to their targets in the update that returned `evaluations`.
 
-        In units of scaled reward. Of at most `sac.batch_per_task` samples of each task: a rough number, but
-        one that costs an update nothing. None where the method looked at some tasks only.
+        In units of scaled reward, over one batch: a rough estimate that costs nothing extra. None if the
+        method looked at some of the tasks only.
         """
         whole = [seen.aux for seen in evaluations if seen.tasks is None]
         return self.critic_outputs.distance(*whole[0]).mean(dim=(0, 2)) if whole else None
 
     def td_errors(self, evaluations: Sequence[Evaluation]) -> list[tuple[int, Tensor | None, Tensor]]:
-        """The same of each sample: batch, tasks (or None), errors [N, B]."""
-        return [
-            (seen.batch, seen.tasks, self.critic_outputs.distance(*seen.aux).mean(dim=0))
-            for seen in evaluations
-        ]
+        """Distances of single samples: for each evaluation its batch, tasks (None: all) and errors [N, B]."""
+        distance = self.critic_outputs.distance
+        return [(seen.batch, seen.tasks, distance(*seen.aux).mean(dim=0)) for seen in evaluations]
 
     def _step_temperatures(self, seen: Evaluation) -> None:
         """Move the temperatures of the evaluated tasks."""
@@ -251,17 +249,15 @@ class SACUpdate(nn.Module):
         own = temperature.expand(self.num_tasks)
         own = own if seen.tasks is None else own.index_select(0, seen.tasks)
         per_task = losses.temperature_loss(own, seen.aux.log_prob, self.target_entropy)
-        # Per-task temperatures are separate parameters: a sum gives each its own gradient. A shared one
-        # takes the mean over tasks, as one loss over the whole batch would.
+        # Per-task temperatures are separate parameters: a sum gives each its own gradient. A shared
+        # temperature takes the mean over tasks, as one loss over the whole batch would.
         total = per_task.sum() / (len(per_task) if len(self.log_alpha) == 1 else 1)
         (gradient,) = torch.autograd.grad(total, temperature)
         adam_step(self.temperature_optimizer, self.log_alpha, gradient)
 
     def _as_seen(self, batch: Batch) -> Batch:
-        """A batch with observations as the networks see them."""
-        if self.observation_norm is None:
-            return batch
-        obs, next_obs = self.observation_norm(batch.obs), self.observation_norm(batch.next_obs)
+        """Return a batch with standardised observations."""
+        obs, next_obs = self._standardised(batch.obs), self._standardised(batch.next_obs)
         return batch._replace(obs=obs, next_obs=next_obs)
 
     def _standardised(self, obs: Tensor) -> Tensor:
@@ -280,20 +276,19 @@ class SACUpdate(nn.Module):
 
 
 class UpdateTotals(nn.Module):
-    """Sums over updates on the device, read once per log line; a task counts where an update looked at it."""
+    """Sums over updates, kept on the device and read once per log line.
 
-    sums: Tensor
-    counts: Tensor
-    norms: Tensor
+    An update counts for a task only if it evaluated that task.
+    """
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
-        self.register_buffer("sums", torch.zeros(len(_PER_TASK), num_tasks))
-        self.register_buffer("counts", torch.zeros(len(_PER_TASK), num_tasks))
-        self.register_buffer("norms", torch.zeros(2, 2))  # critic and actor: sum, number of steps
+        self.sums: Tensor = nn.Buffer(torch.zeros(len(_PER_TASK), num_tasks))
+        self.counts: Tensor = nn.Buffer(torch.zeros(len(_PER_TASK), num_tasks))
+        self.norms: Tensor = nn.Buffer(torch.zeros(2, 2))  # critic and actor: sum, number of steps
 
     def add(self, critic: StepReport, actor: StepReport | None, alpha: Tensor) -> None:
-        """Count one update with temperatures alpha [T]; actor is None where it had no step."""
+        """Count one update with temperatures alpha [T]; `actor` is None if the actor made no step."""
         nothing = (torch.zeros_like(alpha), torch.zeros_like(critic.evaluated))
 
         def norms(report: StepReport) -> tuple[Tensor, Tensor]:
@@ -314,18 +309,41 @@ class UpdateTotals(nn.Module):
                 self.norms[number, 1] += 1
 
     def _whole(self, means: Tensor, tasks: Tensor | None) -> Tensor:
-        """Means [T] of means [N], 0 for the other tasks."""
+        """Lay out means [N] of some tasks as [T], 0 for the other tasks."""
         return means if tasks is None else means.new_zeros(self.sums.shape[1]).index_copy(0, tasks, means)
 
     def pop_means(self) -> dict[str, Tensor]:
-        """Return means since the last call, [T] and, of the directions' norms, 0-dim; begin anew."""
+        """Return the means since the last call, then start again: [T], and 0-dim norms of the directions."""
         means = self.sums / self.counts.clamp(min=1)
         result = dict(zip(_PER_TASK, means.unbind(), strict=True))
         for name in ("critic_grad_norm", "actor_grad_norm"):
-            if not self.counts[_PER_TASK.index(name)].any():  # the method looks at no gradient of one task
+            if not self.counts[_PER_TASK.index(name)].any():  # the method forms no gradients of single tasks
                 del result[name]
         norms = self.norms[:, 0] / self.norms[:, 1].clamp(min=1)
         result["critic/update_norm"], result["actor/update_norm"] = norms.unbind()
         for total in (self.sums, self.counts, self.norms):
             total.zero_()
         return result
+
+
+def sac_combiner(config: Config, network: Literal["critic", "actor"], num_tasks: int) -> Combiner:
+    """Return a fresh combiner for the losses of one network, with a random stream of its own.
+
+    The critics' losses are errors or cross-entropies and never negative. The actor's may have either sign,
+    so a method whose formulas need positive losses must shift them there.
+
+    Raises:
+        ValueError: unknown method or option, or a value outside its rule.
+        UserError: the actor's method needs positive losses and was not told how to shift them.
+    """
+    method, options = config.method_of(network)
+    combiner = make_combiner(method, num_tasks=num_tasks, **options)
+    if network == "actor" and combiner.refuses_signed_losses:
+        raise UserError(
+            f"{method} needs positive losses and SAC's actor loss may be negative. Give the actor a method "
+            "of its own (--method.actor mean leaves the critics' raw losses to this one), or --method.shift "
+            "minimum (method_options={'shift': 'minimum'}), which measures losses from their lowest value, "
+            "plus one."
+        )
+    combiner.seed(seeds.integer(config.seed, f"{network}_combiner"))
+    return combiner

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtrl.agents.sac.losses import Atoms, CriticOutputs, cross_entropy, expectation, gaussian, project
 
 ATOMS = Atoms(-2.0, 3.0, 11)
+_SPACING = 0.5
 
 
 def _projected_by_loop(atoms: Atoms, probabilities: list[float], values: list[float]) -> list[float]:
@@ -51,9 +52,9 @@ def test_the_projection_of_single_values_keeps_them_within_the_atoms() -> None:
 
 def test_gaussian_mass_is_that_of_the_normal_distribution_between_the_atoms_borders() -> None:
     value, deviation = torch.tensor([0.13], dtype=torch.float64), 0.75
-    normal = torch.distributions.Normal(value, deviation * ATOMS.spacing)
+    normal = torch.distributions.Normal(value, deviation * _SPACING)
     atoms = ATOMS.values(value)
-    mass = normal.cdf(atoms + ATOMS.spacing / 2) - normal.cdf(atoms - ATOMS.spacing / 2)
+    mass = normal.cdf(atoms + _SPACING / 2) - normal.cdf(atoms - _SPACING / 2)
     torch.testing.assert_close(gaussian(ATOMS, value, deviation)[0], mass / mass.sum())
 
 
