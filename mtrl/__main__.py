@@ -1,4 +1,4 @@
-"""The console commands; `python -m mtrl train ...` and the like run them by their short names."""
+"""Entry points of the console commands; `python -m mtrl train ...` runs `mtrl-train`, and so on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtrl.errors import unknown_name
 
 _COMMANDS = ("train", "evaluate", "report", "export", "sweep")
 
-# Entry points of the installed commands mtrl-train and so on, see pyproject.toml.
+# The installed commands mtrl-train and so on, see pyproject.toml.
 train, evaluate, report, export, sweep = (partial(launch, f"mtrl.cli.{name}") for name in _COMMANDS)
 
 

@@ -1,4 +1,4 @@
-"""Errors a user can act on: each message says what was expected, what was found and what to do."""
+"""Errors that a user can act on: the message says what was expected, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake in flags, presets, paths or the machine at hand; printed without a traceback, exit code 2."""
+    """A mistake in flags, presets, paths or the machine; printed without a traceback, exit code 2."""
 
 
 class NonFiniteError(RuntimeError):
@@ -16,7 +16,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Diverged(NonFiniteError):
-    """Numbers are still finite, but beyond what learning survives, and the user asked to stop then."""
+    """Numbers are finite but out of range, and `train.on_divergence` is "stop"."""
 
 
 class EnvironmentFailure(RuntimeError):
@@ -30,16 +30,13 @@ class EnvironmentFailure(RuntimeError):
 
 
 def unknown_name(kind: str, found: str, valid: Iterable[str]) -> str:
-    """Message for a name outside `valid`: the nearest valid name first, then all of them."""
+    """Return the message for a name outside `valid`: the nearest valid name, then all of them."""
     names = sorted(valid)
     return f"unknown {kind} '{found}'.{did_you_mean(found, names)} Valid: {', '.join(names)}."
 
 
 def did_you_mean(found: str, valid: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return " Did you mean 'X'?" for the valid name nearest to `found`, "" if none is near.
-
-    X is that name, or what a mapping `valid` holds under it.
-    """
+    """Return " Did you mean 'X'?", "" if no name in `valid` is near; if it is a mapping, X is the value."""
     by_folded = {name.casefold(): name for name in valid}
     near = difflib.get_close_matches(found.casefold(), by_folded, n=1, cutoff=cutoff)
     if not near:

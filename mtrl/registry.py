@@ -1,7 +1,7 @@
-"""Plug-ins by name: methods, networks, agents, suites and sinks, built in or a user's own.
+"""Plug-ins by name: methods, networks, agents, suites and sinks.
 
-Wherever a name is accepted, `package.module:Name` or `path/to/file.py:Name` names one of the user's own.
-Imports the standard library only: `--help` lists names without importing what they stand for.
+Wherever a name is accepted, `package.module:Name` or `path/to/file.py:Name` names a user's own plug-in.
+Imports the standard library only: `--help` lists names without importing the plug-ins.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ARGUMENT = re.compile(r"(?P<name>\w+)(?: \([^)]*\))?:\s*(?P<text>.*)")
 
 
 class Option(NamedTuple):
-    """One named, typed value with its default (or REQUIRED) and its meaning."""
+    """A named, typed argument with its default (or REQUIRED) and its meaning."""
 
     name: str
     annotation: Any
@@ -36,15 +36,15 @@ class Option(NamedTuple):
 
 
 class Registry(Mapping[str, Any]):
-    """Plug-ins of one kind by name; built-in ones are imported when they are first asked for.
+    """Plug-ins of one kind by name; built-in ones are imported at their first use.
 
     Args:
-        kind: what a message calls such a plug-in, for instance "method".
+        kind: what messages call such a plug-in, for instance "method".
         builtin: name -> "package.module:Name".
-        given: arguments that the engine gives every plug-in of this kind; all others are its options. A
-            plug-in may name further ones in an attribute `given`.
-        wrappers: whether an option NAME with another NAME_options beside it names a second plug-in of this
-            kind, which the first one wraps, and its options.
+        given: arguments that the engine passes to every plug-in of this kind; all others are options. A
+            plug-in may name further such arguments in an attribute `given`.
+        wrappers: whether a pair of options NAME and NAME_options names another plug-in of this kind, which
+            this one wraps, and its options.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Registry(Mapping[str, Any]):
         self._plugins: dict[str, Any] = dict(builtin)
 
     def register(self, name: str, plugin: Any) -> None:
-        """Make `plugin`, or what the text "package.module:Name" names, known as `name`.
+        """Add `plugin`, or the plug-in that the text "package.module:Name" names, as `name`.
 
         Raises:
-            UserError: the name is taken by another plug-in, or has a colon.
+            UserError: another plug-in has that name, or the name has a colon.
         """
         if ":" in name or self._plugins.get(name, plugin) is not plugin:
             raise UserError(
@@ -73,11 +73,11 @@ class Registry(Mapping[str, Any]):
     def options(self, name: str) -> dict[str, Option]:
         """Return the options of the plug-in of that name; raises as `[name]` and `options_of`."""
         plugin = self[name]
-        # Not inherited: the engine gives the further arguments to this very class, to no subclass of it.
+        # `vars`, because `given` is not inherited: the engine does not pass these arguments to subclasses.
         return options_of(plugin, self.given | set(vars(plugin).get("given", ())))
 
     def wrapped(self, options: Collection[str]) -> dict[str, str]:
-        """Return the options that name a wrapped plug-in -> the options that hold that plug-in's own."""
+        """Return {NAME: NAME_options} of the wrapped plug-ins among `options`."""
         names = options if self.wrappers else ()
         return {name: f"{name}_options" for name in names if f"{name}_options" in options}
 
@@ -112,13 +112,10 @@ class Registry(Mapping[str, Any]):
 
 
 def options_of(plugin: Any, given: Collection[str] = ()) -> dict[str, Option]:
-    """Return the arguments of a class or function, without those in `given`, by name.
+    """Return the arguments of a class or function by name, without those in `given`.
 
-    Types are the annotations, else that of the default; the meaning is the argument's entry under `Args:` in
-    the docstring.
-
-    Raises:
-        UserError: an annotation names something that its module does not know.
+    The type is the annotation, else the type of the default; the meaning is the entry under `Args:` of the
+    docstring. Raises UserError for an annotation that cannot be evaluated.
     """
     made_by: Any = plugin.__init__ if inspect.isclass(plugin) else plugin
     try:
@@ -127,7 +124,7 @@ def options_of(plugin: Any, given: Collection[str] = ()) -> dict[str, Option]:
         raise UserError(f"the types of {plugin.__name__}'s arguments cannot be read: {error}.") from error
     documented: dict[str, str] = {}
     for owner in reversed(plugin.__mro__) if inspect.isclass(plugin) else (plugin,):
-        # A subclass that inherits __init__ may still document the arguments itself.
+        # A subclass may document arguments of an inherited __init__.
         documented |= _documented(owner.__doc__ or "")
     options = {}
     for name, parameter in inspect.signature(plugin).parameters.items():
@@ -141,12 +138,10 @@ def options_of(plugin: Any, given: Collection[str] = ()) -> dict[str, Option]:
 
 
 def load_object(path: str, kind: str) -> Any:
-    """Return what "package.module:Name" or "path/to/file.py:Name" names; `kind` names it in messages.
+    """Return the object that "package.module:Name" or "path/to/file.py:Name" names; messages call it `kind`.
 
-    The working directory counts as a place for modules, as it does for `python -m`.
-
-    Raises:
-        UserError: no such file or module, or nothing of that name in it.
+    Modules are also looked up in the working directory, as by `python -m`. Raises UserError if there is no
+    such file, module or name.
     """
     place, _, name = path.rpartition(":")
     module = _load_file(Path(place), kind) if place.endswith(".py") else _import(place, kind)
@@ -160,12 +155,12 @@ def load_object(path: str, kind: str) -> Any:
 def _import(place: str, kind: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)  # last, so that nothing in it can take the place of an installed package
+        sys.path.append(here)  # last, so that its files cannot hide installed packages
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
-            raise  # the module is there, something that it imports is not
+            raise  # the module exists, but something that it imports is missing
         raise UserError(
             f"no module '{place}' for the {kind} '{place}:...': neither installed nor in '{here}'. "
             "Start from the folder that holds it, or add that folder to PYTHONPATH."
@@ -181,8 +176,7 @@ def _load_file(path: Path, kind: str) -> Any:
     if known is not None and known.__file__ == str(path):
         return known
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -190,7 +184,7 @@ def _load_file(path: Path, kind: str) -> Any:
 
 
 def _documented(docstring: str) -> dict[str, str]:
-    """Return the entries of a docstring's `Args:` section, continuation lines joined."""
+    """Return the entries of a docstring's `Args:` section, with continuation lines joined."""
     lines = inspect.cleandoc(docstring).splitlines()
     if "Args:" not in lines:
         return {}

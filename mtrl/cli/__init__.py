@@ -1,6 +1,6 @@
-"""The commands mtrl-train, -evaluate, -report, -sweep and -export, a module each with `main`; how they end.
+"""The commands mtrl-train, -evaluate, -report, -sweep and -export: one module each, with a `main`.
 
-Imports the standard library only: the combiners need torch alone, so that any other package may be missing.
+Imports the standard library only: the combiners need only torch, so other packages may not be installed.
 """
 
 from __future__ import annotations
@@ -14,19 +14,14 @@ from typing import Any
 from mtrl import __version__
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 
-# Which extra installs a package, by the name it is imported by; all others belong to [train].
+# Package, by the name it is imported by -> the extra that installs it; all others belong to [train].
 _EXTRAS = {"matplotlib": "report", "imageio": "video", "ray": "cluster", "torchjd": "torchjd"}
 
 
 def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> int:
-    """Run the command of a module, "mtrl.cli.train" for instance, and return its exit code.
+    """Run `main(argv, **defaults)` of a module such as "mtrl.cli.train" and return its exit code.
 
-    Where a package is missing, it says what to install.
-
-    Args:
-        module: has `main(argv, **defaults)`.
-        argv: the arguments; those of the process if None.
-        defaults: what `main` takes besides.
+    If a package is missing, print what to install. `argv` None stands for the process's arguments.
     """
     try:
         code: int = importlib.import_module(module).main(argv, **defaults)
@@ -41,11 +36,10 @@ def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> i
 
 
 def command(run: Callable[..., int]) -> Callable[..., int]:
-    """Return a command's `main(argv=None, **defaults)`, made of `run(arguments, **defaults)`.
+    """Turn `run(arguments, **defaults)` into a command's `main(argv=None, **defaults)`.
 
-    `argv` None stands for the process's arguments. The exit code that `main` returns: 0 done; 1 non-finite
-    numbers; 2 a mistake of the user, with nothing written; 75 environment failure; 130 interrupted and 143
-    terminated.
+    `main` returns an exit code: 0 done; 1 non-finite numbers; 2 a mistake of the user, with nothing written;
+    75 environment failure; 130 interrupted; 143 terminated.
     """
 
     @functools.wraps(run)

@@ -1,4 +1,4 @@
-"""`mtrl-evaluate`: the newest checkpoint of a run."""
+"""`mtrl-evaluate`: evaluate the newest checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Flags:
     camera: str | None = None
     """View of videos; Meta-World: side, corner, corner2 to corner4, topview, behindGripper, gripperPOV."""
     best: bool = False
-    """Evaluate the policy of the best evaluation in place of the newest; train with --train.keep-best."""
+    """Evaluate the policy of the best evaluation instead, which --train.keep-best keeps."""
 
 
 @command
@@ -41,9 +41,7 @@ def main(arguments: list[str]) -> int:
     if flags is None:
         return 0
     if flags.camera is not None and not flags.video:
-        raise UserError(
-            "--camera chooses the view of videos; found no --video. Add it, or leave out --camera."
-        )
+        raise UserError("--camera chooses the view of videos; found no --video. Add it or drop --camera.")
     from mtrl.training.run import evaluate_run
 
     values = {name: value for name, value in vars(flags).items() if name != "run_dir"}

@@ -1,4 +1,4 @@
-"""`mtrl-export`: the policy of a run as files to take away."""
+"""`mtrl-export`: write the policy of a run as files that need no run directory."""
 
 from __future__ import annotations
 

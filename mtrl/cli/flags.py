@@ -1,8 +1,7 @@
-"""Flags: fields and options of plug-ins, shown and split by tyro, their values read as YAML reads them.
+"""Flags for fields and plug-in options: tyro shows and splits them, `config.values` converts and checks them.
 
-tyro sees text alone, so that a value from the shell, from YAML and from Python is checked at one place and
-a mistake reads the same. What tyro refuses itself (a missing value, a stray word) it draws as a box, of which
-one line is kept.
+tyro gets all values as text, so that one place checks values from the shell, YAML and Python, with the same
+messages. tyro draws its own errors (a missing value, a stray word) as a box, of which we keep one line.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ F = TypeVar("F")
 
 
 class Flag(NamedTuple):
-    """One flag; `flag` is its name without dashes and without its group's, "" for a positional one."""
+    """One flag; `flag` is its name without dashes and without the group's name, "" if it is positional."""
 
     flag: str
     option: Option
@@ -47,12 +46,12 @@ Members = Sequence[Flag | Group]
 
 
 def option_flag(option: Option, flag: str | None = None, metavar: str | None = None) -> Flag:
-    """Return the flag of an option, by default under the option's own name."""
+    """Return the flag of an option, by default with the option's own name."""
     return Flag(option.name if flag is None else flag, option, metavar or label(option.annotation))
 
 
 def fields_of(cls: Any, values: Any = None) -> list[Option]:
-    """Return the fields of a `settings` dataclass as options; defaults are those of the instance `values`."""
+    """Return the fields of a `settings` dataclass as options, with the values of `values` as defaults."""
     options = []
     for name, annotation in field_types(cls).items():
         default = getattr(cls if values is None else values, name, REQUIRED)
@@ -61,7 +60,7 @@ def fields_of(cls: Any, values: Any = None) -> list[Option]:
 
 
 def parse(members: Members, arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the value of every flag, nested by group, defaults where a flag is not given.
+    """Return the value of every flag, nested by group; the default if a flag is not given.
 
     Raises:
         UserError: an unknown flag (the nearest one is given), a missing value, a stray word.
@@ -85,12 +84,12 @@ def print_help(members: Members, description: str, epilogue: str = "") -> None:
             )
         print(epilogue, end="\n" if epilogue else "", flush=True)
     except BrokenPipeError:
-        # `--help | head` closes the pipe early; without this the interpreter's last flush fails again.
+        # `--help | head` closes the pipe early; without this the last flush of the interpreter fails too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse_command(cls: type[F], arguments: Sequence[str], positional: str | None = None) -> F | None:
-    """Return a command's flags, the fields of a `settings` class; None if help was asked for, and printed."""
+    """Return a command's flags, the fields of a `settings` class; None if it printed help instead."""
     members = [
         option_flag(option, "", "PATH") if option.name == positional else option_flag(option)
         for option in fields_of(cls)
@@ -102,7 +101,7 @@ def parse_command(cls: type[F], arguments: Sequence[str], positional: str | None
 
 
 def given(arguments: Sequence[str]) -> list[str]:
-    """Return the flags among `arguments`, with dashes for underscores and without values."""
+    """Return the flags in `arguments`, with dashes for underscores and without values."""
     return [_dashed(text[2:].partition("=")[0]) for text in arguments if text.startswith("--")]
 
 
@@ -112,7 +111,7 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 
 def peek(arguments: Sequence[str], flag: str) -> str | None:
-    """Return the last value of `flag`; None where it has none, which the parser then reports."""
+    """Return the last value of `flag`; None if it has none, which the parser reports later."""
     value = None
     for text, following in itertools.pairwise([*arguments, "--"]):
         name, equals, attached = text.partition("=")
@@ -125,7 +124,7 @@ def peek(arguments: Sequence[str], flag: str) -> str | None:
 
 
 def _tyro_type(members: Members, name: str = "Flags") -> Any:
-    """Return a dataclass for tyro: bool and tuple fields as they are, all others as text."""
+    """Return a dataclass for tyro: bool and tuple fields keep their type, all others are text."""
     fields: list[tuple[str, Any, Any]] = []
     for member in members:
         if isinstance(member, Group):
@@ -137,12 +136,10 @@ def _tyro_type(members: Members, name: str = "Flags") -> Any:
         default: Any = tyro.MISSING if option.default is REQUIRED else option.default
         if kind is str and option.default is not REQUIRED:
             default = str(option.default)
-        about = tyro.conf.arg(name=member.flag or None, help=option.help, metavar=member.metavar)
-        if kind is bool:
-            about = tyro.conf.arg(name=member.flag, help=option.help)
+        metavar = None if kind is bool else member.metavar
+        about = tyro.conf.arg(name=member.flag or None, help=option.help, metavar=metavar)
         place = () if member.flag else (tyro.conf.Positional,)
-        described: Any = Annotated[kind, about, *place]
-        fields.append((option.name, described, default))
+        fields.append((option.name, Annotated[kind, about, *place], default))
     return dataclasses.make_dataclass(name, fields, kw_only=True)
 
 
@@ -182,7 +179,7 @@ def _check_flags(arguments: Sequence[str], members: Members) -> None:
 
 
 def _unknown_flag(flag: str, known: Sequence[str], options: Sequence[str], chosen: str | None) -> str:
-    """Return the message for an unknown flag: the nearest one, without a section by its last part."""
+    """Return the message for an unknown flag; without a dot, it is also compared with last parts of names."""
     section, dot, _ = flag.rpartition(".")
     if dot and section in known and not any(name.startswith(f"{section}.") for name in options):
         value = f" {chosen}" if chosen else ""
@@ -211,7 +208,7 @@ def _dashed(name: str) -> str:
 
 
 def _first_paragraph(box: str) -> str:
-    """Return the message of tyro's boxed error, which stands between its title and the next rule."""
+    """Return the message in tyro's boxed error: the text between its title and the next rule."""
     paragraph: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip("│╭╮╰╯|+ ")

@@ -22,7 +22,7 @@ class _Flags:
     single_task: tuple[str, ...] = ()
     """Finished runs of one task each, for Delta m: the drop against agents trained on a task alone."""
     measure: Literal["success", "return"] | None = None
-    """What is compared; by default success where the suite has one, else the return."""
+    """What to compare; by default success if the suite has it, else the return."""
 
 
 @command

@@ -1,4 +1,4 @@
-"""`mtrl-sweep`: methods, seeds and a grid of settings, run side by side and again where something broke."""
+"""`mtrl-sweep`: train methods x seeds x a grid of settings, and retry trials that broke."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ _Count = Annotated[int, Field(gt=0)]
 class _Flags:
     """Train methods x seeds x settings as ordinary runs, on this machine or on a Ray cluster.
 
-    Start the same command again after whatever happened: nothing that is done runs twice.
+    The same command continues a sweep that was interrupted; finished trials are not run again.
     """
 
     methods: tuple[str, ...] = ()
     """Gradient combiners to train with."""
     seeds: _Count = 5
-    """Seeds of each setting."""
+    """Number of seeds of each setting."""
     first_seed: Annotated[int, Field(ge=0)] = 0
     """The smallest seed; the others follow it."""
     tasks: tuple[str, ...] = ()
-    """One benchmark (MT10) or task names; by default those of the preset."""
+    """One benchmark (MT10) or task names; by default the tasks of the preset."""
     preset: str | None = None
     """Values to start from, as for mtrl-train."""
     set: tuple[str, ...] = ()
-    """Settings of all trials as KEY=VALUE: steps=200_000; cagrad.c=.4 is an option of one method."""
+    """Settings of all trials as KEY=VALUE: steps=200_000; cagrad.c=.4 sets an option of one method."""
     grid: tuple[str, ...] = ()
     """Settings to vary as KEY=VALUE[,VALUE...], in every combination: sac.gamma=.98,.99."""
     out: str | None = None
-    """Folder of the sweep; one that has been begun is continued. Default: runs/TASKS-sweep."""
+    """Folder of the sweep, new or to be continued. Default: runs/TASKS-sweep."""
     parallel: _Count | None = None
-    """Trials at once at most; by default as many as fit."""
+    """Maximum number of trials at once; by default as many as fit."""
     cpus_per_trial: Annotated[float, Field(gt=0)] = 2.0
     """Cores that Ray reserves for a trial: one learns while the others step the environments."""
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs that Ray reserves for a trial; a fraction shares one."""
+    """GPUs that Ray reserves for a trial; below 1, trials share a GPU."""
     retries: Annotated[int, Field(ge=0)] = 3
     """How often a trial is tried again when its worker, node or environments break."""
     address: str | None = None
     """Address of a running Ray cluster; by default this machine."""
     dry_run: bool = False
-    """Print the plan and its cost and end."""
+    """Print the plan and its cost, train nothing."""
 
 
 @command
 def main(arguments: list[str]) -> int:
-    """Run a sweep; return 0 when all trials are finished, 1 when some have failed, else as `mtrl-train`."""
+    """Run a sweep; return 0 if all trials have finished, 1 if some have failed, else as `mtrl-train`."""
     flags = parse_command(_Flags, arguments)
     if flags is None:
         return 0

@@ -1,7 +1,7 @@
-"""`mtrl-train`: flags over a preset over defaults; start a run or resume one.
+"""`mtrl-train`: start a run or resume one; flags override a preset, which overrides the defaults.
 
-Which flags there are depends on the plug-ins that are chosen (`--method cagrad` has `--method.c`), so their
-names are looked up first; everything is then parsed over the preset's values.
+The flags depend on the chosen plug-ins (`--method cagrad` has `--method.c`), so the names of these are read
+first; then all flags are parsed, with the values of the preset as defaults.
 """
 
 from __future__ import annotations
@@ -13,19 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from mtrl.cli import command
-from mtrl.cli.flags import (
-    Flag,
-    Group,
-    fields_of,
-    given,
-    option_flag,
-    parse,
-    parse_command,
-    peek,
-    print_help,
-    wants_help,
-)
+from mtrl.cli import command, flags
+from mtrl.cli.flags import Flag, Group, fields_of, option_flag, parse_command, peek, wants_help
 from mtrl.config.presets import build_config, config_text, load_preset, owner_of, preset_names
 from mtrl.config.schema import Config, Device
 from mtrl.config.values import settings
@@ -36,7 +25,7 @@ _DESCRIPTION = (
     "Train one multi-task agent; --method combines the gradients of its tasks. `--method NAME --help` shows "
     "that method's options, and so do --suite and --network.architecture."
 )
-# Flags of keys whose own name would not be found: all that is about methods begins with --method.
+# Keys with flags of another name: every flag about methods begins with --method.
 _FLAGS = {"critic_method": "method.critic", "actor_method": "method.actor"}
 _TAKEN = ("critic", "actor")  # after "--method.": a method's own options cannot have these names
 _METAVARS = {"tasks": "NAME [NAME ...]"} | dict.fromkeys(
@@ -47,7 +36,7 @@ _WITH_RESUME = ("--resume", "--steps", "--device", "--allow-version-mismatch", "
 
 @settings("--")
 class _RunFlags:
-    """Flags of the command itself, beside those of the configuration."""
+    """Flags of the command that are no settings of the run."""
 
     preset: str | None = None
     """Values to start from."""
@@ -56,11 +45,11 @@ class _RunFlags:
     resume: str | None = None
     """Run directory to continue; takes only --steps and --device."""
     resume_or_start: str | None = None
-    """Run directory to continue, or to start in: for requeued jobs."""
+    """Run directory to continue or to start in, for requeued jobs."""
     allow_version_mismatch: bool = False
     """Accept a checkpoint of another metaworld, mujoco or major version of torch."""
     print_config: bool = False
-    """Print the resolved configuration as YAML and end."""
+    """Print the resolved configuration as YAML, train nothing."""
 
 
 @settings("--")
@@ -77,14 +66,8 @@ class _ResumeFlags:
 
 @command
 def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, ...] | None = None) -> int:
-    """Start a run or resume one.
-
-    Args:
-        arguments: flags.
-        preset: the preset used without `--preset`; None: the dataclass defaults.
-        tasks: the tasks used without `--tasks`; None: those of the preset, which must then name some.
-    """
-    flags_given = given(arguments)
+    """Start a run or resume one; `preset` and `tasks` are used without `--preset` and `--tasks`."""
+    flags_given = flags.given(arguments)
     if "--resume" in flags_given and not wants_help(arguments):
         return _resume(arguments)
     preset = peek(arguments, "--preset") or preset
@@ -97,19 +80,17 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     base = written_out(build_config(*layers, _chosen(arguments)))
     members = [*_config_flags(Config, base), *_run_flags(preset)]
     if wants_help(arguments):
-        print_help(members, _DESCRIPTION, "" if "--method" in flags_given else _methods())
+        flags.print_help(members, _DESCRIPTION, "" if "--method" in flags_given else _methods())
         return 0
-    values = parse(members, arguments)
+    values = flags.parse(members, arguments)
     if not tasks_known:
         raise UserError("no tasks: give --tasks MT10, --tasks reach-v3 push-v3 or a preset that names tasks.")
     own = _RunFlags(**{field.name: values.pop(field.name) for field in dataclasses.fields(_RunFlags)})
     if own.resume_or_start and own.run_dir:
-        raise UserError(
-            "--resume-or-start names the run directory itself; found --run-dir besides. Give one."
-        )
+        raise UserError("--resume-or-start already names the run directory; found --run-dir too. Give one.")
     if own.allow_version_mismatch and not own.resume_or_start:
         raise UserError(
-            "--allow-version-mismatch is about a checkpoint; found neither --resume nor --resume-or-start. "
+            "--allow-version-mismatch needs a checkpoint; found neither --resume nor --resume-or-start. "
             "Leave it out."
         )
     config = resolve(build_config(values))
@@ -125,26 +106,22 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
 
 
 def _resume(arguments: list[str]) -> int:
-    for flag in given(arguments):
+    for flag in flags.given(arguments):
         if flag not in _WITH_RESUME:
             raise UserError(
-                f"--resume continues a run with its own configuration and takes only --steps and --device "
-                f"(and --allow-version-mismatch) besides; found {flag}. To change it, start a new run."
+                "--resume continues a run with its own configuration and can be combined only with --steps, "
+                f"--device and --allow-version-mismatch; found {flag}. To change it, start a new run."
             )
-    flags = parse_command(_ResumeFlags, arguments)
-    assert flags is not None
+    asked = parse_command(_ResumeFlags, arguments)
+    assert asked is not None
     from mtrl.training.run import resume_training
 
-    return resume_training(
-        Path(flags.resume),
-        steps=flags.steps,
-        device=flags.device,
-        allow_version_mismatch=flags.allow_version_mismatch,
-    ).exit_code
+    values = {name: value for name, value in vars(asked).items() if name != "resume"}
+    return resume_training(Path(asked.resume), **values).exit_code
 
 
 def _chosen(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the layer of the plug-ins that flags choose: it decides which other flags there are."""
+    """Return the plug-ins that flags choose, as a layer; they decide which other flags there are."""
     chosen: dict[str, Any] = {}
     for key in ("suite", "agent", "method", *_FLAGS):
         flag = f"--{_FLAGS.get(key, key)}"
@@ -158,7 +135,7 @@ def _chosen(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _config_flags(cls: Any, values: Any) -> list[Flag | Group]:
-    """Return the flags of Config or of a section of it; their defaults are `values`, with all options."""
+    """Return the flags of Config or of a section of it; `values` has their defaults and all options."""
     from mtrl.training.resolve import WITH_OPTIONS
 
     members: list[Flag | Group] = []
@@ -178,7 +155,7 @@ def _config_flags(cls: Any, values: Any) -> list[Flag | Group]:
 
 
 def _options_group(registry: Registry, plugin: str, values: Mapping[str, Any], key: str, flag: str) -> Group:
-    """Return the flags of a plug-in's options; the options of one that it wraps are a group of their own."""
+    """Return the flags of a plug-in's options; those of a wrapped plug-in are a group of their own."""
     options = registry.options(plugin)
     wrapped = {own: name for name, own in registry.wrapped(options).items()}
     members: list[Flag | Group] = []

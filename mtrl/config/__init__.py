@@ -10,12 +10,4 @@ from mtrl.config.schema import (
     TrainConfig,
 )
 
-__all__ = [
-    "Config",
-    "EnvConfig",
-    "EvalConfig",
-    "NetworkConfig",
-    "ReplayConfig",
-    "SacConfig",
-    "TrainConfig",
-]
+__all__ = ["Config", "EnvConfig", "EvalConfig", "NetworkConfig", "ReplayConfig", "SacConfig", "TrainConfig"]

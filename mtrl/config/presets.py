@@ -1,7 +1,7 @@
-"""Presets and the way from nested mappings to a Config. Imports no torch.
+"""Presets and stored configurations: nested mappings, merged into a Config. Imports no torch.
 
-Layers are merged from weak to strong: dataclass defaults, a preset (with those it `extends`), flags. A preset
-may hold `method_defaults: {cagrad: {c: 0.5}}`, options that apply whenever that method is chosen.
+Layers from weak to strong: dataclass defaults, a preset (over the presets it `extends`), flags. A preset may
+hold `method_defaults: {cagrad: {c: 0.5}}`, options that apply whenever that method is chosen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 
 from mtrl.config.schema import Config
 from mtrl.config.values import YamlLoader, convert, field_types, found
-from mtrl.errors import UserError, did_you_mean, unknown_name
+from mtrl.errors import UserError, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SUFFIXES = (".yaml", ".yml")
@@ -25,12 +25,12 @@ INCIDENTAL = (
     "device", "env.num_workers", "env.worker_niceness", "env.step_timeout", "env.max_restarts",
     "train.num_threads", "train.keep_checkpoints", "train.keep_best", "train.on_divergence", "train.sinks",
 )  # fmt: skip
-"""Settings of the machine, of what is kept and shown: a run that differs in them alone is the same run."""
+"""Settings of machine, storage and display: runs that differ in nothing else are the same run."""
 MISSING = "not recorded"
 
 
 def owner_of(key: str) -> str | None:
-    """Return the key whose plug-in has its options under `key`, which stands beside it; None: no options."""
+    """Return the key that names the plug-in whose options `key` holds; None if `key` holds no options."""
     if not key.endswith("options"):
         return None
     return "architecture" if key == "options" else key.removesuffix("_options")
@@ -48,10 +48,10 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """Return a preset as a nested dict, the presets it `extends` merged in; only what they set.
+    """Return the values that a preset and those it `extends` set, as a nested dict.
 
-    A name that ends in .yaml is the path of a file of the user's own. It may extend a preset, or a file given
-    relative to its own folder.
+    A name that ends in .yaml is the path of a user's file. It may extend a preset, or a file given relative
+    to its own folder.
 
     Raises:
         UserError: no such preset; not YAML; unknown key (nearest name given); wrong type or range.
@@ -60,13 +60,12 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def build_config(*layers: Mapping[str, Any]) -> Config:
-    """Return the Config of `layers` merged over the dataclass defaults, the last layer strongest.
+    """Return the Config of `layers` merged over the dataclass defaults; the last layer is the strongest.
 
-    Options of a method, suite or architecture are dropped where a stronger layer names another one.
+    A layer that names another method, suite or architecture drops the options of the former one.
 
     Raises:
-        UserError: unknown key (nearest name given), wrong type, value out of range, values that exclude each
-            other.
+        UserError: unknown key (nearest name given), wrong type, value out of range, conflicting values.
     """
     values: dict[str, Any] = {}
     for layer in layers:
@@ -75,7 +74,7 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """Return every value of `config` as plain nested dicts and lists, ready for YAML or JSON."""
+    """Return every value of `config` as nested dicts and lists, ready for YAML or JSON."""
     return {name: _plain(value) for name, value in vars(config).items()}
 
 
@@ -85,7 +84,7 @@ def config_text(config: Config) -> str:
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write the complete `config` as YAML; the file appears whole or not at all."""
+    """Write the complete `config` as YAML, atomically."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -99,18 +98,14 @@ def save_config(config: Config, path: str | Path) -> None:
 
 
 def load_config(path: str | Path) -> Config:
-    """Return the Config that `save_config` wrote, in this version or a former one.
-
-    Raises:
-        UserError: no such file, not YAML, or not a valid configuration.
-    """
+    """Return the Config that `save_config`, of any version, wrote; raises UserError if it cannot be read."""
     values = _read_yaml(Path(path))
     with _named(path):
         return build_config(_translated(values))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: {"sac": {"gamma": .99}} -> {"sac.gamma": .99}; lists become tuples."""
+    """Return nested mappings as one: {"sac": {"gamma": .99}} -> {"sac.gamma": .99}; lists become tuples."""
     result: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -123,12 +118,9 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(
     first: Mapping[str, Any], second: Mapping[str, Any], but: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the keys with other values in two flat mappings, with both; MISSING where one lacks it.
+    """Return the keys in which two flat mappings differ -> both values; MISSING where one lacks the key.
 
-    Args:
-        first: by dotted key, see `flat`.
-        second: likewise.
-        but: keys that may differ.
+    Differences in the keys `but` do not count.
     """
     keys = dict.fromkeys((*first, *second))
     pairs = {key: (first.get(key, MISSING), second.get(key, MISSING)) for key in keys if key not in but}
@@ -136,10 +128,10 @@ def differences(
 
 
 def _translated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a stored run of a former version under today's names; the one place for that."""
+    """Return a configuration that a former version may have stored under the names of this version."""
     translated = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     if isinstance(sac := translated.get("sac"), dict):
-        sac.pop("jacobian_chunk", None)  # changed no result
+        sac.pop("jacobian_chunk", None)  # had no effect on results
     if isinstance(env := translated.get("env"), dict) and "reward_version" in env:
         translated.setdefault("suite_options", {})["reward_version"] = env.pop("reward_version")
     return translated
@@ -155,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _named(path: str | Path) -> Iterator[None]:
-    """Put the file's path in front of the message of a UserError."""
+    """Put `path` in front of the message of a UserError."""
     try:
         yield
     except UserError as error:
@@ -164,7 +156,6 @@ def _named(path: str | Path) -> Iterator[None]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        # The loader derives from SafeLoader: plain data only.
         values = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
@@ -195,7 +186,7 @@ def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any], section: Any = None) -> dict[str, Any]:
-    """Return `layer` over `base`; `section` has the defaults of these values, None for options."""
+    """Return `layer` merged over `base`; `section` is the class whose fields these are, None for options."""
     merged = dict(base)
     for key in base:
         if owner := owner_of(key):
@@ -209,7 +200,7 @@ def _merge(base: Mapping[str, Any], layer: Mapping[str, Any], section: Any = Non
 
 
 def _check(values: Mapping[str, Any], section: Any, prefix: str) -> dict[str, Any]:
-    """Return `values` of a section, converted; rules between fields wait for the whole Config."""
+    """Return `values` of a section, converted; rules between fields are checked by the whole Config."""
     types = field_types(section)
     checked = {}
     for key, value in values.items():
@@ -227,23 +218,16 @@ def _check(values: Mapping[str, Any], section: Any, prefix: str) -> dict[str, An
 
 def _construct(values: Mapping[str, Any], section: Any) -> Any:
     types = field_types(section)
-    return section(
-        **{
-            key: _construct(value, types[key]) if dataclasses.is_dataclass(types[key]) else value
-            for key, value in values.items()
-        }
-    )
+    nested = [key for key in values if dataclasses.is_dataclass(types[key])]
+    return section(**{**values, **{key: _construct(values[key], types[key]) for key in nested}})
 
 
 def _unknown_key(path: str, valid: list[str]) -> str:
-    """Return the message for an unknown key; its last part may be a key of another section."""
-    leaf = path.rpartition(".")[2]
-    sections: dict[str, Any] = {"": Config}
-    sections |= {
-        f"{name}.": kind for name, kind in field_types(Config).items() if dataclasses.is_dataclass(kind)
-    }
-    elsewhere = [prefix + leaf for prefix, kind in sections.items() if leaf in field_types(kind)]
-    if not elsewhere:
+    """Return the message for an unknown key; it names the section that has a key of that name, if any."""
+    leaf, types = path.rpartition(".")[2], field_types(Config)
+    sections = [key for key, kind in types.items() if dataclasses.is_dataclass(kind)]
+    places = {key: f"{key}.{leaf}" for key in sections if leaf in field_types(types[key])}
+    if leaf not in types and not places:
         return unknown_name("key", path, valid)
-    hint = did_you_mean(leaf, {leaf: elsewhere[0]})
-    return f"unknown key '{path}'.{hint} Valid: {', '.join(sorted(valid))}."
+    place = leaf if leaf in types else next(iter(places.values()))
+    return f"unknown key '{path}'. Did you mean '{place}'? Valid: {', '.join(sorted(valid))}."

@@ -1,10 +1,8 @@
-"""Configuration of a run: frozen dataclasses; a field has its range in its type, unit and source below it.
+"""Configuration of a run: frozen dataclasses. A field's type gives its range, the text below its meaning.
 
-A Config is checked here field by field, whether YAML (`mtrl.config.presets`), flags (`mtrl.cli`) or Python
-made it. Names of plug-ins, their options and what the agent asks of its settings are checked by
-`mtrl.training.resolve`, before anything starts. A flag beats a YAML preset, which beats a dataclass default.
-Imports no torch.
-Sources: "MW+" is the Meta-World+ protocol (design of arXiv 2505.11289, its public JAX code, 2026-05 fixes).
+A Config is checked field by field, whether it comes from YAML (`mtrl.config.presets`), flags (`mtrl.cli`) or
+Python. `mtrl.training.resolve` checks names of plug-ins, their options and the agent's own rules. Imports no
+torch. Sources: "MW+" is the Meta-World+ protocol (arXiv 2505.11289, its public JAX code, 2026-05 fixes).
 """
 
 from __future__ import annotations
@@ -27,28 +25,28 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 def _as_tuple(value: Any) -> Any:
-    """Take a single name or a list for a tuple: from Python and YAML they are as natural."""
+    """Accept a single name or a list for a tuple, as they are natural in Python and YAML."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 @settings("env.")
 class EnvConfig:
-    """Environments, whatever their suite."""
+    """Environments of any suite."""
 
     envs_per_task: PositiveInt = 1
     """Parallel copies of each task; a vector step yields tasks x copies transitions."""
     num_workers: PositiveInt | None = None
     """Environment processes; None: one per available core, at most one per environment."""
     num_goals: PositiveInt | None = None
-    """Goals per task, one drawn at each reset; None: all that the suite has (Meta-World and MW+: 50)."""
+    """Goals per task, one drawn at each reset; None: all goals of the suite (Meta-World and MW+: 50)."""
     max_episode_steps: PositiveInt = 500
     """Episode length in env steps; every episode ends by truncation (MW+: 500)."""
     step_timeout: Positive = 60.0
     """Seconds without an answer after which a worker counts as hung."""
     worker_niceness: Annotated[int, Field(ge=0, le=19)] = 0
-    """Added to the workers' scheduling priority number (0 to 19): above 0 they yield to other processes."""
+    """Nice value added to the workers' (0 to 19); above 0 they yield to other processes."""
     max_restarts: NonNegativeInt = 3
-    """Workers restarted when they die, raise or hang; one more ends the run (checkpoint, exit code 75)."""
+    """Restarts of workers that die, raise or hang; one more ends the run (checkpoint, exit code 75)."""
 
 
 @settings("replay.")
@@ -58,13 +56,13 @@ class ReplayConfig:
     capacity_per_task: PositiveInt = 100_000
     """Transitions kept per task, oldest overwritten first (MW+: 100k)."""
     reward_scaling: Literal["none", "ema", "shrink", "return"] = "none"
-    """What sampled rewards are divided by, per task. `ema`: a running deviation (rate 1e-3); `shrink`: only
-    if over 1; `return`: max(std G, max |G| / 10) of the returns G so far (FastTD3, FlashSAC)."""
+    """Divisor of sampled rewards, per task. `ema`: their running deviation (rate 1e-3); `shrink`: the same if
+    above 1; `return`: max(std G, max |G| / 10) of the returns G so far (FastTD3, FlashSAC)."""
     n_step: PositiveInt = 1
     """Rewards summed before the bootstrap; windows end with their episode (FastTD3: 8, MTBench SAC: 4)."""
     curriculum: Annotated[float, Field(ge=0.5, le=1)] = 1.0
-    """Easy transitions first: quantile of a task's TD errors up to which transitions are drawn at the start;
-    it rises to .99 over the run. 1: all are drawn alike (after Data-CUBE)."""
+    """Easy transitions first: at the start only those below this quantile of a task's TD errors are drawn; it
+    rises to .99 over the run. 1: uniform draws (after Data-CUBE)."""
 
 
 @settings("network.")
@@ -74,8 +72,7 @@ class NetworkConfig:
     architecture: str = "mlp"
     """Architecture of actor and critics: mlp, package.module:Name or file.py:Name."""
     options: Options = field(default_factory=dict)
-    """Arguments of an architecture of your own; the mlp's are the fields below."""
-
+    """Arguments of your own architecture; those of the mlp are the fields below."""
     actor_width: PositiveInt = 400
     """Units per hidden layer of the actor (MW+: 400)."""
     actor_depth: PositiveInt = 3
@@ -93,8 +90,8 @@ class NetworkConfig:
     heads: Literal["shared", "per_task"] = "shared"
     """`per_task`: a linear head per task on a shared torso (multi-head SAC); only the torso is combined."""
     critic_block: Literal["mlp", "residual"] = "mlp"
-    """`residual`: input layer, then critic_depth - 1 residual blocks of two layers, all normalised with gain
-    and bias (BroNet, arXiv 2405.16158)."""
+    """`residual`: input layer, then critic_depth - 1 residual blocks of two layers, each with LayerNorm
+    (BroNet, arXiv 2405.16158)."""
     critic_loss: Literal["squared", "huber", "categorical", "histogram"] = "squared"
     """`huber`: linear beyond an error of 1. Cross-entropy over value_bins atoms: `categorical`, the target's
     own distribution projected (C51, arXiv 1707.06887); `histogram`, a normal around it (HL-Gauss)."""
@@ -105,9 +102,9 @@ class NetworkConfig:
     value_high: float = 10.0
     """Highest atom, in units of scaled reward (FastTD3, BRC: 10)."""
     observation_norm: Literal["none", "warmup"] = "none"
-    """`warmup`: standardise observations by mean and deviation over all tasks' warm-up, frozen afterwards."""
+    """`warmup`: standardise observations by their mean and deviation over the warm-up of all tasks."""
     task_identity: Literal["one_hot", "none"] = "one_hot"
-    """Whether the first layer sees a one-hot task identity (MW+: yes; the mtrl line: no)."""
+    """Whether the first layer gets a one-hot task identity (MW+: yes; the mtrl line: no)."""
 
 
 @settings("sac.")
@@ -125,26 +122,25 @@ class SacConfig:
     temperature_lr: Positive = 3e-4
     """Adam step size of the log temperatures."""
     final_lr_fraction: Fraction = 1.0
-    """Share of the three step sizes left at the end of the run, reached geometrically (MW+: 1, constant)."""
+    """Final share of the three step sizes, which decay geometrically (MW+: 1, constant)."""
     lr_hold_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the run before the step sizes begin to fall."""
+    """Share of the run before the step sizes begin to decay."""
     actor_average_rate: Fraction | None = None
-    """Rate per update of an average of the actor's parameters that evaluation uses; None: no average."""
+    """Rate per update of the average of the actor's parameters that is evaluated; None: no average."""
     adam_eps: Positive = 1e-5
     """Adam epsilon of actor and critics (MW+: 1e-5; torch's own default and the mtrl line: 1e-8)."""
     batch_per_task: PositiveInt = 128
     """Transitions sampled per task and update (MW+: 128)."""
     q_reduce: Literal["min", "mean"] = "min"
-    """How the twin critics' values become one, in the target and for the actor (BRC: mean)."""
+    """How the values of the twin critics are combined, in the target and for the actor (BRC: mean)."""
     actor_every: PositiveInt = 1
     """Critic steps per step of actor and temperatures (FastTD3, FlashSAC: 2; holosoma: 4)."""
     noise_hold: PositiveInt = 1
     """Env steps at most for which an environment holds its exploration noise, drawn as k ~ Zeta(2) (FlashSAC:
     16); 1: independent noise at every step."""
     noise_spread: Annotated[float, Field(ge=1)] = 1.0
-    """Factor of the exploration noise of each task's last copy; the first has 1, those between a geometric
-    ladder (Ape-X's ladder of epsilons, FastTD3's deviations per environment). Above 1 actions are no draws
-    from the policy any more: n-step targets, which are not corrected for that, are biased the more."""
+    """Factor of the exploration noise of a task's last copy; it grows geometrically from 1 for the first copy
+    (as Ape-X's epsilons). Above 1 actions are off-policy, for which n-step targets are not corrected."""
     max_grad_norm: Positive | None = 1.0
     """Global gradient norm bound applied after combining (MW+: 1.0); None: no bound."""
     temperature: Literal["per_task", "shared"] = "per_task"
@@ -154,9 +150,9 @@ class SacConfig:
     target_entropy: float | None = None
     """Target entropy in nats; None: minus the number of action dimensions."""
     critic_loss_bound: Positive = 1e7
-    """Critic loss of a task from which on learning counts as diverged (train.on_divergence)."""
+    """Critic loss of a task above which learning counts as diverged (train.on_divergence)."""
     q_bound: Positive = 1e5
-    """Size of a task's action values from which on learning counts as diverged."""
+    """Magnitude of a task's action values above which learning counts as diverged."""
 
 
 @settings("train.")
@@ -166,7 +162,7 @@ class TrainConfig:
     warmup_steps: PositiveInt = 4_000
     """Vector steps with uniformly random actions before the first update (MW+: 4000)."""
     warmup_updates: NonNegativeInt = 0
-    """Updates made at once when warm-up ends (mtrl line: 1500)."""
+    """Updates made at the end of the warm-up (mtrl line: 1500)."""
     updates_per_step: PositiveInt = 1
     """Updates per vector step after warm-up."""
     log_interval: PositiveInt = 1_000
@@ -180,21 +176,21 @@ class TrainConfig:
     on_divergence: Literal["warn", "stop", "off"] = "warn"
     """What to do when losses, values or temperatures leave their range or a solved task is lost."""
     deterministic: bool = False
-    """Bit-equal repetition on CUDA too, by slower kernels; on a CPU runs repeat bit for bit anyway."""
+    """Use slower, deterministic CUDA kernels; on a CPU runs repeat bit for bit anyway."""
     sinks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("tensorboard",)
-    """Where numbers go besides the JSON lines: tensorboard, or classes of your own as package.module:Name."""
+    """Sinks besides the JSON lines: tensorboard, or your own classes as package.module:Name."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """torch.set_float32_matmul_precision: faster with TF32 or bfloat16 units. Gramians stay exact."""
+    """As torch.set_float32_matmul_precision; below `highest` faster on GPUs. Gramians stay exact."""
     num_threads: PositiveInt | None = None
     """Threads of the learner on the CPU; None: all available cores."""
 
 
 @settings("eval.")
 class EvalConfig:
-    """Evaluation in environments of its own, deterministic policy, fixed goals, full-length episodes."""
+    """Evaluation: own environments, deterministic policy, fixed goals, full-length episodes."""
 
     interval: PositiveInt = 50_000
-    """Vector steps between two evaluations; one more is made at the end."""
+    """Vector steps between two evaluations; the last is made at the end."""
     episodes_per_task: PositiveInt = 10
     """Episodes per task of the evaluations during training; episode k uses goal k."""
     final_episodes_per_task: PositiveInt = 50
@@ -212,13 +208,13 @@ class Config:
     suite: str = "metaworld"
     """Suite of tasks: metaworld, gymnasium, package.module:Name or file.py:Name."""
     suite_options: Options = field(default_factory=dict)
-    """Arguments of the suite; those left out take its defaults."""
+    """Arguments of the suite; others have its defaults."""
     agent: str = "sac"
     """Agent: sac, package.module:Name or file.py:Name."""
     method: str = "mean"
     """Gradient combiner: a name in mtrl.combiners.COMBINERS, package.module:Name or file.py:Name."""
     method_options: Options = field(default_factory=dict)
-    """Hyper-parameters of the combiner; those left out take its defaults."""
+    """Hyper-parameters of the combiner; others have its defaults."""
     critic_method: str | None = None
     """Gradient combiner of the critics alone; None: as `method`."""
     critic_method_options: Options = field(default_factory=dict)
@@ -228,7 +224,7 @@ class Config:
     actor_method_options: Options = field(default_factory=dict)
     """Hyper-parameters of `actor_method`."""
     method_defaults: Mapping[str, Options] = field(default_factory=dict)
-    """Options by method's name, below those given: for whichever is chosen, also as another one's base."""
+    """Method's name -> options it has by default, also as the base of another method."""
     steps: PositiveInt = 2_000_000
     """Length of the run in vector steps, which is env steps per task and copy (MW+: 2M)."""
     seed: NonNegativeInt = 0
@@ -243,17 +239,17 @@ class Config:
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self) -> None:
-        for network in ("critic", "actor"):
-            if getattr(self, f"{network}_method_options") and getattr(self, f"{network}_method") is None:
+        for key in ("critic_method", "actor_method"):
+            if getattr(self, f"{key}_options") and getattr(self, key) is None:
                 raise UserError(
-                    f"{network}_method_options are options of {network}_method; found no {network}_method. "
-                    "Name it too, or use method_options."
+                    f"{key}_options are options of {key}; found no {key}. Name it too, or use method_options."
                 )
 
-    def method_of(self, network: Literal["critic", "actor"]) -> tuple[str, Options]:
-        """Return name and options of the method that combines this network's gradients."""
-        name: str | None = getattr(self, f"{network}_method")
-        if name is None:
-            return self.method, self.method_options
-        options: Options = getattr(self, f"{network}_method_options")
-        return name, options
+    def methods(self) -> dict[str, tuple[str, Options]]:
+        """Return the name and options of the method that combines the gradients of "critic" and "actor"."""
+        both = self.method, self.method_options
+        critic, actor = self.critic_method, self.actor_method
+        return {
+            "critic": both if critic is None else (critic, self.critic_method_options),
+            "actor": both if actor is None else (actor, self.actor_method_options),
+        }

@@ -1,7 +1,7 @@
-"""Strict conversion of values to annotated types by pydantic, with messages for people.
+"""Strict conversion of values to annotated types by pydantic, with readable messages.
 
-Nothing is guessed: a bool is no int, 1000.5 and "3" are none either; an int is accepted for a float. Shell
-and YAML turn text into values first (`from_text`, the YAML reader), Python hands over values.
+A bool, 1000.5 or "3" is not accepted for an int; an int is accepted for a float. Text from the shell and from
+YAML becomes a value first (`from_text`, `YamlLoader`).
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ C = TypeVar("C")
     frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, Field)
 )
 def settings(path: str = "") -> Callable[[type[C]], type[C]]:
-    """Return a decorator: frozen, keyword-only, strictly checked dataclass whose mistakes are UserErrors.
+    """Return a decorator for frozen, keyword-only, strictly checked dataclasses that raise UserErrors.
 
-    Args:
-        path: what messages put before a field's name.
+    Messages put `path` in front of a field's name.
     """
 
     def decorate(plain: type[C]) -> type[C]:
@@ -70,10 +69,10 @@ def field_types(cls: Any) -> dict[str, Any]:
 
 
 def convert(value: Any, annotation: Any, path: str) -> Any:
-    """Return `value` as `annotation`; a list, all that YAML and JSON know, is taken for a tuple.
+    """Return `value` as `annotation`; a list, which is what YAML and JSON have, may stand for a tuple.
 
     Raises:
-        UserError: any other value; names `path`, the rule and the value found.
+        UserError: a value of another type or out of range; names `path`, the rule and the value found.
     """
     if isinstance(value, list) and items_of(annotation) is not None:
         value = tuple(value)
@@ -84,7 +83,7 @@ def convert(value: Any, annotation: Any, path: str) -> Any:
 
 
 def from_text(text: str, annotation: Any) -> Any:
-    """Return what a person who types `text` means: text where text is valid, else the value YAML reads."""
+    """Return the value of `text` from the shell: the text itself if that is valid, else as YAML reads it."""
     members = _members(annotation)
     if type(None) in members and text.casefold() in ("none", "null"):
         return None
@@ -98,10 +97,10 @@ def from_text(text: str, annotation: Any) -> Any:
 
 
 class YamlLoader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a number (YAML 1.1 takes it for text) and refuses a key given twice."""
+    """SafeLoader that reads 3e-4 as a number (for YAML 1.1 it is text) and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; PyYAML alone would silently keep the last of two equal keys."""
+        """Build a mapping; PyYAML would silently keep the last of two equal keys."""
         seen = set()
         for key, _ in node.value:
             if str(key.value) in seen:
@@ -120,7 +119,7 @@ YamlLoader.add_implicit_resolver(
 
 
 def items_of(annotation: Any) -> Any:
-    """Return the type of the items of a `tuple[X, ...]`, alone or in a union; None for anything else."""
+    """Return the item type of a `tuple[X, ...]`, alone or in a union; None for any other annotation."""
     for kind in _members(annotation):
         if get_origin(kind) is tuple and get_args(kind)[1:] == (Ellipsis,):
             return get_args(kind)[0]
@@ -128,14 +127,14 @@ def items_of(annotation: Any) -> Any:
 
 
 def found(value: Any) -> str:
-    """Return how a message names `value`, its type included where it could be mistaken."""
+    """Return how a message shows `value`, with its type where that could be mistaken."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value!r} (text)" if isinstance(value, str) else repr(value)
 
 
 def describe(annotation: Any) -> str:
-    """Return what values `annotation` takes, in words."""
+    """Return in words which values `annotation` accepts."""
     members = _members(annotation)
     if len(members) > 1:
         return " or ".join(map(describe, members))
@@ -166,7 +165,7 @@ def label(annotation: Any) -> str:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the one type itself, without what `Annotated` adds."""
+    """Return the members of a union, or the one type itself, without `Annotated`."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
     if get_origin(annotation) in (typing.Union, types.UnionType):
@@ -179,11 +178,11 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(annotation, config=None if dataclasses.is_dataclass(annotation) else STRICT)
     except PydanticSchemaGenerationError:
-        return TypeAdapter(Any)  # a class of the user's own: it checks its argument itself
+        return TypeAdapter(Any)  # a user's class, which pydantic cannot check
 
 
 def _user_error(error: Any, path: str, expected: Any) -> UserError:
-    """Return the message for pydantic's first complaint; `expected` is an annotation or a field's by name."""
+    """Return the message for pydantic's first error; `expected`: an annotation, or one per field by name."""
     if error["type"] == "value_error" and isinstance(error["ctx"]["error"], UserError):
         mistake: UserError = error["ctx"]["error"]
         return mistake
@@ -200,22 +199,12 @@ def _user_error(error: Any, path: str, expected: Any) -> UserError:
         return UserError(f"{path} must be {rule}; found {value!r}.")
     if error["type"] == "too_short":
         return UserError(f"{path} must name at least one; found none.")
-    choices = [
-        choice
-        for member in _members(expected)
-        if get_origin(member) is Literal
-        for choice in get_args(member)
-        if isinstance(choice, str)
-    ]
+    members, hint = _members(expected), ""
+    choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     if choices and isinstance(value, str):
-        return UserError(unknown_name(f"value for {path}", value, choices))
-    return UserError(f"{path} must be {describe(expected)}; found {found(value)}.{_hint(value, expected)}")
-
-
-def _hint(value: Any, annotation: Any) -> str:
-    members = _members(annotation)
+        return UserError(unknown_name(f"value for {path}", value, map(str, choices)))
     if int in members and isinstance(value, float) and value.is_integer():
-        return f" Write {int(value)}."
-    if type(None) in members and value in ("None", "none"):
-        return " Write null."
-    return ""
+        hint = f" Write {int(value)}."
+    elif type(None) in members and value in ("None", "none"):
+        hint = " Write null."
+    return UserError(f"{path} must be {describe(expected)}; found {found(value)}.{hint}")

@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from mtrl.errors import UserError
+
 Result = TypeVar("Result")
 
 WARM_UP_CALLS = 3  # eager calls before the capture: libraries load, optimisers make their state
@@ -113,3 +115,19 @@ class Staging:
             self.host.copy_(self._device_tensor, non_blocking=True)
             self._sent.record()
             self._sent.synchronize()
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: `cuda` was asked for and torch finds no GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda needs a CUDA GPU and a CUDA build of torch; found "
+            f"torch {torch.__version__} without a usable GPU. Use --device auto or --device cpu."
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

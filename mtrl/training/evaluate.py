@@ -1,55 +1,36 @@
-"""Evaluation: the deterministic policy on fixed goals, in environments of its own, exact episode counts."""
+"""Evaluation: the deterministic policy on fixed goals, an exact number of episodes of each task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.agents.base import Policy
+from mtrl.envs import TaskVectorEnv
 from mtrl.runs.log import Evaluation
-
-
-class EvaluationEnvs(Protocol):
-    """What evaluation asks of a vector environment (`mtrl.envs.make_envs` returns one)."""
-
-    task_names: tuple[str, ...]
-    num_tasks: int
-    envs_per_task: int
-    num_goals: int
-
-    def reset(self, *, options: dict[str, Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start the given goals: options["goal"] is an int array [T*E]."""
-        ...
-
-    def step(self, actions: NDArray[np.float32]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step all environments."""
-        ...
 
 
 def evaluate(
     policy: Policy,
-    envs: EvaluationEnvs,
+    envs: TaskVectorEnv,
     episodes_per_task: int,
     *,
     between_steps: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Run episodes_per_task whole episodes of each task; episode k starts goal k modulo the number of goals.
 
-    Episodes are dealt out in rounds, copy e of a task taking episode `round * E + e`, and all of a round
-    run to their end, so that no task and no short episode counts more often than another. Success at any step
-    means the flag was set at least once; success at the last step means it was set when the episode ended.
-    Both are NaN for a task that knows no success.
-    A round in which a worker had to be restarted is run again: its episodes are fixed by their goals.
+    In each round copy e of a task runs episode `round * E + e` to its end, so that short episodes do not
+    count more often than long ones. Success at any step means the flag was set at least once; success at the
+    last step means it was set when the episode ended. Both are NaN for a task without success flags.
+    A round in which a worker was restarted is run again from the same goals.
 
     Args:
         policy: maps observations [T*E, O] to actions [T*E, A].
         envs: environments used for nothing else.
-        episodes_per_task: exact number of episodes counted per task.
-        between_steps: called before each env step; lets signals be handled during an evaluation, may raise to
-            abort it.
+        episodes_per_task: episodes counted for each task.
+        between_steps: called before each env step, to handle signals; may raise to abort the evaluation.
     """
     tasks, copies = envs.num_tasks, envs.envs_per_task
     rounds = -(-episodes_per_task // copies)
@@ -69,11 +50,11 @@ def evaluate(
 
 
 def _try_round(
-    policy: Policy, envs: EvaluationEnvs, goals: NDArray[np.int64], between_steps: Callable[[], None]
+    policy: Policy, envs: TaskVectorEnv, goals: NDArray[np.int64], between_steps: Callable[[], None]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
-    """One episode in every environment: success at any step and at the last, return, each [T*E].
+    """Run one episode in each environment: success at any step and at the last, return, each [T*E].
 
-    None if a worker was restarted meanwhile: its episodes are cut short, so the round counts for nothing.
+    Returns None if a worker was restarted meanwhile, because its episodes were cut short.
     """
     obs, _ = envs.reset(options={"goal": goals})
     running = np.ones(len(goals), dtype=bool)

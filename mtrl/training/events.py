@@ -1,4 +1,4 @@
-"""What a run is asked, by signals and callbacks, and what it hands out: events, and its result at the end."""
+"""Requests that signals and callbacks make of a run, the events it reports and its result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Literal, NamedTuple, Self
 
 from mtrl.runs.log import Evaluation
@@ -18,16 +18,16 @@ _SAVE = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Requests:
-    """What signals and callbacks ask of a run; a context manager that puts the caller's handlers back.
+    """What signals and callbacks ask of a run; a context manager that restores the caller's handlers.
 
-    A handler only notes the request, and the loop answers it between two vector steps: there the run is in a
-    state that a checkpoint can hold. SIGINT, SIGTERM and SIGHUP ask to stop, SIGUSR1 and SIGUSR2 to save and
-    go on. A second stop signal stops at once, by KeyboardInterrupt.
+    A handler only notes the request. The loop answers it between two vector steps, where the state of the run
+    can be saved. SIGINT, SIGTERM and SIGHUP ask to stop, SIGUSR1 and SIGUSR2 to save and go on. A second stop
+    signal raises KeyboardInterrupt.
 
     Attributes:
         exit_code: None until a stop is asked for; then 128 + the signal's number (130 for Ctrl-C, 143 for
             SIGTERM), or 0 if a callback asked.
-        save: whether a checkpoint is asked for; whoever writes it sets it back.
+        save: whether a checkpoint is asked for; the loop clears it when it begins one.
     """
 
     def __init__(self) -> None:
@@ -43,21 +43,19 @@ class Requests:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
             for number in (*_STOP, *_SAVE):
-                # nohup ignores SIGHUP: a run started with it is to outlive its terminal.
+                # nohup ignores SIGHUP so that the run outlives its terminal.
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number in _SAVE:
             self.save = True
-        elif self.exit_code:  # not 0: after a callback's request the first signal is still the polite one
+        elif self.exit_code:  # after a callback's request (0) the first signal is no second one
             raise KeyboardInterrupt
         else:
             self.exit_code = 128 + number
@@ -67,23 +65,23 @@ class TrainResult(NamedTuple):
     """How a call of `train`, `resume_training` or `resume_or_start` ended."""
 
     exit_code: int  # 0, or 128 + the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM
-    evaluation: Evaluation | None  # the final one; None: stopped before it, `resume_training` goes on
+    evaluation: Evaluation | None  # the final one; None if the run stopped before it
     path: Path  # the run directory
-    seconds: float  # of this call's training, evaluations and checkpoints included
-    steps: int  # vector steps done in all
+    seconds: float  # of this call, evaluations and checkpoints included
+    steps: int  # vector steps done, former calls included
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that has just happened in a run, as given to callbacks.
+    """Something that has just happened in a run; the argument of callbacks.
 
     Attributes:
         kind: "log" after a line of metrics, "evaluation" or "checkpoint".
         vector_step: vector steps done.
-        total_steps: length of the run.
-        path: the run directory; of a checkpoint, its own.
-        metrics: of a log line: tag -> value, and group -> {task: value}; else empty.
-        evaluation: of an evaluation; else None.
+        total_steps: length of the run in vector steps.
+        path: the run directory; for a checkpoint, the checkpoint's directory.
+        metrics: for a log line: tag -> value, and group -> {task: value}; else empty.
+        evaluation: for an evaluation; else None.
         final: whether this evaluation completes the run.
     """
 
@@ -97,7 +95,7 @@ class Event:
     _requests: Requests = field(default_factory=Requests, repr=False)
 
     def stop(self) -> None:
-        """Ask the run to stop after this vector step: it writes a checkpoint and can be resumed."""
+        """Ask the run to write a checkpoint and stop after this vector step; it can be resumed."""
         if self._requests.exit_code is None:
             self._requests.exit_code = 0
 
@@ -106,4 +104,4 @@ class Event:
         self._requests.save = True
 
 
-Callback = Callable[[Event], None]  # an exception that it raises ends the run; the last checkpoint stays
+Callback = Callable[[Event], None]  # an exception in it ends the run; the last checkpoint stays

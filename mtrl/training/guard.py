@@ -1,4 +1,4 @@
-"""Says when learning leaves the range in which it makes sense, with the tasks' names and what to try."""
+"""The guard against divergence: names the tasks whose numbers left their range, and what to try."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ _WAS_SOLVED, _IS_LOST = 0.8, 0.2
 
 
 class DivergenceGuard:
-    """Compares what is logged with bounds; warns once per task until it is back in its range.
+    """Compares logged numbers with bounds; warns about a task once until it is back in its range.
 
-    Args:
-        bounds: by name of a per-task quantity, the agent's own (`Agent.bounds`).
-        tasks: names.
-        action: what to do.
-        warn: takes the text.
+    `bounds` has those of each per-task quantity by its name (`Agent.bounds`); `warn` takes a warning's text.
     """
 
     def __init__(
@@ -34,7 +30,7 @@ class DivergenceGuard:
         self._best = dict.fromkeys(tasks, 0.0)
 
     def metrics(self, step: int, per_task: Mapping[str, Sequence[float]]) -> None:
-        """Look at one log line: group -> T values. Raises Diverged if the run is to stop."""
+        """Check one log line: group -> T values. Raises Diverged if the run is to stop."""
         for group, bound in self._bounds.items():
             if group in per_task:
                 values = dict(zip(self._tasks, map(float, per_task[group]), strict=True))
@@ -43,7 +39,7 @@ class DivergenceGuard:
                 self._tell(step, group, rule, bad, bound.advice)
 
     def evaluation(self, step: int, success: Mapping[str, float | None]) -> None:
-        """Look at an evaluation: task -> success rate, None or NaN where there is none."""
+        """Check an evaluation: task -> success rate, None or NaN if it has none. Raises as `metrics`."""
         bad = {}
         for task, rate in success.items():
             if rate is None or rate != rate or task not in self._best:
@@ -51,14 +47,11 @@ class DivergenceGuard:
             if self._best[task] >= _WAS_SOLVED and rate <= _IS_LOST:
                 bad[task] = rate
             self._best[task] = max(self._best[task], rate)
-        advice = (
-            "Lower the learning rates or let them fall (sac.final_lr_fraction), and keep the best policy "
-            "(train.keep_best)."
-        )
+        advice = "Lower the learning rates, or let them fall (sac.final_lr_fraction) and set train.keep_best."
         self._tell(step, "success", f"success fell from {_WAS_SOLVED:g} or more", bad, advice)
 
     def remember(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Take in the evaluations of former processes, lines of evaluations.jsonl."""
+        """Take in earlier evaluations of the run, lines of evaluations.jsonl."""
         for line in lines:
             for task, values in line["tasks"].items():
                 if values.get("success") is not None and task in self._best:

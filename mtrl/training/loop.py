@@ -1,11 +1,11 @@
-"""The training loop: vector steps one after another; log, checkpoint and evaluate when it is time.
+"""The training loop: vector steps, log lines, checkpoints and evaluations.
 
-The order of these at one vector step decides what a killed run loses:
+Their order at one vector step decides what a killed run loses:
 
-1. The log line, so that no checkpoint counts a vector step that no log line tells of.
+1. The log line: every vector step that a checkpoint counts is in the log.
 2. The checkpoint. It is written in the first seconds of the evaluation that follows, which takes minutes: a
-   run that is killed during the evaluation has lost nothing but that evaluation.
-3. The evaluation. A run is complete when its final one is written; until then resume has something to do.
+   run killed during the evaluation loses only that evaluation.
+3. The evaluation. A run is complete when its final evaluation is written; until then it can be resumed.
 """
 
 from __future__ import annotations
@@ -26,26 +26,17 @@ from mtrl.runs.log import Evaluation, Log, by_task
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Event, Requests, TrainResult
 from mtrl.training.guard import DivergenceGuard
-from mtrl.training.stepper import RunState, Stepper, Timer
+from mtrl.training.stepper import RunState, Stepper, timed
 
 
 class _StopInEvaluation(Exception):
-    """Leaves an evaluation that a stop signal has met; resume makes it from the start."""
+    """Ends an evaluation on a stop signal; resume makes that evaluation from the start."""
 
 
 class TrainingLoop:
-    """The loop around `Stepper`: logs, checkpoints, evaluations, and why it ends.
+    """The loop around `Stepper`: logs, checkpoints, evaluations, and the end of a run.
 
-    Args:
-        config: of the run.
-        path: the run directory, held by the caller.
-        state: everything that a checkpoint holds.
-        eval_envs: environments of the evaluations.
-        log: where numbers go.
-        progress: what a person sees.
-        requests: of signals and callbacks.
-        writer: of the checkpoints.
-        callbacks: called with each `Event`.
+    `path` is the run directory, which the caller has locked; each of `callbacks` is called with each `Event`.
     """
 
     def __init__(
@@ -80,38 +71,38 @@ class TrainingLoop:
         self.spent_at_log = self._spent()
 
     def run(self, start: int, *, resumed: bool, evaluated: bool) -> TrainResult:
-        """Go on from vector step `start`.
+        """Train from vector step `start` to the end.
 
         Args:
             start: vector steps done.
-            resumed: whether `start` is that of a checkpoint.
+            resumed: whether the state comes from a checkpoint of `start`.
             evaluated: whether the evaluation at `start`, if one is due there, has been written.
 
         Raises:
             EnvironmentFailure: workers failed more often than allowed; a checkpoint was written.
             NonFiniteError: the agent met non-finite numbers; no checkpoint was written since.
             UserError: a disk stayed full.
-            KeyboardInterrupt: a second stop signal; its text is the way on.
+            KeyboardInterrupt: a second stop signal; its text says how to continue.
         """
         try:
             return self._run(start, resumed=resumed, evaluated=evaluated)
-        except KeyboardInterrupt as at_once:
-            way = flag_to_go_on(self.path)
-            raise KeyboardInterrupt(f"interrupted at once; continue with {way}") from at_once
+        except KeyboardInterrupt as error:
+            text = f"interrupted at once; continue with {flag_to_go_on(self.path)}"
+            raise KeyboardInterrupt(text) from error
 
     def _run(self, start: int, *, resumed: bool, evaluated: bool) -> TrainResult:
         self.began = time.perf_counter()
         self.last_log = (self.began, start)
         self.saving.saved_at = start if resumed else None  # nothing new to save if no step is made
         self.stepper.begin()
-        if resumed and not evaluated:  # the checkpoint comes first: the former process may have ended between
+        if resumed and not evaluated:  # the former process ended after the checkpoint, before the evaluation
             self._evaluate_if_due(start)
         step = start
         while step < self.config.steps and not self.requests.stop and self.stepper.failure is None:
             try:
                 self.stepper.vector_step(step)
             except NonFiniteError:
-                self._raise_if_failed()  # a failed agent acts so: name the tasks that made it fail
+                self._raise_if_failed()  # if the agent has failed already, name the tasks that made it fail
                 raise
             step += 1
             self.progress.step(step, self._training_seconds())
@@ -133,11 +124,18 @@ class TrainingLoop:
         if self.final is None:
             self.progress.message(advice)
             return TrainResult(self.requests.exit_code or 0, None, self.path, elapsed, step)
-        self._summary(elapsed, step - start)
+        console.evaluation_table(self.final)
+        split = ", ".join(
+            f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in self._spent().items()
+        )
+        console.say(
+            f"{step - start:,} vector steps in {elapsed:.0f} s ({(step - start) / elapsed:.1f}/s); {split}; "
+            f"run in {self.path}"
+        )
         return TrainResult(0, self.final, self.path, elapsed, step)
 
     def _spent(self) -> dict[str, float]:
-        """Seconds so far, by what they were spent on."""
+        """Return the seconds spent so far, by activity."""
         return self.stepper.seconds | self.seconds
 
     def _training_seconds(self) -> float:
@@ -149,8 +147,6 @@ class TrainingLoop:
         for callback in self.callbacks:
             callback(event)
 
-    # -- log ------------------------------------------------------------------------------------------------
-
     def _log_if_due(self, step: int) -> None:
         if step % self.config.train.log_interval and step != self.config.steps:
             return
@@ -159,17 +155,17 @@ class TrainingLoop:
         episodes, own_episodes = self.state.rollout.pop_means()
         scalars: dict[str, float] = self._speed(step) | episodes | agent.scalars
         per_task: dict[str, Any] = dict(agent.per_task) | own_episodes
-        rate = scalars["time/vector_steps_per_second"]
         stamp = self.log.stamp(step, self.state.envs.num_envs)
         self.writes.attempt("log", step, lambda: self.log.metrics(stamp, scalars, per_task))
         self.guard.metrics(step, per_task)
-        self.progress.line(step, rate)
+        self.progress.line(step, scalars["time/vector_steps_per_second"])
         if self.callbacks:
             names = self.state.envs.task_names
             named = {group: by_task(names, values) for group, values in per_task.items()}
             self._tell("log", step, metrics=scalars | named)
 
     def _speed(self, step: int) -> dict[str, float]:
+        """Return what the log says about time and workers since the last log line."""
         now, total = time.perf_counter(), self._spent()
         vector_steps = step - self.last_log[1]
         spent = {name: seconds - self.spent_at_log[name] for name, seconds in total.items()}
@@ -195,12 +191,9 @@ class TrainingLoop:
                 "the rewards (replay.reward_scaling=ema)."
             )
 
-    # -- checkpoint -----------------------------------------------------------------------------------------
-
     def _save_if_due(self, step: int) -> None:
         last = step == self.config.steps
-        due = last or step % self.config.train.checkpoint_interval == 0
-        if due or self.requests.save:
+        if last or step % self.config.train.checkpoint_interval == 0 or self.requests.save:
             self._save(step, last=last)
 
     def _save(self, step: int, *, last: bool = False) -> None:
@@ -208,17 +201,15 @@ class TrainingLoop:
         self._raise_if_failed()
         self.requests.save = False
         self.state.restarts = self._restarts()
-        with Timer(self.seconds, "checkpoint"):
+        with timed(self.seconds, "checkpoint"):
             self.saving.begin(step, self.state.tree, last=last)
 
     def _saved(self, step: int, path: Path) -> None:
         self._tell("checkpoint", step, path=path)
 
     def _restarts(self) -> int:
-        """Workers restarted so far, those of former processes included."""
+        """Return how many workers were restarted, those of former processes included."""
         return self.former_restarts + self.state.envs.restarts + self.eval_envs.restarts
-
-    # -- evaluation -----------------------------------------------------------------------------------------
 
     def _evaluate_if_due(self, step: int) -> None:
         settings, final = self.config.eval, step == self.config.steps
@@ -255,21 +246,10 @@ class TrainingLoop:
         self._tell("evaluation", step, evaluation=result, final=final)
 
     def _between_evaluation_steps(self, step: int) -> None:
-        """Answer signals while an evaluation runs: schedulers kill half a minute after their warning."""
+        """Answer signals during an evaluation: schedulers kill half a minute after their warning."""
         if self.requests.stop:
             raise _StopInEvaluation
         self.saving.poll()
         if self.requests.save:
             self._save(step)
         self.progress.step(step, self._training_seconds(), "evaluating")
-
-    def _summary(self, elapsed: float, vector_steps: int) -> None:
-        split = ", ".join(
-            f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in self._spent().items()
-        )
-        if self.final is not None:
-            console.evaluation_table(self.final)
-        rate = vector_steps / elapsed
-        console.say(
-            f"{vector_steps:,} vector steps in {elapsed:.0f} s ({rate:.1f}/s); {split}; run in {self.path}"
-        )

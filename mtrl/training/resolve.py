@@ -1,11 +1,11 @@
-"""From a configuration to what it names: checked before anything starts, then built."""
+"""Check the plug-ins and options of a configuration before anything starts; build what it names."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -28,21 +28,19 @@ WITH_OPTIONS = {
     "suite": SUITES, "method": COMBINERS, "critic_method": COMBINERS, "actor_method": COMBINERS,
     "architecture": NETWORKS,
 }  # fmt: skip
-"""Keys of the configuration that name a plug-in with options, which stand in the key beside it."""
+"""Keys of the configuration that name a plug-in with options; the options are under KEY_options."""
 
 
 def resolve(config: Config) -> Config:
     """Return `config` with every option of its plug-ins written out.
 
     Raises:
-        UserError: an unknown plug-in, task or option (the nearest name is given), an option of another type
-            or outside its rule, settings that the agent refuses.
+        UserError: an unknown plug-in, task or option (the nearest name is given), an option of the wrong type
+            or out of range, settings that the agent refuses.
     """
     completed = written_out(config)
     num_tasks = len(suite_of(completed).task_names)
-    networks: tuple[Literal["critic", "actor"], ...] = ("critic", "actor")
-    for network in networks:
-        name, options = completed.method_of(network)
+    for name, options in completed.methods().values():
         try:
             make_combiner(name, num_tasks=num_tasks, **options)
         except ValueError as error:
@@ -54,8 +52,8 @@ def resolve(config: Config) -> Config:
 
 
 def written_out(config: Config) -> Config:
-    """Return `config` with every option of its plug-ins written out, types checked and nothing built."""
-    _ = AGENTS[config.agent]  # raises where there is none
+    """Return `config` with every option of its plug-ins written out; checks types, builds nothing."""
+    _ = AGENTS[config.agent]  # raises if there is none
     defaults, network = config.method_defaults, config.network
     for name, options in defaults.items():
         complete(COMBINERS, name, options, f"method_defaults.{name}")
@@ -71,10 +69,9 @@ def written_out(config: Config) -> Config:
 
 
 def check_same_run(config: Config, path: Path) -> None:
-    """Refuse to go on with the run in `path` as one of `config` if more than length and INCIDENTAL differ.
+    """Raise UserError if the run in `path` has another configuration than `config`; names each difference.
 
-    Raises:
-        UserError: another setting differs; names each, with both values.
+    `steps` and the INCIDENTAL settings may differ.
     """
     stored = written_out(load_config(path / CONFIG_NAME))
     found, asked = (flat(config_to_dict(one)) for one in (stored, config))
@@ -94,17 +91,13 @@ def complete(
     path: str,
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Return every option of a plug-in with its value, converted, or its default.
+    """Return every option of the plug-in `name`: the converted value if one is given, else the default.
 
-    Args:
-        registry: of the plug-in.
-        name: of the plug-in.
-        values: the options that are given.
-        path: where the values come from, for messages: "method_options".
-        defaults: by plug-in's name, options below those given, also for a plug-in that this one wraps.
+    `path` names `values` in messages, for instance "method_options". `defaults` has, by a plug-in's name,
+    options that replace its own defaults, also for a wrapped plug-in.
 
     Raises:
-        UserError: an unknown option (the nearest one is given), a value of another type, a missing value.
+        UserError: an unknown option (the nearest one is given), a value of the wrong type, a missing value.
     """
     defaults = defaults or {}
     options, owner = registry.options(name), f"{registry.kind} '{name}'"
@@ -128,11 +121,7 @@ def complete(
 
 
 def suite_of(config: Config) -> TaskSuite:
-    """Return the run's suite of tasks.
-
-    Raises:
-        UserError: no such suite, option or task.
-    """
+    """Return the run's suite of tasks. Raises UserError if there is no such suite, option or task."""
     return build_suite(
         config.suite, config.tasks, num_goals=config.env.num_goals, options=config.suite_options
     )
@@ -145,9 +134,9 @@ def build_envs(
     evaluation: bool = False,
     notify: Notify = console.warning,
 ) -> TaskVectorEnv:
-    """Start environments of the run's protocol in num_workers processes; None: one per available core.
+    """Start the run's environments in num_workers processes; None: one per available core.
 
-    Those for evaluation may have longer episodes (`eval.max_episode_steps`). `notify` is told of restarts.
+    Episodes of an evaluation may be longer (`eval.max_episode_steps`). Restarts are reported to `notify`.
     """
     env = config.env
     own_steps = config.eval.max_episode_steps if evaluation else None

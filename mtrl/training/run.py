@@ -1,4 +1,4 @@
-"""Entry points: train, resume, evaluate a run."""
+"""Entry points: train a run, resume it, evaluate it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from mtrl.agents.base import Agent
 from mtrl.config.presets import config_to_dict, load_config, save_config
 from mtrl.config.schema import Config, Device
 from mtrl.device import cpu
-from mtrl.envs import TaskVectorEnv
+from mtrl.device.cuda import resolve_device
 from mtrl.envs.suite import TaskSuite
 from mtrl.errors import UserError
 from mtrl.runs import console
@@ -43,21 +42,22 @@ def train(
     callbacks: Sequence[Callback] = (),
     sinks: Sequence[Sink] = (),
 ) -> TrainResult:
-    """Train one agent. The calling process is left as it was: threads, precision, allocator, signal handlers.
+    """Train one agent. Restores the process's threads, precision, allocator and signal handlers at the end.
 
     Args:
         config: of the run.
         run_dir: a new directory; None: `default_run_dir`, numbered if it is taken.
-        callbacks: each is called with an `Event` after each log line, checkpoint and evaluation, in the run's
-            own thread; it may ask to stop.
-        sinks: take the run's numbers besides the JSON lines and the sinks that the configuration names.
+        callbacks: each is called with an `Event` after each log line, checkpoint and evaluation, in the
+            thread of the run; it may ask to stop.
+        sinks: receive the run's numbers, as do the JSON lines and the sinks that `config` names.
 
     Returns:
-        How it ended; stopped by Ctrl-C, SIGTERM or a callback it has written a checkpoint.
+        How the run ended. If Ctrl-C, SIGTERM or a callback stopped it, it has written a checkpoint.
 
     Raises:
-        UserError: a mistake in config, run directory or machine: nothing is left behind. Or a disk stayed
-        full. NonFiniteError: a non-finite action, observation, reward, loss or gradient; names the tasks.
+        UserError: a mistake in config, run directory or machine (nothing is left behind), or a disk that
+            stayed full.
+        NonFiniteError: a non-finite action, observation, reward, loss or gradient; names the tasks.
         EnvironmentFailure: an environment worker died, raised or hung.
     """
     config = resolve(config)
@@ -81,7 +81,7 @@ def resume_training(
 ) -> TrainResult:
     """Continue a run from its newest valid checkpoint; `steps` extends it. Returns and raises as `train`.
 
-    A run that has done all its steps but not its final evaluation makes that.
+    If only the final evaluation of the run is missing, that is made.
     """
 
     def change(found: Config) -> Config:
@@ -100,9 +100,8 @@ def resume_or_start(
 ) -> TrainResult:
     """Continue the run in `run_dir`, or start it there: one command for jobs that are killed and requeued.
 
-    A run that ended before its first checkpoint starts anew in its place; a complete one returns at once,
-    without an evaluation. Raises as `train`, and UserError where the directory holds a run of another
-    configuration.
+    A run that ended before its first checkpoint starts again in its directory. A complete run returns at once
+    without an evaluation. Raises as `train`, and UserError if the run there has another configuration.
     """
     config, path = resolve(config), expand(Path(run_dir))
     if not has_checkpoint(path):
@@ -128,10 +127,10 @@ def evaluate_run(
     camera: str | None = None,
     best: bool = False,
 ) -> Evaluation:
-    """Evaluate a run's newest checkpoint, print a table and return it; the run itself stays as it is.
+    """Evaluate a run's newest checkpoint, print a table and return it; changes nothing in the run.
 
-    With `best` the policy that `train.keep_best` has kept is evaluated. With `video` one more episode of each
-    task is filmed, into the run's folder `videos`; `camera` is one of the suite's `cameras`, None its first.
+    With `best`, evaluate the policy kept by `train.keep_best` instead. With `video`, also film one episode of
+    each task, into the run's folder `videos`; `camera` is one of the suite's `cameras`, None its first.
     """
     path = expand(Path(run_dir))
     if not (path / CONFIG_NAME).is_file():
@@ -161,7 +160,13 @@ def evaluate_run(
         console.say(f"{path}: checkpoint of vector step {step:,}")
         console.evaluation_table(result)
         if video:
-            _film(config, agent, envs, path / "videos", camera)
+
+            def of_task(task: str) -> TaskSuite:
+                return suite_of(dataclasses.replace(config, tasks=(task,)))
+
+            policy = agent.policy(envs.envs_per_task)
+            files = record(policy, envs, of_task, path / "videos", seed=config.seed, camera=camera)
+            console.say(f"videos: {', '.join(map(str, files))}")
     return result
 
 
@@ -171,30 +176,6 @@ def default_run_dir(config: Config) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     method = config.method.replace("/", "-").replace(":", "-")  # a user's own may be path/to/file.py:Name
     return Path("runs", tasks.lower(), method, f"seed{config.seed}-{stamp}")
-
-
-def _film(config: Config, agent: Agent, envs: TaskVectorEnv, folder: Path, camera: str | None) -> None:
-    def suite(task: str) -> TaskSuite:
-        return suite_of(dataclasses.replace(config, tasks=(task,)))
-
-    files = record(agent.policy(envs.envs_per_task), envs, suite, folder, seed=config.seed, camera=camera)
-    console.say(f"videos: {', '.join(map(str, files))}")
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of `auto`, `cpu` or `cuda`.
-
-    Raises:
-        UserError: CUDA was asked for and torch finds none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--device cuda needs a CUDA GPU and a CUDA build of torch; found "
-            f"torch {torch.__version__} without a usable GPU. Use --device auto or --device cpu."
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _resume(
@@ -209,15 +190,10 @@ def _resume(
         device = resolve_device(config.device)
         suite = suite_of(config).versions()
         step, state = load_checkpoint(run.path, suite=suite, allow_version_mismatch=allow_version_mismatch)
-        advice = "Pass --steps with a larger number to extend it."
-        if step > config.steps:
+        if step > config.steps or _is_complete(read_history(run.path), step, config.steps):
             raise UserError(
-                f"the run in '{run.path}' has done {step} vector steps already, more than {config.steps}. "
-                f"{advice}"
-            )
-        if _is_complete(read_history(run.path), step, config.steps):
-            raise UserError(
-                f"the run in '{run.path}' is complete: {step} of {config.steps} vector steps done. {advice}"
+                f"the run in '{run.path}' is complete: it has done {step} vector steps of {config.steps}. "
+                "Pass --steps with a larger number to extend it."
             )
         return _run(config, run, device, callbacks, sinks, (step, state))
 
@@ -235,12 +211,12 @@ def _run(
     with _writing(run.path):
         save_config(config, run.config_path)
     with ExitStack() as stack:
-        # From here on a signal is noted, and answered before the first vector step: a run that is asked to
-        # stop while its environments start can still write a checkpoint.
+        # Signals are noted from here on and answered before the first vector step, so that a run that is
+        # asked to stop while its environments start can still write a checkpoint.
         requests = stack.enter_context(Requests())
         stack.enter_context(_process_settings(config))
         console.say("starting the environments (the first run of a seed also draws its goals)")
-        notify = console.once()  # both sets of environments have the same to say about the suite
+        notify = console.once()  # both sets of environments give the same warnings about the suite
         envs = build_envs(config, num_workers=config.env.num_workers, notify=notify)
         stack.enter_context(closing(envs))
         state = RunState(config, envs, device)
@@ -249,7 +225,7 @@ def _run(
             start = checkpoint[0]
             state.load(checkpoint[1])
             with _writing(run.path):
-                # Lines beyond the checkpoint tell of vector steps that are made again now.
+                # The vector steps of lines beyond the checkpoint are made again now.
                 history = drop_after(run.path, start)
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
@@ -283,13 +259,13 @@ def _process_settings(config: Config) -> contextlib.AbstractContextManager[None]
 
 
 def _is_complete(history: History, step: int, steps: int) -> bool:
-    """Whether the final evaluation is written and a checkpoint of the same step is there."""
+    """Return whether the final evaluation is written and there is a checkpoint of the same step."""
     return history.final and history.evaluated_at == step == steps
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say what a full or read-only disk means before anything has been trained."""
+    """Turn errors of a full or read-only disk into a UserError before training starts."""
     try:
         yield
     except OSError as error:

@@ -1,17 +1,16 @@
-"""What the start screen says about a run: tasks, protocol, machine, and what the agent says of itself."""
+"""The text of the start screen: tasks, protocol, machine and the facts of the agent."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 
-LONG_RUN_STEPS = 500_000  # vector steps; the laptop preset makes fewer
+_LONG_RUN_STEPS = 500_000  # vector steps; the laptop preset makes fewer
 
 
 def describe(
@@ -23,6 +22,7 @@ def describe(
     device: torch.device,
 ) -> tuple[str, list[tuple[str, str]], list[str]]:
     """Return title, facts and notes of the start screen."""
+    names = ", ".join(envs.task_names) if envs.num_tasks <= 10 else f"{envs.num_tasks} of {config.suite}"
     benchmark = config.tasks[0] if len(config.tasks) == 1 else f"{envs.num_tasks} tasks"
     suite = "".join(
         f"{name.replace('_', ' ')} {value}, "
@@ -31,10 +31,7 @@ def describe(
     )
     facts = [
         *_methods(config),
-        (
-            "tasks",
-            ", ".join(envs.task_names) if envs.num_tasks <= 10 else f"{envs.num_tasks} of {config.suite}",
-        ),
+        ("tasks", names),
         (
             "protocol",
             f"{suite}{envs.suite.describe_goals()}, {_episodes(config)}, "
@@ -48,16 +45,16 @@ def describe(
     if start:
         facts.append(("resumed", f"at vector step {start:,}"))
     notes = []
-    if device.type == "cpu" and config.steps - start > LONG_RUN_STEPS:
+    if device.type == "cpu" and config.steps - start > _LONG_RUN_STEPS:
         notes.append(
-            "Without a GPU this protocol may take days; the progress bar will tell. "
+            "Without a GPU this protocol may take days; the progress bar shows the time left. "
             "`--preset laptop` trains MT10 on two CPU cores within an hour."
         )
     return f"mtrl: {benchmark}, {config.method}", facts, notes
 
 
 def _episodes(config: Config) -> str:
-    """Length of the episodes, of training and of evaluation where they differ."""
+    """Return the length of the episodes, and of those in evaluations if it differs."""
     trained, measured = config.env.max_episode_steps, config.eval.max_episode_steps
     if measured in (None, trained):
         return f"{trained} steps per episode"
@@ -72,12 +69,10 @@ def _device_name(device: torch.device) -> str:
 
 def _methods(config: Config) -> list[tuple[str, str]]:
     """Return a line for the method of both networks, or one for each."""
-    names: tuple[Literal["critic", "actor"], ...] = ("critic", "actor")
-    texts = []
-    for network in names:
-        method, options = config.method_of(network)
+    texts = {}
+    for network, (method, options) in config.methods().items():
         values = ", ".join(f"{name}={value}" for name, value in options.items())
-        texts.append(method + (f" ({values})" if values else ""))
-    if texts[0] == texts[1]:
-        return [("method", texts[0])]
-    return [(f"{network}'s method", text) for network, text in zip(names, texts, strict=True)]
+        texts[f"{network}'s method"] = method + (f" ({values})" if values else "")
+    if len(set(texts.values())) == 1:
+        return [("method", texts["critic's method"])]
+    return list(texts.items())

@@ -1,9 +1,10 @@
-"""One vector step of training: act, start the environments, learn meanwhile, collect, observe."""
+"""One vector step of training: act, start the environments, learn while they step, collect, observe."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from mtrl.training.resolve import build_agent
 
 
 class RunState:
-    """Everything whose state a checkpoint holds."""
+    """Everything that a checkpoint holds."""
 
     def __init__(self, config: Config, envs: TaskVectorEnv, device: torch.device) -> None:
         self.envs = envs
@@ -30,7 +31,7 @@ class RunState:
         self.restart_steps: list[int] = []  # vector steps that lost episodes to a worker that was replaced
 
     def tree(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: the agent's parts, the environments and the loop's own numbers."""
+        """Return the parts of a checkpoint: the agent's, the environments' and the loop's own numbers."""
         return {
             **self.agent.state(),
             "envs": self.envs.get_state(),
@@ -45,7 +46,7 @@ class RunState:
     def load(self, tree: Mapping[str, Any]) -> None:
         """Restore `tree`."""
         self.agent.load_state(tree)
-        # Whoever read the checkpoint has compared the versions, unless it was told not to.
+        # `load_checkpoint` has compared the versions, unless it was told not to.
         self.envs.set_state(tree["envs"], any_version=True)
         loop = tree["loop"]
         self.obs = np.array(loop["obs"])
@@ -54,25 +55,20 @@ class RunState:
 
 
 class RolloutStatistics:
-    """Accumulates the episodes of T*E environments, rows in task-major order.
-
-    Args:
-        num_tasks: T.
-        envs_per_task: E.
-    """
+    """Sums up the episodes of T*E environments, rows in task-major order."""
 
     def __init__(self, num_tasks: int, envs_per_task: int) -> None:
         self._tasks, num_envs = num_tasks, num_tasks * envs_per_task
         self._return = np.zeros(num_envs, dtype=np.float64)
         self._success = np.zeros(num_envs, dtype=bool)
-        self._known = True  # whether any task knows success
-        # Rows: episodes, sum of returns, successes, of each task.
+        self._known = True  # whether any task has a success flag
+        # Of the episodes that ended since the last log line; rows: episodes, sum of returns, successes.
         self._ended: NDArray[np.float64] = np.zeros((3, num_tasks), dtype=np.float64)
 
     def add(
         self, reward: NDArray[np.float32], success: NDArray[np.float32], ended: NDArray[np.bool_]
     ) -> None:
-        """Count one vector step: reward, success flag and end of episode, each [T*E]."""
+        """Add one vector step: reward, success flag and end of episode, each [T*E]."""
         self._return += reward
         self._success |= success > 0
         self._known = not np.isnan(success).all()
@@ -83,15 +79,15 @@ class RolloutStatistics:
             self._success[ended] = False
 
     def drop(self, rows: NDArray[np.bool_]) -> None:
-        """Forget the running episodes of these rows [T*E]: they were cut short and count nowhere."""
+        """Forget the running episodes of these rows [T*E], which were cut short."""
         self._return[rows] = 0.0
         self._success[rows] = False
 
     def pop_means(self) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
-        """Mean return and any-step success rate of the episodes ended since the last call, if any.
+        """Return mean return and any-step success rate of the episodes that ended since the last call.
 
-        Returns:
-            Those over all episodes, and each task's success rate [T], NaN where it ended no episode.
+        The second mapping has each task's success rate [T], NaN for a task that ended no episode. Both are
+        empty if no episode ended.
         """
         episodes, returns, successes = self._ended
         self._ended = np.zeros_like(self._ended)
@@ -105,7 +101,7 @@ class RolloutStatistics:
         return means, {"training_success": np.divide(successes, episodes, out=each, where=episodes > 0)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Unfinished episodes and what has not been reported yet."""
+        """Return the sums of unfinished and of unreported episodes."""
         return {"return": self._return, "success": self._success, "ended": self._ended}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -119,7 +115,7 @@ class Stepper:
     """Moves a run by one vector step at a time.
 
     Attributes:
-        seconds: spent so far in `act`, `update` and `env_wait`, each without what ran beside the others.
+        seconds: during which the main thread was busy with `act`, `update` and `env_wait`.
         failure: set when no further step is possible.
     """
 
@@ -129,24 +125,30 @@ class Stepper:
         self.failure: EnvironmentFailure | None = None
 
     def begin(self) -> None:
-        """Start the first episodes, unless a restored run is in the middle of some."""
+        """Start the first episodes, unless a restored run has episodes under way."""
         if self.state.obs is None:
             self.state.obs, _ = self.state.envs.reset()
 
     def vector_step(self, step: int) -> None:
-        """Move every environment by one env step and let the agent learn meanwhile."""
+        """Move every environment by one env step; the agent learns while they step."""
         state = self.state
         envs, agent, obs = state.envs, state.agent, state.obs
         assert obs is not None
-        with Timer(self.seconds, "update"):
-            agent.wait()  # what the environments did not hide of the learning started a step ago
-        with Timer(self.seconds, "act"):
+        with timed(self.seconds, "update"):
+            agent.wait()  # learning of the last step that outlasted the environments
+        with timed(self.seconds, "act"):
             action = agent.act(obs)
         envs.step_async(action)
-        with Timer(self.seconds, "update"):
+        with timed(self.seconds, "update"):
             agent.learn(step / self.config.steps)
-        with Timer(self.seconds, "env_wait"):
-            next_obs, reward, terminated, truncated, infos = self._step_wait()
+        with timed(self.seconds, "env_wait"):
+            try:
+                result: StepResult = envs.step_wait()
+            except EnvironmentFailure as failure:
+                if failure.step_result is None:
+                    raise
+                self.failure, result = failure, failure.step_result  # from the remaining workers
+        next_obs, reward, terminated, truncated, infos = result
         if infos["restarted"].any():
             state.restart_steps.append(step + 1)
         ended, lost = terminated | truncated, infos["restarted"]
@@ -156,26 +158,12 @@ class Stepper:
         state.rollout.drop(lost)
         state.obs = next_obs
 
-    def _step_wait(self) -> StepResult:
-        """Collect the step; if it was the last one possible, what the workers that are left made of it."""
-        try:
-            return self.state.envs.step_wait()
-        except EnvironmentFailure as failure:
-            if failure.step_result is None:
-                raise
-            self.failure = failure
-            result: StepResult = failure.step_result
-            return result
 
-
-class Timer:
-    """Adds the time spent inside its block to one entry of a dict."""
-
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._name] += time.perf_counter() - self._began
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time spent inside the block to one entry of `seconds`."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Videos of a policy, one episode per task; rendered in one separate process, one environment at a time."""
+"""Videos of a policy: one episode per task, each rendered in a worker process of its own."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Frame = NDArray[np.uint8]
 
 _STEPS_PER_SECOND = 80  # upstream's real time: 5 physics steps of 2.5 ms each
 _STEPS_PER_FRAME = 4  # software rendering takes a fifth of a second per frame
-_GOAL = 0  # the one that is filmed
-_BLOCK = 16  # the codec's: pictures of other sizes would be stretched
+_GOAL = 0  # of the filmed episode
+_BLOCK = 16  # of the codec, which would stretch pictures of other sizes
 _CAPTION_HEIGHT = 48
 
 
@@ -37,18 +37,18 @@ def record(
 ) -> list[Path]:
     """Write one episode of each task, started at goal 0, to `folder`; return the files.
 
-    Each frame has a caption below it: task, goal, env step, and since when the task is solved.
+    The caption below each frame gives task, goal, env step, and the step at which the task was solved.
 
     Args:
         policy: maps observations [T*E, O] of all tasks to actions [T*E, A].
-        envs: the environments of the policy, whose tasks, goals and time limit are those of the films.
+        envs: the policy's environments; the videos have their tasks, goals and time limit.
         suite: returns the suite of one task alone.
         folder: made if missing.
         seed: of the environments.
         camera: one of the suite's; None: its first.
 
     Raises:
-        UserError: as `check_filming`, or nothing here can render without a screen.
+        UserError: as `check_filming`, or this machine cannot render without a screen.
     """
     check_filming(envs.suite, camera)
     import imageio.v2 as imageio
@@ -60,18 +60,13 @@ def record(
         scene.camera = camera or next(iter(scene.cameras), None)
         frames = _film(policy, scene, envs, task * envs.envs_per_task, seed)
         files.append(folder / f"{name}.mp4")
-        imageio.mimwrite(
-            files[-1], [*frames], fps=_STEPS_PER_SECOND / _STEPS_PER_FRAME, macro_block_size=_BLOCK
-        )
+        rate = _STEPS_PER_SECOND / _STEPS_PER_FRAME
+        imageio.mimwrite(files[-1], [*frames], fps=rate, macro_block_size=_BLOCK)
     return files
 
 
 def check_filming(suite: TaskSuite, camera: str | None) -> None:
-    """Refuse, before a long evaluation, what `record` would refuse after it.
-
-    Raises:
-        UserError: imageio, its ffmpeg or pillow is missing, or the suite has no such camera.
-    """
+    """Raise UserError, before a long evaluation, if a package is missing or the suite has no such camera."""
     if any(find_spec(package) is None for package in ("imageio", "imageio_ffmpeg", "PIL")):
         raise UserError("videos need imageio, imageio-ffmpeg and pillow: pip install 'mtrl-torch[video]'.")
     if camera is None:
@@ -83,7 +78,7 @@ def check_filming(suite: TaskSuite, camera: str | None) -> None:
 
 
 def _film(policy: Policy, suite: TaskSuite, envs: TaskVectorEnv, row: int, seed: int) -> list[Frame]:
-    """Return the frames of one episode, rendered in a worker of its own."""
+    """Return the frames of one episode, rendered in a worker process of its own."""
     (name,) = suite.task_names
     try:
         film = TaskVectorEnv(
@@ -107,9 +102,9 @@ def _film(policy: Policy, suite: TaskSuite, envs: TaskVectorEnv, row: int, seed:
 
 
 def _frames(policy: Policy, film: TaskVectorEnv, row: int, rows: int) -> Iterator[Frame]:
-    """Yield the frames of one episode; the policy sees the environment in its row, zeros in the others.
+    """Yield the frames of one episode; the policy gets its observation in `row` and zeros in the others.
 
-    The state in which the episode ends is not among them: the environment has begun the next one by then.
+    The last state of the episode is missing, because the environment has begun the next episode by then.
     """
     everyone = np.zeros((rows, film.obs_dim), np.float32)
     obs, _ = film.reset(options={"goal": np.array([_GOAL])})
@@ -131,7 +126,7 @@ def _frames(policy: Policy, film: TaskVectorEnv, row: int, rows: int) -> Iterato
 
 
 def _captioned(frame: Frame, facts: tuple[str, str]) -> Frame:
-    """Return the frame [H, W, 3] with two lines of text below, its sides filled up to whole blocks."""
+    """Return the frame [H, W, 3] with two lines of text below, padded to whole blocks."""
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = (-(-size // _BLOCK) * _BLOCK for size in frame.shape[:2])

@@ -69,8 +69,8 @@ def _measure(config: Config, steps: int) -> report.Row:
 
 def _measure_here(config: Config, steps: int) -> report.Row:
     from mtrl.agents.sac.agent import SACAgent
+    from mtrl.device.cuda import resolve_device
     from mtrl.training.resolve import build_envs
-    from mtrl.training.run import resolve_device
     from mtrl.training.stepper import RunState, Stepper
 
     device = resolve_device(config.device)

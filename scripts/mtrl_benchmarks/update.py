@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> list[report.Row]:
     """Measure every combination; returns rows with the keys ROW_KEYS."""
     from mtrl.device import cpu
-    from mtrl.training.run import resolve_device
+    from mtrl.device.cuda import resolve_device
 
     for name in ("rounds", "depth", "batch_per_task"):
         if getattr(arguments, name) < 1:

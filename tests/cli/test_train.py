@@ -211,7 +211,7 @@ MISTAKES = [
     ("--resume somewhere --seed 3", "--resume continues a run with its own configuration"),
     ("--seed 3 --resume=somewhere", "found --seed"),
     ("--resume", "Missing value for argument"),
-    ("--allow-version-mismatch", "is about a checkpoint; found neither --resume nor --resume-or-start"),
+    ("--allow-version-mismatch", "needs a checkpoint; found neither --resume nor --resume-or-start"),
     ("--resume somewhere --steps -5", "--steps must be positive; found -5."),
     ("--resume somewhere --steps x", "--steps must be an integer or null; found 'x' (text)."),
 ]
@@ -245,7 +245,7 @@ def test_one_command_for_jobs_that_are_requeued_takes_every_flag_and_one_directo
         for any_version in (False, True)
     ]
     assert train_mt10("--resume-or-start", "runs/a", "--run-dir", "runs/b") == 2
-    assert "found --run-dir besides" in capsys.readouterr().err
+    assert "found --run-dir too" in capsys.readouterr().err
 
 
 def test_resume_passes_only_what_was_given(calls: Calls) -> None:

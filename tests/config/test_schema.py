@@ -136,8 +136,8 @@ def test_configuration_travels_to_other_processes() -> None:
 
 def test_each_network_may_have_its_own_method() -> None:
     config = Config(method="cagrad", method_options={"c": 0.4}, actor_method="mean")
-    assert config.method_of("critic") == ("cagrad", {"c": 0.4})
-    assert config.method_of("actor") == ("mean", {})
+    assert config.methods()["critic"] == ("cagrad", {"c": 0.4})
+    assert config.methods()["actor"] == ("mean", {})
 
 
 @pytest.mark.parametrize("tasks", ["MT10", ["MT10"], ("MT10",)])

@@ -53,7 +53,7 @@ def _policy(obs: NDArray[np.float32]) -> NDArray[np.float32]:
 @pytest.mark.parametrize("copies", [1, 2, 3, 5])
 @pytest.mark.parametrize("episodes", [1, 3, 4, 6])
 def test_exact_episode_counts_and_goals_whatever_the_number_of_copies(copies: int, episodes: int) -> None:
-    envs = ScriptedEnvs(copies)
+    envs: Any = ScriptedEnvs(copies)
     result = evaluate(_policy, envs, episodes)
     assert result.success.shape == (2, episodes)
     # Episode k plays goal k modulo 4, so its return is 6 times that.
@@ -64,14 +64,14 @@ def test_exact_episode_counts_and_goals_whatever_the_number_of_copies(copies: in
 
 
 def test_success_at_the_last_step_is_told_apart() -> None:
-    envs = ScriptedEnvs(copies=1, goals=HORIZON)
+    envs: Any = ScriptedEnvs(copies=1, goals=HORIZON)
     result = evaluate(_policy, envs, HORIZON)
     assert result.success_last[0].tolist() == [False] * (HORIZON - 1) + [True]
     assert result.mean_success == 0.5
 
 
 def test_each_goal_is_started_exactly_once_when_as_many_episodes_are_asked() -> None:
-    envs = ScriptedEnvs(copies=2, goals=50)
+    envs: Any = ScriptedEnvs(copies=2, goals=50)
     evaluate(_policy, envs, 50)
     started = np.array(envs.started).reshape(-1, 2, 2)
     for task in range(2):
@@ -80,7 +80,8 @@ def test_each_goal_is_started_exactly_once_when_as_many_episodes_are_asked() -> 
 
 @pytest.mark.parametrize("restart_at", [{1}, {4, 9}, {HORIZON}, {HORIZON + 1, HORIZON + 3}])
 def test_a_round_cut_by_a_restarted_worker_is_run_again(restart_at: set[int]) -> None:
-    undisturbed, envs = ScriptedEnvs(copies=2), ScriptedEnvs(copies=2)
+    undisturbed: Any = ScriptedEnvs(copies=2)
+    envs: Any = ScriptedEnvs(copies=2)
     envs.restart_at = restart_at
     expected, found = evaluate(_policy, undisturbed, 4), evaluate(_policy, envs, 4)
     np.testing.assert_array_equal(found.success, expected.success)

@@ -14,9 +14,10 @@ from mtrl.agents.base import Transitions
 from mtrl.agents.sac.replay import stored_rows
 from mtrl.cli.train import main as main_train
 from mtrl.config.schema import EnvConfig, ReplayConfig
+from mtrl.device.cuda import resolve_device
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
-from mtrl.training.run import resolve_device, resume_training
+from mtrl.training.run import resume_training
 from mtrl.training.stepper import Stepper
 from tests.helpers.faults import before_each_step, kill_a_worker, kill_a_worker_in_evaluations
 from tests.helpers.short_runs import COUNTING, TASKS, counting, lines, without_time
@@ -80,7 +81,7 @@ def test_a_full_disk_is_survived_with_a_warning(
 
 
 def test_resuming_a_complete_run_is_refused_with_advice(half: Path) -> None:
-    with pytest.raises(UserError, match=r"is complete: 30 of 30 .* --steps"):
+    with pytest.raises(UserError, match=r"is complete: it has done 30 vector steps of 30. .*--steps"):
         resume_training(half)
 
 

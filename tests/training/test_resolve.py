@@ -91,7 +91,7 @@ def test_a_mistake_ends_training_from_python_before_anything_starts(
 
 
 def test_what_resolve_accepts_can_be_made() -> None:
-    name, options = resolve(Config(method="fs_mtl", method_options={"base": "mgda"})).method_of("critic")
+    name, options = resolve(Config(method="fs_mtl", method_options={"base": "mgda"})).methods()["critic"]
     made: Any = make_combiner(name, num_tasks=2, **options)
     assert made.loss_part.name == "mgda"
 

@@ -336,7 +336,7 @@ def sac_combiner(config: Config, network: Literal["critic", "actor"], num_tasks:
         ValueError: unknown method or option, or a value outside its rule.
         UserError: the actor's method needs positive losses and was not told how to shift them.
     """
-    method, options = config.method_of(network)
+    method, options = config.methods()[network]
     combiner = make_combiner(method, num_tasks=num_tasks, **options)
     if network == "actor" and combiner.refuses_signed_losses:
         raise UserError(
