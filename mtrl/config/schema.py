@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from mtrl.config.labels import methods_of
 from mtrl.config.values import settings
 from mtrl.errors import UserError
 
@@ -247,9 +248,4 @@ class Config:
 
     def methods(self) -> dict[str, tuple[str, Options]]:
         """Return the name and options of the method that combines the gradients of "critic" and "actor"."""
-        both = self.method, self.method_options
-        critic, actor = self.critic_method, self.actor_method
-        return {
-            "critic": both if critic is None else (critic, self.critic_method_options),
-            "actor": both if actor is None else (actor, self.actor_method_options),
-        }
+        return methods_of(vars(self))

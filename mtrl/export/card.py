@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from mtrl.config.labels import method_label, methods_of
+
 _USE = """\
 import mtrl
 
@@ -21,7 +23,7 @@ def model_card(policy: Mapping[str, Any]) -> str:
     config = policy["config"]
     tasks = policy["tasks"]
     name = ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks of {config['suite']}"
-    title = f"{config['agent'].upper()} with {config['method']} on {name}"
+    title = f"{config['agent'].upper()} with {method_label(config)} on {name}"
     use = _USE.format(obs=policy["obs_dim"], act=policy["action_dim"], task=tasks[0])
     front = yaml.safe_dump(_front_matter(title, policy), sort_keys=False, allow_unicode=True)
     sections = [
@@ -37,7 +39,8 @@ def model_card(policy: Mapping[str, Any]) -> str:
 
 
 def _front_matter(title: str, policy: Mapping[str, Any]) -> dict[str, Any]:
-    tags = ["reinforcement-learning", "multi-task", policy["config"]["suite"], policy["config"]["method"]]
+    tags = ["reinforcement-learning", "multi-task", policy["config"]["suite"]]
+    tags += dict.fromkeys(name for name, _ in methods_of(policy["config"]).values())
     matter: dict[str, Any] = {"library_name": "mtrl", "tags": tags}
     if policy["evaluation"] is None:
         return matter
@@ -89,10 +92,15 @@ def _facts(policy: Mapping[str, Any]) -> dict[str, Any]:
     env = config["env"]
     length = config["eval"].get("max_episode_steps") or env["max_episode_steps"]
     facts = {"agent": config["agent"]}
-    for key in ("method", "critic_method", "actor_method", "suite"):
-        if config[key] is not None:
-            options = ", ".join(f"{name}={value}" for name, value in config[f"{key}_options"].items())
-            facts[key.replace("_", " ")] = config[key] + (f" ({options})" if options else "")
+    methods = methods_of(config)
+    named = (
+        {"method": methods["critic"]}
+        if methods["critic"] == methods["actor"]
+        else {f"{network} method": methods[network] for network in methods}
+    )
+    for key, (name, given) in (named | {"suite": (config["suite"], config["suite_options"])}).items():
+        options = ", ".join(f"{option}={value}" for option, value in given.items())
+        facts[key] = name + (f" ({options})" if options else "")
     return facts | {
         "seed": config["seed"],
         "vector steps": f"{policy['vector_step']:,} of {config['steps']:,}, "

@@ -43,7 +43,8 @@ _NOT_SIMULATION = (
     "python", "platform", "cpu", "cores", "torch", "numpy", "mtrl", "stable_baselines3", "cuda",
     "cuda_device", "git_commit",
 )  # fmt: skip
-_OPTIONS = "method_options."
+_METHODS = ("method", "critic_method", "actor_method")
+_OPTIONS = tuple(f"{key}_options." for key in _METHODS)
 
 
 class Group(NamedTuple):
@@ -165,15 +166,15 @@ def group(runs: Sequence[Run]) -> list[Group]:
     configurations = [configuration(row[0]) for row in rows.values()]
     differing = _differing(configurations)
     groups = []
-    for row, settings in zip(rows.values(), configurations, strict=True):
+    labels = [row[0].method for row in rows.values()]
+    for row, settings, method in zip(rows.values(), configurations, labels, strict=True):
         _check_seeds(row)
         ordered = tuple(sorted(row, key=lambda run: run.seed))
         # Figures have no room for options that tell nothing apart: those of other methods differ anyway.
-        same = _differing([other for other in configurations if other["method"] == settings["method"]])
-        shown = {key for key in differing if key in same or not key.startswith(_OPTIONS)} - {"method"}
+        same = _differing([own for own, label in zip(configurations, labels, strict=True) if label == method])
+        shown = {key for key in differing if key in same or not key.startswith((*_OPTIONS, *_METHODS))}
         words = _words(settings, sorted(shown, key=lambda key: (not key.startswith(_OPTIONS), key)))
         options = _words(settings, [key for key in settings if key.startswith(_OPTIONS)])
-        method = row[0].method
         groups.append(Group(f"{method} ({words})" if words else method, method, options, ordered))
     return groups
 
@@ -213,7 +214,9 @@ def _check_seeds(runs: Sequence[Run]) -> None:
 
 
 def _words(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
-    shown = {key.removeprefix(_OPTIONS): _text(settings.get(key, MISSING)) for key in keys}
+    # As the flags are called: c=0.4 for `--method.c`, critic.c=0.4 for `--method.critic.c`.
+    short = {key: key.replace("_method_options", "").removeprefix("method_options.") for key in keys}
+    shown = {short[key]: _text(settings.get(key, MISSING)) for key in keys}
     return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mtrl.config.labels import method_label
 from mtrl.config.presets import flat
 from mtrl.errors import UserError
 from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, METRICS_NAME, VERSIONS_NAME
@@ -33,8 +34,8 @@ class Run(NamedTuple):
 
     @property
     def method(self) -> str:
-        """Name of the gradient combiner."""
-        return str(self.config["method"])
+        """Name of the gradient combiner; "critic's / actor's" if the networks have different ones."""
+        return method_label(self.config)
 
     @property
     def seed(self) -> int:
@@ -207,4 +208,4 @@ def _metric_rows(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    return {"run": str(run.path), "method": run.method, "seed": run.seed}
+    return {"run": str(run.path), "label": run.method, "method": run.method, "seed": run.seed}

@@ -19,6 +19,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from mtrl.config.labels import method_label, methods_of
 from mtrl.runs.directory import TASKS_NAME
 from mtrl.runs.log import STEP_LABEL, Evaluation, RunInfo, Stamp
 
@@ -121,10 +122,11 @@ def _without_tracebacks_of_full_disks() -> Iterator[None]:
 
 def _hparams(config: Mapping[str, Any]) -> dict[str, str]:
     """Five columns, the number that the page shows, in the alphabetical order that it shows them in."""
-    options = config.get("method_options") or {}
+    both = [own for _, own in methods_of(config).values()]
+    options = [", ".join(f"{key}={value}" for key, value in own.items()) or "none" for own in both]
     return {
-        "method": str(config.get("method")),
-        "method_options": ", ".join(f"{name}={value}" for name, value in options.items()) or "none",
+        "method": method_label(config),
+        "method_options": " / ".join(dict.fromkeys(options)),
         "seed": str(config.get("seed")),  # the page would write numbers as 0.0000 and 2.0e+5
         "steps": f"{config.get('steps', 0):,}",
         "tasks": ", ".join(map(str, config.get("tasks", ()))),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mtrl.config.labels import method_label
 from mtrl.config.presets import build_config
 from mtrl.config.schema import Config
 from mtrl.errors import UserError
@@ -80,10 +81,11 @@ def plan(
         (constants,) = _points(fixed, method, methods)
         for values in _points(grid, method, methods):
             # Named even where there is one value: a value that is added later finds the trials of this one.
-            folder = _folder(method, values)
             point = [_layer(key, value, method) for key, value in (constants | values).items()]
             for seed in seeds:
                 config = resolve(build_config(*layers, {"method": method}, *point, {"seed": seed}))
+                grown = {"critic_method", "actor_method"} & set(values)  # then the folder names them anyway
+                folder = _folder(method, values, method if grown else method_label(vars(config)))
                 name = f"{folder}/seed{seed}"
                 trials.append(Trial(name, config, out / name))
     doubled = {trial.name for trial in trials if sum(other.name == trial.name for other in trials) > 1}
@@ -155,8 +157,8 @@ def _layer(key: str, value: Any, method: str) -> dict[str, Any]:
     return dict(layer)
 
 
-def _folder(method: str, shown: Mapping[str, Any]) -> str:
-    words = [method, *(f"{key.removeprefix(f'{method}.')}={value}" for key, value in shown.items())]
+def _folder(method: str, shown: Mapping[str, Any], label: str) -> str:
+    words = [label, *(f"{key.removeprefix(f'{method}.')}={value}" for key, value in shown.items())]
     return re.sub(r"[^\w.,=+-]+", "-", ",".join(words)).strip("-")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mtrl.config.labels import file_name, method_label
 from mtrl.config.presets import config_to_dict, load_config, save_config
 from mtrl.config.schema import Config, Device
 from mtrl.device import cpu
@@ -174,8 +175,8 @@ def default_run_dir(config: Config) -> Path:
     """Return runs/TASKS/METHOD/seedN-DATE-TIME."""
     tasks = "+".join(config.tasks) if len(config.tasks) <= 3 else f"{len(config.tasks)}-tasks"
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    method = config.method.replace("/", "-").replace(":", "-")  # a user's own may be path/to/file.py:Name
-    return Path("runs", tasks.lower(), method, f"seed{config.seed}-{stamp}")
+    method = file_name(method_label(vars(config)))  # a user's own may be path/to/file.py:Name
+    return Path("runs", file_name(tasks.lower()), method, f"seed{config.seed}-{stamp}")
 
 
 def _resume(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mtrl.config.labels import method_label
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 
@@ -50,7 +51,7 @@ def describe(
             "Without a GPU this protocol may take days; the progress bar shows the time left. "
             "`--preset laptop` trains MT10 on two CPU cores within an hour."
         )
-    return f"mtrl: {benchmark}, {config.method}", facts, notes
+    return f"mtrl: {benchmark}, {method_label(vars(config))}", facts, notes
 
 
 def _episodes(config: Config) -> str:

@@ -246,7 +246,7 @@ def test_the_card_tells_every_task_s_success_and_whose_parameters_these_are(tmp_
     assert "| task-1 | 0.75 | 0.50 | 25.0 |" in body
     assert "| task-2 | - | - | 0.0 |" in body
     assert spec["config"]["critic_method"] == "cagrad"
-    assert "* method: mean\n* critic method: cagrad" in body
+    assert "* actor method: mean" in body
     assert "* vector steps: 30 of 60, 1 environments per task" in body
     assert "at vector step 20; these parameters are those of vector step 30" in body
 

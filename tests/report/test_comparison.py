@@ -61,6 +61,20 @@ def test_options_that_tell_no_rows_apart_are_not_in_the_labels(tmp_path: Path) -
     assert [row.label for row in group(runs)] == ["mean", "cagrad (c=0.1)", "sdmgrad", "cagrad (c=0.4)"]
 
 
+def test_methods_of_both_networks_name_a_row_and_no_run_of_the_plain_mean(tmp_path: Path) -> None:
+    both = {"critic_method": "nash_mtl", "actor_method": "pcgrad", "critic_method_options": {"max_norm": 1}}
+    other = {**both, "critic_method_options": {"max_norm": 2}}
+    runs = [_run(tmp_path / str(number), config=config) for number, config in enumerate(({}, both))]
+    groups = group(runs)
+    assert [row.label for row in groups] == ["mean", "nash_mtl / pcgrad"]
+    assert [row.method for row in groups] == ["mean", "nash_mtl / pcgrad"]
+    runs.append(_run(tmp_path / "other", config=other))
+    assert [row.label for row in group(runs)][1:] == [
+        "nash_mtl / pcgrad (critic.max_norm=1)",
+        "nash_mtl / pcgrad (critic.max_norm=2)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -9,7 +9,7 @@ import pytest
 
 import mtrl
 from mtrl.errors import UserError
-from mtrl.report.load import read_run, read_runs
+from mtrl.report.load import load_runs, read_run, read_runs
 from tests.helpers.written_runs import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,3 +119,14 @@ def test_what_is_no_configuration_is_refused(content: str, message: str, tmp_pat
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a run directory and holds none"):
         read_runs([tmp_path])
+
+
+def test_a_run_of_two_methods_is_not_called_by_the_name_that_neither_network_uses(tmp_path: Path) -> None:
+    both = {"critic_method": "nash_mtl", "actor_method": "pcgrad"}
+    for name, config in (("one", {}), ("two", both)):
+        write_run(tmp_path / name, {"reach-v3": (0.0,)}, method="mean", config=config)
+    results = load_runs(tmp_path)
+    for table in results[:2]:
+        rows = table if isinstance(table, list) else table.to_dict("records")
+        assert {row["label"] for row in rows} == {"mean", "nash_mtl / pcgrad"}
+        assert all(row["method"] == row["label"] for row in rows)

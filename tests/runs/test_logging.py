@@ -16,6 +16,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtrl.runs.jsonl import drop_after, read_history
 from mtrl.runs.log import Evaluation, RunInfo, Stamp
+from mtrl.runs.tensorboard import _hparams
 from tests.helpers.logs import CONFIG, NUM_ENVS, RESULT, TASKS, curve, events, log_steps, open_log
 from tests.helpers.short_runs import lines
 
@@ -175,6 +176,13 @@ def test_the_configuration_is_text_and_hyper_parameters(tmp_path: Path) -> None:
     experiment = contents["_hparams_/experiment"].experiment
     assert [info.name.tag for info in experiment.metric_infos] == ["1_success/all_tasks"]
     assert "1_success/all_tasks" not in found.Tags()["scalars"]  # no made-up point at step 0
+
+
+def test_hyper_parameters_name_the_methods_of_both_networks() -> None:
+    own = {"critic_method": "nash_mtl", "critic_method_options": {"max_norm": 1}, "actor_method": "pcgrad"}
+    shown = _hparams({**CONFIG, **own})
+    assert shown["method"] == "nash_mtl / pcgrad"
+    assert shown["method_options"] == "max_norm=1 / none"
 
 
 # -- resume -------------------------------------------------------------------------------------------------

@@ -66,6 +66,16 @@ def test_every_method_seed_and_point_of_the_grid_is_a_trial(tmp_path: Path) -> N
     assert last.path == tmp_path / last.name
 
 
+def test_trials_of_two_methods_are_named_after_both(tmp_path: Path) -> None:
+    trials = _plan(tmp_path, fixed=("critic_method=nash_mtl",), seeds=1)
+    assert [trial.name for trial in trials] == ["nash_mtl-mean/seed0", "nash_mtl-cagrad/seed0"]
+    varied = _plan(tmp_path, "critic_method=nash_mtl,pcgrad", methods=("mean",), seeds=1)
+    assert [trial.name for trial in varied] == [
+        "mean,critic_method=nash_mtl/seed0",
+        "mean,critic_method=pcgrad/seed0",
+    ]
+
+
 def test_seeds_of_all_settings_take_turns(tmp_path: Path) -> None:
     driver = pytest.importorskip("mtrl.sweep.driver")
     seen: list[State] = []

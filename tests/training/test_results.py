@@ -251,6 +251,9 @@ def test_default_directories_name_the_run_and_never_collide(
     plain = Config(tasks=("reach-v3", "push-v3"), method="cagrad", seed=4)
     assert re.fullmatch(r"runs/reach-v3\+push-v3/cagrad/seed4-\d{8}-\d{6}", str(default_run_dir(plain)))
     assert str(default_run_dir(Config())).startswith("runs/mt10/mean/seed0-")
+    two = Config(critic_method="nash_mtl", actor_method="pcgrad")
+    assert str(default_run_dir(two)).startswith("runs/mt10/nash_mtl-pcgrad/seed0-")
+    assert str(default_run_dir(Config(tasks=("../../x",)))).startswith("runs/x/mean/")
     monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
     paths = [train(counting(steps=16)).path for _ in range(2)]
     assert [path.name for path in paths] == ["seed0-20260101-000000", "seed0-20260101-000000-2"]

@@ -1,0 +1,33 @@
+"""What a run is called in folders, tables and charts. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def methods_of(config: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """Return the name and options of the method that combines the gradients of "critic" and "actor".
+
+    `config` has the fields of a Config by name, as `config.yaml` and `vars(config)` do.
+    """
+    methods = {}
+    for network in ("critic", "actor"):
+        key = f"{network}_method" if config.get(f"{network}_method") is not None else "method"
+        methods[network] = str(config[key]), config.get(f"{key}_options") or {}
+    return methods
+
+
+def method_label(config: Mapping[str, Any]) -> str:
+    """Return what a run's method is called: "cagrad", or "nash_mtl / pcgrad" where critic and actor differ.
+
+    One method with other options for the critic than for the actor is named twice.
+    """
+    critic, actor = methods_of(config).values()
+    return critic[0] if critic == actor else f"{critic[0]} / {actor[0]}"
+
+
+def file_name(text: str) -> str:
+    """Return `text` as the name of a file or folder: no separator, no leading dot, at most 100 characters."""
+    return re.sub(r"[^\w.,=+-]+", "-", text).strip("-").lstrip(".-")[:100] or "_"
