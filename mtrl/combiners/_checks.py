@@ -1,6 +1,4 @@
-"""Checks of a method's arguments and inputs; a message names the thing checked, its rule and the value."""
-
-from __future__ import annotations
+"""Checks of a method's arguments and inputs. Messages name the argument, its rule and the value found."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ def check_number(name: str, value: float, *, low: float, high: float = math.inf)
 
 
 def check_decay(name: str, value: float) -> float:
-    """Return `value` if a running mean may keep that share of itself: at 1 it would stay zero for ever."""
+    """Return `value` in [0, 0.99999], the decay of a running mean: at 1 it would stay zero."""
     return check_number(name, value, low=0.0, high=0.99999)
 
 
@@ -52,11 +50,11 @@ def check_order(name: str, value: Sequence[int], num_tasks: int) -> list[int]:
 
 
 def check_input(name: str, kind: str, value: Tensor, tasks: int, *, signed: bool) -> None:
-    """Check a "jacobian", "losses" or "gram" of `tasks` tasks, which reads from the device.
+    """Check a "jacobian", "losses" or "gram" of `tasks` tasks for the method `name`; waits for the device.
 
     Raises:
-        ValueError: wrong type, shape or dtype; non-finite entries (names the tasks); losses below 0 where not
-            `signed`. `name` is the method's.
+        ValueError: wrong type, shape or dtype; non-finite entries (names the tasks); losses below 0 unless
+            `signed`.
     """
     expected = {"losses": (tasks,), "gram": (tasks, tasks)}.get(kind)
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -78,7 +76,7 @@ def check_input(name: str, kind: str, value: Tensor, tasks: int, *, signed: bool
 
 
 def _non_finite_tasks(kind: str, finite: Tensor) -> list[int]:
-    if kind == "gram":  # a bad gradient spoils its row and column; its own diagonal entry names it
+    if kind == "gram":  # a bad gradient spoils its row and column; the diagonal tells whose it is
         diagonal = _tasks(~finite.diagonal())
         if diagonal:
             return diagonal

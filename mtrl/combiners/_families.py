@@ -1,6 +1,4 @@
-"""Three families of methods: around another method, with weights solved now and then, on sampled tasks."""
-
-from __future__ import annotations
+"""Bases of three families: methods around another one, with periodic solves, on sampled tasks."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,19 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
-from mtrl.combiners._state import draw_tasks, next_tasks
+from mtrl.combiners._state import HostCounter, draw_tasks, next_tasks
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner
 from mtrl.combiners.registry import make_combiner
 
 
 def make_base(wrapper: str, base: str, base_options: Mapping[str, Any] | None, num_tasks: int) -> Combiner:
-    """Return an instance of the base method of a wrapper.
-
-    Args:
-        wrapper: name of the wrapper, for messages.
-        base: name of the base method, or "package.module:Name".
-        base_options: arguments of the base method, checked by it.
-        num_tasks: T.
+    """Return an instance of the base method, by its name or "package.module:Name", of the wrapper so named.
 
     Raises:
         ValueError: an unknown base or option, a value outside its rule, or a base that does not fit.
@@ -50,21 +42,17 @@ def make_gram_base(
 
 
 def forward_requirements(wrapper: Combiner, base: Combiner) -> None:
-    """Let a wrapper ask of its caller what its base asks."""
-    wrapper.reads_losses = base.reads_losses
-    wrapper.positive_losses = base.positive_losses
-    wrapper.looks_again = base.looks_again
-    wrapper.preconditioned = base.preconditioned
-    wrapper.shift = base.shift
+    """Give a wrapper the requirements of its base."""
+    for requirement in ("reads_losses", "positive_losses", "looks_again", "preconditioned", "shift"):
+        setattr(wrapper, requirement, getattr(base, requirement))
 
 
 class Wrapper(JacobianCombiner):
     """Wraps another method, the base: transforms its inputs and forwards its requirements.
 
     Args:
-        num_tasks: T.
         base: Name of the base method.
-        base_options: Arguments of the base method, checked by it.
+        base_options: Arguments of the base method.
     """
 
     def __init__(self, *, num_tasks: int, base: str, base_options: Mapping[str, Any] | None) -> None:
@@ -81,18 +69,18 @@ class Wrapper(JacobianCombiner):
         return self.base.metrics()
 
 
-class Refreshed(GramCombiner):
-    """Weights `_solve(gram)` of every `refresh_every`-th update, kept in between.
+class Refreshed(HostCounter, GramCombiner):
+    """Solves for the weights in every `refresh_every`-th update and keeps them in between.
 
-    In between an update computes no Jacobian, only the gradient of the weighted loss. Which of the two is due
-    is known on the host, so that with `refresh_every` above 1 one CUDA graph cannot hold an update.
+    In between, an update computes no Jacobian, only the gradient of the weighted loss. The host decides which
+    of the two an update is, so that above a `refresh_every` of 1 no CUDA graph can hold it. `counter` is the
+    number of updates until the next solve.
     """
 
     def __init__(self, *, num_tasks: int, refresh_every: int) -> None:
         super().__init__(num_tasks=num_tasks)
         self.refresh_every = check_count("refresh_every", refresh_every)
         self.capturable = refresh_every == 1
-        self.until_solve = 0  # updates
         self.kept = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
     @property
@@ -105,47 +93,33 @@ class Refreshed(GramCombiner):
         """Return the weights [T] for the Gramian [T, T]."""
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return the direction [P]; takes a Jacobian only where weights are due."""
-        if self.until_solve == 0:
+        """Return the direction [P]; computes a Jacobian only if a solve is due."""
+        if self.counter == 0:
             return super().direction(jacobian_at)
-        self.until_solve -= 1
+        self.counter -= 1
         self.last_weights.copy_(self.kept)
         return jacobian_at.weighted(lambda losses: self.kept)
 
     def _weights(self, gram: Tensor) -> Tensor:
-        if self.until_solve == 0:
+        if self.counter == 0:
             self.kept.copy_(self._solve(gram))
-            self.until_solve = self.refresh_every
-        self.until_solve -= 1
+            self.counter = self.refresh_every
+        self.counter -= 1
         return self.kept.clone()
-
-    def reset(self) -> None:
-        """Forget the kept weights: the next update solves."""
-        super().reset()
-        self.until_solve = 0
-
-    def get_extra_state(self) -> Tensor:
-        """Return in how many updates the next solve is due, for `state_dict`."""
-        return torch.tensor(self.until_solve)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take up `get_extra_state`."""
-        self.until_solve = int(state)
 
 
 class Sampled(JacobianCombiner):
     """Evaluates n of the T tasks per update: drawn anew for each update, or the next n of a given order.
 
-    The order is after Data-CUBE, Min et al., ACL Findings 2024 (arXiv:2401.03563, of which only the abstract
-    could be read): similar tasks follow each other. Either way each task is taken with probability n / T at
-    any update. In an order updates depend on each other, and T updates in a row take every task n times.
+    An order, after Data-CUBE, Min et al., ACL Findings 2024 (arXiv:2401.03563; only the abstract could be
+    read), lets similar tasks follow each other. Either way an update takes each task with probability n / T.
+    With an order updates depend on each other, and T updates in a row take every task n times.
 
     Args:
-        num_tasks: T.
         sampled: Gradients per update, at most T.
         pooled: How many of these are not a single task's.
-        order: All task numbers; updates go through them round and round, from a place that the stream draws.
-            Empty: random tasks.
+        order: All task numbers: updates take the next ones in turn, from a random start. Empty: random tasks.
+            `scripts/group.py` prints an order in which similar tasks are neighbours.
     """
 
     def __init__(self, *, num_tasks: int, sampled: int, order: Sequence[int], pooled: int = 0) -> None:
@@ -156,7 +130,7 @@ class Sampled(JacobianCombiner):
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _draw(self) -> Tensor:
-        """Return the tasks of this update, int64 [n], and go on to the next."""
+        """Return the tasks of this update, int64 [n], and advance the counter."""
         if len(self.order):
             tasks = next_tasks(self.order, self._singles, self.step, self.stream)
         else:

@@ -1,10 +1,8 @@
-"""What methods keep between updates: buffers that can be reset, a learned vector, and random numbers.
+"""State of methods: buffers that can be reset, a learned vector, origins of losses, random numbers.
 
-State lives in buffers that are written in place, so that a checkpoint holds all of it and a CUDA graph can
-be replayed over it. Nothing here reads from the device.
+Buffers are written in place, so that a checkpoint holds all state and a CUDA graph can be replayed over it.
+Nothing here waits for the device.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -19,11 +17,11 @@ _WORD = 2**64 - 1
 
 
 class Stateful(nn.Module):
-    """A module that remembers the first value of each buffer and can go back to it.
+    """A module that remembers the first value of each buffer, so that `reset` can restore it.
 
-    Buffers are assigned as `self.step = nn.Buffer(...)`, with at least one dimension: torch.compile loses
-    changes of 0-dim float64 buffers. Those named in `row_state` and `vector_state` have one entry per
-    parameter; they get their size from `prepare` and are zero at first.
+    Assign buffers as `self.step = nn.Buffer(...)`, with at least one dimension: torch.compile loses changes
+    of 0-dim float64 buffers. Buffers named in `row_state` and `vector_state` have one entry per parameter;
+    `prepare` gives them their size, and they are zero at first.
 
     Args:
         rows: Number of rows of the buffers in `row_state`.
@@ -40,13 +38,13 @@ class Stateful(nn.Module):
             self.register_buffer(name, torch.zeros(count, 0))
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Register a buffer and remember the value that it has when it is registered first."""
+        """Register a buffer and remember the value of its first registration."""
         super().register_buffer(name, tensor, persistent)
         if tensor is not None and name not in self._rows:
             self._first.setdefault(name, tensor.detach().clone())
 
     def reset(self) -> None:
-        """Put all buffers, also those of modules within, back to their first values."""
+        """Restore the first values of all buffers, also of those in submodules."""
         for name, value in self._first.items():
             self.get_buffer(name).copy_(value)
         for name in self._rows:
@@ -56,9 +54,9 @@ class Stateful(nn.Module):
                 module.reset()
 
     def prepare(self, parameters: Tensor) -> None:
-        """Make room for `row_state` and `vector_state`, with P, dtype and device of `parameters` [P].
+        """Allocate `row_state` and `vector_state` with P, dtype and device of `parameters` [P].
 
-        A `combine` that finds none makes it itself; from then on they keep their place.
+        `combine` does this if nobody did before; afterwards the memory stays the same.
         """
         for name, rows in self._rows.items():
             size = self.get_buffer(name).shape[1]
@@ -74,9 +72,8 @@ class Stateful(nn.Module):
                 module.prepare(parameters)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `.half()` and the like are for networks: what a method keeps in float64 (sums, counters, learned
-        # weights) moves to the new device and keeps its dtype. Only the state per parameter follows the
-        # gradients' dtype.
+        # `.half()` and the like are meant for networks. A method's float64 state (sums, counters, learned
+        # weights) moves to the new device but keeps its dtype; state per parameter follows the gradients'.
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
@@ -96,12 +93,31 @@ class Stateful(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-# Adam's defaults (Kingma and Ba, ICLR 2015), which all methods that learn their weights keep.
+class HostCounter(Stateful):
+    """State on the host: one integer, `counter`, zero at first. No CUDA graph can hold its changes."""
+
+    counter = 0
+
+    def reset(self) -> None:
+        """Set the counter to zero, too."""
+        super().reset()
+        self.counter = 0
+
+    def get_extra_state(self) -> Tensor:
+        """Return the counter, for `state_dict`."""
+        return torch.tensor(self.counter)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the counter from a `state_dict`."""
+        self.counter = int(state)
+
+
+# Adam's defaults (Kingma and Ba, ICLR 2015), used by all methods that learn their weights.
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
 
 class Learned(Stateful):
-    """A vector `value` [size], float64, zero at first, moved by Adam: buffers alone, no optimiser object.
+    """A vector `value` [size], float64, zero at first, updated by Adam, whose state is in buffers too.
 
     Args:
         size: Length of the vector.
@@ -134,15 +150,13 @@ _LEAST = 1e-8  # what the authors of FAMO and of DB-MTL add under their logarith
 class LossOrigin(Stateful):
     """Losses as they are, or measured from the lowest value of each task so far, plus one: at least 1.
 
-    Losses of a critic, squared errors, need no shift: the authors of FAMO, UW, GradNorm and DB-MTL take them
-    as they are. `minimum` is ours, of no paper, for losses without a known lower bound, such as SAC's
-    actor's. It has a cost: a loss that only falls always measures 1, and so does one that never changes. Each
-    method says in its docstring what that does to it.
+    A critic's losses, squared errors, need no shift; the authors of FAMO, UW, GradNorm and DB-MTL use none.
+    "minimum" is ours, of no paper, for losses without a known lower bound, such as SAC's actor's. It has a
+    cost: a loss that only falls always measures 1, and so does one that never changes. Each method documents
+    the effect.
 
     Args:
-        num_tasks: T.
-        shift: "none" takes losses as they are, of which those below 1e-8 count as that; "minimum" shifts
-            them.
+        shift: "none" keeps losses, but at least 1e-8; "minimum" shifts them.
     """
 
     def __init__(self, num_tasks: int, shift: str) -> None:
@@ -161,12 +175,12 @@ class LossOrigin(Stateful):
         return exact - self.lowest + 1.0
 
 
-# Random numbers from a stream and a counter in a method's state: exact resume, no global stream, no host. A
-# number is a hash of (stream, step, key), so that instances of other streams draw others at every step.
+# Random numbers come from a stream and a counter in a method's state, so that a resume is exact. A number is
+# a hash of (stream, step, key): different streams draw different numbers at every step.
 
 
 def stream_key(stream: int, member: int = 0) -> int:
-    """Return the int64 that `stream` in [0, 2^63) and the number of a method within another stand for."""
+    """Return an int64 key for `stream` in [0, 2^63) and the number of a method within another."""
     value = 0
     for part in (stream, member):  # splitmix64, part by part; zeros give zero
         value = (value + part * 0x9E3779B97F4A7C15) & _WORD
@@ -179,7 +193,7 @@ def stream_key(stream: int, member: int = 0) -> int:
 def scrambled(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
     """Return pseudo-random int64 numbers of the shape of `keys` (distinct int64).
 
-    `step` and `stream` are int64 [1], the latter of `stream_key`. The finaliser of splitmix64 with logical
+    `step` and `stream` (from `stream_key`) are int64 [1]. This is the finaliser of splitmix64 with logical
     shifts, on wrapping 64-bit integers.
     """
     value = (keys + step * 0x1E3779B97F4A7C15) ^ stream
@@ -195,10 +209,10 @@ def draw_tasks(num_tasks: int, count: int, step: Tensor, stream: Tensor) -> Tens
 
 
 def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tensor:
-    """Return the `count` tasks of an order, int64 [T], whose turn it is at `step`.
+    """Return the `count` tasks of a cyclic order, int64 [T], whose turn it is at `step`.
 
-    The order is a round trip. Each step goes on where the one before ended. Where the trip begins is drawn
-    from the stream, so that at any step all tasks are equally likely.
+    Each step continues where the one before ended. The stream draws the start, so that at any step all tasks
+    are equally likely.
     """
     tasks = len(order)
     begin = (uniform(1, torch.zeros_like(step), stream) * tasks).to(torch.int64)
@@ -209,12 +223,16 @@ def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tenso
 def uniform(count: int, step: Tensor, stream: Tensor) -> Tensor:
     """Return `count` pseudo-random numbers in [0, 1), float64."""
     keys = torch.arange(1, count + 1, dtype=torch.int64, device=step.device)
-    return ((scrambled(keys, step, stream) >> 11) & 0x1FFFFFFFFFFFFF).to(torch.float64) * 2.0**-53
+    return _upper_bits(scrambled(keys, step, stream)) * 2.0**-53
 
 
 def normals(count: int, step: Tensor, stream: Tensor) -> Tensor:
     """Return `count` pseudo-random standard normal numbers, float64 (Box and Muller)."""
     keys = torch.arange(1, 2 * count + 1, dtype=torch.int64, device=step.device).view(2, count)
-    # The upper 53 bits as a number in (0, 1).
-    drawn = (((scrambled(keys, step, stream) >> 11) & 0x1FFFFFFFFFFFFF).to(torch.float64) + 0.5) * 2.0**-53
+    drawn = (_upper_bits(scrambled(keys, step, stream)) + 0.5) * 2.0**-53  # in (0, 1): log(0) cannot occur
     return (-2.0 * drawn[0].log()).sqrt() * (2.0 * math.pi * drawn[1]).cos()
+
+
+def _upper_bits(numbers: Tensor) -> Tensor:
+    """Return the upper 53 bits of int64 numbers as integers in float64, which holds them exactly."""
+    return ((numbers >> 11) & 0x1FFFFFFFFFFFFF).to(torch.float64)

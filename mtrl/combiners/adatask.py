@@ -1,6 +1,4 @@
-"""AdaTask: an Adam of its own for each task."""
-
-from __future__ import annotations
+"""AdaTask: one Adam optimiser per task."""
 
 from typing import Literal
 
@@ -12,21 +10,21 @@ from mtrl.combiners.base import JacobianCombiner
 
 
 class AdaTask(JacobianCombiner):
-    """AdaTask: Adam's moments are kept per task, so that no task's gradients set the step size of another's.
+    """AdaTask: Adam with moments per task, so that no task's gradients set the step size of another task.
 
-    Yang et al., AAAI 2023 (arXiv:2211.15055), algorithm 1 with Adam: m_t and v_t are the moments of task t's
-    gradient, and the step is the sum over tasks of m_t / (sqrt(v_t) + eps), both corrected for their zero
-    start.
+    Yang et al., AAAI 2023 (arXiv:2211.15055), algorithm 1 with Adam. m_t and v_t are the bias-corrected
+    moments of task t's gradient; the step is the sum over tasks of m_t / (sqrt(v_t) + eps).
 
     Args:
-        reduction: `sum` of the tasks' steps as published, T times an Adam step where tasks agree, or `mean`.
+        reduction: `sum` of the tasks' steps, as published (T Adam steps where all tasks agree), or their
+            `mean`.
         beta1: Decay of the first moments.
         beta2: Decay of the second moments.
-        eps: Added to the root of the second moments; 1e-8 as in the authors' code.
+        eps: Added to the root of the second moments (authors' code: 1e-8).
 
-    The direction is an optimiser's step already: an agent takes theta - lr * direction without another Adam
-    and without a bound on its norm, and task heads have an ordinary Adam. Deviation from the authors' code:
-    moments are in the Jacobian's dtype and number 2 T P.
+    The direction is an optimiser's step: apply theta - lr * direction without another Adam and without
+    clipping. Task heads use an ordinary Adam. Deviation from the authors' code: the moments, 2 T P numbers,
+    have the Jacobian's dtype.
     """
 
     name = "adatask"
@@ -53,7 +51,6 @@ class AdaTask(JacobianCombiner):
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the step [P] for a Jacobian [T, P] and take it into the moments; losses are ignored."""
         self.prepare(jacobian[0])
         self.step.add_(1.0)
         self.first.lerp_(jacobian, 1.0 - self.beta1)

@@ -1,6 +1,4 @@
-"""Affinity: notes, while another method trains, how much each task's step helps the others."""
-
-from __future__ import annotations
+"""Affinity: measures, while another method trains, how much each task's step helps the others."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,25 +11,21 @@ from mtrl.combiners._families import Wrapper
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
-_LEAST_LOSS = 1e-8
-
 
 class Affinity(Wrapper):
     """Affinity between tasks, collected during training: running means that `scripts/group.py` reads.
 
-    After Wang et al., 2024 (arXiv:2402.15328, of which only the abstract could be read) and, for the measure,
-    the look-ahead of Fifty et al., NeurIPS 2021 (arXiv:2109.04617) to first order: a step of length h along
-    -g_i changes loss j by -h <g_i, g_j>, so that `gains[i, j]`, the running mean of <g_i, g_j> / |loss_j|, is
-    the share of loss j that task i's step removes, per unit of step size. `cosines[i, j]` is the running mean
-    of the cosine.
+    After Wang et al., 2024 (arXiv:2402.15328; only the abstract could be read). The measure is the look-ahead
+    of Fifty et al., NeurIPS 2021 (arXiv:2109.04617) to first order: a step of length h along -g_i changes
+    loss j by -h <g_i, g_j>. `gains[i, j]` is the running mean of <g_i, g_j> / |loss_j|, the share of loss j
+    that task i's step removes per unit of step size. `cosines[i, j]` is the running mean of the cosine.
 
     Args:
-        base: Name of the method that combines the gradients, which go to it unchanged.
-        base_options: Arguments of the base method.
+        base: Name of the method that combines the unchanged gradients.
         decay: Share of the running means that one update keeps.
 
-    Costs a Gramian where the base does not form one itself. Losses are taken by their size, which says little
-    where they may be negative (SAC's actor); a loss of 0 counts as 1e-8.
+    The cost is one Gramian, unless the base needs it anyway. A loss enters by its absolute value, at least
+    1e-8; gains mean little for losses of either sign, such as SAC's actor's.
     """
 
     name = "affinity"
@@ -65,7 +59,7 @@ class Affinity(Wrapper):
     def _note(self, gram: Tensor, losses: Tensor) -> None:
         lengths = gram.diagonal().clamp(min=0.0).sqrt()
         scales = torch.outer(lengths, lengths)
-        self.gains.lerp_(gram / losses.abs().clamp(min=_LEAST_LOSS), 1.0 - self.decay)
+        self.gains.lerp_(gram / losses.abs().clamp(min=1e-8), 1.0 - self.decay)
         self.cosines.lerp_(torch.where(scales > 0.0, gram / scales, 0.0), 1.0 - self.decay)
         self.share.mul_(self.decay).add_(1.0 - self.decay)
 

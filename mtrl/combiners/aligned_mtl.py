@@ -1,6 +1,4 @@
-"""Aligned-MTL: makes the task gradients orthogonal and equally long before taking their mean."""
-
-from __future__ import annotations
+"""Aligned-MTL: the mean of task gradients that were made orthogonal and equally long."""
 
 from typing import Literal
 
@@ -14,22 +12,20 @@ from mtrl.combiners.base import GramCombiner
 class AlignedMTL(GramCombiner):
     """Aligned-MTL: the mean of the nearest orthogonal gradients of equal length (independent components).
 
-    Senushkin et al., CVPR 2023 (arXiv:2305.19000), algorithm 1: with the Gramian M = V diag(l) V', the
-    weights are s V diag(l^-1/2) V' u over the eigenvalues above T eps times the largest, u = 1/T.
+    Senushkin et al., CVPR 2023 (arXiv:2305.19000), algorithm 1. With the Gramian M = V diag(l) V', the
+    weights are s V diag(l^-1/2) V' u for u = 1/T, over the eigenvalues above T eps times the largest.
 
     Args:
-        scale: Length s of the aligned gradients: `min`, the smallest singular value (the paper), `median`
-            or `rmse`, the root of the mean eigenvalue.
+        scale: Length s of the aligned gradients: the smallest singular value (`min`, the paper), the `median`
+            one, or the root of the mean eigenvalue (`rmse`).
 
-    The eigenvalue routine waits for the device on CUDA (it checks for failure on the host), and the rank, and
-    with `min` the direction's length, jump where an eigenvalue passes the threshold; eigenvalues are known
-    only up to the rounding error of the largest one.
-
-    Deviations from the authors' code: u = 1/T instead of 1; nothing is sorted or cut out.
+    The rank jumps where an eigenvalue passes the threshold, and so does the direction's length with `min`:
+    eigenvalues are known up to the rounding error of the largest. Deviation from the authors' code: u = 1/T
+    instead of 1.
     """
 
     name = "aligned_mtl"
-    capturable = False  # the eigenvalue routine
+    capturable = False  # the eigenvalue routine checks for failure on the host
 
     def __init__(self, *, num_tasks: int, scale: Literal["min", "median", "rmse"] = "min") -> None:
         super().__init__(num_tasks=num_tasks)
@@ -37,7 +33,6 @@ class AlignedMTL(GramCombiner):
         self.scale = scale
 
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return s M^(-1/2) u, shape [T], for the Gramian [T, T]."""
         # The routine raises for values that are not finite; the weights must carry them on instead.
         finite = gram.isfinite()
         values, vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0).to(torch.float64))
@@ -48,7 +43,7 @@ class AlignedMTL(GramCombiner):
         return torch.where(finite.all(), weights, torch.nan)
 
     def _square(self, values: Tensor, kept: Tensor) -> Tensor:
-        """The square of s for ascending eigenvalues [T]; 0 without any that is kept."""
+        """Return the square of s for ascending eigenvalues [T]; 0 if none is kept."""
         rank = kept.sum()
         if self.scale == "min":
             index = self.num_tasks - rank

@@ -3,11 +3,9 @@
 Letters: T tasks, P parameters. Row t of a Jacobian is the gradient of task t's loss; the Gramian is
 `jacobian @ jacobian.T`; the direction goes where a gradient would go (theta <- theta - lr * direction).
 
-What a user calls (`combine`, `weights`, `after_step`) is final: it checks its input, detaches it, and calls
-the hook of the same name with an underscore, which is all that a method writes.
+The public calls (`combine`, `weights`, `after_step`) are final. They check and detach their input, then call
+the hook of the same name with an underscore. A method implements the hooks only.
 """
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -44,11 +42,10 @@ class JacobianAt(Protocol):
         """Return the Jacobian [T, P], by default at the current parameters.
 
         Args:
-            offset: [T, P] or [T, P + h]; task t is evaluated at `parameters + offset[t]`. Of h further
-                columns those of row t move task t's head, which then steps by its gradient from there.
+            offset: [T, P] or [T, P + h]; task t is evaluated at `parameters + offset[t]`. The last h columns
+                of row t move task t's head; the head's step then uses its gradient at that point.
             batch: number of the independent batch.
-            tasks: int64 [N] without repetition; only these are evaluated, which gives [N, P] at the cost of
-                N tasks.
+            tasks: int64 [N] without repetition; only these are evaluated, and the result is [N, P].
         """
         ...
 
@@ -60,23 +57,23 @@ class JacobianAt(Protocol):
 class Combiner(Stateful, ABC):
     """Base of all methods: input checks, the last weights, a random stream, state that survives a resume.
 
-    A method derives from LossCombiner or GramCombiner and writes `_weights`, or from JacobianCombiner and
-    writes `_combine`. State lives in buffers that are written in place (see `Stateful`), so that `reset`,
-    checkpoints and CUDA graphs find all of it. Called by a user, a bad input raises ValueError; inside an
-    update (`unchecked`) nothing talks to the host.
+    A method derives from LossCombiner or GramCombiner and implements `_weights`, or from JacobianCombiner and
+    implements `_combine`. State lives in buffers that are written in place (see `Stateful`), so that `reset`,
+    checkpoints and CUDA graphs cover all of it. A bad input raises ValueError; inside an update (`unchecked`)
+    inputs are not checked, since a check waits for the device.
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[Literal["losses", "gram", "jacobian"]]
-    reads_losses: bool = False  # `combine` refuses to go without losses
+    reads_losses: bool = False  # `combine` needs losses
     positive_losses: bool = False  # its formulas need losses >= 0, or else `shift`
     looks_again: bool = False  # `after_step` wants the losses after the step on the same batch
     preconditioned: bool = False  # the direction is an optimiser's step: theta -= lr * direction
     needs_also: str = ""  # what `direction` needs besides a Jacobian and losses; `combine` then refuses
-    evaluates_all: bool = True  # looks at the losses of all tasks in a step, not of some
+    evaluates_all: bool = True  # each step evaluates all tasks, not a part of them
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
-    capturable: bool = True  # nothing in it reads back to the host, so that a CUDA graph can hold it
+    capturable: bool = True  # it never waits for the device, so that a CUDA graph can hold it
     shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
 
     def __init__(self, *, num_tasks: int) -> None:
@@ -94,17 +91,16 @@ class Combiner(Stateful, ABC):
     def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
         """Return the direction [P] for a Jacobian [T, P] and, where the method reads them, losses [T].
 
-        Neither input keeps its autograd graph alive. A step that no single Jacobian gives (other batches,
-        gradients elsewhere, losses after the step) takes `direction` and `after_step`; `mtrl.mtl_step` does
-        all of it.
+        Inputs are detached. Methods that need more than one Jacobian (other batches, gradients at moved
+        parameters, losses after the step) use `direction` and `after_step`; `mtrl.mtl_step` calls both.
 
         Raises:
-            ValueError: wrong shape or dtype, missing losses, or non-finite entries (names the tasks); a
-                method that needs more than this is given, which would make it another method.
+            ValueError: wrong shape or dtype, missing losses, or non-finite entries (names the tasks); the
+                method needs more than a Jacobian and losses.
         """
         if self.needs_also:
             raise ValueError(
-                f"{self.name} needs {self.needs_also}, which a Jacobian does not hold: "
+                f"{self.name} needs {self.needs_also}, which a Jacobian does not contain: "
                 "use mtrl.mtl_step, or `direction` with an evaluator of your own."
             )
         if self._checked and self._awaits_losses:
@@ -114,7 +110,7 @@ class Combiner(Stateful, ABC):
             )
         jacobian = self._taken("jacobian", jacobian)
         if losses is None and self.reads_losses:
-            raise ValueError(f"{self.name} looks at the tasks' losses: pass losses of shape [T].")
+            raise ValueError(f"{self.name} needs the tasks' losses; found none. Pass losses of shape [T].")
         if losses is not None:
             losses = self._taken("losses", losses)
         self._awaits_losses = self.looks_again
@@ -122,7 +118,7 @@ class Combiner(Stateful, ABC):
 
     @abstractmethod
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the direction [P]; `losses` is there wherever `reads_losses`."""
+        """Return the direction [P]; `losses` is a tensor if `reads_losses`."""
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P]; methods that need gradients elsewhere or other batches override this."""
@@ -131,7 +127,7 @@ class Combiner(Stateful, ABC):
 
     @final
     def after_step(self, losses: Tensor) -> None:
-        """Take note of the losses [T] after the step, on the same batch; called where `looks_again`."""
+        """Learn from the losses [T] after the step, on the same batch; for methods that `looks_again`."""
         self._after_step(self._taken("losses", losses))
         self._awaits_losses = False
 
@@ -140,9 +136,10 @@ class Combiner(Stateful, ABC):
 
     @final
     def seed(self, stream: int) -> None:
-        """Choose the random stream of this instance and of the methods in it (0 at first), part of the state.
+        """Choose the random stream of this instance and of the methods in it (0 at first).
 
-        Instances of equal streams draw equal numbers: give each network and each run its own.
+        The stream is part of the state. Instances of equal streams draw equal numbers: give each network and
+        each run its own.
 
         Raises:
             ValueError: `stream` is not an integer in [0, 2^63).
@@ -155,7 +152,7 @@ class Combiner(Stateful, ABC):
 
     @property
     def gramian_suffices(self) -> bool:
-        """Whether the direction is `weights(gram) @ jacobian`: then no Jacobian has to be held."""
+        """Whether the direction is `weights(gram) @ jacobian`: then no Jacobian has to be stored."""
         return self.needs == "gram" and self.num_batches == 1
 
     @property
@@ -164,7 +161,10 @@ class Combiner(Stateful, ABC):
         return self.positive_losses and self.shift == "none"
 
     def reset(self) -> None:
-        """Become a fresh instance of the same random stream; methods with state outside buffers extend it."""
+        """Return to the state of a fresh instance with the same random stream.
+
+        Methods with state outside buffers extend this.
+        """
         super().reset()
         self._awaits_losses = False
 
@@ -174,7 +174,7 @@ class Combiner(Stateful, ABC):
 
     @contextmanager
     def unchecked(self) -> Iterator[None]:
-        """Switch input checks, which read from the device, off: for use inside an update."""
+        """Switch off input checks, which wait for the device, for use inside an update."""
         members = [module for module in self.modules() if isinstance(module, Combiner)]
         before = [member._checked for member in members]
         for member in members:
@@ -186,14 +186,14 @@ class Combiner(Stateful, ABC):
                 member._checked = checked
 
     def _taken(self, kind: str, value: Tensor) -> Tensor:
-        """Return an input without its graph, checked unless this is an update: the one place for both."""
+        """Return an input detached, and checked unless in `unchecked`."""
         if self._checked:
             check_input(self.name, kind, value, self.num_tasks, signed=not self.refuses_signed_losses)
         return value.detach()
 
 
 class LossCombiner(Combiner):
-    """A method whose weights depend on the losses alone: one weighted backward pass is enough."""
+    """A method whose weights depend on the losses alone: it needs one weighted backward pass."""
 
     needs = "losses"
     reads_losses = True
@@ -215,7 +215,7 @@ class LossCombiner(Combiner):
         """Return the task weights [T] for losses [T]."""
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        # Where losses are not read they only give the dtype.
+        # A method that does not read losses takes only their dtype.
         given = losses if losses is not None else jacobian.new_ones(self.num_tasks)
         return weighted_sum(self.weights(given), jacobian)
 
@@ -233,8 +233,8 @@ class GramCombiner(Combiner):
     def weights(self, gram: Tensor) -> Tensor:
         """Return the task weights [T] for the Gramian [T, T]; the direction is `jacobian.T @ weights`.
 
-        Methods that solve for them do so in float64, whatever dtype the Gramian has, and return float64:
-        `weighted_sum` keeps these digits over a Jacobian of single precision.
+        Solvers work in float64 whatever dtype the Gramian has, and return float64. `weighted_sum` keeps these
+        digits for a Jacobian of single precision.
 
         Raises:
             ValueError: wrong shape or dtype, or non-finite entries (names the tasks).
@@ -255,8 +255,8 @@ class GramCombiner(Combiner):
     def metrics(self) -> dict[str, Tensor]:
         """Device tensors about the last call: weights, conflict between tasks, length of the direction.
 
-        `weights` [T]; `cosine` [T, T] between the tasks' gradients, 0 with one that is zero; over the pairs
-        of tasks `cos_min`, `cos_mean` and `conflict_fraction` (share of negative cosines; 1, 1 and 0 for a
+        `weights` [T]; `cosine` [T, T] between the tasks' gradients, 0 for zero gradients; over the pairs of
+        tasks `cos_min`, `cos_mean` and `conflict_fraction` (share of negative cosines; 1, 1 and 0 for a
         single task); `direction_norm_ratio`, the direction's norm over the mean gradient's.
         """
         gram, weights = self._last_gram, self.last_weights.to(self._last_gram.dtype)
@@ -279,6 +279,6 @@ class GramCombiner(Combiner):
 
 
 class JacobianCombiner(Combiner):
-    """A method that needs the whole Jacobian: it writes `_combine`."""
+    """A method that needs the whole Jacobian; it implements `_combine`."""
 
     needs = "jacobian"

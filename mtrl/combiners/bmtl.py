@@ -1,6 +1,4 @@
-"""BMTL: difficult tasks, those with large losses, weigh more."""
-
-from __future__ import annotations
+"""BMTL: tasks with large losses weigh more."""
 
 from typing import Literal
 
@@ -14,20 +12,18 @@ from mtrl.combiners.base import LossCombiner
 class BMTL(LossCombiner):
     """BMTL (balanced multi-task learning): weights are the softmax of the losses over a temperature.
 
-    Liang and Zhang, 2020 (arXiv:2002.04792): minimises the sum of exp(loss_t / temperature), which weighs
-    task t's gradient by exp(loss_t / temperature) / temperature.
+    Liang and Zhang, 2020 (arXiv:2002.04792): the objective is the sum of exp(loss_t / temperature), in which
+    task t's gradient weighs exp(loss_t / temperature) / temperature.
 
     Args:
-        temperature: Difference of losses, in units of `unit`, that makes one task weigh e times another. 50
-            is the value in third parties' code, exp(loss / 50); SAC's losses are far smaller, and so weigh
-            equal.
-        unit: `loss`, or `deviation`: the running root mean square of the losses' deviation over the tasks, so
-            that a temperature of about 1 suits losses of any scale (ours).
+        temperature: Difference of losses, in units of `unit`, that makes one task weigh e times another.
+            Third parties' code has 50; SAC's losses differ far less, so that tasks weigh almost the same.
+        unit: `loss`, or `deviation`: the running root mean square of the losses' deviation over the tasks
+            (ours), for which a temperature of about 1 suits losses of any scale.
         decay: Share of the running mean square that one update keeps.
 
-    Deviation from the paper, whose text could not be read: the weights are scaled to sum to 1, while those of
-    its objective grow with the losses. Losses of any sign are fine, since adding a number to all of them
-    changes nothing.
+    Deviation from the paper, whose text could not be read: the weights sum to 1, while those of the objective
+    grow with the losses. Losses may have any sign: a number added to all of them changes nothing.
     """
 
     name = "bmtl"
@@ -59,5 +55,5 @@ class BMTL(LossCombiner):
         self.variance.lerp_(losses.var(correction=0), 1.0 - self.decay)
         self.share.mul_(self.decay).add_(1.0 - self.decay)
         root = (self.variance / self.share).sqrt()
-        # 0 if all losses have always been equal; the weights are equal then, whatever the unit.
+        # 0 if all losses were always equal; then the weights are equal in any unit.
         return torch.where(root > 0.0, root, 1.0)

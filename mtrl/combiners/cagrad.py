@@ -1,7 +1,5 @@
 """CAGrad: the best worst-case improvement within a ball around the mean gradient."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -17,21 +15,21 @@ _STEPS, _MOMENTUM = 20, 0.5  # of the published inner loop, which does not conve
 class CAGrad(GramCombiner):
     """CAGrad (conflict-averse gradient descent): max_d min_i g_i.d subject to |d - g0| <= c |g0|.
 
-    Liu et al., NeurIPS 2021 (arXiv:2110.14048), equation 3 and algorithm 1: with g0 the mean gradient, w
-    minimises g_w.g0 + c |g0| |g_w| over the simplex and d = g0 + c |g0| g_w / |g_w|, divided as `rescale`
-    says.
+    Liu et al., NeurIPS 2021 (arXiv:2110.14048), equation 3 and algorithm 1. g0 is the mean gradient; w
+    minimises g_w.g0 + c |g0| |g_w| over the simplex; d = g0 + c |g0| g_w / |g_w|, divided as `rescale` says.
 
     Args:
         c: Radius of the ball around the mean gradient relative to its norm (paper: 0.9 MT10, 0.5 MT50).
         rescale: Divides the direction by 1 (0), by 1 + c^2 (1, the authors' RL code) or by 1 + c (2).
-        solver: `exact` solves the dual; `paper` takes 20 steps of SGD on softmax logits (authors' RL code),
-            which leaves objective gaps of 1e-2 at 50 tasks and fails where norms differ by magnitudes.
+        solver: `exact` solves the dual; `paper` takes 20 SGD steps on softmax logits (authors' RL code),
+            which leave gaps of 1e-2 in the objective at 50 tasks and fail where norms differ by orders of
+            magnitude.
 
-    Deviations from the authors' RL code, but for `solver`: the 1e-4 under its square roots, which makes that
-    code ignore gradients below 1e-2, is absent. Tasks whose gradient is zero do not enter the maximisation
-    (no direction changes them); they do count in the mean. Gradients 1e-16 times as short as the longest fade
-    out on the way to that (see solvers/path.py). Where gradients cancel, so that no direction improves all
-    tasks and several are the best, the one nearest to g0 is taken: inside the ball, where g_w = 0.
+    Deviation of `exact` from the authors' RL code: nothing is added under square roots; their 1e-4 makes
+    gradients below 1e-2 count for nothing. Zero gradients (in a smooth transition near 1e-16 of the longest,
+    see solvers/path.py) leave the maximisation, since no direction changes their losses, but count in the
+    mean. Where gradients cancel so that no direction improves all tasks, several are optimal; the one nearest
+    to g0 is taken. It lies inside the ball, with g_w = 0.
     """
 
     name = "cagrad"
@@ -49,8 +47,7 @@ class CAGrad(GramCombiner):
         check_choice("solver", solver, ("exact", "paper"))
         self._paper = solver == "paper"
         self._divisor = divisor_of(self.c, rescale)
-        equal = torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64)
-        self._dual = nn.Buffer(equal, persistent=False)
+        self._dual = nn.Buffer(self.last_weights.clone(), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""
@@ -65,9 +62,8 @@ class CAGrad(GramCombiner):
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the duality gap of the last weights over c |g0| and the mean norm under w.
 
-        For the Gramian as it was rounded. Below 1e-5, but up to 2e-3 in single precision where gradients
-        depend on each other or nearly cancel: the Gramian itself does not hold more (docs/methods.md). Where
-        their norms besides differ by decades it has no bound, being in units of the shortest of them.
+        Up to 1e-5; in single precision up to 2e-3 for dependent gradients, without bound if norms differ by
+        orders of magnitude besides (docs/methods.md).
         """
         weights = self.last_weights * self._divisor
         return {**super().metrics(), "residual": around_gap(self._last_gram, self.c, weights, self._dual)}

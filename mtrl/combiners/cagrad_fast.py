@@ -1,7 +1,5 @@
 """CAGrad-Fast: CAGrad between a few sampled tasks and the pooled rest."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -18,21 +16,19 @@ from mtrl.combiners.solvers.worst_case import best_around
 class CAGradFast(Sampled):
     """CAGrad-Fast: CAGrad on the gradients of a few sampled tasks and one gradient of all the others.
 
-    Liu et al., NeurIPS 2021 (arXiv:2110.14048), equation 4: an update computes the mean gradient g0 by one
-    ordinary backward pass and `sampled - 1` task gradients; the rest, (T g0 - sum of the sampled) / (T -
-    sampled + 1), is one more task. g0 stays the centre of the ball.
+    Liu et al., NeurIPS 2021 (arXiv:2110.14048), equation 4. An update takes the mean gradient g0 by one
+    ordinary backward pass and `sampled - 1` task gradients. All other tasks are pooled into one more: (T g0 -
+    sum of the sampled) / (T - sampled + 1). The ball is still centred at g0.
 
     Args:
         sampled: Gradients that enter the problem, the pooled one included (authors: 4 MT10, 8 MT50); T or
             more is CAGrad itself, 1 is a multiple of the mean.
         c: Radius of the ball around the mean gradient relative to its norm (paper: 0.9 MT10, 0.5 MT50).
         rescale: Divides the direction by 1 (0), by 1 + c^2 (1) or by 1 + c (2, the authors' code here).
-        order: All task numbers; updates take the next `sampled - 1` of them, from a drawn place on, round and
-            round. Empty: random tasks. `scripts/group.py` prints an order in which neighbours are alike.
 
-    Deviations from the authors' code: their pooled gradient leaves out one task at each update; here every
-    task counts. The dual is solved to convergence instead of by SLSQP. Samples come from a counter that is
-    part of the state. Order is ours, see `_families.Sampled`: a task is as likely to stand alone as without.
+    Deviations from the authors' code: the pooled gradient holds every task that was not sampled (theirs
+    leaves one out), the dual is solved to convergence instead of by SLSQP, and samples come from a counter in
+    the state. `order` is ours (see `_families.Sampled`).
     """
 
     name = "cagrad_fast"
@@ -54,7 +50,6 @@ class CAGradFast(Sampled):
         self._reference = nn.Buffer(reference, persistent=False)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the direction [P] for a Jacobian [T, P], of which it uses the sampled rows and the mean."""
         tasks = self._draw()
         return self._direction(jacobian.index_select(0, tasks), jacobian.mean(dim=0), tasks)
 
@@ -72,7 +67,7 @@ class CAGradFast(Sampled):
         gram = gramian(gradients)
         eps = torch.finfo(gram.dtype).eps
         weights = best_around(gram, self.c, eps=eps, reference=self._reference)[0] / self._divisor
-        # What each task weighs: the pooled gradient's weight is shared by the tasks that were not sampled.
+        # The tasks that were not sampled share the weight of the pooled gradient.
         shared = (weights[-1] / rest).expand(self.num_tasks)
         self.last_weights.copy_(shared.index_copy(0, tasks, weights[:-1]))
         return weighted_sum(weights, gradients)

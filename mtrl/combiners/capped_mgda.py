@@ -1,7 +1,5 @@
 """Capped MGDA: the shortest mix of the task gradients in which no task weighs more than a cap."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -13,17 +11,17 @@ from mtrl.combiners.solvers.hull import shortest_capped
 class CappedMGDA(GramCombiner):
     """Capped MGDA: the shortest g_w over the simplex with w_t <= `cap`; 1 is MGDA, 1 / T the mean.
 
-    After arXiv:2605.30452 (2026), of which nothing could be read: the problem is from a third party's
-    summary, and whether the authors solve or smooth it is unknown here. By duality the direction d = g_w
-    maximises <worst, d> - |d|^2 / 2, where <worst, d> is the mean improvement of the worst 1 / (`cap` T) of
-    the tasks (the conditional value at risk), which is |d|^2: a guarantee for groups of tasks where MGDA
-    has one for each, and longer steps where few tasks stand against many.
+    After arXiv:2605.30452 (2026), of which nothing could be read: the problem is known from a third party's
+    summary, and whether the authors solve or smooth it is unknown. By duality d = g_w maximises m(d) - |d|^2
+    / 2, where m(d) is the mean improvement of the worst 1 / (`cap` T) of the tasks (conditional value at
+    risk), and m(g_w) = |g_w|^2. MGDA guarantees this improvement to each task; here it is guaranteed to
+    groups of tasks, and steps are longer where few tasks stand against many.
 
     Args:
         cap: Largest weight of a task, in [0, 1]; below 1 / T it means 1 / T, the mean.
 
-    Tasks whose gradient is zero weigh only what the caps of the others leave, so that 1 / T stays the mean;
-    gradients 1e-16 times as short as the longest fade out on the way (see solvers/path.py).
+    Zero gradients (in a smooth transition near 1e-16 of the longest, see solvers/path.py) get only the weight
+    that the caps of the others leave, so that 1 / T stays the mean.
     """
 
     name = "capped_mgda"
@@ -39,8 +37,8 @@ class CappedMGDA(GramCombiner):
         """Add `residual`: the gap of the optimality conditions of w relative to the mean squared norm."""
         products = self._last_gram @ self.last_weights
         squares = self._last_gram.diagonal()
-        # The least that weights within the caps can make of the products: the caps in ascending order. As in
-        # the solution, zero gradients come last.
+        # Weights within the caps minimise the sum of products by filling the caps in ascending order of the
+        # products. As in the solution, zero gradients come last.
         there = squares > 0.0
         order = torch.where(there, products, torch.inf).argsort()
         caps = torch.full_like(products, max(self.cap, 1.0 / self.num_tasks))

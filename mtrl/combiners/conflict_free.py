@@ -1,6 +1,4 @@
-"""ConFIG: the direction with one cosine to all task gradients, as long as they project onto it."""
-
-from __future__ import annotations
+"""ConFIG: the direction that has the same cosine with all task gradients."""
 
 import torch
 from torch import Tensor
@@ -12,13 +10,13 @@ from mtrl.combiners.imtl_g import equal_projections
 class ConFIG(GramCombiner):
     """ConFIG (conflict-free inverse gradients): equal cosines with all gradients, their mean projection long.
 
-    Liu, Chu and Thuerey, ICLR 2025 (arXiv:2408.11104), equation 2 as the authors' code has it: with U the
-    unit gradients, d is along pinv(U) 1 and has the length of the gradients' projections onto it. Where
-    `imtl_g` scales the same direction to weights of sum 1, the length here is bounded by the gradients'.
+    Liu, Chu and Thuerey, ICLR 2025 (arXiv:2408.11104), equation 2 as in the authors' code. With the unit
+    gradients U, d points along pinv(U) 1 and is as long as the mean projection of the gradients onto it.
+    `imtl_g` scales the same direction to weights of sum 1; here the gradients bound the length.
 
     Deviations from the authors' code: the mean of the projections instead of their sum; the pseudo-inverse is
-    that of the cosines, with a ridge at the rounding level of the Gramian's dtype in place of a cut-off.
-    Tasks without a gradient weigh nothing.
+    taken of the cosines, with a ridge at the rounding level of the Gramian's dtype instead of a cut-off.
+    Tasks with a zero gradient weigh 0.
     """
 
     name = "config"
@@ -32,11 +30,10 @@ def config_weights(gram: Tensor) -> Tensor:
     equal, cosine, inverse = equal_projections(gram)
     tasks = len(equal)
     rounding = tasks * torch.finfo(gram.dtype).eps
-    # Largest weight of a unit gradient 1: the solution is as large as 1 / ridge where no direction exists.
+    # A largest weight of 1: where no direction exists the solution itself is as large as 1 / ridge.
     scaled = equal / equal.abs().amax().clamp(min=1e-300)
     products = cosine @ scaled
-    # Below the rounding error of the cosines the square of the direction's length is unknown; the direction
-    # then vanishes instead of pointing anywhere.
+    # Below the cosines' rounding error the squared length is unknown; the direction then vanishes.
     square = (scaled @ products).clamp(min=rounding * scaled.abs().sum().square())
     length = (products * gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()).sum() / tasks
     return scaled * inverse * length / torch.where(square > 0.0, square, 1.0)

@@ -1,7 +1,5 @@
 """ConicGrad: the best worst-case improvement within a cone around the mean gradient."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -11,21 +9,21 @@ from mtrl.combiners.solvers.worst_case import best_in_cone, cone_gap
 
 
 class ConicGrad(GramCombiner):
-    """ConicGrad: max_d min_i g_i.d in the cone g0.d >= c |g0| |d| around the mean gradient g0.
+    """ConicGrad: max_d min_i g_i.d in the cone g0.d >= c |g0| |d| around the mean gradient g0, |d| = |g0|.
 
-    Hassanpour et al., 2025 (arXiv:2502.00217), for the problem. Its exact dual, solved here: w on the simplex
-    and eta >= 0 minimise |g_w + eta e0| - c eta for e0 = g0 / |g0|, and d = |g0| (g_w + eta e0) / |g_w + eta
-    e0|; eta is 0 where the cone does not bind.
+    Hassanpour et al., 2025 (arXiv:2502.00217), for the problem. Its exact dual is solved here: w on the
+    simplex and eta >= 0 minimise |v| - c eta for v = g_w + eta g0 / |g0|, and d = |g0| v / |v|. eta is 0
+    where the cone does not bind.
 
     Args:
         c: Smallest cosine between the direction and the mean gradient; 1 is the mean, 0 the half-space.
 
-    Deviations: the paper's closed form with a regularised matrix inverse, its default c and its optimiser of
-    w are not reproduced: no public code was found and its equations could not be read; the unregularised form
-    as derived here points away from g0 where g_w.g0 > 0. Magnitudes follow the rule |d| = |g0| stated above.
-    Where gradients cancel, so that no direction in the cone improves all tasks, the shortest of the best
-    vectors up to that length is stretched to it. Tasks whose gradient is zero do not enter the minimisation;
-    gradients 1e-16 times as short as the longest fade out on the way (see solvers/path.py).
+    Deviations: the paper's closed form with a regularised inverse, its default c and its optimiser of w are
+    not reproduced, because no public code was found and its equations could not be read. The unregularised
+    form as derived here would point away from g0 where g_w.g0 > 0. Where gradients cancel, no direction in
+    the cone improves all tasks; the shortest of the best vectors up to length |g0| is then stretched to it.
+    Zero gradients (in a smooth transition near 1e-16 of the longest, see solvers/path.py) leave the
+    minimisation.
     """
 
     name = "conicgrad"
@@ -47,7 +45,7 @@ class ConicGrad(GramCombiner):
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the duality gap of the last solve relative to the gradients' norms.
 
-        Below 1e-5, but where the Gramian does not hold more: gradients that all lie within 1e-5 of one line,
-        or that cancel to a mean of less than 1e-5 of their length (single precision: 1e-3; docs/methods.md).
+        Up to 1e-5, unless all gradients lie within 1e-5 of one line or cancel to a mean of less than 1e-5 of
+        their length (single precision: 1e-3; docs/methods.md).
         """
         return {**super().metrics(), "residual": cone_gap(self._last_gram, self.c, self._solution)}

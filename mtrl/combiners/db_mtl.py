@@ -1,6 +1,4 @@
-"""DB-MTL: gradients of logarithms of losses, averaged over updates and brought to one length."""
-
-from __future__ import annotations
+"""DB-MTL: running averages of the gradients of log-losses, all scaled to the longest."""
 
 from typing import Literal
 
@@ -14,20 +12,20 @@ from mtrl.combiners.solvers.gramian import unit_rows
 
 
 class DBMTL(JacobianCombiner):
-    """DB-MTL (dual balancing): running averages of the gradients of log(loss_t), stretched to the longest.
+    """DB-MTL (dual balancing): running averages of the gradients of log(loss_t), scaled to the longest.
 
-    Lin et al., 2023 (arXiv:2308.12029), algorithm 1: G_t <- b G_t + (1 - b) grad log(loss_t) with
-    b = beta / k^sigma in update k, and the direction is the sum of max_s |G_s| / |G_t| G_t.
+    Lin et al., 2023 (arXiv:2308.12029), algorithm 1: G_t <- b G_t + (1 - b) grad log(loss_t) with b = beta /
+    k^sigma in update k, and the direction is the sum of max_s |G_s| / |G_t| G_t.
 
     Args:
-        beta: How much of the averages one update keeps (authors: 0.9).
+        beta: Share of the averages that one update keeps (authors: 0.9).
         sigma: Power of the update's number by which that share falls (authors: 0, it stays).
-        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
-            task's lowest value so far, plus one (ours), which leaves of the logarithm only that a task above
-            its lowest loss counts less.
+        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
+            its lowest value so far, plus one (ours). A task above its lowest loss then counts less, and
+            nothing else of the logarithm remains.
 
-    As in the authors' code the averages start at zero without correction. The state is [T, P]. `weights` of
-    the metrics are those of the averages, scaled to sum to 1.
+    As in the authors' code the averages start at zero without correction. The state is [T, P]. The metric
+    `weights` has the weights of the averages, scaled to sum to 1.
     """
 
     name = "db_mtl"
@@ -52,7 +50,6 @@ class DBMTL(JacobianCombiner):
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the direction [P] for a Jacobian [T, P] and losses [T], which join the averages first."""
         self.prepare(jacobian[0])
         assert losses is not None
         measured = self.origin(losses).to(jacobian.dtype)

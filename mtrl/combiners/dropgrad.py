@@ -1,7 +1,5 @@
 """DropGrad: noise on every task's gradient before another method combines them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,26 +10,24 @@ from mtrl.combiners._checks import check_choice, check_count, check_number
 from mtrl.combiners._families import Wrapper
 from mtrl.combiners._state import normals, uniform
 
-_HIGHEST_RATE = 0.99  # at 1 nothing would be left to divide by
-
 
 class DropGrad(Wrapper):
     """DropGrad (gradient dropout): entries of the task gradients are multiplied by noise of mean 1.
 
-    Tseng et al., ACCV 2020 (arXiv:2004.05859): n g instead of g, with n Bernoulli(1 - rate) / (1 - rate) or
-    normal with mean 1 and variance rate / (1 - rate). There it acts on the inner-loop gradients of
-    meta-learning; here on each task's row of the Jacobian, every entry on its own, before the base method.
+    Tseng et al., ACCV 2020 (arXiv:2004.05859): n g replaces g, with n Bernoulli(1 - rate) / (1 - rate), or
+    normal with mean 1 and variance rate / (1 - rate). The paper treats inner-loop gradients of meta-learning;
+    here every entry of the Jacobian gets its own n, before the base method.
 
     Args:
         base: Name of the method that combines the noisy gradients.
-        base_options: Arguments of the base method.
-        rate: Share of entries that is dropped, or what sets the normal noise's variance (paper: 0.1 to 0.2).
+        rate: Probability that an entry is dropped; it also sets the normal noise's variance (paper: 0.1 to
+            0.2).
         kind: `binary` drops entries, `gaussian` multiplies them by normal numbers.
         schedule: `constant`, or `linear` from 0 in the first update to `rate` in update `ramp`.
         ramp: Updates over which a linear schedule grows.
 
-    Draws T P numbers per update from a counter that is part of the state. Not verified against the paper's
-    text: where its linear schedule begins and ends.
+    An update draws T P numbers from a counter in the state. Where the paper's linear schedule begins and ends
+    could not be verified.
     """
 
     name = "dropgrad"
@@ -49,7 +45,7 @@ class DropGrad(Wrapper):
         ramp: int = 10_000,
     ) -> None:
         super().__init__(num_tasks=num_tasks, base=base, base_options=base_options)
-        self.rate = check_number("rate", rate, low=0.0, high=_HIGHEST_RATE)
+        self.rate = check_number("rate", rate, low=0.0, high=0.99)  # 1 would drop everything
         check_choice("kind", kind, ("binary", "gaussian"))
         check_choice("schedule", schedule, ("constant", "linear"))
         self.kind, self.schedule = kind, schedule

@@ -1,6 +1,4 @@
-"""EMTL: pulls the tasks' relative contributions, loss over gradient norm, together."""
-
-from __future__ import annotations
+"""EMTL: evens out the tasks' relative contributions, loss over gradient norm."""
 
 import torch
 from torch import Tensor
@@ -15,16 +13,16 @@ class EMTL(JacobianCombiner):
 
     Yuan and Zhang, 2023 (arXiv:2306.09373), by the words of its abstract: a task's relative contribution is
     its loss over its raw gradient norm, and their variance is a regulariser. With the norms held fixed task t
-    weighs 1 + (2 lam / T) (c_t - mean c) / |g_t|. The paper's text could not be read, nor was code found:
-    that the norms are held fixed, the unit of lam and its value are ours.
+    weighs 1 + (2 lam / T) (c_t - mean c) / |g_t|. The paper's text could not be read and no code was found:
+    the fixed norms, the unit of lam and its value are ours. `loss_proportional` is another reading.
 
     Args:
         lam: Weight of the variance in units of (mean |g|)^2 / mean |loss|, in which no scale of losses or
             gradients matters; 0 is the mean.
 
     Weights may be negative where lam is large. The direction is the mean of the weighted gradients, not the
-    sum. Tasks without a gradient have no contribution and do not enter the variance. Losses of any sign are
-    fine. `loss_proportional` is another reading, which brings a variance to zero.
+    sum. Tasks with a zero gradient have no contribution and do not enter the variance. Losses may have any
+    sign.
     """
 
     name = "emtl"

@@ -1,7 +1,5 @@
 """Periodic solves: another method's weights, renewed once in several updates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,19 +9,19 @@ from mtrl.combiners._families import Refreshed, make_gram_base
 
 
 class Every(Refreshed):
-    """Periodic weights: the base method solves once in `refresh_every` updates, its weights stay in between.
+    """Periodic weights: the base method solves once in `refresh_every` updates; its weights are then kept.
 
     Xu et al., 2025, "PSMGD: periodic stochastic multi-gradient descent" (title and idea from a third party's
-    summary; its text could not be read): around any method whose weights depend on the Gramian alone. An
-    update in between costs one weighted backward pass instead of a Jacobian.
+    summary; its text could not be read), for any method whose weights depend on the Gramian alone. An update
+    in between costs one weighted backward pass instead of a Jacobian.
 
     Args:
         base: Name of the method that solves for the weights.
         base_options: Arguments of the base method.
         refresh_every: Updates per solve; 1 is the base method.
 
-    The weights are used as they were solved; the bound on the norm of `nash_mtl` with its own `refresh_every`
-    is applied to the current gradients instead. Above 1 a GPU runs updates eagerly, not as a CUDA graph.
+    Weights are used as they were solved. In contrast, `nash_mtl` with its own `refresh_every` applies
+    `max_norm` to the current gradients. Above 1 a GPU runs updates eagerly, not as a CUDA graph.
     """
 
     name = "every"

@@ -1,7 +1,5 @@
 """ExcessMTL: tasks far from their best possible loss weigh more."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -9,22 +7,20 @@ from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers.gramian import weighted_sum
 
-_EPS = 1e-7  # under the authors' square root
-
 
 class ExcessMTL(JacobianCombiner):
-    """ExcessMTL (excess risks): w_t grows by exp(eta e_t / e_t0), e_t what task t can still gain, estimated.
+    """ExcessMTL: w_t grows by exp(eta e_t / e_t0) for an estimate e_t of what task t can still gain.
 
-    He et al., ICML 2024 (openreview JzWFmMySpn), as LibMTL has it from the authors' code: with S_t the sum of
-    all squared gradients so far, per parameter, e_t = sum_p g_tp^2 / sqrt(S_tp + 1e-7), and e_t0 is that of
-    the first update, which leaves the weights equal; afterwards weights are scaled back to a fixed sum.
+    He et al., ICML 2024 (openreview JzWFmMySpn), as LibMTL has it from the authors' code: e_t = sum_p g_tp^2
+    / sqrt(S_tp + 1e-7), where S_t is the sum of all squared gradients so far, per parameter. The first update
+    gives e_t0 and leaves the weights equal; later ones scale the weights back to a fixed sum.
 
     Args:
         eta: Step size of the logarithms of the weights (LibMTL: 0.01).
 
     Deviations: weights sum to 1 instead of T. A task whose first gradient is zero keeps e_t / e_t0 = 0. The
-    sums only grow, so that estimates shrink over a long run as AdaGrad's steps do. The paper's text could not
-    be read. The state is [T, P].
+    sums only grow, so estimates shrink over a long run as AdaGrad's steps do. The paper's text could not be
+    read. The state is [T, P].
     """
 
     name = "excess_mtl"
@@ -42,12 +38,12 @@ class ExcessMTL(JacobianCombiner):
         self.prepare(jacobian[0])
         squares = jacobian.square()
         self.squares.add_(squares)
-        excess = (squares / (self.squares + _EPS).sqrt()).sum(dim=1).to(torch.float64)
+        excess = (squares / (self.squares + 1e-7).sqrt()).sum(dim=1).to(torch.float64)
         first = self.step == 0
         self.step.add_(1)
         self.initial.copy_(torch.where(first, excess, self.initial))
         relative = torch.where(self.initial > 0.0, excess / self.initial, 0.0)
-        # Logits, of which a common part does not count: products of weights would leave the range of numbers.
+        # The maximum is subtracted, which changes no weight: the logits would grow without end otherwise.
         moved = self.logits + self.eta * relative
         self.logits.copy_(torch.where(first, self.logits, moved - moved.amax()))
         weights = torch.softmax(self.logits, dim=0)

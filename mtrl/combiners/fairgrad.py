@@ -1,7 +1,5 @@
 """FairGrad: the direction that is alpha-fair to the tasks' improvements."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -19,20 +17,19 @@ class FairGrad(GramCombiner):
     """FairGrad: the alpha-fair direction, which favours the tasks that improve least the more alpha grows.
 
     Ban and Ji, ICML 2024 (arXiv:2402.15638), algorithm 1: weights w > 0 with M w = w^(-1/alpha) for the
-    Gramian M. alpha = 1 is Nash's bargain of norm sqrt(T); alpha -> 0 approaches the sum and alpha ->
-    infinity the best worst improvement. Gradients s times as long give a direction s^((1 - alpha) / (1 +
-    alpha)) times as long: with alpha = 2 it grows as they shrink.
+    Gramian M. alpha = 1 is the Nash bargaining solution, of norm sqrt(T); alpha -> 0 approaches the sum and
+    alpha -> infinity the best worst improvement. Gradients s times as long give a direction s^((1 - alpha) /
+    (1 + alpha)) times as long: for alpha = 2 it grows as they shrink.
 
     Args:
         alpha: Degree of fairness, in [0.5, 5] (2 in the authors' RL runs).
-        solver: `exact` solves for w; `paper` takes 20 clipped SGD steps from equal weights on the Gramian as
-            it is, which for small gradients remain equal weights (authors' RL code).
+        solver: `exact` solves for w; `paper` takes 20 clipped SGD steps from equal weights on the unscaled
+            Gramian (authors' RL code); for small gradients the weights remain equal.
 
-    Deviations from the authors' code: see `solver`. Where no exact solution exists (parameters that are
-    Pareto-stationary) a ridge at the rounding level of the Gramian's dtype bounds the weights. Near that,
-    with gradients that cancel up to 1e-5 of their length (alpha 5: 1e-4; single precision: 1e-2), the
-    Gramian does not hold the solution to 1e-5: `residual` says to what, up to 2. Tasks with a zero gradient
-    weigh 0.
+    Where no exact solution exists (Pareto-stationary parameters) a ridge at the rounding level of the
+    Gramian's dtype bounds the weights. Near that, where gradients cancel up to 1e-5 of their length (alpha 5:
+    1e-4; single precision: 1e-2), the Gramian does not determine the solution to 1e-5; `residual` tells the
+    error, up to 2. Tasks with a zero gradient weigh 0.
     """
 
     name = "fairgrad"
@@ -51,11 +48,7 @@ class FairGrad(GramCombiner):
         return bargaining_weights(gram, ridge=rounding_ridge(gram), alpha=self.alpha)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the largest |w_i^(1/alpha) (Mw)_i - 1| over the tasks with a gradient.
-
-        For the Gramian as it was rounded, which in single precision matters for large alpha and spread norms
-        (docs/methods.md).
-        """
+        """Add `residual`: the largest |w_i^(1/alpha) (Mw)_i - 1| over the tasks with a gradient."""
         weights = self.last_weights
         products = weights.pow(1.0 / self.alpha) * (self._last_gram @ weights)
         present = self._last_gram.diagonal() > 0.0

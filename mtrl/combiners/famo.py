@@ -1,7 +1,5 @@
 """FAMO: learns task weights from how much each loss fell in the last step."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -13,23 +11,23 @@ from mtrl.combiners.base import LossCombiner
 
 
 class FAMO(LossCombiner):
-    """FAMO (fast adaptive multi-task optimisation): all logarithms of losses shall fall at the same rate.
+    """FAMO (fast adaptive multi-task optimisation): aims at the same rate of decrease for all log-losses.
 
-    Liu et al., NeurIPS 2023 (arXiv:2306.03792), algorithm 1: with z = softmax(xi), task t weighs
-    c z_t / loss_t, where c makes the weights sum to 1. After the step xi takes a step of Adam against the
-    derivative of z applied to log(loss before) - log(loss after), both on the same batch.
+    Liu et al., NeurIPS 2023 (arXiv:2306.03792), algorithm 1. With z = softmax(xi), task t weighs c z_t /
+    loss_t, where c makes the weights sum to 1. After the step, xi takes an Adam step against the derivative
+    of z applied to log(loss before) - log(loss after), both on the same batch.
 
     Args:
         lr: Step size of xi (authors' RL runs: 0.025).
-        weight_decay: Pull of xi to zero, which are equal z (authors' RL runs: 0.01).
-        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
-            task's lowest value so far, plus one (ours), which makes it follow the absolute fall of a loss
-            above its lowest: that it is blind to the losses' scale, its point, is lost.
+        weight_decay: Pull of xi to zero, which is equal z (authors' RL runs: 0.01).
+        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
+            its lowest value so far, plus one (ours). FAMO then follows absolute decreases and is no longer
+            independent of the losses' scales.
 
-    Costs one backward and one more forward pass, never a Jacobian. Deviations from the authors' RL code: it
-    applies FAMO to the critic alone, where losses are positive, and multiplies by the sum of z_t / loss_t
-    instead of dividing, an error of scale. A loss below 1e-8 counts as that (the code
-    adds 1e-8). Each step needs `after_step`.
+    A step costs one backward and one more forward pass, no Jacobian, and needs `after_step`. Deviations from
+    the authors' RL code: it applies FAMO to the critic alone, where losses are positive, and multiplies by
+    the sum of z_t / loss_t instead of dividing, an error of scale. A loss below 1e-8 counts as 1e-8 (the code
+    adds 1e-8).
     """
 
     name = "famo"
@@ -55,12 +53,10 @@ class FAMO(LossCombiner):
         self.before = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))
 
     def _weights(self, losses: Tensor) -> Tensor:
-        """Return weights [T] that sum to 1 for losses [T], which are kept for `after_step`."""
         self.before.copy_(losses.detach())
         return torch.softmax(self.xi.value - self.origin(losses).log(), dim=0).to(losses.dtype)
 
     def _after_step(self, losses: Tensor) -> None:
-        """Learn from the losses [T] after the step."""
         after = self.origin(losses).log()  # first: it may lower the origin of both
         fall = self.origin(self.before).log() - after
         z = torch.softmax(self.xi.value, dim=0)

@@ -1,6 +1,4 @@
-"""FS-MTL: combines the task gradients and, apart from them, the gradients of their sharpness."""
-
-from __future__ import annotations
+"""FS-MTL: combines the task gradients and, separately, the gradients of their sharpness."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,20 +14,20 @@ from mtrl.combiners.base import JacobianAt, JacobianCombiner
 class FSMTL(JacobianCombiner):
     """FS-MTL (flat-region multi-task learning): base(G) + base(H), H the change of G after SAM's ascent step.
 
-    Phan et al., ICCV 2025 (arXiv:2211.13723), algorithm 1: task t's gradient g_t is taken again at the
-    parameters plus rho g_t / |g_t|; h_t is the difference, and two independent instances of the base method
+    Phan et al., ICCV 2025 (arXiv:2211.13723), algorithm 1. Task t's gradient g_t is taken again at the
+    parameters plus rho g_t / |g_t|, and h_t is the difference. Two independent instances of the base method
     combine G and H. Task heads ascend in a ball of their own and step by their gradients there.
 
     Args:
-        base: Name of the combiner that is applied to the gradients and to their sharpness part.
-        base_options: Arguments of the base method, checked by it (authors' scripts: c = 0.4 for cagrad).
-        rho: Radius of each task's ascent step (0.05, the authors' default for the plain step; the adaptive
-            one takes a larger radius, 2 in their scripts); 0 is the base method alone.
+        base: Name of the method that is applied to the gradients and to their sharpness part.
+        base_options: Arguments of the base method (authors' scripts: c = 0.4 for cagrad).
+        rho: Radius of each task's ascent step (authors: 0.05 for the plain step, 2 in their scripts for the
+            adaptive one); 0 is the base method alone.
         adaptive: Scale the step per parameter (ASAM): rho theta^2 g / |theta g|.
 
-    Deviation from the authors' code: the plain instead of the adaptive step is the default. A base that
-    ignores the gradients' scale (nash_mtl) makes the flatness part as long as the other one, however small
-    rho is. `combine` refuses, since it has no way to take gradients elsewhere; updates call `direction`.
+    Deviation from the authors' code: the default step is the plain one. For a base that ignores the
+    gradients' scale (nash_mtl) the flatness part is as long as the other, however small rho is. `combine`
+    raises for rho > 0, because one Jacobian holds no gradients elsewhere; use `direction`.
     """
 
     name = "fs_mtl"
@@ -80,12 +78,7 @@ class FSMTL(JacobianCombiner):
 
     def _ascent(self, gradients: Tensor, parameters: Tensor) -> Tensor:
         """Return the step [T, n] of each task along its gradient [T, n]; parameters are [n] or [T, n]."""
-        if self.adaptive:
-            scale = parameters.abs()
-            scaled = gradients * scale
-            norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-            ascent = scaled * scale
-        else:
-            norm = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
-            ascent = gradients
+        scaled = gradients * parameters.abs() if self.adaptive else gradients
+        norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+        ascent = scaled * parameters.abs() if self.adaptive else gradients
         return ascent * (self.rho / torch.where(norm > 0.0, norm, 1.0))

@@ -1,7 +1,5 @@
 """GradDrop: at each parameter only gradients of one sign survive, drawn at random."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -13,17 +11,17 @@ from mtrl.combiners.base import JacobianCombiner
 class GradDrop(JacobianCombiner):
     """GradDrop (gradient sign dropout): where tasks disagree on a parameter's sign, one sign is kept.
 
-    Chen et al., NeurIPS 2020 (arXiv:2010.06808), equation 1 and algorithm 1: with the positive share
-    P = (1 + sum_t g_t / sum_t |g_t|) / 2 of a parameter and u uniform on [0, 1), its positive gradients are
-    kept if P > u, else its negative ones.
+    Chen et al., NeurIPS 2020 (arXiv:2010.06808), equation 1 and algorithm 1. For each parameter, P = (1 +
+    sum_t g_t / sum_t |g_t|) / 2 is the positive share and u is uniform on [0, 1). The positive gradients are
+    kept if P > u, else the negative ones.
 
     Args:
         leak: Share of every gradient that passes in any case, the same for all tasks; 1 is the mean.
 
-    Deviations from the paper: it drops the gradients of activations, by the sign of activation times gradient
-    summed over the batch; here, as in the supervised code of CAGrad's and SDMGrad's authors, those of
-    parameters are dropped by their own sign. Further: the mean instead of the sum of what is kept; u comes
-    from a counter that is part of the state, not from the global random stream. `weights` of the metrics say
+    Deviations from the paper: it drops gradients of activations, by the sign of activation times gradient
+    summed over the batch. Here gradients of parameters are dropped by their own sign, as in the supervised
+    code of CAGrad's and SDMGrad's authors. The direction is the mean of what is kept instead of the sum, and
+    u comes from a counter in the state instead of the global random stream. The metric `weights` means
     nothing here.
     """
 
@@ -35,7 +33,6 @@ class GradDrop(JacobianCombiner):
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the direction [P] for a Jacobian [T, P] and advance the counter; losses are ignored."""
         positive = jacobian.clamp(min=0.0).mean(dim=0)
         negative = jacobian.clamp(max=0.0).mean(dim=0)
         total = positive - negative

@@ -1,7 +1,5 @@
 """GradNorm: learns task weights that even out gradient norms and rates of training."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -16,20 +14,20 @@ from mtrl.combiners.solvers.gramian import unit_rows
 class GradNorm(JacobianCombiner):
     """GradNorm: weights w_t are learned so that w_t |g_t| approaches mean(w |g|) r_t^alpha.
 
-    Chen et al., ICML 2018 (arXiv:1711.02257), equations 1 and 2: r_t is the share of its first loss that task
-    t has left, over the tasks' mean; w descends on sum_t |w_t |g_t| - mean(w |g|) r_t^alpha|, the targets
-    held fixed, and sums to T.
+    Chen et al., ICML 2018 (arXiv:1711.02257), equations 1 and 2. r_t is loss_t over task t's first loss,
+    divided by its mean over the tasks. w descends on sum_t |w_t |g_t| - mean(w |g|) r_t^alpha|, with the
+    targets held fixed, and sums to T.
 
     Args:
-        alpha: How much slower tasks are favoured; 0 evens out the norms alone (Meta-World+ code: 0.12).
+        alpha: How much slower tasks are favoured; 0 only evens out the norms (Meta-World+ code: 0.12).
         lr: Step size of the weights' logits (the paper's for its weights: 0.025).
-        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
-            task's lowest value so far, plus one (ours), which leaves the evening out of norms: a task that
-            only falls and one that stands still both measure 1, so that rates of training are not seen.
+        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
+            its lowest value so far, plus one (ours). A task that only improves and one that stands still then
+            both measure 1: norms are evened out, rates of training are not seen.
 
     Deviations from the paper: w is T times a softmax of logits, which stays positive and needs no
-    renormalising; norms are those of the whole shared gradients, not of one layer, and in units of their
-    mean, so that Adam's epsilon meets no small numbers; the direction is the mean of w_t g_t, not the sum.
+    renormalising. Norms are those of the whole shared gradients instead of one layer's, in units of their
+    mean, so that Adam's epsilon does not matter. The direction is the mean of w_t g_t, not the sum.
     """
 
     name = "gradnorm"
@@ -52,7 +50,6 @@ class GradNorm(JacobianCombiner):
         self.initial = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the mean [P] of w_t g_t for a Jacobian [T, P] and losses [T]; then w takes its step."""
         assert losses is not None
         measured = self.origin(losses)
         self.initial.copy_(torch.where(self.logits.step == 0.0, measured, self.initial))

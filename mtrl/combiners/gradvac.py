@@ -1,6 +1,4 @@
-"""GradVac: turns each gradient until its cosine with the others reaches what it used to be."""
-
-from __future__ import annotations
+"""GradVac: turns each gradient until its cosine with the others reaches a running mean."""
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +12,17 @@ _SMALLEST_SINE = 1e-3  # of a target angle: turning towards it multiplies a grad
 class GradVac(PCGrad):
     """GradVac (gradient vaccine): PCGrad whose target cosine per pair is a running mean instead of 0.
 
-    Wang et al., ICLR 2021 (arXiv:2010.05874), algorithm 1: for each task, in a random order
-    over the others, the running gradient gets the part of an original gradient that lifts their cosine phi to
-    the target whenever it is below; then target <- (1 - beta) target + beta phi. The first update, with
-    targets of 0, is PCGrad's.
+    Wang et al., ICLR 2021 (arXiv:2010.05874), algorithm 1. For each task, in a random order of the others,
+    whenever the cosine phi of its running gradient with an original gradient is below the target, enough of
+    the latter is added to reach the target. Then target <- (1 - beta) target + beta phi. The first update,
+    with targets of 0, is PCGrad's.
 
     Args:
-        beta: Decay of the running means of the cosines (paper: 0.01), in [0, 1].
+        beta: Share of the new cosine in the running means (paper: 0.01), in [0, 1].
 
     Deviations from the paper: the mean instead of the sum of the gradients; one target per pair for all
-    parameters (the paper also has one per layer); a target angle below a thousandth counts as that. The
-    orders come from a counter that is part of the state. Pairs with a zero gradient keep their target.
+    parameters (the paper also has one per layer); a target angle has a sine of at least 1e-3. The orders come
+    from a counter in the state. Pairs with a zero gradient keep their target.
     """
 
     name = "gradvac"
@@ -35,7 +33,6 @@ class GradVac(PCGrad):
         self.targets = nn.Buffer(torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
 
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return the weights [T] for the Gramian [T, T]; advances the counter and the targets."""
         if self.num_tasks == 1:
             return torch.ones_like(gram[0])
         order = self.draw_orders()

@@ -1,6 +1,4 @@
-"""IMGrad: CAGrad whose dual weighs its two terms by how balanced the task gradients are."""
-
-from __future__ import annotations
+"""IMGrad: CAGrad whose dual depends on how balanced the task gradients are."""
 
 from typing import Literal
 
@@ -17,21 +15,21 @@ _LOWEST = 1e-4  # smallest rho of the dual; below it the minimiser is next to a 
 
 
 class IMGrad(GramCombiner):
-    """IMGrad (imbalance-sensitive gradients): CAGrad with a dual steered by rho = cos(g0, min-norm point).
+    """IMGrad (imbalance-sensitive gradients): CAGrad with a dual that depends on the gradients' imbalance.
 
-    Zhou et al., IJCAI 2025 (arXiv:2503.08006): with g0 the mean gradient, w minimises (1.5 - rho) g_w.g0 +
-    rho c |g0| |g_w| over the simplex and d = g0 + c |g0| g_w / |g_w|, divided as `rescale` says. rho is in
-    [0, 1], because every gradient has a product of at least |g|^2 with the min-norm point g; near 0 the task
-    that the mean serves worst takes all of w.
+    Zhou et al., IJCAI 2025 (arXiv:2503.08006). g0 is the mean gradient and rho its cosine with the min-norm
+    point of the hull. w minimises (1.5 - rho) g_w.g0 + rho c |g0| |g_w| over the simplex, and d = g0 + c |g0|
+    g_w / |g_w|, divided as `rescale` says. rho is in [0, 1], since the product of every gradient with the
+    min-norm point is at least that point's square; near 0 the task that the mean serves worst takes all of w.
 
     Args:
-        c: Radius of the ball around the mean gradient relative to its norm (0.5 by default in the authors'
-            code, 0.8 in its scripts).
+        c: Radius of the ball around the mean gradient relative to its norm (authors' code: 0.5, scripts:
+            0.8).
         rescale: Divides the direction by 1 (0), by 1 + c^2 (1, the authors' code) or by 1 + c (2).
 
-    Deviations from the authors' supervised code (their RL code is not public), which also multiplies the
-    direction by T: both problems are solved to convergence, and rho below 1e-4 counts as 1e-4. Tasks whose
-    gradient is zero do not enter the minimisations; they do count in the mean.
+    Deviations from the authors' supervised code (their RL code is not public): both problems are solved to
+    convergence, rho below 1e-4 counts as 1e-4, and the direction is not multiplied by T. Tasks with a zero
+    gradient leave the minimisations but count in the mean.
     """
 
     name = "imgrad"
@@ -53,23 +51,20 @@ class IMGrad(GramCombiner):
         return weights / self._divisor
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `rho` and `residual`, the last duality gap over c |g0| and the mean norm under w.
-
-        For the Gramian as it was rounded, with CAGrad's figures where gradients cancel.
-        """
+        """Add `rho` and `residual`, the duality gap over c |g0| and the mean norm under w (as CAGrad's)."""
         weights = self.last_weights * self._divisor
         gap = around_gap(self._last_gram, self.c, weights, self._dual, self._factor())
         gap = gap * self._rho.clamp(min=_LOWEST).squeeze(0)
         return {**super().metrics(), "rho": self._rho.squeeze(0), "residual": gap}
 
     def _factor(self) -> Tensor:
-        """Weight [1] of the objective's linear term once all is divided by rho."""
+        """Return the weight [1] of the linear term after the objective is divided by rho."""
         rho = self._rho.clamp(min=_LOWEST)
         return (1.5 - rho) / rho
 
 
 def _balance(gram: Tensor, eps: float) -> Tensor:
-    """Cosine [1] of the mean gradient and the min-norm point of the hull, in [0, 1]; 0 where one is zero."""
+    """Return the cosine of the mean gradient and the min-norm point, in [0, 1]; 0 where one is zero."""
     shortest = shortest_in_hull(gram, eps=eps)
     products = gram.mean(dim=-1)
     square = torch.dot(shortest, gram @ shortest)

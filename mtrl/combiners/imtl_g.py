@@ -1,26 +1,22 @@
 """IMTL-G: the direction with the same projection onto every task's unit gradient."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.gramian import cosines, rounding_ridge
 
-_SMALLEST_SUM = 1e-3  # of the weights, relative to the sum of their magnitudes
-
 
 class IMTLG(GramCombiner):
     """IMTL-G (impartial learning): weights of sum 1 whose direction projects equally onto all unit gradients.
 
-    Liu et al., ICLR 2021 (openreview IMPnRXEWpvr), in its symmetric form: w_i = v_i / |g_i| for
-    the cosines C v = 1, scaled to sum(w) = 1. v / sum(v) is the point of least norm in the affine hull of the
-    unit gradients. Weights may be negative.
+    Liu et al., ICLR 2021 (openreview IMPnRXEWpvr), in its symmetric form: w_i = v_i / |g_i|, scaled to sum(w)
+    = 1, for the cosines C v = 1. v / sum(v) is the point of least norm in the affine hull of the unit
+    gradients. Weights may be negative.
 
-    Deviations from the paper: where the sum of the weights is negative, scaling it to 1 would make all tasks
-    worse, so it is scaled to -1; a sum below a thousandth of the weights' magnitudes, which would make the
-    direction arbitrarily long, counts as that. A ridge at the rounding level of the Gramian's dtype lets the
+    Deviations from the paper: a negative sum of weights is scaled to -1, because scaling it to 1 would make
+    all tasks worse. A sum below a thousandth of the weights' magnitudes counts as that; otherwise the
+    direction could be arbitrarily long. A ridge at the rounding level of the Gramian's dtype lets the
     direction vanish where dependent gradients admit no equal projections. Tasks with a zero gradient weigh 0.
     """
 
@@ -28,9 +24,9 @@ class IMTLG(GramCombiner):
 
     def _weights(self, gram: Tensor) -> Tensor:
         equal, _, inverse = equal_projections(gram)
-        # Scaled to unit sum first: these stay of order one where the solution is as large as 1 / ridge.
+        # Unit sum first: the solution itself may be as large as 1 / ridge.
         raw = equal / equal.sum().clamp(min=1e-300) * inverse
-        total = raw.sum().abs().maximum(_SMALLEST_SUM * raw.abs().sum())
+        total = raw.sum().abs().maximum(1e-3 * raw.abs().sum())
         return raw / torch.where(total > 0.0, total, 1.0)
 
 

@@ -1,7 +1,5 @@
 """Weights inverse to the temperatures: tasks whose policy is already certain weigh more."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -11,12 +9,13 @@ from mtrl.combiners.base import JacobianAt, JacobianCombiner
 class InverseAlpha(JacobianCombiner):
     """Weights softmax(-log alpha_t) for SAC's temperatures alpha_t, one per task.
 
-    Yang et al., NeurIPS 2020 (arXiv:2003.13661, soft modularisation), whose balance of the tasks' losses this
-    is, as in the Meta-World+ authors' code; the paper's text could not be read. A task weighs
-    (1 / alpha_t) / sum_s (1 / alpha_s): temperatures of all tasks multiplied by one factor change nothing.
+    The balance of losses of Yang et al., NeurIPS 2020 (arXiv:2003.13661, soft modularisation; its text could
+    not be read), as in the Meta-World+ authors' code: task t weighs (1 / alpha_t) / sum_s (1 / alpha_s), so
+    that a common factor of all temperatures changes nothing. Deviation from that code: weights sum to 1
+    instead of T.
 
-    `direction` reads `jacobian_at.temperatures` [T], which an agent with temperatures provides; one weighted
-    backward pass is enough. Deviation from that code: weights sum to 1 instead of T.
+    `direction` reads `jacobian_at.temperatures` [T], which an agent with temperatures provides, and takes one
+    weighted backward pass.
     """
 
     name = "inverse_alpha"

@@ -1,7 +1,5 @@
 """Loss-proportional steps: each task's part of the step is proportional to its loss."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -13,19 +11,19 @@ from mtrl.combiners.solvers.gramian import unit_rows
 
 
 class LossProportional(JacobianCombiner):
-    """Loss-proportional steps: lengths of the weighted gradients in proportion to the losses.
+    """Loss-proportional steps: the weighted gradients have lengths proportional to the losses.
 
-    Prompted by Yuan and Zhang, 2023 (arXiv:2306.09373, EMTL), but not that method: with the norm of the
-    weighted gradient where its abstract has the raw one, the variance of loss_t / |w_t g_t| over the tasks is
-    brought to zero outright, by w_t proportional to loss_t / |g_t|. `emtl` follows the abstract.
+    Derived from Yuan and Zhang, 2023 (arXiv:2306.09373, EMTL), but not that method (see `emtl`): with the
+    norm of the weighted gradient in place of the raw one, the variance of loss_t / |w_t g_t| over the tasks
+    is zero for w_t proportional to loss_t / |g_t|.
 
     Args:
-        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
-            task's lowest value so far, plus one (ours), which makes tasks that only fall equal: then it is
+        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
+            its lowest value so far, plus one (ours). Tasks whose losses only fall then count the same, as in
             `ngdiff` but for the scale.
 
-    The scale is ours: the lengths |w_t g_t| sum to the mean length of the gradients. Tasks without a gradient
-    weigh nothing. `weights` of the metrics are scaled to sum to 1.
+    The scale is ours: the lengths |w_t g_t| sum to the mean length of the gradients. Tasks with a zero
+    gradient weigh 0. The metric `weights` is scaled to sum to 1.
     """
 
     name = "loss_proportional"

@@ -1,7 +1,5 @@
 """M-ConFIG: ConFIG of running means of the gradients, one task's backward pass per update."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -15,18 +13,18 @@ class MConFIG(JacobianCombiner):
     """M-ConFIG (momentum): update k renews the running mean of task k mod T's gradient, ConFIG combines all.
 
     Liu, Chu and Thuerey, ICLR 2025 (arXiv:2408.11104), algorithm 1 as in the authors' code
-    (PseudoMomentumOperator): running means m_t with decay beta1, corrected by their own counts of renewals,
-    give d = ConFIG(m); the gradient whose running mean would have been d gives the second moment v, and the
-    step is d / (sqrt(v) + eps). The first T - 1 updates, while some m_t is unknown, stand still.
+    (PseudoMomentumOperator). Running means m_t with decay beta1, each corrected by its own count of renewals,
+    give d = ConFIG(m). The second moment v is that of the gradient whose running mean would have been d, and
+    the step is d / (sqrt(v) + eps). The first T - 1 updates, while some m_t is unknown, do not move.
 
     Args:
         beta1: Decay of the running means of gradients.
         beta2: Decay of the second moment.
-        eps: Added to the root of the second moment; 1e-8 as in the authors' code.
+        eps: Added to the root of the second moment (authors' code: 1e-8).
 
-    The direction is an optimiser's step already: theta - lr * direction, without another Adam. Only one task
-    is evaluated per update. Deviation from the authors' code: ConFIG's own (see `config`), which does not
-    change the step but for rounding, since the second moment has the direction's scale. The state is [T, P].
+    The direction is an optimiser's step: apply theta - lr * direction without another Adam. An update
+    evaluates one task only. Deviation from the authors' code: that of `config`, which changes the step only
+    by rounding, since the second moment has the direction's scale. The state is [T, P].
     """
 
     name = "m_config"
@@ -47,7 +45,7 @@ class MConFIG(JacobianCombiner):
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return the step [P]; evaluates the task whose turn it is, no other."""
+        """Return the step [P]; evaluates only the task whose turn it is."""
         return self._renewed(jacobian_at(tasks=self.step % self.num_tasks))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
@@ -69,7 +67,7 @@ class MConFIG(JacobianCombiner):
         return torch.where(known, self._scaled(weighted_sum(weights, corrected), known), 0.0)
 
     def _scaled(self, combined: Tensor, known: Tensor) -> Tensor:
-        # Steps since all means are known; the moments below stand still before.
+        # Steps since all means are known; the moments do not change before.
         step = (self.step - self.num_tasks + 1).clamp(min=1).to(torch.float64)
         pseudo = combined * (1.0 - self.beta1**step).to(combined.dtype)
         gradient = (pseudo - self.beta1 * self.pseudo) / (1.0 - self.beta1)

@@ -1,7 +1,5 @@
 """The mean of the task gradients: the baseline of every comparison."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -15,5 +13,4 @@ class Mean(LossCombiner):
     reads_losses = False
 
     def _weights(self, losses: Tensor) -> Tensor:
-        """Return 1/T for each task, shape [T]; the losses only give dtype and device."""
         return torch.full_like(losses, 1.0 / self.num_tasks)

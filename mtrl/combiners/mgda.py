@@ -1,7 +1,5 @@
 """MGDA: the shortest direction in the convex hull of the task gradients."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -12,14 +10,14 @@ from mtrl.combiners.solvers.hull import shortest_in_hull
 class MGDA(GramCombiner):
     """MGDA (multiple-gradient descent): the min-norm point g_w of the convex hull of the task gradients.
 
-    Désidéri, Comptes Rendus Mathématique 350, 2012; Sener and Koltun, NeurIPS 2018 (arXiv:1810.04650).
-    Every task improves by at least |g_w|^2 per unit of step, so the direction vanishes exactly
-    where no direction improves all tasks.
+    Désidéri, Comptes Rendus Mathématique 350, 2012; Sener and Koltun, NeurIPS 2018 (arXiv:1810.04650). Every
+    task improves by at least |g_w|^2 per unit of step, so the direction vanishes exactly where no direction
+    improves all tasks.
 
-    Deviations from the usual code: w is solved to convergence instead of by Frank-Wolfe steps, which leave
-    directions ten times too long where norms differ by orders of magnitude; gradients are not normalised.
-    Tasks whose gradient is zero do not enter the minimisation (with them the direction would be zero);
-    gradients 1e-16 times as short as the longest fade out on the way (see solvers/path.py).
+    Deviations from the usual code: w is solved to convergence; Frank-Wolfe steps leave directions ten times
+    too long where norms differ by orders of magnitude. Gradients are not normalised. Zero gradients (in a
+    smooth transition near 1e-16 of the longest, see solvers/path.py) leave the minimisation; otherwise the
+    direction would be zero.
     """
 
     name = "mgda"
@@ -28,10 +26,7 @@ class MGDA(GramCombiner):
         return shortest_in_hull(gram, eps=torch.finfo(gram.dtype).eps)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the gap of the optimality conditions of w relative to the mean squared norm.
-
-        Below 1e-5, but up to 3e-4 in single precision where gradients nearly cancel (docs/methods.md).
-        """
+        """Add `residual`: the gap of the optimality conditions of w relative to the mean squared norm."""
         products = self._last_gram @ self.last_weights
         squares = self._last_gram.diagonal()
         value = torch.dot(self.last_weights, products)

@@ -1,7 +1,5 @@
 """MoCo: min-norm weights learned from running means of the gradients."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -14,9 +12,9 @@ from mtrl.combiners.solvers.gramian import gramian, unit_rows, weighted_sum
 
 
 class MoCo(JacobianCombiner):
-    """MoCo (gradient correction): running means y of the gradients, weights that follow their min-norm.
+    """MoCo (gradient correction): running means y of the gradients, weights that track their min-norm point.
 
-    Fernando et al., ICLR 2023 (openreview dLAYGdKTi2), as LibMTL has it from the authors' code: in update k
+    Fernando et al., ICLR 2023 (openreview dLAYGdKTi2), as LibMTL has it from the authors' code. In update k,
     y_t moves by beta / k^beta_sigma towards loss_t g_t / |g_t|, then w <- softmax(w - gamma / k^gamma_sigma
     (Y Y' + rho I) w), and the direction is Y' w.
 
@@ -26,11 +24,11 @@ class MoCo(JacobianCombiner):
         gamma: Step of the weights (LibMTL: 0.1).
         gamma_sigma: Power of the update's number by which it falls (LibMTL: 0.5).
         rho: Pull of the weights to equality (LibMTL: 0).
-        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none` needs
-            losses of at least 0. Shifted losses of tasks that only fall are all 1, so that y tracks plain
-            unit gradients.
+        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
+            its lowest value so far, plus one (ours). Losses that only fall then all measure 1, and y tracks
+            plain unit gradients.
 
-    The softmax of a vector of weights, as in that code, keeps them within a factor of e of each other. The
+    The softmax of a vector of weights, as in that code, keeps weights within a factor of e of each other. The
     paper's text could not be read. The state is [T, P].
     """
 

@@ -1,7 +1,5 @@
 """MoDo: min-norm weights learned by one projected step per update, on independent batches."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -16,17 +14,15 @@ from mtrl.combiners.solvers.hull import project
 class MoDo(JacobianCombiner):
     """MoDo (double sampling): w <- simplex(w - gamma (J1 J2' w + rho w)), and the direction is J3' w.
 
-    Chen et al., NeurIPS 2023 and JMLR 2024 (openreview yPkbdJxQ0o), as LibMTL has it from the authors' code:
-    products between the gradients of two independent batches are unbiased, and so is the direction, from a
-    third.
+    Chen et al., NeurIPS 2023 and JMLR 2024 (openreview yPkbdJxQ0o), as LibMTL has it from the authors' code.
+    Products between the gradients of two independent batches are unbiased, and so is the direction, from a
+    third batch. w starts equal. The paper's text could not be read.
 
     Args:
-        gamma: Step of the weights (LibMTL: 0.001).
+        gamma: Step of the weights, which depends on the gradients' scale (LibMTL: 0.001).
         rho: Pull of the weights to equality (LibMTL: 0.1).
         batches: The paper's 3 independent batches, or 1 for all three Jacobians, which biases the weights by
             the gradients' noise.
-
-    w starts equal and depends on the gradients' scale. The paper's text could not be read.
     """
 
     name = "modo"

@@ -1,7 +1,5 @@
 """Nash-MTL: the Nash bargaining solution between the tasks."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -21,13 +19,12 @@ class NashMTL(GramCombiner):
         max_norm: Norm to which a longer direction is scaled down (1.0 in the authors' code); 0: never.
         refresh_every: Updates per solve; in between the last weights are used again (paper: 1, 50, 100).
 
-    Deviations from the authors' code: the fixed point is solved by Newton's method to rounding error instead
-    of by 20 linearised convex programs on the CPU, and failed solves cannot occur. Where no solution exists
-    (parameters that are Pareto-stationary) a ridge at the rounding level of the Gramian's dtype bounds the
-    weights. Near that, with gradients that cancel up to 1e-5 of their length (single precision: 1e-2), the
-    Gramian does not hold the solution to 1e-5: `residual` says to what, up to 1.
-    Tasks with a zero gradient weigh 0. Kept weights are those before `max_norm`, which is applied to the
-    current gradients.
+    Deviation from the authors' code: Newton's method solves the fixed point to rounding error, instead of 20
+    linearised convex programs on the CPU that can fail. Where no solution exists (Pareto-stationary
+    parameters) a ridge at the rounding level of the Gramian's dtype bounds the weights. Near that, where
+    gradients cancel up to 1e-5 of their length (single precision: 1e-2), the Gramian does not determine the
+    solution to 1e-5; `residual` tells the error, up to 1. Tasks with a zero gradient weigh 0. Kept weights
+    are unclipped: `max_norm` applies to the current gradients.
     """
 
     name = "nash_mtl"
@@ -40,7 +37,6 @@ class NashMTL(GramCombiner):
         self.until_solve = nn.Buffer(torch.zeros(1, dtype=torch.int64))  # updates
 
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return a, scaled down to `max_norm`, shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
         solution = bargaining_weights(exact, ridge=rounding_ridge(gram))
         if self.refresh_every > 1:
@@ -51,21 +47,17 @@ class NashMTL(GramCombiner):
         return solution
 
     def _kept(self, solution: Tensor, finite: Tensor) -> Tensor:
-        # One sequence of operations, whether weights are due or not, fits one CUDA graph; the Jacobian costs
-        # far more than the solve that is thrown away. Weights of a gradient that is not finite are not kept:
-        # the next update is due instead.
+        # Solving in every update fits one CUDA graph, and an unused solve costs far less than the Jacobian.
+        # Weights of a non-finite gradient are not kept; the next update is due instead.
         due = (self.until_solve <= 0) & finite
         self.kept.copy_(torch.where(due, solution, self.kept))
         self.until_solve.copy_(torch.where(due, self.refresh_every - 1, (self.until_solve - 1).clamp(min=0)))
         return torch.where(finite, self.kept, torch.nan)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the largest |a_i (Ma)_i - 1| over the tasks with a gradient, before clipping.
-
-        Below 1e-5, but where gradients nearly cancel: see the class.
-        """
+        """Add `residual`: the largest |a_i (Ma)_i - 1| over the tasks with a gradient, before clipping."""
         products = self.last_weights * (self._last_gram @ self.last_weights)
         present = self._last_gram.diagonal() > 0.0
-        total = products.sum()  # not above zero where the Gramian's rounding is all that is left of a gain
+        total = products.sum()  # may be negative where gradients cancel to the Gramian's rounding error
         products = products * present.sum() / torch.where(total > 0.0, total, torch.inf)
         return {**super().metrics(), "residual": torch.where(present, products - 1.0, 0.0).abs().amax()}

@@ -1,6 +1,4 @@
-"""Normalisation by smoothed gradient norms: tasks on one scale, for one backward pass in most updates."""
-
-from __future__ import annotations
+"""Normalisation by smoothed gradient norms, with a Jacobian in few updates only."""
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +11,16 @@ class NormScale(Refreshed):
     """Weights inverse to running means of the gradients' norms: w_t = (1 / n_t) / sum_s (1 / n_s).
 
     After Guo et al., 2025 (arXiv:2509.23915), whose abstract reports that imbalance between tasks goes with
-    their gradient norms and that scaling losses by these comes close to a grid search of weights; the paper's
-    formula could not be read, this one is ours: n_t is the mean of |g_t| over the refreshes, newer ones
-    weighing more, corrected for its start. A running mean, unlike the current
-    norm (`ngdiff`), does not weigh a batch's gradient by that batch's own noise.
+    their gradient norms and that scaling losses by these comes close to a grid search of weights. The paper's
+    formula could not be read; this one is ours. n_t is the running mean of |g_t| over the refreshes. Unlike
+    the current norm (`ngdiff`), it does not weigh a batch's gradient by that batch's own noise.
 
     Args:
         decay: Share of the running mean that one refresh keeps.
-        refresh_every: Updates per Jacobian; in between one backward pass of the weighted loss is enough.
+        refresh_every: Updates per Jacobian; in between, one backward pass of the weighted loss is enough.
 
-    Task heads are not weighted. Tasks whose gradients have all been zero weigh nothing. Above a
-    `refresh_every` of 1 a GPU runs updates eagerly, not as a CUDA graph.
+    Task heads are not weighted. Tasks whose gradients have all been zero weigh 0. Above a `refresh_every` of
+    1 a GPU runs updates eagerly, not as a CUDA graph.
     """
 
     name = "normscale"

@@ -1,6 +1,4 @@
-"""NTKMTL: unit gradients on the scale of all gradients together."""
-
-from __future__ import annotations
+"""NTKMTL: unit gradients, scaled by the norm of all gradients together."""
 
 from torch import Tensor
 
@@ -9,15 +7,15 @@ from mtrl.combiners.ngdiff import unit_weights
 
 
 class NTKMTL(GramCombiner):
-    """NTKMTL (tasks' convergence speeds by the neural tangent kernel): w_t = sqrt(tr M / M_tt).
+    """NTKMTL (tasks' convergence speeds by the neural tangent kernel): w_t = sqrt(tr M / M_tt) / T.
 
     Qin et al., NeurIPS 2025, in the form of the authors' code for one kernel entry per task, in which the
-    largest eigenvalue of a task's kernel is the square M_tt of its gradient's norm: the direction of `ngdiff`
-    with another length, sqrt(sum_s |g_s|^2) times the mean of the unit gradients.
+    largest eigenvalue of a task's kernel is M_tt, the square of its gradient's norm. The direction is that of
+    `ngdiff` with another length: sqrt(sum_s |g_s|^2) times the mean of the unit gradients.
 
     Deviations from the authors' code: the mean instead of the sum over tasks. Its variant with several kernel
-    entries per task, which needs gradients of parts of a batch, is not offered. Tasks without a gradient
-    weigh nothing.
+    entries per task needs gradients of parts of a batch and is not offered. Tasks with a zero gradient weigh
+    0.
     """
 
     name = "ntkmtl"

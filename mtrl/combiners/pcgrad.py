@@ -1,7 +1,5 @@
 """PCGrad: projects conflicting gradients onto each other's normal planes."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -12,13 +10,12 @@ from mtrl.combiners.base import GramCombiner
 class PCGrad(GramCombiner):
     """PCGrad (gradient surgery): each gradient loses its parts along those it conflicts with; then the mean.
 
-    Yu et al., NeurIPS 2020 (arXiv:2001.06782), algorithm 1: for each task, in a random order over the others,
+    Yu et al., NeurIPS 2020 (arXiv:2001.06782), algorithm 1. For each task, in a random order of the others,
     the running gradient is projected onto the normal plane of an original gradient whenever their product is
     negative.
 
     Deviations from the paper: the mean instead of the sum of the projected gradients, as in the RL code of
-    facebookresearch/mtrl. The orders come from a counter that is part of the state, not from the global
-    random stream.
+    facebookresearch/mtrl; the orders come from a counter in the state instead of the global random stream.
     """
 
     name = "pcgrad"
@@ -32,7 +29,6 @@ class PCGrad(GramCombiner):
         self._keys = nn.Buffer(keys.view(num_tasks, num_tasks - 1), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return the weights [T] for the Gramian [T, T] and advance the counter that draws the orders."""
         return project(gram.to(torch.float64), self.draw_orders())
 
     def draw_orders(self) -> Tensor:

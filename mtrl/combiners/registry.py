@@ -1,6 +1,4 @@
-"""The methods by name, and how a user's own is found. A method of this folder is one file, listed nowhere."""
-
-from __future__ import annotations
+"""The methods by name: the files of this folder, found by a scan, and a user's own."""
 
 import importlib
 import inspect
@@ -15,7 +13,7 @@ COMBINERS = Registry("method", {}, given=("num_tasks",), wrappers=True)
 
 
 def scan() -> None:
-    """Fill COMBINERS with the one class of each method file, under its `name`: as a rule the file's stem.
+    """Fill COMBINERS with the one class of each method file under its `name`, usually the file's stem.
 
     Raises:
         TypeError: a file does not define exactly one concrete Combiner with a name of its own.
@@ -50,7 +48,7 @@ def combiner_class(method: str | type[Combiner]) -> type[Combiner]:
             f"written; found {found!r}{lacks}."
         )
     if not found.name:
-        raise UserError(f"{found.__name__} needs a class attribute `name`, by which messages call it.")
+        raise UserError(f"{found.__name__} needs a class attribute `name`, which messages use.")
     return found
 
 

@@ -1,7 +1,5 @@
 """RLW: new random task weights at every update, a baseline that many weighting methods do not beat."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -12,11 +10,10 @@ from mtrl.combiners.base import LossCombiner
 class RLW(LossCombiner):
     """RLW (random loss weighting): each update weighs the tasks by the softmax of standard normal numbers.
 
-    Lin et al., TMLR 2022 (arXiv:2111.10603), with its normal distribution; the weights sum to 1.
-
-    Deviation from the authors' code (LibMTL), whose weights have the same distribution: the numbers come from
-    a counter and a stream that are part of the state, not from the global random stream. `seed` chooses the
-    stream; critic and actor are to have one each.
+    Lin et al., TMLR 2022 (arXiv:2111.10603), with its normal distribution; the weights sum to 1. Deviation
+    from the authors' code (LibMTL), whose weights have the same distribution: the numbers come from a counter
+    and a stream in the state instead of the global random stream. Give critic and actor a stream each
+    (`seed`).
     """
 
     name = "rlw"
@@ -27,7 +24,6 @@ class RLW(LossCombiner):
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _weights(self, losses: Tensor) -> Tensor:
-        """Return random weights [T] of sum 1; the losses only give the dtype."""
         drawn = normals(self.num_tasks, self.step, self.stream).softmax(dim=0)
         self.step.add_(1)
         return drawn.to(losses.dtype)

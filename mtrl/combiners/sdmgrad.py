@@ -1,7 +1,5 @@
 """SDMGrad: a direction that raises the worst improvement while staying oriented towards the mean gradient."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -18,7 +16,7 @@ _STEPS, _STEP_SIZE, _MOMENTUM = 20, 10.0, 0.5  # the inner loop of the authors' 
 class SDMGrad(GramCombiner):
     """SDMGrad (direction-oriented): d = (g_w + lam g0) / (1 + lam), w minimises |g_w + lam g0|.
 
-    Xiao, Ban and Ji, NeurIPS 2023 (arXiv:2305.18409); w ranges over the simplex, g0 is the mean gradient. lam
+    Xiao, Ban and Ji, NeurIPS 2023 (arXiv:2305.18409). w ranges over the simplex, g0 is the mean gradient. lam
     = 0 is MGDA (the min-norm point), lam -> infinity the mean.
 
     Args:
@@ -28,10 +26,10 @@ class SDMGrad(GramCombiner):
         batches: 1, or the paper's 3 independent batches: w from the products between the gradients of two,
             the direction from the third. Three need `paper`: such products have no convex objective.
 
-    Deviations from the authors' code: see `solver` and `batches` (their three gradient buffers alias, so
-    their double sampling does not take place); critic and actor do not share w. A task whose
-    gradient is zero enters the exact minimisation as lam g0, like the published problem, and draws w to
-    itself as lam falls; only lam = 0 leaves it out.
+    Deviations from the authors' code: see `solver`; with three batches, theirs share one gradient buffer by
+    mistake, so that double sampling does not take place; critic and actor do not share w. A zero gradient
+    enters the exact minimisation as lam g0, as in the published problem, and takes more of w as lam falls.
+    Only lam = 0 leaves it out.
     """
 
     name = "sdmgrad"
@@ -66,7 +64,7 @@ class SDMGrad(GramCombiner):
         return torch.add(w, self.lam / self.num_tasks).div(1.0 + self.lam)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return the direction [P] for the Jacobian of one batch, or of three."""
+        """Return the direction [P] for the Jacobians of one batch or of three."""
         if self.num_batches == 1:
             return super().direction(jacobian_at)
         first, second, third = (jacobian_at(batch=batch) for batch in range(3))
@@ -78,9 +76,8 @@ class SDMGrad(GramCombiner):
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the KKT gap of w relative to the objective's scale.
 
-        Below 1e-5, but up to 1e-3 in single precision where gradients depend on each other or nearly cancel;
-        where fifty cancel to 1e-3 of their length a solve in eight has failed, with a residual of 2
-        (docs/methods.md).
+        Up to 1e-5; in single precision up to 1e-3 for dependent gradients, and a solve among fifty of them
+        may fail with a residual of 2 (docs/methods.md).
         """
         matrix = shifted(self._last_gram, self.lam)
         gradient = matrix @ self.w
@@ -100,6 +97,6 @@ class SDMGrad(GramCombiner):
 
 
 def shifted(gram: Tensor, lam: float) -> Tensor:
-    """Gramian of the gradients g_i + lam g0: on the simplex the objective is the norm of their mix."""
+    """Return the Gramian of g_i + lam g0; the objective is the norm of their mix over the simplex."""
     linear = lam * gram.mean(dim=-1)
     return gram + linear.unsqueeze(-1) + (linear + lam * linear.mean())

@@ -1,7 +1,5 @@
 """SDMGrad-OS: SDMGrad with objective sampling, a few tasks per update."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -16,20 +14,18 @@ from mtrl.combiners.solvers.hull import shortest_in_hull
 class SDMGradOS(Sampled):
     """SDMGrad-OS (objective sampling): SDMGrad between a few tasks, drawn anew for each update.
 
-    Xiao, Ban and Ji, NeurIPS 2023 (arXiv:2305.18409), section on objective sampling: only the drawn tasks'
-    samples pass through the networks, the same in critic and actor. Its part along the mean gradient is
-    unbiased, also in an order, which is ours (see `_families.Sampled`).
+    Xiao, Ban and Ji, NeurIPS 2023 (arXiv:2305.18409), section on objective sampling. Only the drawn tasks'
+    samples pass through the networks, the same tasks in critic and actor. The part along the mean gradient is
+    unbiased.
 
     Args:
         sampled: Tasks per update (authors: 4 of MT10's 10); T or more is SDMGrad itself.
         lam: Weight of the mean gradient in the objective (0.6 in the authors' RL runs).
-        order: All task numbers; updates take the next `sampled` of them, from a drawn place on, round and
-            round. Empty: random tasks. `scripts/group.py` prints an order in which neighbours are alike.
 
-    Deviations from the authors' code: exactly `sampled` tasks instead of each with probability sampled / T
-    (a redraw where none was drawn); w ranges over the drawn tasks and is solved for, while their zero rows of
-    missing tasks, exactly solved, would take all of the weight and leave no direction. The temperatures of
-    tasks that the actor did not draw keep still but for Adam's momentum.
+    Deviations from the authors' code: exactly `sampled` tasks are drawn, theirs draws each with probability
+    sampled / T (and again if none was drawn). w ranges over the drawn tasks; the code's zero rows for the
+    others, solved exactly, would take all of the weight and leave no direction. `order` is ours (see
+    `_families.Sampled`). The temperatures of tasks that were not drawn change only by Adam's momentum.
     """
 
     name = "sdmgrad_os"
@@ -42,12 +38,11 @@ class SDMGradOS(Sampled):
         self.lam = check_number("lam", lam, low=0.0)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the direction [P] for a Jacobian [T, P], of which it uses the sampled rows."""
         tasks = self._draw()
         return self._direction(jacobian.index_select(0, tasks), tasks)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return the direction [P]; nothing of the other tasks is computed."""
+        """Return the direction [P]; evaluates only the tasks of this update."""
         tasks = self._draw()
         return self._direction(jacobian_at(tasks=tasks), tasks)
 

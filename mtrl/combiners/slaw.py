@@ -1,14 +1,10 @@
 """SLAW: weighs tasks by the inverse of how much their losses vary."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import LossCombiner
-
-_LEAST_DEVIATION = 1e-5  # the authors' bound from below
 
 
 class SLAW(LossCombiner):
@@ -20,9 +16,9 @@ class SLAW(LossCombiner):
     Args:
         decay: Share of the averages that one update keeps (authors: 0.99).
 
-    Weights sum to 1 (the mean's convention) instead of T, and are equal at the first call, where no deviation
-    is known. Losses of any sign are fine. Deviation from the authors' code: the variance is updated directly,
-    not as the difference of two large averages.
+    Weights sum to 1 instead of T and are equal at the first call, where no deviation is known. Losses may
+    have any sign. Deviation from the authors' code: the variance is updated directly, not as the difference
+    of two large averages.
     """
 
     name = "slaw"
@@ -35,12 +31,11 @@ class SLAW(LossCombiner):
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
     def _weights(self, losses: Tensor) -> Tensor:
-        """Return weights [T] that sum to 1 for losses [T], which join the running deviations first."""
         self.step.add_(1.0)
         rate = self.step.reciprocal().clamp(min=1.0 - self.decay)
         change = losses.to(torch.float64) - self.average
         self.average.add_(rate * change)
         self.variance.add_(rate * change.square()).mul_(1.0 - rate)
-        # All deviations are 0 at the first call, which makes the weights equal.
-        inverse = self.variance.sqrt().clamp(min=_LEAST_DEVIATION).reciprocal()
+        # The authors' lower bound. All deviations are 0 at the first call, which makes the weights equal.
+        inverse = self.variance.sqrt().clamp(min=1e-5).reciprocal()
         return (inverse / inverse.sum()).to(losses.dtype)

@@ -1,7 +1,5 @@
 """Smoothed weights: a running mean of what another method solves for."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,16 +15,16 @@ class Smoothed(GramCombiner):
     """Smoothed weights: w <- decay w + (1 - decay) base(M), and the gradients are weighted by w.
 
     Zhou et al., NeurIPS 2022, "On the convergence of stochastic multi-objective gradient manipulation and
-    beyond" (CR-MOGM): its correction for the noise that one batch brings into solved weights, around any
-    method whose weights depend on the Gramian alone. As in TorchJD's form of it w starts as the first solve.
+    beyond" (CR-MOGM): it corrects solved weights for the noise of one batch, around any method whose weights
+    depend on the Gramian alone. As in TorchJD's version, w starts as the first solve.
 
     Args:
         base: Name of the method that solves for the weights.
         base_options: Arguments of the base method.
         decay: Share of the old weights that one update keeps; 0 is the base method.
 
-    Deviation from the paper, whose text could not be read: `decay` stays; there, as TorchJD's documentation
-    has it, it rises towards 1 as the step size falls.
+    Deviation from the paper, whose text could not be read: `decay` is constant. According to TorchJD's
+    documentation the paper's rises towards 1 as the step size falls.
     """
 
     name = "smoothed"

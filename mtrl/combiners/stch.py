@@ -1,7 +1,5 @@
 """STCH: a smooth maximum of the relative log-losses."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -16,14 +14,15 @@ class STCH(LossCombiner):
     """STCH (smooth Tchebycheff scalarisation): minimises mu log sum_t exp(log(loss_t / z_t) / mu).
 
     Lin et al., ICML 2024 (arXiv:2402.19078), in the form of the authors' multi-task code as LibMTL has it: a
-    task weighs p_t / loss_t with p the softmax of log(loss_t / z_t) / mu, where z_t is its mean loss in a
-    warm-up, during which the mean of the log-losses is minimised.
+    task weighs p_t / loss_t with p the softmax of log(loss_t / z_t) / mu. z_t is its mean loss in a warm-up,
+    during which the mean of the log-losses is minimised.
 
     Args:
         mu: Smoothness; towards 0 only the task with the largest relative loss counts (LibMTL: 1).
         warmup: Updates before z is fixed (authors: four epochs, the last of which gives z).
-        shift: `minimum` measures losses from each task's lowest value so far, plus one (ours); `none` needs
-            losses of at least 0. A shifted loss that only falls always measures 1 and so weighs the mean.
+        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
+            its lowest value so far, plus one (ours). In the warm-up a loss that only falls then measures 1
+            and weighs 1 / T.
 
     Deviations: the warm-up counts updates, and z is the mean over all of it; weights are 1 / T of the code's.
     The paper's text could not be read.

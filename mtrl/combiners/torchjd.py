@@ -1,7 +1,5 @@
 """TorchJD: any aggregator of that library, where it is installed, as a method of this one."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect
@@ -19,12 +17,11 @@ _INSTALL = "pip install 'mtrl-torch[torchjd]'"
 class TorchJD(JacobianCombiner):
     """TorchJD (another library): its aggregator of the given name combines the gradients.
 
-    Quinton and Rey, 2024 (arXiv:2406.16232) for the library and for UPGrad, its own method; the package
-    `torchjd` must be installed. Meant for comparisons: most aggregators read numbers back to the host and
-    solve there, so an update with this method cannot be captured as a CUDA graph. Drawn numbers come from
-    torch's global stream, and what stateful aggregators (NashMTL, GradVac) carry from step to step is not
-    part of a checkpoint. Where an aggregator weighs tasks, `last_weights` are its weights; for the others
-    they stay 1 / T. Its defaults hold: several aggregators treat a Jacobian whose squared norm is below
+    Quinton and Rey, 2024 (arXiv:2406.16232), for the library and its own method UPGrad; the package `torchjd`
+    must be installed. Meant for comparisons: most aggregators solve on the host, so an update cannot be a
+    CUDA graph. Random numbers come from torch's global stream, and the state of aggregators such as NashMTL
+    and GradVac is not part of a checkpoint. `last_weights` are those of the aggregator if it has weights,
+    else they stay 1 / T. Its defaults apply: several aggregators treat a Jacobian whose squared norm is below
     `norm_eps` = 1e-4 as zero.
 
     Args:
@@ -43,25 +40,20 @@ class TorchJD(JacobianCombiner):
             values.setdefault("n_tasks", num_tasks)
         try:
             built = cls(**values)
-        except ImportError as error:
-            raise ValueError(
-                f"{aggregator} needs more packages: {_INSTALL}. TorchJD says: {error}"
-            ) from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"arguments must fit {aggregator}{inspect.signature(cls)}; found {arguments!r}. "
-                f"TorchJD says: {error}"
-            ) from error
+        except (ImportError, TypeError, ValueError) as error:
+            rule = f"arguments must fit {aggregator}{inspect.signature(cls)}; found {arguments!r}"
+            if isinstance(error, ImportError):
+                rule = f"{aggregator} needs more packages: {_INSTALL}"
+            raise ValueError(f"{rule}. TorchJD says: {error}") from error
         self._weights: Tensor | None = None
         if isinstance(built, importlib.import_module("torchjd.aggregation").WeightedAggregator):
             built.weighting.register_forward_hook(self._keep_weights)
-        # In a tuple, which hides it from nn.Module: what it holds is no tensor state in fixed memory.
+        # A tuple hides the aggregator from nn.Module: its state is not in buffers of fixed memory.
         self._held = (built,)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        """Return the aggregator's vector [P] for a Jacobian [T, P]; reads from the device."""
         if not bool(torch.isfinite(jacobian).all()):
-            return jacobian.sum(dim=0)  # not finite either; the solvers behind would raise
+            return jacobian.sum(dim=0)  # not finite either; the aggregator's solver would raise
         self._weights = None
         with torch.no_grad():
             direction: Tensor = self._held[0](jacobian.detach())
@@ -70,7 +62,7 @@ class TorchJD(JacobianCombiner):
         return direction
 
     def reset(self) -> None:
-        """Put the aggregator's state, if it has one, back as well."""
+        """Reset the aggregator too, if it has state."""
         super().reset()
         if hasattr(self._held[0], "reset"):
             self._held[0].reset()
@@ -95,7 +87,7 @@ def _aggregator_class(name: str) -> Any:
 
 
 def _parsed(arguments: str) -> dict[str, Any]:
-    """Return the keyword arguments that `arguments` spells, which must be literals."""
+    """Return the keyword arguments in `arguments`, which must be literals."""
     try:
         call = ast.parse(f"f({arguments})", mode="eval").body
         if isinstance(call, ast.Call) and not call.args and all(word.arg for word in call.keywords):

@@ -1,6 +1,4 @@
-"""Turns: groups of tasks descend one after the other, each by a method of its own."""
-
-from __future__ import annotations
+"""Turns: groups of tasks descend one after the other, each by its own instance of a method."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -10,24 +8,25 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
 from mtrl.combiners._families import forward_requirements, make_base
+from mtrl.combiners._state import HostCounter
 from mtrl.combiners.base import Combiner, JacobianAt, JacobianCombiner
 
 
-class Turns(JacobianCombiner):
+class Turns(HostCounter, JacobianCombiner):
     """Turns: update k combines only the tasks of group k mod `groups`, by the base method.
 
-    The alternation of Wu et al., IEEE TMI 2025 (arXiv:2309.12090, of which only the abstract could be read),
-    where sub-models take turns; their sub-model per task and its flatness are not part of this.
+    The alternation of Wu et al., IEEE TMI 2025 (arXiv:2309.12090; only the abstract could be read), in which
+    sub-models take turns; their sub-model per task and its flatness are not part of this.
 
     Args:
         base: Name of the method that combines a group's gradients; each group has an instance.
         base_options: Arguments of the base method.
         groups: Number of groups, whose sizes differ by at most 1.
-        order: All task numbers, in the order in which they fill the groups; empty: 0, 1, 2, ... One that
-            puts tasks that go together next to each other is printed by `scripts/group.py`.
+        order: All task numbers, in the order in which they fill the groups; empty: 0, 1, 2, ...
+            `scripts/group.py` prints an order in which similar tasks are neighbours.
 
-    Only the group's tasks are evaluated, so that an update costs a part of a Jacobian. Weights are those
-    within the group, 0 for all others. A GPU runs updates eagerly, not as a CUDA graph.
+    Only the group's tasks are evaluated, so an update costs a part of a Jacobian. Tasks of other groups weigh
+    0. A GPU runs updates eagerly, not as a CUDA graph.
     """
 
     name = "turns"
@@ -54,40 +53,26 @@ class Turns(JacobianCombiner):
             bases.append(make_base(self.name, base, base_options, len(part)))
         self.bases = nn.ModuleList(bases)
         forward_requirements(self, bases[0])
-        self.turn = 0
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return the direction [P]; nothing of the other groups is computed."""
-        tasks = self.get_buffer(self._groups[self.turn])
+        """Return the direction [P]; evaluates only the tasks of the group whose turn it is."""
+        tasks = self.get_buffer(self._groups[self.counter])
         return self._of_group(jacobian_at(tasks=tasks), jacobian_at.losses[tasks])
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        tasks = self.get_buffer(self._groups[self.turn])
+        tasks = self.get_buffer(self._groups[self.counter])
         return self._of_group(jacobian[tasks], None if losses is None else losses[tasks])
 
     def _of_group(self, rows: Tensor, losses: Tensor | None) -> Tensor:
-        base, tasks = self._base(self.turn), self.get_buffer(self._groups[self.turn])
+        base, tasks = self._base(self.counter), self.get_buffer(self._groups[self.counter])
         direction = base.combine(rows, losses)
         self.last_weights.zero_().index_copy_(0, tasks, base.last_weights)
-        self.turn = (self.turn + 1) % len(self._groups)
+        self.counter = (self.counter + 1) % len(self._groups)
         return direction
 
     def _base(self, turn: int) -> Combiner:
         return cast(Combiner, self.bases[turn])
 
     def _after_step(self, losses: Tensor) -> None:
-        before = (self.turn - 1) % len(self._groups)
+        before = (self.counter - 1) % len(self._groups)
         self._base(before).after_step(losses[self.get_buffer(self._groups[before])])
-
-    def reset(self) -> None:
-        """Begin with the first group again."""
-        super().reset()
-        self.turn = 0
-
-    def get_extra_state(self) -> Tensor:
-        """Return whose turn it is, for `state_dict`."""
-        return torch.tensor(self.turn)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take up `get_extra_state`."""
-        self.turn = int(state)

@@ -1,7 +1,5 @@
 """UPGrad: projects each gradient on the cone of directions that harm no task, then takes the mean."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +15,8 @@ class UPGrad(GramCombiner):
     weights v that minimise v'Mv subject to v >= e_i for the Gramian M. No task gets worse to first order, and
     what a task contributes is proportional to its gradient's length.
 
-    Deviations from the authors' library: the programs are solved on the device to rounding error, all as one
-    batch, and the Gramian's norm and regularisation constants (1e-4 there), which replace small gradients by
+    Deviations from the authors' library: the programs are solved to rounding error on the device, as one
+    batch. Its constants for the Gramian's norm and regularisation (1e-4), which replace small gradients by
     their mean, are absent.
     """
 
@@ -29,7 +27,6 @@ class UPGrad(GramCombiner):
         self._solution = nn.Buffer(torch.eye(num_tasks, dtype=torch.float64), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return the mean over the tasks of their projections' weights, shape [T], for the Gramian [T, T]."""
         exact = gram.to(torch.float64)
         solution = cone_weights(exact, ridge=rounding_ridge(gram))
         self._solution.copy_(solution)
@@ -37,9 +34,9 @@ class UPGrad(GramCombiner):
         return inverse.reciprocal() @ solution * inverse / self.num_tasks
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the largest violation of the programs' optimality conditions, unit gradients.
+        """Add `residual`: the largest violation of the optimality conditions, for unit gradients.
 
-        Below 1e-5, but up to 3e-4 in single precision where gradients nearly cancel: what the ridge does.
+        Up to 1e-5; in single precision the ridge makes it up to 3e-4 where gradients nearly cancel.
         """
         residual = violation(cosines(self._last_gram)[0], self._solution).amax()
         return {**super().metrics(), "residual": residual}

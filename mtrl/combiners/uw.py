@@ -1,7 +1,5 @@
 """Uncertainty weighting: a learned noise level per task."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor
@@ -15,15 +13,14 @@ class UW(LossCombiner):
     """Uncertainty weighting: minimises the mean of (exp(-s_t) loss_t + s_t) / 2 over parameters and all s_t.
 
     Kendall, Gal and Cipolla, CVPR 2018 (arXiv:1705.07115), section 3.2 with s the logarithm of a task's
-    variance: a task weighs exp(-s_t) / 2, and s_t, zero at first, follows log(loss_t) by Adam.
+    variance: a task weighs exp(-s_t) / 2, and s_t, zero at first, follows log(loss_t) by Adam. Deviation: the
+    mean over tasks instead of the sum.
 
     Args:
         lr: Step size of s (0.01 in the RL code of FAMO's authors).
-        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
-            task's lowest value so far, plus one (ours), which takes away the losses' scale: a task that only
-            falls measures 1 and keeps s = 0. Below zero s would fall without end.
-
-    Deviation: the mean over tasks instead of the sum.
+        shift: `none` needs losses of at least 0, such as a critic's, since s falls without end for negative
+            ones; `minimum` measures each task's loss from its lowest value so far, plus one (ours), which
+            removes the losses' scale: a task that only improves measures 1 and keeps s = 0.
     """
 
     name = "uw"
@@ -38,7 +35,6 @@ class UW(LossCombiner):
         self.shift = shift
 
     def _weights(self, losses: Tensor) -> Tensor:
-        """Return exp(-s) / (2 T), shape [T], for losses [T]; then s takes its step."""
         precision = (-self.s.value).exp()
         self.s.update((1.0 - precision * self.origin(losses)) / 2.0)
         return (precision / (2.0 * self.num_tasks)).to(losses.dtype)
