@@ -151,9 +151,8 @@ class LossOrigin(Stateful):
     """Losses as they are, or measured from the lowest value of each task so far, plus one: at least 1.
 
     A critic's losses, squared errors, need no shift; the authors of FAMO, UW, GradNorm and DB-MTL use none.
-    "minimum" is ours, of no paper, for losses without a known lower bound, such as SAC's actor's. It has a
-    cost: a loss that only falls always measures 1, and so does one that never changes. Each method documents
-    the effect.
+    "minimum" is ours, of no paper, for losses without a known lower bound, such as SAC's actor's. Its cost: a
+    loss that only falls always measures 1, and so does one that never changes (see each method).
 
     Args:
         shift: "none" keeps losses, but at least 1e-8; "minimum" shifts them.
@@ -211,8 +210,7 @@ def draw_tasks(num_tasks: int, count: int, step: Tensor, stream: Tensor) -> Tens
 def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tensor:
     """Return the `count` tasks of a cyclic order, int64 [T], whose turn it is at `step`.
 
-    Each step continues where the one before ended. The stream draws the start, so that at any step all tasks
-    are equally likely.
+    Each step continues where the one before ended. The stream draws the start: all tasks are equally likely.
     """
     tasks = len(order)
     begin = (uniform(1, torch.zeros_like(step), stream) * tasks).to(torch.int64)

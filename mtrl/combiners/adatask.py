@@ -16,15 +16,14 @@ class AdaTask(JacobianCombiner):
     moments of task t's gradient; the step is the sum over tasks of m_t / (sqrt(v_t) + eps).
 
     Args:
-        reduction: `sum` of the tasks' steps, as published (T Adam steps where all tasks agree), or their
-            `mean`.
+        reduction: `sum` of the tasks' steps, as published (T Adam steps where tasks agree), or `mean`.
         beta1: Decay of the first moments.
         beta2: Decay of the second moments.
         eps: Added to the root of the second moments (authors' code: 1e-8).
 
     The direction is an optimiser's step: apply theta - lr * direction without another Adam and without
-    clipping. Task heads use an ordinary Adam. Deviation from the authors' code: the moments, 2 T P numbers,
-    have the Jacobian's dtype.
+    clipping. Task heads use an ordinary Adam. Deviation from the authors' code: the moments [2, T, P] have
+    the Jacobian's dtype.
     """
 
     name = "adatask"

@@ -22,8 +22,7 @@ class CAGrad(GramCombiner):
         c: Radius of the ball around the mean gradient relative to its norm (paper: 0.9 MT10, 0.5 MT50).
         rescale: Divides the direction by 1 (0), by 1 + c^2 (1, the authors' RL code) or by 1 + c (2).
         solver: `exact` solves the dual; `paper` takes 20 SGD steps on softmax logits (authors' RL code),
-            which leave gaps of 1e-2 in the objective at 50 tasks and fail where norms differ by orders of
-            magnitude.
+            which leave gaps of 1e-2 in the objective at 50 tasks and fail where norms differ strongly.
 
     Deviation of `exact` from the authors' RL code: nothing is added under square roots; their 1e-4 makes
     gradients below 1e-2 count for nothing. Zero gradients (in a smooth transition near 1e-16 of the longest,

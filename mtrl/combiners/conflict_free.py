@@ -15,8 +15,8 @@ class ConFIG(GramCombiner):
     `imtl_g` scales the same direction to weights of sum 1; here the gradients bound the length.
 
     Deviations from the authors' code: the mean of the projections instead of their sum; the pseudo-inverse is
-    taken of the cosines, with a ridge at the rounding level of the Gramian's dtype instead of a cut-off.
-    Tasks with a zero gradient weigh 0.
+    taken of the cosines, with a ridge at the dtype's rounding level instead of a cut-off. Tasks with a zero
+    gradient weigh 0.
     """
 
     name = "config"

@@ -19,11 +19,10 @@ class ConicGrad(GramCombiner):
         c: Smallest cosine between the direction and the mean gradient; 1 is the mean, 0 the half-space.
 
     Deviations: the paper's closed form with a regularised inverse, its default c and its optimiser of w are
-    not reproduced, because no public code was found and its equations could not be read. The unregularised
-    form as derived here would point away from g0 where g_w.g0 > 0. Where gradients cancel, no direction in
-    the cone improves all tasks; the shortest of the best vectors up to length |g0| is then stretched to it.
-    Zero gradients (in a smooth transition near 1e-16 of the longest, see solvers/path.py) leave the
-    minimisation.
+    not reproduced, because no public code was found and its equations could not be read; the unregularised
+    form as derived here points away from g0 where g_w.g0 > 0. Where gradients cancel, no direction in the
+    cone improves all tasks; the shortest of the best vectors up to length |g0| is then stretched to it. Zero
+    gradients (in a smooth transition near 1e-16 of the longest, see solvers/path.py) leave the minimisation.
     """
 
     name = "conicgrad"

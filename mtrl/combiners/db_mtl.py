@@ -19,7 +19,7 @@ class DBMTL(JacobianCombiner):
 
     Args:
         beta: Share of the averages that one update keeps (authors: 0.9).
-        sigma: Power of the update's number by which that share falls (authors: 0, it stays).
+        sigma: `beta` is divided by the update's number to this power (authors: 0).
         shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
             its lowest value so far, plus one (ours). A task above its lowest loss then counts less, and
             nothing else of the logarithm remains.

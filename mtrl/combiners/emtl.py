@@ -21,8 +21,7 @@ class EMTL(JacobianCombiner):
             gradients matters; 0 is the mean.
 
     Weights may be negative where lam is large. The direction is the mean of the weighted gradients, not the
-    sum. Tasks with a zero gradient have no contribution and do not enter the variance. Losses may have any
-    sign.
+    sum. Tasks with a zero gradient do not enter the variance. Losses may have any sign.
     """
 
     name = "emtl"

@@ -21,8 +21,7 @@ class GradDrop(JacobianCombiner):
     Deviations from the paper: it drops gradients of activations, by the sign of activation times gradient
     summed over the batch. Here gradients of parameters are dropped by their own sign, as in the supervised
     code of CAGrad's and SDMGrad's authors. The direction is the mean of what is kept instead of the sum, and
-    u comes from a counter in the state instead of the global random stream. The metric `weights` means
-    nothing here.
+    u comes from a counter in the state instead of the global random stream. `weights` means nothing here.
     """
 
     name = "graddrop"

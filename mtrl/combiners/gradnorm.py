@@ -22,8 +22,8 @@ class GradNorm(JacobianCombiner):
         alpha: How much slower tasks are favoured; 0 only evens out the norms (Meta-World+ code: 0.12).
         lr: Step size of the weights' logits (the paper's for its weights: 0.025).
         shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
-            its lowest value so far, plus one (ours). A task that only improves and one that stands still then
-            both measure 1: norms are evened out, rates of training are not seen.
+            its lowest value so far, plus one (ours). A loss that only falls and one that stays then both
+            measure 1: norms are evened out, rates of training are not seen.
 
     Deviations from the paper: w is T times a softmax of logits, which stays positive and needs no
     renormalising. Norms are those of the whole shared gradients instead of one layer's, in units of their

@@ -10,9 +10,8 @@ class InverseAlpha(JacobianCombiner):
     """Weights softmax(-log alpha_t) for SAC's temperatures alpha_t, one per task.
 
     The balance of losses of Yang et al., NeurIPS 2020 (arXiv:2003.13661, soft modularisation; its text could
-    not be read), as in the Meta-World+ authors' code: task t weighs (1 / alpha_t) / sum_s (1 / alpha_s), so
-    that a common factor of all temperatures changes nothing. Deviation from that code: weights sum to 1
-    instead of T.
+    not be read), as in the Meta-World+ authors' code: task t weighs (1 / alpha_t) / sum_s (1 / alpha_s), so a
+    common factor changes nothing. Deviation from that code: weights sum to 1 instead of T.
 
     `direction` reads `jacobian_at.temperatures` [T], which an agent with temperatures provides, and takes one
     weighted backward pass.

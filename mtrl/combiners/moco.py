@@ -20,9 +20,9 @@ class MoCo(JacobianCombiner):
 
     Args:
         beta: Step of the tracked gradients (LibMTL: 0.5).
-        beta_sigma: Power of the update's number by which it falls (LibMTL: 0.5).
+        beta_sigma: `beta` is divided by the update's number to this power (LibMTL: 0.5).
         gamma: Step of the weights (LibMTL: 0.1).
-        gamma_sigma: Power of the update's number by which it falls (LibMTL: 0.5).
+        gamma_sigma: `gamma` is divided by the update's number to this power (LibMTL: 0.5).
         rho: Pull of the weights to equality (LibMTL: 0).
         shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
             its lowest value so far, plus one (ours). Losses that only fall then all measure 1, and y tracks

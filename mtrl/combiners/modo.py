@@ -21,8 +21,7 @@ class MoDo(JacobianCombiner):
     Args:
         gamma: Step of the weights, which depends on the gradients' scale (LibMTL: 0.001).
         rho: Pull of the weights to equality (LibMTL: 0.1).
-        batches: The paper's 3 independent batches, or 1 for all three Jacobians, which biases the weights by
-            the gradients' noise.
+        batches: The paper's 3 independent batches, or 1 for all three Jacobians, which biases the weights.
     """
 
     name = "modo"

@@ -14,8 +14,7 @@ class NTKMTL(GramCombiner):
     `ngdiff` with another length: sqrt(sum_s |g_s|^2) times the mean of the unit gradients.
 
     Deviations from the authors' code: the mean instead of the sum over tasks. Its variant with several kernel
-    entries per task needs gradients of parts of a batch and is not offered. Tasks with a zero gradient weigh
-    0.
+    entries per task needs gradients of parts of a batch and is absent. Tasks with a zero gradient weigh 0.
     """
 
     name = "ntkmtl"

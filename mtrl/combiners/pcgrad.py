@@ -15,7 +15,7 @@ class PCGrad(GramCombiner):
     negative.
 
     Deviations from the paper: the mean instead of the sum of the projected gradients, as in the RL code of
-    facebookresearch/mtrl; the orders come from a counter in the state instead of the global random stream.
+    facebookresearch/mtrl; the orders come from a counter in the state.
     """
 
     name = "pcgrad"

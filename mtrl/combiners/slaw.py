@@ -17,8 +17,7 @@ class SLAW(LossCombiner):
         decay: Share of the averages that one update keeps (authors: 0.99).
 
     Weights sum to 1 instead of T and are equal at the first call, where no deviation is known. Losses may
-    have any sign. Deviation from the authors' code: the variance is updated directly, not as the difference
-    of two large averages.
+    have any sign. Deviation from the authors' code: the variance is updated directly, not as a difference.
     """
 
     name = "slaw"

@@ -21,8 +21,7 @@ class STCH(LossCombiner):
         mu: Smoothness; towards 0 only the task with the largest relative loss counts (LibMTL: 1).
         warmup: Updates before z is fixed (authors: four epochs, the last of which gives z).
         shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
-            its lowest value so far, plus one (ours). In the warm-up a loss that only falls then measures 1
-            and weighs 1 / T.
+            its lowest value so far, plus one (ours). A loss that only falls then measures 1.
 
     Deviations: the warm-up counts updates, and z is the mean over all of it; weights are 1 / T of the code's.
     The paper's text could not be read.

@@ -20,7 +20,7 @@ class UW(LossCombiner):
         lr: Step size of s (0.01 in the RL code of FAMO's authors).
         shift: `none` needs losses of at least 0, such as a critic's, since s falls without end for negative
             ones; `minimum` measures each task's loss from its lowest value so far, plus one (ours), which
-            removes the losses' scale: a task that only improves measures 1 and keeps s = 0.
+            removes the losses' scale: a loss that only falls measures 1 and keeps s = 0.
     """
 
     name = "uw"
