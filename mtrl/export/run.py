@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import save
@@ -15,11 +15,10 @@ from safetensors.torch import save
 import mtrl
 from mtrl.agents.base import Exportable
 from mtrl.config.presets import config_to_dict, load_config
-from mtrl.config.schema import Config
 from mtrl.errors import UserError
 from mtrl.export.card import model_card
 from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TENSORS_NAME
-from mtrl.report.load import Run, read_run
+from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import CONFIG_NAME, TEMPORARY_PREFIX, expand
 from mtrl.training.resolve import build_agent, suite_of
@@ -62,6 +61,7 @@ def export_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
     if policy.standardisation is not None:
         tensors[MEAN], tensors[DEVIATION] = policy.standardisation
     content = tensor_bytes(tensors)
+    known = [line for line in run.evaluations if line["vector_step"] <= step]
     description = {
         "format": FORMAT,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -71,7 +71,11 @@ def export_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
         "action": "tanh of the first half of the network's outputs; the second half are log deviations",
         "network": {"architecture": policy.architecture, "arguments": dict(policy.arguments)},
         "standardises_observations": policy.standardisation is not None,
-        **_origin(run, config, step),
+        "vector_step": step,
+        "config": config_to_dict(config),
+        # It may be of earlier parameters: the card compares its vector step with this one.
+        "evaluation": known[-1] if known else None,
+        "versions": {**run.versions, "mtrl": mtrl.__version__},
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     card = model_card(description).encode()
@@ -91,18 +95,6 @@ def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     }
     content: bytes = save(own, {"format": "pt"})
     return content
-
-
-def _origin(run: Run, config: Config, step: int) -> dict[str, Any]:
-    """What the policy was trained on and how, how well it did, and with which versions."""
-    known = [line for line in run.evaluations if line["vector_step"] <= step]
-    return {
-        "vector_step": step,
-        "config": config_to_dict(config),
-        # It may be of earlier parameters: the card compares its vector step with this one.
-        "evaluation": known[-1] if known else None,
-        "versions": {**run.versions, "mtrl": mtrl.__version__},
-    }
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
