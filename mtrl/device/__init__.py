@@ -1,1 +1,1 @@
-"""CUDA graphs, copies between host and device, memory, CPU settings."""
+"""CUDA graphs, copies between host and device, random streams, free memory, process-wide settings."""

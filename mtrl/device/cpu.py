@@ -11,7 +11,7 @@ import torch
 
 from mtrl.device.resources import available_cores
 
-# glibc's malloc.h: parameter -> while training, by default, the user's own variable.
+# glibc's malloc.h: parameter -> value while training, default, environment variable of the user.
 _MALLOC = {
     -3: (1 << 30, 128 << 10, "MALLOC_MMAP_THRESHOLD_"),
     -1: ((1 << 31) - 1, 128 << 10, "MALLOC_TRIM_THRESHOLD_"),
@@ -23,15 +23,14 @@ _MALLOC = {
 def settings(
     num_threads: int | None, matmul_precision: str, *, deterministic: bool = False
 ) -> Iterator[None]:
-    """Set the learner's threads and float32 matmul precision for the block, then put back what was there.
+    """Set the learner's threads and float32 matmul precision for the block, then restore the former ones.
 
     Args:
-        num_threads: None: what torch would use, which OMP_NUM_THREADS and `torch.set_num_threads` limit, but
-            no more than `available_cores`.
-        matmul_precision: as `torch.set_float32_matmul_precision` takes it.
-        deterministic: only kernels that give the same bits each time. cuBLAS reads its part of the promise
-            (CUBLAS_WORKSPACE_CONFIG) when a process first uses it: a process that has used CUDA before keeps
-            what was set then.
+        num_threads: None: as many as torch would use (OMP_NUM_THREADS and `torch.set_num_threads` limit
+            them), at most `available_cores`.
+        matmul_precision: as in `torch.set_float32_matmul_precision`.
+        deterministic: use only kernels that give the same bits each time. cuBLAS reads its setting,
+            CUBLAS_WORKSPACE_CONFIG, when a process first uses it; setting it later has no effect.
     """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(num_threads or min(threads, available_cores()))
@@ -51,11 +50,11 @@ def settings(
 
 
 def _keep_freed_memory(keep: bool) -> None:
-    """Let glibc reuse large blocks instead of returning them to the system, or set its defaults again.
+    """Let glibc reuse large blocks instead of returning them to the system, or restore its defaults.
 
-    Per-task updates take and free blocks of megabytes; handing them back cost 3,300 page faults and 6 ms of
-    42 ms per update (MT10, 3x256 critics, batch 32, one core). Other C libraries are left as they are, and so
-    is what the user's variables have set, because glibc does not tell it.
+    Per-task updates allocate and free blocks of megabytes. Returning them cost 3,300 page faults and 6 ms of
+    42 ms per update (MT10, 3x256 critics, batch 32, one core). Other C libraries stay unchanged. So do
+    parameters that the user's variables set, because glibc does not reveal their values.
     """
     library = ctypes.CDLL(None)
     mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)

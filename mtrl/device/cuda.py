@@ -1,4 +1,4 @@
-"""A step that CUDA replays as a graph, and copies between host and device; plain calls on the CPU."""
+"""Steps that CUDA replays as a graph, and copies between host and device. Both are plain on the CPU."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from mtrl.errors import UserError
 
 Result = TypeVar("Result")
 
-WARM_UP_CALLS = 3  # eager calls before the capture: libraries load, optimisers make their state
+WARM_UP_CALLS = 3  # eager calls before the capture, in which libraries load and optimisers make their state
 
 
 class GraphedStep(Generic[Result]):
-    """Calls `step()` and returns its result; on CUDA from the fourth call on by replaying a graph of it.
+    """Calls `step()` and returns its result; on CUDA, from the fourth call on, by replaying a graph.
 
-    A graph repeats the kernels of its capture on the addresses of its capture; Python does not run again. So
-    what changes from call to call, random numbers included, must be written into the step's tensors before
-    it, and the step must not look at the host: no `item`, no branch on a value, no copy from pageable memory.
-    Where a capture fails the step stays eager, with one warning: the results are the same. Tensors in the
-    result of a replayed step are those of the capture, which each replay overwrites.
+    A graph repeats the kernels of its capture at the addresses of its capture, without running Python. So
+    everything that changes from call to call, random numbers included, must be written into the step's
+    tensors before the call. The step must not synchronise with the host: no `item`, no branch on a value, no
+    copy from pageable memory. If a capture fails, the step stays eager with one warning and the same results.
+    A replayed step returns the tensors of the capture, which each replay overwrites.
 
     Args:
-        step: reads and writes tensors of `device` that keep their place, and nothing on the host.
+        step: reads and writes tensors of `device` that keep their address, and nothing on the host.
         device: where the step runs.
         what: names the step in the warning.
-        capturable: False where `step` is known to read back to the host: it stays eager without a warning.
+        capturable: False if `step` is known to synchronise with the host; it stays eager without a warning.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class GraphedStep(Generic[Result]):
         return self()
 
     def _on_another_stream(self) -> Result:
-        # PyTorch asks for it before a capture: autograd and libraries remember the stream of their first use,
-        # and work on the default stream cannot be captured. The two waits keep the order of the calls.
+        # PyTorch requires warm-up on a side stream: autograd and libraries remember the stream of their first
+        # use, and work on the default stream cannot be captured. The two waits keep the order of the calls.
         current, other = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         other.wait_stream(current)
         with torch.cuda.stream(other):
@@ -67,7 +67,7 @@ class GraphedStep(Generic[Result]):
     def _capture(self) -> None:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
-            # "thread_local": other threads (the logger's) may talk to CUDA meanwhile.
+            # "thread_local", because other threads, such as the logger's, may use CUDA meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._captured = self._step()
         except RuntimeError as error:
@@ -82,11 +82,11 @@ class GraphedStep(Generic[Result]):
 
 
 class Staging:
-    """Host counterpart of a device tensor, pinned for asynchronous copies; on the CPU the tensor itself.
+    """Pinned host counterpart of a device tensor for asynchronous copies; on the CPU the tensor itself.
 
     Attributes:
-        host: tensor on the host, of the shape and dtype of the device tensor. Write to it only after
-            `wait`, or after a `receive`.
+        host: tensor on the host, with the shape and dtype of the device tensor. Write to it only after
+            `wait` or `receive`.
     """
 
     def __init__(self, device_tensor: Tensor) -> None:
@@ -99,7 +99,7 @@ class Staging:
             self.host = device_tensor
 
     def send(self) -> None:
-        """Start the copy to the device; operations on the current stream see it."""
+        """Start the copy to the device; later operations on the current stream see its result."""
         if self._sent is not None:
             self._device_tensor.copy_(self.host, non_blocking=True)
             self._sent.record()
@@ -110,7 +110,7 @@ class Staging:
             self._sent.synchronize()
 
     def receive(self) -> None:
-        """Copy from the device and wait for it, and so for all that the current stream did before."""
+        """Copy from the device, and wait for the copy and all earlier work on the current stream."""
         if self._sent is not None:
             self.host.copy_(self._device_tensor, non_blocking=True)
             self._sent.record()

@@ -1,4 +1,4 @@
-"""A generator of random numbers on a device, whose state can be taken up on another kind of device."""
+"""A random number generator of a device whose saved state can be loaded on another kind of device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 class RandomStream:
-    """A torch generator; on the kind of device that its state was saved on it goes on bit for bit.
+    """A torch generator. A state that was saved on the same kind of device continues bit for bit.
 
-    Generators of CPU and CUDA count differently: on the other kind the stream is a fresh one, seeded from
-    the saved state, which is as random, and the same again each time.
+    States of CPU and CUDA generators are not interchangeable. On the other kind of device the saved state
+    seeds a new stream, the same one each time.
 
     Attributes:
         generator: for torch's functions.
@@ -24,11 +24,11 @@ class RandomStream:
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def state(self) -> dict[str, Any]:
-        """Return kind of device and state."""
+        """Return the kind of device and the generator's state."""
         return {"device": self._device.type, "state": self.generator.get_state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore `state`, or derive a fresh stream from that of another kind of device."""
+        """Restore `state`, or derive a new stream from the state of another kind of device."""
         saved = state["state"].cpu()
         if state["device"] == self._device.type:
             self.generator.set_state(saved)

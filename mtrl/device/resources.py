@@ -1,4 +1,4 @@
-"""How many cores and how much memory this process may use. Imports torch only to ask a GPU."""
+"""Cores and memory that this process may use. Imports torch only for a GPU's memory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def available_cores() -> int:
-    """Cores that this process can keep busy: its affinity (taskset, SLURM), bounded by its CPU quota."""
+    """Cores that this process may use: its affinity (taskset, SLURM), bounded by its CPU quota."""
     # macOS has no affinities.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, _cpu_quota())))
 
 
 def available_memory() -> int | None:
-    """Bytes that can be taken without swapping or being killed for it; None where nothing tells."""
+    """Bytes that can be allocated without swapping or an out-of-memory kill; None if unknown."""
     bounds = [
         int(line.split()[1]) * 1024
         for line in _read(_MEMINFO).splitlines()
@@ -44,18 +44,18 @@ def available_memory() -> int | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the device; for the CPU what machine and control groups can give."""
+    """Bytes free on the device; for the CPU, what the machine and its control groups allow."""
     if device.type == "cuda":
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
     available = available_memory()
-    # Where nothing tells (macOS), tensors are paged out on demand and bounded by nothing we can read.
+    # Unknown on macOS, which pages memory out on demand, so nothing is refused there.
     return 1 << 62 if available is None else available
 
 
 def check_fits(needed: int, device: torch.device, *, what: str, advice: str) -> None:
-    """Raise UserError with this advice if `needed` bytes are more than are free."""
+    """Raise UserError with this advice if fewer than `needed` bytes are free."""
     free = free_memory(device)
     if needed > free:
         raise UserError(
@@ -64,7 +64,7 @@ def check_fits(needed: int, device: torch.device, *, what: str, advice: str) -> 
 
 
 def _cpu_quota() -> float:
-    """Cores that the control groups grant, the least of all levels; infinite if none sets a quota."""
+    """The smallest CPU quota of all levels of control groups, in cores; infinite without any."""
     quotas = [math.inf]
     for folder in _folders("cpu"):
         second = _read(folder / "cpu.max").split()  # version 2: "max 100000" or "150000 100000"
@@ -78,7 +78,7 @@ def _cpu_quota() -> float:
 
 
 def _page_cache(folder: Path) -> int:
-    """Bytes counted as used by a control group that the kernel drops when memory is needed."""
+    """Bytes that count as used by a control group but that the kernel frees when memory is needed."""
     for line in _read(folder / "memory.stat").splitlines():
         name, _, value = line.partition(" ")
         if name in ("inactive_file", "total_inactive_file") and value.isdecimal():
@@ -87,13 +87,13 @@ def _page_cache(folder: Path) -> int:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The folders of this process's control groups and of all above them, whose limits count as well."""
+    """The folders of this process's control groups and of their parents, whose limits apply as well."""
     for line in _read(_MEMBERSHIP).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         root = _CGROUPS / controller if controllers else _CGROUPS
-        # A container often sees its own group as the root, whatever the path says.
+        # A container often sees its own group as the root, whatever the path is.
         own = Path(path.lstrip("/"))
         yield from (root / level for level in (own, *own.parents) if (root / level).is_dir())
 

@@ -1,4 +1,4 @@
-"""Suites of tasks as vectors of environments in worker processes. Imports neither torch nor a simulation."""
+"""Suites of tasks as vectors of environments in worker processes. Imports no torch and no simulation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["ACTION_SIZE", "BENCHMARKS", "OBS_SIZE", "TaskVectorEnv"]
 __all__ += ["build_suite", "make_envs", "resolve_tasks"]
 
-# Gymnasium takes a tenth of a second to import, which `--help` need not pay.
+# Imported on first use, because Gymnasium takes a tenth of a second, which `--help` would have to wait for.
 _HOMES = {"TaskVectorEnv": "mtrl.envs.engine.vector", "build_suite": "mtrl.envs.suite"}
 
 
@@ -36,15 +36,13 @@ def make_envs(
     """Start worker processes with T x E environments of Meta-World.
 
     Args:
-        tasks: "MT10", "MT25", "MT50", or a sequence of task names such as ["reach-v3", "push-v3"].
+        tasks: as in MetaWorldSuite.
         seed: of the goal sets and of each environment's goal stream.
-        num_goals: goals used per task: the first ones of upstream's 50, so that fewer goals are a subset.
+        num_goals: goals used per task, the first ones of upstream's 50.
         reward_version: upstream's reward functions, "v1" or "v2".
         engine: further arguments of TaskVectorEnv, such as envs_per_task and max_episode_steps.
 
-    Raises:
-        UserError: an unknown or doubled task, or a number out of range.
-        EnvironmentFailure: a worker could not start.
+    Raises as MetaWorldSuite and TaskVectorEnv.
     """
     from mtrl.envs.engine.vector import TaskVectorEnv
     from mtrl.envs.metaworld.suite import MetaWorldSuite

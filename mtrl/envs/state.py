@@ -1,7 +1,7 @@
-"""An environment in mid-episode as plain values: attributes of Python objects, and MuJoCo's simulation.
+"""Turns an environment in mid-episode into plain values: Python attributes and MuJoCo's simulation.
 
-Checkpoints hold what `encode` returns, so its format must stay readable. Containers, arrays, NumPy scalars
-and generators are stored as dicts with a `kind`, everything else as it is.
+Checkpoints hold what `encode` returns, so this format must stay readable. Containers, arrays, NumPy scalars
+and generators are stored as dicts with a `kind`, all other values directly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Place = Callable[[Any], dict[str, Any] | None]
 
 
 class NotPlainError(Exception):
-    """A value that cannot be stored exactly; the text says what it is."""
+    """A value cannot be stored exactly; the message describes it."""
 
 
 def encode(value: Any, place: Place) -> Any:
@@ -28,12 +28,12 @@ def encode(value: Any, place: Place) -> Any:
             store the contents; may raise NotPlainError.
 
     Raises:
-        NotPlainError: there is something in it that has no exact plain form.
+        NotPlainError: the value contains something that cannot be stored exactly.
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, np.generic) and value.dtype.kind in "biufc":
-        # A NumPy scalar divides, prints and promotes differently from a Python number: keep its type.
+        # A NumPy scalar divides, prints and promotes differently from a Python number, so its type is kept.
         return {"kind": "scalar", "value": np.asarray(value)}
     if isinstance(value, np.random.Generator):
         bits = value.bit_generator
@@ -78,7 +78,7 @@ def restore_attributes(
     changing: Iterable[str],
     view: Callable[[dict[str, Any]], Any] | None = None,
 ) -> None:
-    """Give an object the stored attributes; those of `changing` that are not stored it loses."""
+    """Set the stored attributes of an object, and delete those in `changing` that are not stored."""
     for name in list(changing):
         if name not in stored:
             delattr(owner, name)
@@ -87,7 +87,7 @@ def restore_attributes(
 
 
 def take_physics(model: Any, data: Any) -> NDArray[np.float64]:
-    """Return what MuJoCo's next step depends on, besides the model."""
+    """Return the part of MuJoCo's data that the next step depends on."""
     import mujoco
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -97,7 +97,7 @@ def take_physics(model: Any, data: Any) -> NDArray[np.float64]:
 
 
 def restore_physics(model: Any, data: Any, state: Any) -> None:
-    """Restore `take_physics` and what the forward pass derives from it, such as positions and contacts."""
+    """Restore `take_physics`, and compute what the forward pass derives from it, such as contacts."""
     import mujoco
 
     kind, state = mujoco.mjtState.mjSTATE_INTEGRATION, np.asarray(state, np.float64)

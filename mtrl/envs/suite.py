@@ -18,59 +18,53 @@ StepOutcome = tuple[NDArray[Any], float, bool, bool, Mapping[str, Any]]
 
 
 class TaskEnv(Protocol):
-    """One task in one worker: no time limit, no automatic reset; those are the engine's."""
+    """One task in one worker, without time limit and automatic reset, which the engine adds."""
 
     def reset(self, goal: int) -> NDArray[Any]:
-        """Start an episode with the goal of that number; return the first observation [O]."""
-        ...
+        """Begin an episode with the goal of that number; return the first observation [O]."""
 
     def step(self, action: NDArray[np.float32]) -> StepOutcome:
         """Advance by one env step with an action [A] in [-1, 1].
 
-        Returns what Gymnasium's environments do: observation [O], reward, terminated, truncated, and an info
-        that has every key of the suite's `info_keys`.
+        Returns, as in Gymnasium, observation [O], reward, terminated, truncated, and an info that has every
+        key of the suite's `info_keys`.
         """
-        ...
 
     def get_state(self) -> Any:
-        """Return everything the next numbers depend on, as plain containers, numbers, strings and arrays.
+        """Return everything that later steps depend on, as plain containers, numbers, strings and arrays.
 
         Raises:
             UserError: this environment cannot be saved.
         """
-        ...
 
     def set_state(self, state: Any) -> None:
-        """Restore `get_state`, possibly in another process."""
-        ...
+        """Restore what `get_state` returned, possibly in another process."""
 
     def render(self) -> Any:
         """Return a frame [H, W, 3] uint8."""
-        ...
 
     def close(self) -> None:
         """Free what the environment holds."""
-        ...
 
 
 class TaskSuite(Protocol):
     """A list of tasks with one observation and one action shape.
 
-    An instance is pickled to the workers, so it holds plain data only; simulations are imported by
-    `draw_goals` and `make_env`, which run in a worker. RuntimeWarnings that are raised there reach the user
-    as warnings. Subclass it to inherit the members that have a default.
+    An instance is pickled to the workers, so it holds plain data only. `draw_goals` and `make_env` run in a
+    worker and import the simulation; a RuntimeWarning issued there is shown to the user. Subclass this class
+    to inherit the members that have a default.
 
     Attributes:
         task_names: T names, the order of the task axis.
         obs_dim: O.
         action_dim: A.
-        info_keys: entries of `info` that travel as float32; "success" must be among them (1 where the task is
-            solved at this step, 0 where not, NaN where the task knows no success).
-        num_goals: goals of each task: its starts and targets, whatever the suite calls them (seeds, say).
-            Training draws among them, evaluation plays them in order.
-        step_costs: what an env step of a task costs, relative to 1: spreads tasks evenly over the workers.
-        cameras: what `camera` may be, the first one being that of films; none: there is one view only.
-        camera: from where `make_env`'s environments render; None: the simulation's own choice.
+        info_keys: entries of `info` that the learner receives, as float32. "success" must be among them: 1 if
+            the task is solved at this step, 0 if not, NaN if the task does not define success.
+        num_goals: goals of each task, that is its starts and targets (seeds, for instance). Training draws
+            among them; evaluation plays them in order.
+        step_costs: cost of an env step of each task relative to 1; used to balance the workers.
+        cameras: valid values of `camera`, the first one being the default for videos; empty: only one view.
+        camera: the camera from which environments of `make_env` render; None: the simulation's default.
     """
 
     task_names: tuple[str, ...]
@@ -100,22 +94,21 @@ class TaskSuite(Protocol):
             max_episode_steps: env steps after which the engine truncates an episode.
             render_mode: None, "human", "rgb_array" or "depth_array".
         """
-        ...
 
     def draw_goals(self, seed: int) -> Mapping[str, Any]:
-        """Return, for each task, plain data that says what its `num_goals` goals are."""
+        """Return, for each task, plain data that defines its `num_goals` goals."""
         return dict.fromkeys(self.task_names, ())
 
     def describe_goals(self) -> str:
-        """Return what the start screen says about the goals of each task."""
+        """Return the start screen's text about the goals of each task."""
         return f"{self.num_goals} goals"
 
     def versions(self) -> dict[str, str]:
-        """Return the versions that decide what the simulation computes."""
+        """Return the versions of the packages that simulate, by name."""
         return {}
 
     def rules(self) -> dict[str, Any]:
-        """Return what else defines the tasks, as plain values: a saved state fits equal rules only."""
+        """Return plain values that define the tasks; a saved state is restored under equal rules only."""
         return {}
 
     def worker_variables(self, render_mode: str | None) -> dict[str, str]:
@@ -142,7 +135,7 @@ def build_suite(
         name: a name in SUITES or a path to a class of the user's own.
         tasks: as the suite understands them.
         num_goals: goals of each task; None: as many as the suite has.
-        options: the suite class's keyword-only arguments.
+        options: keyword-only arguments of the suite class.
 
     Raises:
         UserError: no such suite, option or task.
@@ -157,11 +150,11 @@ def build_suite(
 
 
 def renderer_variables(render_mode: str | None) -> dict[str, str]:
-    """Return environment variables for workers that render, or do not.
+    """Return the environment variables with which workers choose MuJoCo's renderer.
 
-    A renderer that is named by MUJOCO_GL but not installed makes `import mujoco` fail: workers that render
-    nothing load none. Without MUJOCO_GL MuJoCo opens a window even for frames, on a screen that may be
-    another machine's or long gone: EGL, where it is installed, needs none.
+    `import mujoco` fails if MUJOCO_GL names a renderer that is not installed, so workers that do not render
+    load none. If MUJOCO_GL is not set, MuJoCo needs a screen even for frames, so EGL is preferred where it is
+    installed.
     """
     if render_mode is None:
         return {"MUJOCO_GL": "disabled"}

@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from metaworld.policies import ENV_POLICY_MAP
 from numpy.typing import NDArray
 
 from mtrl.envs import make_envs
-from mtrl.envs.metaworld.simulation import scripted_policy
 
 
 class Actions:
@@ -30,7 +30,7 @@ class Actions:
 
 
 def _scripted(names: Sequence[str], steps: int) -> NDArray[np.float32]:
-    policies = [scripted_policy(name) for name in names]
+    policies = [ENV_POLICY_MAP[name]() for name in names]
     recorded = np.empty((steps, len(names), 4), np.float32)
     with make_envs(names, seed=0) as envs, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the policies' own: their actions are clipped

@@ -1,4 +1,4 @@
-"""Checks of what users pass to the environments and of what the simulation returns."""
+"""Checks of arguments of the environments and of values that a simulation returns."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ _RENDER_MODES = (None, "human", "rgb_array", "depth_array")
 
 
 def read_goals(options: Mapping[str, Any] | None, num_envs: int, num_goals: int) -> list[int] | None:
-    """Return the goals asked for in the options of a reset, None if there are none."""
-    unknown = set(options or {}) - {"goal"}
-    if unknown:
-        raise UserError(f"reset knows the option 'goal' only; found {', '.join(sorted(unknown))}.")
+    """Return the goals in the options of a reset, None if there are no options."""
     if not options:
         return None
+    if unknown := sorted(options.keys() - {"goal"}):
+        raise UserError(f"reset has one option, 'goal'; found {', '.join(unknown)}.")
     goals = np.asarray(options["goal"])
     if goals.shape != (num_envs,) or not np.issubdtype(goals.dtype, np.integer):
         raise UserError(
@@ -33,49 +32,44 @@ def read_goals(options: Mapping[str, Any] | None, num_envs: int, num_goals: int)
 
 
 def check_seed(seed: object) -> int:
-    """Return the seed; refuse what is no 32-bit unsigned integer."""
-    # Simulations seed NumPy's legacy generator with it, which takes 32 bits.
+    """Return the seed; refuse anything but a 32-bit unsigned integer."""
+    # Simulations use it to seed NumPy's legacy generator, which takes 32 bits.
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**32:
         raise UserError(f"seed must be an integer from 0 to 2**32 - 1; found {seed!r}.")
     return int(seed)
 
 
-def check_positive(**sizes: object) -> None:
-    """Refuse sizes, given by name, that are no positive integers."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise UserError(f"{name} must be a positive integer; found {size!r}.")
+def check_integers(minimum: int, **numbers: object) -> None:
+    """Refuse numbers, given by name, that are not integers of at least `minimum`."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < minimum:
+            raise UserError(f"{name} must be an integer of at least {minimum}; found {number!r}.")
 
 
-def check_choices(
-    render_mode: str | None, step_timeout: float, max_restarts: object, niceness: object
-) -> None:
-    """Refuse values outside of the few that exist."""
+def check_choices(render_mode: str | None, step_timeout: float) -> None:
+    """Refuse an unknown render mode and a timeout that is not positive."""
     if render_mode not in _RENDER_MODES:
-        raise UserError(
-            f"render_mode must be one of {', '.join(map(str, _RENDER_MODES))}; found {render_mode!r}."
-        )
+        modes = ", ".join(map(str, _RENDER_MODES))
+        raise UserError(f"render_mode must be one of {modes}; found {render_mode!r}.")
     if not step_timeout > 0:
         raise UserError(f"step_timeout must be a positive number of seconds; found {step_timeout!r}.")
-    for name, number in (("max_restarts", max_restarts), ("worker_niceness", niceness)):
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 0:
-            raise UserError(f"{name} must be zero or a positive integer; found {number!r}.")
 
 
 def check_suite(suite: TaskSuite) -> None:
-    """Refuse a suite whose description contradicts itself."""
+    """Refuse a suite whose attributes contradict each other."""
     names, kind = tuple(suite.task_names), type(suite).__name__
     if not names or len(set(names)) < len(names):
         raise UserError(f"{kind}.task_names must be one or more different names; found {names}.")
     if "success" not in suite.info_keys:
         raise UserError(
-            f"{kind}.info_keys must have 'success' (NaN in tasks without one); found {suite.info_keys}."
+            f"{kind}.info_keys must contain 'success' (NaN in tasks that define none); "
+            f"found {suite.info_keys}."
         )
-    check_positive(obs_dim=suite.obs_dim, action_dim=suite.action_dim)
+    check_integers(1, obs_dim=suite.obs_dim, action_dim=suite.action_dim, num_goals=suite.num_goals)
 
 
 def check_finite(values: NDArray[np.float32], tasks: Sequence[str], what: str) -> None:
-    """Refuse values [N, ...] that are not finite, with the tasks [N] of their rows."""
+    """Raise NonFiniteError if one of the values [N, ...] is not finite; `tasks` [N] name the rows."""
     finite = np.isfinite(values)
     if finite.all():
         return
@@ -85,10 +79,10 @@ def check_finite(values: NDArray[np.float32], tasks: Sequence[str], what: str) -
 
 
 def check_fits(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a saved state whose header differs from that of the environments at hand."""
+    """Refuse a saved state whose header differs from the header of these environments."""
     for key, mine in expected.items():
         if state.get(key) != mine:
             raise UserError(
                 f"the saved environment state does not fit these environments: {key} is "
-                f"{state.get(key)} there and {mine} here. Make environments with the saved values."
+                f"{state.get(key)} there and {mine} here. Make the environments with the saved values."
             )

@@ -1,7 +1,7 @@
-"""What the learner keeps about every environment: goal stream, running goal, env steps of the episode.
+"""Goal stream, current goal and env steps of the episode of every environment, kept by the learner.
 
-It is kept here because a worker's death would lose it: the n-th episode of an environment gets the n-th goal
-of its stream, whether or not a restart cut an earlier episode short.
+Workers do not keep them because a worker's death would lose them: the n-th episode of an environment gets the
+n-th goal of its stream, whether or not a restart cut an earlier episode short.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mtrl import seeds
 
 
 class Episodes:
-    """Rows as in the vector environment; `goal` and `elapsed` describe the running episodes.
+    """Episodes of the N rows of the vector environment; `goal` and `elapsed` describe the current ones.
 
     Args:
         tasks: task of each row.
         copies: copy number of each row within its task.
         num_goals: goals to draw from.
-        upcoming: int64 [N], the goal of each row's next episode, where the workers read it.
+        upcoming: int64 [N], the goal of each row's next episode, in memory that the workers read.
     """
 
     def __init__(
@@ -39,25 +39,25 @@ class Episodes:
         self.elapsed = np.zeros(len(tasks), np.int64)
 
     def seed(self, seed: int) -> None:
-        """Start the stream of (seed, task, copy) in each row; it depends on no other environment."""
+        """Start each row's stream from (seed, task, copy), so that it depends on no other environment."""
         sequences = [seeds.sequence(seed, "goals", key) for key in self._keys]
         self._streams = [np.random.default_rng(sequence) for sequence in sequences]
         self._before = [dict(stream.bit_generator.state) for stream in self._streams]
         self._draw(range(len(self._streams)))
 
     def dynamics(self, row: int, seed: int, restart: int) -> np.random.SeedSequence:
-        """Return the seed of an environment's randomness beyond its goals; a restarted one gets another."""
+        """Return the seed of an environment's randomness beyond its goals; each restart gets another."""
         return seeds.sequence(seed, "environments", (*self._keys[row], restart))
 
     def began(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
-        """Note that these rows have begun the episode with their upcoming goal."""
+        """Record that these rows have begun the episode with their upcoming goal."""
         self.goal[rows] = self._upcoming[rows]
         self.elapsed[rows] = 0
         self._draw(rows)
 
     @contextmanager
     def beginning(self, goals: Sequence[int] | None) -> Iterator[None]:
-        """While all rows begin an episode: with these goals, streams left alone, or with those drawn."""
+        """Enclose a reset of all rows: to `goals`, which leaves the streams alone, or to the goals drawn."""
         drawn = self._upcoming.copy()
         if goals is not None:
             self._upcoming[:] = goals
@@ -70,18 +70,18 @@ class Episodes:
             self._draw(range(len(drawn)))
 
     def where(self, row: int) -> str:
-        """Describe the running episode of a row, for messages."""
+        """Describe the current episode of a row, for messages."""
         if self.goal[row] < 0:
             return f"copy {self._keys[row][1]}, before its first episode"
         return f"copy {self._keys[row][1]}, goal {self.goal[row]}, env step {self.elapsed[row]}"
 
     def stored(self, row: int, state: dict[str, Any] | None) -> dict[str, Any]:
-        """Return what a saved state holds of a row; `state` is what its worker returned, None if lost."""
-        lost = {"goal": int(self.goal[row]), "elapsed": int(self.elapsed[row]), "obs": None, "env": None}
-        return {**(lost if state is None else state), "rng": dict(self._before[row])}
+        """Return the entry of a row in a saved state; `state` is what its worker returned, None if lost."""
+        own = {"goal": int(self.goal[row]), "elapsed": int(self.elapsed[row]), "rng": dict(self._before[row])}
+        return {**own, **(state or {"obs": None, "env": None})}
 
     def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Restore each row's stream, running goal and env steps from what `stored` returned."""
+        """Restore each row's stream, current goal and env steps from what `stored` returned."""
         for row, state in enumerate(states):
             self._streams[row].bit_generator.state = state["rng"]
             self.goal[row], self.elapsed[row] = state["goal"], state["elapsed"]

@@ -1,4 +1,4 @@
-"""Worker processes as seen from the learner: start, signal, wait under a deadline, note failures, end."""
+"""The worker processes, from the learner's side: starts, messages, deadlines, failures and ends."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from mtrl.envs.engine.shared import SharedArrays, Sizes, allocate
 from mtrl.envs.engine.worker import COMMAND, DONE, ERROR, REFUSAL, RESULT, STEP
 from mtrl.errors import EnvironmentFailure
 
-# A plain interpreter instead of multiprocessing: workers never re-import the user's script (which may import
-# torch, or lack a `__main__` guard), and there is no helper process beside them to outlive anybody.
+# A plain interpreter instead of multiprocessing: workers never re-import the user's script, which may import
+# torch or lack a `__main__` guard, and no helper process is left behind.
 _BOOT = (
     "import json, sys; path, *args = json.loads(sys.argv[1]); sys.path[:] = path; "
     "from mtrl.envs.engine.worker import main; main(*args)"
@@ -32,18 +32,18 @@ _CLOSE_SECONDS = 2.0
 
 
 class Failure(NamedTuple):
-    """Why a worker is of no use any more; its process has ended."""
+    """Why a worker failed; its process has ended."""
 
     worker: int
-    row: int | None  # the row it was working on, if it was
+    row: int | None  # the row it was working on, None between steps
     reason: str
 
 
 class WorkerPool:
     """Processes that share one set of arrays; worker w owns the rows `rows[w]`.
 
-    A worker that dies, raises or does not answer in time is ended and entered in `failures`; others go on.
-    `restart` puts a new process in its place. Nothing here raises for a failed worker: callers look.
+    A worker that dies, raises or does not answer in time is killed and entered in `failures`; the others
+    continue. `restart` replaces it. No method raises for a failed worker: callers check `failures`.
 
     Args:
         sizes: of the shared arrays.
@@ -98,7 +98,7 @@ class WorkerPool:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), self._memory),
                 env={**os.environ, **self._variables},
-                process_group=0,  # so that Ctrl-C reaches the learner alone, even while a worker starts
+                process_group=0,  # so that Ctrl-C reaches the learner only, even while a worker starts
             )
         channel = Connection(ours.detach())
         self._polls[worker] = select.poll()
@@ -106,7 +106,7 @@ class WorkerPool:
         return process, channel
 
     def restart(self, worker: int) -> None:
-        """Replace a failed worker by a fresh process, which has no environments yet."""
+        """Replace a failed worker by a new process, which has no environments yet."""
         self._channels[worker].close()
         self._processes[worker], self._channels[worker] = self._start(worker)
         self.failures.pop(worker, None)
@@ -117,16 +117,16 @@ class WorkerPool:
             self._send(worker, STEP)
 
     def finish_step(self) -> None:
-        """Wait until every worker has stepped or failed; may be called again if an interrupt ended it."""
+        """Wait until every worker has stepped or failed; may be called again after a KeyboardInterrupt."""
         self._gather(self._timeout)
 
     def scatter(
         self, name: str, args: Mapping[int, tuple[Any, ...]], *, starting: bool = False
     ) -> dict[int, Any]:
-        """Run a worker's method with arguments for each worker; return the results of those that answered.
+        """Call a method of Worker with each worker's arguments; return the results of those that answered.
 
         Raises:
-            UserError, EnvironmentFailure: what a worker refused to do; it has lost nothing by it.
+            UserError, EnvironmentFailure: a worker refused the call; its environments are as before.
         """
         for worker, own in args.items():
             self._send(worker, COMMAND + pickle.dumps((name, own)))
@@ -135,7 +135,7 @@ class WorkerPool:
         try:
             results = self._gather(timeout)
         except KeyboardInterrupt:
-            self._interrupted = f"'{name}' was interrupted: the workers' answers to it are lost."
+            self._interrupted = f"'{name}' was interrupted and the workers' answers are lost."
             raise
         if self._refusals:
             raise self._refusals[0]
@@ -156,13 +156,14 @@ class WorkerPool:
         """Collect the answers of the workers that owe one."""
         results: dict[int, Any] = {}
         deadline = time.monotonic() + timeout
-        # One after the other, by number: the learner needs all answers anyway, and waking up for each as it
-        # arrives would take a core from the workers that still compute.
+        # In the order of their numbers: the learner needs all answers anyway, and waking up for each one
+        # would take a core from the workers that still compute.
         for worker in sorted(self._waiting):
             if self._polls[worker].poll(max(0.0, deadline - time.monotonic()) * 1000):
                 self._receive(worker, results)
             else:
-                self._fail(worker, f"gave no answer within {timeout:g} s; raise step_timeout if it is slow")
+                slow = "raise step_timeout if the simulation is slow"
+                self._fail(worker, f"gave no answer within {timeout:g} s; {slow}")
         return results
 
     def _receive(self, worker: int, results: dict[int, Any]) -> None:
@@ -195,7 +196,7 @@ class WorkerPool:
         self._fail(worker, f"died: {how}{hint}")
 
     def _fail(self, worker: int, reason: str) -> None:
-        """Enter a failure and end the process: one that wakes up later must not write into the arrays."""
+        """Record a failure and kill the process: if it woke up later, it would write into the arrays."""
         process = self._processes[worker]
         process.kill()
         process.wait()
@@ -205,7 +206,7 @@ class WorkerPool:
         self.failures[worker] = Failure(worker, stepping - 1 if stepping else None, reason)
 
     def close(self, *, at_once: bool = False) -> None:
-        """End all workers, idempotently: by SIGKILL if `at_once`, after a failure or within an exchange."""
+        """End all workers, by SIGKILL if `at_once`, after a failure or while an answer is due."""
         if not self._finalizer.alive:
             return
         if not (at_once or self.failures or self._interrupted or self._waiting):
@@ -213,7 +214,7 @@ class WorkerPool:
                 try:
                     channel.send_bytes(COMMAND + pickle.dumps(("close", ())))
                 except OSError:
-                    continue  # already dead, which is what is wanted
+                    continue  # the worker is dead already
             deadline = time.monotonic() + _CLOSE_SECONDS
             for process in self._processes:
                 try:
@@ -227,7 +228,7 @@ def _stop(
     processes: list[subprocess.Popen[bytes]], channels: list[Connection], memory: int, owner: int
 ) -> None:
     if os.getpid() != owner:
-        return  # a forked copy of the learner must not end the original's workers
+        return  # this is a fork of the learner, which must not end the learner's workers
     os.close(memory)
     for channel in channels:
         channel.close()
@@ -242,8 +243,9 @@ def balanced(
 ) -> list[tuple[int, ...]]:
     """Split rows with the given tasks among at most num_workers workers of nearly equal cost.
 
-    The dearest rows are dealt first, each to the worker with the least to do so far (Graham, "Bounds on
-    multiprocessing timing anomalies", SIAM J. Applied Mathematics 17, 1969). Results do not depend on it.
+    The most expensive rows are assigned first, each to the worker with the smallest load so far (Graham,
+    "Bounds on multiprocessing timing anomalies", SIAM J. Applied Mathematics 17, 1969). Training results do
+    not depend on the split.
     """
     workers = min(num_workers, len(tasks))
     costs = [step_costs.get(task, 1.0) for task in tasks]

@@ -1,4 +1,4 @@
-"""The arrays that learner and workers share, in anonymous memory, and what a step hands out of them."""
+"""The arrays that learner and workers share in anonymous memory, and the result of a step read from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ StepResult = tuple[Floats, Floats, Flags, Flags, dict[str, Any]]
 
 
 class Sizes(NamedTuple):
-    """What the arrays are made for."""
+    """Sizes that decide the shapes of the arrays."""
 
     num_envs: int  # N = T * E, one row each
     obs_dim: int  # O
@@ -36,11 +36,11 @@ class SharedArrays(NamedTuple):
     terminated: NDArray[np.bool_]  # [N]
     truncated: NDArray[np.bool_]  # [N]
     goal: NDArray[np.int64]  # [N], of the next episode, written by the learner
-    stepping: NDArray[np.int64]  # [N], at a worker's first row: 1 + the row it steps, 0 between steps
+    stepping: NDArray[np.int64]  # [N], at each worker's first row: 1 + the row it steps, 0 between steps
 
     @classmethod
     def attach(cls, descriptor: int, sizes: Sizes) -> Self:
-        """Map the memory behind a file descriptor from `allocate`, which may be closed then."""
+        """Map the memory behind a descriptor from `allocate`; the descriptor may be closed afterwards."""
         memory = mmap.mmap(descriptor, _size(sizes))
         arrays: list[NDArray[Any]] = []
         start = 0
@@ -57,15 +57,15 @@ def collect(
     """Return copies of observation, reward, terminated, truncated and infos.
 
     Args:
-        arrays: as the workers left them.
+        arrays: after the workers have stepped.
         info_keys: names of the entries of `arrays.info`.
-        before: the observations handed out before this step [N, O].
-        unstepped: rows [N] of workers that failed in this step: their flags mean nothing.
-        lost: those and the rows whose actions answered an observation of an episode that was lost.
+        before: the observations returned by the step before [N, O].
+        unstepped: rows [N] of workers that failed in this step, whose flags are invalid.
+        lost: `unstepped`, and rows whose observation before belonged to an episode that was lost.
     """
     obs, reward, info = arrays.obs.copy(), arrays.reward.copy(), arrays.info.T.copy()
-    # A lost row ends its episode as the time limit does, and what it would store is a harmless standstill:
-    # callers who do not look at `restarted` neither bootstrap across episodes nor meet invented numbers.
+    # A lost row is truncated and stays at its last observation with reward 0. So callers that ignore
+    # `restarted` neither bootstrap across episodes nor see invented numbers.
     terminated = arrays.terminated & ~lost
     truncated = (arrays.truncated & ~unstepped) | lost
     infos: dict[str, Any] = dict(zip(info_keys, info, strict=True))
@@ -81,7 +81,7 @@ def collect(
 
 
 def allocate(sizes: Sizes) -> int:
-    """Return a descriptor of zeroed memory without a name, freed when the last process that maps it ends."""
+    """Return a descriptor of zeroed anonymous memory, freed when the last process that maps it ends."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("mtrl-envs")
     else:

@@ -1,15 +1,14 @@
-"""Workers that are restarted when they die, raise or hang, as often as a budget allows.
+"""Restarts workers that die, raise or hang, as often as a budget allows.
 
-A killed process or a rare crash of the simulation should not end a run of days; a crash that comes back each
-time should. So the budget counts all restarts and never refills. A restarted worker has no environments: they
-are built and reset before the next step, which may fail again, so `begin` loops.
+A killed process or a rare crash of the simulation should not end a run of days. A crash that returns each
+time should, so the budget counts all restarts and never refills. A restarted worker has no environments:
+they are built and reset before the next step. That may fail again, so `begin` loops.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,78 +16,69 @@ from numpy.typing import NDArray
 
 from mtrl.envs.engine.episodes import Episodes
 from mtrl.envs.engine.pool import Failure, WorkerPool
-from mtrl.envs.engine.worker import Build, Parcel, Rules
+from mtrl.envs.engine.worker import Blueprint
 from mtrl.errors import EnvironmentFailure
 
 Notify = Callable[[str], None]
 
 
 def warn(text: str) -> None:
-    """Tell the user by a RuntimeWarning, the default way."""
+    """Tell the user by a RuntimeWarning."""
     warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
-@dataclass
-class Blueprint:
-    """What all environments are made of."""
-
-    suite: Parcel
-    tasks: Sequence[str]  # of each row
-    seed: int
-    rules: Rules
-    render_mode: str | None
-    goals: Mapping[str, Any]  # of each task, those in force
-
-    def of(self, rows: Sequence[int], episodes: Episodes, restart: int) -> Build:
-        """Return what the worker of these rows needs."""
-        envs = [(row, self.tasks[row], episodes.dynamics(row, self.seed, restart)) for row in rows]
-        goals = {task: self.goals[task] for _, task, _ in envs}
-        return Build(self.suite, envs, goals, self.rules, self.render_mode)
-
-
 class Supervisor:
-    """Calls to the workers of a pool and what to do when one fails.
+    """Sends commands to the workers of a pool and restarts those that fail.
 
     Args:
         pool: the workers.
-        blueprint: of the environments, with the goals that are in force when a worker is restarted.
+        blueprint: of the environments; its goals may be replaced before workers are started or restarted.
         episodes: tells which episode a failing row was in.
+        seed: of the environments' own randomness.
         max_restarts: restarts allowed over the life of this object.
         notify: called with one text per restart.
     """
 
     def __init__(
-        self, pool: WorkerPool, blueprint: Blueprint, episodes: Episodes, max_restarts: int, notify: Notify
+        self,
+        pool: WorkerPool,
+        blueprint: Blueprint,
+        episodes: Episodes,
+        *,
+        seed: int,
+        max_restarts: int,
+        notify: Notify,
     ) -> None:
         self._pool, self._blueprint, self._episodes = pool, blueprint, episodes
-        self._tasks = tuple(blueprint.tasks)
+        self._tasks, self._seed = tuple(blueprint.tasks), seed
         self._max_restarts, self._notify = max_restarts, notify
         self.restarts = 0
         self.revived: set[int] = set()  # workers restarted by the last `begin`
-        self.adrift: set[int] = set()  # workers whose environments are in no episode, or that are dead
-        self._fatal: str | None = None  # why there will be no more steps
+        self.adrift: set[int] = set()  # workers that are dead or whose environments are in no episode
+        self._fatal: str | None = None  # why no more steps are possible
 
     def start(self) -> list[str]:
-        """Make the environments in all workers, anew if they have some; return notes for users, each once."""
+        """Make the environments in all workers, in place of any before; return each note for users once."""
         notes = self._build(range(len(self._pool.rows)))
         if self._pool.failures:
             self._give_up("")
         return list(dict.fromkeys(note for own in notes.values() for note in own))
 
     def _build(self, workers: Sequence[int]) -> dict[int, Any]:
-        rows = self._pool.rows
-        builds = {
-            worker: (self._blueprint.of(rows[worker], self._episodes, self.restarts),) for worker in workers
-        }
+        def seeds(worker: int) -> dict[int, np.random.SeedSequence]:
+            rows = self._pool.rows[worker]
+            return {row: self._episodes.dynamics(row, self._seed, self.restarts) for row in rows}
+
+        builds = {worker: (self._blueprint, seeds(worker)) for worker in workers}
         return self._pool.scatter("build", builds, starting=True)
 
     def draw_goals(self, seed: int) -> tuple[dict[str, Any], list[str]]:
-        """Return the suite's goals, drawn by one worker, and notes for users."""
+        """Have one worker draw the suite's goals; return them and notes for users."""
         drawn: tuple[dict[str, Any], list[str]]
-        drawn = self.all_of("draw_goals", {0: (self._blueprint.suite, seed)}, starting=True)[0]
+        drawn = self._all_of("draw_goals", {0: (self._blueprint.suite, seed)}, starting=True)[0]
         return drawn
 
-    def all_of(self, name: str, args: Mapping[int, tuple[Any, ...]], *, starting: bool = False) -> list[Any]:
+    def _all_of(self, name: str, args: Mapping[int, tuple[Any, ...]], *, starting: bool = False) -> list[Any]:
         """Return the workers' results in the order of `args`; EnvironmentFailure if one of them fails."""
         self.check()
         results = self._pool.scatter(name, args, starting=starting)
@@ -96,15 +86,11 @@ class Supervisor:
             self._give_up("")
         return [results[worker] for worker in args]
 
-    def each(self, name: str, *args: Any) -> list[Any]:
-        """Return every worker's result of the same call; EnvironmentFailure if one of them fails."""
-        return self.all_of(name, dict.fromkeys(range(len(self._pool.rows)), args))
-
     def begin(self, workers: Collection[int] = ()) -> None:
-        """Begin an episode in all environments of these workers, and of those that have failed or do so now.
+        """Begin an episode in all environments of these workers and of all that have failed or fail now.
 
         Raises:
-            EnvironmentFailure: the budget is spent; `revived` and `adrift` tell how far it went.
+            EnvironmentFailure: no restarts are left; `revived` and `adrift` are valid nevertheless.
         """
         self.check()
         self.revived.clear()
@@ -119,7 +105,7 @@ class Supervisor:
             self.adrift -= begun
 
     def failed_rows(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return masks [N] of the rows that the last `begin` revived and of those left in no episode."""
+        """Return two masks [N]: rows revived by the last `begin`, and rows that are in no episode."""
         masks = np.zeros(len(self._tasks), np.bool_), np.zeros(len(self._tasks), np.bool_)
         for mask, workers in zip(masks, (self.revived - self.adrift, self.adrift), strict=True):
             for worker in workers:
@@ -127,7 +113,7 @@ class Supervisor:
         return masks
 
     def states(self) -> list[Any]:
-        """Return the state of each row's environment, None for those of workers that have failed."""
+        """Return the state of each row's environment, None where its worker has failed."""
         workers = set(range(len(self._pool.rows))) - self.adrift
         envs: list[Any] = [None] * len(self._tasks)
         for worker, states in self._pool.scatter("get_state", dict.fromkeys(workers, ())).items():
@@ -138,10 +124,10 @@ class Supervisor:
     def restore(self, states: Sequence[Any]) -> None:
         """Put each row's environment into its state; EnvironmentFailure if a worker fails."""
         own = [{row: states[row] for row in rows} for rows in self._pool.rows]
-        self.all_of("set_state", {worker: (of_rows,) for worker, of_rows in enumerate(own)})
+        self._all_of("set_state", {worker: (of_rows,) for worker, of_rows in enumerate(own)})
 
     def render(self, rows: Sequence[int]) -> dict[int, Any]:
-        """Return a frame of each of these rows; a worker that dies of it is replaced in the next step."""
+        """Return a frame of each of these rows; the next step restarts a worker that dies of it."""
         self.check()
         everyone = range(len(self._pool.rows))
         frames: dict[int, Any] = {}
@@ -153,15 +139,15 @@ class Supervisor:
         return frames
 
     def _restart_failed(self) -> set[int]:
-        """Restart the workers that have failed, with environments but in no episode; return them."""
+        """Restart the workers that have failed and make their environments; return these workers."""
         restarted: set[int] = set()
         while self._pool.failures:
             failures = list(self._pool.failures.values())
             self.adrift |= self._pool.failures.keys()
             if self.restarts + len(failures) > self._max_restarts:
                 self._give_up(
-                    f"{self.restarts} of at most {self._max_restarts} restarts are used up; "
-                    "if the cause lies outside of the program, allow more with max_restarts."
+                    f"{self.restarts} of at most {self._max_restarts} restarts are used up. "
+                    "If the cause lies outside of the program, allow more with max_restarts."
                 )
             for failure in failures:
                 self.restarts += 1
@@ -175,7 +161,7 @@ class Supervisor:
         return restarted
 
     def check(self) -> None:
-        """Raise EnvironmentFailure if there will be no more steps."""
+        """Raise EnvironmentFailure if no more steps are possible."""
         if self._fatal is not None:
             raise EnvironmentFailure(self._fatal)
 

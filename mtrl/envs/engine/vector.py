@@ -18,7 +18,7 @@ from mtrl.envs.engine.arguments import (
     check_choices,
     check_finite,
     check_fits,
-    check_positive,
+    check_integers,
     check_seed,
     check_suite,
     read_goals,
@@ -26,8 +26,8 @@ from mtrl.envs.engine.arguments import (
 from mtrl.envs.engine.episodes import Episodes
 from mtrl.envs.engine.pool import WorkerPool, balanced
 from mtrl.envs.engine.shared import Flags, Floats, Sizes, StepResult, collect
-from mtrl.envs.engine.supervision import Blueprint, Notify, Supervisor, warn
-from mtrl.envs.engine.worker import Rules, pack
+from mtrl.envs.engine.supervision import Notify, Supervisor, warn
+from mtrl.envs.engine.worker import Blueprint, pack
 from mtrl.envs.suite import TaskSuite
 from mtrl.errors import EnvironmentFailure, UserError
 
@@ -38,11 +38,12 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
     """T tasks x E copies in task-major order: row t * E + e is copy e of task t.
 
     Episodes that end restart in the same step (SAME_STEP). Each environment draws its goals from a stream of
-    its own, (seed, task, copy), whatever the workers or the other tasks. Arrays handed out are copies.
+    its own, seeded by (seed, task, copy), which neither the number of workers nor the other tasks change.
+    Arrays returned are copies.
 
-    A worker that dies, raises or hangs is restarted, up to `max_restarts` times; each of its environments
+    A worker that dies, raises or hangs is restarted, up to `max_restarts` times. Each of its environments
     begins a new episode with the next goal of its stream, and `infos["restarted"]` marks the row for that
-    step: truncated, reward 0, `final_obs` the last observation handed out. Such a row is no transition.
+    step: truncated, reward 0, `final_obs` the last observation returned. Such a row is not a transition.
 
     Args:
         suite: the tasks.
@@ -53,10 +54,10 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         terminate_on_success: whether success ends an episode as a termination (never in training).
         render_mode: None, "human", "rgb_array" or "depth_array".
         step_timeout: seconds without an answer after which a worker counts as hung.
-        max_restarts: workers that die, raise or hang are restarted this often in all; then stepping raises.
-        worker_niceness: added to the workers' scheduling priority number; above 0 they yield to others.
-        notify: called with a text for each restart and each remark of the suite; by default a RuntimeWarning.
-        goals: in place of those that the suite draws for the seed.
+        max_restarts: restarts of workers in all, after which stepping raises.
+        worker_niceness: added to the workers' niceness; above 0 they yield to other processes.
+        notify: called with a text for each restart and each note of the suite; by default a RuntimeWarning.
+        goals: used instead of those that the suite draws for the seed.
 
     Raises:
         UserError: a number out of range, or a suite that no worker can load.
@@ -79,11 +80,14 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         notify: Notify = warn,
         goals: Mapping[str, Any] | None = None,
     ) -> None:
-        self.closed = True  # so that a failing check leaves nothing for __del__ to close
+        self.closed = True  # __del__ calls close, which has nothing to close if a check below raises
         check_seed(seed)
-        check_positive(envs_per_task=envs_per_task, max_episode_steps=max_episode_steps)
-        check_positive(num_workers=1 if num_workers is None else num_workers, num_goals=suite.num_goals)
-        check_choices(render_mode, step_timeout, max_restarts, worker_niceness)
+        num_workers = available_cores() if num_workers is None else num_workers
+        check_integers(
+            1, envs_per_task=envs_per_task, max_episode_steps=max_episode_steps, num_workers=num_workers
+        )
+        check_integers(0, max_restarts=max_restarts, worker_niceness=worker_niceness)
+        check_choices(render_mode, step_timeout)
         check_suite(suite)
         self.suite = suite
         self.task_names = tuple(suite.task_names)
@@ -99,10 +103,9 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_action_space = Box(-1.0, 1.0, (suite.action_dim,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._rules = Rules(max_episode_steps, terminate_on_success)
         self._pending = self._started = False
         self._row_tasks = tuple(name for name in self.task_names for _ in range(envs_per_task))
-        rows = balanced(self._row_tasks, num_workers or available_cores(), suite.step_costs)
+        rows = balanced(self._row_tasks, num_workers, suite.step_costs)
         self.num_workers = len(rows)
         parcel = pack(suite)
         self._pool = WorkerPool(
@@ -114,25 +117,26 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         )
         copies = [row % envs_per_task for row in range(self.num_envs)]
         self._episodes = Episodes(self._row_tasks, copies, suite.num_goals, self._pool.arrays.goal)
-        self._blueprint = Blueprint(parcel, self._row_tasks, seed, self._rules, render_mode, goals or {})
-        self._workers = Supervisor(self._pool, self._blueprint, self._episodes, max_restarts, notify)
+        self._blueprint = Blueprint(
+            parcel, self._row_tasks, max_episode_steps, terminate_on_success, render_mode, goals or {}
+        )
+        self._workers = Supervisor(
+            self._pool, self._blueprint, self._episodes, seed=seed, max_restarts=max_restarts, notify=notify
+        )
         self._nobody: Flags = np.zeros(self.num_envs, np.bool_)
-        self._lost = self._nobody  # rows whose episode was lost before the step under way
-        self._shown = self._pool.arrays.obs.copy()  # observations handed out last
+        self._lost = self._nobody  # rows whose episode was lost before the current step
+        self._shown = self._pool.arrays.obs.copy()  # the observations returned last
         self.closed = False
+        notes: list[str] = []
         try:
-            self._start(seed, notify)
+            if goals is None:
+                self._blueprint.goals, notes = self._workers.draw_goals(seed)
+            self._episodes.seed(seed)
+            for note in dict.fromkeys([*notes, *self._workers.start()]):
+                notify(note)
         except BaseException:
             self.close(terminate=True)
             raise
-
-    def _start(self, seed: int, notify: Notify) -> None:
-        notes: list[str] = []
-        if not self._blueprint.goals:
-            self._blueprint.goals, notes = self._workers.draw_goals(seed)
-        self._episodes.seed(seed)
-        for note in dict.fromkeys([*notes, *self._workers.start()]):
-            notify(note)
 
     def __enter__(self) -> Self:
         return self
@@ -152,13 +156,13 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
 
     @property
     def observations(self) -> Floats:
-        """The observations [T*E, O] that the next actions answer, for instance after `set_state`."""
+        """The observations [T*E, O] for which the next actions are chosen, for instance after `set_state`."""
         self._check_idle()
         return self._pool.arrays.obs.copy()
 
     @property
     def goal_sets(self) -> dict[str, Any]:
-        """What the suite drew as the goals of each task."""
+        """The goals of each task, as the suite drew them."""
         return copy.deepcopy(dict(self._blueprint.goals))
 
     def reset(
@@ -167,8 +171,8 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         """Start new episodes everywhere; return observations [T*E, O] and infos with `goal` int64 [T*E].
 
         Args:
-            seed: If given, starts every goal stream anew; the goals stay those of the constructor's seed.
-            options: `{"goal": int array [T*E]}` starts these goals and leaves the streams where they are.
+            seed: starts every goal stream anew; the goal sets stay those of the constructor's seed.
+            options: `{"goal": int array [T*E]}` begins episodes with these goals; streams stay unchanged.
         """
         self._check_idle()
         goals = read_goals(options, self.num_envs, self.num_goals)
@@ -211,16 +215,16 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         self._pool.begin_step()
 
     def step_wait(self) -> StepResult:
-        """Return observations, rewards [T*E], terminations, truncations and infos of the step under way.
+        """Return observations, rewards [T*E], terminations, truncations and infos of the current step.
 
-        `infos` holds the suite's info entries as float32 [T*E] on every step, `success` among them, and
-        `restarted`, bool [T*E]: the rows whose episode was lost with its worker. Where any episode ended also
-        `final_obs` [T*E, O], the rows of the others being their current observation.
+        `infos` always holds the suite's info entries as float32 [T*E], `success` among them, and `restarted`,
+        bool [T*E]: the rows whose episode was lost with its worker. If any episode ended, it also holds
+        `final_obs` [T*E, O]; rows whose episode goes on have their current observation there.
 
         Raises:
             NonFiniteError: the simulation returned a non-finite observation or reward; names the tasks.
-            EnvironmentFailure: a worker failed once more than `max_restarts` allows; the rows of the others
-                are in the error's `step_result`. get_state() and close() are of use then, nothing else.
+            EnvironmentFailure: a worker failed and no restarts are left. The error's `step_result` holds the
+                rows of the other workers. After it only get_state() and close() work.
         """
         if self.closed:
             raise ClosedEnvironmentError("the environments are closed.")
@@ -259,7 +263,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
     def get_state(self) -> dict[str, Any]:
         """Return the state in mid-episode: plain containers of arrays, numbers and strings.
 
-        Environments of a worker that has died are stored as lost: `set_state` begins an episode in them.
+        Environments of a worker that has died are stored as lost, and `set_state` begins an episode in them.
         """
         self._check_idle()
         if not self._started:
@@ -268,7 +272,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         return {**self._header(), "goals": self.goal_sets, "envs": envs, "lost": self._lost.copy()}
 
     def set_state(self, state: Mapping[str, Any], *, any_version: bool = False) -> None:
-        """Continue, bit for bit, where `get_state` was called; any seed and number of workers on both sides.
+        """Continue bit for bit where `get_state` was called, with any seed and number of workers.
 
         With `any_version` the versions of the simulation are not compared.
 
@@ -295,6 +299,10 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         self._started = True
 
     def _header(self) -> dict[str, Any]:
+        rules = {
+            "max_episode_steps": self.max_episode_steps,
+            "terminate_on_success": self._blueprint.terminate_on_success,
+        }
         return {
             "schema": _STATE_SCHEMA,
             "suite": type(self.suite).__name__,
@@ -302,14 +310,14 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
             "task_names": list(self.task_names),
             "envs_per_task": self.envs_per_task,
             "num_goals": self.num_goals,
-            "rules": {**self.suite.rules(), **self._rules._asdict()},
+            "rules": {**self.suite.rules(), **rules},
         }
 
     def render(self, rows: Sequence[int] | None = None) -> tuple[Any, ...]:
         """Return one frame for each of the given rows, by default for all environments.
 
         Raises:
-            EnvironmentFailure: nothing can be rendered; stepping goes on as if it had not been tried.
+            EnvironmentFailure: rendering failed; the environments can still be stepped.
         """
         self._check_idle()
         chosen = list(range(self.num_envs) if rows is None else rows)
@@ -317,18 +325,14 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         return tuple(frames[row] for row in chosen)
 
     def close_extras(self, *, terminate: bool = False, **kwargs: Any) -> None:
-        """End the workers; at once if `terminate`, if a step is under way or if one has failed."""
+        """End the workers, by SIGKILL if `terminate`, during a step or after a failure."""
         self._pool.close(at_once=terminate or self._pending)
-
-    def worker_modules(self) -> list[Any]:
-        """Return the names of the modules imported in each worker."""
-        return self._workers.each("modules")
 
     def _check_idle(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("the environments are closed.")
         if self._pending:
-            raise AlreadyPendingCallError("a step is under way: call step_wait() first.", "step")
+            raise AlreadyPendingCallError("a step has been started: call step_wait() first.", "step")
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -1,8 +1,9 @@
-"""A worker process: steps several environments in place in shared memory; imports no torch.
+"""A worker process, which steps several environments in place in shared memory. It imports no torch.
 
-Messages of one byte start and acknowledge steps; everything rarer is a pickled command. The shared arrays
-need no locks because messages order the accesses: from a message to its answer a worker alone uses its rows,
-otherwise the learner alone. A worker that does not answer in time is killed before the learner goes on.
+One-byte messages start and acknowledge steps. Everything rarer is a pickled command. The shared arrays need
+no locks because messages order the accesses: between a message and its answer only the worker uses its rows,
+at all other times only the learner does. A worker that misses its deadline is killed before the learner
+continues.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -33,7 +35,7 @@ STEP, COMMAND, DONE, RESULT, ERROR, REFUSAL = b"s", b"c", b"d", b"r", b"e", b"n"
 
 
 class Parcel(NamedTuple):
-    """A pickled suite, and the file that defines its class if no import finds that."""
+    """A pickled suite, and the file that defines its class if that file is not an importable module."""
 
     file: str | None
     name: str
@@ -42,112 +44,101 @@ class Parcel(NamedTuple):
     def open(self) -> TaskSuite:
         """Return the suite; called in a worker."""
         if self.file is not None:
-            # Enters the module into sys.modules under the name that pickle asks for.
+            # Unpickling looks the module up in sys.modules, where this enters it.
             load_object(f"{self.file}:{self.name}", "suite")
         suite: TaskSuite = pickle.loads(self.body)
         return suite
 
 
 def pack(suite: TaskSuite) -> Parcel:
-    """Return the suite for the workers.
+    """Pack a suite for the workers.
 
     Raises:
-        UserError: its class cannot be found by another process, or it holds what cannot be pickled.
+        UserError: another process cannot find the class, or an attribute cannot be pickled.
     """
     cls: type[Any] = type(suite)
     if cls.__module__ == "__main__":
         raise UserError(
-            f"the suite class {cls.__name__} is defined in the script itself, which workers never run: "
-            "move it to a module of its own and import it from there."
+            f"the suite class {cls.__name__} is defined in the script itself, which workers never run. "
+            "Move it to a module of its own and import it from there."
         )
     try:
         body = pickle.dumps(suite)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UserError(
             f"the suite {cls.__name__} cannot be sent to the workers ({error}): it must be a class at the "
-            "top of a module and hold plain data only. Open files and simulations in make_env."
+            "top of a module and hold plain data only. Open files and make simulations in make_env."
         ) from error
     file = sys.modules[cls.__module__].__file__ if cls.__module__.startswith(FILE_MODULE) else None
     return Parcel(file, cls.__qualname__, body)
 
 
-class Rules(NamedTuple):
-    """What the engine makes an episode of; part of a saved state."""
-
-    max_episode_steps: int
-    terminate_on_success: bool
-
-
-class Build(NamedTuple):
-    """What a worker needs to build its environments."""
+@dataclass
+class Blueprint:
+    """What all environments are made from."""
 
     suite: Parcel
-    rows: list[tuple[int, str, np.random.SeedSequence]]  # row in the shared arrays, task, seed
-    goals: dict[str, Any]  # of each of the worker's tasks
-    rules: Rules
+    tasks: Sequence[str]  # of each row
+    max_episode_steps: int
+    terminate_on_success: bool
     render_mode: str | None
+    goals: Mapping[str, Any]  # the goals in use, by task
 
 
 class HostedEnv:
-    """One environment of this process, with its episode clock and its rows of the shared arrays."""
+    """One environment of this process, its env steps in the episode, and its rows of the shared arrays."""
 
     def __init__(self, row: int, simulation: TaskEnv, arrays: SharedArrays) -> None:
         self.row, self.simulation = row, simulation
         self.action, self.obs, self.final_obs = arrays.action[row], arrays.obs[row], arrays.final_obs[row]
         self.info = arrays.info[row]
         self.upcoming = arrays.goal[row : row + 1]
-        self.goal = -1
         self.elapsed = 0
 
     def start(self) -> None:
-        """Begin an episode with the goal that the learner has announced."""
-        self.goal = int(self.upcoming[0])
+        """Begin an episode with the goal that the learner has written into the shared arrays."""
         self.elapsed = 0
-        self.obs[:] = self.simulation.reset(self.goal)
+        self.obs[:] = self.simulation.reset(int(self.upcoming[0]))
 
     def get_state(self) -> dict[str, Any]:
-        """Return everything that decides this environment's future but its goal stream."""
-        return {
-            "goal": self.goal,
-            "elapsed": self.elapsed,
-            "obs": self.obs.copy(),
-            "env": self.simulation.get_state(),
-        }
+        """Return the observation and the simulation's state; the learner knows goal and env steps."""
+        return {"obs": self.obs.copy(), "env": self.simulation.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned; a lost episode starts anew."""
+        """Restore what `get_state` returned; begin a new episode where that one was lost."""
         if state["env"] is None:
             self.start()
             return
-        self.goal, self.elapsed = int(state["goal"]), int(state["elapsed"])
+        self.elapsed = int(state["elapsed"])
         self.obs[:] = state["obs"]
         self.simulation.set_state(state["env"])
 
 
 class Worker:
-    """Executes the learner's messages."""
+    """Executes the learner's commands."""
 
     def __init__(self, arrays: SharedArrays) -> None:
         self.arrays = arrays
         self.envs: list[HostedEnv] = []
-        self.rules: Rules
+        self.blueprint: Blueprint
         self.in_order: Callable[[Mapping[str, Any]], Any]  # info -> entries in the order of the arrays
         self.stepping = arrays.stepping[:0]
 
     def step(self) -> None:
-        """Step every environment; reset in the same step those whose episode ended."""
-        arrays, rules, in_order = self.arrays, self.rules, self.in_order
-        rewards, horizon, stepping = arrays.reward, rules.max_episode_steps, self.stepping
+        """Step every environment, and reset those whose episode ended within the same step."""
+        arrays, in_order, stepping = self.arrays, self.in_order, self.stepping
+        rewards, horizon = arrays.reward, self.blueprint.max_episode_steps
+        end_on_success = self.blueprint.terminate_on_success
         for env in self.envs:
             row = env.row
-            # Where the learner looks if this process dies or hangs in this environment.
+            # If this process dies or hangs, the learner reads here in which environment it happened.
             stepping[0] = row + 1
             obs, reward, terminated, truncated, info = env.simulation.step(env.action.copy())
             env.elapsed += 1
             rewards[row] = reward
             env.info[:] = in_order(info)
             truncated = truncated or env.elapsed >= horizon
-            if rules.terminate_on_success and info["success"] == 1.0:
+            if end_on_success and info["success"] == 1.0:
                 terminated = True
             arrays.truncated[row], arrays.terminated[row] = truncated, terminated
             if truncated or terminated:
@@ -157,34 +148,38 @@ class Worker:
                 env.obs[:] = obs
         stepping[0] = 0
 
-    def modules(self) -> list[str]:
-        """Return the names of the modules imported in this process."""
-        return sorted(sys.modules)
-
     def draw_goals(self, suite: Parcel, seed: int) -> tuple[dict[str, Any], list[str]]:
-        """Return the suite's goals and notes for users."""
+        """Return the suite's goals and notes for the user."""
         with _noted() as notes:
             goals = dict(suite.open().draw_goals(seed))
         return goals, notes
 
-    def build(self, build: Build) -> list[str]:
-        """Construct the environments, instead of those there are; return notes for users."""
+    def build(self, blueprint: Blueprint, seeds: Mapping[int, np.random.SeedSequence]) -> list[str]:
+        """Make the environments of the rows that `seeds` has, in place of any before; return notes."""
         self.close()
-        self.rules = build.rules
-        first = build.rows[0][0]
+        self.blueprint = blueprint
+        first = min(seeds)
         self.stepping = self.arrays.stepping[first : first + 1]
         with _noted() as notes:
-            suite = build.suite.open()
+            suite = blueprint.suite.open()
             self.in_order = itemgetter(*suite.info_keys)
-            for row, task, seed in build.rows:
+            for row, seed in seeds.items():
                 self.stepping[0] = row + 1
-                self.envs.append(HostedEnv(row, _make(suite, task, seed, build), self.arrays))
+                task = blueprint.tasks[row]
+                env = suite.make_env(
+                    task,
+                    blueprint.goals[task],
+                    seed=seed,
+                    max_episode_steps=blueprint.max_episode_steps,
+                    render_mode=blueprint.render_mode,
+                )
+                self.envs.append(HostedEnv(row, env, self.arrays))
         self.stepping[0] = 0
         _return_freed_memory()
         return notes
 
     def reset(self) -> None:
-        """Start an episode in every environment, with the goals that the learner has announced."""
+        """Begin an episode in every environment."""
         for env in self.envs:
             self.stepping[0] = env.row + 1
             env.start()
@@ -202,11 +197,11 @@ class Worker:
         self.stepping[0] = 0
 
     def render(self, rows: Sequence[int]) -> dict[int, Any]:
-        """Return frames of the given rows, those of other workers left out."""
+        """Return frames of those of the given rows that belong to this worker."""
         try:
             return {env.row: env.simulation.render() for env in self.envs if env.row in rows}
         except Exception as error:
-            # No picture, but the simulations are as they were: not a reason to end this process.
+            # The simulations are unharmed, so this must not count as a failure of the worker.
             reason = traceback.format_exception_only(error)[-1].strip()
             raise EnvironmentFailure(f"rendering failed: {reason}") from error
 
@@ -217,19 +212,9 @@ class Worker:
         self.envs.clear()
 
 
-def _make(suite: TaskSuite, task: str, seed: np.random.SeedSequence, build: Build) -> TaskEnv:
-    return suite.make_env(
-        task,
-        build.goals[task],
-        seed=seed,
-        max_episode_steps=build.rules.max_episode_steps,
-        render_mode=build.render_mode,
-    )
-
-
 @contextmanager
 def _noted() -> Iterator[list[str]]:
-    """Collect the texts of RuntimeWarnings, which the learner passes on; others are shown as always."""
+    """Collect the texts of RuntimeWarnings for the learner; other warnings are shown as usual."""
     notes: list[str] = []
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -246,14 +231,14 @@ def _noted() -> Iterator[list[str]]:
 
 
 def _return_freed_memory() -> None:
-    """Give back to the system what building took for a while; glibc keeps it otherwise, 40 MB per worker."""
+    """Return the memory that building used temporarily: glibc would keep 40 MB per worker."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def serve(connection: Connection, arrays: SharedArrays) -> None:
-    """Answer messages until the learner closes the connection or asks for the end."""
+    """Answer messages until the learner sends "close" or closes the connection."""
     worker = Worker(arrays)
     while True:
         message = connection.recv_bytes()
@@ -271,13 +256,13 @@ def serve(connection: Connection, arrays: SharedArrays) -> None:
             raise
         except (UserError, EnvironmentFailure) as refused:
             connection.send_bytes(REFUSAL + pickle.dumps(refused))
-        except Exception:  # noqa: BLE001 - whatever the simulation raises is reported to the learner
+        except Exception:  # noqa: BLE001 - the simulation may raise anything; the learner reports it
             connection.send_bytes(ERROR + pickle.dumps(traceback.format_exc()))
 
 
 def main(channel: int, memory: int, sizes: Sequence[int], niceness: int) -> None:
-    """Run a worker on inherited descriptors of its channel and of the shared memory."""
-    # Schedulers may signal every process of a job; the learner decides when the workers end.
+    """Run a worker with the inherited descriptors of its channel and of the shared memory."""
+    # Schedulers signal every process of a job, but only the learner decides when the workers end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     os.nice(niceness)
@@ -288,15 +273,15 @@ def main(channel: int, memory: int, sizes: Sequence[int], niceness: int) -> None
     try:
         serve(connection, arrays)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        # The learner is gone; interpreter shutdown may hang in a rendering context, so skip it.
+        # The learner is gone. Interpreter shutdown may hang in a rendering context, so it is skipped.
         os._exit(1)
 
 
 def _exit_with_parent(channel: int, parent: int) -> None:
-    """End this process when the learner's has ended, even in the middle of a step that hangs."""
+    """End this process when the learner's process has ended, even in the middle of a step that hangs."""
     poll = select.poll()
     poll.register(channel, 0)
-    # A process forked by the learner may hold the channel open: the parent's id tells as well.
+    # A process forked by the learner may hold the channel open, so the parent's id is checked too.
     while not poll.poll(1000) and os.getppid() == parent:
         pass
     os._exit(1)

@@ -1,1 +1,1 @@
-"""Any registered Gymnasium environments of one shape as a suite of tasks."""
+"""Registered Gymnasium environments of one shape as a suite of tasks."""

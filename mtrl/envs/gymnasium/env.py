@@ -1,4 +1,4 @@
-"""One Gymnasium environment as the engine wants it. Imports gymnasium, and with it the simulation."""
+"""One Gymnasium environment as a TaskEnv of the engine, with exact saved states."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mtrl.envs.suite import StepOutcome
 from mtrl.errors import UserError
 
 _SUCCESS = ("success", "is_success")
-# References between the layers, and what belongs to the machine or the screen instead of the simulation.
+# References between the layers, and attributes of the machine or the screen instead of the simulation.
 _FOREIGN = {"env", "model", "data", "mujoco_renderer", "fullpath", "_ezpickle_args", "_ezpickle_kwargs"}
 _FOREIGN |= {"_saved_kwargs", "spec", "_cached_spec", "render_mode", "metadata", "_metadata"}
-# Arrays of MjData whose sizes follow the contacts of the moment; a step computes them before it reads them.
+# Arrays of MjData whose sizes depend on the current contacts. A step computes them before it reads them.
 _VARIABLE = ("efc_", "iefc_", "island_", "contact", "dof_island", "tree_island", "map_")
 
 
@@ -59,13 +59,13 @@ class GymnasiumEnv:
         self._state = _ExactState(self._env, definition["id"])
 
     def reset(self, goal: int) -> NDArray[Any]:
-        """Start the episode of seed `goal`."""
+        """Begin the episode of seed `goal`; return the first observation [O]."""
         self._steps, self._return = 0, 0.0
         obs: NDArray[Any] = self._env.reset(seed=goal)[0]
         return obs
 
     def step(self, action: NDArray[np.float32]) -> StepOutcome:
-        """Advance by one env step with an action in [-1, 1], which values beyond are clipped to."""
+        """Advance by one env step with an action [A], which is clipped to [-1, 1]."""
         stretched = self._low + (np.clip(action, -1.0, 1.0).astype(np.float64) + 1.0) * self._half_range
         obs, reward, terminated, truncated, info = self._env.step(stretched.astype(self._action_dtype))
         self._steps += 1
@@ -79,7 +79,7 @@ class GymnasiumEnv:
         return next((float(info[key]) for key in _SUCCESS if key in info), math.nan)
 
     def get_state(self) -> dict[str, Any]:
-        """Return everything the next numbers depend on.
+        """Return everything that later steps depend on.
 
         Raises:
             UserError: the environment holds something that cannot be saved.
@@ -87,7 +87,7 @@ class GymnasiumEnv:
         return {"steps": self._steps, "return": self._return, "simulation": self._state.take()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore `get_state`."""
+        """Restore what `get_state` returned."""
         self._steps, self._return = int(state["steps"]), float(state["return"])
         self._state.restore(state["simulation"])
 
@@ -101,7 +101,7 @@ class GymnasiumEnv:
 
 
 def make(definition: Mapping[str, Any], *, render_mode: str | None) -> Any:
-    """Return the registered environment of a definition without its time limit, its edits applied."""
+    """Return the registered environment of a definition, edited and without its time limit."""
     env: Any = gymnasium.make(
         definition["id"],
         max_episode_steps=-1,
@@ -117,7 +117,7 @@ def make(definition: Mapping[str, Any], *, render_mode: str | None) -> Any:
     if any(path.startswith("model.") for path in edits):
         import mujoco
 
-        # What the compiler derives from the numbers just edited, such as the inertia of whole subtrees.
+        # Recomputes what the compiler derives from the edited numbers, such as the inertia of whole subtrees.
         mujoco.mj_setConst(env.unwrapped.model, mujoco.MjData(env.unwrapped.model))
     return env
 
@@ -126,7 +126,7 @@ def sizes(env: Any) -> tuple[int, int]:
     """Return the sizes of observation and action.
 
     Raises:
-        UserError: one of them is no vector, or the action has no bounds.
+        UserError: one of them is not a vector, or the action has no bounds.
     """
     for what, space in (("observation", env.observation_space), ("action", env.action_space)):
         if not isinstance(space, Box) or len(space.shape) != 1:
@@ -137,11 +137,11 @@ def sizes(env: Any) -> tuple[int, int]:
 
 
 def _edit(owner: Any, path: str, change: Any) -> None:
-    """Replace the value at a dotted path: arrays in place, other attributes as such."""
+    """Replace the value of an attribute at a dotted path; arrays are written in place."""
     *parents, last = path.split(".")
     for name in parents:
         owner = getattr(owner, name)
-    old = getattr(owner, last)  # an attribute that is not there is a mistake in the name
+    old = getattr(owner, last)  # a misspelt name raises here
     if isinstance(old, np.ndarray):
         old[...] = change(old)
         return
@@ -150,11 +150,11 @@ def _edit(owner: Any, path: str, change: Any) -> None:
 
 
 class _ExactState:
-    """Takes and restores an environment in mid-episode.
+    """Takes and restores the state of an environment in mid-episode.
 
-    Saved are, of the environment and of every wrapper around it, all attributes that `encode` takes, and what
-    MuJoCo's simulation holds. Anything else that could decide the next numbers is refused by name: resuming
-    to something else than was saved would be worse than not saving.
+    The state holds all attributes of the environment and of its wrappers, and MuJoCo's simulation. An
+    attribute that cannot be stored exactly is refused by name, because a run that resumes from another state
+    without notice is worse than one that cannot be saved.
 
     Args:
         env: as `gymnasium.make` returned it, not yet reset.
@@ -171,12 +171,12 @@ class _ExactState:
         self._model_code = _model_code(bare.model) if has_mujoco else 0
 
     def take(self) -> dict[str, Any]:
-        """Return the state; UserError if something of it cannot be saved."""
+        """Return the state; UserError if an attribute cannot be saved."""
         layers = [self._attributes(layer) for layer in self._layers]
         return {"layers": layers, "physics": None if self._mujoco is None else self._physics(*self._mujoco)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put the environment into a state that `take` returned."""
+        """Restore a state that `take` returned."""
         for layer, stored in zip(self._layers, state["layers"], strict=True):
             restore_attributes(layer, stored, _changing(layer))
         if self._mujoco is not None:
@@ -205,13 +205,13 @@ class _ExactState:
                 f"the environment {self._name} cannot be saved in mid-episode: it has edited its MuJoCo "
                 "model since it was made. Edits that last, made by the definition of the task, are fine."
             )
-        # What a step computed on its way, some environments read before the next (positions of bodies, say).
+        # Some environments read derived quantities of the last step, such as positions, before the next step.
         derived = {name: array.copy() for name, array in _data_arrays(data)}
         return {"state": take_physics(model, data), "derived": derived}
 
 
 class _Once:
-    """Refuses memory that two attributes of a layer share: restored ones would be copies of their own."""
+    """Refuses memory that two attributes of a layer share, because restored attributes would not share it."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
@@ -240,7 +240,7 @@ def _changing(layer: Any) -> list[str]:
 
     def constant(name: str, value: Any) -> bool:
         if isinstance(value, Space):
-            return value._np_random is None  # a space that has been drawn from is no constant
+            return value._np_random is None  # drawing from a space changes it
         return name in _FOREIGN or isinstance(value, EnvSpec | type) or callable(value)
 
     return [name for name, value in vars(layer).items() if not constant(name, value)]

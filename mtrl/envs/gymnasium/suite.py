@@ -23,28 +23,29 @@ class GymnasiumSuite(TaskSuite):
     """Registered Gymnasium environments with one observation and one action shape, both vectors.
 
     A definition in `environments` is an id ("Hopper-v5", or "module:Name-v0", which imports the module first)
-    or a mapping with these keys, of which only `id` is required:
+    or a mapping with the following keys, of which only `id` is required:
 
     * `id`: as above.
     * `kwargs`: keyword arguments of `gymnasium.make`, such as `{g: 5.0}` of Pendulum-v1.
-    * `set`: attributes of the bare environment and their values, by dotted path: `{l: 0.5}` of Pendulum-v1,
-      `{model.opt.gravity: [0, 0, -5]}` of one that runs on MuJoCo.
-    * `scale`: numbers and arrays to be multiplied, likewise: `{model.body_mass: 2, model.body_inertia: 2}`.
+    * `set`: values of attributes of the bare environment, by dotted path, such as `{l: 0.5}` of Pendulum-v1
+      or `{model.opt.gravity: [0, 0, -5]}` of an environment on MuJoCo.
+    * `scale`: factors of numbers and arrays, by dotted path: `{model.body_mass: 2, model.body_inertia: 2}`.
     * `success_return`: an episode counts as solved if its undiscounted return is at least this when it ends.
 
-    Actions in [-1, 1] are stretched to the environment's bounds. Success of a step is `info["success"]` (or
-    "is_success") where the environment gives one; with `success_return` it is 0 but at the last step of an
-    episode; otherwise NaN, there being none. Goal k of a task is the reset with seed k: training draws a new
-    seed for each episode, evaluation plays seeds 0, 1, ... Time limits are the engine's: registered ones are
-    left out.
+    Actions in [-1, 1] are stretched to the environment's bounds. The success of a step is `info["success"]`
+    or `info["is_success"]` if the environment has one of them. With `success_return` it is 0 except at the
+    last step of an episode. Without both it is NaN. Goal k of a task is the reset with seed k: training draws
+    a new seed for each episode, evaluation plays seeds 0, 1, ... The engine's time limit replaces the
+    registered one.
 
     Args:
-        tasks: names of `environments` or ids of registered environments; "all": every one of the former.
+        tasks: names in `environments` or ids of registered environments; "all" means all names.
         num_goals: seeds to draw from; None: 2**31 - 1.
         environments: name -> definition.
 
     Raises:
-        UserError: an environment that cannot be made, or shapes that differ or are no bounded vectors.
+        UserError: an environment cannot be made, or its shapes differ from the others or are not bounded
+            vectors.
     """
 
     info_keys = ("success",)
@@ -79,7 +80,7 @@ class GymnasiumSuite(TaskSuite):
         if len(set(shapes.values())) > 1:
             found = ", ".join(f"{name}: {obs} and {action}" for name, (obs, action) in shapes.items())
             raise UserError(
-                f"tasks must have one size of observation and one of action; found {found}. Leave out those "
+                f"tasks must have one size of observation and one of action; found {found}. Leave out tasks "
                 "that differ, or bring them to one size by wrappers in an environment of your own."
             )
         return next(iter(shapes.values()))
@@ -91,7 +92,7 @@ class GymnasiumSuite(TaskSuite):
     def versions(self) -> dict[str, str]:
         """Return the installed versions of gymnasium, and of mujoco where that is installed."""
         found = {"gymnasium": version("gymnasium")}
-        with suppress(PackageNotFoundError):  # classic control does without
+        with suppress(PackageNotFoundError):  # classic control does not need it
             found["mujoco"] = version("mujoco")
         return found
 
@@ -104,9 +105,9 @@ class GymnasiumSuite(TaskSuite):
         task: str,
         goals: Any,
         *,
-        seed: np.random.SeedSequence,
         max_episode_steps: int,
         render_mode: str | None,
+        **_: Any,
     ) -> TaskEnv:
         """Return one environment; resets seed all that it draws, so `seed` is not needed."""
         from mtrl.envs.gymnasium.env import GymnasiumEnv
@@ -132,7 +133,7 @@ def _definition(name: str, given: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return mappings as dicts and sequences as lists, as a checkpoint gives them back."""
+    """Return mappings as dicts and sequences as lists, which is how a checkpoint returns them."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
@@ -142,7 +143,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _named(name: str, definition: Mapping[str, Any], known: list[str]) -> Iterator[None]:
-    """Turn whatever goes wrong in making an environment into a UserError that names it."""
+    """Turn any error in making an environment into a UserError that names the environment."""
     try:
         yield
     except Exception as error:
@@ -154,14 +155,14 @@ def _named(name: str, definition: Mapping[str, Any], known: list[str]) -> Iterat
 
 @contextmanager
 def _importable_mujoco() -> Iterator[None]:
-    """Import MuJoCo without a renderer if the one that MUJOCO_GL names is not installed."""
+    """Import MuJoCo without a renderer if the renderer that MUJOCO_GL names is not installed."""
     before = os.environ.get("MUJOCO_GL")
     if before:
         try:
             importlib.import_module("mujoco")
         except ModuleNotFoundError:
-            pass  # not needed, or the environment says so itself
-        except Exception:  # noqa: BLE001 - a missing library shows up as any of several errors
+            pass  # an environment that needs it raises an error of its own
+        except Exception:  # noqa: BLE001 - a missing library raises one of several kinds of error
             os.environ["MUJOCO_GL"] = "disabled"
     try:
         yield

@@ -1,9 +1,9 @@
-"""Functions that upstream calls on tiny arguments, replaced by ones with bit-identical results.
+"""Replacements, with bit-identical results, of functions that upstream calls on tiny arrays.
 
 numpy and SciPy spend most of such a call on checking arguments. The replacements handle the common case and
-pass everything else on. They are put into upstream's modules only, by exchanging names there; numpy and SciPy
-themselves stay as they are. Equal formulas are not enough, since compilers may fuse a multiplication and an
-addition: each replacement is first compared with its original on this machine, and left out if a bit differs.
+pass everything else on. Only names in upstream's modules are replaced; numpy and SciPy stay unchanged. Equal
+formulas do not guarantee equal bits, because compilers may fuse a multiplication and an addition. So each
+replacement is first compared with its original on this machine, and left out if a bit differs.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-# SciPy's own bounds for taking a matrix as orthogonal, drawn in by a tenth; beyond them SciPy is asked.
+# Nine tenths of SciPy's own bounds for an orthogonal matrix; other matrices go to SciPy.
 _OFF_DIAGONAL, _DIAGONAL = 0.9e-12, 0.9e-5
-_SCALE = float(np.sqrt(1 / 0.1 - 1))  # of the long-tailed sigmoid that is 0.1 at the margin
+_SCALE = float(np.sqrt(1 / 0.1 - 1))  # of the long-tailed sigmoid, which is 0.1 at the margin
 _HORIZONTAL = np.empty(2)  # scratch: x and z of a difference
 _numpy_norm: Callable[..., Any] = np.linalg.norm
 
 
 def install(reward_utils: Any) -> list[str]:
-    """Put the functions into the modules of metaworld's environments; return notes on those left out.
+    """Install the functions in metaworld's modules; return a note on those left out.
 
     Args:
         reward_utils: upstream's module of that name.
@@ -48,7 +48,8 @@ def install(reward_utils: Any) -> list[str]:
         left_out.append("metaworld's tolerance")
     if not left_out:
         return []
-    return [f"environments are somewhat slower: {', '.join(left_out)} rounds differently on this machine."]
+    names = ", ".join(left_out)
+    return [f"environments are somewhat slower: {names} rounds differently on this machine."]
 
 
 def _steps_environments(module: str) -> bool:
@@ -70,21 +71,21 @@ def _numpy_with_quick_norm() -> ModuleType:
 
 
 def norm(x: Any, ord: Any = None, **others: Any) -> Any:
-    """Return the Euclidean norm of a vector, as `numpy.linalg.norm`; anything else goes to numpy."""
+    """Return the Euclidean norm of a float64 vector; other calls go to `numpy.linalg.norm`."""
     if ord not in (None, 2) or others or type(x) is not np.ndarray or x.ndim != 1 or x.dtype.char != "d":
         return _numpy_norm(x, ord, **others)
     return np.float64(length(x))
 
 
 def length(vector: NDArray[np.float64]) -> float:
-    """Return the Euclidean norm of a vector of float64; numpy's product decides the rounding."""
+    """Return the Euclidean norm of a float64 vector, with the rounding of numpy's product."""
     if not vector.flags.c_contiguous:
         vector = vector.copy()
     return math.sqrt(vector.dot(vector))
 
 
 def quick_tolerance(upstream: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `reward_utils.tolerance` for numbers and the long-tailed sigmoid; the rest goes upstream."""
+    """Return `reward_utils.tolerance`, faster for numbers and the long-tailed sigmoid."""
 
     def tolerance(
         x: Any,
@@ -101,12 +102,12 @@ def quick_tolerance(upstream: Callable[..., Any]) -> Callable[..., Any]:
             return 1.0
         if margin == 0:
             return 0.0
-        # Python's own numbers: numpy's make each operation several times slower.
+        # Python's numbers, because each operation on numpy's is several times slower.
         x, margin = float(x), float(margin)
         distance = (float(lower) - x if x < lower else x - float(upper)) / margin
         try:
             return 1 / ((distance * _SCALE) ** 2 + 1)
-        except OverflowError:  # where numpy says infinity
+        except OverflowError:  # numpy would divide by infinity
             return 0.0
 
     return tolerance
@@ -138,7 +139,7 @@ def quaternion(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     (a, b, c), (d, e, f), (g, h, k) = m
     trace = a + e + k
     largest = max(a, e, k, trace)
-    # The first of equals decides, as in SciPy's search for the largest.
+    # Of equal values the first one decides, as in SciPy's search for the largest.
     if largest == a:
         x, y, z, w = 1 - trace + 2 * a, d + b, g + c, h - f
     elif largest == e:
@@ -152,7 +153,7 @@ def quaternion(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _is_rotation(rows: Sequence[Sequence[float]]) -> bool:
-    """Whether the rows are orthonormal and right-handed beyond any doubt."""
+    """Whether SciPy is certain to take these rows as orthonormal and right-handed."""
     (a, b, c), (d, e, f), (g, h, k) = rows
     return (
         abs(a * d + b * e + c * f) < _OFF_DIAGONAL
@@ -179,22 +180,14 @@ def caging_reward(
 ) -> Any:
     """Return `SawyerXYZEnv._gripper_caging_reward` of the same arguments.
 
-    The formula is upstream's, on Python numbers instead of arrays of two entries. Both are double precision;
-    the gripper's effort stays single precision, as the action is.
+    The formula is upstream's, on Python numbers instead of arrays of two entries. Both are double precision.
+    The gripper's effort stays single precision, like the action.
     """
     initial, initial_tcp = self.obj_init_pos, self.init_tcp
     if (high_density and medium_density) or not all(map(_is_position, (obj_pos, initial, initial_tcp))):
-        return self._upstream_caging(
-            action,
-            obj_pos,
-            obj_radius,
-            pad_success_thresh,
-            object_reach_radius,
-            xz_thresh,
-            desired_gripper_effort,
-            high_density,
-            medium_density,
-        )
+        bounds = obj_radius, pad_success_thresh, object_reach_radius, xz_thresh
+        density = high_density, medium_density
+        return self._upstream_caging(action, obj_pos, *bounds, desired_gripper_effort, *density)
     near, product = self._reward_utils.tolerance, self._reward_utils.hamacher_product
     object_y, initial_y = obj_pos.item(1), initial.item(1)
     sides = []
@@ -229,7 +222,7 @@ def _horizontal(first: NDArray[np.float64], second: NDArray[np.float64]) -> floa
 
 
 def _rotations() -> list[NDArray[np.float64]]:
-    """Rotations through every branch: random ones, half turns about axes and diagonals (ties), identity."""
+    """Rotations that take every branch: random ones, the identity, and half turns, which have ties."""
     drawn = np.random.default_rng(0).normal(size=(60, 4))
     axes = [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0], [1, 1, 0, 0], [0, 1, 1, 0]]
     return list(Rotation.from_quat([*drawn, *axes]).as_matrix())

@@ -1,4 +1,4 @@
-"""One Meta-World task as a bare simulation: upstream's class, stepped directly. Imported by workers only."""
+"""One Meta-World task: upstream's environment, stepped directly. Only workers import this module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -23,14 +23,18 @@ from mtrl.envs.metaworld.tasks import GOALS_PER_TASK
 from mtrl.envs.state import NotPlainError, encode, restore_attributes, restore_physics, take_physics
 from mtrl.envs.suite import StepOutcome
 
-_FREE = -1  # what MuJoCo calls a camera that belongs to no model
-# From the right of the table, at an angle from which the arm hides neither its object nor the goal.
+_FREE = -1  # MuJoCo's id of a camera that belongs to no model
+# From the right of the table, at an angle from which the arm hides neither the object nor the goal.
 _SIDE = {"lookat": np.array([0.0, 0.65, 0.1]), "distance": 1.4, "azimuth": 155.0, "elevation": -35.0}
-_NO_HORIZON = 2**62  # upstream refuses to step beyond its own; the time limit is the engine's
-_DATA_ARRAYS = (
-    *("qpos", "qvel", "mocap_pos", "mocap_quat", "xpos", "xquat", "xmat", "xipos", "ximat"),
-    *("geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
-)
+_NO_HORIZON = 2**62  # the engine limits episodes; upstream would refuse to step beyond its own limit
+# Arrays of the simulation of which upstream's environments keep views.
+_VIEWED = {
+    "data": (
+        *("qpos", "qvel", "mocap_pos", "mocap_quat", "xpos", "xquat", "xmat", "xipos", "ximat"),
+        *("geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
+    ),
+    "model": EDITED_MODEL_ARRAYS,
+}
 # Paths and rendering belong to the machine, not to the simulation. With given goals upstream draws nothing.
 _FOREIGN = {
     *("_ezpickle_args", "_ezpickle_kwargs", "fullpath", "_np_random"),
@@ -39,29 +43,24 @@ _FOREIGN = {
 
 
 def make_env(
-    task: str,
-    goals: NDArray[np.float64],
-    *,
-    reward_version: str = "v2",
-    render_mode: str | None = None,
-    camera: str | None = None,
+    task: str, goals: NDArray[np.float64], *, camera: str | None = None, **options: Any
 ) -> MetaWorldEnv:
-    """Return the environment of one task with the goals [G, D] of its goal set, seen by `camera`.
+    """Return MetaWorldEnv of these arguments, rendered from `camera`.
 
-    Puts the exact speed-ups in place for the whole process, which is a worker's.
+    Installs the exact speed-ups for the whole process, which is a worker's.
     """
     for note in speedups.install(SawyerXYZEnv):
         warnings.warn(note, RuntimeWarning, stacklevel=2)
-    env = MetaWorldEnv(task, goals, reward_version=reward_version, render_mode=render_mode)
+    env = MetaWorldEnv(task, goals, **options)
     if camera is not None:
         env.look_from(camera)
     return env
 
 
 class MetaWorldEnv:
-    """One task of Meta-World, goal visible, without wrappers, time limit or automatic reset.
+    """One task of Meta-World with its goals [G, D], goal visible, without wrappers and time limit.
 
-    Equal to upstream's environment after `set_task`: wrappers of `gymnasium.make_vec` change no number of it.
+    Equal to upstream's environment after `set_task`; the wrappers of `gymnasium.make_vec` change no number.
     """
 
     def __init__(
@@ -75,23 +74,23 @@ class MetaWorldEnv:
         self.env = ALL_V3_ENVIRONMENTS[task](reward_function_version=reward_version, render_mode=render_mode)
         self.env.max_path_length = _NO_HORIZON
         self._tasks = [_upstream_task(task, vector) for vector in goals]
-        # Observation bounds depend on the goal being visible: settled before any step or restored state.
+        # Observation bounds depend on the goal being visible, so this comes before any step or `set_state`.
         self.env.set_task(self._tasks[0])
         self._upside_down = False
 
     def reset(self, goal: int) -> NDArray[np.float64]:
-        """Start an episode with the given goal of the set; return the first observation [39]."""
+        """Begin an episode with the given goal of the set; return the first observation [39]."""
         self.env.set_task(self._tasks[goal])
         obs: NDArray[np.float64] = self.env.reset()[0]
         return obs
 
     def step(self, action: NDArray[np.float32]) -> StepOutcome:
-        """Advance by one env step; return what upstream does, which never ends an episode by itself."""
+        """Advance by one env step; return what upstream returns, which never ends an episode itself."""
         outcome: StepOutcome = self.env.step(action)
         return outcome
 
     def get_state(self) -> dict[str, Any]:
-        """Return everything the next numbers depend on, as plain containers and arrays."""
+        """Return everything that later steps depend on, as plain containers and arrays."""
         lend_model(self.env)
         model, data = self.env.model, self.env.data
         return {
@@ -108,12 +107,12 @@ class MetaWorldEnv:
         for name, value in state["model"].items():
             getattr(model, name)[:] = value
         restore_physics(model, data, state["physics"])
-        # Upstream writes target positions into this array directly; the forward pass has undone it.
+        # Upstream writes target positions into this array directly, which the forward pass has undone.
         data.site_xpos[:] = state["site_xpos"]
         restore_attributes(self.env, state["attributes"], _attributes(self.env), partial(_view, self.env))
 
     def render(self) -> Any:
-        """Return a frame [H, W, 3] uint8, or what the render mode yields."""
+        """Return a frame [H, W, 3] uint8, or what the render mode returns."""
         lend_model(self.env)
         frame = self.env.render()
         return frame[::-1, ::-1] if self._upside_down else frame
@@ -133,40 +132,33 @@ class MetaWorldEnv:
         self.env.close()
 
 
-class _Region(NamedTuple):
-    owner: str
-    field: str
-    array: NDArray[Any]
-    start: int
-
-
 def _attributes(env: Any) -> dict[str, Any]:
-    """Return the attributes of upstream's environment that have a plain form."""
-    regions = [
-        _Region(owner, field, array, array.__array_interface__["data"][0])
-        for owner, fields in (("data", _DATA_ARRAYS), ("model", EDITED_MODEL_ARRAYS))
+    """Return the attributes of upstream's environment that can be stored."""
+    arrays = {
+        (owner, field): getattr(getattr(env, owner), field)
+        for owner, fields in _VIEWED.items()
         for field in fields
-        for array in (getattr(getattr(env, owner), field),)
-    ]
+    }
     stored = {}
     for name, value in vars(env).items():
-        # Spaces, models and the like have no plain form; upstream builds them once and never changes them.
+        # What cannot be stored, such as spaces and models, upstream builds once and never changes.
         if name not in _FOREIGN:
             with suppress(NotPlainError):
-                stored[name] = encode(value, partial(_place, regions))
+                stored[name] = encode(value, partial(_place, arrays))
     return stored
 
 
-def _place(regions: list[_Region], value: Any) -> dict[str, Any] | None:
+def _place(arrays: dict[tuple[str, str], NDArray[Any]], value: Any) -> dict[str, Any] | None:
     """Return where in the simulation's memory an array lies; None if it has memory of its own.
 
-    Upstream keeps live views (`init_left_pad`, for one) and reads their later values in its rewards, so a
-    copy would change these.
+    Upstream keeps views of the simulation, such as `init_left_pad`, and its rewards read their later values.
+    A copy would change the rewards.
     """
     if not isinstance(value, np.ndarray) or not value.size:
         return None
     address = value.__array_interface__["data"][0]
-    for owner, field, array, start in regions:
+    for (owner, field), array in arrays.items():
+        start = array.__array_interface__["data"][0]
         if start <= address < start + array.nbytes and value.dtype == array.dtype:
             return {
                 "kind": "view",
@@ -189,19 +181,12 @@ def _upstream_task(name: str, vector: NDArray[np.float64]) -> Task:
     return Task(env_name=name, data=pickle.dumps(data))
 
 
-def scripted_policy(name: str) -> Any:
-    """Return upstream's scripted policy of a task: `get_action(obs)`, obs float64 [39], which it may edit."""
-    from metaworld.policies import ENV_POLICY_MAP  # workers have no use for these fifty modules
-
-    return ENV_POLICY_MAP[name]()
-
-
 def generate_goals(names: Sequence[str], seed: int) -> dict[str, NDArray[np.float64]]:
-    """Return upstream's goal sets [50, D] for the first tasks `names` of a benchmark.
+    """Return upstream's goal sets [50, D] of the first tasks of a benchmark, `names`.
 
-    Follows `metaworld._make_tasks`: one legacy random stream over all tasks. Upstream's resets run with
-    physics switched off, since what they draw and reject depends on the drawn vectors alone (tests compare
-    all tasks). The caller's global random state is left as it was.
+    Follows `metaworld._make_tasks`: one legacy random stream over all tasks. The resets run without physics,
+    because what they draw and reject depends on the drawn vectors only (tests compare all tasks). The global
+    random state of the caller is restored.
     """
     before = np.random.get_state()
     np.random.seed(seed)
@@ -226,12 +211,12 @@ def _draw_goals(name: str) -> NDArray[np.float64]:
     goals = np.stack(vectors)
     if len(np.unique(goals, axis=0)) != GOALS_PER_TASK:
         raise RuntimeError(
-            f"{name}: drew duplicate goals, which upstream refuses as well; choose another seed."
+            f"{name}: some of the goals drawn are equal, which upstream refuses as well; choose another seed."
         )
     return goals
 
 
 def _place_hand(env: Any) -> None:
-    """Stand in for the simulated approach of the hand: defines all derived quantities, moves nothing."""
+    """Replace the simulated approach of the hand: compute all derived quantities and move nothing."""
     mujoco.mj_forward(env.model, env.data)
     env.init_tcp = env.tcp_center

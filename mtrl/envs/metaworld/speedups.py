@@ -1,9 +1,9 @@
-"""Upstream's methods replaced by faster ones with bit-identical results, for one upstream version.
+"""Faster replacements of upstream's methods with bit-identical results, for one version of upstream.
 
-Physics stays upstream's. What is replaced is the Python around it: models compiled once per file, the step,
+The physics is upstream's. Replaced is the Python code around it: compiling models (once per file), the step,
 observations, contacts, lookups by name, and functions of tiny arrays (`fast_functions`). Each replacement
-does the same operations in the same order and precision, or leaves out what has no effect; its docstring says
-what. Tests compare every task with upstream, bit for bit.
+does the same operations in the same order and precision, or leaves out operations without effect, which its
+docstring names. Tests compare every task with upstream, bit for bit.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def metaworld_version() -> str:
 
 
 def install(base: Any) -> list[str]:
-    """Put the replacements into `base`, upstream's SawyerXYZEnv, for this process; return notes for users.
+    """Install the replacements in `base`, upstream's SawyerXYZEnv, for this process; return notes for users.
 
-    Does nothing for another version of metaworld.
+    For another version of metaworld nothing is installed.
     """
     found = metaworld_version()
     if found != _KNOWN:
         return [
-            f"metaworld {found} runs with upstream's own code, two to three times slower: the exact "
-            f"speed-ups are made for {_KNOWN}. Install metaworld=={_KNOWN} for full speed."
+            f"metaworld {found} runs with upstream's own code, two to three times slower, because the exact "
+            f"speed-ups are for {_KNOWN}. Install metaworld=={_KNOWN} for full speed."
         ]
     reward_utils = sys.modules[base.__module__].__dict__["reward_utils"]
     if base.step is not _step:
@@ -60,16 +60,16 @@ def install(base: Any) -> list[str]:
 
 
 EDITED_MODEL_ARRAYS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", "eq_data", "geom_rgba")
-"""Arrays of the model that the constructor or a reset of some task writes into."""
+"""Arrays of the model into which the constructor or a reset of some task writes."""
 _models: dict[str, _SharedModel] = {}  # by file
 
 
 class _SharedModel:
-    """One compiled model per file and process, used by one environment at a time.
+    """The compiled model of a file, which all environments of the process use in turn.
 
-    A model of Meta-World takes 20 MB, of which resets edit 4 kB. With a model each, environments fill the
-    memory, and compiling takes most of the start-up. Sharing is exact because `ModelLease.take` puts each
-    environment's own edits into the arrays before it uses the model.
+    A model of Meta-World takes 20 MB, of which resets edit 4 kB. If each environment had its own, they would
+    fill the memory, and compiling would take most of the start. Sharing is exact because `ModelLease.take`
+    writes an environment's edits into the model before that environment uses it.
     """
 
     def __init__(self, path: str) -> None:
@@ -84,15 +84,15 @@ class ModelLease:
 
     def __init__(self, shared: _SharedModel) -> None:
         self._shared = shared
-        self._edits: dict[int, NDArray[np.generic]] = {}  # of `shared.arrays`, those not as compiled
+        self._edits: dict[int, NDArray[np.generic]] = {}  # the arrays of `shared.arrays` that it changed
         self._unsaved = False
 
     def take(self, *, editing: bool) -> None:
-        """Put the model into the state in which this environment left it; at first, as compiled."""
+        """Put the model into the state in which this environment last left it, at first as compiled."""
         shared = self._shared
         if shared.holder is not self:
             last = shared.holder
-            if last._unsaved:  # edits happen in resets only, so most steps have nothing to compare
+            if last._unsaved:  # only resets edit, so most steps need no comparison
                 last._save()
             for index in last._edits.keys() | self._edits.keys():
                 shared.arrays[index][:] = self._edits.get(index, shared.compiled[index])
@@ -106,7 +106,7 @@ class ModelLease:
 
 
 def _initialize_simulation(env: Any) -> tuple[Any, Any]:
-    """Return model and data as gymnasium's MujocoEnv does; all environments of a file share its model."""
+    """Return model and data as gymnasium's MujocoEnv does, with the model that all users of a file share."""
     shared = _models.get(env.fullpath)
     if shared is None:
         shared = _models[env.fullpath] = _SharedModel(env.fullpath)
@@ -118,11 +118,11 @@ def _initialize_simulation(env: Any) -> tuple[Any, Any]:
 
 
 def lend_model(env: Any, *, editing: bool = False) -> None:
-    """Call before anything that uses the model of `env`; does nothing where it has one of its own.
+    """Prepare the shared model for `env`, before each use; does nothing if `env` has its own model.
 
     Args:
         env: upstream's environment.
-        editing: what follows may write into the arrays of EDITED_MODEL_ARRAYS.
+        editing: whether the use may write into EDITED_MODEL_ARRAYS.
     """
     lease: ModelLease | None = env.__dict__.get("_model_lease")
     if lease is not None:
@@ -130,7 +130,7 @@ def lend_model(env: Any, *, editing: bool = False) -> None:
 
 
 class _Handles:
-    """Live views of one environment's simulation, looked up by name once."""
+    """Views of one environment's simulation, each looked up by name once."""
 
     def __init__(self, env: Any) -> None:
         model, data = env.model, env.data
@@ -144,7 +144,7 @@ class _Handles:
         self.main_object: int | None = None
         self.mocap_pos, self.mocap_quat, self.ctrl = data.mocap_pos[0], data.mocap_quat, data.ctrl
         self.delta = np.empty(3, np.float32)  # scratch
-        # The step below moves one mocap body and two fingers, which all of upstream's models have.
+        # `_step` moves one mocap body and two fingers, which all of upstream's models have.
         self.as_expected = model.nmocap == 1 and model.nu == 2
 
     def body(self, name: str) -> NDArray[np.float64]:
@@ -170,10 +170,9 @@ def _handles(env: Any) -> _Handles:
 def _step(self: Any, action: Any) -> tuple[NDArray[np.float64], Any, bool, bool, dict[str, Any]]:
     """Advance as `SawyerXYZEnv.step` does.
 
-    Exact because upstream's two other actions have no effect: it places the target sites, which the forward
-    pass places again, and computes forces on bodies (`mj_rnePostConstraint`), which nothing reads. An action
-    of another type, which upstream would compute in another precision, and a simulation that has failed go to
-    upstream's own step.
+    Leaves out two operations without effect: upstream places the target sites, which the forward pass places
+    again, and computes forces on bodies (`mj_rnePostConstraint`), which nothing reads. Upstream's own step
+    handles a failed simulation, and actions of another dtype, which it computes in another precision.
     """
     lend_model(self)
     handles = _handles(self)
@@ -183,10 +182,10 @@ def _step(self: Any, action: Any) -> tuple[NDArray[np.float64], Any, bool, bool,
     if not self._set_task_called:
         raise RuntimeError("call set_task before step.")
     if self.curr_path_length >= self.max_path_length:
-        raise ValueError("the episode has reached upstream's limit: reset the environment.")
+        raise ValueError("the episode has reached its maximum length: reset the environment.")
     hand, delta = handles.mocap_pos, handles.delta
-    # In single precision, as upstream's `action * scale`; `np.clip` and `np.hstack` take longer to check
-    # arguments than to compute.
+    # In single precision, as upstream's `action * scale`. `np.clip` and `np.hstack` would spend more time on
+    # checking arguments than on computing.
     np.minimum(np.maximum(action[:3], -1.0, out=delta), 1.0, out=delta)
     np.add(hand, np.multiply(delta, self.action_scale, out=delta), out=hand)
     np.minimum(np.maximum(hand, self.mocap_low, out=hand), self.mocap_high, out=hand)
@@ -231,11 +230,11 @@ def _current_obs(self: Any, handles: _Handles) -> NDArray[np.float64]:
 def _reset(
     self: Any, seed: int | None = None, options: dict[str, Any] | None = None
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Begin an episode as `SawyerXYZEnv.reset` does, without simulating the first of its two placements.
+    """Begin an episode as `SawyerXYZEnv.reset` does, but simulate the hand's approach only once.
 
-    Upstream calls `reset_model` itself and once more in `MujocoEnv.reset`, which wipes the simulation's data
-    in between. What the first call leaves elsewhere (poses in the model, the goal) depends on the goal's
-    vector alone, so its fifty simulated steps of the hand change nothing; the second call simulates them.
+    Upstream calls `reset_model` itself and again in `MujocoEnv.reset`, which clears the simulation's data in
+    between. All other effects of the first call (poses in the model, the goal) depend only on the goal's
+    vector, so its fifty simulated steps of the hand have no effect. The second call simulates them.
     """
     lend_model(self, editing=True)
     self.curr_path_length = 0
@@ -269,9 +268,9 @@ def _tcp_center(self: Any) -> NDArray[np.float64]:
 
 
 def _touching_object(self: Any, object_geom_id: int) -> bool:
-    """Whether both finger pads press on the geom, as `SawyerXYZEnv.touching_object` defines it.
+    """Whether both finger pads press on the geom, as in `SawyerXYZEnv.touching_object`.
 
-    Upstream walks all contacts twice as Python objects. The same contacts are found here in a list of pairs.
+    Upstream visits all contacts twice as Python objects; this searches a list of their pairs of geoms.
     """
     contact = self.data.contact
     on_object = [(i, pair) for i, pair in enumerate(contact.geom.tolist()) if object_geom_id in pair]
@@ -281,6 +280,6 @@ def _touching_object(self: Any, object_geom_id: int) -> bool:
 
 
 def _presses(data: Any, contact: Any, pad: int, pairs: list[tuple[int, list[int]]]) -> bool:
-    # Summed one by one and from the left, like upstream: the rounding of the sum decides its sign.
+    # Summed from left to right as upstream does, because rounding may decide the sign of the sum.
     addresses = contact.efc_address
     return bool(sum(data.efc_force[addresses[i]] for i, pair in pairs if pad in pair) > 0)

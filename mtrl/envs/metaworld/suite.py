@@ -1,4 +1,4 @@
-"""Meta-World as a suite of tasks. Imports neither metaworld nor mujoco: workers do, in `simulation`."""
+"""Meta-World as a suite of tasks. Only `simulation` imports metaworld and mujoco, and only in workers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ INFO_KEYS = (
 )  # fmt: skip
 """Entries of upstream's info, the same in all tasks."""
 CAMERAS = ("side", "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
-"""`side`: our own, which arm, object and goal of every task are in; the others are upstream's."""
+"""`side` is this library's and shows arm, object and goal of every task; the others are upstream's."""
 
 
 class MetaWorldSuite(TaskSuite):
@@ -50,7 +50,7 @@ class MetaWorldSuite(TaskSuite):
         reward_version: upstream's reward functions, "v1" or "v2".
 
     Raises:
-        UserError: an unknown or doubled task, or a value out of range.
+        UserError: an unknown task, a task given twice, or a value out of range.
     """
 
     obs_dim = OBS_SIZE
@@ -84,22 +84,16 @@ class MetaWorldSuite(TaskSuite):
         return {"reward_version": self.reward_version}
 
     def draw_goals(self, seed: int) -> GoalSets:
-        """Return the goal vectors [num_goals, D] of each task, from the cache on disk where it has them."""
+        """Return the goal vectors [num_goals, D] of each task, from the cache on disk if it has them."""
         from mtrl.envs.metaworld.simulation import generate_goals
 
         sets = goal_sets(self.task_names, seed, self.versions()["metaworld"], generate_goals)
         return {name: goals[: self.num_goals] for name, goals in sets.items()}
 
     def make_env(
-        self,
-        task: str,
-        goals: NDArray[np.float64],
-        *,
-        seed: np.random.SeedSequence,
-        max_episode_steps: int,
-        render_mode: str | None,
+        self, task: str, goals: NDArray[np.float64], *, render_mode: str | None, **_: Any
     ) -> TaskEnv:
-        """Return one task's simulation, which draws nothing beyond its goals [G, D]."""
+        """Return one task's simulation with its goals [G, D], beyond which nothing is random."""
         from mtrl.envs.metaworld import simulation
 
         return simulation.make_env(
@@ -110,10 +104,10 @@ class MetaWorldSuite(TaskSuite):
 def cache_folder() -> Path:
     """Return `$XDG_CACHE_HOME/mtrl/goals`, by default `~/.cache/mtrl/goals`.
 
-    Where there is no home (no HOME and no entry of the user, as in some containers), a folder of this user's
-    own among the temporary files, with a warning.
+    Without a home folder (no HOME and no entry of the user, as in some containers) it is this user's folder
+    among the temporary files, with a warning.
     """
-    # The XDG specification tells to ignore relative values.
+    # The XDG specification says that relative values are to be ignored.
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):
         return Path(base) / "mtrl" / "goals"
@@ -130,26 +124,24 @@ def cache_folder() -> Path:
 
 
 def goal_sets(tasks: Sequence[str], seed: int, version: str, generate: Generate) -> GoalSets:
-    """Return the goal vectors [50, D] of each task, from the cache where it has them.
+    """Return the goal vectors [50, D] of each task, from the cache if it has them.
 
-    `generate(names, seed)` produces those of a benchmark's first tasks, as upstream does; it is called only
-    for benchmarks with goals missing. A cache that cannot be read or written costs time, with a warning.
+    `generate(names, seed)` draws the goals of the first tasks of a benchmark, as upstream does. It is called
+    only for benchmarks of which goals are missing. A cache that cannot be read or written causes a warning.
     """
-    source = goal_source(tasks)
+    source, cache = goal_source(tasks), cache_folder() / version
     found: GoalSets = {}
-    cache = cache_folder()
     for benchmark in sorted(set(source.values())):
         wanted = [name for name in tasks if source[name] == benchmark]
-        folder = cache / version / benchmark / f"seed{seed}"
-        cached = {name: _read(folder / f"{name}.npz") for name in wanted}
-        if all(goals is not None for goals in cached.values()):
-            found.update({name: goals for name, goals in cached.items() if goals is not None})
-            continue
-        order = BENCHMARKS[benchmark]
-        last = max(order.index(name) for name in wanted)
-        fresh = generate(order[: last + 1], seed)
-        _write_all(folder, fresh)
-        found.update({name: fresh[name] for name in wanted})
+        folder = cache / benchmark / f"seed{seed}"
+        cached = {name: goals for name in wanted if (goals := _read(folder / f"{name}.npz")) is not None}
+        if len(cached) < len(wanted):
+            order = BENCHMARKS[benchmark]
+            last = max(order.index(name) for name in wanted)
+            fresh = generate(order[: last + 1], seed)
+            _write_all(folder, fresh)
+            cached = {name: fresh[name] for name in wanted}
+        found.update(cached)
     return {name: found[name] for name in tasks}
 
 
@@ -163,7 +155,7 @@ def _read(path: Path) -> NDArray[np.float64] | None:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         warnings.warn(
-            f"goal cache {path} is unusable ({error}); generating it again.", RuntimeWarning, stacklevel=2
+            f"goal cache {path} is unusable ({error}) and is written again.", RuntimeWarning, stacklevel=2
         )
         return None
     return goals
@@ -176,7 +168,7 @@ def _write_all(folder: Path, goals: Mapping[str, NDArray[np.float64]]) -> None:
             _write(folder / f"{name}.npz", vectors)
     except OSError as error:
         warnings.warn(
-            f"goal cache {folder} cannot be written ({error}); goals are generated again at the next start. "
+            f"goal cache {folder} cannot be written ({error}): goals are drawn again at the next start. "
             "Set XDG_CACHE_HOME to a writable folder.",
             RuntimeWarning,
             stacklevel=2,

@@ -1,4 +1,4 @@
-"""Tasks and benchmarks by name, what a step costs, whose goal sets a task uses. Imports no metaworld."""
+"""Names of tasks and benchmarks, costs of a step, and sources of goal sets. Does not import metaworld."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ACTION_SIZE = 4
 GOALS_PER_TASK = 50
 """Goals per task in every upstream benchmark."""
 
-# CPU time of an env step with its share of a reset every 500 steps, relative to MT50's mean: half random
-# actions, half upstream's scripted policies; what an agent does lies between. Measured on one core of an
-# x86-64 server. Only its proportions matter, and only for speed.
+# CPU time of an env step and its share of a reset every 500 steps, relative to MT50's mean, for half random
+# actions and half actions of upstream's scripted policies. Measured on one core of an x86-64 server. Only the
+# proportions matter, and only for speed.
 STEP_COSTS = {
     "assembly-v3": 1.22, "basketball-v3": 0.86, "bin-picking-v3": 1.15, "box-close-v3": 1.23,
     "button-press-topdown-v3": 1.12, "button-press-topdown-wall-v3": 0.99, "button-press-v3": 1.61,
@@ -34,7 +34,7 @@ STEP_COSTS = {
     "reach-wall-v3": 0.68, "shelf-place-v3": 1.06, "sweep-into-v3": 1.24, "sweep-v3": 0.85,
     "window-open-v3": 0.85, "window-close-v3": 0.92,
 }  # fmt: skip
-"""MT50's tasks, in its order, and what a step of each costs; spreads tasks evenly over the workers."""
+"""MT50's tasks, in its order, and the cost of a step of each, which balances the workers."""
 
 _MT10 = (
     "reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "drawer-open-v3", "drawer-close-v3",
@@ -63,15 +63,13 @@ def resolve_tasks(tasks: str | Sequence[str]) -> tuple[str, ...]:
     """
     names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     if not names:
-        raise UserError(
-            f"tasks must name at least one task or benchmark ({', '.join(BENCHMARKS)}); found none."
-        )
+        raise UserError(f"tasks must name a task or a benchmark ({', '.join(BENCHMARKS)}); found none.")
     if len(names) == 1 and names[0] in BENCHMARKS:
         return BENCHMARKS[names[0]]
     for name in names:
         if name in BENCHMARKS:
             raise UserError(
-                f"a benchmark stands alone: found '{name}' among {len(names)} names. "
+                f"a benchmark cannot be combined with other names: found '{name}' among {len(names)} names. "
                 f"Give either {name} or a list of task names."
             )
         if name not in _MT50:
@@ -89,9 +87,9 @@ def goal_source(tasks: Sequence[str]) -> dict[str, str]:
     """Return, for each task, the benchmark ("MT25" or "MT50") whose goal sets it uses.
 
     Upstream draws all goals of a benchmark from one random stream, task after task, so a task's goals depend
-    on the tasks listed before it. MT10 begins MT25, hence both share goals. The full MT50 uses MT50's own;
-    any other list uses MT25's goals for the tasks in MT25 and MT50's for the rest, whatever else is in the
-    list: dropping a task from such a list never changes the goals of another.
+    on the tasks before it. MT10's tasks are the first of MT25, so both have the same goals. The full MT50
+    uses MT50's goals. Any other list uses MT25's goals for tasks in MT25 and MT50's for the rest, so that
+    removing a task from the list does not change the goals of another.
     """
     if set(tasks) == set(_MT50):
         return dict.fromkeys(tasks, "MT50")

@@ -116,11 +116,12 @@ def test_a_step_interrupted_in_the_learner_can_be_waited_for_again() -> None:
         assert len(envs.get_state()["envs"]) == 4
 
 
-def test_workers_import_no_torch_and_no_tensorboard() -> None:
+def test_workers_load_no_torch() -> None:
     with make() as envs:
-        for modules in envs.worker_modules():
-            assert "numpy" in modules
-            assert not {"torch", "tensorboard", "mtrl.envs.engine.vector"} & set(modules)
+        for pid in envs.worker_pids:
+            libraries = Path(f"/proc/{pid}/maps").read_text()
+            assert "numpy" in libraries
+            assert "libtorch" not in libraries
 
 
 @pytest.mark.gpu
