@@ -34,8 +34,8 @@ def test_order_of_given_tasks_is_kept() -> None:
         ("MT100", "Did you mean 'MT10'"),
         (["reach-v3", "pusch-v3"], "unknown task or benchmark 'pusch-v3'. Did you mean 'push-v3'"),
         (["reach-v3", "push-v3", "reach-v3"], "reach-v3 more than once"),
-        (["MT10", "reach-v3"], "a benchmark stands alone"),
-        ([], "at least one task"),
+        (["MT10", "reach-v3"], "a benchmark cannot be combined"),
+        ([], "must name a task or a benchmark"),
     ],
 )
 def test_wrong_task_lists_are_refused_with_advice(tasks: str | list[str], message: str) -> None:
