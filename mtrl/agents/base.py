@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +111,15 @@ class Agent(Protocol):
 
     def load_policy(self, part: Any) -> None:
         """Restore what `policy` needs from the part "policy" alone."""
+
+
+@runtime_checkable
+class NotesSuccess(Protocol):
+    """An agent that learns from how often tasks succeed."""
+
+    def note_success(self, rates: NDArray[np.float64]) -> None:
+        """Take note of the tasks' success rates [T] in the evaluation just made, NaN where unknown."""
+        ...
 
 
 class Exportable(Protocol):

@@ -49,6 +49,22 @@ def check_order(name: str, value: Sequence[int], num_tasks: int) -> list[int]:
     return order
 
 
+def check_weights(name: str, value: Sequence[float], num_tasks: int) -> Tensor:
+    """Return T weights as float64 [T], 1/T each for an empty `value`.
+
+    Raises:
+        ValueError: not one finite number >= 0 for each task, or all of them 0.
+    """
+    weights = [float(check_number(name, number, low=0.0)) for number in value] or [
+        1.0 / num_tasks
+    ] * num_tasks
+    if len(weights) != num_tasks or not any(weights):
+        raise ValueError(
+            f"{name} must be {num_tasks} numbers >= 0, not all 0, one per task; found {value!r}."
+        )
+    return torch.tensor(weights, dtype=torch.float64)
+
+
 def check_input(name: str, kind: str, value: Tensor, tasks: int, *, signed: bool) -> None:
     """Check a "jacobian", "losses" or "gram" of `tasks` tasks for the method `name`; waits for the device.
 

@@ -8,7 +8,7 @@ the hook of the same name with an underscore. A method implements the hooks only
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Literal, Protocol, final
 
@@ -159,6 +159,15 @@ class Combiner(Stateful, ABC):
     def refuses_signed_losses(self) -> bool:
         """Whether losses must be positive: the formulas need it and no `shift` makes them so."""
         return self.positive_losses and self.shift == "none"
+
+    def note_success(self, rates: Tensor) -> None:
+        """Take note of the tasks' success rates [T] in [0, 1], NaN where unknown, and hand it on."""
+        for module in self.modules():
+            if isinstance(module, Combiner) and module is not self:
+                module.note_success(rates)
+
+    def partition(self, sizes: Sequence[int]) -> None:
+        """Take note of how many columns of the Jacobian, in their order, belong to each module."""
 
     def reset(self) -> None:
         """Return to the state of a fresh instance with the same random stream.

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_choice, check_number
+from mtrl.combiners._checks import check_choice, check_number, check_weights
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.worst_case import around_gap, best_around
 
@@ -23,6 +23,7 @@ class CAGrad(GramCombiner):
         rescale: Divides the direction by 1 (0), by 1 + c^2 (1, the authors' RL code) or by 1 + c (2).
         solver: `exact` solves the dual; `paper` takes 20 SGD steps on softmax logits (authors' RL code),
             which leave gaps of 1e-2 in the objective at 50 tasks and fail where norms differ strongly.
+        preference: Weight of each task in g0, as they are; empty: 1/T each. `exact` only.
 
     Deviation of `exact` from the authors' RL code: nothing is added under square roots; their 1e-4 makes
     gradients below 1e-2 count for nothing. Zero gradients (in a smooth transition near 1e-16 of the longest,
@@ -40,13 +41,18 @@ class CAGrad(GramCombiner):
         c: float = 0.9,
         rescale: Literal[0, 1, 2] = 1,
         solver: Literal["exact", "paper"] = "exact",
+        preference: tuple[float, ...] = (),
     ) -> None:
         super().__init__(num_tasks=num_tasks)
         self.c = check_number("c", c, low=0.0)
         check_choice("solver", solver, ("exact", "paper"))
         self._paper = solver == "paper"
         self._divisor = divisor_of(self.c, rescale)
+        if self._paper and preference:
+            raise ValueError(f"preference must be empty with solver='paper'; found {preference!r}.")
         self._dual = nn.Buffer(self.last_weights.clone(), persistent=False)
+        weights = check_weights("preference", preference, num_tasks)
+        self._reference = nn.Buffer(weights, persistent=False) if preference else None
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""
@@ -54,7 +60,8 @@ class CAGrad(GramCombiner):
             dual, pull = _published(gram, self.c)
             weights = torch.add(dual * pull, 1.0 / self.num_tasks)
         else:
-            weights, dual = best_around(gram, self.c, eps=torch.finfo(gram.dtype).eps)
+            eps = torch.finfo(gram.dtype).eps
+            weights, dual = best_around(gram, self.c, eps=eps, reference=self._reference)
         self._dual.copy_(dual)
         return weights / self._divisor
 
@@ -65,7 +72,8 @@ class CAGrad(GramCombiner):
         orders of magnitude besides (docs/methods.md).
         """
         weights = self.last_weights * self._divisor
-        return {**super().metrics(), "residual": around_gap(self._last_gram, self.c, weights, self._dual)}
+        gap = around_gap(self._last_gram, self.c, weights, self._dual, reference=self._reference)
+        return {**super().metrics(), "residual": gap}
 
 
 def divisor_of(c: float, rescale: int) -> float:

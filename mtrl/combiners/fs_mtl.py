@@ -9,6 +9,7 @@ from torch import Tensor
 from mtrl.combiners._checks import check_flag, check_number
 from mtrl.combiners._families import make_base
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
+from mtrl.combiners.solvers.gramian import unit_rows
 
 
 class FSMTL(JacobianCombiner):
@@ -24,6 +25,8 @@ class FSMTL(JacobianCombiner):
         rho: Radius of each task's ascent step (authors: 0.05 for the plain step, 2 in their scripts for the
             adaptive one); 0 is the base method alone.
         adaptive: Scale the step per parameter (ASAM): rho theta^2 g / |theta g|.
+        local: Share b of the task's own gradient in its ascent along (1 - b) g0 + b |g0| g_t / |g_t|, with g0
+            the mean gradient: the joint perturbation of SAMO (ICCV 2025). Not set: 1, FS-MTL's.
 
     Deviation from the authors' code: the default step is the plain one. For a base that ignores the
     gradients' scale (nash_mtl) the flatness part is as long as the other, however small rho is. `combine`
@@ -40,10 +43,12 @@ class FSMTL(JacobianCombiner):
         base_options: Mapping[str, Any] | None = None,
         rho: float = 0.05,
         adaptive: bool = False,
+        local: float | None = None,
     ) -> None:
         super().__init__(num_tasks=num_tasks)
         self.rho = check_number("rho", rho, low=0.0)
         self.adaptive = check_flag("adaptive", adaptive)
+        self.local = check_number("local", 1.0 if local is None else local, low=0.0, high=1.0)
         self.loss_part = make_base(self.name, base, base_options, num_tasks)
         if self.loss_part.positive_losses or self.loss_part.preconditioned:
             raise ValueError(
@@ -67,7 +72,8 @@ class FSMTL(JacobianCombiner):
             return combined
         values, their_gradients = jacobian_at.heads
         # Shared parameters and heads ascend by rho each: the sharpness is that of both.
-        ascent = self._ascent(gradients, jacobian_at.parameters), self._ascent(their_gradients, values)
+        pull = self._joint(gradients)
+        ascent = self._ascent(pull, jacobian_at.parameters), self._ascent(their_gradients, values)
         ascended = jacobian_at(offset=torch.cat(ascent, dim=1))
         return combined + self.flat_part.combine(ascended - gradients, losses)
 
@@ -75,6 +81,14 @@ class FSMTL(JacobianCombiner):
         """Return the base's metrics for the gradients and, prefixed by `flat_`, for the sharpness part."""
         flat = {f"flat_{key}": value for key, value in self.flat_part.metrics().items()}
         return {**self.loss_part.metrics(), **flat}
+
+    def _joint(self, gradients: Tensor) -> Tensor:
+        """Return along what each task ascends [T, P]: its own gradient, or a mix with the mean gradient."""
+        if self.local == 1.0:
+            return gradients
+        mean = gradients.mean(dim=0)
+        own = unit_rows(gradients)[0] * torch.linalg.vector_norm(mean)
+        return torch.lerp(mean.expand_as(own), own, self.local)
 
     def _ascent(self, gradients: Tensor, parameters: Tensor) -> Tensor:
         """Return the step [T, n] of each task along its gradient [T, n]; parameters are [n] or [T, n]."""

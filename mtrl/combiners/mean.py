@@ -1,16 +1,24 @@
-"""The mean of the task gradients: the baseline of every comparison."""
+"""The mean of the task gradients, or a sum with fixed weights: the baseline of every comparison."""
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mtrl.combiners._checks import check_weights
 from mtrl.combiners.base import LossCombiner
 
 
 class Mean(LossCombiner):
-    """Every task weighs 1/T: the direction is the gradient of the mean loss (linear scalarisation)."""
+    """Fixed weights, by default 1/T: the direction is the gradient of the mean loss (linear scalarisation).
+
+    Args:
+        weights: Weight of each task, as they are: their sum scales the step. Empty: 1/T each.
+    """
 
     name = "mean"
     reads_losses = False
 
+    def __init__(self, *, num_tasks: int, weights: tuple[float, ...] = ()) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self._fixed = nn.Buffer(check_weights("weights", weights, num_tasks), persistent=False)
+
     def _weights(self, losses: Tensor) -> Tensor:
-        return torch.full_like(losses, 1.0 / self.num_tasks)
+        return self._fixed.to(losses.dtype, copy=True)

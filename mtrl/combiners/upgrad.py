@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mtrl.combiners._checks import check_weights
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.gramian import cosines, rounding_ridge
 from mtrl.combiners.solvers.projections import cone_weights, violation
@@ -15,6 +16,9 @@ class UPGrad(GramCombiner):
     weights v that minimise v'Mv subject to v >= e_i for the Gramian M. No task gets worse to first order, and
     what a task contributes is proportional to its gradient's length.
 
+    Args:
+        preference: Weight of each task's projected gradient, as they are; empty: 1/T each.
+
     Deviations from the authors' library: the programs are solved to rounding error on the device, as one
     batch. Its constants for the Gramian's norm and regularisation (1e-4), which replace small gradients by
     their mean, are absent.
@@ -22,8 +26,10 @@ class UPGrad(GramCombiner):
 
     name = "upgrad"
 
-    def __init__(self, *, num_tasks: int) -> None:
+    def __init__(self, *, num_tasks: int, preference: tuple[float, ...] = ()) -> None:
         super().__init__(num_tasks=num_tasks)
+        weights = check_weights("preference", preference, num_tasks)
+        self._preference = nn.Buffer(weights, persistent=False)
         self._solution = nn.Buffer(torch.eye(num_tasks, dtype=torch.float64), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
@@ -31,7 +37,7 @@ class UPGrad(GramCombiner):
         solution = cone_weights(exact, ridge=rounding_ridge(gram))
         self._solution.copy_(solution)
         inverse = cosines(exact)[1]
-        return inverse.reciprocal() @ solution * inverse / self.num_tasks
+        return (self._preference / inverse) @ solution * inverse
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the largest violation of the optimality conditions, for unit gradients.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,7 @@ def mtl_step(
             f"{combiner.name} looks at the losses after the step, too: pass a function that computes them "
             "for the number of a batch, not the losses."
         )
+    combiner.partition(_module_sizes(model, shared))
     modules = [part for part in (model, *heads) if isinstance(part, nn.Module)]
     gradients = ModelGradients(
         losses,
@@ -92,6 +94,14 @@ def mtl_step(
         combiner.after_step(gradients.evaluate())
     gradients.restore_buffers()
     return gradients.losses
+
+
+def _module_sizes(model: Model, shared: Sequence[Tensor]) -> list[int]:
+    """How many of the shared parameters, in their order, each submodule has; of bare tensors each is one."""
+    named = model.named_parameters() if isinstance(model, nn.Module) else ()
+    owners: dict[int, object] = {id(leaf): name.rpartition(".")[0] for name, leaf in named}
+    modules = groupby(shared, key=lambda leaf: owners.get(id(leaf), id(leaf)))
+    return [sum(leaf.numel() for leaf in own) for _, own in modules]
 
 
 def _direction(combiner: Combiner, gradients: ModelGradients) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +66,12 @@ class FlatParameters(nn.Module):
         self.shared_slices, self.head_slices = self._slices[: len(shared)], self._slices[len(shared) :]
         self.num_shared = sum(value.numel() for value in shared.values())
         self.vector = nn.Parameter(torch.cat([value.detach().flatten() for _, value in named]))
+
+    @property
+    def module_sizes(self) -> list[int]:
+        """How many of the P shared parameters belong to each layer, by the part of a name before its dot."""
+        layers = groupby(self.shared_slices, key=lambda part: part.name.rpartition(".")[0])
+        return [sum(part.stop - part.start for part in layer) for _, layer in layers]
 
     @property
     def shared(self) -> Tensor:
@@ -270,6 +277,7 @@ class Descent(nn.Module):
         super().__init__()
         self.flat, self.combiner = parameters, combiner
         self.max_norm = None if combiner.preconditioned else max_norm
+        combiner.partition(parameters.module_sizes)
         combiner.prepare(parameters.shared)
         self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps)
         self._jacobians: list[Tensor] = []

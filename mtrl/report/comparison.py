@@ -144,11 +144,13 @@ def protocol(run: Run) -> dict[str, Any]:
 
 def configuration(run: Run) -> dict[str, Any]:
     """Return what learns in a run: agent, method, networks and all their numbers."""
+    # A method's option that is not set, empty or null, says as much as a run without that option.
     measured = (*_PROTOCOL, *_INCIDENTAL)
     return {
         key: value
         for key, value in flat(run.config).items()
         if key not in measured and not key.startswith("suite_options.")
+        if "method_options." not in key or value not in ((), None)
     }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mtrl.agents.base import NotesSuccess
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError
@@ -240,6 +241,8 @@ class TrainingLoop:
         if self.config.train.keep_best and result.score > self.best:
             self.saving.keep_best(step, self.state.agent.policy_state())
         self.best = max(self.best, result.score)
+        if isinstance(self.state.agent, NotesSuccess):
+            self.state.agent.note_success(result.success.mean(axis=1))
         self.guard.evaluation(step, result.task_means()["success"])
         if final:
             self.final = result

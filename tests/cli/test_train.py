@@ -14,7 +14,7 @@ from mtrl.combiners import COMBINERS
 from mtrl.config import Config
 from mtrl.config.presets import build_config, load_preset
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
-from mtrl.training.resolve import resolve
+from mtrl.training.resolve import resolve, written_out
 from tests.cli.conftest import Calls
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -85,7 +85,7 @@ def test_tasks_may_be_replaced(calls: Calls) -> None:
 def test_method_options_are_typed_and_complete(calls: Calls) -> None:
     assert train_mt10("--method", "cagrad", "--method.c", "0.4") == 0
     assert calls.config.method == "cagrad"
-    assert calls.config.method_options == {"c": 0.4, "rescale": 1, "solver": "exact"}
+    assert calls.config.method_options == {"c": 0.4, "rescale": 1, "solver": "exact", "preference": ()}
 
 
 def test_preset_supplies_method_options_below_the_flags(calls: Calls) -> None:
@@ -152,7 +152,7 @@ def test_print_config_prints_what_would_be_trained(
     (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
     assert calls.made == []
     assert train_mt10(*line) == 0
-    assert build_config(load_preset("mine.yaml")) == calls.config
+    assert written_out(build_config(load_preset("mine.yaml"))) == calls.config
 
 
 def test_train_script_without_tasks_says_what_to_give(
@@ -188,7 +188,7 @@ MISTAKES = [
     ("--method cagrad --method.c -3", "method cagrad: c "),
     ("--method famo", "famo needs positive losses and SAC's actor loss may be negative."),
     ("--method famo", "--method.shift minimum"),
-    ("--method mean --method.c 3", "--method mean has no options; found --method.c."),
+    ("--method imtl_g --method.c 3", "--method imtl_g has no options; found --method.c."),
     ("--method.actor cagrad --method.actor.d 3", "Did you mean '--method.actor.c'?"),
     ("--method cagrad --method.actor.c 3", "--method.actor has no options; found --method.actor.c."),
     ("--suite metaword", "unknown suite 'metaword'. Did you mean 'metaworld'?"),

@@ -17,6 +17,7 @@ from tests.helpers.gramian_methods import (
     assert_best_steered,
     assert_equal_projections,
     assert_fair,
+    assert_mean_unconflicted,
     assert_on_the_simplex,
     assert_shortest,
     assert_shortest_within_caps,
@@ -39,9 +40,11 @@ from tests.helpers.loss_methods import (
     assert_dual_balance,
     assert_equal_contributions,
     assert_exponential,
+    assert_geometric_mean,
     assert_half_mean,
     assert_inverse_losses,
     assert_one_sign_per_parameter,
+    assert_soft_inverse_losses,
     assert_unit_pull,
 )
 from tests.helpers.properties import (
@@ -128,6 +131,15 @@ ORACLES: dict[str, Row] = {
         options={"temperature": 0.5},
         needs_losses=True,
     ),
+    # One block is the base; test_blocks.py has the rest.
+    "blocks": Row(
+        lambda tasks, norm: 1.0,
+        lambda tasks: 1.0 / tasks,
+        assert_two_task_surgery,
+        options={"sizes": (-1,)},
+        permutation_equivariant=False,  # the drawn orders belong to task numbers
+        oracle_tasks=(2,),
+    ),
     "cagrad": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL),
     # With at least T gradients sampled it is CAGrad itself; test_sampling.py has the rest.
     "cagrad_fast": Row(
@@ -151,6 +163,15 @@ ORACLES: dict[str, Row] = {
     # Losses of 2 for equal rows, an average that keeps 0.9 of its zero start, a sum over tasks.
     "db_mtl": Row(
         lambda tasks, norm: 0.05 * tasks, lambda tasks: 0.05, assert_dual_balance, needs_losses=True
+    ),
+    "dual_proj": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_mean_unconflicted),
+    # Losses have not fallen yet; test_loss_methods.py has the rest.
+    "dwa": Row(
+        lambda tasks, norm: 1.0,
+        lambda tasks: 1.0 / tasks,
+        assert_mean,
+        needs_losses=True,
+        starts_as_mean=True,
     ),
     # Half of the entries are dropped.
     "dropgrad": Row(
@@ -180,6 +201,8 @@ ORACLES: dict[str, Row] = {
     ),
     "famo": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_inverse_losses, needs_losses=True),
     "fs_mtl": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL),
+    # Losses of 2 for equal rows.
+    "gls": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_geometric_mean, needs_losses=True),
     # At each parameter one sign is kept.
     "graddrop": Row(
         lambda tasks, norm: 1.0,
@@ -213,7 +236,21 @@ ORACLES: dict[str, Row] = {
         assert_equal_projections,
         oracle_families=_SOLVABLE,
     ),
+    "imtl_l": Row(
+        lambda tasks, norm: 1.0,
+        lambda tasks: 1.0 / tasks,
+        assert_mean,
+        needs_losses=True,
+        starts_as_mean=True,
+    ),
     "inverse_alpha": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_inverse_temperatures),
+    "ldc_mtl": Row(
+        lambda tasks, norm: 1.0,
+        lambda tasks: 1.0 / tasks,
+        assert_mean,
+        needs_losses=True,
+        starts_as_mean=True,
+    ),
     "loss_proportional": Row(
         lambda tasks, norm: 1.0,
         lambda tasks: 1.0 / tasks,
@@ -249,6 +286,8 @@ ORACLES: dict[str, Row] = {
         scale_power=None,  # its step is taken on the Gramian as it is
         starts_as_mean=True,  # one step is small
     ),
+    # The first running mean is the gradients themselves; test_wrappers.py has the rest.
+    "momentum": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL),
     "nash_mtl": Row(
         lambda tasks, norm: 1.0 / norm,
         lambda tasks: tasks**-0.5,
@@ -266,6 +305,14 @@ ORACLES: dict[str, Row] = {
         assert_two_task_surgery,
         permutation_equivariant=False,  # the drawn orders belong to task numbers
         oracle_tasks=(2,),
+    ),
+    # Without success rates it is FairGrad; test_pivrg.py has the rest.
+    "pivrg": Row(
+        lambda tasks, norm: tasks * (tasks * norm**2) ** (-2.0 / 3.0),
+        lambda tasks: 1.0,
+        functools.partial(assert_fair, alpha=2.0),
+        scale_power=-1.0 / 3.0,
+        oracle_families=_SOLVABLE,
     ),
     # Its weights are drawn: equal tasks get unequal ones.
     "rlw": Row(
@@ -313,6 +360,13 @@ ORACLES: dict[str, Row] = {
         assert_half_mean,
         needs_losses=True,
         starts_as_mean=True,
+    ),
+    "uw_so": Row(
+        lambda tasks, norm: 1.0,
+        lambda tasks: 1.0 / tasks,
+        functools.partial(assert_soft_inverse_losses, temperature=0.3),
+        options={"temperature": 0.3},
+        needs_losses=True,
     ),
     "torchjd": Row(
         lambda tasks, norm: 1.0,

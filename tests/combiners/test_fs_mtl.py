@@ -43,6 +43,21 @@ def test_the_adaptive_step_is_scaled_per_parameter() -> None:
     torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.parametrize("local", [0.0, 0.3, 1.0])
+def test_a_share_of_the_ascent_may_be_the_mean_gradients_as_in_samo(local: float) -> None:
+    problem, rho = Quadratics(3, 5, seed=2), 0.3
+    mean = problem.gradients_at(0.0).mean(dim=0)
+
+    def joint(gradient: Tensor) -> Tensor:
+        along: Tensor = (1.0 - local) * mean + local * mean.norm() * gradient / gradient.norm()
+        step: Tensor = along * (rho / along.norm())
+        return step
+
+    expected = (problem.gradients_at(0.0) + sharpness(problem, joint)).mean(dim=0)
+    result = make_combiner("fs_mtl", num_tasks=3, base="mean", rho=rho, local=local).direction(problem)
+    torch.testing.assert_close(result, expected)
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_without_a_radius_it_is_exactly_the_base(base: str) -> None:
     problem = Quadratics(4, 6, seed=3)

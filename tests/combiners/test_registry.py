@@ -27,8 +27,8 @@ def test_an_unknown_argument_is_refused_with_the_nearest_one() -> None:
 
 
 def test_an_argument_of_a_method_without_any_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown argument 'c' of mean\. It takes none"):
-        make_combiner("mean", num_tasks=2, c=1.0)
+    with pytest.raises(ValueError, match=r"unknown argument 'c' of imtl_g\. It takes none"):
+        make_combiner("imtl_g", num_tasks=2, c=1.0)
 
 
 @pytest.mark.parametrize(

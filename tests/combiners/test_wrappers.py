@@ -16,7 +16,7 @@ from mtrl.combiners.normscale import NormScale
 from tests.helpers.evaluators import Linear, Quadratics
 from tests.helpers.matrices import jacobian
 
-WRAPPERS = ["affinity", "dropgrad", "every", "fs_mtl", "smoothed", "turns"]
+WRAPPERS = ["affinity", "blocks", "dropgrad", "every", "fs_mtl", "momentum", "smoothed", "turns"]
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
@@ -31,10 +31,15 @@ def test_options_of_the_base_are_checked_by_the_base(name: str) -> None:
         make_combiner(name, num_tasks=4, base="modo")
 
 
-@pytest.mark.parametrize("name", ["affinity", "dropgrad", "every", "turns"])
+@pytest.mark.parametrize("name", ["affinity", "blocks", "dropgrad", "every", "momentum", "turns"])
 def test_options_reach_the_base(name: str) -> None:
     rows = jacobian("conflicting", 4, seed=1)
-    options: dict[str, dict[str, Any]] = {"dropgrad": {"rate": 0.0}, "turns": {"groups": 1}}
+    options: dict[str, dict[str, Any]] = {
+        "blocks": {"sizes": (-1,)},
+        "dropgrad": {"rate": 0.0},
+        "momentum": {"decay": 0.0},
+        "turns": {"groups": 1},
+    }
     still = options.get(name, {})
     wrapped = make_combiner(name, num_tasks=4, base="cagrad", base_options={"c": 0.2, "rescale": 0}, **still)
     alone = make_combiner("cagrad", num_tasks=4, c=0.2, rescale=0)
@@ -97,6 +102,18 @@ def test_smoothed_weights_are_the_running_mean_of_the_solved_ones() -> None:
         solved = torch.linalg.lstsq(rows.T, base.combine(rows)).solution
         weights = solved if weights is None else 0.8 * weights + 0.2 * solved
         torch.testing.assert_close(smoothed.combine(rows), weights @ rows, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("base", ["cagrad", "mean", "upgrad"])
+def test_momentum_combines_the_corrected_running_means_of_the_rows(base: str) -> None:
+    combiner = make_combiner("momentum", num_tasks=3, base=base, decay=0.7)
+    seen: list[Tensor] = []
+    for seed in range(5):
+        seen.append(jacobian("conflicting", 3, seed))
+        shares = [0.7 ** (len(seen) - 1 - k) for k in range(len(seen))]
+        means = sum(share * rows for share, rows in zip(shares, seen, strict=True)) / sum(shares)
+        expected = make_combiner(base, num_tasks=3).combine(torch.as_tensor(means))
+        torch.testing.assert_close(combiner.combine(seen[-1]), expected, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["every", "normscale"])

@@ -166,6 +166,15 @@ def assert_unconflicted(jacobian: Tensor, direction: Tensor) -> None:
     assert (jacobian @ direction >= -1e-9 * norms * norms.mean()).all()
 
 
+def assert_mean_unconflicted(jacobian: Tensor, direction: Tensor) -> None:
+    """The direction is the mean plus the positive mix of rows that a solver of least squares finds."""
+    norms = jacobian.norm(dim=1, keepdim=True)
+    mean, unit = jacobian.mean(dim=0), jacobian / norms
+    added = scipy.optimize.nnls(unit.T.numpy(), -mean.numpy())[0]
+    assert (direction - mean - torch.from_numpy(added) @ unit).norm() <= 1e-7 * norms.mean()
+    assert (unit @ direction >= -1e-9 * norms.mean()).all()
+
+
 def assert_on_the_simplex(jacobian: Tensor, direction: Tensor) -> None:
     """The direction is a sum of the rows with positive weights that add up to 1."""
     norms = jacobian.norm(dim=1, keepdim=True)

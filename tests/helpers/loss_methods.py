@@ -45,6 +45,23 @@ def assert_inverse_losses(jacobian: Tensor, direction: Tensor) -> None:
     torch.testing.assert_close(direction, expected / total)
 
 
+def assert_geometric_mean(jacobian: Tensor, direction: Tensor) -> None:
+    """GLS: the gradient of the geometric mean of losses that have these rows as gradients."""
+    theta = torch.zeros(jacobian.shape[1], dtype=torch.float64, requires_grad=True)
+    losses = losses_of(jacobian) + jacobian @ theta
+    (expected,) = torch.autograd.grad(losses.prod() ** (1.0 / len(jacobian)), theta)
+    torch.testing.assert_close(direction, expected)
+
+
+def assert_soft_inverse_losses(jacobian: Tensor, direction: Tensor, *, temperature: float) -> None:
+    """UW-SO: weights in proportion to exp(1 / (loss temperature)), of sum 1."""
+    powers = [math.exp(1.0 / (loss * temperature)) for loss in losses_of(jacobian).tolist()]
+    expected = torch.zeros_like(direction)
+    for row, power in zip(jacobian, powers, strict=True):
+        expected += row * (power / math.fsum(powers))
+    torch.testing.assert_close(direction, expected)
+
+
 def assert_half_mean(jacobian: Tensor, direction: Tensor) -> None:
     """UW's first direction: half the mean."""
     torch.testing.assert_close(direction, jacobian.sum(dim=0) / (2 * len(jacobian)))

@@ -46,6 +46,21 @@ def test_options_and_other_settings_make_rows_and_labels(tmp_path: Path) -> None
     ]
 
 
+def test_an_option_that_is_not_set_is_as_one_that_a_run_of_before_did_not_have(tmp_path: Path) -> None:
+    options: list[dict[str, Any]] = [
+        {"c": 0.4},
+        {"c": 0.4, "preference": []},
+        {"c": 0.4, "preference": [1.0, 2.0]},
+    ]
+    runs = [
+        _run(tmp_path / str(seed), method="cagrad", seed=seed, config={"method_options": chosen})
+        for seed, chosen in enumerate(options)
+    ]
+    groups = group(runs)
+    assert [[run.seed for run in row.runs] for row in groups] == [[0, 1], [2]]
+    assert groups[1].label == "cagrad (preference=1.0, 2.0)"
+
+
 def test_options_that_tell_no_rows_apart_are_not_in_the_labels(tmp_path: Path) -> None:
     methods = {"mean": {}, "cagrad": {"c": 0.1, "rescale": 1}, "sdmgrad": {"lam": 0.6}}
     runs = [

@@ -172,6 +172,11 @@ class SACAgent:
         self._evaluations = self._graphed[self.updates % self.config.sac.actor_every == 0]()
         self.updates += 1
 
+    def note_success(self, rates: NDArray[np.float64]) -> None:
+        """Hand the tasks' success rates [T] to methods that look at them (`pivrg`)."""
+        for network in (self.update.critic, self.update.actor):
+            network.combiner.note_success(torch.from_numpy(rates))
+
     def wait(self) -> None:
         """Wait for the updates that `learn` started."""
         if self.device.type == "cuda":

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtrl.combiners.solvers.backends import backend_of, converged, symmetric
 from mtrl.combiners.solvers.gramian import cosines
-from mtrl.combiners.solvers.path import follow, tolerance_of
+from mtrl.combiners.solvers.path import follow, tolerance_of, units_of
 
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
 _START = 1.0  # least value of x and y at the start of the interior-point steps
@@ -48,6 +48,27 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
         else:
             x = _walked(cosine, x, violated, max(_SOLVED, 1e-2 * ridge))
         return x + unit
+
+
+def cone_projection(gram: Tensor, weights: Tensor, *, ridge: float) -> Tensor:
+    """Return v [T] in float64: `v @ J` is the projection of `weights @ J` on the cone {d: J d >= 0}.
+
+    v minimises v'Mv subject to v >= weights, [T] and >= 0, for the Gramian M [T, T]. What the projection adds
+    is the shortest x with g_i.x >= -g_i.g0 for all tasks, g0 = weights @ J: the end nu = 0 of a path (see
+    `path`) with amounts 1. `ridge` is as for `cone_weights`.
+    """
+    backend = backend_of(gram)
+    with backend.quiet():
+        exact, wanted = backend.gramian(gram), backend.ready(weights)
+        units = units_of(backend, exact)
+        there = backend.xp.where(units.inverse > 0.0, 1.0, units.inverse * 0.0)
+        parts = wanted * exact.diagonal().clip(0.0) ** 0.5
+        most = parts.max()
+        parts = parts / backend.select(most > 0.0, most, most + 1.0)
+        matrix = units.cosines + backend.unit(units.cosines) * ridge
+        offsets = (matrix * parts).sum(1)
+        end = follow(backend, matrix, there, offsets, to_length=False, tolerance=tolerance_of(0.0))
+        return backend.tensor(wanted + end.weights * units.inverse * most)
 
 
 def violation(cosine: Tensor, weights: Tensor) -> Tensor:

@@ -46,16 +46,23 @@ def best_around(
         return backend.tensor(step * radius + centre), backend.tensor(dual)
 
 
-def around_gap(gram: Tensor, c: float, weights: Tensor, dual: Tensor, factor: Tensor | None = None) -> Tensor:
-    """Return `ball_gap` of the direction of these weights [T] around the mean gradient, a 0-dim tensor.
+def around_gap(
+    gram: Tensor,
+    c: float,
+    weights: Tensor,
+    dual: Tensor,
+    factor: Tensor | None = None,
+    reference: Tensor | None = None,
+) -> Tensor:
+    """Return `ball_gap` of the direction of these weights [T] around g0 (see `best_around`), a 0-dim tensor.
 
-    0 where the mean gradient, and so the ball, vanishes by the Gramian's rounding.
+    0 where g0, and so the ball, vanishes by the Gramian's rounding.
     """
     backend = backend_of(gram)
-    linear, radius = (
-        backend.tensor(part) for part in _gains(backend, backend.gramian(gram), 1.0 / len(gram), c)
-    )
-    step = (weights - 1.0 / len(gram)) / torch.where(radius > 0.0, radius, torch.inf)
+    centre = 1.0 / len(gram) if reference is None else reference
+    ready = centre if reference is None else backend.ready(reference)
+    linear, radius = (backend.tensor(part) for part in _gains(backend, backend.gramian(gram), ready, c))
+    step = (weights - centre) / torch.where(radius > 0.0, radius, torch.inf)
     gap = ball_gap(gram, linear if factor is None else linear * factor, step, dual)
     return torch.where(radius > 0.0, gap, 0.0)
 

@@ -1,0 +1,122 @@
+"""Blocks: a method applied to each module's parameters by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.combiners._families import forward_requirements, make_base
+from mtrl.combiners._state import scrambled
+from mtrl.combiners.base import Combiner, JacobianCombiner
+
+
+class Blocks(JacobianCombiner):
+    """Blocks: the base method combines each block of columns of the Jacobian by itself, such as a layer's.
+
+    Modular Gradient Surgery, 2026 (arXiv:2602.02301), which is this with `pcgrad` as base and modules as
+    blocks: tasks may conflict in one module and agree in another.
+
+    Args:
+        base: Name of the method; each block has an instance.
+        base_options: Arguments of the base method.
+        sizes: Numbers of columns of the blocks, in their order; -1, once, stands for the rest. Empty: one
+            block per module, which training and `mtl_step` know and `partition` tells.
+
+    `weights` of the metrics are the means over all parameters. Losses go to every instance as they are.
+    """
+
+    name = "blocks"
+    needs_also = "the sizes of the modules (the option `sizes`, or a call of `partition`)"
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        base: str = "pcgrad",
+        base_options: Mapping[str, Any] | None = None,
+        sizes: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self._base, self._options = base, base_options
+        template = make_base(self.name, base, base_options, num_tasks)  # refuses what does not fit
+        self.capturable, self.jacobians = template.capturable, template.jacobians
+        forward_requirements(self, template)
+        self.bases = nn.ModuleList()
+        self._sizes: list[int] = []
+        self._own_sizes = bool(sizes)
+        if sizes:
+            self._partition(sizes)
+
+    def partition(self, sizes: Sequence[int]) -> None:
+        """Divide the columns into blocks of these sizes, unless the option `sizes` has done so.
+
+        Raises:
+            ValueError: sizes that are no positive integers, or of another number of blocks than before.
+        """
+        if not self._own_sizes:
+            self._partition(sizes)
+
+    def _partition(self, sizes: Sequence[int]) -> None:
+        wrong = any(
+            isinstance(size, bool) or not isinstance(size, int) or size == 0 or size < -1 for size in sizes
+        )
+        if wrong or not sizes or list(sizes).count(-1) > 1:
+            raise ValueError(
+                f"sizes must be positive numbers of columns, one of which may be -1; found {sizes!r}."
+            )
+        self._make(len(sizes))
+        self._sizes = list(sizes)
+        self.needs_also = ""
+
+    def _make(self, count: int) -> None:
+        """Make the bases, each with a random stream of its own."""
+        if len(self.bases) == 0:
+            made = [make_base(self.name, self._base, self._options, self.num_tasks) for _ in range(count)]
+            self.bases.extend(base.to(self.last_weights.device) for base in made)
+            members = [module for module in self.bases.modules() if isinstance(module, Combiner)]
+            keys = torch.arange(1, len(members) + 1, device=self.stream.device)
+            streams = scrambled(keys, torch.zeros_like(self.stream), self.stream)
+            for member, stream in zip(members, streams, strict=True):
+                member.stream.fill_(stream)
+        if len(self.bases) != count:
+            raise ValueError(
+                f"this instance has {len(self.bases)} blocks; found {count}. Make one combiner per network."
+            )
+
+    def _columns(self, parameters: int) -> list[int]:
+        """Return the numbers of columns of the blocks; raises where they do not make up all of them."""
+        known = sum(size for size in self._sizes if size > 0)
+        sizes = [parameters - known if size == -1 else size for size in self._sizes]
+        if sum(sizes) != parameters or min(sizes, default=0) < 1:
+            raise ValueError(f"sizes must add up to the {parameters} columns; found {self._sizes}.")
+        return sizes
+
+    def prepare(self, parameters: Tensor) -> None:
+        """Make room for the states of the bases, each over its block of `parameters` [P]."""
+        blocks = parameters.split(self._columns(parameters.numel()))
+        for base, block in zip(self.bases, blocks, strict=True):
+            cast(Combiner, base).prepare(block)
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        sizes = self._columns(jacobian.shape[1])
+        bases = [cast(Combiner, base) for base in self.bases]
+        blocks = zip(bases, jacobian.split(sizes, dim=1), strict=True)
+        direction = torch.cat([base.combine(block, losses) for base, block in blocks])
+        weights = [base.last_weights * (size / sum(sizes)) for base, size in zip(bases, sizes, strict=True)]
+        self.last_weights.copy_(torch.stack(weights).sum(dim=0))
+        return direction
+
+    def _after_step(self, losses: Tensor) -> None:
+        for base in self.bases:
+            cast(Combiner, base).after_step(losses)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A fresh instance does not know the modules before its state arrives.
+        lead = f"{prefix}bases."
+        saved = {key.removeprefix(lead).partition(".")[0] for key in state_dict if key.startswith(lead)}
+        if saved and not len(self.bases):
+            self._make(len(saved))
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,61 @@
+"""DWA: tasks whose losses fall slowly weigh more."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.combiners._checks import check_count, check_number
+from mtrl.combiners._state import LossOrigin
+from mtrl.combiners.base import LossCombiner
+
+
+class DWA(LossCombiner):
+    """DWA (dynamic weight average): weights are the softmax of L_t / L_{t-1} over a temperature.
+
+    Liu, Johns and Davison, CVPR 2019 (arXiv:1803.10704), equation 7. L_t and L_{t-1} are the task's mean
+    losses in the last two complete windows of updates; until there are two, the tasks weigh equal.
+
+    Args:
+        temperature: Above 1 the weights are more equal (paper: 2).
+        window: Updates whose mean loss is one L; the paper's is an epoch. With 1 the present loss is compared
+            with the one before, which is noisy.
+        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
+            task's lowest value so far, plus one (ours): a task that only falls then has the ratio 1.
+
+    Weights sum to 1 (the mean's convention) instead of T. A loss below 1e-8 counts as that.
+    """
+
+    name = "dwa"
+    positive_losses = True
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        temperature: float = 2.0,
+        window: int = 1,
+        shift: Literal["none", "minimum"] = "none",
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.temperature = check_number("temperature", temperature, low=1e-6)
+        self.window = check_count("window", window)
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
+        self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
+        self.running = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))  # mean of the present window
+        self.latest = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))  # mean of the last window
+        self.ratio = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))  # of the last two windows
+
+    def _weights(self, losses: Tensor) -> Tensor:
+        """Return weights [T] that sum to 1 for losses [T], which join the present window first."""
+        place = self.step.remainder(self.window) + 1.0  # of this update in its window
+        self.step.add_(1.0)
+        self.running.lerp_(self.origin(losses), 1.0 / place)  # at place 1 it forgets the window before
+        complete, second = place == self.window, self.step >= 2.0 * self.window
+        ratio = self.running / torch.where(second, self.latest, 1.0)
+        self.ratio.copy_(torch.where(complete & second, ratio, self.ratio))
+        self.latest.copy_(torch.where(complete, self.running, self.latest))
+        return torch.softmax(self.ratio / self.temperature, dim=0).to(losses.dtype)

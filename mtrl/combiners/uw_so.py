@@ -1,0 +1,43 @@
+"""UW-SO: the optimal weights of uncertainty weighting, made less unequal by a softmax."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners._checks import check_number
+from mtrl.combiners._state import LossOrigin
+from mtrl.combiners.base import LossCombiner
+
+
+class UWSO(LossCombiner):
+    """UW-SO (soft optimal uncertainty weighting): weights are the softmax of 1 / loss_t over a temperature.
+
+    Kirchdorfer et al., 2024 (arXiv:2408.07985): for given losses the weights that minimise the objective of
+    `uw` are proportional to 1 / loss_t; the softmax of these is what a task weighs.
+
+    Args:
+        temperature: Above 1 the weights are more equal. It is in units of 1 / loss, so its value depends on
+            the losses' scale (the paper tunes it; 1 is ours).
+        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
+            task's lowest value so far, plus one (ours), so that no inverse exceeds 1.
+
+    A loss below 1e-8 counts as that.
+    """
+
+    name = "uw_so"
+    positive_losses = True
+
+    def __init__(
+        self, *, num_tasks: int, temperature: float = 1.0, shift: Literal["none", "minimum"] = "none"
+    ) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.temperature = check_number("temperature", temperature, low=1e-6)
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
+
+    def _weights(self, losses: Tensor) -> Tensor:
+        inverse = self.origin(losses).reciprocal()
+        return torch.softmax(inverse / self.temperature, dim=0).to(losses.dtype)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mtrl import mtl_step
+from mtrl.combiners import make_combiner
+from mtrl.combiners.blocks import Blocks
+from tests.helpers.agents import sac_config, sac_update
+from tests.helpers.matrices import jacobian
+
+
+@pytest.mark.parametrize("base", ["cagrad", "adatask", "famo", "graddrop", "nash_mtl"])
+def test_each_block_is_the_base_on_its_columns(base: str) -> None:
+    combiner = make_combiner("blocks", num_tasks=3, base=base, sizes=(5, -1))
+    alone = [make_combiner(base, num_tasks=3) for _ in range(2)]
+    losses = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    for member, own in zip(combiner.bases, alone, strict=True):  # type: ignore[arg-type]
+        own.stream.copy_(member.stream)
+    for seed in range(3):
+        rows = jacobian("conflicting", 3, seed)
+        parts = [rows[:, :5], rows[:, 5:]]
+        expected = [own.combine(part, losses) for own, part in zip(alone, parts, strict=True)]
+        torch.testing.assert_close(combiner.combine(rows, losses), torch.cat(expected))
+        for own in (combiner, *alone):
+            own.after_step(losses * torch.tensor([0.9, 1.1, 0.5]))
+
+
+class Conflict(nn.Module):
+    """Two tasks that agree on one layer and conflict on the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(1, 1).double()
+        self.second = nn.Linear(1, 1).double()
+
+    def losses(self, batch: int = 0) -> torch.Tensor:
+        agreed = self.first.weight.sum() + self.first.bias.sum()
+        apart = self.second.weight.sum() + 2.0 * self.second.bias.sum()
+        return torch.stack((agreed + apart, agreed - 3.0 * apart))
+
+
+def test_a_step_takes_the_modules_as_blocks() -> None:
+    model = Conflict()
+    before = [p.detach().clone() for p in model.parameters()]
+    combiner = make_combiner("blocks", num_tasks=2, base="pcgrad")
+    mtl_step(combiner, model.losses, model, torch.optim.SGD(model.parameters(), lr=1.0))
+    moves = torch.cat(
+        [(old - new).detach().flatten() for old, new in zip(before, model.parameters(), strict=True)]
+    )
+    # Gradients that agree are averaged; of those that conflict along one line nothing is left.
+    torch.testing.assert_close(moves, torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64))
+    assert len(combiner.bases) == 2  # type: ignore[arg-type]
+
+
+def test_training_takes_the_layers_as_blocks_and_each_draws_for_itself() -> None:
+    update = sac_update(sac_config("blocks"))
+    for network in (update.critic, update.actor):
+        combiner = network.combiner
+        assert isinstance(combiner, Blocks)
+        assert len(combiner.bases) == 3  # two layers and the head
+        streams = {int(base.stream) for base in combiner.bases}  # type: ignore[arg-type]
+        assert len(streams) == 3
+    again = sac_update(sac_config("blocks"))
+    assert all(torch.equal(a, b) for a, b in zip(update.buffers(), again.buffers(), strict=True))
+
+
+def test_a_fresh_instance_takes_the_number_of_blocks_from_a_saved_state() -> None:
+    rows, losses = jacobian("conflicting", 3, seed=0), torch.ones(3, dtype=torch.float64)
+    first, second = (make_combiner("blocks", num_tasks=3, base="momentum") for _ in range(2))
+    first.partition((4, rows.shape[1] - 4))
+    first.combine(rows, losses)
+    second.load_state_dict(first.state_dict())
+    second.partition((4, rows.shape[1] - 4))
+    rows = jacobian("conflicting", 3, seed=1)
+    assert torch.equal(first.combine(rows, losses), second.combine(rows, losses))
+    with pytest.raises(ValueError, match="this instance has 2 blocks; found 3"):
+        second.partition((1, 1, 1))
+
+
+def test_unknown_blocks_are_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"blocks needs the sizes of the modules .*mtl_step"):
+        make_combiner("blocks", num_tasks=2).combine(torch.eye(2))
+
+
+@pytest.mark.parametrize("sizes", [(0, -1), (-1, -1), (1.5,), (True, 2), (-2,)])
+def test_sizes_that_are_none_are_refused(sizes: Any) -> None:
+    with pytest.raises(ValueError, match="sizes must be positive numbers of columns"):
+        make_combiner("blocks", num_tasks=2, sizes=sizes)
+
+
+@pytest.mark.parametrize("sizes", [(3,), (2, 3), (4, -1)])
+def test_sizes_that_do_not_make_up_the_columns_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="sizes must add up to the 4 columns"):
+        make_combiner("blocks", num_tasks=2, sizes=sizes).combine(torch.ones(2, 4))

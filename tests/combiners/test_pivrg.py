@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from mtrl import train
+from mtrl.agents.sac.agent import SACAgent
+from mtrl.combiners import make_combiner
+from mtrl.combiners.pivrg import PIVRG
+from mtrl.config.schema import EvalConfig
+from mtrl.runs.checkpoint import load_checkpoint
+from tests.helpers.agents import sac_agent, sac_config
+from tests.helpers.matrices import jacobian
+from tests.helpers.short_runs import counting
+
+RATES = (1.0, 0.25, 0.0, 0.5)
+
+
+def preferences(rates: tuple[float, ...], temperature: float) -> torch.Tensor:
+    powers = torch.tensor([(1.0 - rate) / temperature for rate in rates], dtype=torch.float64).exp()
+    return len(rates) * powers / powers.sum()
+
+
+@pytest.mark.parametrize("family", ["iid", "common", "conflicting", "spread_3"])
+def test_weights_solve_the_equation_of_the_paper(family: str) -> None:
+    rows = jacobian(family, 4, seed=2)
+    combiner = PIVRG(num_tasks=4, temperature=0.3)
+    combiner.note_success(torch.tensor(RATES))
+    direction = combiner.combine(rows)
+    weights = torch.linalg.lstsq(rows.T, direction).solution
+    torch.testing.assert_close(
+        rows @ direction, (preferences(RATES, 0.3) / weights).sqrt(), rtol=1e-6, atol=0.0
+    )
+    assert combiner.metrics()["residual"] < 1e-6
+
+
+def test_equal_rates_and_none_are_fairgrad() -> None:
+    rows = jacobian("conflicting", 4, seed=0)
+    expected = make_combiner("fairgrad", num_tasks=4, alpha=2.0).combine(rows)
+    for rates in (None, torch.full((4,), 0.7), torch.full((4,), torch.nan)):
+        combiner = PIVRG(num_tasks=4)
+        if rates is not None:
+            combiner.note_success(rates)
+        torch.testing.assert_close(combiner.combine(rows), expected)
+
+
+def test_a_task_without_a_rate_keeps_a_preference_of_one() -> None:
+    combiner = PIVRG(num_tasks=3)
+    combiner.note_success(torch.tensor([0.0, torch.nan, 1.0]))
+    found = combiner.metrics()["preference"]
+    torch.testing.assert_close(found[[0, 2]], preferences((0.0, 1.0), 1.0))
+    assert found[1] == 1.0
+
+
+@pytest.mark.parametrize("rates", [[0.1, 0.2], [0.1, 1.2, 0.0], [-0.1, 0.0, 0.0]])
+def test_what_is_no_rate_per_task_is_refused(rates: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"success rates must be 3 numbers in \[0, 1\]"):
+        PIVRG(num_tasks=3).note_success(torch.tensor(rates))
+
+
+def test_methods_around_it_hand_rates_on() -> None:
+    grouped = make_combiner("turns", num_tasks=4, base="pivrg", order=(3, 1, 0, 2))
+    smoothed = make_combiner("smoothed", num_tasks=4, base="pivrg")
+    for combiner in (grouped, smoothed, make_combiner("mean", num_tasks=4)):
+        combiner.note_success(torch.tensor(RATES))
+    found = [base.preference for base in grouped.modules() if isinstance(base, PIVRG)]
+    for group, preference in zip(((3, 1), (0, 2)), found, strict=True):
+        torch.testing.assert_close(preference, preferences(tuple(RATES[task] for task in group), 1.0))
+    (inner,) = [base for base in smoothed.modules() if isinstance(base, PIVRG)]
+    torch.testing.assert_close(inner.preference, preferences(RATES, 1.0))
+
+
+def test_an_agent_tells_the_methods_of_both_networks() -> None:
+    agent = sac_agent(sac_config("pivrg"))
+    agent.note_success(torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64).numpy())
+    for network in (agent.update.critic, agent.update.actor):
+        found = cast(PIVRG, network.combiner).preference
+        torch.testing.assert_close(found, preferences((1.0, 0.0, 0.5), 1.0))
+
+
+@pytest.mark.dear
+def test_a_run_notes_its_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[list[float]] = []
+    own = SACAgent.note_success
+
+    def noting(agent: SACAgent, rates: NDArray[np.float64]) -> None:
+        noted.append(rates.tolist())
+        own(agent, rates)
+
+    monkeypatch.setattr(SACAgent, "note_success", noting)
+    settings = counting(
+        method="pivrg", eval=EvalConfig(interval=30, episodes_per_task=2, final_episodes_per_task=2)
+    )
+    result = train(settings, tmp_path / "run")
+    assert len(noted) == 2
+    assert result.evaluation is not None
+    assert noted[-1] == result.evaluation.success.mean(axis=1).tolist()
+    state = load_checkpoint(tmp_path / "run")[1]["agent"]["update"]
+    expected = preferences(tuple(noted[-1]), 1.0)
+    torch.testing.assert_close(state["critic.combiner.preference"], expected)
