@@ -1,7 +1,5 @@
 """Blocks: a method applied to each module's parameters by itself."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 

@@ -23,7 +23,7 @@ class CAGrad(GramCombiner):
         rescale: Divides the direction by 1 (0), by 1 + c^2 (1, the authors' RL code) or by 1 + c (2).
         solver: `exact` solves the dual; `paper` takes 20 SGD steps on softmax logits (authors' RL code),
             which leave gaps of 1e-2 in the objective at 50 tasks and fail where norms differ strongly.
-        preference: Weight of each task in g0, as they are; empty: 1/T each. `exact` only.
+        preference: Weight of each task in g0, used as given; empty: 1/T each. With `exact` only.
 
     Deviation of `exact` from the authors' RL code: nothing is added under square roots; their 1e-4 makes
     gradients below 1e-2 count for nothing. Zero gradients (in a smooth transition near 1e-16 of the longest,

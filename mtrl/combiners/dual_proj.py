@@ -1,7 +1,5 @@
 """DualProj (GEM): the mean gradient, projected on the cone of directions that harm no task."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +17,7 @@ class DualProj(GramCombiner):
     v >= 1 / T for the Gramian M. `upgrad` projects each gradient instead of their mean.
 
     Args:
-        preference: Weight of each task in the vector that is projected, as they are; empty: 1 / T each.
+        preference: Weight of each task in the vector that is projected, used as given; empty: 1 / T each.
 
     Deviations from TorchJD: the program is solved on the device to rounding error, and the Gramian's norm and
     regularisation constants, which replace small gradients by their mean, are absent.

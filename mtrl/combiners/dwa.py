@@ -1,7 +1,5 @@
 """DWA: tasks whose losses fall slowly weigh more."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """GLS: the geometric mean of the losses."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

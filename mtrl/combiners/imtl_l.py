@@ -1,7 +1,5 @@
 """IMTL-L: a learned scale per task that brings all losses to 1."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

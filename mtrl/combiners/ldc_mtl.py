@@ -1,7 +1,5 @@
 """LDC-MTL: learned weights that even out the weighted losses."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -10,7 +10,7 @@ class Mean(LossCombiner):
     """Fixed weights, by default 1/T: the direction is the gradient of the mean loss (linear scalarisation).
 
     Args:
-        weights: Weight of each task, as they are: their sum scales the step. Empty: 1/T each.
+        weights: Weight of each task, used as given: their sum scales the step. Empty: 1/T each.
     """
 
     name = "mean"

@@ -1,7 +1,5 @@
 """Momentum before combining: a method on running means of the task gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """PIVRG: FairGrad in which tasks that succeed less often count more."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

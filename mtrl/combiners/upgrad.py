@@ -17,7 +17,7 @@ class UPGrad(GramCombiner):
     what a task contributes is proportional to its gradient's length.
 
     Args:
-        preference: Weight of each task's projected gradient, as they are; empty: 1/T each.
+        preference: Weight of each task's projected gradient, used as given; empty: 1/T each.
 
     Deviations from the authors' library: the programs are solved to rounding error on the device, as one
     batch. Its constants for the Gramian's norm and regularisation (1e-4), which replace small gradients by

@@ -1,7 +1,5 @@
 """UW-SO: the optimal weights of uncertainty weighting, made less unequal by a softmax."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
