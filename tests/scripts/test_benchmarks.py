@@ -17,6 +17,7 @@ from mtrl_benchmarks import _implementations, _measures, _published, _timing, co
 from mtrl_benchmarks._families import EXTREME, FAMILIES, jacobian, widened
 from mtrl_benchmarks.combiners import ACCURACY_KEYS, ROW_KEYS
 from mtrl_benchmarks.command import main as main_benchmark
+from mtrl_benchmarks.nodes import ROW_KEYS as NODE_KEYS
 from torch import Tensor
 
 TINY = ["--parameters", "60", "--repetitions", "1", "--seconds", "1"]
@@ -254,3 +255,20 @@ def test_a_presets_update_is_timed_with_all_its_settings(tmp_path: Path) -> None
         ("mtrl, laptop", "cagrad", "128, 256"),
     ]
     assert all(row["ms"] > 0 for row in rows)
+
+
+@pytest.mark.dear
+def test_nodes_of_an_update_are_counted_without_a_gpu(tmp_path: Path) -> None:
+    target = tmp_path / "nodes.json"
+    flags = ["--tasks", "3", "--methods", "mean", "nash_mtl", "aligned_mtl", "--json", str(target)]
+    assert main_benchmark(["nodes", *flags]) == 0
+    rows = {row["method"]: row for row in json.loads(target.read_text())["rows"]}
+    assert all(tuple(row) == NODE_KEYS for row in rows.values())
+    mean, nash = rows["mean"], rows["nash_mtl"]
+    assert nash["nodes"] > mean["nodes"] > 100
+    assert mean["ratio_to_mean"] == 1.0
+    # Three networks of three hidden layers, forward and backward, at 3 x 128 rows, are about 4 GFLOP.
+    assert 2.0 < mean["gflop"] < 8.0
+    assert mean["host_reads"] == mean["host_copies"] == 0
+    assert rows["aligned_mtl"]["eager"]
+    assert rows["aligned_mtl"]["nodes"] is None

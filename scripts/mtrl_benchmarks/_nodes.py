@@ -1,0 +1,158 @@
+"""What an update launches, seen by a dispatch mode on the meta device, and the constants of the estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mtrl.agents import AGENTS
+from mtrl.agents.base import TaskSpec
+from mtrl.combiners import COMBINERS
+from mtrl.config.presets import build_config, load_preset
+
+META = torch.device("meta")
+
+# Estimates for an H100-class GPU, until they are measured: a graph node of a small kernel (1.3 to 2.5 us),
+# and matrix products in single precision and in TF32.
+MICROSECONDS_PER_NODE = 1.7
+TERAFLOPS = {"highest": 35.0, "high": 150.0}
+
+# Operations that launch nothing: views and allocations.
+_FREE = {
+    "alias", "as_strided", "chunk", "detach", "diagonal", "empty", "empty_like", "empty_strided", "expand",
+    "lift_fresh", "movedim", "narrow", "new_empty", "new_empty_strided", "permute", "reshape", "select",
+    "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
+    "_reshape_alias", "_unsafe_view", "is_same_size",
+}  # fmt: skip
+# Operations of several kernels; lower estimates. A functional scatter copies first.
+_KERNELS = {
+    "index_copy": 2, "index_fill": 2, "index_put": 2, "index_add": 2, "scatter": 2, "scatter_add": 2,
+    "scatter_reduce": 2, "masked_fill": 2, "select_scatter": 2, "slice_scatter": 2, "diagonal_scatter": 2,
+    "constant_pad_nd": 2, "eye": 2, "sort": 3, "argsort": 3, "native_layer_norm_backward": 2,
+    "linalg_cholesky_ex": 6, "_cholesky_solve_helper": 6, "linalg_solve_triangular": 5,
+    "_linalg_solve_ex": 10, "_linalg_eigh": 20,
+}  # fmt: skip
+# Operations whose result, or its shape, the host has to know.
+_READS = {
+    "_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2",
+    "_linalg_eigh", "linalg_eigh", "_linalg_svd", "linalg_svd", "multinomial", "bincount", "allclose",
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Counts:
+    """Kernels of one update."""
+
+    updates: int  # of the preset's whole run
+    precision: str  # of matrix products
+    capturable: bool
+    nodes: int = 0
+    float64_nodes: int = 0
+    flop: float = 0.0  # of matrix products
+    host_reads: list[str] = dataclasses.field(default_factory=list)
+    host_copies: list[str] = dataclasses.field(default_factory=list)
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self, counts: Counts) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._counts = counts
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        base = name if name.startswith("_foreach") else name.rstrip("_")
+        given = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        made = [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if not any(tensor.is_meta for tensor in given + made):
+            return result
+        if base in _READS:
+            self._counts.host_reads.append(name)
+        # A 0-dim tensor of the host is an argument of the kernel; a longer one is copied.
+        if any(not tensor.is_meta and tensor.dim() > 0 for tensor in given):
+            self._counts.host_copies.append(name)
+        if base in _FREE:
+            return result
+        in_place = name.endswith("_") and base in _KERNELS
+        kernels = 1 if in_place else _KERNELS.get(base, 1)
+        self._counts.nodes += kernels
+        if any(tensor.dtype == torch.float64 for tensor in made):
+            self._counts.float64_nodes += kernels
+        if base in ("mm", "bmm"):
+            self._counts.flop += 2.0 * given[0].numel() * given[1].shape[-1]
+        elif base in ("addmm", "baddbmm"):
+            self._counts.flop += 2.0 * given[1].numel() * given[2].shape[-1]
+        return result
+
+
+class _Stream:
+    """Stands in for `RandomStream`: the meta device has no generator, and graphs draw no numbers."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.generator = None
+
+
+class _Adam:
+    """Stands in for fused Adam, which the meta device lacks: a kernel for the count and one for the step."""
+
+    def __init__(self, parameter: Tensor, *, lr: float, eps: float = 1e-8) -> None:
+        self._parameter, self._step = parameter, torch.empty((), device=META)
+        self.param_groups = [{"lr": torch.empty((), device=META), "params": [parameter]}]
+
+    def step(self) -> None:
+        assert self._parameter.grad is not None
+        self._step.add_(1.0)
+        self._parameter.detach().add_(self._parameter.grad)
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in ("gradients.per_task", "agents.sac.update"):
+            stack.enter_context(mock.patch(f"mtrl.{module}.make_adam", _Adam))
+        for module in ("agent", "replay", "noise_hold"):
+            stack.enter_context(mock.patch(f"mtrl.agents.sac.{module}.RandomStream", _Stream))
+        yield
+
+
+def count(preset: str, method: str, tasks: int) -> Counts:
+    """Count an update of all networks with a preset's settings, for `tasks` tasks of Meta-World's sizes."""
+    options: dict[str, Any] = {}
+    if "shift" in inspect.signature(COMBINERS[method]).parameters:
+        options["shift"] = "minimum"
+    if method == "torchjd":
+        options["aggregator"] = "UPGrad"
+    own = {"method": method, "method_options": options, "tasks": ("MT10",)}
+    config = build_config(load_preset(preset), own)
+    updates = (config.steps - config.train.warmup_steps) * config.train.updates_per_step
+    spec = TaskSpec(tuple(f"task {number}" for number in range(tasks)), config.env.envs_per_task, 39, 4)
+    with _stand_ins():
+        agent: Any = AGENTS[config.agent](config, spec, META)
+        counts = Counts(updates, config.train.matmul_precision, agent.update.capturable)
+        agent.replay.size = agent.replay.capacity
+        try:
+            agent._update_once(True)  # the first update makes what stays: constants, Jacobians
+            with _Counter(counts):
+                agent._update_once(True)
+        except (RuntimeError, NotImplementedError) as error:
+            # The host asked for a value, which a meta tensor does not have: the counts end there.
+            counts.host_reads.append(str(error).splitlines()[0])
+            counts.capturable = False
+    return counts
+
+
+def estimated_ms(counts: Counts) -> float:
+    """Milliseconds of an update that is one graph: launches and matrix products one after another."""
+    products = counts.flop / (TERAFLOPS[counts.precision] * 1e9)
+    return MICROSECONDS_PER_NODE * counts.nodes / 1e3 + products
