@@ -30,8 +30,8 @@ TERAFLOPS = {"highest": 35.0, "high": 150.0}
 _FREE = {
     "alias", "as_strided", "chunk", "detach", "diagonal", "empty", "empty_like", "empty_strided", "expand",
     "lift_fresh", "movedim", "narrow", "new_empty", "new_empty_strided", "permute", "reshape", "select",
-    "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
-    "_reshape_alias", "_unsafe_view", "is_same_size",
+    "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze",
+    "view", "_reshape_alias", "_unsafe_view", "is_same_size",
 }  # fmt: skip
 # Operations of several kernels; lower estimates. A functional scatter copies first.
 _KERNELS = {
