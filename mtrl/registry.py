@@ -13,6 +13,7 @@ import re
 import sys
 import typing
 from collections.abc import Collection, Iterator, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,10 +153,30 @@ def load_object(path: str, kind: str) -> Any:
         raise UserError(unknown_name(f"name in {place}", name, public)) from None
 
 
-def _import(place: str, kind: str) -> Any:
+def locate(path: str) -> Path | None:
+    """Return the file that `load_object(path)` would run, or None if none is found; imports nothing."""
+    place = path.rpartition(":")[0]
+    if place.endswith(".py"):
+        return Path(place).expanduser().resolve()
+    _look_here()
+    origin, search = None, None
+    for name in place.split("."):
+        spec = PathFinder.find_spec(name, search)
+        if spec is None:
+            return None
+        origin, search = spec.origin, spec.submodule_search_locations
+    return Path(origin).resolve() if origin else None
+
+
+def _look_here() -> str:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # last, so that its files cannot hide installed packages
+    return here
+
+
+def _import(place: str, kind: str) -> Any:
+    here = _look_here()
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:

@@ -32,6 +32,8 @@ class _Flags:
     """View of videos; Meta-World: side, corner, corner2 to corner4, topview, behindGripper, gripperPOV."""
     best: bool = False
     """Evaluate the policy of the best evaluation instead, which --train.keep-best keeps."""
+    trust: bool = False
+    """Run code that the run's configuration names, such as a method in a file; see SECURITY.md."""
 
 
 @command

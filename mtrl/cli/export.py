@@ -15,6 +15,8 @@ class _Flags:
     """Run directory that a training wrote."""
     out: str | None = None
     """Folder for the files, new, empty or of an earlier export; None: policy/ in the run directory."""
+    trust: bool = False
+    """Run code that the run's configuration names, such as a method in a file; see SECURITY.md."""
 
 
 @command
@@ -25,7 +27,7 @@ def main(arguments: list[str]) -> int:
         return 0
     from mtrl.export.run import export_run
 
-    folder = export_run(flags.run_dir, flags.out)
+    folder = export_run(flags.run_dir, flags.out, trust=flags.trust)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     print(f"In Python: mtrl.load_policy({str(folder)!r}).predict(observations)")
     return 0

@@ -31,7 +31,7 @@ _TAKEN = ("critic", "actor")  # after "--method.": a method's own options cannot
 _METAVARS = {"tasks": "NAME [NAME ...]"} | dict.fromkeys(
     ("suite", "agent", "method", "critic_method", "actor_method"), "NAME|MODULE:NAME"
 )
-_WITH_RESUME = ("--resume", "--steps", "--device", "--allow-version-mismatch", "--no-allow-version-mismatch")
+_WITH_RESUME = ("resume", "steps", "device", "allow-version-mismatch", "trust")
 
 
 @settings("--")
@@ -48,6 +48,8 @@ class _RunFlags:
     """Run directory to continue or to start in, for requeued jobs."""
     allow_version_mismatch: bool = False
     """Accept a checkpoint of another metaworld, mujoco or major version of torch."""
+    trust: bool = False
+    """Run code that the run's configuration names, such as a method in a file; see SECURITY.md."""
     print_config: bool = False
     """Print the resolved configuration as YAML, train nothing."""
 
@@ -62,6 +64,8 @@ class _ResumeFlags:
     """Training device from now on."""
     allow_version_mismatch: bool = False
     """Accept a checkpoint of other versions."""
+    trust: bool = False
+    """Run code that the run's configuration names, such as a method in a file; see SECURITY.md."""
 
 
 @command
@@ -88,11 +92,12 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     own = _RunFlags(**{field.name: values.pop(field.name) for field in dataclasses.fields(_RunFlags)})
     if own.resume_or_start and own.run_dir:
         raise UserError("--resume-or-start already names the run directory; found --run-dir too. Give one.")
-    if own.allow_version_mismatch and not own.resume_or_start:
-        raise UserError(
-            "--allow-version-mismatch needs a checkpoint; found neither --resume nor --resume-or-start. "
-            "Leave it out."
-        )
+    for flag in ("allow_version_mismatch", "trust"):
+        if getattr(own, flag) and not own.resume_or_start:
+            raise UserError(
+                f"--{flag.replace('_', '-')} needs a checkpoint; found neither --resume nor "
+                "--resume-or-start. Leave it out."
+            )
     config = resolve(build_config(values))
     if own.print_config:
         print(config_text(config), end="")
@@ -100,17 +105,21 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     from mtrl.training.run import resume_or_start, train
 
     if own.resume_or_start:
-        path, any_version = Path(own.resume_or_start), own.allow_version_mismatch
-        return resume_or_start(config, path, allow_version_mismatch=any_version).exit_code
+        return resume_or_start(
+            config,
+            Path(own.resume_or_start),
+            allow_version_mismatch=own.allow_version_mismatch,
+            trust=own.trust,
+        ).exit_code
     return train(config, run_dir=Path(own.run_dir) if own.run_dir else None).exit_code
 
 
 def _resume(arguments: list[str]) -> int:
     for flag in flags.given(arguments):
-        if flag not in _WITH_RESUME:
+        if flag.removeprefix("--").removeprefix("no-") not in _WITH_RESUME:
             raise UserError(
-                "--resume continues a run with its own configuration and can be combined only with --steps, "
-                f"--device and --allow-version-mismatch; found {flag}. To change it, start a new run."
+                "--resume continues a run with its own configuration and takes only --steps, --device, "
+                f"--allow-version-mismatch and --trust besides; found {flag}. To change it, start a new run."
             )
     asked = parse_command(_ResumeFlags, arguments)
     assert asked is not None

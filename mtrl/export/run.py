@@ -14,24 +14,26 @@ from safetensors.torch import save
 
 import mtrl
 from mtrl.agents.base import Exportable
-from mtrl.config.presets import config_to_dict, load_config
+from mtrl.config.presets import config_to_dict
 from mtrl.errors import UserError
 from mtrl.export.card import model_card
 from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TENSORS_NAME
 from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
-from mtrl.runs.directory import CONFIG_NAME, TEMPORARY_PREFIX, expand
+from mtrl.runs.directory import TEMPORARY_PREFIX, expand
 from mtrl.training.resolve import build_agent, suite_of
+from mtrl.training.trust import load_trusted
 
 CARD_NAME = "README.md"
 
 
-def export_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
+def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: bool = False) -> Path:
     """Write the policy of a run's newest checkpoint as safetensors, JSON and a model card.
 
     Args:
         run_dir: the run, possibly of a process still training.
         out: a new or empty folder, or one of an earlier export, which is replaced; None: `policy` in the run.
+        trust: whether to run code that the run's configuration names (`mtrl.training.trust`).
 
     Returns:
         The folder.
@@ -45,7 +47,7 @@ def export_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
     folder = path / "policy" if out is None else expand(Path(out))
     if folder.is_dir() and not (folder / SPEC_NAME).is_file() and any(folder.iterdir()):
         raise UserError(f"'{folder}' holds something other than an exported policy. Choose another --out.")
-    config = load_config(path / CONFIG_NAME)
+    config = load_trusted(path, trust=trust)
     # The parameters are copied, not computed with: versions of the simulation do not matter here.
     step, state = load_checkpoint(path, parts=("policy",), allow_version_mismatch=True)
     suite = suite_of(config)

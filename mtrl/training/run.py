@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mtrl.config.labels import file_name, method_label
-from mtrl.config.presets import config_to_dict, load_config, save_config
+from mtrl.config.presets import config_to_dict, save_config
 from mtrl.config.schema import Config, Device
 from mtrl.device import cpu
 from mtrl.device.cuda import resolve_device
@@ -31,6 +31,7 @@ from mtrl.training.loop import TrainingLoop
 from mtrl.training.resolve import build_agent, build_envs, check_same_run, resolve, suite_of
 from mtrl.training.start_screen import describe
 from mtrl.training.stepper import RunState
+from mtrl.training.trust import load_trusted, remember
 from mtrl.training.video import check_filming, record
 
 _NEW = History(wall_s=0.0, evaluated_at=None, final=False, success=None)
@@ -62,6 +63,7 @@ def train(
         EnvironmentFailure: an environment worker died, raised or hung.
     """
     config = resolve(config)
+    remember(config)
     device = resolve_device(config.device)
     if run_dir is None:
         directory = RunDirectory.create_numbered(default_run_dir(config))
@@ -77,18 +79,19 @@ def resume_training(
     steps: int | None = None,
     device: Device | None = None,
     allow_version_mismatch: bool = False,
+    trust: bool = False,
     callbacks: Sequence[Callback] = (),
     sinks: Sequence[Sink] = (),
 ) -> TrainResult:
     """Continue a run from its newest valid checkpoint; `steps` extends it. Returns and raises as `train`.
 
-    If only the final evaluation of the run is missing, that is made.
+    If only the final evaluation of the run is missing, that is made. `trust` allows code that the stored
+    configuration names and that the user of this process has not named (`mtrl.training.trust`).
     """
-
-    def change(found: Config) -> Config:
-        return dataclasses.replace(found, steps=steps or found.steps, device=device or found.device)
-
-    return _resume(Path(run_dir), change, allow_version_mismatch, callbacks, sinks)
+    with RunDirectory.resume(Path(run_dir)) as run:
+        found = resolve(load_trusted(run.path, trust=trust))
+        config = dataclasses.replace(found, steps=steps or found.steps, device=device or found.device)
+        return _resume(config, run, allow_version_mismatch, callbacks, sinks)
 
 
 def resume_or_start(
@@ -96,6 +99,7 @@ def resume_or_start(
     run_dir: str | Path,
     *,
     allow_version_mismatch: bool = False,
+    trust: bool = False,
     callbacks: Sequence[Callback] = (),
     sinks: Sequence[Sink] = (),
 ) -> TrainResult:
@@ -105,6 +109,7 @@ def resume_or_start(
     without an evaluation. Raises as `train`, and UserError if the run there has another configuration.
     """
     config, path = resolve(config), expand(Path(run_dir))
+    remember(config)
     if not has_checkpoint(path):
         device = resolve_device(config.device)
         with RunDirectory.create(path, start_over=True) as run:
@@ -115,7 +120,9 @@ def resume_or_start(
         if _is_complete(read_history(path), step, config.steps):
             console.say(f"the run in '{path}' is complete already")
             return TrainResult(0, None, path, 0.0, step)
-    return _resume(path, lambda found: config, allow_version_mismatch, callbacks, sinks)
+    with RunDirectory.resume(path) as run:
+        load_trusted(run.path, trust=trust, named=config)
+        return _resume(config, run, allow_version_mismatch, callbacks, sinks)
 
 
 def evaluate_run(
@@ -127,16 +134,18 @@ def evaluate_run(
     video: bool = False,
     camera: str | None = None,
     best: bool = False,
+    trust: bool = False,
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint, print a table and return it; changes nothing in the run.
 
     With `best`, evaluate the policy kept by `train.keep_best` instead. With `video`, also film one episode of
     each task, into the run's folder `videos`; `camera` is one of the suite's `cameras`, None its first.
+    `trust` is that of `resume_training`.
     """
     path = expand(Path(run_dir))
     if not (path / CONFIG_NAME).is_file():
         raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
-    config = resolve(load_config(path / CONFIG_NAME))
+    config = resolve(load_trusted(path, trust=trust))
     resolved = resolve_device(device)
     suite = suite_of(config)
     if video:
@@ -180,23 +189,21 @@ def default_run_dir(config: Config) -> Path:
 
 
 def _resume(
-    path: Path,
-    change: Callable[[Config], Config],
+    config: Config,
+    run: RunDirectory,
     allow_version_mismatch: bool,
     callbacks: Sequence[Callback],
     sinks: Sequence[Sink],
 ) -> TrainResult:
-    with RunDirectory.resume(path) as run:
-        config = change(resolve(load_config(run.config_path)))
-        device = resolve_device(config.device)
-        suite = suite_of(config).versions()
-        step, state = load_checkpoint(run.path, suite=suite, allow_version_mismatch=allow_version_mismatch)
-        if step > config.steps or _is_complete(read_history(run.path), step, config.steps):
-            raise UserError(
-                f"the run in '{run.path}' is complete: it has done {step} vector steps of {config.steps}. "
-                "Pass --steps with a larger number to extend it."
-            )
-        return _run(config, run, device, callbacks, sinks, (step, state))
+    device = resolve_device(config.device)
+    suite = suite_of(config).versions()
+    step, state = load_checkpoint(run.path, suite=suite, allow_version_mismatch=allow_version_mismatch)
+    if step > config.steps or _is_complete(read_history(run.path), step, config.steps):
+        raise UserError(
+            f"the run in '{run.path}' is complete: it has done {step} vector steps of {config.steps}. "
+            "Pass --steps with a larger number to extend it."
+        )
+    return _run(config, run, device, callbacks, sinks, (step, state))
 
 
 def _run(

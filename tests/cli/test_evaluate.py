@@ -36,5 +36,5 @@ def test_evaluation_passes_its_flags_on(calls: Calls) -> None:
         == 0
     )
     given = {"episodes": 7, "device": "cpu", "allow_version_mismatch": True}
-    given |= {"video": False, "camera": None, "best": True}
+    given |= {"video": False, "camera": None, "best": True, "trust": False}
     assert calls.made == [("evaluate_run", (Path("runs/a"),), given)]

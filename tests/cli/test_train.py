@@ -240,7 +240,7 @@ def test_one_command_for_jobs_that_are_requeued_takes_every_flag_and_one_directo
         (
             "resume_or_start",
             (resolve(Config(seed=3)), Path("runs/a")),
-            {"allow_version_mismatch": any_version},
+            {"allow_version_mismatch": any_version, "trust": False},
         )
         for any_version in (False, True)
     ]
@@ -257,7 +257,7 @@ def test_resume_passes_only_what_was_given(calls: Calls) -> None:
         (
             "resume_training",
             (Path("runs/a"),),
-            {"steps": steps, "device": device, "allow_version_mismatch": allowed},
+            {"steps": steps, "device": device, "allow_version_mismatch": allowed, "trust": False},
         )
         for steps, device, allowed in given
     ]
