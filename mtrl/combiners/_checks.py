@@ -1,17 +1,18 @@
 """Checks of a method's arguments and inputs. Messages name the argument, its rule and the value found."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+_MOST = 10**12  # far above any useful constant, far below those whose squares overflow
 
-def check_number(name: str, value: float, *, low: float, high: float = math.inf) -> float:
-    """Return `value` as a float if it is a finite number in [low, high], else raise ValueError."""
+
+def check_number(name: str, value: float, *, low: float, high: float = _MOST) -> float:
+    """Return `value` as a float if it is a number in [low, high], else raise ValueError."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):
-        rule = f">= {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
+    if not (number and low <= value <= high):
+        rule = f">= {low:g} and <= {high:g}" if high == _MOST else f"in [{low:g}, {high:g}]"
         raise ValueError(f"{name} must be a finite number {rule}; found {value!r}.")
     return float(value)
 
@@ -22,9 +23,9 @@ def check_decay(name: str, value: float) -> float:
 
 
 def check_count(name: str, value: int) -> int:
-    """Return `value` if it is an integer of at least 1, else raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1; found {value!r}.")
+    """Return `value` if it is an integer in [1, 10^12], else raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+        raise ValueError(f"{name} must be an integer >= 1 and <= {_MOST:g}; found {value!r}.")
     return value
 
 
@@ -77,8 +78,8 @@ def check_input(name: str, kind: str, value: Tensor, tasks: int, *, signed: bool
         found = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{kind} must be a floating-point tensor; found {found}.")
     wrong = value.shape != expected if expected else (value.dim() != 2 or value.shape[0] != tasks)
-    if wrong:
-        rule = list(expected) if expected else f"[{tasks}, P]"
+    if wrong or value.numel() == 0:
+        rule = list(expected) if expected else f"[{tasks}, P] with P >= 1"
         raise ValueError(f"{kind} of {name} must have shape {rule}; found {list(value.shape)}.")
     finite = torch.isfinite(value)
     if not bool(finite.all()):

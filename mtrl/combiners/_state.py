@@ -39,9 +39,12 @@ class Stateful(nn.Module):
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Register a buffer and remember the value of its first registration."""
-        super().register_buffer(name, tensor, persistent)
-        if tensor is not None and name not in self._rows:
-            self._first.setdefault(name, tensor.detach().clone())
+        with torch.inference_mode(False):  # whose tensors could not be written outside of it
+            if tensor is not None and tensor.is_inference():
+                tensor = tensor.clone()
+            super().register_buffer(name, tensor, persistent)
+            if tensor is not None and name not in self._rows:
+                self._first.setdefault(name, tensor.detach().clone())
 
     def reset(self) -> None:
         """Restore the first values of all buffers, also of those in submodules."""
@@ -59,13 +62,20 @@ class Stateful(nn.Module):
         `combine` does this if nobody did before; afterwards the memory stays the same.
         """
         for name, rows in self._rows.items():
-            size = self.get_buffer(name).shape[1]
-            if size == 0:
-                self.register_buffer(name, parameters.new_zeros(rows, parameters.numel()))
-            elif size != parameters.numel():
+            state, dtype = self.get_buffer(name), parameters.dtype
+            if state.shape[1] == 0:
+                with torch.inference_mode(False):  # whose tensors could not be written outside of it
+                    zeros = torch.zeros(rows, parameters.numel(), dtype=dtype, device=parameters.device)
+                self.register_buffer(name, zeros)
+            elif state.shape[1] != parameters.numel():
                 raise ValueError(
-                    f"{type(self).__name__} keeps a state of {size} parameters; found {parameters.numel()}. "
-                    "Make one combiner per network."
+                    f"{type(self).__name__} keeps a state of {state.shape[1]} parameters; found "
+                    f"{parameters.numel()}. Make one combiner per network."
+                )
+            elif state.dtype != dtype:
+                raise ValueError(
+                    f"{type(self).__name__} keeps a state of {state.dtype}; found gradients of {dtype}. "
+                    f"Convert them, or move the state by `.to({dtype})`."
                 )
         for module in self.modules():
             if isinstance(module, Stateful) and module is not self:

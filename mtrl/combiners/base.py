@@ -10,7 +10,7 @@ the hook of the same name with an underscore. A method implements the hooks only
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, Literal, Protocol, final
+from typing import Any, ClassVar, Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_input
 from mtrl.combiners._state import Stateful, stream_key
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+
+_AWAITS_LOSSES = "awaits_losses"  # in a `state_dict`: a step was taken whose `after_step` is still to come
 
 
 class JacobianAt(Protocol):
@@ -96,7 +98,7 @@ class Combiner(Stateful, ABC):
 
         Raises:
             ValueError: wrong shape or dtype, missing losses, or non-finite entries (names the tasks); the
-                method needs more than a Jacobian and losses.
+                method needs more than a Jacobian and losses, or its direction exceeds float16.
         """
         if self.needs_also:
             raise ValueError(
@@ -113,8 +115,11 @@ class Combiner(Stateful, ABC):
             raise ValueError(f"{self.name} needs the tasks' losses; found none. Pass losses of shape [T].")
         if losses is not None:
             losses = self._taken("losses", losses)
+        direction = self._combine(jacobian, losses)
         self._awaits_losses = self.looks_again
-        return self._combine(jacobian, losses)
+        if self._checked and direction.dtype == torch.float16 and not bool(direction.isfinite().all()):
+            raise ValueError(f"the direction of {self.name} exceeds float16: pass the gradients in float32.")
+        return direction
 
     @abstractmethod
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
@@ -127,8 +132,20 @@ class Combiner(Stateful, ABC):
 
     @final
     def after_step(self, losses: Tensor) -> None:
-        """Learn from the losses [T] after the step, on the same batch; for methods that `looks_again`."""
-        self._after_step(self._taken("losses", losses))
+        """Learn from the losses [T] after the step, on the same batch; for methods that `looks_again`.
+
+        Raises:
+            ValueError: wrong losses, as in `combine`, or no step since the last call.
+        """
+        losses = self._taken("losses", losses)
+        # A `direction` of its own does not pass `combine`, which notes that losses are due.
+        noted = self.looks_again and type(self).direction is Combiner.direction
+        if self._checked and noted and not self._awaits_losses:
+            raise ValueError(
+                f"{self.name} learns once per step: after_step must follow `combine` or `weights`; found no "
+                "step since the last call."
+            )
+        self._after_step(losses)
         self._awaits_losses = False
 
     def _after_step(self, losses: Tensor) -> None:
@@ -177,6 +194,16 @@ class Combiner(Stateful, ABC):
         super().reset()
         self._awaits_losses = False
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # Present only between a step and its `after_step`: all other states keep the entries they always had.
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._awaits_losses:
+            destination[prefix + _AWAITS_LOSSES] = torch.ones(1, dtype=torch.bool)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._awaits_losses = state_dict.pop(prefix + _AWAITS_LOSSES, None) is not None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def metrics(self) -> dict[str, Tensor]:
         """Device tensors about the last call: `weights` [T] and what the method adds."""
         return {"weights": self.last_weights}
@@ -216,6 +243,7 @@ class LossCombiner(Combiner):
         """
         losses = self._taken("losses", losses)
         weights = self._weights(losses)
+        self._awaits_losses = self.looks_again
         self.last_weights.copy_(weights)
         return weights
 
@@ -250,6 +278,7 @@ class GramCombiner(Combiner):
         """
         gram = self._taken("gram", gram)
         weights = self._weights(gram)
+        self._awaits_losses = self.looks_again
         self.last_weights.copy_(weights)
         self._last_gram.copy_(gram)
         return weights

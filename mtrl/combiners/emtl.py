@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import unit_rows, weighted_sum
+from mtrl.combiners.solvers.gramian import gramian, unit_rows, weighted_sum
 
 
 class EMTL(JacobianCombiner):
@@ -20,8 +20,10 @@ class EMTL(JacobianCombiner):
         lam: Weight of the variance in units of (mean |g|)^2 / mean |loss|, in which no scale of losses or
             gradients matters; 0 is the mean.
 
-    Weights may be negative where lam is large. The direction is the mean of the weighted gradients, not the
-    sum. Tasks with a zero gradient do not enter the variance. Losses may have any sign.
+    The variance's part of the weights grows with 1 / |g_t|^2, without bound. It is therefore scaled down
+    (ours) as far as needed to keep weights in [0, 2 / T] and not to make a task worse that the mean improves.
+    The direction is the mean of the weighted gradients, not the sum. Tasks with a zero gradient do not enter
+    the variance. Losses may have any sign.
     """
 
     name = "emtl"
@@ -33,15 +35,26 @@ class EMTL(JacobianCombiner):
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
-        lengths = unit_rows(jacobian)[1]
+        units, lengths = unit_rows(jacobian)
         present = lengths > 0.0
         count = present.sum().clamp(min=1).to(torch.float64)
-        # Lengths and losses in units of their means over the tasks with a gradient.
+        # Lengths and losses in units of their means over tasks with a gradient. Squares must not overflow.
         inverse = torch.where(present, lengths, torch.inf).reciprocal() * (lengths.sum() / count)
+        inverse = inverse.clamp(max=1e100)
         exact = torch.where(present, losses.to(torch.float64), 0.0)
         size = exact.abs().sum() / count
         contributions = exact / torch.where(size > 0.0, size, 1.0) * inverse
         apart = torch.where(present, contributions - contributions.sum() / count, 0.0)
-        weights = (1.0 + 2.0 * self.lam / count * apart * inverse) / self.num_tasks
+        extra = 2.0 * self.lam / count * apart * inverse
+        weights = (1.0 + self._share(extra, units, lengths) * extra) / self.num_tasks
         self.last_weights.copy_(weights)
         return weighted_sum(weights, jacobian)
+
+    def _share(self, extra: Tensor, units: Tensor, lengths: Tensor) -> Tensor:
+        """Return the share in [0, 1] of the `extra` weights [T] that both bounds allow."""
+        cosine = gramian(units).to(torch.float64)
+        relative = lengths / lengths.amax().clamp(min=1e-300)
+        # Each task's improvement under the mean, and what `extra` adds to it.
+        before, change = cosine @ relative, cosine @ (extra * relative)
+        worse = torch.where((change < 0.0) & (before > 0.0), before / -change, torch.inf)
+        return torch.minimum(worse.amin(), extra.abs().amax().clamp(min=1e-300).reciprocal()).clamp(max=1.0)

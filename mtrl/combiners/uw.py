@@ -17,7 +17,7 @@ class UW(LossCombiner):
     mean over tasks instead of the sum.
 
     Args:
-        lr: Step size of s (0.01 in the RL code of FAMO's authors).
+        lr: Step size of s, in [0, 10] (0.01 in the RL code of FAMO's authors).
         shift: `none` needs losses of at least 0, such as a critic's, since s falls without end for negative
             ones; `minimum` measures each task's loss from its lowest value so far, plus one (ours), which
             removes the losses' scale: a loss that only falls measures 1 and keeps s = 0.
@@ -30,7 +30,7 @@ class UW(LossCombiner):
         self, *, num_tasks: int, lr: float = 0.01, shift: Literal["none", "minimum"] = "none"
     ) -> None:
         super().__init__(num_tasks=num_tasks)
-        self.s = Learned(num_tasks, lr=check_number("lr", lr, low=0.0))
+        self.s = Learned(num_tasks, lr=check_number("lr", lr, low=0.0, high=10.0))
         self.origin = LossOrigin(num_tasks, shift)
         self.shift = shift
 

@@ -232,3 +232,23 @@ def test_gramians_on_cuda_are_those_of_the_cpu_under_reduced_precision() -> None
     finally:
         torch.set_float32_matmul_precision("highest")
     torch.testing.assert_close(found.double(), rows.double() @ rows.double().T, rtol=1e-5, atol=0.0)
+
+
+@jacobian_methods
+def test_gradients_without_entries_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"must have shape \[4, P\] with P >= 1; found \[4, 0\]"):
+        takes_a_jacobian(name, 4).combine(torch.zeros(4, 0), torch.ones(4))
+
+
+@pytest.mark.parametrize("name", ["stch", "db_mtl"])
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_tiny_losses_in_half_precision_are_solved_or_refused_with_the_reason(name: str, size: float) -> None:
+    rows, losses = size * jacobian("iid", 3, seed=0), torch.full((3,), 1e-7)
+    half, double = (make_combiner(name, num_tasks=3) for _ in range(2))
+    given = rows.half(), losses.half()
+    expected = double.combine(given[0].double(), given[1].double())
+    if float(expected.abs().max()) > torch.finfo(torch.float16).max:
+        with pytest.raises(ValueError, match=f"direction of {name} exceeds float16: pass .* float32"):
+            half.combine(*given)
+    else:
+        torch.testing.assert_close(half.combine(*given).double(), expected, rtol=0.02, atol=0.02)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.combiners import make_combiner
+from mtrl.combiners import Combiner, make_combiner
 from mtrl.combiners.famo import FAMO
+from tests.helpers.evaluators import Linear
 from tests.helpers.matrices import jacobian
 
 TASKS = 4
@@ -93,3 +94,53 @@ def test_shifted_losses_measure_both_looks_from_one_origin() -> None:
     reference.after_step(torch.tensor([1.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(combiner.xi.value, reference.xi.value)
     assert combiner.origin.lowest.tolist() == [-5.0, 5.0]
+
+
+def losses_after(factor: float) -> Tensor:
+    return factor * torch.tensor([1.0, 2.0], dtype=torch.float64)
+
+
+# turns has a `direction` of its own, the others combine what the default one hands them.
+@pytest.mark.parametrize("wrapper", ["", "affinity", "dropgrad", "turns"])
+@pytest.mark.parametrize("call", ["combine", "direction"])
+def test_a_step_is_learned_from_once(wrapper: str, call: str) -> None:
+    def make() -> Combiner:
+        options = {"turns": {"groups": 1}}.get(wrapper, {})
+        return make_combiner(
+            wrapper or "famo", num_tasks=2, **({"base": "famo", **options} if wrapper else {})
+        )
+
+    def step(combiner: Combiner) -> None:
+        rows, losses = torch.eye(2, dtype=torch.float64), losses_after(1.0)
+        combiner.combine(rows, losses) if call == "combine" else combiner.direction(
+            Linear(rows, losses=losses)
+        )
+
+    combiner, again = make(), make()
+    names = set(combiner.state_dict())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="learns once per step: after_step must follow"):
+            combiner.after_step(losses_after(0.5))
+        step(combiner)
+        again.load_state_dict(combiner.state_dict())  # between a step and its `after_step`
+        with pytest.raises(ValueError, match=r"call after_step\(losses\)"):
+            step(again)
+        for one in (combiner, again):
+            one.after_step(losses_after(0.5) * torch.tensor([1.0, 1.9]))
+    for key, value in combiner.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    assert set(combiner.state_dict()) == names
+    step(combiner)
+    combiner.load_state_dict(again.state_dict())  # which awaits nothing
+    step(combiner)
+    combiner.reset()
+    step(combiner)
+
+
+def test_a_step_that_fails_awaits_no_losses() -> None:
+    combiner, losses = make_combiner("dropgrad", num_tasks=2, base="famo"), losses_after(1.0)
+    combiner.base._combine = lambda jacobian, losses: 1 / 0  # type: ignore[method-assign, assignment, union-attr]
+    with pytest.raises(ZeroDivisionError):
+        combiner.combine(torch.eye(2), losses)
+    del combiner.base._combine  # type: ignore[union-attr]
+    combiner.combine(torch.eye(2), losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -161,6 +162,36 @@ def test_no_variance_to_regularise_leaves_the_mean() -> None:
     for lam, losses in ((0.0, torch.rand(4).double()), (3.0, 2.0 * norms)):
         direction = make_combiner("emtl", num_tasks=4, lam=lam).combine(rows, losses)
         torch.testing.assert_close(direction, rows.mean(dim=0))
+
+
+@pytest.mark.parametrize("short", [1e-2, 1e-3, 1e-9])
+def test_a_short_gradient_takes_no_step_over(short: float) -> None:
+    """By the published formula alone the short task weighs 1 / short^2 and others ascend."""
+    rows = torch.tensor([[short, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
+    for order in itertools.permutations(range(3)):
+        combiner, given = make_combiner("emtl", num_tasks=3), rows[list(order)]
+        direction = combiner.combine(given, torch.ones(3, dtype=torch.float64))
+        assert (given @ direction > 0.0).all()
+        assert float(direction.norm()) <= 2.0 * float(rows.mean(dim=0).norm())
+
+
+@pytest.mark.parametrize("lam", [0.1, 10.0, 1e12])
+@pytest.mark.parametrize("tasks", [2, 5, 30])
+def test_no_task_that_the_mean_improves_gets_worse(tasks: int, lam: float) -> None:
+    moved = 0
+    for seed in range(20):
+        rows = jacobian("iid", tasks, seed) * torch.logspace(
+            0, -seed % 7, tasks, dtype=torch.float64
+        ).unsqueeze(1)
+        combiner = make_combiner("emtl", num_tasks=tasks, lam=lam)
+        improvements = rows @ combiner.combine(rows, torch.linspace(-1.0, 2.0, tasks).double())
+        rounding = 1e-12 * rows.norm(dim=1) * rows.norm(dim=1).max()
+        assert (improvements >= -rounding)[rows @ rows.mean(dim=0) > 0.0].all()
+        weights = tasks * combiner.last_weights
+        assert weights.min() >= -1e-12
+        assert weights.max() <= 2.0 + 1e-12
+        moved += bool((weights - 1.0).abs().max() > 0.05)
+    assert moved >= 10
 
 
 def test_temperatures_are_asked_for() -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from mtrl.combiners import COMBINERS, Combiner, make_combiner
+from tests.combiners.calls import combined, methods
+from tests.combiners.oracles import ORACLES
+from tests.helpers.matrices import jacobian
 
 
 def test_methods_are_registered_under_their_own_names() -> None:
@@ -48,6 +52,14 @@ def test_an_argument_of_a_method_without_any_is_refused() -> None:
         ("cagrad", "c", "0.5", ">= 0"),
         ("cagrad", "rescale", 3, "one of 0, 1, 2"),
         ("cagrad", "rescale", True, "one of 0, 1, 2"),
+        ("cagrad", "c", 1e300, "<= 1e\\+12"),
+        ("cagrad", "c", 10**400, "<= 1e\\+12"),
+        ("imgrad", "c", 1e200, "<= 1e\\+12"),
+        ("cagrad_fast", "c", 1e300, "<= 1e\\+12"),
+        ("sdmgrad", "lam", 1e300, "<= 1e\\+12"),
+        ("sdmgrad_os", "lam", 1e300, "<= 1e\\+12"),
+        ("stch", "warmup", 10**100, "<= 1e\\+12"),
+        ("uw", "lr", 1e6, r"in \[0, 10\]"),
         ("conicgrad", "c", 1.5, r"in \[0, 1\]"),
         ("fs_mtl", "rho", float("inf"), ">= 0"),
         ("fs_mtl", "adaptive", 1, "True or False"),
@@ -62,10 +74,26 @@ def test_an_argument_of_a_method_without_any_is_refused() -> None:
 def test_an_invalid_value_is_refused_with_its_argument_rule_and_value(
     name: str, argument: str, value: Any, rule: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"{argument} must be .*{rule}.*found {value!r}"):
+    with pytest.raises(ValueError, match=rf"{argument} must be .*{rule}.*found {re.escape(repr(value))}"):
         make_combiner(name, **{"num_tasks": 2, argument: value})
 
 
 def test_fs_mtl_refuses_an_unknown_base() -> None:
     with pytest.raises(ValueError, match="unknown method 'nash'"):
         make_combiner("fs_mtl", num_tasks=2, base="nash")
+
+
+@methods
+def test_the_largest_constants_give_finite_directions(name: str) -> None:
+    options = {key: option.default for key, option in COMBINERS.options(name).items()}
+    for key, default in options.items():
+        if isinstance(default, bool) or not isinstance(default, (int, float)):
+            continue
+        for value in (10**12, 5, 1, 0.99999):  # the first that is in the range is the largest of these
+            try:
+                combiner = make_combiner(name, num_tasks=3, **(ORACLES[name].options | {key: value}))
+            except ValueError:
+                continue
+            for seed in range(3):
+                assert combined(combiner, jacobian("iid", 3, seed)).isfinite().all(), (key, value)
+            break

@@ -82,6 +82,32 @@ def _train_beside_a_model_of(dtype: torch.dtype, name: str) -> None:
 
 
 @methods
+def test_a_first_use_under_inference_mode_leaves_a_method_usable_outside(name: str) -> None:
+    rows = jacobian("iid", 4, seed=0)
+    plain, used = ORACLES[name].make(name, 4), ORACLES[name].make(name, 4)
+    with torch.inference_mode():
+        made = ORACLES[name].make(name, 4)
+    for inside in (True, False, True, False):
+        expected = combined(plain, rows)
+        for combiner in (used, made):
+            with torch.inference_mode(inside):
+                found = combined(combiner, jacobian("iid", 4, seed=0))
+            torch.testing.assert_close(found.clone(), expected)
+    for combiner in (used, made):
+        combiner.reset()
+        combined(combiner, rows)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in COMBINERS if COMBINERS[name].row_state))
+def test_gradients_of_another_dtype_than_the_state_are_refused_and_the_state_can_follow(name: str) -> None:
+    combiner, rows = ORACLES[name].make(name, 3), jacobian("iid", 3, seed=0)
+    combined(combiner, rows.float())
+    with pytest.raises(ValueError, match=r"state of torch.float32; found gradients of torch.float64.*\.to\("):
+        combined(combiner, rows)
+    combined(combiner.to(torch.float64), rows)
+
+
+@methods
 def test_inputs_with_a_graph_are_not_kept_alive(name: str) -> None:
     combiner = ORACLES[name].make(name, 3)
     weight = torch.ones(3, 5, dtype=torch.float64, requires_grad=True)

@@ -106,14 +106,19 @@ def assert_inverse_temperatures(jacobian: Tensor, direction: Tensor) -> None:
 
 
 def assert_variance_regularised(jacobian: Tensor, direction: Tensor, *, lam: float) -> None:
-    """EMTL: the gradient of the regularised loss by autograd, norms held fixed; the mean over tasks."""
-    theta = torch.zeros(jacobian.shape[1], dtype=torch.float64, requires_grad=True)
+    """EMTL: weights of the regularised loss by autograd, norms held fixed, as far as its two bounds allow."""
     norms = torch.tensor(lengths_of(jacobian), dtype=torch.float64)
-    losses = losses_of(jacobian) + jacobian @ theta
+    losses = losses_of(jacobian).clone().requires_grad_()
     unit = norms.mean() ** 2 / losses.detach().abs().mean()
-    contributions = losses / norms
-    objective = losses.sum() + lam * unit * contributions.var(correction=0)
-    expected = torch.autograd.grad(objective, theta)[0] / len(jacobian)
+    objective = losses.sum() + lam * unit * (losses / norms).var(correction=0)
+    extra = torch.autograd.grad(objective, losses)[0] - 1.0
+    mean, further = jacobian.mean(dim=0), extra @ jacobian / len(jacobian)
+    share = min(1.0, 1.0 / float(extra.abs().max()))
+    for row in jacobian:
+        improvement, change = float(row @ mean), float(row @ further)
+        if improvement > 0.0 > improvement + share * change:
+            share = -improvement / change
+    expected = mean + share * further
     scale = float(expected.abs().max())
     torch.testing.assert_close(direction, expected, rtol=1e-8, atol=1e-10 * scale)
 
