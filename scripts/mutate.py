@@ -1,9 +1,9 @@
-"""Removes each protection of docs/reliability.md by a small patch in a copy and checks that its test fails.
+"""Removes each protection of docs/reliability.md in a copy by a small patch and checks that its test fails.
 
     python scripts/mutate.py            # all rows: minutes
     python scripts/mutate.py R2 R12     # some
 
-A row is proven when its test passes as the code stands and fails once the protection is gone.
+A row is proven if its test passes with the protection and fails without it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Mutation(NamedTuple):
-    """One row of the table: where its protection stands, what is left without it, which test must notice."""
+    """A row of the table: file and text of its protection, the text without it, the test that must fail."""
 
     row: str
     file: str
@@ -104,39 +104,28 @@ MUTATIONS = (
 
 
 def passes(folder: Path, test: str) -> tuple[bool, str]:
-    """Run one test in a copy of the project; say whether it passed, and the end of what it printed."""
-    command = [
-        sys.executable,
-        "-B",
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-n0",
-        "--timeout=150",
-        test,
-    ]
+    """Run one test in a copy of the project; return whether it passed, and the end of its output."""
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-n0", "--timeout=150"]
+    command = [sys.executable, "-B", "-m", "pytest", *options, test]
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'scripts'}"}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600
     )
-    # 1: tests failed; anything else but 0 means that none ran, which proves nothing.
+    # 0: passed, 1: failed. Otherwise no test ran, which proves nothing.
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{test}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr}")
     return done.returncode == 0, done.stdout[-1500:]
 
 
 def check(folder: Path, mutation: Mutation) -> str:
-    """Return 'proven', or what is wrong."""
+    """Return 'proven', or why the row is not proven."""
     path = folder / mutation.file
     original = path.read_text(encoding="utf-8")
     if original.count(mutation.protection) < 1:
-        return f"the protection is not in {mutation.file} any more: {mutation.protection}"
+        return f"{mutation.file} does not have the text of the protection: {mutation.protection}"
     good, output = passes(folder, mutation.test)
     if not good:
-        return f"the test fails as the code stands\n{output}"
+        return f"the test fails with the protection\n{output}"
     path.write_text(original.replace(mutation.protection, mutation.without), encoding="utf-8")
     try:
         good, _ = passes(folder, mutation.test)

@@ -1,4 +1,4 @@
-"""A long run whose memory, descriptors and shared memory are watched: what grows without end has a slope.
+"""Measures memory, file descriptors and shared memory in a long run; a leak shows as a slope.
 
 python scripts/soak.py --steps 200000 --out results/soak/counting.txt
 python scripts/soak.py --steps 20000 --metaworld --out results/soak/metaworld.txt
@@ -28,18 +28,16 @@ COUNTING: dict[str, Any] = {
     "tasks": ("task-1", "task-2"),
 }
 METAWORLD: dict[str, Any] = {"tasks": ("reach-v3", "drawer-close-v3")}
-
-
-BLOCKS = 20  # at most, of neighbouring samples, whose means are nearly independent
-FEWEST = 6  # samples that tell anything of a slope
+BLOCKS = 20  # of neighbouring samples: their means are nearly independent
+FEWEST = 6  # samples for a slope
 
 
 class Sample(NamedTuple):
-    """What the run and its workers take at one vector step."""
+    """Resources of the run and its workers at one vector step."""
 
     step: int
     seconds: float
-    cpu_s: float  # of this process so far: unlike seconds, they do not count what others take
+    cpu_s: float  # of this process so far; unlike wall time it does not depend on the machine's load
     rss_mb: float  # of this process
     pss_mb: float
     workers_rss_mb: float  # of its children
@@ -50,7 +48,7 @@ class Sample(NamedTuple):
 
 
 def measure(step: int, began: float) -> Sample:
-    """Read /proc."""
+    """Return a sample, read from /proc."""
     own = os.getpid()
     children = [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
     memory = {pid: _memory_mb(pid) for pid in (own, *children)}
@@ -80,8 +78,8 @@ def _memory_mb(pid: int) -> dict[str, float]:
 def slope(samples: list[Sample], name: str) -> tuple[float, float]:
     """Return the slope per 10,000 steps and the half width of its 95 % interval.
 
-    The line goes through the means of blocks: neighbouring samples are not independent, as the interval of a
-    line through all of them would suppose.
+    The line is fitted to the means of blocks: single samples are not independent, so their interval would be
+    too narrow.
     """
     blocks = np.array_split(np.array([(sample.step, getattr(sample, name)) for sample in samples]), BLOCKS)
     steps, values = np.array([block.mean(0) for block in blocks if len(block)]).T
@@ -90,7 +88,7 @@ def slope(samples: list[Sample], name: str) -> tuple[float, float]:
 
 
 def report(samples: list[Sample]) -> str:
-    """Slopes of the second half, when every buffer is full and every cache warm."""
+    """Return the slopes of the second half, in which all buffers and caches are full, as text."""
     later = samples[len(samples) // 2 :]
     if len(later) < FEWEST:
         return f"{len(samples)} samples are too few for slopes."
@@ -124,7 +122,7 @@ def _table(samples: list[Sample]) -> str:
 
 
 def main() -> int:
-    """Run, print a table and the slopes."""
+    """Train; print samples and slopes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
@@ -152,9 +150,7 @@ def main() -> int:
         if event.kind == "log":
             samples.append(measure(event.vector_step, began))
             print(*(f"{value:.1f}" for value in samples[-1]), file=sys.stderr, flush=True)
-            if (
-                flags.out and len(samples) >= 2 * FEWEST
-            ):  # what a run that is killed has seen is worth something
+            if flags.out and len(samples) >= 2 * FEWEST:  # written each time, in case the run is killed
                 flags.out.write_text(f"{report(samples)}\n\n{_table(samples)}\n", encoding="utf-8")
             if samples[-1].seconds > flags.seconds:
                 event.stop()

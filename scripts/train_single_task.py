@@ -1,13 +1,13 @@
-r"""SAC of Stable-Baselines3 on one task of ours, as a run directory that mtrl-report and load_runs read.
+r"""Trains SAC of Stable-Baselines3 on one task and writes a run directory for mtrl-report and load_runs.
 
-The upper bound that Delta m compares with, and the check that our agent with one task learns as fast:
+It is the single-task baseline of Delta m, and shows whether mtrl's agent learns one task as fast:
 
     mtrl-train --preset single_task --tasks reach-v3 --seed 0 --run-dir runs/single/ours/reach-v3/seed0
     python scripts/train_single_task.py --preset single_task --task reach-v3 --seed 0 \
         --run-dir runs/single/sb3/reach-v3/seed0
     mtrl-report runs/single --out single
 
-Settings that the library does not have are named at the start; the same file serves both agents.
+Both take the same preset. Settings that Stable-Baselines3 lacks are listed at the start and ignored.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mtrl.training.resolve import build_envs, resolve, suite_of
 
 METHOD = "sb3_sac"
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
-# What the library's SAC does; settings that say otherwise are ours alone.
+# What Stable-Baselines3's SAC does; it has no other values of these settings.
 _THEIRS: Mapping[str, Mapping[str, Any]] = {
     "sac": {
         "max_grad_norm": None, "actor_average_rate": None, "final_lr_fraction": 1.0, "q_reduce": "min",
@@ -87,7 +87,7 @@ def make_model(config: Config, envs: TaskVectorEnv) -> SAC:
 
 
 def not_carried_over(config: Config) -> list[str]:
-    """Return the settings, as `section.name=value`, that the library's agent does not have."""
+    """Return the settings, as `section.name=value`, that Stable-Baselines3's agent does not have."""
     found = []
     for section, values in _THEIRS.items():
         ours = getattr(config, section)
@@ -99,14 +99,14 @@ def not_carried_over(config: Config) -> list[str]:
 
 
 def train_single_task(config: Config, run_dir: Path) -> Evaluation:
-    """Train, evaluate as often and on the same goals as our runs, and return the final evaluation."""
+    """Train, evaluate as often and on the same goals as mtrl's runs, and return the final evaluation."""
     config = resolve(config)
     suite = suite_of(config)
     if len(suite.task_names) != 1:
         raise UserError(f"this trains one task; found {len(suite.task_names)}: give --task NAME.")
     for setting in not_carried_over(config):
         console.warning(f"not in Stable-Baselines3's SAC, left out: {setting}")
-    # A restarted worker would put a transition that never was into the library's replay.
+    # After the restart of a worker Stable-Baselines3 would store a false transition.
     config = dataclasses.replace(config, env=dataclasses.replace(config.env, max_restarts=0))
     with ExitStack() as stack:
         run = stack.enter_context(RunDirectory.create(run_dir))

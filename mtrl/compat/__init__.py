@@ -1,1 +1,1 @@
-"""Bridges to other libraries, each imported only on request."""
+"""Adapters for other libraries; nothing else in mtrl imports them."""

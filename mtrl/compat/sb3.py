@@ -1,6 +1,4 @@
-"""Stable-Baselines3: our environments as its VecEnv, our policies in its `evaluate_policy`."""
-
-from __future__ import annotations
+"""Adapters for Stable-Baselines3: environments as its VecEnv, policies for its `evaluate_policy`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,14 +13,14 @@ from mtrl.errors import UserError
 
 
 class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not followed by the type checker
-    """A TaskVectorEnv as Stable-Baselines3 takes it: row t * E + e is copy e of task t.
+    """A TaskVectorEnv as a VecEnv of Stable-Baselines3: row t * E + e is copy e of task t.
 
-    `infos[row]` holds the suite's info entries of the step, `is_success` where the task knows success, and
-    where an episode ended `terminal_observation` and `TimeLimit.truncated`. Of a worker that was restarted
-    the library would store a transition that never was: make the environments with `max_restarts=0`.
+    `infos[row]` holds the suite's info entries of the step, `is_success` if the task knows success, and
+    `terminal_observation` and `TimeLimit.truncated` if an episode ended. Make the environments with
+    `max_restarts=0`: Stable-Baselines3 would store a false transition after the restart of a worker.
 
     Args:
-        envs: used by nobody else; `close` closes them.
+        envs: not to be used otherwise; `close` closes them.
     """
 
     def __init__(self, envs: TaskVectorEnv) -> None:
@@ -32,12 +30,12 @@ class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not followed by
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Start every goal stream anew at the next `reset`."""
+        """Restart every goal stream from this seed at the next `reset`."""
         self._seed = seed
         return [seed] * self.num_envs
 
     def set_options(self, options: Any = None) -> None:
-        """Start `options["goal"]`, int [T*E], at the next `reset`."""
+        """Set the goals `options["goal"]`, int [T*E], at the next `reset`."""
         self._goals = options
 
     def reset(self) -> NDArray[np.float32]:
@@ -54,7 +52,7 @@ class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not followed by
     def step_wait(
         self,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
-        """Return observations, rewards, ends of episodes and infos of the step under way."""
+        """Return observations, rewards, ends of episodes and infos of the step that has begun."""
         obs, reward, terminated, truncated, arrays = self.envs.step_wait()
         done = terminated | truncated
         entries = {name: arrays[name] for name in (*self.envs.suite.info_keys, "restarted")}
@@ -74,21 +72,19 @@ class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not followed by
         self.envs.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return an attribute of the vector once for each row: single environments live in the workers."""
+        """Return an attribute of the TaskVectorEnv for each row: single environments are in the workers."""
         return [getattr(self.envs, attr_name)] * len(self._rows(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Refuse: single environments live in the workers."""
-        raise UserError(
-            f"'{attr_name}' cannot be set: give it to TaskVectorEnv or the suite when it is made."
-        )
+        """Raise UserError: single environments are in the workers."""
+        raise UserError(f"'{attr_name}' cannot be set later: pass it to TaskVectorEnv or the suite.")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Refuse: single environments live in the workers."""
-        raise UserError(f"'{method_name}' cannot be called: single environments live in the workers.")
+        """Raise UserError: single environments are in the workers."""
+        raise UserError(f"'{method_name}' cannot be called: single environments are in the workers.")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """Return False for each row: the engine takes no wrappers."""
+        """Return False for each row: TaskVectorEnv has no wrappers."""
         return [False] * len(self._rows(indices))
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
@@ -102,9 +98,9 @@ class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not followed by
 
 
 class Predictor:
-    """An agent's policy with the one method that `evaluate_policy` calls.
+    """An agent's policy, `Predictor(agent.policy(copies))`, for `evaluate_policy`.
 
-    `mtrl.load_policy(...)` has it already; this is for an agent at hand: `Predictor(agent.policy(copies))`.
+    Policies of `mtrl.load_policy(...)` do not need it.
 
     Args:
         policy: observations [T*E, O] to actions [T*E, A].

@@ -1,1 +1,1 @@
-"""A policy to take away: files that a program with torch, numpy and safetensors can act from."""
+"""Exports a policy as files for programs that have torch, numpy and safetensors, and loads it."""

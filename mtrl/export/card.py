@@ -1,7 +1,5 @@
 """The model card of an exported policy: Markdown with the front matter that model hubs read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +17,7 @@ action, _ = policy.for_task("{task}").predict(observation)  # [{obs}] -> [{act}]
 
 
 def model_card(policy: Mapping[str, Any]) -> str:
-    """Return the card for what policy.json says; the license is for whoever publishes it to add."""
+    """Return the card of a policy with the content of policy.json, without a license."""
     config = policy["config"]
     tasks = policy["tasks"]
     name = ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks of {config['suite']}"
@@ -65,12 +63,12 @@ def _results(policy: Mapping[str, Any]) -> str:
     if evaluation is None:
         return f"Not evaluated: the run has no evaluation up to vector step {step:,}."
     earlier = (
-        f"Of an earlier evaluation, at vector step {evaluation['vector_step']:,}; these parameters are "
-        f"those of vector step {step:,}.\n\n"
+        f"From an evaluation at vector step {evaluation['vector_step']:,}; the exported parameters are "
+        f"newer, from vector step {step:,}.\n\n"
     )
     about = (
         f"Deterministic policy, {evaluation['episodes_per_task']} episodes per task, goals fixed. Success: "
-        "the task's flag was up at any step of the episode; in the second column at its last step.\n"
+        "the task reported success at any step of the episode; in the second column at its last step.\n"
     )
     rows = [
         f"| {task} | {_cells(values, 'success', 'success_last', 'return')} |"

@@ -1,13 +1,11 @@
-"""An exported policy: acts from numpy observations with torch, numpy and safetensors alone."""
-
-from __future__ import annotations
+"""Loads an exported policy, which computes actions from numpy observations."""
 
 import copy
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,7 +24,7 @@ from mtrl.networks.make import make_network
 FORMAT = 1
 TENSORS_NAME = "policy.safetensors"
 SPEC_NAME = "policy.json"
-PARAMETER = "actor."  # beginning of the names of the network's parameters
+PARAMETER = "actor."  # prefix of the names of the network's parameters
 MEAN, DEVIATION = "observation.mean", "observation.deviation"
 
 
@@ -34,8 +32,8 @@ class Policy:
     """The policy of a trained agent; `load_policy` returns one.
 
     Attributes:
-        task_names: the tasks whose observations `predict` takes, in its order.
-        description: what policy.json says: tasks, suite, network, training, success, versions.
+        task_names: the tasks whose observations `predict` takes, in order.
+        description: content of policy.json: tasks, suite, network, training, success, versions.
     """
 
     def __init__(
@@ -48,14 +46,14 @@ class Policy:
     ) -> None:
         self.description = description
         self._network, self._flat, self._norm, self._generator = network, flat, norm, generator
-        self._tasks: Tensor | None = None  # int64 [1], the one whose rows are given; None: all
+        self._tasks: Tensor | None = None  # int64 [1], the task of all rows; None: rows of all tasks
         self.task_names = tuple(description["tasks"])
         self._obs_dim = int(description["obs_dim"])
 
-    def for_task(self, task: str) -> Policy:
+    def for_task(self, task: str) -> Self:
         """Return the policy for observations [N, O], or a single one [O], of one task.
 
-        Its actions are those of the whole policy up to rounding (products of fewer rows round differently).
+        Its actions equal those of the whole policy up to rounding, which depends on the number of rows.
         """
         if task not in self.task_names:
             raise UserError(unknown_name("task of this policy", task, self.task_names))
@@ -72,14 +70,14 @@ class Policy:
         """Return actions in [-1, 1] and `state`, as Stable-Baselines3's `predict` does.
 
         On the same machine, device, number of threads and version of torch the deterministic actions for all
-        tasks are those of the run's evaluations bit for bit.
+        tasks equal those of the run's evaluations bit for bit.
 
         Args:
-            observation: of the run's suite, [T*E, O], row t * E + e being of task t; of one task [N, O] or
-                [O].
-            state: returned as it is: the policy has no memory.
+            observation: of the run's suite, [T*E, O], where row t * E + e belongs to task t; for one task
+                [N, O] or [O].
+            state: returned unchanged, as the policy has no memory.
             episode_start: ignored.
-            deterministic: the policy's mode; False: a sample, from the generator seeded in `load_policy`.
+            deterministic: return the policy's mode; False: sample with the generator seeded in `load_policy`.
 
         Returns:
             float32 [T*E, A], or [A] for a single observation.
@@ -94,7 +92,7 @@ class Policy:
                 f"({'one row for each task' if tasks > 1 else self.task_names[0]}, or more); found "
                 f"{list(np.shape(observation))}. policy.for_task(name) takes those of one task."
             )
-        # Torch's own memory is aligned, as in evaluations; kernels for unaligned memory round differently.
+        # Copied to memory of torch, which is aligned as in evaluations: rounding depends on the alignment.
         obs = torch.empty(tasks, len(rows) // tasks, self._obs_dim, device=self._flat.vector.device)
         obs.copy_(torch.from_numpy(np.ascontiguousarray(rows)).view_as(obs))
         obs = obs if self._norm is None else self._norm(obs)
@@ -116,8 +114,8 @@ def load_policy(
 
     Args:
         path: the folder with policy.json and policy.safetensors.
-        device: of the computation.
-        seed: of the actions that are sampled.
+        device: where to compute.
+        seed: of sampled actions.
         architecture: where the network's class is, "package.module:Name" or "file.py:Name", if that has moved
             since the training.
 

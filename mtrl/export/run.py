@@ -1,6 +1,4 @@
-"""From a run directory to the files of a policy."""
-
-from __future__ import annotations
+"""Exports the policy of a run directory."""
 
 import hashlib
 import json
@@ -31,7 +29,7 @@ def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: boo
     """Write the policy of a run's newest checkpoint as safetensors, JSON and a model card.
 
     Args:
-        run_dir: the run, possibly of a process still training.
+        run_dir: the run; a process may still be training in it.
         out: a new or empty folder, or one of an earlier export, which is replaced; None: `policy` in the run.
         trust: whether to run code that the run's configuration names (`mtrl.training.trust`).
 
@@ -48,7 +46,7 @@ def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: boo
     if folder.is_dir() and not (folder / SPEC_NAME).is_file() and any(folder.iterdir()):
         raise UserError(f"'{folder}' holds something other than an exported policy. Choose another --out.")
     config = load_trusted(path, trust=trust)
-    # The parameters are copied, not computed with: versions of the simulation do not matter here.
+    # Nothing is computed with the parameters here, so versions of torch and of the suite do not matter.
     step, state = load_checkpoint(path, parts=("policy",), allow_version_mismatch=True)
     suite = suite_of(config)
     agent = build_agent(config, suite, torch.device("cpu"))
@@ -75,7 +73,7 @@ def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: boo
         "standardises_observations": policy.standardisation is not None,
         "vector_step": step,
         "config": config_to_dict(config),
-        # It may be of earlier parameters: the card compares its vector step with this one.
+        # It may belong to earlier parameters: the card compares its vector step with that of the checkpoint.
         "evaluation": known[-1] if known else None,
         "versions": {**run.versions, "mtrl": mtrl.__version__},
     }
@@ -90,7 +88,7 @@ def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             raise TypeError(f"tensors must be float32; found {tensor.dtype} for '{name}'.")
-    # Cloned: the package refuses tensors that share memory, and parameters are views of one vector.
+    # Cloned: safetensors refuses tensors that share memory, and parameters are views of one vector.
     own = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -100,7 +98,7 @@ def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replace the files one by one; SPEC_NAME, which holds the hash of the tensors, comes last."""
+    """Write the files one by one, SPEC_NAME last: it has the hash of the tensors."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

@@ -1,11 +1,9 @@
 """Checkpoints that survive a kill at any moment and hold no pickled objects.
 
 Layout: `checkpoints/step_000123456/{<part>.pt, manifest.json}`. Parts hold tensors and plain values only, so
-that `torch.load(weights_only=True)` reads them. The manifest has a SHA-256 per file, because torch accepts
-flipped bits. Each part stands alone: the part "policy" evaluates where the others are missing.
+that `torch.load(weights_only=True)` reads them. The manifest has a SHA-256 of each file, because torch does
+not notice flipped bits. Each part can be read without the others: evaluation needs "policy" only.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
@@ -29,9 +27,9 @@ from mtrl.runs.versions import package_versions
 SCHEMA = 3
 _MANIFEST = "manifest.json"
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
-# `.replaced` is the former checkpoint of a step while, and only while, its successor takes the name over.
-_DIRECTORY_NAME = re.compile(r"step_(\d+)(\.replaced)?")
-# Mapping spares large parts a second copy in memory; small ones are read, to depend on the file no longer.
+# `.replaced` marks the former checkpoint of a step while a new one of the same step takes its name.
+_DIRECTORY_NAME = re.compile(r"step_\d+(\.replaced)?")
+# Large parts are mapped, which saves a second copy in memory; small ones are read, so that the file may go.
 _MAP_FROM_BYTES = 8 << 20
 
 
@@ -45,12 +43,11 @@ def save_checkpoint(
     """Write one file per part of `state`, atomically, then delete all but the newest `keep` checkpoints.
 
     Args:
-        run_dir: the run; the caller holds it (`RunDirectory`).
-        step: vector step, names the directory. Checkpoints of later steps belong to a future that a resume
-            abandoned (they were damaged) and are deleted.
+        run_dir: the run, which the caller has locked (`RunDirectory`).
+        step: vector step, which names the directory. Checkpoints of later steps are deleted: they were
+            damaged, and the run was resumed from an earlier one.
         state: part name (lower case, digits, underscores) -> tree of the types that `plain_tree.to_plain`
-            takes, or a function that returns it, called when its turn comes. Tensors on CUDA are copied to
-            the CPU.
+            takes, or a function that returns the tree and is called just before it is written.
         keep: at least 1.
         suite: versions of the suite of tasks, compared on loading.
 
@@ -58,8 +55,8 @@ def save_checkpoint(
         The checkpoint's directory.
 
     Raises:
-        OSError: disk full, quota, permissions; earlier checkpoints are intact, nothing half-written is left.
-        TypeError: a value of another type, with the place in the tree.
+        OSError: disk full, quota, permissions. Earlier checkpoints are intact; no unfinished file is left.
+        TypeError: a value that cannot be saved; names its place in the tree.
     """
     if keep < 1 or step < 0:
         raise ValueError(f"keep must be at least 1 and step at least 0; found keep={keep}, step={step}.")
@@ -88,22 +85,21 @@ def load_checkpoint(
     allow_version_mismatch: bool = False,
     warn: Callable[[str], None] = console.warning,
 ) -> tuple[int, dict[str, Any]]:
-    """Read the newest checkpoint whose files all match its manifest; it writes nothing, so needs no hold.
+    """Read the newest checkpoint whose files match its manifest. Writes nothing, so it needs no lock.
 
     Args:
-        run_dir: the run, possibly of a process still training.
-        parts: names of the parts to read, whatever has happened to the others; None: all.
-        suite: versions of the suite of tasks here; None: not compared.
+        run_dir: the run; a process may still be training in it.
+        parts: names of the parts to read, even if others are damaged or missing; None: all.
+        suite: installed versions of the suite of tasks; None: not compared.
         allow_version_mismatch: accept another version of the suite or major version of torch.
-        warn: called once per skipped checkpoint, with the reason.
+        warn: called once for each skipped checkpoint, with the reason.
 
     Returns:
         Vector step and parts as given to `save_checkpoint`, tensors on the CPU. Tensors of large parts are
-        copy-on-write maps of the file: copy them into place rather than keeping them.
+        copy-on-write maps of the file: copy them instead of keeping them.
 
     Raises:
-        UserError: no valid checkpoint, or the newest valid one comes from other versions or is of another
-        format.
+        UserError: no valid checkpoint, or the newest valid one has another format or other versions.
     """
     skipped: set[str] = set()
     while True:
@@ -119,7 +115,7 @@ def load_checkpoint(
                 if directory.name not in skipped:
                     warn(f"skipped checkpoint {directory.name}: {error}")
                 skipped.add(directory.name)
-        # A running trainer may have pruned what was listed and written newer ones meanwhile.
+        # A process that trains here may have deleted the listed checkpoints and written newer ones.
         if _directories(run_dir) == candidates:
             break
     found = f"{len(skipped)} damaged" if skipped else "none"
@@ -130,12 +126,11 @@ def load_checkpoint(
 
 
 class _HashingFile(io.FileIO):
-    """A file that knows the SHA-256 and size of what was written to it."""
+    """A new file that hashes what is written to it, so that nothing need be read back."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "xb")
         self.sha256 = hashlib.sha256()
-        self.size = 0
         self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -148,7 +143,6 @@ class _HashingFile(io.FileIO):
         except OSError as error:
             self.failure = error
             raise
-        self.size += done
         return done
 
 
@@ -160,10 +154,10 @@ def _write_part(directory: Path, part: str, tree: Any) -> dict[str, Any]:
         try:
             torch.save(plain, file)
         except RuntimeError as error:
-            # On a full disk torch stumbles over its own file position after the OSError, and hides it.
+            # On a full disk torch raises a RuntimeError about its file position in place of the OSError.
             raise (file.failure or error) from error
         os.fsync(file.fileno())
-        return {"sha256": file.sha256.hexdigest(), "size": file.size}
+        return {"sha256": file.sha256.hexdigest(), "size": os.fstat(file.fileno()).st_size}
 
 
 def _write_manifest(
@@ -179,17 +173,17 @@ def _write_manifest(
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest's content, so that damage to a step or version is not taken at its word."""
+    """Return the SHA-256 of the manifest's content, by which damage to a step or version is noticed."""
     canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Give a complete directory its name; at every moment one complete checkpoint of the step has a name.
+    """Rename a complete directory to its final name; a former checkpoint of the step stays until then.
 
-    Against power cuts the order is: content of the files, their directory, the rename, the parent.
-    A rename may reach the disk before content that was not synchronised, and then names a hollow checkpoint.
-    The parent is synchronised before older checkpoints are deleted, which may be all that is on disk.
+    For power cuts, the caller has synchronised the files and their directory: a rename may reach the disk
+    before file contents do, and would then name an empty checkpoint. The parent is synchronised here, before
+    older checkpoints are deleted, because until then they may be the only ones on disk.
     """
     former = final.with_name(final.name + ".replaced")
     if final.exists():
@@ -203,16 +197,15 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _prune(run_dir: Path, step: int, keep: int) -> None:
-    kept = 0
-    for entry in _directories(run_dir):
-        if _step(entry) > step or kept == keep:
+    entries = _directories(run_dir)
+    kept = [entry for entry in entries if _step(entry) <= step][:keep]
+    for entry in entries:
+        if entry not in kept:
             _delete(entry)
-        else:
-            kept += 1
 
 
 def _delete(directory: Path) -> None:
-    # Renamed first: a kill in the middle of deleting must not leave a half-empty checkpoint under its name.
+    # Renamed first: a kill during the deletion must not leave an incomplete checkpoint under its name.
     doomed = directory.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-deleted-{directory.name}")
     os.replace(directory, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -227,15 +220,13 @@ def _fsync_directory(directory: Path) -> None:
 
 
 def _directories(run_dir: Path) -> list[Path]:
-    """Checkpoints, newest first; of one step, the new before the replaced."""
+    """Return the checkpoints, newest first; of one step, the new one before the replaced one."""
     found = [e for e in (run_dir / CHECKPOINTS_NAME).glob("step_*") if _DIRECTORY_NAME.fullmatch(e.name)]
     return sorted(found, key=lambda entry: (_step(entry), not entry.suffix), reverse=True)
 
 
 def _step(directory: Path) -> int:
-    match = _DIRECTORY_NAME.fullmatch(directory.name)
-    assert match
-    return int(match[1])
+    return int(directory.name.removesuffix(".replaced").removeprefix("step_"))
 
 
 def _verified_manifest(directory: Path) -> dict[str, Any]:
@@ -248,18 +239,18 @@ def _verified_manifest(directory: Path) -> dict[str, Any]:
         raise _Damaged(f"{_MANIFEST} was changed")
     if manifest.get("schema") != SCHEMA:
         raise UserError(
-            f"checkpoint '{directory}' is of format {manifest.get('schema')} and this version of mtrl reads "
-            f"{SCHEMA}: continue it with the version that wrote it, or start anew in another --run-dir."
+            f"checkpoint '{directory}' has format {manifest.get('schema')}; this version reads {SCHEMA}. "
+            "Continue the run with the version that wrote it, or start anew in another --run-dir."
         )
     if _step(directory) != manifest["step"]:
-        raise _Damaged(f"its manifest is that of step {manifest['step']}")
+        raise _Damaged(f"its manifest belongs to step {manifest['step']}")
     return dict(manifest)
 
 
 def _verified_names(directory: Path, manifest: Mapping[str, Any], parts: Collection[str] | None) -> list[str]:
-    """Return the files to read: all of the manifest if `parts` is None, and then no other may be there."""
+    """Return the names of the files to read. If `parts` is None, the directory may hold no other file."""
     listed = list(manifest["files"])
-    # Hidden files come from file systems and desktops (.nfs*, .DS_Store), not from a mixed-up copy.
+    # Hidden files come from file systems and desktops (.nfs*, .DS_Store): they do not mean a wrong copy.
     present = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")} - {_MANIFEST}
     wanted = listed if parts is None else [f"{part}.pt" for part in parts]
     missing = {*wanted} - {*listed} & present
@@ -288,7 +279,7 @@ def _check_versions(
 
 
 def _read_parts(directory: Path, manifest: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    for name in names:  # all before the first is read: one damaged part condemns the checkpoint
+    for name in names:  # all are checked first: if one part is damaged, the checkpoint is not used
         _verify_file(directory / name, manifest["files"][name])
     parts = {}
     for name in names:
@@ -298,7 +289,7 @@ def _read_parts(directory: Path, manifest: Mapping[str, Any], names: list[str]) 
             plain = torch.load(path, map_location="cpu", weights_only=True, mmap=large)
             parts[name.removesuffix(".pt")] = from_plain(plain)
         except UnpicklingError as error:
-            raise _Damaged(f"{name} holds something other than tensors and plain values; refused") from error
+            raise _Damaged(f"{name} holds other objects than tensors and plain values") from error
         except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
             raise _Damaged(f"{name} is unreadable: {error}") from error
     return parts

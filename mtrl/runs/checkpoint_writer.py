@@ -1,11 +1,10 @@
-"""Checkpoints written while training goes on, by one thread, one at a time; writes that fail are counted."""
-
-from __future__ import annotations
+"""Writes checkpoints in a thread while training goes on, and counts failing writes."""
 
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,9 +19,9 @@ MAX_FAILURES = 3  # in a row, of one kind
 
 
 class Writes:
-    """Tolerates failing writes for a while: a full disk costs a line or a checkpoint; later the run.
+    """Tolerates a few failing writes in a row, then ends the run.
 
-    Failures in a row are counted for each kind of write: log lines that succeed do not excuse checkpoints.
+    Each kind of write has its own count: log lines that succeed do not reset that of the checkpoints.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,16 +29,16 @@ class Writes:
         self._failures: Counter[str] = Counter()
 
     def attempt(self, kind: str, step: int, action: Callable[[], object], *, last: bool = False) -> bool:
-        """Do `action`; return whether it succeeded, having warned if not.
+        """Call `action`; return whether it succeeded. Print a warning if it raised an OSError.
 
         Args:
             kind: "log", "evaluation", "checkpoint" or "best policy".
             step: vector step.
-            action: raises OSError if it cannot write.
-            last: no later write will make up for it.
+            action: the write.
+            last: no later write of this kind follows.
 
         Raises:
-            UserError: it was the last, or the third of its kind in a row to fail.
+            UserError: the last write failed, or the third of its kind in a row.
         """
         try:
             action()
@@ -62,19 +61,19 @@ class Writes:
 
 
 class _Abandoned(Exception):
-    """Ends a write that nobody waits for any longer; nothing half-written stays."""
+    """Ends an abandoned write; `save_checkpoint` then removes its unfinished files."""
 
 
 class CheckpointWriter:
-    """Copies what a checkpoint holds and writes the copy in a thread of its own.
+    """Copies the state and writes the copy in its own thread, one checkpoint at a time.
 
-    Only the copying holds training up. Parts that are functions (`Agent.state`) are called by the thread, so
-    that the largest of them never exists twice. A context manager: leaving it waits for the write under way;
-    a KeyboardInterrupt abandons it before its next part.
+    Training waits for the copying only. Parts that are functions (`Agent.state`) are called by the thread, so
+    that no second copy of the largest parts is made. A context manager: leaving it waits for a write that has
+    begun; after a KeyboardInterrupt that write ends before its next part.
 
     Args:
-        run_dir: the run, held by the caller.
-        keep: newest checkpoints that stay.
+        run_dir: the run, which the caller has locked.
+        keep: number of newest checkpoints to keep.
         suite: versions of the suite of tasks.
     """
 
@@ -88,41 +87,35 @@ class CheckpointWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether a checkpoint has been begun whose outcome nobody has asked for."""
+        """Whether a checkpoint has begun and `result` has not been called for it."""
         return self._future is not None
 
     @property
     def done(self) -> bool:
-        """Whether `result` would return at once."""
+        """Whether that checkpoint is written: `result` returns at once."""
         return self._future is not None and self._future.done()
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
-        """Begin to write `state` (`save_checkpoint`); call `result` for the checkpoint before it first."""
+        """Begin to write `state` (`save_checkpoint`); the one before must have been ended by `result`."""
         assert self._future is None
-        parts = {
-            name: self._deferred(part if callable(part) else copied(part)) for name, part in state.items()
-        }
+        own = {name: part if callable(part) else copied(part) for name, part in state.items()}
+        parts = {name: partial(self._tree, part) for name, part in own.items()}
         self.step = step
         self._future = self._threads.submit(
             save_checkpoint, self.run_dir, step, parts, keep=self._keep, suite=self.suite
         )
 
     def result(self) -> Path:
-        """Wait for the checkpoint that was begun and return its directory; raises what its writing raised."""
+        """Wait for the checkpoint that has begun and return its directory. Raises as `save_checkpoint`."""
         assert self._future is not None
-        # Dropped first: while the future lives, replay keeps copies of overwritten rows for its parts.
+        # Forgotten first: while the future exists, replay keeps copies of overwritten rows for its parts.
         future, self._future = self._future, None
         return future.result()
 
-    def _deferred(self, part: Any) -> Callable[[], Any]:
-        """Return a function that gives the part, or ends the write if it is no longer wanted."""
-
-        def tree() -> Any:
-            if self._abandoned.is_set():
-                raise _Abandoned
-            return part() if callable(part) else part
-
-        return tree
+    def _tree(self, part: Any) -> Any:
+        if self._abandoned.is_set():
+            raise _Abandoned
+        return part() if callable(part) else part
 
     def __enter__(self) -> Self:
         return self
@@ -130,7 +123,7 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt):
             self._abandoned.set()
         try:
             if self.busy:
@@ -144,13 +137,13 @@ class CheckpointWriter:
 
 
 class Saving:
-    """Begins checkpoints, takes notice of how they ended, and keeps the best policy beside them.
+    """Saves checkpoints of a run through a `CheckpointWriter`, and its best policy.
 
     Args:
-        writer: of the run's checkpoints.
+        writer: writes the checkpoints.
         writes: counts failures.
-        flush: writes the log lines that wait: a checkpoint must not be ahead of the log.
-        written: called with vector step and directory of each checkpoint that is safe on disk.
+        flush: writes pending log lines; a checkpoint must not be ahead of the log.
+        written: called with vector step and directory of each checkpoint once it is on disk.
     """
 
     def __init__(
@@ -161,13 +154,13 @@ class Saving:
         written: Callable[[int, Path], None],
     ) -> None:
         self._writer, self._writes, self._flush, self._written = writer, writes, flush, written
-        self.saved_at: int | None = None  # vector step of the newest checkpoint that is safe
+        self.saved_at: int | None = None  # vector step of the newest checkpoint on disk
 
     def begin(self, step: int, state: Callable[[], Mapping[str, Any]], *, last: bool = False) -> None:
         """Begin a checkpoint; if it is the last one, wait for it. Raises as `Writes.attempt`."""
-        # One at a time: a disk slower than the interval holds training up instead of filling memory.
+        # One at a time: if the disk is slower than the interval, training waits instead of filling memory.
         self.finish()
-        # A resume cuts the log to the checkpoint's step; lines it lacks could not be written again.
+        # A resumed run goes on after the checkpoint's step: lines missing before it would stay missing.
         if not self._writes.attempt("log", step, self._flush, last=last):
             return
         self._writer.begin(step, state())
@@ -175,12 +168,12 @@ class Saving:
             self.finish(last=True)
 
     def poll(self) -> None:
-        """Take notice of a checkpoint that has been written meanwhile."""
+        """Report a checkpoint that has been written since the last call."""
         if self._writer.done:
             self.finish()
 
     def finish(self, *, last: bool = False) -> None:
-        """Wait for the checkpoint under way, if any."""
+        """Wait for a checkpoint that has begun, if there is one."""
         if not self._writer.busy:
             return
         step, paths = self._writer.step, []
@@ -189,7 +182,7 @@ class Saving:
             self._written(step, paths[0])
 
     def keep_best(self, step: int, policy: Any) -> None:
-        """Replace the best policy so far by this one; it can act without the run's other checkpoints."""
+        """Replace the stored best policy by this one, as a checkpoint with the part "policy" alone."""
         best, parts, suite = self._writer.run_dir / BEST_NAME, {"policy": policy}, self._writer.suite
         self._writes.attempt(
             "best policy", step, lambda: save_checkpoint(best, step, parts, keep=1, suite=suite)

@@ -1,6 +1,4 @@
-"""What a run prints: a start screen, progress, results, warnings. Rich on a terminal, else plain lines."""
-
-from __future__ import annotations
+"""Prints the start screen, progress, results and warnings: with rich on a terminal, else in plain lines."""
 
 import contextlib
 import math
@@ -16,17 +14,17 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:  # the log prints warnings, so it imports this module
+if TYPE_CHECKING:  # a circle otherwise: the log imports this module for its warnings
     from mtrl.runs.log import Evaluation
 
 _REFRESH_SECONDS = 0.5
-_WINDOW_SECONDS = 30.0  # of training over which the rate is taken
+_WINDOW_SECONDS = 30.0  # of training, over which the rate is averaged
 
 
 def start_screen(
     title: str, facts: Sequence[tuple[str, str]], notes: Sequence[str] = (), *, console: Console | None = None
 ) -> None:
-    """Print what a run is about to do: one panel on a terminal, aligned `name  value` lines elsewhere."""
+    """Print the facts of a run before it starts: a panel on a terminal, else aligned `name  value` lines."""
     console = console or Console()
     if not console.is_interactive:
         width = max((len(name) for name, _ in facts), default=0)
@@ -42,15 +40,15 @@ def start_screen(
     _print_rich(console, Panel(content, title=Text(title, style="bold"), title_align="left", expand=False))
 
 
-def evaluation_line(step: int, result: Evaluation) -> str:
-    """The means of an evaluation in one line."""
+def evaluation_line(step: int, result: "Evaluation") -> str:
+    """Return the means of an evaluation as one line."""
     return (
         f"evaluation at {step:,}: success {_success(result.mean_success)} "
         f"(last step {_success(result.mean_success_last)}), return {result.mean_return:.1f}"
     )
 
 
-def evaluation_table(result: Evaluation, *, console: Console | None = None) -> None:
+def evaluation_table(result: "Evaluation", *, console: Console | None = None) -> None:
     """Print success at any step, success at the last step and return of each task, and their means."""
     console = console or Console()
     tables = (result.success, result.success_last, result.episode_return)
@@ -109,12 +107,11 @@ def error(text: str) -> None:
 class RunProgress:
     """Progress of a run in vector steps; a context manager.
 
-    On a terminal one bar that stays at the bottom and moves twice a second; elsewhere one line per `line`,
-    for log files.
+    On a terminal it is a bar, refreshed twice a second; in a log file each call of `line` prints one line.
 
     Args:
         total: length of the run in vector steps.
-        start: where this process starts, not zero after a resume.
+        start: vector steps done before this process.
         success: success rate of the last evaluation, if there was one.
         console: where to print; stdout by default.
     """
@@ -132,7 +129,7 @@ class RunProgress:
                 BarColumn(bar_width=None, complete_style="green"),
                 TextColumn("{task.fields[numbers]}"),
                 console=self._console,
-                # Not refreshed by rich's own thread, in which an output error would end in a traceback.
+                # No refreshing by rich's thread: an output error in it would print a traceback.
                 auto_refresh=False,
                 get_time=lambda: self._trained,  # evaluations and checkpoints do not lower the rate
                 speed_estimate_period=_WINDOW_SECONDS,
@@ -143,12 +140,12 @@ class RunProgress:
                 self._bar.start()
 
     def step(self, step: int, seconds: float, activity: str = "") -> None:
-        """Move the bar to a vector step, at most twice a second; cheap enough to be called at every step.
+        """Move the bar, at most twice a second; cheap enough to be called at every vector step.
 
         Args:
             step: vector steps done.
-            seconds: this process has trained, without evaluations and checkpoints.
-            activity: what it does besides training now.
+            seconds: time that this process has trained, without evaluations and checkpoints.
+            activity: shown beside the numbers, for example "evaluating".
         """
         now = time.monotonic()
         if self._bar is None or now - self._shown_at < _REFRESH_SECONDS:
@@ -161,7 +158,7 @@ class RunProgress:
             self._bar.update(self._row, numbers=text, refresh=True)
 
     def line(self, step: int, steps_per_second: float | None) -> None:
-        """Print one line where there is no bar."""
+        """Print one line, unless there is a bar."""
         if self._bar is None:
             share = 100.0 * step / self._total if self._total else 100.0
             numbers = self._numbers(step, steps_per_second)
@@ -226,5 +223,5 @@ def _duration(steps: int, steps_per_second: float | None) -> str:
 
 
 def _success(rate: float | None) -> str:
-    """A success rate; a dash before the first one, and of a suite that has none."""
+    """Return a success rate as text; a dash if there is none yet or the suite knows no success."""
     return "-" if rate is None or math.isnan(rate) else f"{rate:.3f}"

@@ -1,6 +1,4 @@
-"""The directory of a run: who owns it, where its files are. Imports no torch."""
-
-from __future__ import annotations
+"""The directory of a run: its lock and the names of its files. Imports no torch."""
 
 import contextlib
 import errno
@@ -34,9 +32,9 @@ _NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 class RunLock:
-    """Exclusive lock of a directory until `release`; the kernel drops it when the process ends, however.
+    """Exclusive lock of a directory until `release` or the end of the process, even a killed one.
 
-    `run.owner` beside the lock's file says who holds it, for messages only.
+    `run.owner` beside the lock file names the process that holds it, for messages only.
 
     Raises:
         UserError: another process, or another object of this one, holds it; the message names it.
@@ -69,10 +67,10 @@ class RunLock:
     def release(self, *, remove: bool = False) -> None:
         """Release the lock. Pass `remove` only when discarding the directory.
 
-        Otherwise a process that already opened the file would lock an orphan: the next one would make a new
-        file and lock that, and both would write to the run.
+        A process that waits has opened the lock file already. If the file were removed, that process would
+        lock the old file and a later one a new file, and both would write to the run.
         """
-        # The directory may have been moved or removed meanwhile; closing the file is what releases the lock.
+        # Errors do not matter (the directory may be gone): closing the file releases the lock.
         for file in (self._owner, self._file) if remove else (self._owner,):
             with contextlib.suppress(OSError):
                 file.unlink()
@@ -90,12 +88,12 @@ class RunLock:
 class RunDirectory:
     """A run directory, locked from `create` or `resume` until `release`; a context manager.
 
-    Leaving the `with` block by an exception also discards a directory without results (`discard_if_empty`).
+    An exception in the `with` block also removes a new directory without results (`discard_if_empty`).
 
     Attributes:
         path: the directory itself.
-        config_path: where the resolved configuration is written.
-        checkpoints: where the checkpoints are.
+        config_path: the file of the resolved configuration.
+        checkpoints: the folder of the checkpoints.
     """
 
     def __init__(self, path: Path, lock: RunLock, created: tuple[Path, ...], *, is_new: bool) -> None:
@@ -110,11 +108,11 @@ class RunDirectory:
 
         Args:
             path: of the run.
-            start_over: remove what a run has left there that ended before its first checkpoint.
+            start_over: remove the files of a run that ended there before its first checkpoint.
 
         Raises:
-            UserError: it holds a run already, another process owns it, or it cannot be written. Nothing that
-                this call made stays behind.
+            UserError: it holds a run already, another process has locked it, or it cannot be written.
+                Directories made by this call are removed again.
         """
         path = expand(path)
         created: list[Path] = []
@@ -145,7 +143,7 @@ class RunDirectory:
             created: list[Path] = []
             try:
                 _make_directories(candidate.parent, created)
-                candidate.mkdir()  # of several processes exactly one succeeds
+                candidate.mkdir()  # if several processes try, exactly one succeeds
             except FileExistsError:
                 continue
             except OSError:
@@ -158,10 +156,10 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """Lock an existing run and remove what a killed process left of an unfinished checkpoint.
+        """Lock an existing run and remove checkpoints that a killed process left unfinished.
 
         Raises:
-            UserError: no run with a checkpoint there, another process owns it, or it cannot be written.
+            UserError: no run with a checkpoint there, another process has locked it, or it cannot be written.
         """
         path = expand(path)
         if (path / CONFIG_NAME).is_file() and not has_checkpoint(path):
@@ -182,10 +180,9 @@ class RunDirectory:
         return run
 
     def write_versions(self, suite: Mapping[str, str]) -> dict[str, str]:
-        """Write `versions.json`, with those of the suite of tasks, and return what it holds.
+        """Write `versions.json`, including the versions of the suite of tasks, and return its content.
 
-        A run that goes on under another version of its suite keeps both ("3.3.0, then 3.4.0"): its numbers
-        belong to neither.
+        If the run is resumed with another version of its suite, both are kept ("3.3.0, then 3.4.0").
         """
         path = self.path / VERSIONS_NAME
         found = {**versions(), **suite}
@@ -198,9 +195,9 @@ class RunDirectory:
         return found
 
     def discard_if_empty(self) -> bool:
-        """Remove a new run without a logged line or checkpoint, release the lock, say whether it was removed.
+        """If a new run has no log line and no checkpoint, remove it; return whether the directory is gone.
 
-        Only files that a run writes are removed: a directory that holds anything else stays.
+        Only files that a run writes are removed: a directory that holds other files stays.
         """
         if self._lock is None or not self._is_new or self._has_results():
             return False
@@ -242,9 +239,9 @@ class RunDirectory:
 
 
 def remove_unfinished(checkpoints: Path) -> list[str]:
-    """Remove what killed processes left half-written in `checkpoints`; returns the names.
+    """Remove unfinished files of killed processes in `checkpoints`; return their names.
 
-    Only the run's owner may call this: no other process can be writing then.
+    The caller must hold the run's lock, so that no other process is writing them.
     """
     stale = sorted(checkpoints.glob(TEMPORARY_PREFIX + "*"))
     for entry in stale:
@@ -259,7 +256,7 @@ def _make_directories(path: Path, created: list[Path]) -> None:
         missing.append(place)
         place = place.parent
     for directory in reversed(missing):
-        # Another process may make the same directory now; the lock decides who keeps it.
+        # Another process may make the same directory at the same time; the lock decides between them.
         directory.mkdir(exist_ok=True)
         created.append(directory)
     if not path.is_dir():
@@ -273,27 +270,27 @@ def _remove_empty(directories: Sequence[Path]) -> None:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether anything that was a checkpoint once is there; whether it can be read is seen on loading."""
+    """Return whether there is a checkpoint, valid or damaged."""
     return any((path / CHECKPOINTS_NAME).glob("step_*"))
 
 
 def flag_to_go_on(path: Path) -> str:
-    """Return the flag, with its value, by which the run in `path` goes on."""
+    """Return the flag, with its value, that continues the run in `path`."""
     return f"--resume {path}" if has_checkpoint(path) else f"--resume-or-start {path}"
 
 
 def expand(path: Path) -> Path:
-    """Return the path with `~` expanded. UserError where there is no home to stand for it."""
+    """Return the path with `~` expanded. Raises UserError if the home directory is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(
-            f"'{path}' cannot be expanded: no home directory is known. Write the whole path."
+            f"'{path}' cannot be expanded: the home directory is unknown. Write the whole path."
         ) from error
 
 
 def _traces_of_a_run(path: Path) -> Iterator[Path]:
-    """Yield what a run has written, files before the folders that hold them."""
+    """Yield the files and folders that a run writes, files before their folders."""
     for place in (*path.glob(f"{TASKS_NAME}/*"), path / TASKS_NAME, path):
         yield from place.glob(_EVENT_FILES)
         if place != path and place.is_dir():
@@ -308,8 +305,8 @@ def _way_on(path: Path) -> str:
     if has_checkpoint(path):
         return f"Continue it with {flag}, or start elsewhere with another --run-dir."
     return (
-        "It ended before its first checkpoint, so that there is nothing to continue: start it anew in the "
-        f"same place with {flag}, or elsewhere with another --run-dir."
+        "It ended before its first checkpoint and cannot be continued. Start it anew in the same place with "
+        f"{flag}, or elsewhere with another --run-dir."
     )
 
 

@@ -1,6 +1,4 @@
-"""The record of a run: `metrics.jsonl` and `evaluations.jsonl`, which reports and resume read."""
-
-from __future__ import annotations
+"""The record of a run: `metrics.jsonl` and `evaluations.jsonl`. Reports and resume read them."""
 
 import contextlib
 import io
@@ -16,10 +14,10 @@ from mtrl.runs.log import Evaluation, RunInfo, Stamp
 
 
 class JsonLines:
-    """One object a line, each handed to the kernel at once: only the last line can be half a line."""
+    """Writes one JSON object a line, unbuffered: after a kill only the last line can be incomplete."""
 
     def open(self, run: RunInfo) -> None:
-        """Open both files for appending; `drop_after` must have cut those of a resumed run."""
+        """Open both files for appending. For a resumed run call `drop_after` first."""
         self._metrics, self._evaluations = (
             _LineFile(run.path / name) for name in (METRICS_NAME, EVALUATIONS_NAME)
         )
@@ -27,7 +25,7 @@ class JsonLines:
     def metrics(
         self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Write one line of training metrics; what is not finite becomes null."""
+        """Write one line of training metrics; values that are not finite become null."""
         line: dict[str, Any] = stamp._asdict()
         line.update({tag: _finite(value) for tag, value in scalars.items()})
         line.update(
@@ -56,7 +54,7 @@ class JsonLines:
         self._evaluations.write(line)
 
     def flush(self) -> None:
-        """Write what a full disk has refused so far. Raises OSError if it still does."""
+        """Write lines that could not be written so far. Raises OSError if that fails again."""
         self._metrics.flush()
         self._evaluations.flush()
 
@@ -67,18 +65,18 @@ class JsonLines:
 
 
 class History(NamedTuple):
-    """What the record of a run says up to one vector step."""
+    """The state of a run according to its record."""
 
-    wall_s: float  # seconds worked
+    wall_s: float  # working time in seconds
     evaluated_at: int | None  # vector step of the last evaluation
-    final: bool  # whether that one completed a run
+    final: bool  # whether that evaluation completed a run
     success: float | None  # its mean success
 
 
 def drop_after(run_dir: Path, step: int) -> History:
-    """Drop lines after vector step `step` and broken ones, atomically; return what is left.
+    """Drop lines after vector step `step` and incomplete lines; return the history of the rest.
 
-    A resumed run makes those vector steps again: kept, they would stand in the record twice.
+    A resumed run takes those vector steps again; otherwise the record would hold them twice.
     """
     for path in (run_dir / METRICS_NAME, run_dir / EVALUATIONS_NAME):
         if not path.exists():
@@ -86,8 +84,8 @@ def drop_after(run_dir: Path, step: int) -> History:
         kept = b"".join(raw for raw, line in _lines(path) if line["vector_step"] <= step)
         if kept == path.read_bytes():
             continue
-        # Whole and on disk before it takes the name: a kill here must not lose the lines before `step`, which
-        # no process would write again.
+        # A kill here must not lose the lines up to `step`, which no process would write again: the new file
+        # is complete and on disk before it replaces the old one.
         temporary = path.with_name(TEMPORARY_PREFIX + path.name)
         with open(temporary, "wb") as file:
             file.write(kept)
@@ -98,7 +96,7 @@ def drop_after(run_dir: Path, step: int) -> History:
 
 
 def read_history(run_dir: Path) -> History:
-    """Return what the whole record says, changing nothing."""
+    """Return the history of the whole record. Changes nothing."""
     logged, evaluated = (
         [line for _, line in _lines(run_dir / name)][-1:] for name in (METRICS_NAME, EVALUATIONS_NAME)
     )
@@ -112,12 +110,12 @@ def read_history(run_dir: Path) -> History:
 
 
 def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the evaluations of a run that are written, oldest first."""
+    """Return the recorded evaluations of a run, oldest first."""
     return [line for _, line in _lines(run_dir / EVALUATIONS_NAME)]
 
 
 def best_score(evaluations: Sequence[Mapping[str, Any]]) -> float:
-    """Return the best `Evaluation.score` of these lines; minus infinity if there is none."""
+    """Return the best `Evaluation.score` of these lines; minus infinity for no lines."""
     scores = [
         line["mean_return"] if line["mean_success"] is None else line["mean_success"] for line in evaluations
     ]
@@ -127,21 +125,21 @@ def best_score(evaluations: Sequence[Mapping[str, Any]]) -> float:
 class _LineFile:
     def __init__(self, path: Path) -> None:
         self._file = io.FileIO(path, "a")
-        self._waiting = b""  # lines that a full disk has refused
+        self._waiting = b""  # lines that could not be written yet, for example to a full disk
 
     def write(self, line: Mapping[str, Any]) -> None:
         self._waiting += (json.dumps(line, allow_nan=False) + "\n").encode()
         self.flush()
 
     def flush(self) -> None:
-        """Write the lines that wait, those before them first; on an OSError all of them go on waiting."""
+        """Write the pending lines in order; after an OSError all of them stay pending."""
         rest = memoryview(self._waiting)
         end = os.fstat(self._file.fileno()).st_size
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError:
-            # The next line must not be glued to half of this one.
+            # Remove an incomplete line: the next one must begin on a line of its own.
             self._file.truncate(end)
             raise
         self._waiting = b""
@@ -151,7 +149,7 @@ class _LineFile:
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Return the whole lines of a file, raw and parsed; a kill leaves half of the last one."""
+    """Return the complete lines of a file, raw and parsed; a kill may leave the last one incomplete."""
     found = []
     for raw in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
         if not raw.endswith(b"\n"):
@@ -164,7 +162,7 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number, or those of pairs of tasks, with null for what is not finite."""
+    """Return a number, or the numbers of pairs of tasks, with None where it is not finite."""
     if isinstance(value, Mapping):
         return {task: _finite(number) for task, number in value.items()}
     return _finite(value)

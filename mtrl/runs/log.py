@@ -1,11 +1,8 @@
-"""Where a run's numbers go: what a sink is, the registry of sinks, and their fan-out.
+"""The log of a run: evaluations, the protocol and registry of sinks, and `Log`, which writes to all of them.
 
-The x axis of every curve, here and in reports, is vector steps (`STEP_LABEL`), the unit of `steps` and of
-all intervals in the configuration; with one copy of each task they are the env steps per task of published
-curves.
+The horizontal axis of every curve, here and in reports, is vector steps (`STEP_LABEL`), the unit of `steps`
+and of all intervals in the configuration. With one copy of each task a vector step is one env step per task.
 """
-
-from __future__ import annotations
 
 import contextlib
 import time
@@ -23,10 +20,10 @@ STEP_LABEL = "vector steps (env steps of each copy of a task)"
 
 
 class Evaluation(NamedTuple):
-    """Episodes of one evaluation, tasks first; N episodes per task.
+    """Results of N episodes of each of T tasks.
 
-    Success follows Meta-World: an episode succeeds when the task's success flag is up at ANY step. The flag
-    at the last step is kept next to it, because published numbers use either rule.
+    Success follows Meta-World: an episode succeeds if the task reports success at ANY step. Success at the
+    last step is stored as well, because published numbers use either rule.
     """
 
     task_names: tuple[str, ...]  # T
@@ -56,7 +53,7 @@ class Evaluation(NamedTuple):
 
     @property
     def score(self) -> float:
-        """What a better policy has more of: success, or the return where a task knows no success."""
+        """Mean success, by which policies are compared; the mean return if a task knows no success."""
         return self.mean_return if np.isnan(self.mean_success) else self.mean_success
 
     def task_means(self) -> dict[str, dict[str, float]]:
@@ -69,28 +66,28 @@ class Evaluation(NamedTuple):
 
 
 class Stamp(NamedTuple):
-    """When something happened."""
+    """A time of the run."""
 
     vector_step: int  # vector steps so far
     env_steps: int  # of all environments together
-    wall_s: float  # seconds of all processes that worked on the run
+    wall_s: float  # working time of all processes of the run, in seconds
 
 
 class RunInfo(NamedTuple):
-    """What a sink learns of the run when it is opened."""
+    """What a sink is told about the run when it is opened."""
 
     path: Path
     task_names: tuple[str, ...]  # T
     config: Mapping[str, Any]  # resolved, nested mappings of plain values
-    versions: Mapping[str, str]  # of everything that shapes the numbers
-    resumed_at: Stamp | None  # points after it belong to a future that was abandoned; None: a new run
+    versions: Mapping[str, str]  # of all packages that influence results
+    resumed_at: Stamp | None  # earlier points after it are invalid: they are made again; None: a new run
 
 
 class Sink(Protocol):
-    """Takes a run's numbers. `train(..., sinks=[...])` takes objects, `train.sinks` names of their classes.
+    """Receives a run's numbers. Pass objects to `train(..., sinks=[...])` or name classes in `train.sinks`.
 
-    An OSError of any method (a full disk, a lost connection) ends the sink with a warning and the run goes
-    on; other exceptions are taken for defects of the sink and end the run.
+    If a method raises OSError (a full disk, a lost connection), the sink is closed with a warning and the run
+    goes on. Other exceptions are defects of the sink and end the run.
     """
 
     def open(self, run: RunInfo) -> None:
@@ -100,15 +97,15 @@ class Sink(Protocol):
     def metrics(
         self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Mapping[str, float]]
     ) -> None:
-        """Take one log line: tag -> value and group -> task -> value. NaN and infinity mean 'no value'."""
+        """Receive a log line: tag -> value and group -> task -> value. NaN and infinity mean 'no value'."""
         ...
 
     def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
-        """Take an evaluation; `final` marks the one that completes the run."""
+        """Receive an evaluation; `final` marks the one that completes the run."""
         ...
 
     def close(self) -> None:
-        """Write what is left and close; called once, however the run ends, at once by an OSError."""
+        """Write pending data and close; called once, at the end of the run or after an OSError."""
         ...
 
 
@@ -116,14 +113,14 @@ SINKS = Registry("sink", {"tensorboard": "mtrl.runs.tensorboard:TensorBoard"})
 
 
 def by_task(tasks: Sequence[str], values: Any) -> dict[str, Any]:
-    """Return values [T] by task; of symmetric ones [T, T], those above the diagonal by two tasks.
+    """Return values [T] by task, or the upper triangle of a symmetric [T, T] by two tasks.
 
     Raises:
-        ValueError: of another shape.
+        ValueError: another shape.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.shape not in ((len(tasks),), (len(tasks),) * 2):
-        raise ValueError(f"values of {len(tasks)} tasks have shape [T] or [T, T]; found {list(array.shape)}.")
+        raise ValueError(f"expected values of {len(tasks)} tasks, [T] or [T, T]; found {list(array.shape)}.")
     if array.ndim == 1:
         return dict(zip(tasks, array.tolist(), strict=True))
     return {
@@ -133,10 +130,10 @@ def by_task(tasks: Sequence[str], values: Any) -> dict[str, Any]:
 
 
 class Record(Sink, Protocol):
-    """A sink that loses nothing: what it could not write it writes later."""
+    """A sink that keeps data that it cannot write and writes it later."""
 
     def flush(self) -> None:
-        """Write what could not be written so far; raises OSError if it still cannot."""
+        """Write data that could not be written so far. Raises OSError if that fails again."""
         ...
 
 
@@ -145,10 +142,9 @@ class Log:
 
     Args:
         run: the run.
-        record: the one that reports and resume read (`mtrl.runs.jsonl.JsonLines`): its errors are
-            raised.
-        sinks: for people: one that fails is left out from then on.
-        wall_before: seconds that earlier processes of a resumed run have worked.
+        record: the files that reports and resume read (`mtrl.runs.jsonl.JsonLines`); its errors are raised.
+        sinks: further sinks; one that fails is closed.
+        wall_before: working time of earlier processes of a resumed run, in seconds.
     """
 
     def __init__(
@@ -162,20 +158,20 @@ class Log:
         self._each(lambda sink: sink.open(run))
 
     def stamp(self, vector_step: int, num_envs: int) -> Stamp:
-        """Return the stamp of now."""
+        """Return a stamp with the working time up to now."""
         wall = round(time.monotonic() - self._started, 3)
         return Stamp(vector_step, vector_step * num_envs, wall)
 
     def metrics(self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Any]) -> None:
-        """Log one line; per_task: group -> [T] in the order of the tasks, or [T, T], for the record alone.
+        """Log one line; `per_task` is group -> [T] in the order of the tasks, or [T, T], for the record only.
 
         Raises:
-            OSError: the record cannot be written (disk full); it ends with its last whole line, and this one
-                is written before the next.
+            OSError: the record cannot be written (disk full). It keeps this line and writes it before the
+                next one.
         """
         named = {group: by_task(self._tasks, values) for group, values in per_task.items()}
         self._record.metrics(stamp, scalars, named)
-        # Nobody reads hundreds of curves of pairs: those go to the record alone, for the report's heat maps.
+        # Hundreds of curves of pairs of tasks are unreadable; the report draws them as heat maps.
         curves = {group: values for group, values in named.items() if np.ndim(per_task[group]) == 1}
         self._each(lambda sink: sink.metrics(stamp, scalars, curves))
 
@@ -185,7 +181,7 @@ class Log:
         self._each(lambda sink: sink.evaluation(stamp, result, final=final))
 
     def flush(self) -> None:
-        """Write what the record still owes. Raises OSError as `metrics` does."""
+        """Write pending lines of the record. Raises OSError as `metrics` does."""
         self._record.flush()
 
     def close(self) -> None:
@@ -203,7 +199,7 @@ class Log:
             try:
                 action(sink)
             except OSError as error:
-                # Losing curves that people watch must not stop training; losing lines of the record may.
+                # The run goes on without a sink, but not without its record, whose errors are raised.
                 self._sinks.remove(sink)
                 _warn(sink, error)
                 with contextlib.suppress(OSError):
@@ -211,4 +207,4 @@ class Log:
 
 
 def _warn(sink: Sink, error: OSError) -> None:
-    console.warning(f"{type(sink).__name__} ends here ({error}); the JSON lines go on")
+    console.warning(f"{type(sink).__name__} was closed ({error}); the JSON lines go on")

@@ -1,10 +1,8 @@
-"""Trees of state as trees of tensors and plain values: all that `torch.load(weights_only=True)` reads.
+"""Converts trees of state to tensors and plain values, which `torch.load(weights_only=True)` reads.
 
-A numpy array becomes the tensor of its bytes with dtype and shape beside it, so every numeric dtype comes
-back as it was; numbers of numpy likewise.
+A numpy array or scalar becomes a tensor of its bytes with dtype and shape, so every numeric dtype is restored
+exactly.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
@@ -18,13 +16,13 @@ _NUMERIC_KINDS = "biufc"
 
 
 def to_plain(value: Any, where: str) -> Any:
-    """Tree without numpy, on the CPU; `where` names its root in messages.
+    """Return a tree without numpy, tensors on the CPU; `where` names its root in messages.
 
     Takes dict (keys str or int), list, tuple, dense tensor, numeric numpy array or scalar, int of any size,
-    float, str, bool, None. Subclasses of dict and tuple become dict and tuple, views tensors of their own.
+    float, str, bool, None. Subclasses of dict and tuple become dict and tuple; views are copied.
 
     Raises:
-        TypeError: any other type, with its place in the tree.
+        TypeError: any other type; names its place in the tree.
     """
     if isinstance(value, Tensor):
         return _plain_tensor(value, where)
@@ -47,7 +45,7 @@ def to_plain(value: Any, where: str) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """Return a tree whose tensors and arrays share no memory with this one's, tensors on the CPU."""
+    """Return a copy of a tree that shares no memory with it, tensors on the CPU."""
 
     def copy(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
@@ -58,12 +56,12 @@ def copied(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """Inverse of `to_plain`; ValueError, TypeError or KeyError where the marks of an array make no sense."""
+    """Invert `to_plain`. Raises ValueError, TypeError or KeyError for a damaged description of an array."""
     return _mapped(value, lambda leaf: _array(leaf) if isinstance(leaf, dict) else leaf)
 
 
 def _mapped(value: Any, of_leaf: Callable[[Any], Any]) -> Any:
-    """Return the tree with `of_leaf` of everything that is no container; a marked array is a leaf."""
+    """Apply `of_leaf` to everything that is no container; the description of an array is a leaf."""
     if isinstance(value, dict) and _ARRAY not in value:
         return {key: _mapped(item, of_leaf) for key, item in value.items()}
     if isinstance(value, list | tuple):

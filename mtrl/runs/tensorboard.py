@@ -1,13 +1,11 @@
-"""TensorBoard curves for people. Only this module imports torch.utils.tensorboard.
+"""TensorBoard curves. Only this module imports torch.utils.tensorboard.
 
-TensorBoard sorts groups of charts by name, hence the digits: the answer to 'does it work' comes first. It
-gives each run a colour but not each tag, so every task is a run of its own below `tasks/`, and one chart
-holds all tasks. To compare whole runs, filter them with the expression `^(?!.*tasks/)`.
+TensorBoard sorts groups of charts by name; the digits put success first. It gives a colour to each run and
+not to each tag, so every task is a run of its own below `tasks/`, and one chart shows all tasks. To compare
+whole runs, filter them with the expression `^(?!.*tasks/)`.
 
 Weights & Biases shows the same curves: `wandb.init(sync_tensorboard=True)` before `train(...)`.
 """
-
-from __future__ import annotations
 
 import math
 import threading
@@ -25,7 +23,7 @@ from mtrl.runs.log import STEP_LABEL, Evaluation, RunInfo, Stamp
 
 SUCCESS, RETURN = "1_success/all_tasks", "2_return/all_tasks"
 SUCCESS_LAST = "3_success_at_last_step/all_tasks"
-# Log tags that belong to one question with the evaluations.
+# Tags of the log that are shown in the group of the corresponding evaluation.
 _RENAMED = {
     "rollout/success_rate": "1_success/training_episodes",
     "rollout/ep_rew_mean": "2_return/training_episodes",
@@ -49,7 +47,7 @@ class TensorBoard:
     def open(self, run: RunInfo) -> None:
         """Open the event files and describe the run in them."""
         self._open.enter_context(_without_tracebacks_of_full_disks())
-        # TensorBoard forgets points AT the purge step too; those at the checkpoint are to stay.
+        # TensorBoard also drops points AT the purge step; those at the checkpoint are still valid.
         self._purge_step = None if run.resumed_at is None else run.resumed_at.vector_step + 1
         self._board = self._writer(str(run.path))
         self._tasks = {task: self._writer(str(run.path / TASKS_NAME / task)) for task in run.task_names}
@@ -60,7 +58,7 @@ class TensorBoard:
         rows = "".join(f"\n| {name} | {value} |" for name, value in run.versions.items())
         self._board.add_text("versions", f"| | |\n|---|---|{rows}", step)
         if run.resumed_at is None:  # else the first event file has them
-            # Not add_hparams: it opens a second event file, and TensorBoard follows only the newest of a run.
+            # Not add_hparams, which opens a second event file: TensorBoard follows only the newest of a run.
             experiment, start, self._session_end = hparams(_hparams(run.config), {SUCCESS: math.nan})
             self._board.file_writer.add_summary(experiment)
             self._board.file_writer.add_summary(start)
@@ -74,14 +72,14 @@ class TensorBoard:
         self._draw_tasks(stamp, per_task)
 
     def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
-        """Draw the means of an evaluation and each task's."""
+        """Draw the means of an evaluation over all tasks and for each task."""
         success = ((SUCCESS, result.mean_success), (SUCCESS_LAST, result.mean_success_last))
         self._draw(self._board, stamp, (*success, (RETURN, result.mean_return)))
         self._draw_tasks(stamp, result.task_means())
 
     def close(self) -> None:
         """Flush and close all files."""
-        with self._open:  # every file, even if a full disk fails the others
+        with self._open:  # closes every file, even if closing another one fails
             if self._session_end is not None:
                 self._board.file_writer.add_summary(self._session_end)
 
@@ -104,7 +102,7 @@ class TensorBoard:
 
 @contextmanager
 def _without_tracebacks_of_full_disks() -> Iterator[None]:
-    """Keep quiet about an OSError in a thread of tensorboard: its writer raises it again to its caller."""
+    """Print no traceback of an OSError in tensorboard's threads: its writer raises the error again."""
     before = threading.excepthook
 
     def hook(failure: threading.ExceptHookArgs) -> None:
@@ -121,7 +119,7 @@ def _without_tracebacks_of_full_disks() -> Iterator[None]:
 
 
 def _hparams(config: Mapping[str, Any]) -> dict[str, str]:
-    """Five columns, the number that the page shows, in the alphabetical order that it shows them in."""
+    """Return five columns: TensorBoard's page shows five, in alphabetical order."""
     both = [own for _, own in methods_of(config).values()]
     options = [", ".join(f"{key}={value}" for key, value in own.items()) or "none" for own in both]
     return {

@@ -1,6 +1,4 @@
-"""What a run was made with: packages, machine, commit. Imports torch only when asked for the machine."""
-
-from __future__ import annotations
+"""Versions of packages, the machine and the commit. Only `versions` imports torch."""
 
 import contextlib
 import functools
@@ -14,13 +12,13 @@ from mtrl.device.resources import available_cores
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape every run's numbers, read without importing them."""
+    """Return the versions of packages that influence every run's results, without importing them."""
     packages = ("torch", "gymnasium", "numpy")
     return {**{name: _package_version(name) for name in packages}, "mtrl": mtrl.__version__}
 
 
 def versions() -> dict[str, str]:
-    """Python, machine, packages, CUDA device and git commit, as far as each is known."""
+    """Return Python, machine, packages, CUDA device and git commit, as far as they are known."""
     import torch
 
     found = {
@@ -52,10 +50,10 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-@functools.cache  # a process runs the code that it has loaded, whatever is checked out afterwards
+@functools.cache  # a process runs the code that it has loaded, even if another commit is checked out later
 def _git_commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
-    # Without this check an installed package would report whatever repository surrounds its environment.
+    # An installed package must not report a repository that contains its virtual environment.
     if not (root / ".git").exists():
         return None
     commands = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))

@@ -1,11 +1,8 @@
-"""Runs trials on Ray Core: as many as fit, again what was broken, never what is done.
+"""Runs the trials of a sweep on Ray Core: as many as fit at once; interrupted trials are tried again.
 
-The driver holds no state: what is done stands in the trials' own directories. It may be killed and started
-again with the same command. Ray's own Tune would keep a second account of the same things, with checkpoints
-of its own.
+The driver stores nothing: the trials' directories tell what is done. It may be killed and started again with
+the same command. Ray Tune is not used because it would store the same facts again, in its own checkpoints.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
@@ -23,7 +20,7 @@ from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from mtrl.sweep.plan import Resources, State, Trial, progress
 
 _POLL_SECONDS = 2.0
-_WAIT_BEFORE_RETRY = 5.0  # seconds; a lock of the attempt before needs as long to go
+_WAIT_BEFORE_RETRY = 5.0  # seconds, in which the process of the former attempt ends and frees its lock
 LOGS_NAME = "logs"
 
 Watcher = Callable[[State], None]
@@ -31,9 +28,9 @@ Outcome = Literal["done", "again", "failed"]
 
 
 class Result(NamedTuple):
-    """How an attempt at a trial ended; sent to the driver, so plain values only."""
+    """How an attempt at a trial ended. Sent between processes, so it has plain values only."""
 
-    outcome: Outcome  # again: stopped or broken by its surroundings, the next attempt goes on from there
+    outcome: Outcome  # "again": it was stopped or failed for an outside reason; the next attempt resumes it
     message: str
 
 
@@ -41,7 +38,7 @@ def connect(address: str | None, resources: Resources) -> None:
     """Start Ray on this machine, or connect to the cluster at `address`.
 
     Raises:
-        UserError: no cluster there, or none of its nodes can hold a trial.
+        UserError: no cluster there, or no node has the resources of one trial.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
@@ -61,7 +58,7 @@ def connect(address: str | None, resources: Resources) -> None:
         gpus = max(node.get("GPU", 0) for node in nodes)
         ray.shutdown()
         raise UserError(
-            f"no node can hold a trial of {resources.cpus:g} CPUs and {resources.gpus:g} GPUs; the largest "
+            f"no node has the {resources.cpus:g} CPUs and {resources.gpus:g} GPUs of one trial; the largest "
             f"have {largest:g} and {gpus:g}. Lower --cpus-per-trial or --gpus-per-trial."
         )
 
@@ -70,10 +67,10 @@ def run(trials: Sequence[Trial], out: Path, resources: Resources, *, retries: in
     """Run all trials that are not finished; return how they ended.
 
     Args:
-        trials: of the sweep.
-        out: the sweep's folder; what trials print goes to its `logs`.
+        trials: all trials of the sweep.
+        out: the sweep's folder; the output of trials goes to its `logs`.
         resources: of each trial.
-        retries: how often a trial is tried again after its first attempt.
+        retries: attempts at a trial after the first one.
         watch: called after each change and every few seconds.
     """
     return _Driver(trials, out, resources, retries, watch).run()
@@ -82,14 +79,14 @@ def run(trials: Sequence[Trial], out: Path, resources: Resources, *, retries: in
 def run_trial(config: dict[str, object], path: str, log: str, folder: str) -> Result:
     """Start the run in `path`, or continue it from its newest checkpoint, until it ends.
 
-    In this process, not in one of its own: what kills the worker (a lost node, a killed driver) then also
-    frees the run's lock, and no orphan trains beside the next attempt.
+    It trains in the Ray worker's process, not in a child: if the worker is killed (a lost node, a killed
+    driver), the run's lock is freed and no process trains beside the next attempt.
 
     Args:
-        config: as `config_to_dict` gives it.
+        config: as returned by `config_to_dict`.
         path: run directory, on a file system that all nodes share.
-        log: file that what the run prints is appended to.
-        folder: the driver's working directory, which a user's own plug-ins may be named from.
+        log: file to which the run's output is appended.
+        folder: the driver's working directory; files of a user's plug-ins are relative to it.
     """
     os.chdir(folder)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +100,7 @@ def run_trial(config: dict[str, object], path: str, log: str, folder: str) -> Re
         except NonFiniteError as error:
             return Result("failed", str(error))
         except UserError as error:
-            # The attempt before may still be writing its last checkpoint.
+            # The former attempt may still be writing its last checkpoint.
             return Result("again" if "is in use by" in str(error) else "failed", str(error))
     if result.exit_code:
         return Result("again", f"stopped at vector step {result.steps:,} (exit code {result.exit_code})")
@@ -112,7 +109,7 @@ def run_trial(config: dict[str, object], path: str, log: str, folder: str) -> Re
 
 @contextlib.contextmanager
 def _printing_to(descriptor: int) -> Iterator[None]:
-    """Send standard output and error, those of child processes too, to a file; afterwards back."""
+    """Redirect standard output and error, also of child processes, to a file within the block."""
     kept = [(stream, os.dup(stream)) for stream in (1, 2)]
     try:
         for stream, _ in kept:
@@ -131,7 +128,7 @@ class _Driver:
         self._trials = {trial.name: trial for trial in trials}
         self._out, self._resources, self._retries, self._watch = out, resources, retries, watch
         self._done = [trial.name for trial in trials if progress(trial).finished]
-        # A seed of every setting before the next one: a sweep that is half done compares all of them.
+        # In the order of seeds: a sweep that is half done then has some seeds of every setting.
         by_seed = sorted(trials, key=lambda trial: trial.config.seed)
         self._waiting = deque(trial.name for trial in by_seed if trial.name not in self._done)
         self._running: dict[Any, str] = {}  # reference of the attempt -> trial
@@ -139,8 +136,8 @@ class _Driver:
         self._not_before = dict.fromkeys(self._trials, 0.0)  # monotonic seconds
         self._failed: dict[str, str] = {}
         options: Any = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
-        # Ray's own retries would start a trial anew without the count and the pause below; a process takes
-        # one trial, so that memory and a user's own modules are fresh.
+        # No retries by Ray, which would neither count nor wait. One trial per process, so that its memory is
+        # freed and a user's modules are imported anew.
         self._remote = ray.remote(max_retries=0, max_calls=1, **options)(run_trial)
 
     def run(self) -> State:
@@ -176,7 +173,7 @@ class _Driver:
             self._running[self._remote.remote(config_to_dict(trial.config), *paths)] = name
 
     def _capacity(self) -> int:
-        """Return how many trials fit on the nodes that are alive: what is beyond that would only wait."""
+        """Return how many trials fit on the live nodes; Ray would only queue further ones."""
         cpus, gpus, _ = self._resources
         fits = 0
         for node in ray.nodes():
@@ -187,7 +184,7 @@ class _Driver:
         return fits
 
     def _settle(self, reference: Any) -> None:
-        """Take the outcome of an attempt that has ended."""
+        """Record the outcome of an attempt that has ended."""
         name = self._running.pop(reference)
         try:
             result: Result = ray.get(reference)
@@ -204,7 +201,7 @@ class _Driver:
             self._failed[name] = result.message
 
     def _stop(self) -> None:
-        """Let running trials write a checkpoint, as Ctrl-C does to a single run."""
+        """Stop running trials as Ctrl-C stops a single run, and wait while they write a checkpoint."""
         for reference in self._running:
             ray.cancel(reference, force=False)
         ray.wait(list(self._running), num_returns=len(self._running), timeout=60.0)

@@ -1,6 +1,4 @@
-"""Which runs a sweep consists of, what they take, how far they got. Knows nothing of Ray."""
-
-from __future__ import annotations
+"""The trials of a sweep, their resources and their progress. Does not use Ray."""
 
 import itertools
 import re
@@ -28,7 +26,7 @@ class Trial(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What each trial takes, and how many run at once at most; None: as many as fit."""
+    """CPUs and GPUs of each trial, and how many trials run at once at most; None: as many as fit."""
 
     cpus: float
     gpus: float
@@ -36,7 +34,7 @@ class Resources(NamedTuple):
 
 
 class State(NamedTuple):
-    """Names of the trials by what they are doing."""
+    """Names of the trials by their state."""
 
     waiting: tuple[str, ...]
     running: tuple[str, ...]
@@ -45,11 +43,11 @@ class State(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a trial got, from its files."""
+    """Progress of a trial according to its files."""
 
     step: int
     finished: bool
-    seconds: float  # worked so far
+    seconds: float  # working time
     success: float | None  # at its last evaluation
 
 
@@ -66,21 +64,21 @@ def plan(
 
     Args:
         layers: of the configuration, from weak to strong (`build_config`).
-        methods: gradient combiners.
+        methods: names of methods.
         seeds: of each setting.
-        settings: dotted key -> value for all trials; `cagrad.c` is an option of that method alone.
-        grid: the same with several values, every combination of which is a setting with a folder of its own.
+        settings: dotted key -> value for all trials; `cagrad.c` is an option of that method only.
+        grid: dotted key -> values; every combination of values is a setting with its own folder.
         out: the sweep's folder.
 
     Raises:
-        UserError: a wrong setting, or a folder that holds another run than the planned one.
+        UserError: a wrong setting, or a trial's folder that holds another run.
     """
     trials = []
     fixed = {key: [value] for key, value in settings.items()}
     for method in methods:
         (constants,) = _points(fixed, method, methods)
         for values in _points(grid, method, methods):
-            # Named even where there is one value: a value that is added later finds the trials of this one.
+            # The folder names a key even if the grid has one value: more values can be added later.
             point = [_layer(key, value, method) for key, value in (constants | values).items()]
             for seed in seeds:
                 config = resolve(build_config(*layers, {"method": method}, *point, {"seed": seed}))
@@ -93,7 +91,7 @@ def plan(
         raise UserError(f"the sweep names a run twice: {', '.join(sorted(doubled))}. Give each value once.")
     for trial in trials:
         if (trial.path / CONFIG_NAME).is_file():
-            check_same_run(trial.config, trial.path)  # training would only find out hours later
+            check_same_run(trial.config, trial.path)  # now, not when the trial starts hours later
     return trials
 
 
@@ -107,7 +105,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_grid(texts: Sequence[str], flag: str = "--grid") -> dict[str, list[Any]]:
-    """Return the values of `KEY=VALUE[,VALUE...]`; values are read as YAML, so a list is written in brackets.
+    """Return the values of `KEY=VALUE[,VALUE...]`, read as YAML; a list is written in brackets.
 
     Raises:
         UserError: another form, or a key twice.
@@ -128,12 +126,12 @@ def parse_grid(texts: Sequence[str], flag: str = "--grid") -> dict[str, list[Any
 
 
 def progress(trial: Trial) -> Progress:
-    """Return how far a trial got; nothing where it has not begun, or its files are being written."""
+    """Return the progress of a trial; zero if it has not begun or its files cannot be read."""
     run = _found(trial)
     if run is None:
         return Progress(0, finished=False, seconds=0.0, success=None)
     success = run.evaluations[-1].get("mean_success") if run.evaluations else None
-    # The run's own length may be shorter than the plan's: then it is to be extended.
+    # If the plan is longer than the run was, the trial is to be extended.
     finished = run.finished and run.step >= trial.config.steps
     return Progress(run.step, finished, run.seconds, success)
 
@@ -141,7 +139,7 @@ def progress(trial: Trial) -> Progress:
 def _points(
     grid: Mapping[str, Sequence[Any]], method: str, methods: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield every combination of the values that concern `method`."""
+    """Yield every combination of values of keys that are not options of other methods."""
     others = set(methods) - {method}
     own = {key: values for key, values in grid.items() if key.partition(".")[0] not in others}
     for values in itertools.product(*own.values()):

@@ -1,10 +1,8 @@
-"""What a sweep prints: the plan with its cost, how far it is, how it ended."""
-
-from __future__ import annotations
+"""Prints the plan of a sweep with its cost, and its progress."""
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -12,11 +10,11 @@ from rich.table import Table
 
 from mtrl.sweep.plan import Progress, Resources, State, Trial, progress
 
-_LINE_SECONDS = 60.0  # between two lines where there is no terminal, if nothing has ended meanwhile
+_LINE_SECONDS = 60.0  # between two lines without a terminal, if no trial has ended
 
 
 class _Setting(NamedTuple):
-    """Trials that differ in their seeds alone."""
+    """Trials that differ only in their seeds."""
 
     name: str
     trials: tuple[Trial, ...]
@@ -33,13 +31,13 @@ class _Setting(NamedTuple):
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Of the trials that have logged something; None where none has."""
+        """Mean of the trials that have a log; None if no trial has one."""
         steps = sum(p.step for p in self.progress)
         return sum(p.seconds for p in self.progress) / steps if steps else None
 
 
 def show_plan(trials: Sequence[Trial], resources: Resources) -> None:
-    """Print what would run, what of it is done, and what the rest costs."""
+    """Print the trials by setting, what is done, and how long the rest takes."""
     table = Table("setting", "seeds", "finished", "vector steps each", "left", "hours left")
     settings = _settings(trials)
     for setting in settings:
@@ -64,13 +62,13 @@ def show_plan(trials: Sequence[Trial], resources: Resources) -> None:
     known = [pace for pace in paces if pace is not None]
     if len(known) == len(paces):
         hours = sum((s.steps - s.steps_done) * pace for s, pace in zip(settings, known, strict=True)) / 3600
-        console.print(f"About {hours:.2f} hours of one trial at a time, at the pace of the trials so far.")
+        console.print(f"About {hours:.2f} hours if trials run one at a time, at the speed measured so far.")
     else:
-        console.print("Hours are known once a trial of each setting has logged: --seeds 1 measures them.")
+        console.print("Hours are known once a trial of each setting has a log: --seeds 1 measures them.")
 
 
 class Watch:
-    """Follows a sweep: a table that changes in a terminal, lines elsewhere. A context manager."""
+    """Shows the progress of a sweep: a live table on a terminal, else lines. A context manager."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._trials = trials
@@ -79,7 +77,7 @@ class Watch:
         self._began, self._steps_at_start = time.monotonic(), _steps(_settings(trials))
         self._last_line, self._last_counts = 0.0, (0, 0)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         return self
@@ -89,7 +87,7 @@ class Watch:
             self._live.stop()
 
     def __call__(self, state: State) -> None:
-        """Show `state`; where there is no terminal, only after a change or a minute."""
+        """Show `state`; without a terminal only after a change or a minute."""
         if self._live is not None:
             self._live.update(self._table(state), refresh=True)
             return

@@ -78,7 +78,7 @@ def test_goals_and_seeds_reach_the_environments(bridged: SB3VecEnv) -> None:
 
 def test_what_cannot_be_reached_is_refused(bridged: SB3VecEnv) -> None:
     assert bridged.get_attr("max_episode_steps", 0) == [HORIZON]
-    with pytest.raises(UserError, match="live in the workers"):
+    with pytest.raises(UserError, match="are in the workers"):
         bridged.env_method("anything")
     with pytest.raises(UserError, match="cannot be set"):
         bridged.set_attr("anything", 1)

@@ -233,7 +233,7 @@ def test_another_format_is_refused_in_one_sentence(tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, step, state_of(step), keep=2)
     rewrite_manifest(tmp_path / "checkpoints/step_000000002", lambda manifest: manifest.update(schema=1))
-    with pytest.raises(UserError, match=r"is of format 1 and this version of mtrl reads 3: continue"):
+    with pytest.raises(UserError, match=r"has format 1; this version reads 3\. Continue"):
         load_checkpoint(tmp_path)
 
 

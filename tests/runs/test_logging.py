@@ -56,7 +56,7 @@ def test_values_that_are_not_finite_are_null_and_no_point(tmp_path: Path) -> Non
 
 def test_per_task_values_must_match_the_tasks(tmp_path: Path) -> None:
     log = open_log(tmp_path)
-    with pytest.raises(ValueError, match=r"shape \[T\] or \[T, T\]; found \[1\]"):
+    with pytest.raises(ValueError, match=r"2 tasks, \[T\] or \[T, T\]; found \[1\]"):
         log.metrics(log.stamp(1, NUM_ENVS), {}, {"alpha": [1.0]})
     log.close()
     assert lines(tmp_path / "metrics.jsonl") == []

@@ -64,7 +64,7 @@ def test_a_sink_that_cannot_write_is_left_out_with_one_warning(
     log = open_log(tmp_path, None, broken, other)
     log_steps(log, [10, 20])
     log.close()
-    assert capsys.readouterr().err == "warning: Listener ends here (no network); the JSON lines go on\n"
+    assert capsys.readouterr().err == "warning: Listener was closed (no network); the JSON lines go on\n"
     assert len(lines(tmp_path / "metrics.jsonl")) == 2
     assert broken.heard[1:] == ["closed"]
     assert len(other.heard) == 4
@@ -118,7 +118,7 @@ def test_a_full_disk_never_leaves_half_a_line_and_ends_only_the_curves(tmp_path:
     assert [line["vector_step"] for line in lines(tmp_path / "metrics.jsonl")] == list(
         range(1, 8)
     )  # a refused line waits
-    assert done.stderr.count("warning: TensorBoard ends here") == 1
+    assert done.stderr.count("warning: TensorBoard was closed") == 1
     assert done.stderr.count("\n") == 1  # no traceback of tensorboard's thread, nor others' at the end
 
 

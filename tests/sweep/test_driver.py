@@ -129,6 +129,6 @@ def test_nodes_that_are_too_small_are_refused_before_anything_starts(
 ) -> None:
     assert sweep(tmp_path, "--cpus-per-trial", "2") == 2
     assert (
-        "no node can hold a trial of 2 CPUs and 0 GPUs; the largest have 1 and 0" in capsys.readouterr().err
+        "no node has the 2 CPUs and 0 GPUs of one trial; the largest have 1 and 0" in capsys.readouterr().err
     )
     assert ray.started == []
