@@ -84,7 +84,7 @@ FULL_DISK = """
     from mtrl.runs.jsonl import JsonLines
     from mtrl.runs.log import SINKS, Log, RunInfo
 
-    info = RunInfo(pathlib.Path(sys.argv[1]), ("reach-v3",), {}, {}, None)
+    info = RunInfo(pathlib.Path(sys.argv[1]), ("reach-v3",), {"method": "mean"}, {}, None)
     log = Log(info, JsonLines(), [SINKS["tensorboard"]()])
     log.metrics(log.stamp(1, 1), {"a/b": 1.0}, {})
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
