@@ -70,7 +70,8 @@ class Stateful(nn.Module):
             elif state.shape[1] != parameters.numel():
                 raise ValueError(
                     f"{type(self).__name__} keeps a state of {state.shape[1]} parameters; found "
-                    f"{parameters.numel()}. Make one combiner per network."
+                    f"{parameters.numel()}. Make one combiner per network, and a new one when you freeze "
+                    "parameters."
                 )
             elif state.dtype != dtype:
                 raise ValueError(

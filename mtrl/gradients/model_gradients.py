@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from mtrl.gradients.task_jacobian import task_jacobian
+from mtrl.gradients.scope import Overflow, Processes, Scope, all_finite
+from mtrl.gradients.task_jacobian import (
+    NONE_USED,
+    REENTRANT,
+    Graph,
+    Losses,
+    jacobian_rows,
+    loss_vector,
+    no_graph,
+    read_graph,
+)
 
-Losses = Tensor | Iterable[Tensor]  # [T], or T 0-dim tensors
-
-
-class Overflow(ArithmeticError):
-    """A loss or gradient that a loss scale made non-finite: the step is to be skipped."""
+# Parameters that a loss function left out, and not because of a reentrant checkpoint.
+_UNUSED = WeakIdKeyDictionary()
 
 
 class ModelGradients:
     """Evaluates losses and gradients of a model for one step of a combiner.
 
-    Call `restore_buffers` at the end: then the modules' buffers (running statistics of a normalisation) are
-    those of the first evaluation, and what a method evaluated beyond that leaves no trace in them.
+    Call `restore_buffers` at the end. Then the modules' buffers (running statistics of a normalisation) are
+    those of the first evaluation, and further evaluations have left no trace. All evaluations of one batch
+    within a step draw the same random numbers from torch's generators, so that dropout keeps its mask.
 
     Args:
-        losses: the tasks' losses with their graph, or a function of a batch's number that computes them. The
-            same number within a step must mean the same batch.
-        shared: trainable parameters that all tasks share.
-        heads: for each task its own trainable parameters; empty: there are none.
-        modules: whose buffers `restore_buffers` looks after.
-        micro_batches: batches whose mean one evaluation is: k of evaluation b has the number
-            b * micro_batches + k.
+        losses: the tasks' losses with their graph, or a function of a batch's number that computes them.
+        scope: the parameters.
+        num_tasks: T.
+        micro_batches: number k of batches whose mean one evaluation is. Evaluation b takes the batches from
+            b * k to b * k + k - 1.
         scaler: scales losses before their backward pass; gradients are scaled back.
-        distributed: average losses and gradients over all processes.
+        processes: over which losses and gradients are averaged; None: this one alone.
         batched: see `task_jacobian`.
+        chunk_size: see `task_jacobian`.
 
     Attributes:
         losses: [T], detached, of the first evaluation.
-        head_gradients: for each head the gradients of its parameters, of the last evaluation that a method
-            made for them.
+        head_gradients: for each head the gradients of its parameters, of the first evaluation or of the last
+            one at moved heads.
     """
 
     losses: Tensor
@@ -45,36 +55,41 @@ class ModelGradients:
     def __init__(
         self,
         losses: Losses | Callable[[int], Losses],
-        shared: Sequence[Tensor],
-        heads: Sequence[Sequence[Tensor]],
-        modules: Sequence[nn.Module],
+        scope: Scope,
+        num_tasks: int,
         *,
         micro_batches: int = 1,
         scaler: torch.amp.GradScaler | None = None,
-        distributed: bool = False,
+        processes: Processes | None = None,
         batched: bool = True,
+        chunk_size: int | None = None,
     ) -> None:
         self._function = losses if callable(losses) else None
-        self._given = None if callable(losses) else _vector(losses)
-        self._shared, self._heads, self._modules = shared, heads, modules
-        self._micro_batches = micro_batches
-        self._scaler, self._distributed, self._batched = scaler, distributed, batched
+        self._given = None if callable(losses) else loss_vector(losses, num_tasks)
+        self._scope, self._num_tasks, self._micro_batches = scope, num_tasks, micro_batches
+        self._device = scope.shared[0].device
+        self._processes = processes or Processes(False, self._device)
+        self._scaler, self._batched, self._chunk_size = scaler, batched, chunk_size
         self._evaluated = False
-        self._kept: list[Tensor] = []
-        self.head_gradients: list[list[Tensor]] = [[torch.zeros_like(p) for p in head] for head in heads]
+        self._used = False
+        self._kept: list[tuple[nn.Module, str, Tensor]] = []
+        self._random: dict[int, list[Tensor]] = {}  # number of a batch -> states of the generators
+        self.head_gradients: list[list[Tensor]] = [
+            [torch.zeros_like(p) for p in head] for head in scope.heads
+        ]
 
     @property
     def parameters(self) -> Tensor:
         """Shared parameters [P], detached."""
-        return torch.cat([leaf.detach().flatten() for leaf in self._shared])
+        return torch.cat([leaf.detach().flatten() for leaf in self._scope.shared])
 
     @property
     def heads(self) -> tuple[Tensor, Tensor]:
-        """Parameters of the heads and their gradients [T, h]; zeros fill up heads that are smaller."""
-        if not self._heads:
+        """Parameters of the heads and their gradients [T, h]; smaller heads are filled up with zeros."""
+        if not self._scope.heads:
             none = self.losses.new_zeros(len(self.losses), 0)
             return none, none
-        return _padded(self._heads, self.parameters), _padded(self.head_gradients, self.parameters)
+        return _padded(self._scope.heads, self.parameters), _padded(self.head_gradients, self.parameters)
 
     def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
         """Return the Jacobian [T, P], or [N, P] of `tasks`; see `JacobianAt`.
@@ -83,60 +98,121 @@ class ModelGradients:
         """
         if offset is not None:
             return self._moved(offset, batch)
-        total: Tensor | None = None
-        for losses in self._micro_losses(batch):
-            self._note_heads(losses, batch)
+
+        def rows(losses: Tensor, graph: Graph) -> Tensor:
             chosen = losses if tasks is None else losses[tasks]
-            rows = self._unscaled(task_jacobian(self._scaled(chosen), self._shared, batched=self._batched))
-            total = rows if total is None else total + rows
-        assert total is not None
-        return self._mean(total / self._micro_batches)
+            jacobian, used = jacobian_rows(
+                self._scaled(chosen),
+                self._scope.shared,
+                graph,
+                batched=self._batched,
+                chunk_size=self._chunk_size,
+            )
+            self._used |= used
+            return self._unscaled(jacobian)
+
+        return self._evaluate(batch, rows, self._num_tasks if tasks is None else len(tasks))
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient [P] of `weights_of(losses) @ losses` by one backward pass per micro-batch."""
-        whole_first = self._micro_batches > 1 or self._distributed  # weights belong to the whole batch
-        weights = weights_of(self.evaluate()) if whole_first else None
-        total = torch.zeros_like(self.parameters)
-        for losses in self._micro_losses(0):
-            self._note_heads(losses, 0)
+        weights: Tensor | None = None
+        if self._micro_batches > 1 or self._processes.several:  # weights belong to the whole batch
+            weights = weights_of(self._checked(self.evaluate()))
+
+        def row(losses: Tensor, graph: Graph) -> Tensor:
+            nonlocal weights
             if weights is None:
                 weights = weights_of(losses.detach())
             whole = weights.detach().to(losses.dtype) @ losses
             gradients = torch.autograd.grad(
-                self._scaled(whole), self._shared, retain_graph=self._given is not None, allow_unused=True
+                self._scaled(whole),
+                self._scope.shared,
+                retain_graph=self._given is not None,
+                allow_unused=True,
             )
-            total += self._unscaled(_flat(gradients, self._shared))
-        return self._mean(total / self._micro_batches)
+            self._used |= any(gradient is not None for gradient in gradients)
+            return self._unscaled(_flat(gradients, self._scope.shared)).unsqueeze(0)
+
+        return self._evaluate(0, row, 1)[0]
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """Return the losses [T] at the parameters as they are now."""
-        if self._given is not None and not self._evaluated:
-            return self._mean(self._given.detach())
+        """Return the losses [T] at the parameters as they are now, averaged over the processes."""
+
+        def whole() -> Tensor:
+            if self._given is not None:
+                return self._given.detach()
+            parts = [self._called(number) for number in range(self._micro_batches)]
+            return torch.stack([part.detach() for part in parts]).mean(dim=0)
+
         if not self._evaluated:
-            self._kept = self._buffers()
-        parts = [_vector(self._called(number)) for number in range(self._micro_batches)]
+            self._keep_buffers()
+        losses = self._processes.together(whole)
         if not self._evaluated:
             self.restore_buffers()  # the evaluation that counts is still to come
-        return self._mean(torch.stack(parts).mean(dim=0))
+        return self._processes.mean(losses)
+
+    def _evaluate(self, batch: int, backward: Callable[[Tensor, Graph], Tensor], rows: int) -> Tensor:
+        """Return the mean of `backward(losses, their graph)` [rows, P] over micro-batches and processes.
+
+        In one process losses must have a graph. Among several processes one may lack it, which is a process
+        without labels: it adds zeros and makes the same collective calls.
+        """
+        first = not self._evaluated
+
+        def local() -> tuple[Tensor, Tensor]:
+            total: Tensor | None = None
+            values = []
+            for losses in self._micro_losses(batch):
+                values.append(losses.detach())
+                if losses.requires_grad:
+                    graph = self._read(losses, batch)
+                    if first:
+                        self._add_heads(losses)
+                    part = backward(losses, graph) / self._micro_batches
+                    total = part if total is None else total + part
+            if total is None:
+                total = self.parameters.new_zeros(rows, self.parameters.numel())
+            return total, torch.stack(values).mean(dim=0)
+
+        total, values = self._processes.together(local)
+        if first:
+            self._finish_first(values)
+        return self._finite(self._processes.mean(total))
+
+    def _finite(self, rows: Tensor) -> Tensor:
+        """Return rows [N, P] if they and the gradients of the heads are finite.
+
+        A combiner would name tasks, but one NaN on the way back to shared parameters spoils all rows.
+        """
+        self._scope.check_finite(rows, self.head_gradients)
+        return rows
+
+    def _finish_first(self, values: Tensor) -> None:
+        self._evaluated = True
+        self._keep_buffers()
+        used = values.new_tensor([float(self._used)])
+        reduced = self._processes.mean(torch.cat((values, used)))
+        self.losses = self._checked(reduced[:-1])
+        if float(reduced[-1]) == 0.0:
+            raise ValueError(NONE_USED)
+        self.head_gradients = [[self._processes.mean(place) for place in own] for own in self.head_gradients]
 
     def _micro_losses(self, batch: int) -> Iterator[Tensor]:
-        """Losses with their graph, micro-batch by micro-batch; the first time their mean is kept."""
-        first = not self._evaluated
-        values = []
         for number in range(batch * self._micro_batches, (batch + 1) * self._micro_batches):
-            losses = None if batch > 0 else self._given
-            if losses is None:
-                losses = _vector(self._called(number))
-            values.append(losses.detach())
-            yield losses
-        if first:
-            self._evaluated = True
-            self._kept = self._buffers()
-            self.losses = self._finite(self._mean(torch.stack(values).mean(dim=0)))
+            losses = self._given if batch == 0 and self._given is not None else self._called(number)
+            if not (losses.requires_grad or self._processes.several):
+                raise ValueError(no_graph(losses))
+            yield self._checked(losses)
 
-    def _called(self, number: int) -> Losses:
-        return self._require_function()(number)
+    def _called(self, number: int) -> Tensor:
+        """Return the losses [T] of a batch, with the random numbers of its first evaluation in this step."""
+        function = self._require_function()
+        if number not in self._random:
+            self._random[number] = _random_states(self._device)
+            return loss_vector(function(number), self._num_tasks)
+        with _replayed(self._random[number], self._device):
+            return loss_vector(function(number), self._num_tasks)
 
     def _require_function(self) -> Callable[[int], Losses]:
         if self._function is None:
@@ -146,48 +222,99 @@ class ModelGradients:
             )
         return self._function
 
-    def _note_heads(self, losses: Tensor, batch: int) -> None:
-        """Add a micro-batch's gradients of the heads, of which each depends on one task's loss alone."""
-        if self._evaluated or batch > 0 or not any(self._heads):
-            return
-        leaves = [leaf for head in self._heads for leaf in head]
-        gradients = iter(
-            torch.autograd.grad(self._scaled(losses.sum()), leaves, retain_graph=True, allow_unused=True)
+    def _checked(self, losses: Tensor) -> Tensor:
+        """Return losses that are finite. Others are refused before a backward pass spreads them."""
+        if all_finite(losses.detach()):
+            return losses
+        if self._scaler is not None:
+            raise Overflow
+        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        raise ValueError(
+            f"losses has non-finite entries in tasks {bad}: no step was taken. Fix or drop these."
         )
-        for own in self.head_gradients:
-            for place in own:
-                gradient = next(gradients)
-                if gradient is not None:
-                    place += self._mean(self._unscaled(gradient) / self._micro_batches)
+
+    def _read(self, losses: Tensor, batch: int) -> Graph:
+        graph = read_graph(losses)
+        if batch == 0 and not self._evaluated:
+            self._scope.check_graph(graph)
+            self._look_for_checkpoints(graph)
+        return graph
+
+    def _look_for_checkpoints(self, graph: Graph) -> None:
+        """Refuse a reentrant checkpoint that the graph does not show, since its inputs need no gradient.
+
+        Torch warns of it in the forward pass. Where parameters are unused, one more evaluation looks for that
+        warning, once in the life of a parameter.
+        """
+        unused = [leaf for leaf in self._scope.shared if id(leaf) not in graph.leaves and leaf not in _UNUSED]
+        if not unused or self._function is None:
+            return
+        self._keep_buffers()
+        with warnings.catch_warnings(record=True) as caught, torch.enable_grad():
+            warnings.simplefilter("always")
+            self._called(0)
+        self.restore_buffers()
+        if any("None of the inputs have requires_grad=True" in str(found.message) for found in caught):
+            raise ValueError(REENTRANT)
+        for leaf in unused:
+            _UNUSED[leaf] = True
+
+    def _add_heads(self, losses: Tensor) -> None:
+        """Add a micro-batch's gradients of the heads, each of which depends on its own task's loss alone."""
+        leaves = [leaf for head in self._scope.heads for leaf in head]
+        if not leaves:
+            return
+        found = torch.autograd.grad(self._scaled(losses.sum()), leaves, retain_graph=True, allow_unused=True)
+        places = [place for head in self.head_gradients for place in head]
+        for place, gradient in zip(places, found, strict=True):
+            if gradient is not None:
+                place += self._unscaled(gradient) / self._micro_batches
 
     def _moved(self, offset: Tensor, batch: int) -> Tensor:
         self._require_function()
-        shared, own_offset = offset.tensor_split([sum(leaf.numel() for leaf in self._shared)], dim=1)
-        heads_move = bool(self._heads) and own_offset.shape[1] > 0
-        rows = []
-        for task in range(len(self.losses)):
-            head = self._heads[task] if self._heads else []
-            before = [leaf.detach().clone() for leaf in [*self._shared, *head]]
+        size = sum(leaf.numel() for leaf in self._scope.shared)
+        shared, own_offset = offset.tensor_split([size], dim=1)
+        moves_heads = bool(self._scope.heads) and own_offset.shape[1] > 0
+
+        def local() -> list[tuple[Tensor, list[Tensor]]]:
+            return [
+                self._moved_row(task, shared[task], own_offset[task] if moves_heads else None, batch)
+                for task in range(self._num_tasks)
+            ]
+
+        found = self._processes.together(local)
+        if moves_heads:
+            self.head_gradients = [[self._processes.mean(place) for place in own] for _, own in found]
+        return self._finite(self._processes.mean(torch.stack([row for row, _ in found])))
+
+    def _moved_row(
+        self, task: int, offset: Tensor, own_offset: Tensor | None, batch: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return a task's gradients of shared parameters [P] and of its head, at moved parameters."""
+        shared = self._scope.shared
+        head = self._scope.heads[task] if self._scope.heads else []
+        leaves = [*shared, *head]
+        before = [leaf.detach().clone() for leaf in leaves]
+        row = torch.zeros_like(self.parameters)
+        own = [torch.zeros_like(leaf) for leaf in head]
+        try:
             with torch.no_grad():
-                _add(self._shared, shared[task])
-                if heads_move:
-                    _add(head, own_offset[task])
-            row = torch.zeros_like(self.parameters)
-            own = [torch.zeros_like(leaf) for leaf in head]
+                _add(shared, offset)
+                if own_offset is not None:
+                    _add(head, own_offset)
             for losses in self._micro_losses(batch):
-                leaves = [*self._shared, *head]
+                if not losses.requires_grad:
+                    continue
                 gradients = torch.autograd.grad(self._scaled(losses[task]), leaves, allow_unused=True)
-                row += self._unscaled(_flat(gradients[: len(self._shared)], self._shared))
-                for place, gradient in zip(own, gradients[len(self._shared) :], strict=True):
+                row += self._unscaled(_flat(gradients[: len(shared)], shared)) / self._micro_batches
+                for place, gradient in zip(own, gradients[len(shared) :], strict=True):
                     if gradient is not None:
-                        place += self._unscaled(gradient)
+                        place += self._unscaled(gradient) / self._micro_batches
+        finally:
             with torch.no_grad():
-                for leaf, value in zip([*self._shared, *head], before, strict=True):
+                for leaf, value in zip(leaves, before, strict=True):
                     leaf.copy_(value)
-            rows.append(row)
-            if heads_move:
-                self.head_gradients[task] = [self._mean(place / self._micro_batches) for place in own]
-        return self._mean(torch.stack(rows) / self._micro_batches)
+        return row, own
 
     def _scaled(self, losses: Tensor) -> Tensor:
         return losses if self._scaler is None else self._scaler.scale(losses)
@@ -195,45 +322,58 @@ class ModelGradients:
     def _unscaled(self, gradient: Tensor) -> Tensor:
         if self._scaler is None:
             return gradient
-        return self._finite(gradient / self._scaler.get_scale())
-
-    def _finite(self, values: Tensor) -> Tensor:
-        if self._scaler is not None and not bool(values.isfinite().all()):
+        if not all_finite(gradient):
             raise Overflow
-        return values
-
-    def _mean(self, values: Tensor) -> Tensor:
-        """Mean over the processes."""
-        if not self._distributed:
-            return values
-        values = values.clone()
-        torch.distributed.all_reduce(values)
-        return values / torch.distributed.get_world_size()
+        return gradient / self._scaler.get_scale()
 
     def restore_buffers(self) -> None:
         """Put the modules' buffers back to what they were after the first evaluation."""
         # At the end and not at once: a backward pass may still need them as its forward pass left them.
         with torch.no_grad():
-            for buffer, value in zip(self._all_buffers(), self._kept, strict=bool(self._kept)):
-                buffer.copy_(value)
+            for module, name, value in self._kept:
+                now = module._buffers.get(name)
+                if now is not None and now.shape == value.shape:
+                    now.copy_(value)
+                else:  # a cache that grew with its inputs is another tensor now
+                    module._buffers[name] = value.clone()
 
-    def _buffers(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self._all_buffers()]
+    def _keep_buffers(self) -> None:
+        self._kept = [
+            (module, name, buffer.clone())
+            for root in self._scope.modules
+            for module in root.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
 
-    def _all_buffers(self) -> list[Tensor]:
-        return [buffer for module in self._modules for buffer in module.buffers()]
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    return states
 
 
-def _vector(losses: Losses) -> Tensor:
-    return losses if isinstance(losses, Tensor) else torch.stack(list(losses))
+@contextmanager
+def _replayed(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
+    """Draw random numbers from these states on; afterwards the generators continue from where they were."""
+    now = _random_states(device)
+    _set_random_states(states, device)
+    try:
+        yield
+    finally:
+        _set_random_states(now, device)
+
+
+def _set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[1], device)
 
 
 def _flat(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> Tensor:
-    parts = [
-        torch.zeros_like(leaf) if gradient is None else gradient
-        for gradient, leaf in zip(gradients, leaves, strict=True)
-    ]
-    return torch.cat([part.flatten() for part in parts])
+    pairs = zip(gradients, leaves, strict=True)
+    return torch.cat([(torch.zeros_like(leaf) if grad is None else grad).flatten() for grad, leaf in pairs])
 
 
 def _add(leaves: Sequence[Tensor], offset: Tensor) -> None:

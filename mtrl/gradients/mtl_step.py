@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from mtrl.combiners import Combiner, LossCombiner
-from mtrl.gradients.model_gradients import Losses, ModelGradients, Overflow
-from mtrl.gradients.task_jacobian import Model, set_gradient, trainable
+from mtrl.gradients.model_gradients import ModelGradients
+from mtrl.gradients.scope import Overflow, Processes, Scope, plain_step, scope_of
+from mtrl.gradients.task_jacobian import Losses, Model, check_chunk
 
 
 def mtl_step(
@@ -26,82 +26,114 @@ def mtl_step(
     scaler: torch.amp.GradScaler | None = None,
     distributed: bool = False,
     batched: bool = True,
+    chunk_size: int | None = None,
+    accumulate: bool = False,
 ) -> Tensor:
     """Take one step along the combined gradients of T tasks, right for every method; return the losses [T].
 
-    Gradients that are there are replaced. What a method needs beyond one Jacobian is seen to: losses after
-    the step (`famo`), gradients at moved parameters (`fs_mtl`), independent batches (`modo`), a step that is
-    no gradient for another optimiser (`adatask`).
+    A step gives each method what it needs beyond one Jacobian: losses after the step (`famo`), gradients at
+    moved parameters (`fs_mtl`), independent batches (`modo`), a step that bypasses the optimiser (`adatask`).
+    It moves the trainable parameters of `model` and `heads` and nothing else; parameters that only the
+    optimiser holds stay where they are, whatever their `.grad` holds. Nothing has moved when it raises a
+    ValueError, except one about losses after the step.
 
     Args:
-        combiner: of `make_combiner`, for as many tasks; keep it from step to step.
+        combiner: of `make_combiner`, for T tasks; keep it from step to step.
         losses: the losses [T] with their graph, or a function that computes them for the number of a batch:
             0, and up to `combiner.num_batches` * `micro_batches` - 1 where a method or accumulation takes
-            more. It may be called several times in a step, and the same number must give the same batch.
+            more. It may be called several times in a step. The same number must give the same batch; torch's
+            generators are set so that it gives the same dropout.
         model: the parameters that all tasks share, or the module that holds them and nothing else. Frozen
-            ones are left alone; one that no loss uses gets a gradient of 0.
-        optimizer: of all these parameters and those of the heads.
-        heads: for each task the module or parameters that it alone uses; they step by their own task's
-            gradient, as no method weighs them.
-        max_norm: bound on the norm of the whole gradient, heads included; none for an optimiser's step.
-        micro_batches: batches whose mean is one step's batch: their Jacobians are added up before they are
-            combined, which accumulating combined directions would not be.
-        scaler: of automatic mixed precision. Methods see gradients without the scale, and an overflow skips
-            the step and lowers the scale, as without a combiner.
-        distributed: average losses and Jacobians over the processes of the default group, so that all of them
-            combine alike. Models are plain modules with equal parameters, not DistributedDataParallel.
+            parameters are left alone. A parameter that no loss uses gets a gradient of 0.
+        optimizer: holds all these parameters and those of the heads.
+        heads: for each task the module or parameters that it alone uses. They step by their own task's
+            gradient, which no method weighs. A head may be frozen or empty.
+        max_norm: bound on the norm of the whole gradient, heads included; unused by a preconditioned method.
+        micro_batches: number of batches whose mean is one step's batch. Their Jacobians are added up before
+            they are combined; adding up combined directions would be another method.
+        scaler: of automatic mixed precision. Methods see gradients without the scale. An overflow skips the
+            step and lowers the scale, as without a combiner.
+        distributed: average losses and Jacobians over the processes of the default group, so that all combine
+            alike. Models are plain modules with equal parameters, not DistributedDataParallel. If a process
+            fails or overflows, none of them steps. A process without labels returns losses of 0.
         batched: see `task_jacobian`.
+        chunk_size: see `task_jacobian`.
+        accumulate: add the combined gradient to the gradients that are there (of a regulariser, say) instead
+            of replacing them; all gradients of the optimiser then count, and zeroing them is up to you. With
+            a scaler they must carry its scale, as `scaler.scale(loss).backward()` gives them.
 
     Raises:
-        ValueError: as `combiner.combine` and `task_jacobian`; a method needs a function and was given losses,
-            or something else than a step can give it (`inverse_alpha`: temperatures).
+        ValueError: as `combiner.combine` and `task_jacobian`; non-finite losses or gradients without a
+            scaler; losses were given where a function is needed; the optimiser lacks parameters, needs a
+            closure or holds parameters of the losses that are neither in `model` nor in `heads`; a parameter
+            is in `model` and in a head; a method needs what no step can give it (`inverse_alpha`:
+            temperatures).
+        RuntimeError: torch.vmap refuses an operation (pass `batched=False`), or another process failed.
     """
-    shared = trainable(model)
-    own = [trainable(head) for head in heads]
-    if own and len(own) != combiner.num_tasks:
-        raise ValueError(f"heads must be one per task, {combiner.num_tasks}; found {len(own)}.")
-    if combiner.looks_again and not callable(losses):
-        raise ValueError(
-            f"{combiner.name} looks at the losses after the step, too: pass a function that computes them "
-            "for the number of a batch, not the losses."
-        )
-    combiner.partition(_module_sizes(model, shared))
-    modules = [part for part in (model, *heads) if isinstance(part, nn.Module)]
-    gradients = ModelGradients(
-        losses,
-        shared,
-        own,
-        modules,
-        micro_batches=micro_batches,
-        scaler=scaler,
-        distributed=distributed,
-        batched=batched,
+    _check_call(combiner, losses, micro_batches, accumulate)
+    check_chunk(chunk_size)
+    scaler = scaler if scaler is not None and scaler.is_enabled() else None
+    processes = Processes(distributed, _device(optimizer))
+    scope = processes.together(lambda: scope_of(combiner, model, heads, optimizer))
+    processes.check_equal(
+        trainable_parameters=sum(leaf.numel() for leaf in scope.leaves), micro_batches=micro_batches
     )
-    leaves = [*shared, *(leaf for head in own for leaf in head)]
+    combiner.partition(scope.module_sizes)
+    gradients = processes.together(
+        lambda: ModelGradients(
+            losses,
+            scope,
+            combiner.num_tasks,
+            micro_batches=micro_batches,
+            scaler=scaler,
+            processes=processes,
+            batched=batched,
+            chunk_size=chunk_size,
+        )
+    )
     try:
         direction = _direction(combiner, gradients)
     except Overflow:
-        for leaf in leaves:
-            leaf.grad = torch.full_like(leaf, torch.inf)
-        _optimizer_step(optimizer, leaves, None, scaler, scaled=True)
+        _skip(scope, optimizer, scaler)
         return gradients.losses if hasattr(gradients, "losses") else gradients.evaluate()
-    _put(direction, shared, own, gradients)
-    if combiner.preconditioned:
-        _plain_step(optimizer, shared)
-        max_norm = None
-    _optimizer_step(optimizer, leaves, max_norm, scaler)
-    if combiner.looks_again:
-        combiner.after_step(gradients.evaluate())
-    gradients.restore_buffers()
+    scope.check_finite(direction.unsqueeze(0), gradients.head_gradients)
+    with scope.only(hide_others=not accumulate):
+        scale = 1.0 if scaler is None else scaler.get_scale()  # the scaler's step divides by it
+        scope.put(direction, gradients.head_gradients, add=accumulate, scale=scale)
+        if combiner.preconditioned:
+            plain_step(scope, direction, optimizer)
+            max_norm = None
+        _optimizer_step(scope, optimizer, max_norm, scaler)
+    try:
+        if combiner.looks_again:
+            combiner.after_step(gradients.evaluate())
+    finally:
+        gradients.restore_buffers()
     return gradients.losses
 
 
-def _module_sizes(model: Model, shared: Sequence[Tensor]) -> list[int]:
-    """How many of the shared parameters, in their order, each submodule has; of bare tensors each is one."""
-    named = model.named_parameters() if isinstance(model, nn.Module) else ()
-    owners: dict[int, object] = {id(leaf): name.rpartition(".")[0] for name, leaf in named}
-    modules = groupby(shared, key=lambda leaf: owners.get(id(leaf), id(leaf)))
-    return [sum(leaf.numel() for leaf in own) for _, own in modules]
+def _check_call(combiner: Combiner, losses: object, micro_batches: int, accumulate: bool) -> None:
+    if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
+        raise ValueError(f"micro_batches must be a positive integer; found {micro_batches!r}.")
+    reason = ""
+    if combiner.looks_again:
+        reason = f"{combiner.name} looks at the losses after the step, too"
+    elif micro_batches > 1:
+        reason = f"micro_batches={micro_batches} takes the losses of several batches"
+    if reason and not callable(losses):
+        raise ValueError(
+            f"{reason}: pass a function that computes them for the number of a batch, not the losses."
+        )
+    if accumulate and combiner.preconditioned:
+        raise ValueError(
+            f"{combiner.name} is an optimiser of its own, which sees no gradients but those of the tasks: "
+            "accumulate=True cannot add others. Make them a task, or use another method."
+        )
+
+
+def _device(optimizer: torch.optim.Optimizer) -> torch.device:
+    device: torch.device = next(leaf.device for group in optimizer.param_groups for leaf in group["params"])
+    return device
 
 
 def _direction(combiner: Combiner, gradients: ModelGradients) -> Tensor:
@@ -110,46 +142,32 @@ def _direction(combiner: Combiner, gradients: ModelGradients) -> Tensor:
     return combiner.direction(gradients)
 
 
-def _put(
-    direction: Tensor, shared: list[Tensor], heads: list[list[Tensor]], gradients: ModelGradients
-) -> None:
-    set_gradient(shared, direction)
-    for head, own in zip(heads, gradients.head_gradients, strict=True):
-        for leaf, gradient in zip(head, own, strict=True):
-            leaf.grad = gradient
-
-
-@torch.no_grad()
-def _plain_step(optimizer: torch.optim.Optimizer, shared: list[Tensor]) -> None:
-    """Step along gradients that are an optimiser's step already; the optimiser gets none of them."""
-    rates = {id(leaf): group["lr"] for group in optimizer.param_groups for leaf in group["params"]}
-    for leaf in shared:
-        if id(leaf) not in rates:
-            raise ValueError("the optimizer must hold all shared parameters: their step size is read there.")
-        assert leaf.grad is not None
-        leaf.sub_(rates[id(leaf)] * leaf.grad)
-        leaf.grad = None
+def _skip(scope: Scope, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+    """Let the scaler find an overflow: it skips the optimiser's step and lowers the scale."""
+    assert scaler is not None
+    scaler.scale(scope.shared[0].new_zeros(()))  # makes the scale, should nothing have been scaled so far
+    with scope.only():
+        for leaf in scope.leaves:
+            leaf.grad = torch.full_like(leaf, torch.inf)
+        scaler.step(optimizer)
+        scaler.update()
+        for leaf in scope.leaves:
+            leaf.grad = None
 
 
 def _optimizer_step(
+    scope: Scope,
     optimizer: torch.optim.Optimizer,
-    leaves: list[Tensor],
     max_norm: float | None,
     scaler: torch.amp.GradScaler | None,
-    *,
-    scaled: bool = False,
 ) -> None:
-    moving = [leaf for leaf in leaves if leaf.grad is not None]
+    moving = [leaf for leaf in scope.leaves if leaf.grad is not None]
+    if scaler is not None and moving:
+        scaler.unscale_(optimizer)
     if max_norm is not None and math.isfinite(max_norm):
         nn.utils.clip_grad_norm_(moving, max_norm)
     if scaler is None:
         optimizer.step()
-        return
-    if not moving:
-        return  # a scaler has nothing to look at
-    for leaf in moving:
-        if not scaled:
-            assert leaf.grad is not None
-            leaf.grad.mul_(scaler.get_scale())  # which its step divides by
-    scaler.step(optimizer)
-    scaler.update()
+    elif moving:  # without gradients a scaler has nothing to look at
+        scaler.step(optimizer)
+        scaler.update()

@@ -2,94 +2,199 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 Model = nn.Module | Tensor | Iterable[Any]
+Losses = Tensor | Iterable[Tensor]  # [T], or T 0-dim tensors
+
+NONE_USED = (
+    "the losses depend on none of the parameters: pass those of the model that computed them, after any "
+    "change of device or dtype that makes new ones. Parts under reentrant checkpointing need "
+    "use_reentrant=False."
+)
 
 
-def task_jacobian(losses: Tensor | Iterable[Tensor], parameters: Model, *, batched: bool = True) -> Tensor:
-    """Gradients [T, P] of the losses [T] of T tasks that share parameters: what a combiner takes.
+def task_jacobian(
+    losses: Losses, parameters: Model, *, batched: bool = True, chunk_size: int | None = None
+) -> Tensor:
+    """Return the gradients [T, P] of the losses [T] of T tasks that share parameters, for a combiner.
 
-    Parameters that need no gradient are left out, the others make up P in their order; a task that does not
+    Parameters that need no gradient are left out. The others make up P, in their order. A task that does not
     use one has zeros there. The graph of `losses` is freed.
 
     Args:
         losses: [T], or a list of T 0-dim tensors, computed from the parameters by any differentiable code.
         parameters: a module, a tensor, or several: tensors, `named_parameters()`, a generator of either.
-        batched: one backward for all tasks. False: one per task, for operations that torch.vmap refuses;
-            taken by itself where the losses come from a model that torch.compile has compiled.
+        batched: one backward pass for all tasks, under torch.vmap. False: one per task, for operations and
+            hooks that vmap refuses. Models compiled by torch.compile and anomaly detection take one per task
+            whatever this says.
+        chunk_size: tasks per batched backward pass; less memory, more passes. None: all.
 
     Raises:
         ValueError: losses are not a vector with a graph or use none of the parameters; no parameter needs a
-            gradient, one is named twice, something else than a tensor is among them.
+            gradient, one is named twice, something else than a tensor is among them; the graph holds a
+            reentrant checkpoint.
+        RuntimeError: vmap refuses an operation; pass `batched=False`.
     """
-    leaves = trainable(parameters)
-    losses = _as_vector(losses)
-    batched = batched and not _compiled(losses)
+    leaves = trainable(name_tensors(parameters))
+    losses = loss_vector(losses)
+    if not losses.requires_grad:
+        raise ValueError(no_graph(losses))
+    rows, used = jacobian_rows(losses, leaves, read_graph(losses), batched=batched, chunk_size=chunk_size)
+    if not used:
+        raise ValueError(NONE_USED)
+    return rows
+
+
+def jacobian_rows(
+    losses: Tensor, leaves: Sequence[Tensor], graph: Graph, *, batched: bool, chunk_size: int | None
+) -> tuple[Tensor, bool]:
+    """Return the Jacobian [T, P] of losses with this graph, and whether they use any of the parameters."""
+    if not batched or graph.compiled or torch.is_anomaly_enabled():
+        chunk_size = 1
     unit = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
+    blocks = unit.split(check_chunk(chunk_size) or max(len(unit), 1))
     rows, used = [], False
-    for block in (unit,) if batched else unit:
-        gradients = torch.autograd.grad(
-            losses, leaves, block, is_grads_batched=batched, allow_unused=True, retain_graph=not batched
-        )
+    for number, block in enumerate(blocks, start=1):
+        keep, count = number < len(blocks), len(block)
+        alone = count == 1  # an ordinary backward pass: works for all operations, and is faster
+        try:
+            gradients = torch.autograd.grad(
+                losses,
+                leaves,
+                block[0] if alone else block,
+                is_grads_batched=not alone,
+                allow_unused=True,
+                retain_graph=keep,
+            )
+        except RuntimeError as error:
+            if alone or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise RuntimeError(
+                "the backward pass of all tasks at once failed. If an operation or a hook is to blame that "
+                "torch.vmap cannot batch (.item(), .numpy(), dropout in a checkpoint, branches on values), "
+                f"pass batched=False: one backward pass per task. Torch says: {error}"
+            ) from error
         used = used or any(gradient is not None for gradient in gradients)
-        count = len(unit) if batched else 1
         parts = [
             leaf.new_zeros(count, leaf.numel()) if gradient is None else gradient.reshape(count, -1)
             for leaf, gradient in zip(leaves, gradients, strict=True)
         ]
         rows.append(torch.cat(parts, dim=1))
-    if not used:
-        raise ValueError(
-            "the losses depend on none of the parameters: pass those of the model that computed them, after "
-            "any change of device or dtype that makes new ones."
-        )
-    return torch.cat(rows)
+    return torch.cat(rows), used
+
+
+def check_chunk(chunk_size: int | None) -> int | None:
+    """Return `chunk_size` if it is None or a positive integer, else raise ValueError."""
+    positive = isinstance(chunk_size, int) and not isinstance(chunk_size, bool) and chunk_size >= 1
+    if chunk_size is not None and not positive:
+        raise ValueError(f"chunk_size must be a positive number of tasks or None; found {chunk_size!r}.")
+    return chunk_size
 
 
 def set_gradient(parameters: Model, direction: Tensor, *, accumulate: bool = False) -> None:
     """Put a direction [P] into `.grad` of the parameters of which `task_jacobian` took the gradients.
 
     Args:
-        parameters: as for `task_jacobian`; an iterator that it has used up is empty here.
+        parameters: as for `task_jacobian`; a generator that it has used up is empty here.
         direction: [P]; copied.
         accumulate: add to gradients that are there, as `backward` does, instead of replacing them.
 
     Raises:
         ValueError: the direction has another length; parameters as for `task_jacobian`.
     """
-    leaves = trainable(parameters)
+    leaves = trainable(name_tensors(parameters))
+    size = sum(leaf.numel() for leaf in leaves)
+    if direction.shape != (size,):
+        raise ValueError(f"direction must have shape [{size}]; found {list(direction.shape)}.")
+    write(leaves, direction, accumulate=accumulate)
+
+
+def write(leaves: Sequence[Tensor], direction: Tensor, *, accumulate: bool) -> None:
+    """Write a direction [P] into `.grad` of tensors with P entries."""
     sizes = [leaf.numel() for leaf in leaves]
-    if direction.shape != (sum(sizes),):
-        raise ValueError(f"direction must have shape [{sum(sizes)}]; found {list(direction.shape)}.")
     for leaf, part in zip(leaves, direction.detach().split(sizes), strict=True):
-        own = part.view(leaf.shape).to(leaf.dtype, copy=True)
+        # With the strides of the parameter: fused optimisers go through both in the order of memory.
+        own = torch.empty_like(leaf, requires_grad=False).copy_(part.view(leaf.shape))
         leaf.grad = own if leaf.grad is None or not accumulate else leaf.grad + own
 
 
-def _as_vector(losses: Tensor | Iterable[Tensor]) -> Tensor:
-    if not isinstance(losses, Tensor):
-        scalars = list(losses)
-        if not scalars or not all(isinstance(loss, Tensor) and loss.dim() == 0 for loss in scalars):
-            raise ValueError("losses must be a vector [T] or a list of T 0-dim tensors, one per task.")
-        losses = torch.stack(scalars)
-    if losses.dim() != 1 or not losses.requires_grad:
-        found = f"shape {list(losses.shape)}, requires_grad={losses.requires_grad}"
-        raise ValueError(f"losses must be a vector [T], one per task, with a graph; found {found}.")
-    return losses
+def loss_vector(losses: Any, num_tasks: int | None = None) -> Tensor:
+    """Return losses as one vector [T], of this T if it is given.
+
+    Raises:
+        ValueError: they are neither a vector nor several 0-dim tensors, or not one per task.
+    """
+    if isinstance(losses, Mapping):
+        raise ValueError(
+            "losses must be a vector [T] or a list of T 0-dim tensors, in the order of the tasks; found a "
+            f"{type(losses).__name__}: pass list(losses.values())."
+        )
+    vector: Tensor
+    if isinstance(losses, Tensor):
+        vector = losses
+    else:
+        scalars = list(losses) if isinstance(losses, Iterable) else [losses]
+        wrong = [item for item in scalars if not (isinstance(item, Tensor) and item.dim() == 0)]
+        if wrong or not scalars or not isinstance(losses, Iterable):
+            found = "none"
+            if wrong:
+                shape = f" of shape {list(wrong[0].shape)}" if isinstance(wrong[0], Tensor) else ""
+                found = f"a {type(wrong[0]).__name__}{shape}"
+            raise ValueError(
+                f"losses must be a vector [T] or a list of T 0-dim tensors, one per task; found {found}."
+            )
+        vector = torch.stack(scalars)
+    if vector.dim() != 1 or len(vector) == 0 or not vector.is_floating_point():
+        raise ValueError(no_graph(vector))
+    if num_tasks not in (None, len(vector)):
+        raise ValueError(f"losses must be one per task, {num_tasks}; found {len(vector)}.")
+    return vector
 
 
-def trainable(parameters: Model) -> list[Tensor]:
+def no_graph(losses: Tensor) -> str:
+    """Return the message for losses that are no vector with a graph."""
+    hint = ""
+    if not losses.requires_grad:
+        hint = (
+            " Losses lose their graph under torch.no_grad, by .detach() or .item(), and under reentrant "
+            "checkpointing of inputs that need no gradient (use_reentrant=False)."
+        )
+    found = f"shape {list(losses.shape)}, requires_grad={losses.requires_grad}"
+    kind = "" if losses.is_floating_point() else f", {losses.dtype}"
+    return f"losses must be a vector [T], one per task, with a graph; found {found}{kind}.{hint}"
+
+
+def name_tensors(parameters: Model) -> list[tuple[str, Tensor]]:
+    """Return the tensors of a model with names for messages.
+
+    Raises:
+        ValueError: something else is among them.
+    """
+    if isinstance(parameters, nn.Module):
+        return list(parameters.named_parameters())
+    named = []
+    for number, item in enumerate([parameters] if isinstance(parameters, Tensor) else parameters):
+        pair = isinstance(item, tuple) and len(item) == 2  # of `named_parameters()`
+        name, value = item if pair else (f"parameter {number}", item)
+        if not isinstance(value, Tensor):
+            found = type(value).__name__
+            raise ValueError(f"parameters must be a module or tensors; found a {found} among them.")
+        named.append((str(name), value))
+    return named
+
+
+def trainable(named: Sequence[tuple[str, Tensor]]) -> list[Tensor]:
     """Return the tensors that need a gradient, in their order.
 
     Raises:
-        ValueError: there is none, one is named twice, or something else is among them.
+        ValueError: there is none, or one is named twice.
     """
-    leaves = [leaf for leaf in _tensors(parameters) if leaf.requires_grad]
+    leaves = [leaf for _, leaf in named if leaf.requires_grad]
     if not leaves:
         raise ValueError(
             "parameters must hold at least one tensor with requires_grad=True; found none (an iterator "
@@ -100,29 +205,40 @@ def trainable(parameters: Model) -> list[Tensor]:
     return leaves
 
 
-def _tensors(parameters: Model) -> Iterator[Tensor]:
-    if isinstance(parameters, nn.Module):
-        yield from parameters.parameters()
-        return
-    for item in [parameters] if isinstance(parameters, Tensor) else parameters:
-        value = item[1] if isinstance(item, tuple) and len(item) == 2 else item  # (name, parameter)
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"parameters must be a module or tensors; found a {type(value).__name__} among them."
-            )
-        yield value
+class Graph(NamedTuple):
+    """What a walk through the graph of losses finds."""
+
+    leaves: set[int]  # ids of the leaves that the losses depend on
+    compiled: bool  # a backward compiled by torch.compile is in it, which torch.vmap cannot batch
 
 
-def _compiled(losses: Tensor) -> bool:
-    """Whether the graph of the losses holds a compiled backward, which torch.vmap cannot batch."""
+def read_graph(losses: Tensor) -> Graph:
+    """Walk through the graph of losses.
+
+    Raises:
+        ValueError: it holds a reentrant checkpoint, whose backward gives no gradients to its parameters here.
+    """
+    leaves = {id(losses)}  # losses that are themselves a parameter have no node
+    compiled = False
     seen: set[Any] = set()
-    waiting = [losses.grad_fn]
+    waiting: list[Any] = [losses.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if "CompiledFunction" in node.name():
-            return True
         seen.add(node)
+        name = node.name()
+        if "CheckpointFunctionBackward" in name:
+            raise ValueError(REENTRANT)
+        compiled = compiled or "CompiledFunction" in name
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves.add(id(variable))
         waiting.extend(following for following, _ in node.next_functions)
-    return False
+    return Graph(leaves, compiled)
+
+
+REENTRANT = (
+    "the losses were computed with reentrant checkpointing, which gives its parameters no gradient here: "
+    "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mtrl.combiners import Combiner, make_combiner
 from mtrl.gradients.model_gradients import ModelGradients
+from mtrl.gradients.scope import Scope
 
 POINTS = 400  # kept of a trajectory
 OPTIMUM = (0.0, -8.3552)  # of the mean loss of the CAGrad landscape
@@ -137,7 +138,7 @@ def _rows_and_losses(theta: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
 def _looking_around(theta: Tensor, factors: Tensor) -> ModelGradients:
     """What a method asks that wants gradients elsewhere; all batches of a landscape are the same."""
     point = theta.detach().requires_grad_()
-    return ModelGradients(lambda batch: toy_losses(point, factors) + _SHIFT, [point], [], [])
+    return ModelGradients(lambda batch: toy_losses(point, factors) + _SHIFT, Scope([point]), len(factors))
 
 
 def _every(steps: int) -> int:

@@ -71,7 +71,7 @@ def test_the_mean_is_an_ordinary_step_but_for_heads_which_no_method_weighs() -> 
 @pytest.mark.parametrize("name", sorted(COMBINERS))
 def test_every_method_takes_a_step_or_says_what_is_missing(name: str, heads: bool) -> None:
     problem = Problem()
-    optimizer = torch.optim.SGD(problem.parameters, lr=0.01)
+    optimizer = torch.optim.SGD(problem.parameters if heads else problem.torso.parameters(), lr=0.01)
     combiner = make_combiner(name, num_tasks=TASKS)
     own = problem.heads if heads else ()
     if name == "inverse_alpha":
@@ -89,7 +89,7 @@ def test_every_method_takes_a_step_or_says_what_is_missing(name: str, heads: boo
 @pytest.mark.parametrize("name", ["famo", "fs_mtl", "modo"])
 def test_losses_instead_of_a_function_are_refused_where_one_evaluation_is_not_enough(name: str) -> None:
     problem = Problem()
-    optimizer = torch.optim.SGD(problem.parameters, lr=0.01)
+    optimizer = torch.optim.SGD(problem.torso.parameters(), lr=0.01)
     before = problem.values()
     with pytest.raises(ValueError, match="pass a function"):
         mtl_step(make_combiner(name, num_tasks=TASKS), problem.losses(), problem.torso, optimizer)
@@ -196,7 +196,7 @@ def test_frozen_parameters_stay_and_unused_ones_get_a_zero_gradient() -> None:
     unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
     shared = [*problem.torso.parameters(), unused]
     frozen = [p.detach().clone() for p in problem.torso[0].parameters()]
-    optimizer = torch.optim.Adam([*problem.parameters, unused], lr=0.1)
+    optimizer = torch.optim.Adam([*problem.torso.parameters(), unused], lr=0.1)
     mtl_step(make_combiner("cagrad", num_tasks=TASKS), problem.losses(), shared, optimizer)
     for parameter, value in zip(problem.torso[0].parameters(), frozen, strict=True):
         assert torch.equal(parameter, value)

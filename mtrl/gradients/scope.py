@@ -1,0 +1,281 @@
+"""What one step may touch, what it refuses, and what every process must do: decided here and nowhere else.
+
+A step moves the trainable parameters of the model and of the heads. It leaves alone frozen parameters and all
+others that the optimiser holds, whatever their `.grad` holds from before. With several processes every
+process makes the same collective calls in the same order, and all of them step or none does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.combiners import Combiner
+from mtrl.gradients.task_jacobian import Graph, Model, name_tensors, trainable, write
+
+Result = TypeVar("Result")
+
+# Optimisers whose weight decay is theta -= lr * decay * theta, apart from the gradient's step.
+_DECOUPLED = (torch.optim.AdamW, torch.optim.SGD)
+
+
+class Overflow(ArithmeticError):
+    """A loss scale made a loss or a gradient non-finite: the step is to be skipped."""
+
+
+class Scope(NamedTuple):
+    """The parameters of one step, by what happens to them."""
+
+    shared: Sequence[Tensor]  # the combined direction moves them
+    heads: Sequence[Sequence[Tensor]] = ()  # for each task its own; moved by the task's own gradient
+    frozen: Sequence[Tensor] = ()  # of model and heads; they stay, and lose a gradient from before
+    others: Sequence[Tensor] = ()  # of the optimiser alone; they stay, and keep a gradient from before
+    modules: Sequence[nn.Module] = ()  # their buffers move once per step
+    names: dict[int, str] = {}  # noqa: RUF012 - id of a tensor -> its name in messages
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """All parameters that the step moves."""
+        return [*self.shared, *(leaf for head in self.heads for leaf in head)]
+
+    @property
+    def module_sizes(self) -> list[int]:
+        """Number of shared parameters, in their order, of each submodule; bare tensors stand alone."""
+
+        def owner(leaf: Tensor) -> object:
+            name = self.names.get(id(leaf), "")
+            return name.rpartition(".")[0] if name and not name.startswith("parameter ") else id(leaf)
+
+        return [sum(leaf.numel() for leaf in own) for _, own in groupby(self.shared, key=owner)]
+
+    def name(self, leaf: Tensor) -> str:
+        """Return the name of a parameter for messages."""
+        return self.names.get(id(leaf), f"a tensor of shape {list(leaf.shape)}")
+
+    def check_graph(self, graph: Graph) -> None:
+        """Refuse losses that depend on parameters which the optimiser holds and the step would not move.
+
+        Raises:
+            ValueError: with the shapes of such parameters.
+        """
+        forgotten = [leaf for leaf in self.others if leaf.requires_grad and id(leaf) in graph.leaves]
+        if forgotten:
+            shapes = ", ".join(str(list(leaf.shape)) for leaf in forgotten[:3])
+            raise ValueError(
+                f"the losses depend on {len(forgotten)} parameters (of shapes {shapes}) that the optimizer "
+                "holds and that are neither in model nor in heads: they would never be trained. Pass "
+                "heads=[...], one per task, add shared ones to model, or take them out of the optimizer."
+            )
+
+    def check_finite(self, rows: Tensor, heads: Sequence[Sequence[Tensor]]) -> None:
+        """Refuse gradients of shared parameters [N, P] or of heads that are not finite.
+
+        Raises:
+            ValueError: with the names of the parameters.
+        """
+        bad = []
+        if not all_finite(rows):
+            parts = rows.split([leaf.numel() for leaf in self.shared], dim=1)
+            bad = [leaf for leaf, part in zip(self.shared, parts, strict=True) if not part.isfinite().all()]
+        for own, gradients in zip(self.heads, heads, strict=True):
+            bad += [leaf for leaf, part in zip(own, gradients, strict=True) if not all_finite(part)]
+        if bad:
+            raise ValueError(
+                f"finite losses have a non-finite gradient at {', '.join(map(self.name, bad[:5]))}: no step "
+                "was taken. Look for square roots and norms at 0, logarithms and divisions there."
+            )
+
+    @contextmanager
+    def only(self, *, hide_others: bool = True) -> Iterator[None]:
+        """Hide the gradients of parameters that the step must leave alone from its optimiser."""
+        for leaf in self.frozen:
+            leaf.grad = None
+        hidden = [(leaf, leaf.grad) for leaf in self.others if hide_others]
+        for leaf, _ in hidden:
+            leaf.grad = None
+        try:
+            yield
+        finally:
+            for leaf, gradient in hidden:
+                leaf.grad = gradient
+
+    def put(self, direction: Tensor, heads: Sequence[Sequence[Tensor]], *, add: bool, scale: float) -> None:
+        """Write the gradients of a step, times `scale`; `add` them to those that are there."""
+        write(self.shared, direction * scale if scale != 1.0 else direction, accumulate=add)
+        for own, gradients in zip(self.heads, heads, strict=True):
+            for leaf, gradient in zip(own, gradients, strict=True):
+                write([leaf], gradient.flatten() * scale, accumulate=add)
+
+
+def scope_of(
+    combiner: Combiner, model: Model, heads: Sequence[Model], optimizer: torch.optim.Optimizer
+) -> Scope:
+    """Return what a step of `mtl_step` may touch.
+
+    Raises:
+        ValueError: parameters, heads or an optimiser with which no step is right.
+    """
+    modules = [part for part in (model, *heads) if isinstance(part, nn.Module)]
+    _refuse_wrappers(modules)
+    named = name_tensors(model)
+    shared = trainable(named)
+    own = [name_tensors(head) for head in heads]
+    if own and len(own) != combiner.num_tasks:
+        raise ValueError(f"heads must be one per task, {combiner.num_tasks}; found {len(own)}.")
+    names = {id(leaf): name for name, leaf in named}
+    for task, head in enumerate(own):
+        for name, leaf in head:
+            if leaf.requires_grad and id(leaf) in names:
+                raise ValueError(
+                    f"{names[id(leaf)]} is also {name} of heads[{task}]: its gradient would be a plain sum, "
+                    "combined by no method. Pass a parameter that tasks share in model alone."
+                )
+            names[id(leaf)] = f"{name} of heads[{task}]"
+    everything = [leaf for part in (named, *own) for _, leaf in part]
+    groups = [leaf for group in optimizer.param_groups for leaf in group["params"]]
+    scope = Scope(
+        shared,
+        [[leaf for _, leaf in head if leaf.requires_grad] for head in own],
+        [leaf for leaf in everything if not leaf.requires_grad],
+        [leaf for leaf in groups if id(leaf) not in names],
+        modules,
+        names,
+    )
+    _check_optimizer(combiner, scope, optimizer)
+    return scope
+
+
+def _refuse_wrappers(modules: Sequence[nn.Module]) -> None:
+    wrapper = nn.parallel.DistributedDataParallel
+    if any(isinstance(part, wrapper) for module in modules for part in module.modules()):
+        raise ValueError(
+            "model and heads must be plain modules; found a DistributedDataParallel, whose averaging sees no "
+            "gradients of single tasks: the processes would drift apart. Pass its `.module`, compute the "
+            "losses with that, and set distributed=True."
+        )
+
+
+def _check_optimizer(combiner: Combiner, scope: Scope, optimizer: torch.optim.Optimizer) -> None:
+    held = {id(leaf) for group in optimizer.param_groups for leaf in group["params"]}
+    missing = [scope.name(leaf) for leaf in scope.leaves if id(leaf) not in held]
+    if missing:
+        raise ValueError(
+            "the optimizer must hold all trainable parameters of model and heads; "
+            f"{len(missing)} are missing: {', '.join(missing[:5])}. Add them, or freeze them by "
+            "requires_grad_(False)."
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{type(optimizer).__name__} evaluates losses by itself during a step, which leaves no room for "
+            "combined gradients: use an optimizer whose step needs no closure."
+        )
+    if not combiner.preconditioned:
+        return
+    shared = {id(leaf) for leaf in scope.shared}
+    for group in optimizer.param_groups:
+        decays = bool(group.get("weight_decay")) and any(id(leaf) in shared for leaf in group["params"])
+        if decays and not (isinstance(optimizer, _DECOUPLED) or group.get("decoupled_weight_decay")):
+            raise ValueError(
+                f"{combiner.name} is an optimiser of its own, and {type(optimizer).__name__} adds its "
+                "weight_decay to gradients, which this method never sees: use AdamW or weight_decay=0."
+            )
+
+
+@torch.no_grad()
+def plain_step(scope: Scope, direction: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Move shared parameters along a direction that is an optimiser's step already.
+
+    Of the optimiser only `lr`, decoupled `weight_decay` and `maximize` are used.
+    """
+    groups = {id(leaf): group for group in optimizer.param_groups for leaf in group["params"]}
+    parts = direction.split([leaf.numel() for leaf in scope.shared])
+    for leaf, part in zip(scope.shared, parts, strict=True):
+        group = groups[id(leaf)]
+        if group.get("weight_decay"):
+            leaf.mul_(1 - group["lr"] * group["weight_decay"])
+        step = group["lr"] * part.view(leaf.shape)
+        leaf.add_(step if group.get("maximize", False) else -step)
+        leaf.grad = None
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether all entries are finite; a finite sum, which costs a tenth, decides the usual case."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+class Processes:
+    """The processes that take a step together: those of the default group, or this one alone.
+
+    Args:
+        distributed: whether there are others.
+        device: of the numbers that they exchange.
+    """
+
+    def __init__(self, distributed: bool, device: torch.device) -> None:
+        self.several, self._device = distributed, device
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed and not several:
+            raise ValueError(
+                "distributed=True needs a process group: call torch.distributed.init_process_group first."
+            )
+        if not distributed and several and torch.distributed.get_world_size() > 1:
+            warnings.warn(
+                f"a process group of {torch.distributed.get_world_size()} processes is there, but "
+                "mtl_step was called with distributed=False: each process trains a model of its own.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """Return `action()`, unless it fails in any process: then it raises in all of them.
+
+        A process whose action fails makes the same collective call as the others before it raises, so that
+        none waits for ever.
+        """
+        if not self.several:
+            return action()
+        result: Result | None = None
+        error: Exception | None = None
+        try:
+            result = action()
+        except Exception as raised:  # noqa: BLE001 - whatever it is, the others must learn of it
+            error = raised
+        worst = torch.tensor(
+            0 if error is None else 1 + (not isinstance(error, Overflow)), device=self._device
+        )
+        torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
+        if int(worst) == 0:
+            return result  # type: ignore[return-value]
+        if int(worst) == 1:
+            raise Overflow
+        if error is None or isinstance(error, Overflow):
+            raise RuntimeError("another process failed, see its error; no process has taken the step.")
+        raise error
+
+    def check_equal(self, **numbers: int) -> None:
+        """Raise ValueError in all processes unless each number is the same in all of them."""
+        if not self.several:
+            return
+        mine = torch.tensor(list(numbers.values()), device=self._device)
+        bounds = torch.cat((mine, -mine))
+        torch.distributed.all_reduce(bounds, torch.distributed.ReduceOp.MAX)
+        largest, smallest = bounds.chunk(2)
+        for name, high, low in zip(numbers, largest.tolist(), (-smallest).tolist(), strict=True):
+            if high != low:
+                raise ValueError(f"all processes must have the same {name}; found {low} to {high}.")
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over the processes."""
+        if not self.several:
+            return values
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        return values / torch.distributed.get_world_size()
