@@ -5,10 +5,16 @@ Imports the standard library only: the combiners need only torch, so other packa
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import importlib
+import io
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mtrl import __version__
@@ -23,8 +29,15 @@ def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> i
 
     If a package is missing, print what to install. `argv` None stands for the process's arguments.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a name that the terminal's encoding lacks must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code: int = importlib.import_module(module).main(argv, **defaults)
+        with importing():
+            main = importlib.import_module(module).main
+        code: int = main(argv, **defaults)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "mtrl") or package in sys.stdlib_module_names:
@@ -33,6 +46,28 @@ def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> i
         print(f"error: '{package}' is not installed: pip install 'mtrl-torch[{extra}]'.", file=sys.stderr)
         return 2
     return code
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Leave at once, with a sentence, on a signal during imports: torch turns a KeyboardInterrupt into others.
+
+    For imports before anything is started or written.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        os.write(2, b"interrupted before anything was started\n")
+        os._exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def command(run: Callable[..., int]) -> Callable[..., int]:
@@ -56,6 +91,13 @@ def command(run: Callable[..., int]) -> Callable[..., int]:
             code, message = 1, f"error: {error}"
         except EnvironmentFailure as error:
             code, message = 75, f"error: {error}"
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            code, message = (
+                2,
+                f"error: too many open files ({error}). Raise the limit, for instance `ulimit -n 1024`.",
+            )
         except KeyboardInterrupt as error:
             code, message = 130, str(error) or "interrupted"
         print(message, file=sys.stderr)

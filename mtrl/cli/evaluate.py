@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mtrl.cli import command
+from mtrl.cli import command, importing
 from mtrl.cli.flags import parse_command
 from mtrl.config.schema import Device
 from mtrl.config.values import settings
@@ -44,7 +44,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if flags.camera is not None and not flags.video:
         raise UserError("--camera chooses the view of videos; found no --video. Add it or drop --camera.")
-    from mtrl.training.run import evaluate_run
+    with importing():
+        from mtrl.training.run import evaluate_run
 
     values = {name: value for name, value in vars(flags).items() if name != "run_dir"}
     evaluate_run(Path(flags.run_dir), **values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtrl.cli import command
+from mtrl.cli import command, importing
 from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings
 
@@ -25,7 +25,8 @@ def main(arguments: list[str]) -> int:
     flags = parse_command(_Flags, arguments, positional="run_dir")
     if flags is None:
         return 0
-    from mtrl.export.run import export_run
+    with importing():
+        from mtrl.export.run import export_run
 
     folder = export_run(flags.run_dir, flags.out, trust=flags.trust)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

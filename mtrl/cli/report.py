@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mtrl.cli import command
+from mtrl.cli import command, importing
 from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings
 from mtrl.errors import UserError
@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if not flags.runs:
         raise UserError("no runs: give run directories or folders of them, for instance runs/mt10.")
-    from mtrl.report import compare, write_report
+    with importing():
+        from mtrl.report import compare, write_report
 
     single_task = list(map(Path, flags.single_task))
     comparison = compare(list(map(Path, flags.runs)), single_task=single_task, measure=flags.measure)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from mtrl.cli import command, flags
+from mtrl.cli import command, flags, importing
 from mtrl.cli.flags import Flag, Group, fields_of, option_flag, parse_command, peek, wants_help
 from mtrl.config.presets import build_config, config_text, load_preset, owner_of, preset_names
 from mtrl.config.schema import Config, Device
@@ -79,7 +79,8 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     if tasks:
         layers.append({"tasks": tasks})
     tasks_known = any("tasks" in layer for layer in layers) or "--tasks" in flags_given
-    from mtrl.training.resolve import resolve, written_out
+    with importing():
+        from mtrl.training.resolve import resolve, written_out
 
     base = written_out(build_config(*layers, _chosen(arguments)))
     members = [*_config_flags(Config, base), *_run_flags(preset)]
@@ -102,7 +103,8 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     if own.print_config:
         print(config_text(config), end="")
         return 0
-    from mtrl.training.run import resume_or_start, train
+    with importing():
+        from mtrl.training.run import resume_or_start, train
 
     if own.resume_or_start:
         return resume_or_start(
@@ -123,7 +125,8 @@ def _resume(arguments: list[str]) -> int:
             )
     asked = parse_command(_ResumeFlags, arguments)
     assert asked is not None
-    from mtrl.training.run import resume_training
+    with importing():
+        from mtrl.training.run import resume_training
 
     values = {name: value for name, value in vars(asked).items() if name != "resume"}
     return resume_training(Path(asked.resume), **values).exit_code

@@ -227,6 +227,7 @@ def _run(
         notify = console.once()  # both sets of environments give the same warnings about the suite
         envs = build_envs(config, num_workers=config.env.num_workers, notify=notify)
         stack.enter_context(closing(envs))
+        envs.hurry_when(lambda: requests.stop)
         state = RunState(config, envs, device)
         start, history = 0, _NEW
         if checkpoint is not None:
@@ -238,6 +239,7 @@ def _run(
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
         stack.enter_context(closing(eval_envs))
+        eval_envs.hurry_when(lambda: requests.stop)
         own = state.agent.facts()
         if state.restart_steps:
             steps = ", ".join(f"{number:,}" for number in state.restart_steps)

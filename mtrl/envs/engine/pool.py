@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ _BOOT = (
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _START_SECONDS = 600.0
 _CLOSE_SECONDS = 2.0
+# Once the run is to stop: schedulers kill 30 seconds after SIGTERM, and a checkpoint must be written by then.
+_HURRY_SECONDS = 8.0
 
 
 class Failure(NamedTuple):
@@ -68,6 +70,7 @@ class WorkerPool:
         self._variables = {**_ONE_THREAD, **(variables or {})}
         self._refusals: list[Exception] = []
         self._interrupted: str | None = None
+        self.hurried: Callable[[], bool] = lambda: False  # whether answers must come within _HURRY_SECONDS
         self._waiting: set[int] = set()  # workers that owe an answer
         self._memory = allocate(sizes)
         self.arrays = SharedArrays.attach(self._memory, sizes)
@@ -133,7 +136,7 @@ class WorkerPool:
         timeout = max(self._timeout, _START_SECONDS) if starting else self._timeout
         self._refusals.clear()
         try:
-            results = self._gather(timeout)
+            results = self._gather(timeout, starting=starting)
         except KeyboardInterrupt:
             self._interrupted = f"'{name}' was interrupted and the workers' answers are lost."
             raise
@@ -152,18 +155,25 @@ class WorkerPool:
         except OSError:
             self._died(worker)
 
-    def _gather(self, timeout: float) -> dict[int, Any]:
+    def _gather(self, timeout: float, *, starting: bool = False) -> dict[int, Any]:
         """Collect the answers of the workers that owe one."""
         results: dict[int, Any] = {}
-        deadline = time.monotonic() + timeout
+        began, hurried = time.monotonic(), starting  # environments need their time to start
+        deadline = began + timeout
         # In the order of their numbers: the learner needs all answers anyway, and waking up for each one
         # would take a core from the workers that still compute.
         for worker in sorted(self._waiting):
-            if self._polls[worker].poll(max(0.0, deadline - time.monotonic()) * 1000):
+            # In slices: a signal that asks the run to stop comes while a worker hangs, too.
+            while (
+                not (answered := self._polls[worker].poll(_slice(deadline))) and time.monotonic() < deadline
+            ):
+                if not hurried and self.hurried():
+                    hurried, deadline = True, min(deadline, time.monotonic() + _HURRY_SECONDS)
+            if answered:
                 self._receive(worker, results)
             else:
                 slow = "raise step_timeout if the simulation is slow"
-                self._fail(worker, f"gave no answer within {timeout:g} s; {slow}")
+                self._fail(worker, f"gave no answer within {deadline - began:.3g} s; {slow}")
         return results
 
     def _receive(self, worker: int, results: dict[int, Any]) -> None:
@@ -222,6 +232,11 @@ class WorkerPool:
                 except subprocess.TimeoutExpired:
                     break
         self._finalizer()
+
+
+def _slice(deadline: float) -> float:
+    """Return the milliseconds until `deadline`, at most half a second."""
+    return 1000 * min(0.5, max(0.0, deadline - time.monotonic()))
 
 
 def _stop(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -148,6 +148,10 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""
         return self._pool.pids
+
+    def hurry_when(self, asked: Callable[[], bool]) -> None:
+        """While `asked()` is true, count a worker as hung after eight seconds, even below the step timeout."""
+        self._pool.hurried = asked
 
     @property
     def restarts(self) -> int:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -62,6 +63,23 @@ def test_hanging_worker_is_given_up_after_the_timeout() -> None:
     envs.reset()
     with pytest.raises(EnvironmentFailure, match=r"worker 1 of 2 .*task task-1 .*no answer within 0.5 s"):
         envs.step(action(1, counting_env.HANG))
+    assert_closes(envs)
+
+
+def test_a_hanging_worker_is_given_up_soon_once_the_run_is_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtrl.envs.engine.pool._HURRY_SECONDS", 0.2)
+    envs = make(step_timeout=600)
+    stops: list[float] = []
+    envs.hurry_when(lambda: bool(stops))
+    envs.reset()
+    before = signal.signal(signal.SIGALRM, lambda *_: stops.append(time.monotonic()))
+    signal.setitimer(signal.ITIMER_REAL, 0.1)  # the request comes while the step is waited for
+    try:
+        with pytest.raises(EnvironmentFailure, match=r"worker 1 of 2 .*task task-1 .*no answer within"):
+            envs.step(action(1, counting_env.HANG))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert 0.1 < time.monotonic() - stops[0] < 5
     assert_closes(envs)
 
 
