@@ -50,7 +50,7 @@ def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> i
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Leave at once, with a sentence, on a signal during imports: torch turns a KeyboardInterrupt into others.
+    """Leave at once on a signal during imports, because torch turns a KeyboardInterrupt into other errors.
 
     For imports before anything is started or written.
     """

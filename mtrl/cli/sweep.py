@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from mtrl.cli import command
+from mtrl.cli import command, importing
 from mtrl.cli.flags import parse_command
 from mtrl.config.presets import load_preset
 from mtrl.config.values import settings
@@ -73,8 +73,9 @@ def main(arguments: list[str]) -> int:
     name = "+".join(tasks) if len(tasks) <= 3 else f"{len(tasks)}-tasks"
     out = Path(flags.out or f"runs/{name.lower()}-sweep")
     seeds = range(flags.first_seed, flags.first_seed + flags.seeds)
-    from mtrl.sweep.plan import Resources, State, parse_grid, parse_settings, plan, progress
-    from mtrl.sweep.show import Watch, show_plan
+    with importing():
+        from mtrl.sweep.plan import Resources, State, parse_grid, parse_settings, plan, progress
+        from mtrl.sweep.show import Watch, show_plan
 
     trials = plan(
         [*layers, {"tasks": tuple(tasks)}],

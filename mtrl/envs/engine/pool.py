@@ -163,12 +163,12 @@ class WorkerPool:
         # In the order of their numbers: the learner needs all answers anyway, and waking up for each one
         # would take a core from the workers that still compute.
         for worker in sorted(self._waiting):
-            # In slices: a signal that asks the run to stop comes while a worker hangs, too.
-            while (
-                not (answered := self._polls[worker].poll(_slice(deadline))) and time.monotonic() < deadline
-            ):
+            answered = self._polls[worker].poll(_slice(deadline))
+            # In slices: the signal that asks the run to stop may come while a worker hangs.
+            while not answered and time.monotonic() < deadline:
                 if not hurried and self.hurried():
                     hurried, deadline = True, min(deadline, time.monotonic() + _HURRY_SECONDS)
+                answered = self._polls[worker].poll(_slice(deadline))
             if answered:
                 self._receive(worker, results)
             else:

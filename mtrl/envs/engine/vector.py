@@ -150,7 +150,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         return self._pool.pids
 
     def hurry_when(self, asked: Callable[[], bool]) -> None:
-        """While `asked()` is true, count a worker as hung after eight seconds, even below the step timeout."""
+        """While `asked()` is true, a worker counts as hung after eight seconds, whatever the step timeout."""
         self._pool.hurried = asked
 
     @property
