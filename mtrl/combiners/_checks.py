@@ -66,12 +66,14 @@ def check_weights(name: str, value: Sequence[float], num_tasks: int) -> Tensor:
     return torch.tensor(weights, dtype=torch.float64)
 
 
-def check_input(name: str, kind: str, value: Tensor, tasks: int, *, signed: bool) -> None:
+def check_input(
+    name: str, kind: str, value: Tensor, tasks: int, *, signed: bool, squared: bool = False
+) -> None:
     """Check a "jacobian", "losses" or "gram" of `tasks` tasks for the method `name`; waits for the device.
 
     Raises:
         ValueError: wrong type, shape or dtype; non-finite entries (names the tasks); losses below 0 unless
-            `signed`.
+            `signed`; gradients whose products overflow, for a method that forms them (`squared`).
     """
     expected = {"losses": (tasks,), "gram": (tasks, tasks)}.get(kind)
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -81,14 +83,30 @@ def check_input(name: str, kind: str, value: Tensor, tasks: int, *, signed: bool
     if wrong or value.numel() == 0:
         rule = list(expected) if expected else f"[{tasks}, P] with P >= 1"
         raise ValueError(f"{kind} of {name} must have shape {rule}; found {list(value.shape)}.")
-    finite = torch.isfinite(value)
-    if not bool(finite.all()):
-        bad = _non_finite_tasks(kind, finite)
-        raise ValueError(f"{kind} has non-finite entries in tasks {bad}: fix or drop these.")
+    # Sums show whether something is wrong at a fraction of the time; they may also overflow by themselves.
+    if not bool(value.sum(dim=-1).isfinite().all()):
+        finite = torch.isfinite(value)
+        if not bool(finite.all()):
+            bad = _non_finite_tasks(kind, finite)
+            raise ValueError(f"{kind} has non-finite entries in tasks {bad}: fix or drop these.")
+    if squared:
+        _check_squares(name, value)
     if kind == "losses" and not signed and not bool((value >= 0.0).all()):
         raise ValueError(
             f"{name} needs losses of at least 0; found others in tasks {_tasks(value < 0.0)}. "
             "Pass shift='minimum' to measure losses from the lowest value of each task, plus one."
+        )
+
+
+def _check_squares(name: str, jacobian: Tensor) -> None:
+    dtype = torch.promote_types(jacobian.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(jacobian, dim=1, dtype=dtype)
+    long = _tasks(~(norms < torch.finfo(dtype).max ** 0.5))
+    if long:
+        wider = "" if dtype == torch.float64 else ", or pass jacobian.double()"
+        raise ValueError(
+            f"{name} needs products of gradients; those of tasks {long} overflow {str(dtype)[6:]}. "
+            f"Divide the losses by a constant{wider}."
         )
 
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice
+from mtrl.combiners.solvers.gramian import column_blocks
 
 _WORD = 2**64 - 1
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class Stateful(nn.Module):
@@ -59,10 +61,12 @@ class Stateful(nn.Module):
     def prepare(self, parameters: Tensor) -> None:
         """Allocate `row_state` and `vector_state` with P, dtype and device of `parameters` [P].
 
-        `combine` does this if nobody did before; afterwards the memory stays the same.
+        `combine` does this if nobody did before; afterwards the memory stays the same. For parameters of half
+        precision the state is float32: the squares of gradients of .01 and Adam's epsilon vanish in float16.
         """
+        dtype = torch.float32 if parameters.dtype in _HALF else parameters.dtype
         for name, rows in self._rows.items():
-            state, dtype = self.get_buffer(name), parameters.dtype
+            state = self.get_buffer(name)
             if state.shape[1] == 0:
                 with torch.inference_mode(False):  # whose tensors could not be written outside of it
                     zeros = torch.zeros(rows, parameters.numel(), dtype=dtype, device=parameters.device)
@@ -84,14 +88,18 @@ class Stateful(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `.half()` and the like are meant for networks. A method's float64 state (sums, counters, learned
-        # weights) moves to the new device but keeps its dtype; state per parameter follows the gradients'.
+        # weights) moves to the new device but keeps its dtype; state per parameter follows the gradients',
+        # as in `prepare`.
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
-            if old is None or new is None or name in self._rows:
+            if old is None or new is None:
                 continue
-            if old.dtype == torch.float64 and new.dtype != torch.float64:
+            if name in self._rows:
+                if new.dtype in _HALF:
+                    self._buffers[name] = old.to(new.device, torch.float32)
+            elif old.dtype == torch.float64 and new.dtype != torch.float64:
                 self._buffers[name] = old.to(new.device)
         return self
 
@@ -121,6 +129,13 @@ class HostCounter(Stateful):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the counter from a `state_dict`."""
         self.counter = int(state)
+
+
+def move_rows(state: Tensor, kept: Tensor, added: Tensor, rows: Tensor) -> None:
+    """Set `state` [T, P] to kept state + added rows in place; `kept` is [1] and `added` [T]."""
+    kept, added = kept.to(state.dtype), added.to(state.dtype).unsqueeze(-1)
+    for columns in column_blocks(rows):
+        state[:, columns].mul_(kept).add_(rows[:, columns].to(state.dtype) * added)
 
 
 # Adam's defaults (Kingma and Ba, ICLR 2015), used by all methods that learn their weights.
@@ -229,10 +244,15 @@ def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tenso
     return order.index_select(0, places.remainder(tasks))
 
 
-def uniform(count: int, step: Tensor, stream: Tensor) -> Tensor:
-    """Return `count` pseudo-random numbers in [0, 1), float64."""
-    keys = torch.arange(1, count + 1, dtype=torch.int64, device=step.device)
+def uniform(count: int, step: Tensor, stream: Tensor, begin: int = 0) -> Tensor:
+    """Return pseudo-random numbers in [0, 1), float64: `count` of a sequence from number `begin` on."""
+    keys = torch.arange(begin + 1, begin + count + 1, dtype=torch.int64, device=step.device)
     return _upper_bits(scrambled(keys, step, stream)) * 2.0**-53
+
+
+def words(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
+    """Return pseudo-random int32 numbers of the shape of `keys` (distinct int64)."""
+    return (scrambled(keys, step, stream) >> 32).to(torch.int32)
 
 
 def normals(count: int, step: Tensor, stream: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_decay, check_number
 from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.solvers.gramian import column_blocks
 
 
 class AdaTask(JacobianCombiner):
@@ -23,7 +24,7 @@ class AdaTask(JacobianCombiner):
 
     The direction is an optimiser's step: apply theta - lr * direction without another Adam and without
     clipping. Task heads use an ordinary Adam. Deviation from the authors' code: the moments [2, T, P] have
-    the Jacobian's dtype.
+    the Jacobian's dtype (float32 for half precision).
     """
 
     name = "adatask"
@@ -52,9 +53,14 @@ class AdaTask(JacobianCombiner):
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         self.prepare(jacobian[0])
         self.step.add_(1.0)
-        self.first.lerp_(jacobian, 1.0 - self.beta1)
-        self.second.mul_(self.beta2).addcmul_(jacobian, jacobian, value=1.0 - self.beta2)
-        start = (1.0 - self.beta1**self.step).to(jacobian.dtype)
-        root = (1.0 - self.beta2**self.step).sqrt().to(jacobian.dtype)
-        steps = self.first / self.second.sqrt().div_(root).add_(self.eps)
-        return (steps.sum(dim=0) if self.reduction == "sum" else steps.mean(dim=0)) / start
+        start = (1.0 - self.beta1**self.step).to(self.first.dtype)
+        root = (1.0 - self.beta2**self.step).sqrt().to(self.first.dtype)
+        parts = []
+        for columns in column_blocks(jacobian):
+            rows, first, second = (all_[:, columns] for all_ in (jacobian, self.first, self.second))
+            rows = rows.to(first.dtype)
+            first.lerp_(rows, 1.0 - self.beta1)
+            second.mul_(self.beta2).addcmul_(rows, rows, value=1.0 - self.beta2)
+            steps = first / second.sqrt().div_(root).add_(self.eps)
+            parts.append(steps.sum(dim=0) if self.reduction == "sum" else steps.mean(dim=0))
+        return (torch.cat(parts) / start).to(jacobian.dtype)

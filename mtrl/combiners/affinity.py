@@ -29,6 +29,7 @@ class Affinity(Wrapper):
     """
 
     name = "affinity"
+    multiplies_gradients = True
 
     def __init__(
         self,

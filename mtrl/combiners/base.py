@@ -76,6 +76,9 @@ class Combiner(Stateful, ABC):
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
     capturable: bool = True  # it never waits for the device, so that a CUDA graph can hold it
+    multiplies_gradients: bool = (
+        False  # forms products of the gradients, which overflow where gradients are long
+    )
     shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
 
     def __init__(self, *, num_tasks: int) -> None:
@@ -224,7 +227,9 @@ class Combiner(Stateful, ABC):
     def _taken(self, kind: str, value: Tensor) -> Tensor:
         """Return an input detached, and checked unless in `unchecked`."""
         if self._checked:
-            check_input(self.name, kind, value, self.num_tasks, signed=not self.refuses_signed_losses)
+            squared = kind == "jacobian" and self.multiplies_gradients
+            signed = not self.refuses_signed_losses
+            check_input(self.name, kind, value, self.num_tasks, signed=signed, squared=squared)
         return value.detach()
 
 
@@ -261,6 +266,7 @@ class GramCombiner(Combiner):
     """A method whose weights depend on the Gramian alone."""
 
     needs = "gram"
+    multiplies_gradients = True
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)

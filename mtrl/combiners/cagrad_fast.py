@@ -32,6 +32,7 @@ class CAGradFast(Sampled):
     """
 
     name = "cagrad_fast"
+    multiplies_gradients = True
 
     def __init__(
         self,

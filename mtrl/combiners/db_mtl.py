@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._state import LossOrigin
+from mtrl.combiners._state import LossOrigin, move_rows
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import unit_rows
+from mtrl.combiners.solvers.gramian import lengths_of, weighted_sum
 
 
 class DBMTL(JacobianCombiner):
@@ -52,12 +52,11 @@ class DBMTL(JacobianCombiner):
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         self.prepare(jacobian[0])
         assert losses is not None
-        measured = self.origin(losses).to(jacobian.dtype)
         self.step.add_(1.0)
-        rate = 1.0 - self.beta / self.step**self.sigma
-        self.average.lerp_(jacobian / measured.unsqueeze(-1), rate.to(jacobian.dtype))
-        units, lengths = unit_rows(self.average)
+        kept = self.beta / self.step**self.sigma
+        move_rows(self.average, kept, (1.0 - kept) / self.origin(losses), jacobian)
+        lengths = lengths_of(self.average)
         inverse = torch.where(lengths > 0.0, lengths, torch.inf).reciprocal()
         total = inverse.sum()
         self.last_weights.copy_(inverse / torch.where(total > 0.0, total, 1.0))
-        return units.sum(dim=0) * lengths.amax().to(jacobian.dtype)
+        return weighted_sum(lengths.amax() * inverse, self.average).to(jacobian.dtype)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import weighted_sum
+from mtrl.combiners.solvers.gramian import column_blocks, weighted_sum
 
 
 class ExcessMTL(JacobianCombiner):
@@ -36,9 +36,12 @@ class ExcessMTL(JacobianCombiner):
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         self.prepare(jacobian[0])
-        squares = jacobian.square()
-        self.squares.add_(squares)
-        excess = (squares / (self.squares + 1e-7).sqrt()).sum(dim=1).to(torch.float64)
+        excess = torch.zeros_like(self.initial)
+        for columns in column_blocks(jacobian):
+            sums = self.squares[:, columns]
+            squares = jacobian[:, columns].to(sums.dtype).square()
+            sums.add_(squares)
+            excess = excess + squares.div_((sums + 1e-7).sqrt_()).sum(dim=1)
         first = self.step == 0
         self.step.add_(1)
         self.initial.copy_(torch.where(first, excess, self.initial))

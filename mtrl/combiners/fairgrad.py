@@ -29,7 +29,7 @@ class FairGrad(GramCombiner):
     Where no exact solution exists (Pareto-stationary parameters) a ridge at the rounding level of the
     Gramian's dtype bounds the weights. Near that, where gradients cancel up to 1e-5 of their length (alpha 5:
     1e-4; single precision: 1e-2), the Gramian does not determine the solution to 1e-5; `residual` tells the
-    error, up to 2. Tasks with a zero gradient weigh 0.
+    error, up to 1. Tasks with a zero gradient weigh 0.
     """
 
     name = "fairgrad"
@@ -48,11 +48,15 @@ class FairGrad(GramCombiner):
         return bargaining_weights(gram, ridge=rounding_ridge(gram), alpha=self.alpha)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the largest |w_i^(1/alpha) (Mw)_i - 1| over the tasks with a gradient."""
+        """Add `residual`: the largest |w_i^(1/alpha) (Mw)_i - 1| over the tasks with a gradient.
+
+        Errors above 1 count as 1: the Gramian holds no solution.
+        """
         weights = self.last_weights
         products = weights.pow(1.0 / self.alpha) * (self._last_gram @ weights)
         present = self._last_gram.diagonal() > 0.0
-        return {**super().metrics(), "residual": torch.where(present, products - 1.0, 0.0).abs().amax()}
+        missed = torch.where(present, products - 1.0, 0.0).abs().amax()
+        return {**super().metrics(), "residual": missed.clamp(max=1.0)}
 
 
 @torch.no_grad()

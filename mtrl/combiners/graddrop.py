@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_number
 from mtrl.combiners._state import uniform
 from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.solvers.gramian import column_blocks
 
 
 class GradDrop(JacobianCombiner):
@@ -32,10 +33,14 @@ class GradDrop(JacobianCombiner):
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        positive = jacobian.clamp(min=0.0).mean(dim=0)
-        negative = jacobian.clamp(max=0.0).mean(dim=0)
+        kept = [self._kept(jacobian[:, part], part.start) for part in column_blocks(jacobian)]
+        self.step.add_(1)
+        return torch.cat(kept)
+
+    def _kept(self, rows: Tensor, begin: int) -> Tensor:
+        drawn = uniform(rows.shape[1], self.step, self.stream, begin)
+        positive = rows.clamp(min=0.0).mean(dim=0)
+        negative = rows.clamp(max=0.0).mean(dim=0)
         total = positive - negative
         share = positive / torch.where(total > 0.0, total, 1.0)
-        kept = torch.where(share > uniform(jacobian.shape[1], self.step, self.stream), positive, negative)
-        self.step.add_(1)
-        return kept.lerp(positive + negative, self.leak)
+        return torch.where(share > drawn, positive, negative).lerp(positive + negative, self.leak)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_number
 from mtrl.combiners._state import Learned, LossOrigin
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import unit_rows
+from mtrl.combiners.solvers.gramian import lengths_of, weighted_sum
 
 
 class GradNorm(JacobianCombiner):
@@ -55,9 +55,9 @@ class GradNorm(JacobianCombiner):
         self.initial.copy_(torch.where(self.logits.step == 0.0, measured, self.initial))
         left = measured / self.initial
         weights = torch.softmax(self.logits.value, dim=0)
-        self._learn(weights * self.num_tasks, unit_rows(jacobian)[1], (left / left.mean()) ** self.alpha)
+        self._learn(weights * self.num_tasks, lengths_of(jacobian), (left / left.mean()) ** self.alpha)
         self.last_weights.copy_(weights)
-        return weights.to(jacobian.dtype) @ jacobian
+        return weighted_sum(weights, jacobian)
 
     def _learn(self, weights: Tensor, norms: Tensor, factors: Tensor) -> None:
         mean = (weights * norms).mean()

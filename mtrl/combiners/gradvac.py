@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners.pcgrad import PCGrad
+from mtrl.combiners.pcgrad import PCGrad, products_among, sequences
 
 _SMALLEST_SINE = 1e-3  # of a target angle: turning towards it multiplies a gradient's length by up to 1000
 
@@ -57,12 +57,19 @@ def turn(gram: Tensor, order: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     `targets` [T, T-1] belong to `order`; a cosine is NaN where one of the two gradients is zero.
     """
     norms = gram.diagonal().clamp(min=0.0).sqrt()
-    running = norms
-    lengths = norms[order]
+    orders, products = sequences(gram, order)
+    at_once = len(orders[0])
+    parts = zip(orders, products, targets.split(at_once), norms.split(at_once), strict=True)
+    added, seen = zip(*(_turned(gram, norms, *part) for part in parts), strict=True)
+    return torch.cat(added), torch.cat(seen)
+
+
+def _turned(
+    gram: Tensor, norms: Tensor, order: Tensor, products: Tensor, targets: Tensor, running: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Do what `turn` does for the tasks of one part, whose running gradients have the norms `running` [n]."""
+    among, lengths = products_among(gram, order), norms[order]
     sines = (1.0 - targets.square()).clamp(min=_SMALLEST_SINE**2).sqrt()
-    # Coordinates of each task's own sequence: products[t, k] = running gradient t . gradient order[t, k].
-    products = gram.gather(1, order)
-    among = gram[order.unsqueeze(-1), order.unsqueeze(-2)]
     added: list[Tensor] = []
     seen: list[Tensor] = []
     for position in range(order.shape[1]):

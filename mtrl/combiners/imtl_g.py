@@ -31,12 +31,20 @@ class IMTLG(GramCombiner):
 
 
 def equal_projections(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return v, C and 1 / |g_i|, float64, for the Gramian [T, T]: C v = 1, C the cosines, up to a ridge."""
+    """Return v, C and 1 / |g_i|, float64, for the Gramian [T, T]: C v = 1, where C are the cosines.
+
+    A ridge r makes C definite. Each further solve, for what the ridge left of the equations, multiplies its
+    effect along eigenvectors of C by r / (r + eigenvalue). Along those at the level of rounding, where no
+    solution exists, the ridge is only divided by the number of solves.
+    """
     exact = gram.to(torch.float64)
     cosine, inverse = cosines(exact)
     tasks = len(exact)
     unit = torch.eye(tasks, dtype=cosine.dtype, device=cosine.device)
     ridged = torch.add(cosine, unit, alpha=tasks * rounding_ridge(gram))
     factor = torch.linalg.cholesky_ex(ridged, check_errors=False)[0]
-    present = (exact.diagonal() > 0.0).to(exact.dtype)
-    return torch.cholesky_solve(present.unsqueeze(-1), factor).squeeze(-1), cosine, inverse
+    present = (exact.diagonal() > 0.0).to(exact.dtype).unsqueeze(-1)
+    equal = torch.cholesky_solve(present, factor)
+    for _ in range(5):
+        equal = equal + torch.cholesky_solve(torch.addmm(present, cosine, equal, alpha=-1.0), factor)
+    return equal.squeeze(-1), cosine, inverse

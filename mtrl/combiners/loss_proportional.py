@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtrl.combiners._state import LossOrigin
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import unit_rows
+from mtrl.combiners.solvers.gramian import lengths_of, weighted_sum
 
 
 class LossProportional(JacobianCombiner):
@@ -38,11 +38,11 @@ class LossProportional(JacobianCombiner):
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
         measured = self.origin(losses)
-        units, lengths = unit_rows(jacobian)
+        lengths = lengths_of(jacobian)
         parts = torch.where(lengths > 0.0, measured / measured.amax(), 0.0)
         total = parts.sum()
         parts = parts / torch.where(total > 0.0, total, 1.0)
         ratios = parts / torch.where(lengths > 0.0, lengths, 1.0)
         everything = ratios.sum()
         self.last_weights.copy_(ratios / torch.where(everything > 0.0, everything, 1.0))
-        return (lengths.mean() * parts).to(jacobian.dtype) @ units
+        return weighted_sum(lengths.mean() * ratios, jacobian)

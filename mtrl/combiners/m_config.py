@@ -28,6 +28,7 @@ class MConFIG(JacobianCombiner):
     """
 
     name = "m_config"
+    multiplies_gradients = True
     preconditioned = True
     row_state = ("means",)
     vector_state = ("pseudo", "second")
@@ -54,17 +55,19 @@ class MConFIG(JacobianCombiner):
     def _renewed(self, row: Tensor) -> Tensor:
         self.prepare(row[0])
         task = self.step % self.num_tasks
-        moved = self.means.index_select(0, task).lerp(row, 1.0 - self.beta1)
+        moved = self.means.index_select(0, task).lerp(row.to(self.means.dtype), 1.0 - self.beta1)
         self.means.index_copy_(0, task, moved)
         self.step.add_(1)
         numbers = torch.arange(self.num_tasks, device=self.step.device)
         counts = (self.step - 1 - numbers).div(self.num_tasks, rounding_mode="floor") + 1
         known = (counts > 0).all()
         start = 1.0 - self.beta1 ** counts.clamp(min=1).to(torch.float64)
-        corrected = self.means / start.to(row.dtype).unsqueeze(-1)
-        weights = config_weights(gramian(corrected))
+        # Weights for the corrected means, means / start, without a second tensor of their size.
+        gram = gramian(self.means)
+        weights = config_weights(gram / torch.outer(start, start).to(gram.dtype))
         self.last_weights.copy_(torch.where(known, weights, 0.0))
-        return torch.where(known, self._scaled(weighted_sum(weights, corrected), known), 0.0)
+        step = self._scaled(weighted_sum(weights / start, self.means), known)
+        return torch.where(known, step, 0.0).to(row.dtype)
 
     def _scaled(self, combined: Tensor, known: Tensor) -> Tensor:
         # Steps since all means are known; the moments do not change before.
@@ -75,4 +78,5 @@ class MConFIG(JacobianCombiner):
         self.pseudo.copy_(torch.where(known, pseudo, self.pseudo))
         self.second.copy_(torch.where(known, second, self.second))
         root = (self.second[0] / (1.0 - self.beta2**step).to(combined.dtype)).sqrt()
-        return combined / (root + self.eps)
+        # The authors' direction is T times as long, beside the same eps.
+        return combined / (root + self.eps / self.num_tasks)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._state import LossOrigin
+from mtrl.combiners._state import LossOrigin, move_rows
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import gramian, unit_rows, weighted_sum
+from mtrl.combiners.solvers.gramian import gramian, lengths_of, weighted_sum
 
 
 class MoCo(JacobianCombiner):
@@ -64,9 +64,11 @@ class MoCo(JacobianCombiner):
         assert losses is not None
         self.prepare(jacobian[0])
         self.step.add_(1.0)
-        aims = unit_rows(jacobian)[0] * self.origin(losses).to(jacobian.dtype).unsqueeze(-1)
-        self.tracked.lerp_(aims, (self.beta / self.step**self.beta_sigma).to(jacobian.dtype))
+        lengths = lengths_of(jacobian)
+        inverse = torch.where(lengths > 0.0, lengths, torch.inf).reciprocal()
+        moved = self.beta / self.step**self.beta_sigma
+        move_rows(self.tracked, 1.0 - moved, moved * self.origin(losses) * inverse, jacobian)
         slope = gramian(self.tracked).to(torch.float64) @ self.w + self.rho * self.w
         self.w.copy_(torch.softmax(self.w - self.gamma / self.step**self.gamma_sigma * slope, dim=0))
         self.last_weights.copy_(self.w)
-        return weighted_sum(self.w, self.tracked)
+        return weighted_sum(self.w, self.tracked).to(jacobian.dtype)

@@ -25,6 +25,7 @@ class MoDo(JacobianCombiner):
     """
 
     name = "modo"
+    multiplies_gradients = True
 
     def __init__(
         self, *, num_tasks: int, gamma: float = 0.001, rho: float = 0.1, batches: Literal[1, 3] = 3

@@ -33,6 +33,7 @@ class NashMTL(GramCombiner):
         super().__init__(num_tasks=num_tasks)
         self.max_norm = check_number("max_norm", max_norm, low=0.0)
         self.refresh_every = check_count("refresh_every", refresh_every)
+        self._scale = nn.Buffer(torch.ones(1, dtype=torch.float64), persistent=False)
         self.kept = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
         self.until_solve = nn.Buffer(torch.zeros(1, dtype=torch.int64))  # updates
 
@@ -43,7 +44,8 @@ class NashMTL(GramCombiner):
             solution = self._kept(solution, exact.isfinite().all())
         if self.max_norm > 0.0:
             norm = (solution @ exact @ solution).clamp(min=0.0).sqrt()
-            solution = solution * (self.max_norm / norm.clamp(min=self.max_norm))
+            self._scale.copy_(self.max_norm / norm.clamp(min=self.max_norm))
+            solution = solution * self._scale
         return solution
 
     def _kept(self, solution: Tensor, finite: Tensor) -> Tensor:
@@ -55,9 +57,11 @@ class NashMTL(GramCombiner):
         return torch.where(finite, self.kept, torch.nan)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the largest |a_i (Ma)_i - 1| over the tasks with a gradient, before clipping."""
-        products = self.last_weights * (self._last_gram @ self.last_weights)
+        """Add `residual`: the largest |a_i (Ma)_i - 1| over the tasks with a gradient, before clipping.
+
+        Errors above 1 count as 1: the Gramian holds no solution.
+        """
+        unclipped = self.last_weights / self._scale
+        missed = (unclipped * (self._last_gram @ unclipped) - 1.0).abs()
         present = self._last_gram.diagonal() > 0.0
-        total = products.sum()  # may be negative where gradients cancel to the Gramian's rounding error
-        products = products * present.sum() / torch.where(total > 0.0, total, torch.inf)
-        return {**super().metrics(), "residual": torch.where(present, products - 1.0, 0.0).abs().amax()}
+        return {**super().metrics(), "residual": torch.where(present, missed, 0.0).amax().clamp(max=1.0)}

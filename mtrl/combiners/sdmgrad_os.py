@@ -28,6 +28,7 @@ class SDMGradOS(Sampled):
     """
 
     name = "sdmgrad_os"
+    multiplies_gradients = True
     evaluates_all = False
 
     def __init__(

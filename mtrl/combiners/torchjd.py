@@ -30,6 +30,7 @@ class TorchJD(JacobianCombiner):
     """
 
     name = "torchjd"
+    multiplies_gradients = True
     capturable = False
 
     def __init__(self, *, num_tasks: int, aggregator: str = "UPGrad", arguments: str = "") -> None:

@@ -92,13 +92,14 @@ def test_double_sampling_takes_products_between_batches() -> None:
         torch.testing.assert_close(combiner.direction(Linear(*batches)), expected)
 
 
-def test_m_config_follows_the_authors_code_and_evaluates_one_task_per_update() -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_m_config_follows_the_authors_code_and_evaluates_one_task_per_update(scale: float) -> None:
     tasks, beta1, beta2 = 3, 0.9, 0.999
     combiner = MConFIG(num_tasks=tasks)
     means, counts = torch.zeros(tasks, 12, dtype=torch.float64), [0] * tasks
     pseudo, second, known = torch.zeros(12).double(), torch.zeros(12).double(), 0
     for update in range(10):
-        problem = Linear(jacobian("iid", tasks, seed=update))
+        problem = Linear(scale * jacobian("iid", tasks, seed=update))
         found = combiner.direction(problem)
         task = update % tasks
         asked = problem.asked[0].tasks
@@ -111,7 +112,7 @@ def test_m_config_follows_the_authors_code_and_evaluates_one_task_per_update() -
             continue
         known += 1
         corrected = torch.stack([means[i] / (1.0 - beta1 ** counts[i]) for i in range(tasks)])
-        final = config_direction(corrected)
+        final = tasks * config_direction(corrected)  # the sum of the projections, beside the same eps
         now = final * (1.0 - beta1**known)
         gradient = (now - beta1 * pseudo) / (1.0 - beta1)
         pseudo = now

@@ -189,6 +189,8 @@ def backend_of(tensor: Tensor) -> Backend:
     """Return the backend that solves for this tensor."""
     if tensor.device.type != "cpu" or _on_tensors or torch.compiler.is_compiling():
         return _TENSORS
+    if type(tensor.detach()) is not Tensor:  # one without numbers, of FakeTensorMode
+        return _TENSORS
     try:
         tensor.data_ptr()
     except RuntimeError:  # how the tensors of torch.vmap refuse

@@ -24,6 +24,7 @@ _TO_BOUNDARY = 0.95
 # After a step of this relative length only rounding is left, since convergence is quadratic.
 _CONVERGED = 1e-7
 _SOLVED = 1e-6  # a relative violation of the equations below this needs no steps without the ridge
+_NOISE = 0.25  # rounding error of a product of unit gradients, in units of the ridge
 _WITHOUT_RIDGE = 10  # steps without the ridge, from the solution with it
 
 
@@ -49,8 +50,10 @@ def bargaining_weights(matrix: Tensor, *, ridge: float, alpha: float = 1.0) -> T
         if not backend.known(violated < _SOLVED):
             exact = _stepped(backend, plain, factor, a, alpha, _WITHOUT_RIDGE, 0.0)
             # Newton's steps converge quadratically if there is a solution. If there is none, the weights grow
-            # slowly without end, and those with the ridge are kept.
+            # slowly without end, and those with the ridge are kept. A solution whose a'Ma does not exceed the
+            # rounding error of its terms exists only through the rounding of M, and does not count either.
             better = _violation(plain, factor, exact, alpha) < 0.01 * violated
+            better = better & (exact @ (plain @ exact) > _NOISE * ridge * (exact @ factor**0.5) ** 2)
             a = backend.select(better, exact, a)
         return backend.tensor(xp.where(there, a * alone, 0.0))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Columns per product: on a CPU a batch of narrow products runs three times as fast as a short and wide one.
 _CHUNK = 2048
+_BLOCK = 16_384
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -72,15 +73,26 @@ def rounding_ridge(gram: Tensor) -> float:
     return 16.0 * torch.finfo(gram.dtype).eps
 
 
-def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows [T, P] scaled to length 1 and their lengths [T], float64; zero rows stay zero."""
-    low, high = torch.aminmax(rows, dim=1)
-    peaks = torch.maximum(high, -low)
+def lengths_of(rows: Tensor) -> Tensor:
+    """Return the lengths [T] of rows [T, P], float64; finite for all finite rows."""
+    peaks = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
     # Divided by the largest entry first: plain squares overflow float32 at 1e19 and vanish at 1e-23.
-    scaled = rows / torch.where(peaks > 0.0, peaks, 1.0).unsqueeze(-1)
-    inner = torch.linalg.vector_norm(scaled, dim=1)
-    units = scaled / torch.where(inner > 0.0, inner, 1.0).unsqueeze(-1)
-    return units, peaks.to(torch.float64) * inner.to(torch.float64)
+    scale = torch.where(peaks > 0.0, peaks, 1.0).unsqueeze(-1)
+    parts = [torch.linalg.vector_norm(rows[:, part] / scale, dim=1) for part in column_blocks(rows)]
+    inner = torch.linalg.vector_norm(torch.stack(parts).to(torch.float64), dim=0)
+    lengths: Tensor = peaks.to(torch.float64) * inner
+    return lengths
+
+
+def column_blocks(rows: Tensor) -> list[slice]:
+    """Return slices that cover the columns of rows [T, P].
+
+    On a CPU intermediate results of a few thousand columns stay in its cache, which is three times as fast as
+    memory that is allocated for all columns. Elsewhere one slice covers all.
+    """
+    columns = rows.shape[1]
+    width = _BLOCK if rows.device.type == "cpu" else max(columns, 1)
+    return [slice(begin, min(begin + width, columns)) for begin in range(0, max(columns, 1), width)]
 
 
 @contextmanager

@@ -52,6 +52,8 @@ def project(point: Tensor) -> Tensor:
 
     s is (sum of the k largest entries - 1) / k for the largest k whose entries all stay positive.
     """
+    # The constraint sum = 1 is lost beside numbers above 1e16; only differences of the entries count.
+    point = point - point.amax()
     descending = point.sort(descending=True).values
     excess = descending.cumsum(0) - 1.0
     rank = torch.arange(1, len(point) + 1, dtype=point.dtype, device=point.device)

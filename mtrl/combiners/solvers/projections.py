@@ -24,6 +24,7 @@ from mtrl.combiners.solvers.path import follow, tolerance_of, units_of
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
 _START = 1.0  # least value of x and y at the start of the interior-point steps
 _EXACT_STEPS = 3
+_MOST_ENTRIES = 2**25  # of the matrices [T, T] of the programs that are solved at once, 256 MiB
 _SOLVED = 1e-12  # violation of optimality at which a program of unit gradients counts as solved
 _SPLITTING_STEPS = 16  # more steps would help only dependent gradients, and those not enough
 _SHIFT, _RELAXATION = 0.1, 1.6  # step size and over-relaxation (below 2) of the splitting
@@ -38,9 +39,12 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
     """
     with torch.no_grad():
         cosine, unit = _scaled(symmetric(matrix.to(torch.float64)), ridge=ridge)
+        at_once = max(1, _MOST_ENTRIES // len(cosine) ** 2)
         x, violated = unit, torch.full_like(cosine[:, :1], torch.inf)
         for guess in (_splitting_steps, _interior_steps):
-            new_x, new_violated = _exact(cosine, unit, guess(cosine, unit))
+            parts = zip(cosine.split(at_once), guess(cosine, unit, at_once).split(at_once), strict=True)
+            found = [_exact(cosine, unit, asked, guessed) for asked, guessed in parts]
+            new_x, new_violated = (torch.cat(part) for part in zip(*found, strict=True))
             x = torch.where(new_violated < violated, new_x, x)
             violated = torch.fmin(new_violated, violated)
             if converged(violated.amax(), max(_SOLVED, 1e-2 * ridge)):
@@ -85,10 +89,11 @@ def _scaled(matrix: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
     return torch.add(cosines(matrix)[0], unit, alpha=ridge), unit
 
 
-# Row i of each matrix [T, T] below belongs to program i.
+# Row i of a matrix of guesses [T, T] belongs to program i, and so does row i of the cosines, Ce_i: those of n
+# programs are `asked` [n, T].
 
 
-def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
+def _splitting_steps(cosine: Tensor, unit: Tensor, at_once: int) -> Tensor:
     # Douglas-Rachford for 1/2 x'Cx + x'Ce_i over x >= 0. With p = max(s, 0) the point reflected at the
     # constraint is 2 p - s = |s|, the quadratic's resolvent there is (C + shift)^-1 (shift |s| - C e_i), and
     # s += relaxation * (that resolvent - p). In the limit p is x.
@@ -129,9 +134,13 @@ def _walked(cosine: Tensor, x: Tensor, violated: Tensor, bound: float) -> Tensor
     return x
 
 
-def _interior_steps(cosine: Tensor, unit: Tensor) -> Tensor:
-    x = torch.full_like(cosine, _START)
-    y = torch.add(cosine, cosine.sum(dim=0), alpha=_START).clamp(min=_START)
+def _interior_steps(cosine: Tensor, unit: Tensor, at_once: int) -> Tensor:
+    return torch.cat([_interior(cosine, unit, asked) for asked in cosine.split(at_once)])
+
+
+def _interior(cosine: Tensor, unit: Tensor, asked: Tensor) -> Tensor:
+    x = torch.full_like(asked, _START)
+    y = torch.add(asked, cosine.sum(dim=0), alpha=_START).clamp(min=_START)
     tasks = len(cosine)
     # Independent gradients need six steps, whatever their number; dependent ones take the others. As in
     # `hull._stepped`: a predictor to products x y = 0, then a corrector that centres and adds dx dy.
@@ -139,7 +148,7 @@ def _interior_steps(cosine: Tensor, unit: Tensor) -> Tensor:
         ratio = y / x
         hessian = torch.addcmul(cosine, unit, ratio.unsqueeze(-1))
         factor = torch.linalg.cholesky_ex(hessian, check_errors=False)[0]
-        base = y - cosine
+        base = y - asked
         step_x = _solved(factor, base) - x
         step_y = torch.addcmul(-y, ratio, step_x, value=-1.0)
         length = _step_length(x, step_x, y, step_y, 1.0)
@@ -156,30 +165,26 @@ def _interior_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     return x
 
 
-def _exact(cosine: Tensor, unit: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x after the exact steps and each program's violation of optimality [T, 1]."""
-    free, violated = _active_sets(cosine, x)
+def _exact(cosine: Tensor, unit: Tensor, asked: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x [n, T] after the exact steps and each program's violation of optimality [n, 1]."""
+    y = torch.addmm(asked, x, cosine)
+    free, violated = x > y, torch.minimum(x, y).abs().amax(dim=-1, keepdim=True)
     for _ in range(_EXACT_STEPS):
-        x, free, violated = _exact_step(cosine, unit, x, free, violated)
+        x, free, violated = _exact_step(cosine, unit, asked, x, free, violated)
         if converged(violated.amax(), _SOLVED):
             break
     return x, violated
 
 
-def _active_sets(cosine: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    y = torch.addmm(cosine, x, cosine)
-    return x > y, torch.minimum(x, y).abs().amax(dim=-1, keepdim=True)
-
-
 def _exact_step(
-    cosine: Tensor, unit: Tensor, x: Tensor, free: Tensor, violated: Tensor
+    cosine: Tensor, unit: Tensor, asked: Tensor, x: Tensor, free: Tensor, violated: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     within = free.unsqueeze(-1) & free.unsqueeze(-2)
     factor = torch.linalg.cholesky_ex(torch.where(within, cosine, unit), check_errors=False)[0]
-    new_x = _solved(factor, torch.where(free, -cosine, 0.0))
-    free = new_x > torch.where(free, 0.0, torch.addmm(cosine, new_x, cosine))
+    new_x = _solved(factor, torch.where(free, -asked, 0.0))
+    free = new_x > torch.where(free, 0.0, torch.addmm(asked, new_x, cosine))
     new_x = new_x.clamp(min=0.0)
-    new_y = torch.addmm(cosine, new_x, cosine)
+    new_y = torch.addmm(asked, new_x, cosine)
     new_violated = torch.minimum(new_x, new_y).abs().amax(dim=-1, keepdim=True)
     x = torch.where(new_violated < violated, new_x, x)
     return x, free, torch.fmin(new_violated, violated)

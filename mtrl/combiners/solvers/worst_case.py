@@ -132,7 +132,7 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
         products = exact.sum(1) / len(exact)
         length = (products.sum() / len(exact)).clip(0.0) ** 0.5
         some = backend.select(length > 0.0, length * 0.0 + 1.0, length * 0.0)
-        column = products * units.inverse * some / (length + 1.0 - some)
+        column = products * units.inverse / backend.select(length > 0.0, length, length + 1.0) * some
         none = units.amounts * 0.0
         one = none[:1] + 1.0
         cosines = join(

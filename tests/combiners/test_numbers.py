@@ -1,0 +1,248 @@
+"""Extreme numbers and sizes: long and short gradients, half precision, many tasks, many parameters."""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mtrl.combiners import COMBINERS, GramCombiner, gradvac, make_combiner, pcgrad
+from mtrl.combiners.solvers import projections
+from mtrl.combiners.solvers.hull import project
+from tests.combiners.oracles import ORACLES
+from tests.helpers.evaluators import Linear
+from tests.helpers.loss_methods import losses_of
+from tests.helpers.matrices import jacobian
+
+TAKES_ONE_JACOBIAN = sorted(name for name in COMBINERS if not ORACLES[name].make(name, 5).needs_also)
+
+
+def drawn(tasks: int, parameters: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tasks, parameters, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["imtl_g", "config"])
+@pytest.mark.parametrize(("tasks", "parameters"), [(100, 150), (500, 1000), (500, 5000)])
+def test_projections_are_equal_with_many_tasks_in_single_precision(
+    name: str, tasks: int, parameters: int
+) -> None:
+    rows = drawn(tasks, parameters)
+    direction = make_combiner(name, num_tasks=tasks).combine(rows.float()).double()
+    projections = rows @ direction / rows.norm(dim=1)
+    assert float((projections.max() - projections.min()) / projections.mean().abs()) <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("nash_mtl", {}), ("fairgrad", {}), ("fairgrad", {"alpha": 5.0}), ("fairgrad", {"alpha": 0.5})],
+    ids=str,
+)
+def test_without_a_bargain_the_order_of_tasks_does_not_matter_and_the_residual_says_so(
+    name: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    stationary = [torch.tensor([[0.108], [-0.438], [-0.770]], dtype=torch.float64)]
+    for seed in range(3):
+        rows = drawn(9, 4, seed)
+        stationary.append(torch.cat((rows, -0.3 * rows.sum(dim=0, keepdim=True))))
+    for rows in stationary:
+        found = []
+        for order in itertools.islice(itertools.permutations(range(len(rows))), 0, 720, 60):
+            combiner = make_combiner(name, num_tasks=len(rows), **options)
+            found.append(combiner.combine(rows[list(order)].to(dtype)).double())
+            assert 0.1 <= float(combiner.metrics()["residual"]) <= 1.0
+        # Rounding errors of the terms that cancel remain, no more.
+        terms = float(combiner.last_weights @ rows[list(order)].norm(dim=1))
+        apart = max(float((other - found[0]).norm()) for other in found)
+        assert apart <= 8.0 * torch.finfo(dtype).eps * terms
+
+
+@pytest.mark.parametrize("c", [0.2, 0.6, 0.9])
+def test_conicgrad_has_no_absolute_scale(c: float) -> None:
+    for family, scale in itertools.product(
+        ("conflicting", "common", "iid"), (1e-60, 1e-16, 3e-10, 7e9, 1e60)
+    ):
+        rows = jacobian(family, 6, seed=1).double()
+        expected = make_combiner("conicgrad", num_tasks=6, c=c).combine(rows)
+        found = make_combiner("conicgrad", num_tasks=6, c=c).combine(rows * scale) / scale
+        assert float((found - expected).norm() / expected.norm()) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["half", "bfloat"])
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("name", [name for name in TAKES_ONE_JACOBIAN if name != "torchjd"])
+def test_directions_of_half_precision_are_finite(name: str, scale: float, dtype: torch.dtype) -> None:
+    combiner = ORACLES[name].make(name, 5)
+    for seed in range(7):
+        rows = (scale * drawn(5, 60, seed)).to(dtype)
+        losses = losses_of(rows.double()).to(dtype)
+        direction = combiner.combine(rows, losses)
+        combiner.after_step(losses)
+        assert direction.dtype == dtype
+        assert direction.isfinite().all()
+
+
+def test_the_moments_of_half_precision_gradients_are_those_of_single_precision() -> None:
+    for name in ("adatask", "m_config"):
+        half, single = (make_combiner(name, num_tasks=3) for _ in range(2))
+        for seed in range(9):
+            rows = (0.01 * drawn(3, 40, seed)).half()
+            found, expected = half.combine(rows), single.combine(rows.float())
+        torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=2e-3)
+        half.half()
+        torch.testing.assert_close(
+            half.combine(rows).float(), single.combine(rows.float()), rtol=2e-3, atol=2e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(2e18, torch.float32), (1e30, torch.float32), (1e160, torch.float64)]
+)
+@pytest.mark.parametrize("name", TAKES_ONE_JACOBIAN)
+def test_long_gradients_are_combined_or_refused_for_what_overflows(
+    name: str, scale: float, dtype: torch.dtype
+) -> None:
+    combiner = ORACLES[name].make(name, 5)
+    rows = (scale * drawn(5, 300)).to(dtype)
+    losses = losses_of(drawn(5, 300))
+    try:
+        direction = combiner.combine(rows, losses.to(dtype))
+    except ValueError as error:
+        assert "needs products of gradients; those of tasks [0, 1, 2, 3, 4] overflow" in str(error)
+        assert ("jacobian.double()" in str(error)) == (dtype == torch.float32)
+        assert "non-finite" not in str(error)
+    else:
+        assert direction.isfinite().all()
+
+
+def test_a_gradient_that_is_not_finite_is_still_named_beside_long_ones() -> None:
+    rows = torch.full((3, 40), 3e38)  # whose sums overflow
+    make_combiner("mean", num_tasks=3).combine(rows)
+    rows[1, 7] = torch.inf
+    with pytest.raises(ValueError, match=r"jacobian has non-finite entries in tasks \[1\]"):
+        make_combiner("mean", num_tasks=3).combine(rows)
+
+
+def test_a_point_far_outside_is_projected_on_the_simplex() -> None:
+    for size in (1.0, 1e10, 1e18, 1e300):
+        point = torch.tensor([-3.0, 2.0, 1.0, 2.0], dtype=torch.float64) * size
+        found = project(point)
+        assert float(found.sum()) == pytest.approx(1.0)
+        torch.testing.assert_close(found, torch.tensor([0.0, 0.5, 0.0, 0.5], dtype=torch.float64))
+        assert float(project(point + size).sum()) == pytest.approx(1.0)
+
+
+def test_modo_keeps_its_weights_on_the_simplex_at_long_gradients() -> None:
+    for scale in (1e9, 1e12, 1e15):
+        combiner = make_combiner("modo", num_tasks=3, batches=1)
+        direction = combiner.combine((scale * drawn(3, 8)).float())
+        assert float(combiner.last_weights.sum()) == pytest.approx(1.0)
+        assert float(direction.norm()) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("pcgrad", pcgrad), ("gradvac", pcgrad), ("upgrad", projections)]
+)
+def test_parts_of_the_tasks_give_what_all_at_once_give(
+    name: str, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = drawn(13, 9)
+    expected = make_combiner(name, num_tasks=13).combine(rows)
+    for limit in (1, 5 * 13**2):  # one task at once, five
+        limits = {"_MOST_PRODUCTS", "_MOST_ENTRIES"} & set(vars(module))
+        monkeypatch.setattr(module, limits.pop(), limit)
+        torch.testing.assert_close(make_combiner(name, num_tasks=13).combine(rows), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pcgrad", "gradvac"])
+def test_a_thousand_tasks_fit_into_memory(name: str) -> None:
+    seen: list[int] = []
+    original = pcgrad.products_among
+
+    def watched(gram: Tensor, order: Tensor) -> Tensor:
+        found = original(gram, order)
+        seen.append(found.numel())
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pcgrad, gradvac):
+            patch.setattr(module, "products_among", watched)
+        assert make_combiner(name, num_tasks=1000).combine(drawn(1000, 50)).isfinite().all()
+    assert max(seen) <= 2**25
+
+
+def spent(call: Callable[[], object]) -> float:
+    """Least CPU seconds of one call."""
+    call()
+    times = []
+    for _ in range(3):
+        begin = time.process_time()
+        call()
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cagrad",
+        "config",
+        "db_mtl",
+        "dropgrad",
+        "emtl",
+        "gradnorm",
+        "graddrop",
+        "loss_proportional",
+        "moco",
+        "adatask",
+    ],
+)
+def test_a_checked_call_costs_little_beside_the_mean(name: str) -> None:
+    rows, losses = torch.randn(10, 1_000_000), torch.rand(10) + 0.5
+    mean, other = make_combiner("mean", num_tasks=10), make_combiner(name, num_tasks=10)
+    assert spent(lambda: other.combine(rows, losses)) <= 20.0 * spent(lambda: mean.combine(rows, losses))
+
+
+@pytest.mark.parametrize("kind", ["binary", "gaussian"])
+def test_dropgrads_noise_is_independent_between_tasks_parameters_and_updates(kind: str) -> None:
+    combiner = make_combiner("dropgrad", num_tasks=4, rate=0.3, kind=kind, base="pcgrad")
+    seen: list[Tensor] = []
+    base: Any = combiner.base
+    original = base.combine
+
+    def watched(rows: Tensor, losses: Tensor) -> Tensor:
+        seen.append(rows.double())
+        found: Tensor = original(rows, losses)
+        return found
+
+    base.combine = watched
+    for _ in range(3):
+        combiner.combine(torch.ones(4, 40_000))
+    noise = torch.cat(seen)  # [12, P]: tasks of three updates
+    assert float((noise.mean(dim=1) - 1.0).abs().max()) <= 0.02
+    assert float((noise.var(dim=1) / (0.3 / 0.7) - 1.0).abs().max()) <= 0.05
+    between = torch.corrcoef(noise) - torch.eye(12, dtype=torch.float64)
+    assert float(between.abs().max()) <= 0.025
+    along = torch.corrcoef(torch.stack((noise[:, 1:].flatten(), noise[:, :-1].flatten())))[0, 1]
+    assert abs(float(along)) <= 0.01
+
+
+@pytest.mark.dear
+@pytest.mark.parametrize("name", sorted(name for name in COMBINERS if name != "torchjd"))
+def test_tensors_without_numbers_get_their_shapes_on_a_cpu(name: str) -> None:
+    with FakeTensorMode():
+        combiner = ORACLES[name].make(name, 4)
+        losses = torch.rand(4)
+        with combiner.unchecked():
+            assert combiner.direction(Linear(torch.randn(4, 7), losses=losses)).shape == (7,)
+            combiner.after_step(losses)
+            assert combiner.metrics()["weights"].shape == (4,)
+            if isinstance(combiner, GramCombiner):
+                assert combiner.weights(torch.eye(4)).dtype in (torch.float32, torch.float64)
