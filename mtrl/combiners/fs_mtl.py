@@ -9,7 +9,7 @@ from torch import Tensor
 from mtrl.combiners._checks import check_flag, check_number
 from mtrl.combiners._families import make_base
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
-from mtrl.combiners.solvers.gramian import unit_rows
+from mtrl.combiners.solvers.gramian import lengths_of
 
 
 class FSMTL(JacobianCombiner):
@@ -87,7 +87,9 @@ class FSMTL(JacobianCombiner):
         if self.local == 1.0:
             return gradients
         mean = gradients.mean(dim=0)
-        own = unit_rows(gradients)[0] * torch.linalg.vector_norm(mean)
+        lengths = lengths_of(gradients)
+        scale = torch.linalg.vector_norm(mean) / torch.where(lengths > 0.0, lengths, torch.inf)
+        own = gradients * scale.to(gradients.dtype).unsqueeze(-1)
         return torch.lerp(mean.expand_as(own), own, self.local)
 
     def _ascent(self, gradients: Tensor, parameters: Tensor) -> Tensor:

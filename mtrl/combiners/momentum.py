@@ -45,8 +45,9 @@ class Momentum(Wrapper):
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         self.prepare(jacobian[0])
-        self.average.lerp_(jacobian, 1.0 - self.decay)
+        self.average.lerp_(jacobian.to(self.average.dtype), 1.0 - self.decay)
         self.share.mul_(self.decay).add_(1.0 - self.decay)
-        direction = self.base.combine(self.average / self.share.to(jacobian.dtype), losses)
+        average = self.average / self.share.to(self.average.dtype)
+        direction = self.base.combine(average.to(jacobian.dtype), losses)
         self.last_weights.copy_(self.base.last_weights)
         return direction
