@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
+from typing import Any
 
 import cvxpy as cp
 import pytest
 import torch
 
 from mtrl.combiners import make_combiner
+from mtrl.combiners.solvers import hull
 from mtrl.combiners.solvers.backends import on_tensors
 from mtrl.combiners.solvers.hull import shortest_capped
 from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes
@@ -73,6 +77,24 @@ def test_a_larger_cap_never_makes_a_longer_vector() -> None:
     lengths = [float(make_combiner("capped_mgda", num_tasks=8, cap=cap).combine(rows).norm()) for cap in caps]
     assert all(later <= earlier * (1.0 + 1e-9) for earlier, later in itertools.pairwise(lengths))
     assert lengths[-1] < 0.5 * lengths[0]
+
+
+def test_a_solve_takes_the_steps_that_the_page_on_methods_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    (stated,) = re.findall(r"(\d+) to (\d+) steps bring the gap", page)
+    taken: list[int] = []
+    own = hull._stepped
+
+    def counted(*arguments: Any) -> Any:
+        taken[-1] += 1
+        return own(*arguments)
+
+    monkeypatch.setattr(hull, "_stepped", counted)
+    for family in FAMILIES:
+        for tasks, cap in ((3, 0.6), (10, 0.3), (50, 0.1)):
+            taken.append(0)
+            make_combiner("capped_mgda", num_tasks=tasks, cap=cap).combine(jacobian(family, tasks, seed=0))
+    assert int(stated[0]) <= min(taken) <= max(taken) <= int(stated[1])
 
 
 def test_zero_gradients_weigh_what_the_others_caps_leave() -> None:

@@ -1,0 +1,60 @@
+"""What docs/choosing.md says about the methods is what a computation finds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.method_properties import HEADER, METHODS, Row, documented, line, row
+
+PAGE = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text(encoding="utf-8")
+TABLE = dict(zip(METHODS, documented(PAGE).splitlines()[2:], strict=True))
+
+
+@pytest.mark.dear
+@pytest.mark.parametrize("name", METHODS)
+def test_the_table_says_what_holds(name: str) -> None:
+    found = line(name, row(name))
+    assert TABLE[name] == found, (
+        "write the table anew: python -m tests.helpers.method_properties docs/choosing.md"
+    )
+
+
+def cells(name: str) -> Row:
+    return Row(*TABLE[name].removeprefix("| ").removesuffix(" |").split(" | ")[1:])
+
+
+def recommended(situation: str) -> list[str]:
+    """The methods in the row of the first table that begins so."""
+    (found,) = [text for text in PAGE.splitlines() if text.startswith(f"| {situation}")]
+    return re.findall(r"`(\w+)`", found.split(" | ")[1])
+
+
+def test_methods_for_tasks_that_may_not_get_worse_harm_none() -> None:
+    names = recommended("no task may get worse")
+    assert len(names) >= 4
+    assert all((cells(name).harmed, cells(name).harmed_dependent) == ("none", "none") for name in names)
+
+
+def test_methods_for_losses_of_other_scales_do_not_turn_with_a_unit() -> None:
+    names = recommended("losses or gradients differ in scale")
+    assert len(names) >= 3
+    assert all(cells(name).unit in ("ignored", "length") for name in names)
+
+
+def test_methods_without_a_jacobian_take_none() -> None:
+    names = recommended("T backward passes or a Jacobian cost too much")
+    assert len(names) >= 3
+    assert all("J" not in cells(name).cost for name in names)
+    for text in PAGE.partition(HEADER)[0].splitlines():
+        if text.startswith("| `") and "no Jacobian" in text:
+            assert "J" not in cells(text.split("`")[1]).cost, text
+
+
+def test_the_methods_that_a_loss_scale_changes_are_named() -> None:
+    methods = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    (found,) = re.findall(r"The others do not:([^.]*)\.", methods)
+    named = {"".join(parts) for parts in re.findall(r"`(\w+)`( \(paper\))?", found)}
+    assert named == {name for name in METHODS if cells(name).power != "1"}
