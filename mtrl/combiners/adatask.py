@@ -23,8 +23,8 @@ class AdaTask(JacobianCombiner):
         eps: Added to the root of the second moments (authors' code: 1e-8).
 
     The direction is an optimiser's step: apply theta - lr * direction without another Adam and without
-    clipping. Task heads use an ordinary Adam. Deviation from the authors' code: the moments [2, T, P] have
-    the Jacobian's dtype (float32 for half precision).
+    clipping. Task heads use the optimiser as usual. Deviation from the authors' code: the moments [2, T, P]
+    have the Jacobian's dtype (float32 for half precision).
     """
 
     name = "adatask"

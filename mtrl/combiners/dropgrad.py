@@ -26,7 +26,7 @@ class DropGrad(Wrapper):
         rate: Probability that an entry is dropped; it also sets the normal noise's variance (paper: 0.1 to
             0.2).
         kind: `binary` drops entries, `gaussian` multiplies them by normal numbers.
-        schedule: `constant`, or `linear` from 0 in the first update to `rate` in update `ramp`.
+        schedule: `constant`, or `linear`: 0 in the first update, `rate` from `ramp` updates later on.
         ramp: Updates over which a linear schedule grows.
 
     An update draws T P numbers from a counter in the state. Where the paper's linear schedule begins and ends

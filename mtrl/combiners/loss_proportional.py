@@ -19,8 +19,7 @@ class LossProportional(JacobianCombiner):
 
     Args:
         shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
-            its lowest value so far, plus one (ours). Tasks whose losses only fall then count the same, as in
-            `ngdiff` but for the scale.
+            its lowest value so far, plus one (ours). If all losses only fall, this is `ngdiff`.
 
     The scale is ours: the lengths |w_t g_t| sum to the mean length of the gradients. Tasks with a zero
     gradient weigh 0. The metric `weights` is scaled to sum to 1.

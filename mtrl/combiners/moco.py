@@ -28,8 +28,8 @@ class MoCo(JacobianCombiner):
             its lowest value so far, plus one (ours). Losses that only fall then all measure 1, and y tracks
             plain unit gradients.
 
-    The softmax of a vector of weights, as in that code, keeps weights within a factor of e of each other. The
-    paper's text could not be read. The state is [T, P].
+    As in that code the softmax is taken of weights instead of their logarithms: only the latest step can
+    separate weights by more than a factor of e. The paper's text could not be read. The state is [T, P].
     """
 
     name = "moco"

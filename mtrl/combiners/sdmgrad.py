@@ -28,8 +28,8 @@ class SDMGrad(GramCombiner):
 
     Deviations from the authors' code: see `solver`; with three batches, theirs share one gradient buffer by
     mistake, so that double sampling does not take place; critic and actor do not share w. A zero gradient
-    enters the exact minimisation as lam g0, as in the published problem, and takes more of w as lam falls.
-    Only lam = 0 leaves it out.
+    enters the exact minimisation as lam g0, as in the published problem: it takes all of w if no gradient
+    conflicts with g0, else more as lam falls. Only lam = 0 leaves it out.
     """
 
     name = "sdmgrad"

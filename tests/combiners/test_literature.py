@@ -206,3 +206,40 @@ def test_temperatures_are_asked_for() -> None:
     problem.temperatures = None
     with pytest.raises(ValueError, match=r"needs the tasks' temperatures.*found none"):
         combiner.direction(problem)
+
+
+def test_loss_proportional_steps_of_losses_that_only_fall_are_normalised_gradients() -> None:
+    combiner = make_combiner("loss_proportional", num_tasks=4, shift="minimum")
+    for update in range(3):
+        rows = jacobian("iid", 4, seed=update)
+        losses = torch.tensor([3.0, -1.0, 50.0, 0.0], dtype=torch.float64) - 2.0 * update
+        expected = make_combiner("ngdiff", num_tasks=4).combine(rows)
+        torch.testing.assert_close(combiner.combine(rows, losses), expected)
+
+
+def test_weights_of_running_means_forget_all_steps_but_the_latest() -> None:
+    combiner = make_combiner("moco", num_tasks=3, gamma=1e6)
+    combiner.combine(jacobian("iid", 3, seed=1), torch.ones(3))
+    assert combiner.w.max() / combiner.w.min().clamp(min=1e-300) > math.e
+    combiner.gamma = 0.0
+    combiner.combine(jacobian("iid", 3, seed=1), torch.ones(3))
+    assert combiner.w.max() / combiner.w.min() <= math.e * (1.0 + 1e-12)
+
+
+def test_a_linear_schedule_begins_at_no_noise_and_ends_at_the_rate() -> None:
+    combiner = make_combiner("dropgrad", num_tasks=1, base="mean", rate=0.5, schedule="linear", ramp=4)
+    ones = torch.ones(1, 40_000, dtype=torch.float64)
+    dropped = [float((combiner.combine(ones) == 0.0).double().mean()) for _ in range(7)]
+    assert dropped == pytest.approx([0.0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5], abs=0.01)
+
+
+def test_a_zero_gradient_takes_all_weight_unless_others_conflict_with_the_mean() -> None:
+    agreeing = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    opposed = torch.tensor([[4.0, 0.0], [-1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    found = []
+    for rows, lam in ((agreeing, 10.0), (agreeing, 0.1), (opposed, 0.1), (opposed, 0.3), (opposed, 1.0)):
+        combiner = make_combiner("sdmgrad", num_tasks=3, lam=lam)
+        combiner.combine(rows)
+        found.append(float(combiner.w[2]))
+    assert found[:2] == pytest.approx([1.0, 1.0])
+    assert found[2] > found[3] > found[4] >= 0.0
