@@ -16,7 +16,7 @@ class IMTLL(LossCombiner):
     first, follows -log(loss_t), where exp(s_t) loss_t = 1. It is `uw` with s = -s and twice the weights.
 
     Args:
-        lr: Step size of s, by Adam (ours; the paper learns s with the network's step size).
+        lr: Step size of s, by Adam, in [0, 10] (ours; the paper learns s with the network's step size).
         shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
             task's lowest value so far, plus one (ours): a task that only falls measures 1 and keeps s = 0.
             Below zero s would grow without end.
@@ -31,7 +31,7 @@ class IMTLL(LossCombiner):
         self, *, num_tasks: int, lr: float = 0.01, shift: Literal["none", "minimum"] = "none"
     ) -> None:
         super().__init__(num_tasks=num_tasks)
-        self.s = Learned(num_tasks, lr=check_number("lr", lr, low=0.0))
+        self.s = Learned(num_tasks, lr=check_number("lr", lr, low=0.0, high=10.0))
         self.origin = LossOrigin(num_tasks, shift)
         self.shift = shift
 
