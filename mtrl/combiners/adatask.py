@@ -24,7 +24,6 @@ class AdaTask(JacobianCombiner):
 
     The direction is an optimiser's step: apply theta - lr * direction without another Adam and without
     clipping. Task heads use the optimiser as usual. Deviation from the authors' code: the moments [2, T, P]
-    clipping. Task heads use the optimiser as usual. Deviation from the authors' code: the moments [2, T, P]
     have the Jacobian's dtype (float32 for half precision).
     """
 

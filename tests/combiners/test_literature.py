@@ -14,6 +14,8 @@ from torch import Tensor
 from mtrl.combiners import make_combiner
 from mtrl.combiners.bmtl import BMTL
 from mtrl.combiners.m_config import MConFIG
+from mtrl.combiners.moco import MoCo
+from mtrl.combiners.sdmgrad import SDMGrad
 from mtrl.combiners.stch import STCH
 from tests.helpers.evaluators import Linear
 from tests.helpers.literature import config_direction, simplex_projection
@@ -218,7 +220,7 @@ def test_loss_proportional_steps_of_losses_that_only_fall_are_normalised_gradien
 
 
 def test_weights_of_running_means_forget_all_steps_but_the_latest() -> None:
-    combiner = make_combiner("moco", num_tasks=3, gamma=1e6)
+    combiner = MoCo(num_tasks=3, gamma=1e6)
     combiner.combine(jacobian("iid", 3, seed=1), torch.ones(3))
     assert combiner.w.max() / combiner.w.min().clamp(min=1e-300) > math.e
     combiner.gamma = 0.0
@@ -238,7 +240,7 @@ def test_a_zero_gradient_takes_all_weight_unless_others_conflict_with_the_mean()
     opposed = torch.tensor([[4.0, 0.0], [-1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
     found = []
     for rows, lam in ((agreeing, 10.0), (agreeing, 0.1), (opposed, 0.1), (opposed, 0.3), (opposed, 1.0)):
-        combiner = make_combiner("sdmgrad", num_tasks=3, lam=lam)
+        combiner = SDMGrad(num_tasks=3, lam=lam)
         combiner.combine(rows)
         found.append(float(combiner.w[2]))
     assert found[:2] == pytest.approx([1.0, 1.0])
