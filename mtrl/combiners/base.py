@@ -113,11 +113,11 @@ class Combiner(Stateful, ABC):
                 f"{self.name} learns from the losses after each step: call after_step(losses) on the same "
                 "batch before the next one, or use mtrl.mtl_step."
             )
-        jacobian = self._taken("jacobian", jacobian)
         if losses is None and self.reads_losses:
             raise ValueError(f"{self.name} needs the tasks' losses; found none. Pass losses of shape [T].")
-        if losses is not None:
+        if losses is not None:  # first: one NaN loss makes the rows of all tasks NaN
             losses = self._taken("losses", losses)
+        jacobian = self._taken("jacobian", jacobian)
         direction = self._combine(jacobian, losses)
         self._awaits_losses = self.looks_again
         if self._checked and direction.dtype == torch.float16 and not bool(direction.isfinite().all()):

@@ -71,7 +71,7 @@ class ModelGradients:
         self._processes = processes or Processes(False, self._device)
         self._scaler, self._batched, self._chunk_size = scaler, batched, chunk_size
         self._evaluated = False
-        self._used = False
+        self._used = self._heads_used = False  # whether any loss has depended on shared parameters, on heads
         self._kept: list[tuple[nn.Module, str, Tensor]] = []
         self._random: dict[int, list[Tensor]] = {}  # number of a batch -> states of the generators
         self.head_gradients: list[list[Tensor]] = [
@@ -191,11 +191,13 @@ class ModelGradients:
     def _finish_first(self, values: Tensor) -> None:
         self._evaluated = True
         self._keep_buffers()
-        used = values.new_tensor([float(self._used)])
+        used = values.new_tensor([self._used, self._heads_used])
         reduced = self._processes.mean(torch.cat((values, used)))
-        self.losses = self._checked(reduced[:-1])
-        if float(reduced[-1]) == 0.0:
+        self.losses = self._checked(reduced[:-2])
+        if not reduced[-2]:
             raise ValueError(NONE_USED)
+        if not reduced[-1] and any(self._scope.heads):
+            raise ValueError(NONE_USED.replace("the parameters", "the parameters of the heads"))
         self.head_gradients = [[self._processes.mean(place) for place in own] for own in self.head_gradients]
 
     def _micro_losses(self, batch: int) -> Iterator[Tensor]:
@@ -268,6 +270,7 @@ class ModelGradients:
         places = [place for head in self.head_gradients for place in head]
         for place, gradient in zip(places, found, strict=True):
             if gradient is not None:
+                self._heads_used = True
                 place += self._unscaled(gradient) / self._micro_batches
 
     def _moved(self, offset: Tensor, batch: int) -> Tensor:

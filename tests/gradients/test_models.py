@@ -278,3 +278,11 @@ def test_accumulate_adds_to_the_gradients_of_a_regulariser(name: str, scaled: bo
     steps[1].step()
     torch.testing.assert_close(ours.weight, plain.weight)
     torch.testing.assert_close(ours.bias, plain.bias)
+
+
+def test_by_hand_a_nan_loss_is_named_and_not_the_rows_that_it_spoils() -> None:
+    model = nn.Linear(2, TASKS).double()
+    losses = _losses(model) * torch.tensor([1.0, torch.nan, 1.0], dtype=D)
+    rows = task_jacobian(losses, model)
+    with pytest.raises(ValueError, match=r"losses has non-finite entries in tasks \[1\]"):
+        make_combiner("cagrad", num_tasks=TASKS).combine(rows, losses)

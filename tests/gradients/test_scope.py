@@ -99,8 +99,15 @@ def _copied(problem: Problem) -> dict[str, Any]:
     return {"model": twin, "optimizer": torch.optim.SGD([*twin.parameters(), *heads], lr=0.1)}
 
 
+def _copied_heads(problem: Problem) -> dict[str, Any]:
+    heads = copy.deepcopy(problem.heads)
+    trained = [*problem.model.parameters(), *(p for head in heads for p in head.parameters())]
+    return {"heads": heads, "optimizer": torch.optim.SGD(trained, lr=0.1)}
+
+
 REFUSED: dict[str, tuple[Callable[[Problem], dict[str, Any]], str]] = {
     "parameters of another copy": (_copied, "depend on none of the parameters"),
+    "heads of another copy": (_copied_heads, "depend on none of the parameters of the heads"),
     "a root at zero in shared parameters": (
         lambda p: {"losses": _bad_root(p)},
         r"non-finite gradient at 0\.bias",
