@@ -5,7 +5,7 @@ Nothing here waits for the device.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
 
 import torch
@@ -54,9 +54,18 @@ class Stateful(nn.Module):
             self.get_buffer(name).copy_(value)
         for name in self._rows:
             self.get_buffer(name).zero_()
-        for module in self.modules():
-            if isinstance(module, Stateful) and module is not self:
-                module.reset()
+        for module in self.nearest():
+            module.reset()
+
+    def nearest(self) -> "Iterator[Stateful]":
+        """Yield the Stateful modules within this one, but not those within them: they pass calls on."""
+        inner = list(self.children())
+        while inner:
+            module = inner.pop(0)
+            if isinstance(module, Stateful):
+                yield module
+            else:
+                inner += module.children()
 
     def prepare(self, parameters: Tensor) -> None:
         """Allocate `row_state` and `vector_state` with P, dtype and device of `parameters` [P].
@@ -82,9 +91,8 @@ class Stateful(nn.Module):
                     f"{type(self).__name__} keeps a state of {state.dtype}; found gradients of {dtype}. "
                     f"Convert them, or move the state by `.to({dtype})`."
                 )
-        for module in self.modules():
-            if isinstance(module, Stateful) and module is not self:
-                module.prepare(parameters)
+        for module in self.nearest():
+            module.prepare(parameters)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `.half()` and the like are meant for networks. A method's float64 state (sums, counters, learned

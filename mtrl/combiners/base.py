@@ -76,9 +76,7 @@ class Combiner(Stateful, ABC):
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
     capturable: bool = True  # it never waits for the device, so that a CUDA graph can hold it
-    multiplies_gradients: bool = (
-        False  # forms products of the gradients, which overflow where gradients are long
-    )
+    multiplies_gradients: bool = False  # it forms products of gradients, which overflow for long ones
     shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
 
     def __init__(self, *, num_tasks: int) -> None:
@@ -182,8 +180,8 @@ class Combiner(Stateful, ABC):
 
     def note_success(self, rates: Tensor) -> None:
         """Take note of the tasks' success rates [T] in [0, 1], NaN where unknown, and hand it on."""
-        for module in self.modules():
-            if isinstance(module, Combiner) and module is not self:
+        for module in self.nearest():
+            if isinstance(module, Combiner):
                 module.note_success(rates)
 
     def partition(self, sizes: Sequence[int]) -> None:

@@ -14,16 +14,16 @@ from mtrl.combiners.base import Combiner, JacobianCombiner
 class Blocks(JacobianCombiner):
     """Blocks: the base method combines each block of columns of the Jacobian by itself, such as a layer's.
 
-    Modular Gradient Surgery, 2026 (arXiv:2602.02301), which is this with `pcgrad` as base and modules as
-    blocks: tasks may conflict in one module and agree in another.
+    Modular Gradient Surgery, 2026 (arXiv:2602.02301), is this method with base `pcgrad` and a block per
+    module: tasks may conflict in one module and agree in another.
 
     Args:
         base: Name of the method; each block has an instance.
         base_options: Arguments of the base method.
         sizes: Numbers of columns of the blocks, in their order; -1, once, stands for the rest. Empty: one
-            block per module, which training and `mtl_step` know and `partition` tells.
+            block per module; training and `mtl_step` tell them to `partition`.
 
-    `weights` of the metrics are the means over all parameters. Losses go to every instance as they are.
+    The metric `weights` is the mean over all parameters. Every instance gets the losses unchanged.
     """
 
     name = "blocks"
@@ -85,7 +85,7 @@ class Blocks(JacobianCombiner):
             )
 
     def _columns(self, parameters: int) -> list[int]:
-        """Return the numbers of columns of the blocks; raises where they do not make up all of them."""
+        """Return the numbers of columns of the blocks; raises unless they add up to `parameters`."""
         known = sum(size for size in self._sizes if size > 0)
         sizes = [parameters - known if size == -1 else size for size in self._sizes]
         if sum(sizes) != parameters or min(sizes, default=0) < 1:

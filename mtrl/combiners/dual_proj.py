@@ -37,8 +37,8 @@ class DualProj(GramCombiner):
         """Add `residual`: the largest violation of the optimality conditions, unit gradients.
 
         The added weights and the tasks' gains are at least 0, and one of the two is 0; both in units of the
-        largest gradient that is projected. Below 1e-5, but up to 3e-5 in single precision where gradients
-        depend on each other: what the ridge does.
+        largest gradient that is projected. Up to 1e-5; in single precision the ridge makes it up to 3e-5 for
+        dependent gradients.
         """
         lengths = self._last_gram.diagonal().clamp(min=0.0).sqrt()
         scale = (self._preference * lengths).amax()

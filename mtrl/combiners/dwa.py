@@ -18,12 +18,12 @@ class DWA(LossCombiner):
 
     Args:
         temperature: Above 1 the weights are more equal (paper: 2).
-        window: Updates whose mean loss is one L; the paper's is an epoch. With 1 the present loss is compared
-            with the one before, which is noisy.
-        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
-            task's lowest value so far, plus one (ours): a task that only falls then has the ratio 1.
+        window: Updates whose mean loss is one L; the paper's is an epoch. With 1 the loss is compared with
+            the one before, which is noisy.
+        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
+            its lowest value so far, plus one (ours). A loss that only falls then has the ratio 1.
 
-    Weights sum to 1 (the mean's convention) instead of T. A loss below 1e-8 counts as that.
+    Weights sum to 1 instead of T. A loss below 1e-8 counts as 1e-8.
     """
 
     name = "dwa"

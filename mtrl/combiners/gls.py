@@ -11,14 +11,14 @@ from mtrl.combiners.base import LossCombiner
 class GLS(LossCombiner):
     """GLS (geometric loss strategy): minimises (prod_t loss_t)^(1/T), so that no scale of a loss matters.
 
-    Chennupati et al., CVPR workshops 2019 (arXiv:1904.08325): task t weighs
-    (prod_s loss_s)^(1/T) / (T loss_t).
+    Chennupati et al., CVPR workshops 2019 (arXiv:1904.08325): task t weighs (prod_s loss_s)^(1/T) / (T
+    loss_t).
 
     Args:
-        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
-            task's lowest value so far, plus one (ours), which keeps the losses' scale in the weights.
+        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
+            its lowest value so far, plus one (ours). The weights then depend on the losses' scale.
 
-    A loss below 1e-8 counts as that.
+    A loss below 1e-8 counts as 1e-8.
     """
 
     name = "gls"

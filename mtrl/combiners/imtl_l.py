@@ -13,13 +13,14 @@ class IMTLL(LossCombiner):
     """IMTL-L (impartial learning): minimises the mean of exp(s_t) loss_t - s_t over parameters and all s_t.
 
     Liu et al., ICLR 2021 (openreview IMPnRXEWpvr), section 3.2: a task weighs exp(s_t), and s_t, zero at
-    first, follows -log(loss_t), where exp(s_t) loss_t = 1. It is `uw` with s = -s and twice the weights.
+    first, follows -log(loss_t), where exp(s_t) loss_t = 1. It is `uw` with -s in place of s and twice the
+    weights.
 
     Args:
         lr: Step size of s, by Adam, in [0, 10] (ours; the paper learns s with the network's step size).
-        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
-            task's lowest value so far, plus one (ours): a task that only falls measures 1 and keeps s = 0.
-            Below zero s would grow without end.
+        shift: `none` needs losses of at least 0, such as a critic's, since s grows without end for negative
+            ones; `minimum` measures each task's loss from its lowest value so far, plus one (ours): a loss
+            that only falls measures 1 and keeps s = 0.
 
     Deviation: the mean over tasks instead of the sum.
     """

@@ -12,15 +12,15 @@ class LDCMTL(LossCombiner):
     """LDC-MTL (loss discrepancy control): w is learned so that neighbouring tasks' weighted losses are alike.
 
     2025 (arXiv:2502.08585), the penalised form of its two levels: parameters and weights descend together on
-    sum_t w_t loss_t + lam sum_t |w_t loss_t - w_{t+1} loss_{t+1}|, for one backward pass. The second sum is
-    over neighbours in the tasks' order, which therefore matters.
+    sum_t w_t loss_t + lam sum_t |w_t loss_t - w_{t+1} loss_{t+1}|, with one backward pass. The second sum is
+    over neighbouring tasks, so the tasks' order matters.
 
     Args:
         lam: Weight of the discrepancies next to the losses themselves (ours; the paper tunes it).
         lr: Step size of the weights' logits, by Adam (ours).
 
     The paper learns the weights by a small network on the losses. Here w is a softmax of one logit per task,
-    zero at first, so that the weights sum to 1. Losses of any sign are fine.
+    zero at first, so that the weights sum to 1. Losses may have any sign.
     """
 
     name = "ldc_mtl"

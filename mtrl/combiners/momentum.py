@@ -19,11 +19,11 @@ class Momentum(Wrapper):
     Args:
         base: Name of the method that combines the means.
         base_options: Arguments of the base method.
-        decay: Share of the means that one update keeps; 0 is the base method. They are corrected for their
-            zero start. (The value is ours.)
+        decay: Share of the means that one update keeps (0.9 is ours); 0 is the base method. The means are
+            corrected for their zero start.
 
-    The state is [T, P]. Losses go to the base as they are. An optimiser with a momentum of its own then
-    averages twice.
+    The state is [T, P]. The base gets the losses unchanged. With an optimiser that has momentum, gradients
+    are averaged twice.
     """
 
     name = "momentum"

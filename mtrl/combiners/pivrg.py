@@ -16,19 +16,20 @@ class PIVRG(GramCombiner):
     `fairgrad` with alpha = 2.
 
     Args:
-        temperature: Difference of success rates that makes one task's p e times another's (ours).
+        temperature: Difference of success rates that makes one task's p e times another's, at least 0.05
+            (ours).
 
     Success rates come from `note_success(rates)`. Training calls it after each evaluation; in other code call
-    it with any measure of performance in [0, 1]. Until then p = 1, and a task without a rate (NaN) keeps
-    p = 1. Deviations from the authors' code: solved by Newton's method to rounding error. Where no solution
-    exists, see `fairgrad`. The paper's text could not be read.
+    it with any measure of performance in [0, 1]. Until then p = 1, and a task without a rate (NaN) keeps p =
+    1. Deviation from the authors' code: Newton's method solves to rounding error. Where no solution exists,
+    see `fairgrad`. The paper's text could not be read.
     """
 
     name = "pivrg"
 
     def __init__(self, *, num_tasks: int, temperature: float = 1.0) -> None:
         super().__init__(num_tasks=num_tasks)
-        self.temperature = check_number("temperature", temperature, low=1e-2)
+        self.temperature = check_number("temperature", temperature, low=0.05)
         self.preference = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))
 
     def note_success(self, rates: Tensor) -> None:

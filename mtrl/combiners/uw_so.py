@@ -19,10 +19,10 @@ class UWSO(LossCombiner):
     Args:
         temperature: Above 1 the weights are more equal. It is in units of 1 / loss, so its value depends on
             the losses' scale (the paper tunes it; 1 is ours).
-        shift: `none` needs losses of at least 0, as a critic has them; `minimum` measures them from each
-            task's lowest value so far, plus one (ours), so that no inverse exceeds 1.
+        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
+            its lowest value so far, plus one (ours), so that no inverse exceeds 1.
 
-    A loss below 1e-8 counts as that.
+    A loss below 1e-8 counts as 1e-8.
     """
 
     name = "uw_so"

@@ -13,6 +13,7 @@ from mtrl.combiners import make_combiner
 from mtrl.combiners.affinity import Affinity
 from mtrl.combiners.dropgrad import DropGrad
 from mtrl.combiners.normscale import NormScale
+from mtrl.combiners.pivrg import PIVRG
 from tests.helpers.evaluators import Linear, Quadratics
 from tests.helpers.matrices import jacobian
 
@@ -219,3 +220,28 @@ def test_collecting_leaves_the_base_alone() -> None:
     for seed in range(3):
         rows = jacobian("iid", 4, seed=seed)
         assert torch.equal(wrapped.combine(rows, torch.ones(4).double()), alone.combine(rows))
+
+
+@pytest.mark.parametrize("wrapper", ["affinity", "dropgrad", "momentum", "turns", "fs_mtl"])
+def test_states_per_parameter_of_a_base_that_splits_columns_have_the_size_of_their_block(
+    wrapper: str,
+) -> None:
+    rows, losses = jacobian("iid", 4, seed=0), torch.ones(4, dtype=torch.float64)
+    inner = "momentum" if wrapper == "fs_mtl" else "adatask"  # FS-MTL takes no optimiser
+    options: dict[str, Any] = {"base": "blocks", "base_options": {"base": inner, "sizes": (3, -1)}}
+    made, prepared = (make_combiner(wrapper, num_tasks=4, **options) for _ in range(2))
+    prepared.prepare(rows[0])
+    for _ in range(2):
+        directions = [combiner.direction(Linear(rows, losses=losses)) for combiner in (made, prepared)]
+        torch.testing.assert_close(*directions)
+
+
+@pytest.mark.parametrize("wrapper", ["affinity", "dropgrad", "momentum", "fs_mtl"])
+def test_success_rates_reach_a_base_that_splits_tasks_as_its_groups_own(wrapper: str) -> None:
+    options: dict[str, Any] = {"base": "pivrg", "groups": 2, "order": (2, 0, 1, 3)}
+    combiner = make_combiner(wrapper, num_tasks=4, base="turns", base_options=options)
+    combiner.note_success(torch.tensor([0.0, 0.25, 0.5, 1.0]))
+    found = [module.preference for module in combiner.modules() if isinstance(module, PIVRG)]
+    for own, rates in zip(found, [[0.5, 0.0], [0.25, 1.0]] * (len(found) // 2), strict=True):
+        expected = 2.0 * torch.softmax(1.0 - torch.tensor(rates, dtype=torch.float64), dim=0)
+        torch.testing.assert_close(own, expected)
