@@ -150,7 +150,7 @@ class ModelGradients:
         losses = self._processes.together(whole)
         if not self._evaluated:
             self.restore_buffers()  # the evaluation that counts is still to come
-        return self._processes.mean(losses)
+        return self._mean_losses(losses)
 
     def _evaluate(self, batch: int, backward: Callable[[Tensor, Graph], Tensor], rows: int) -> Tensor:
         """Return the mean of `backward(losses, their graph)` [rows, P] over micro-batches and processes.
@@ -191,14 +191,21 @@ class ModelGradients:
     def _finish_first(self, values: Tensor) -> None:
         self._evaluated = True
         self._keep_buffers()
-        used = values.new_tensor([self._used, self._heads_used])
-        reduced = self._processes.mean(torch.cat((values, used)))
-        self.losses = self._checked(reduced[:-2])
-        if not reduced[-2]:
+        self.losses = self._checked(self._mean_losses(values))
+        used, heads_used = self._processes.any(self._used, self._heads_used)
+        if not used:
             raise ValueError(NONE_USED)
-        if not reduced[-1] and any(self._scope.heads):
+        if not heads_used and any(self._scope.heads):
             raise ValueError(NONE_USED.replace("the parameters", "the parameters of the heads"))
         self.head_gradients = [[self._processes.mean(place) for place in own] for own in self.head_gradients]
+
+    def _mean_losses(self, losses: Tensor) -> Tensor:
+        """Return the mean of losses [T] over the processes, in a type that all of them agree on."""
+        if not self._processes.several:
+            return losses
+        # A process without labels may return zeros of another type or on another device than the others.
+        dtype = torch.promote_types(self._scope.shared[0].dtype, torch.float32)
+        return self._processes.mean(losses.to(self._device, dtype))
 
     def _micro_losses(self, batch: int) -> Iterator[Tensor]:
         for number in range(batch * self._micro_batches, (batch + 1) * self._micro_batches):

@@ -95,7 +95,10 @@ def mtl_step(
         direction = _direction(combiner, gradients)
     except Overflow:
         _skip(scope, optimizer, scaler)
-        return gradients.losses if hasattr(gradients, "losses") else gradients.evaluate()
+        if not hasattr(gradients, "losses"):  # the overflow was in the first evaluation
+            return gradients.evaluate()
+        gradients.restore_buffers()
+        return gradients.losses
     scope.check_finite(direction.unsqueeze(0), gradients.head_gradients)
     with scope.only(hide_others=not accumulate):
         scale = 1.0 if scaler is None else scaler.get_scale()  # the scaler's step divides by it

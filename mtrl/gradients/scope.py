@@ -272,6 +272,14 @@ class Processes:
             if high != low:
                 raise ValueError(f"all processes must have the same {name}; found {low} to {high}.")
 
+    def any(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is set in any process."""
+        if not self.several:
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.int64, device=self._device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in found]
+
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over the processes."""
         if not self.several:

@@ -250,6 +250,11 @@ def _no_labels(problem: Problem, rank: int) -> dict[str, Any]:
     return {"losses": lambda b: torch.zeros(TASKS, dtype=torch.float64) if rank else problem.losses()}
 
 
+def _no_labels_in_single_precision(problem: Problem, rank: int) -> dict[str, Any]:
+    _halves(problem, rank)
+    return {"losses": lambda b: torch.zeros(TASKS) if rank else problem.losses()}
+
+
 def _no_labels_of_one_task(problem: Problem, rank: int) -> dict[str, Any]:
     _halves(problem, rank)
     missing = torch.zeros((), dtype=torch.float64)
@@ -283,6 +288,7 @@ TOGETHER: dict[str, tuple[Callable[[Problem, int], dict[str, Any]], str]] = {
     "an infinite loss on one process": (_infinite, "skip"),
     "a head that one process does not use": (_head_unused, "step"),
     "a process without labels": (_no_labels, "step"),
+    "a process without labels, in single precision": (_no_labels_in_single_precision, "step"),
     "a process without labels of one task": (_no_labels_of_one_task, "step"),
     "a layer frozen on one process": (_frozen_on_one, "refuse"),
     "a process that fails": (_crash, "refuse"),
