@@ -166,9 +166,17 @@ class PlainSAC:
         self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=lr)
 
     def update(
-        self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, noise: tuple[Tensor, Tensor]
+        self,
+        obs: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        next_obs: Tensor,
+        noise: tuple[Tensor, Tensor],
+        *,
+        actor_too: bool = True,
     ) -> None:
-        alpha = self.log_alpha.detach().exp().unsqueeze(1)
+        """One update; `log_alpha` may be one number for all tasks, and the actor may wait (TD3's delay)."""
+        alpha = self.log_alpha.detach().exp().expand(len(obs)).unsqueeze(1)
         with torch.no_grad():
             next_action, next_log_prob = plain_sample(self.actor, next_obs, noise[0])
             target = self.head.target(
@@ -185,11 +193,15 @@ class PlainSAC:
             return (alpha * log_prob - q).mean(1)
 
         self._descend(self.critic_optimizer, critic_losses, self.critics, self.critic_combiner)
-        log_prob = plain_sample(self.actor, obs, noise[1])[1]
-        self._descend(self.actor_optimizer, actor_losses, self.actor, self.actor_combiner)
-        self.alpha_optimizer.zero_grad()
-        (-self.log_alpha * (log_prob.detach().mean(1) - 4.0)).sum().backward()
-        self.alpha_optimizer.step()
+        if actor_too:
+            log_prob = plain_sample(self.actor, obs, noise[1])[1]
+            self._descend(self.actor_optimizer, actor_losses, self.actor, self.actor_combiner)
+            self.alpha_optimizer.zero_grad()
+            if len(self.log_alpha) == 1:  # one loss over the whole batch, as with a single task
+                (-self.log_alpha * (log_prob.detach().mean() - 4.0)).sum().backward()
+            else:
+                (-self.log_alpha * (log_prob.detach().mean(1) - 4.0)).sum().backward()
+            self.alpha_optimizer.step()
         with torch.no_grad():
             for old, new in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
                 old.mul_(0.995).add_(0.005 * new)
