@@ -19,7 +19,7 @@ from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TE
 from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import TEMPORARY_PREFIX, expand
-from mtrl.training.resolve import build_agent, suite_of
+from mtrl.training.resolve import bound_to_policy, build_agent, suite_of
 from mtrl.training.trust import load_trusted
 
 CARD_NAME = "README.md"
@@ -47,7 +47,9 @@ def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: boo
         raise UserError(f"'{folder}' holds something other than an exported policy. Choose another --out.")
     config = load_trusted(path, trust=trust)
     # Nothing is computed with the parameters here, so versions of torch and of the suite do not matter.
-    step, state = load_checkpoint(path, parts=("policy",), allow_version_mismatch=True)
+    step, state = load_checkpoint(
+        path, parts=("policy",), config=bound_to_policy(config), allow_version_mismatch=True
+    )
     suite = suite_of(config)
     agent = build_agent(config, suite, torch.device("cpu"))
     if not hasattr(agent, "gaussian_policy"):

@@ -38,7 +38,13 @@ class _Damaged(Exception):
 
 
 def save_checkpoint(
-    run_dir: Path, step: int, state: Mapping[str, Any], *, keep: int, suite: Mapping[str, str] | None = None
+    run_dir: Path,
+    step: int,
+    state: Mapping[str, Any],
+    *,
+    keep: int,
+    suite: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one file per part of `state`, atomically, then delete all but the newest `keep` checkpoints.
 
@@ -50,6 +56,7 @@ def save_checkpoint(
             takes, or a function that returns the tree and is called just before it is written.
         keep: at least 1.
         suite: versions of the suite of tasks, compared on loading.
+        config: settings by dotted key, compared on loading.
 
     Returns:
         The checkpoint's directory.
@@ -68,7 +75,7 @@ def save_checkpoint(
     temporary.mkdir()
     try:
         files = {f"{part}.pt": _write_part(temporary, part, tree) for part, tree in state.items()}
-        _write_manifest(temporary, step, files, suite or {})
+        _write_manifest(temporary, step, files, suite or {}, config)
         _fsync_directory(temporary)
         _publish(temporary, final)
     finally:
@@ -82,6 +89,7 @@ def load_checkpoint(
     *,
     parts: Collection[str] | None = None,
     suite: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
     allow_version_mismatch: bool = False,
     warn: Callable[[str], None] = console.warning,
 ) -> tuple[int, dict[str, Any]]:
@@ -91,6 +99,7 @@ def load_checkpoint(
         run_dir: the run; a process may still be training in it.
         parts: names of the parts to read, even if others are damaged or missing; None: all.
         suite: installed versions of the suite of tasks; None: not compared.
+        config: settings that the checkpoint must have been written with; None: not compared.
         allow_version_mismatch: accept another version of the suite or major version of torch.
         warn: called once for each skipped checkpoint, with the reason.
 
@@ -108,6 +117,7 @@ def load_checkpoint(
             try:
                 manifest = _verified_manifest(directory)
                 names = _verified_names(directory, manifest, parts)
+                _check_config(directory, manifest.get("config", {}), config or {})
                 if not allow_version_mismatch:
                     _check_versions(directory, manifest["versions"], suite)
                 return manifest["step"], _read_parts(directory, manifest, names)
@@ -161,10 +171,16 @@ def _write_part(directory: Path, part: str, tree: Any) -> dict[str, Any]:
 
 
 def _write_manifest(
-    directory: Path, step: int, files: dict[str, dict[str, Any]], suite: Mapping[str, str]
+    directory: Path,
+    step: int,
+    files: dict[str, dict[str, Any]],
+    suite: Mapping[str, str],
+    config: Mapping[str, Any] | None,
 ) -> None:
     versions = {"packages": package_versions(), "suite": dict(suite)}
-    manifest = {"schema": SCHEMA, "step": step, "versions": versions, "files": files}
+    manifest: dict[str, Any] = {"schema": SCHEMA, "step": step, "versions": versions, "files": files}
+    if config is not None:
+        manifest["config"] = _as_json(config)
     text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=2)
     with open(directory / _MANIFEST, "w", encoding="utf-8") as file:
         file.write(text + "\n")
@@ -276,6 +292,23 @@ def _check_versions(
             f"checkpoint '{directory}' was written with {', '.join(differing)}: another version gives other "
             "numbers. Install the version it was written with, or pass --allow-version-mismatch."
         )
+
+
+def _check_config(directory: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    # Settings that only one side has are new or were renamed. Checkpoints of before have none.
+    asked = {key: value for key, value in _as_json(here).items() if key in saved}
+    differing = [f"{key} {saved[key]} (here {value})" for key, value in asked.items() if saved[key] != value]
+    if differing:
+        raise UserError(
+            f"checkpoint '{directory}' was written with another configuration: {', '.join(differing)}. "
+            "Undo the change of the run's config.yaml, or start a new run in another --run-dir."
+        )
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as JSON gives them back: tuples become lists."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(values), default=str))
+    return found
 
 
 def _read_parts(directory: Path, manifest: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import save_checkpoint
-from mtrl.runs.directory import BEST_NAME, flag_to_go_on, has_checkpoint
+from mtrl.runs.directory import BEST_NAME, LOG_NAMES, flag_to_go_on, has_checkpoint, read_owner
 from mtrl.runs.plain_tree import copied
 
 MAX_FAILURES = 3  # in a row, of one kind
@@ -27,6 +27,17 @@ class Writes:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._failures: Counter[str] = Counter()
+        self._logs = [log for name in LOG_NAMES if (log := path / name).exists()]
+        self._owner = read_owner(path)
+
+    def check(self) -> None:
+        """Raise UserError if this is no longer the directory of this run: writes would be lost."""
+        owner = read_owner(self._path)
+        if owner not in (self._owner, None) or not all(log.exists() for log in self._logs):
+            raise UserError(
+                f"run directory '{self._path}' was removed, moved, unmounted or taken by another process: "
+                "nothing more of this run would be kept. If it was moved, continue with --resume NEW_PLACE."
+            )
 
     def attempt(self, kind: str, step: int, action: Callable[[], object], *, last: bool = False) -> bool:
         """Call `action`; return whether it succeeded. Print a warning if it raised an OSError.
@@ -40,9 +51,11 @@ class Writes:
         Raises:
             UserError: the last write failed, or the third of its kind in a row.
         """
+        self.check()
         try:
             action()
         except OSError as error:
+            self.check()
             self._failures[kind] += 1
             message = f"{kind} at vector step {step:,} could not be written: {error.strerror or error}"
             if last or self._failures[kind] >= MAX_FAILURES:
@@ -75,10 +88,13 @@ class CheckpointWriter:
         run_dir: the run, which the caller has locked.
         keep: number of newest checkpoints to keep.
         suite: versions of the suite of tasks.
+        config: settings that a process which loads a checkpoint must share, by dotted key.
     """
 
-    def __init__(self, run_dir: Path, *, keep: int, suite: Mapping[str, str]) -> None:
-        self.run_dir, self.suite = run_dir, suite
+    def __init__(
+        self, run_dir: Path, *, keep: int, suite: Mapping[str, str], config: Mapping[str, Any] | None = None
+    ) -> None:
+        self.run_dir, self.suite, self._config = run_dir, suite, config
         self.step = -1  # of the checkpoint begun last
         self._keep = keep
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -101,8 +117,9 @@ class CheckpointWriter:
         own = {name: part if callable(part) else copied(part) for name, part in state.items()}
         parts = {name: partial(self._tree, part) for name, part in own.items()}
         self.step = step
+        about = {"suite": self.suite, "config": self._config}
         self._future = self._threads.submit(
-            save_checkpoint, self.run_dir, step, parts, keep=self._keep, suite=self.suite
+            save_checkpoint, self.run_dir, step, parts, keep=self._keep, **about
         )
 
     def result(self) -> Path:

@@ -24,6 +24,7 @@ CHECKPOINTS_NAME = "checkpoints"
 TASKS_NAME = "tasks"  # curves of single tasks
 BEST_NAME = "best"  # policy of the best evaluation
 TEMPORARY_PREFIX = ".tmp-"
+LOG_NAMES = (METRICS_NAME, EVALUATIONS_NAME)
 _EVENT_FILES = "events.out.tfevents.*"
 _FILES = (CONFIG_NAME, VERSIONS_NAME, METRICS_NAME, EVALUATIONS_NAME)
 LOCK_NAME = "run.lock"
@@ -267,6 +268,14 @@ def _remove_empty(directories: Sequence[Path]) -> None:
     for directory in reversed(directories):
         with contextlib.suppress(OSError):
             directory.rmdir()
+
+
+def read_owner(path: Path) -> bytes | None:
+    """Return what `run.owner` says about the process that holds the lock; None if there is no such file."""
+    try:
+        return (path / OWNER_NAME).read_bytes()
+    except OSError:
+        return None
 
 
 def has_checkpoint(path: Path) -> bool:

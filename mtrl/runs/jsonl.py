@@ -73,15 +73,22 @@ class History(NamedTuple):
     success: float | None  # its mean success
 
 
-def drop_after(run_dir: Path, step: int) -> History:
+def drop_after(run_dir: Path, step: int, steps: int = 0) -> History:
     """Drop lines after vector step `step` and incomplete lines; return the history of the rest.
 
-    A resumed run takes those vector steps again; otherwise the record would hold them twice.
+    A resumed run takes those vector steps again; otherwise the record would hold them twice. Of several lines
+    of one vector step the last one stays. A final evaluation before the end of the run, which has `steps`
+    vector steps, is dropped: the run was extended, and the record has one final evaluation.
     """
     for path in (run_dir / METRICS_NAME, run_dir / EVALUATIONS_NAME):
         if not path.exists():
             continue
-        kept = b"".join(raw for raw, line in _lines(path) if line["vector_step"] <= step)
+        by_step = {
+            line["vector_step"]: raw
+            for raw, line in _lines(path)
+            if line["vector_step"] <= step and not (line.get("final") and line["vector_step"] < steps)
+        }
+        kept = b"".join(by_step.values())
         if kept == path.read_bytes():
             continue
         # A kill here must not lose the lines up to `step`, which no process would write again: the new file

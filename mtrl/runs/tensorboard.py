@@ -9,11 +9,16 @@ Weights & Biases shows the same curves: `wandb.init(sync_tensorboard=True)` befo
 
 import math
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import yaml
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -84,7 +89,13 @@ class TensorBoard:
                 self._board.file_writer.add_summary(self._session_end)
 
     def _writer(self, folder: str) -> SummaryWriter:
-        writer = SummaryWriter(folder, purge_step=self._purge_step)
+        # TensorBoard reads event files in the order of their names, which hold the time: a clock that is
+        # behind must not put the file of a resumed run before those that it continues.
+        names = [path.name.split(".") for path in Path(folder).glob("events.out.tfevents.*")]
+        newest = max((int(name[3]) for name in names if name[3].isdigit()), default=-1)
+        clock = SimpleNamespace(**{**vars(time), "time": lambda: max(time.time(), newest + 1)})
+        with patch.object(event_file_writer, "time", clock):
+            writer = SummaryWriter(folder, purge_step=self._purge_step)
         self._open.callback(writer.close)
         return writer
 

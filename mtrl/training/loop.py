@@ -125,6 +125,7 @@ class TrainingLoop:
         if self.final is None:
             self.progress.message(advice)
             return TrainResult(self.requests.exit_code or 0, None, self.path, elapsed, step)
+        self.writes.check()
         console.evaluation_table(self.final)
         split = ", ".join(
             f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in self._spent().items()

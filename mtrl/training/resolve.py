@@ -87,6 +87,12 @@ def check_same_run(config: Config, path: Path) -> None:
         )
 
 
+def bound_to_policy(config: Config) -> dict[str, Any]:
+    """Return the settings without which a stored policy cannot act, by dotted key."""
+    parts = ("tasks", "suite", "agent", "network.")
+    return {key: value for key, value in flat(config_to_dict(config)).items() if key.startswith(parts)}
+
+
 def complete(
     registry: Registry,
     name: str,

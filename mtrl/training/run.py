@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mtrl.config.labels import file_name, method_label
-from mtrl.config.presets import config_to_dict, save_config
+from mtrl.config.presets import INCIDENTAL, config_to_dict, flat, save_config
 from mtrl.config.schema import Config, Device
 from mtrl.device import cpu
 from mtrl.device.cuda import resolve_device
@@ -28,12 +28,13 @@ from mtrl.runs.log import SINKS, Evaluation, Log, RunInfo, Sink, Stamp
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Requests, TrainResult
 from mtrl.training.loop import TrainingLoop
-from mtrl.training.resolve import build_agent, build_envs, check_same_run, resolve, suite_of
+from mtrl.training.resolve import bound_to_policy, build_agent, build_envs, check_same_run, resolve, suite_of
 from mtrl.training.start_screen import describe
 from mtrl.training.stepper import RunState
 from mtrl.training.trust import load_trusted, remember
 from mtrl.training.video import check_filming, record
 
+_FREE = ("steps", *INCIDENTAL)
 _NEW = History(wall_s=0.0, evaluated_at=None, final=False, success=None)
 
 
@@ -158,6 +159,7 @@ def evaluate_run(
         path / BEST_NAME if best else path,
         suite=suite.versions(),
         parts=("policy",),
+        config=bound_to_policy(config),
         allow_version_mismatch=allow_version_mismatch,
     )
     with (
@@ -197,7 +199,9 @@ def _resume(
 ) -> TrainResult:
     device = resolve_device(config.device)
     suite = suite_of(config).versions()
-    step, state = load_checkpoint(run.path, suite=suite, allow_version_mismatch=allow_version_mismatch)
+    step, state = load_checkpoint(
+        run.path, suite=suite, config=_bound(config), allow_version_mismatch=allow_version_mismatch
+    )
     if step > config.steps or _is_complete(read_history(run.path), step, config.steps):
         raise UserError(
             f"the run in '{run.path}' is complete: it has done {step} vector steps of {config.steps}. "
@@ -235,7 +239,7 @@ def _run(
             state.load(checkpoint[1])
             with _writing(run.path):
                 # The vector steps of lines beyond the checkpoint are made again now.
-                history = drop_after(run.path, start)
+                history = drop_after(run.path, start, config.steps)
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
         stack.enter_context(closing(eval_envs))
@@ -257,7 +261,9 @@ def _run(
         stack.callback(log.close)
         progress = stack.enter_context(console.RunProgress(config.steps, start, success=history.success))
         keep = config.train.keep_checkpoints
-        writer = stack.enter_context(CheckpointWriter(run.path, keep=keep, suite=suite))
+        writer = stack.enter_context(
+            CheckpointWriter(run.path, keep=keep, suite=suite, config=_bound(config))
+        )
         loop = TrainingLoop(config, run.path, state, eval_envs, log, progress, requests, writer, callbacks)
         evaluated = history.evaluated_at == start and (history.final or start < config.steps)
         return loop.run(start, resumed=checkpoint is not None, evaluated=evaluated)
@@ -266,6 +272,11 @@ def _run(
 def _process_settings(config: Config) -> contextlib.AbstractContextManager[None]:
     train = config.train
     return cpu.settings(train.num_threads, train.matmul_precision, deterministic=train.deterministic)
+
+
+def _bound(config: Config) -> dict[str, Any]:
+    """Return the settings that a run keeps for life, by dotted key."""
+    return {key: value for key, value in flat(config_to_dict(config)).items() if key not in _FREE}
 
 
 def _is_complete(history: History, step: int, steps: int) -> bool:

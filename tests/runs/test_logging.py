@@ -294,3 +294,17 @@ def test_history_says_what_a_run_has_evaluated(tmp_path: Path) -> None:
         assert (history.evaluated_at, history.final, history.success) == (20, True, 0.5)
     history = drop_after(tmp_path, 19)
     assert (history.evaluated_at, history.final, history.success) == (None, False, None)
+
+
+def test_doubled_lines_are_dropped_and_a_run_that_goes_on_has_no_final_evaluation_yet(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log_steps(log, [10, 20, 20])
+    for step, final in ((10, False), (20, False), (20, True)):
+        log.evaluation(log.stamp(step, NUM_ENVS), RESULT, final=final)
+    log.close()
+    assert drop_after(tmp_path, 20, steps=20).final
+    assert [line["vector_step"] for line in lines(tmp_path / "metrics.jsonl")] == [10, 20]
+    evaluations = lines(tmp_path / "evaluations.jsonl")
+    assert [(line["vector_step"], line["final"]) for line in evaluations] == [(10, False), (20, True)]
+    assert not drop_after(tmp_path, 20, steps=40).final
+    assert [line["vector_step"] for line in lines(tmp_path / "evaluations.jsonl")] == [10]

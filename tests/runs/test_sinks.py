@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,16 @@ def test_only_one_module_imports_tensorboard() -> None:
         path.name for path in package.rglob("*.py") if "utils.tensorboard import" in path.read_text()
     }
     assert importing == {"tensorboard.py"}
+
+
+def test_event_files_of_a_resumed_run_sort_last_even_if_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_log(tmp_path).close()
+    former = {path.name for path in tmp_path.rglob("events.out.tfevents.*")}
+    monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)
+    open_log(tmp_path, 40).close()
+    for place in (tmp_path, *(tmp_path / "tasks" / task for task in TASKS)):
+        first, second = sorted(path.name for path in place.glob("events.out.tfevents.*"))
+        assert first in former
+        assert second not in former

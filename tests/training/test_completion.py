@@ -89,8 +89,40 @@ def test_fewer_steps_than_are_done_are_refused(half: Path) -> None:
 
 def test_a_longer_run_goes_on_from_a_complete_one(half: Path, undisturbed: Path) -> None:
     assert resume_training(half, steps=60).exit_code == 0
-    assert evaluated(half) == [(30, True), (60, True)]
-    assert_same_run(undisturbed, half, evaluations=False)
+    assert evaluated(half) == [(30, False), (60, True)]
+    assert_same_run(undisturbed, half)
+
+
+@pytest.mark.parametrize("killed_at", [30, 60])
+def test_an_extended_run_that_is_killed_before_an_evaluation_ends_as_an_undisturbed_one(
+    killed_at: int, half: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: Any, **options: Any) -> Any:
+        if lines(half / "metrics.jsonl")[-1]["vector_step"] == killed_at:
+            raise KeyboardInterrupt  # as a second Ctrl-C
+        return evaluate(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrl.training.loop.evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resume_training(half, steps=60)
+    assert (60, True) not in evaluated(half)  # no evaluation of before counts as the final one
+    assert resume_training(half, steps=60).evaluation is not None
+    assert_same_run(undisturbed, half)
+
+
+def test_an_evaluation_on_the_way_is_not_the_final_one_of_a_run_that_is_cut_short(tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.kind == "evaluation":
+            event.stop()
+
+    run = tmp_path / "run"
+    train(counting(), run, callbacks=[stop])
+    assert evaluated(run) == [(30, False)]
+    result = resume_training(run, steps=30)
+    assert result.evaluation is not None
+    assert result.evaluation.episodes_per_task == counting().eval.final_episodes_per_task
+    assert evaluated(run)[-1] == (30, True)
 
 
 # -- disks --------------------------------------------------------------------------------------------------
@@ -253,7 +285,8 @@ def test_a_checkpoint_never_counts_what_no_log_tells(tmp_path: Path, monkeypatch
 def test_the_policy_of_the_best_evaluation_is_kept_and_stands_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores, number = {10: 0.5, 20: 0.9, 30: 0.9, 40: 0.7, 60: 0.8}, iter((10, 20, 30, 40, 50, 60))
+    scores = {10: 0.5, 20: 0.9, 30: 0.9, 40: 0.7, 60: 0.8}
+    number = iter((10, 20, 30, 40, 40, 50, 60))  # the final evaluation of 40 becomes one on the way to 60
 
     def scored(policy: Any, envs: Any, episodes: int, **options: Any) -> Any:
         result = evaluate(policy, envs, episodes, **options)

@@ -11,7 +11,7 @@ from mtrl.combiners import make_combiner
 from mtrl.config import Config, EnvConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
 from mtrl.config.presets import build_config, load_preset
 from mtrl.errors import UserError
-from mtrl.training.resolve import resolve
+from mtrl.training.resolve import build_envs, resolve
 
 
 def test_every_option_is_written_out() -> None:
@@ -114,3 +114,12 @@ def test_an_agent_checks_its_own_settings_and_no_other_agents(monkeypatch: pytes
     assert resolve(config).agent == "plain"
     with pytest.raises(UserError, match="10 tasks are too many"):
         resolve(Config(agent="careful"))
+
+
+def test_evaluations_play_the_goals_of_the_runs_own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of another seed: published success rates are of these goals."""
+    seeds: list[int] = []
+    monkeypatch.setattr("mtrl.training.resolve.TaskVectorEnv", lambda suite, **how: seeds.append(how["seed"]))
+    for evaluation in (False, True):
+        build_envs(Config(seed=7, tasks=("reach-v3",)), num_workers=1, evaluation=evaluation)
+    assert seeds == [7, 7]
