@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mtrl.cli import command, importing
 from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings
 from mtrl.errors import UserError
 
+if TYPE_CHECKING:
+    from mtrl.report.drawing import Look
+
 
 @settings("--")
 class _Flags:
-    """Compare runs: one HTML page, and its tables (CSV, Markdown, LaTeX) and figures (PNG, SVG) as files."""
+    """Compare runs: one HTML page, tables (CSV, Markdown, LaTeX) and figures (PNG, SVG, PDF)."""
 
     runs: tuple[str, ...] = ()
     """Run directories, or folders of them such as a sweep's; all of one protocol."""
@@ -23,6 +27,16 @@ class _Flags:
     """Finished runs of one task each, for Delta m: the drop against agents trained on a task alone."""
     measure: Literal["success", "return"] | None = None
     """What to compare; by default success if the suite has it, else the return."""
+    methods: tuple[str, ...] = ()
+    """Methods, or labels of rows, to show in this order; by default all."""
+    labels: tuple[str, ...] = ()
+    """NAME=TEXT: what a method or a row is called in tables and figures, for instance cagrad=CAGrad."""
+    size: str | None = None
+    """WIDTH or WIDTHxHEIGHT of each figure in inches, for instance 5.5x3; by default what it needs."""
+    font: str | None = None
+    """Font of the figures: serif, sans-serif, monospace or the name of an installed font."""
+    font_size: float | None = None
+    """Size of the figures' text in points; 10 by default."""
 
 
 @command
@@ -36,14 +50,48 @@ def main(arguments: list[str]) -> int:
     with importing():
         from mtrl.report import compare, write_report
 
-    single_task = list(map(Path, flags.single_task))
-    comparison = compare(list(map(Path, flags.runs)), single_task=single_task, measure=flags.measure)
+    comparison = compare(
+        list(map(Path, flags.runs)),
+        single_task=list(map(Path, flags.single_task)),
+        measure=flags.measure,
+        methods=flags.methods,
+        labels=_labels(flags.labels),
+    )
+    look = _look(flags)
     try:
-        result = write_report(comparison, Path(flags.out), command=arguments)
+        result = write_report(comparison, Path(flags.out), command=arguments, look=look)
     except OSError as error:
         raise UserError(f"cannot write to '{flags.out}': {error.strerror}. Choose another --out.") from error
-    print("\n".join(table.markdown() for table in result.tables[:2]), end="")
-    print(f"\n{result.files[0]} and {len(result.files) - 1} files beside it")
+    lines = [table.markdown() for table in result.tables[:2]]
+    lines.append(f"{result.files[0]} and {len(result.files) - 1} files beside it")
     if not result.has_figures:
-        print("Without figures: they need matplotlib, pip install 'mtrl-torch[report]'.")
+        lines.append("Without figures: they need matplotlib, pip install 'mtrl-torch[report]'.")
+    print("\n".join(lines))
     return 0
+
+
+def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        if not all(pair.partition("=")):
+            raise UserError(f"--labels: expected NAME=TEXT such as cagrad=CAGrad, found '{pair}'.")
+    return {name: text for name, _, text in (pair.rpartition("=") for pair in pairs)}
+
+
+def _look(flags: _Flags) -> Look | None:
+    """Return the look that the flags ask for; None where matplotlib, which a Look needs, may be missing."""
+    if flags.size is None and flags.font is None and flags.font_size is None:
+        return None
+    from mtrl.report.drawing import Look
+
+    width = height = None
+    if flags.size is not None:
+        found = re.fullmatch(r"(\d*\.?\d+)(?:x(\d*\.?\d+))?", flags.size)
+        sides = [float(side) for side in found.groups() if side] if found else []
+        if not sides or not all(1.0 <= side <= 50.0 for side in sides):
+            raise UserError(
+                f"--size: expected WIDTH or WIDTHxHEIGHT, 1 to 50 inches each, found '{flags.size}'."
+            )
+        width, height = (*sides, None)[:2]
+    if flags.font_size is not None and not 3.0 <= flags.font_size <= 40.0:
+        raise UserError(f"--font-size: expected 3 to 40 points, found {flags.font_size:g}.")
+    return Look(width, height, flags.font, flags.font_size)

@@ -1,25 +1,30 @@
-"""Which runs share a table, its rows, and their evaluations as arrays: what tables and figures are made of.
+"""Groups runs into the rows of tables and figures, and reads their evaluations as arrays.
 
-All of a comparison has one protocol; the runs of a row have one configuration and differ in their seeds.
+All runs of a comparison have one protocol. The runs of a row have one configuration and different seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.config.presets import INCIDENTAL, MISSING, differences, flat
 from mtrl.errors import UserError
+from mtrl.report import stats
 from mtrl.report.load import Run, read_runs
+from mtrl.report.table import plain
 
 Floats = NDArray[np.float64]
+A = TypeVar("A")
 Measure = Literal["success", "return"]
 
-# What is measured. Runs that differ here answer different questions, and no table holds both.
+# What is measured. Runs that differ here cannot share a table.
 _PROTOCOL = (
     "suite",
     "env.envs_per_task",
@@ -30,15 +35,15 @@ _PROTOCOL = (
     "eval.episodes_per_task",
     "eval.final_episodes_per_task",
 )
-# What a run may differ in without being another one in a table: its number, how often it is logged and kept.
+# Settings that do not matter for results: runs of one row may differ in them.
 _INCIDENTAL = (
     *INCIDENTAL,
     "seed",
-    "tasks",  # the spelt-out names are in the protocol
+    "tasks",  # the protocol has their names
     "train.log_interval",
     "train.checkpoint_interval",
 )
-# Versions of the learner and of the machine; all others belong to the simulation.
+# Versions of the learner and of the machine. All others belong to the simulation and so to the protocol.
 _NOT_SIMULATION = (
     "python", "platform", "cpu", "cores", "torch", "numpy", "mtrl", "stable_baselines3", "cuda",
     "cuda_device", "git_commit",
@@ -47,35 +52,44 @@ _METHODS = ("method", "critic_method", "actor_method")
 _OPTIONS = tuple(f"{key}_options." for key in _METHODS)
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Group:
     """Runs of one configuration that differ in their seeds: a row of the tables."""
 
-    label: str  # method, and what tells it from the other groups
+    label: str  # what differs from the other groups: the method, options, settings
     method: str
     options: str  # of the method, all of them
     runs: tuple[Run, ...]  # by seed
 
     @property
     def finished(self) -> tuple[Run, ...]:
-        """Those with a final evaluation; only they are pooled."""
+        """Runs with a final evaluation; only these count."""
         return tuple(run for run in self.runs if run.finished)
 
 
 class Curves(NamedTuple):
-    """Evaluations of the finished runs of a group, R runs at K common steps."""
+    """Evaluations of R runs at their K common steps."""
 
     steps: Floats  # [K] vector steps
     seconds: Floats  # [R, K] since the start of each run
     scores: Floats  # [R, K, T]
 
 
-class Comparison(NamedTuple):
-    """Groups of runs of one protocol; the tables' rows and the figures' colours."""
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Groups of runs of one protocol: the rows of tables and the lines of figures."""
 
     groups: tuple[Group, ...]
     tasks: tuple[str, ...]  # T
     measure: Measure  # what a score is
-    single_task: dict[str, float]  # task -> mean score of agents that were trained on it alone
+    single_task: dict[str, float]  # task -> mean score of agents trained on it alone
+    _known: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Any, compute: Callable[[], A]) -> A:
+        """Return `compute()`, which is called once for each key: tables and figures need the same numbers."""
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]  # type: ignore[no-any-return]
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -84,54 +98,91 @@ class Comparison(NamedTuple):
 
     @property
     def rows(self) -> tuple[Group, ...]:
-        """Groups with a finished run: the others have no final score."""
-        return tuple(row for row in self.groups if row.finished)
+        """Groups with a finished run; the others have no final score."""
+        return self.once("rows", lambda: tuple(row for row in self.groups if row.finished))
 
     @property
     def baseline(self) -> Group | None:
-        """The plain mean of gradients, which others are compared with, if exactly one row is that."""
+        """The row of plain averaging, with which others are compared, if there is exactly one."""
         rows = [row for row in self.rows if row.method == "mean"]
         return rows[0] if len(rows) == 1 and len(self.rows) > 1 else None
 
     def final(self, row: Group, key: str | None = None) -> Floats:
-        """Scores [R, T] of the final evaluations, or another number of theirs (`success_last`, `return`)."""
-        return _scores([[run.evaluations[-1]] for run in row.finished], self.tasks, key or self.measure)[:, 0]
+        """Scores [R, T] of the final evaluations, or another of their numbers (`success_last`, `return`)."""
+        name = key or self.measure
+        lines = [[run.evaluations[-1]] for run in row.finished]
+        return self.once(("final", row, name), lambda: _scores(lines, self.tasks, name)[:, 0])
+
+    def mean(self, row: Group) -> stats.Interval:
+        """Mean final score of a row, with an interval over whole runs."""
+        return self.once(("mean", row), lambda: stats.bootstrap(stats.mean, self.final(row)))
+
+    def iqm(self, row: Group) -> stats.Interval:
+        """Interquartile mean of a row's final scores, with an interval stratified by task."""
+        return self.once(("iqm", row), lambda: stats.bootstrap(stats.iqm, self.final(row), unit="task"))
+
+    def improvement(self, row: Group, other: Group) -> stats.Interval:
+        """Chance that a run of `row` beats one of `other` on a task."""
+        found = self._known.get(("improvement", other, row))
+        if found is not None:  # the other half of the matrix is one minus this half
+            return stats.Interval(1.0 - found.value, 1.0 - found.high, 1.0 - found.low)
+        return self.once(
+            ("improvement", row, other), lambda: stats.improvement(self.final(row), self.final(other))
+        )
+
+    def best(self, most: int) -> tuple[Group, ...]:
+        """Return at most `most` rows, in their order: those with the highest final mean."""
+        ranked = sorted(self.rows, key=lambda row: -np.nan_to_num(self.final(row).mean(), nan=-np.inf))
+        kept = set(ranked[:most])
+        return tuple(row for row in self.rows if row in kept)
 
     def curves(self, row: Group) -> Curves:
         """Evaluations that all finished runs of a row have."""
-        return curves(row.finished, self.tasks, self.measure)
+        return self.once(("curves", row), lambda: curves(row.finished, self.tasks, self.measure))
 
 
 def compare(
-    paths: Iterable[Path], *, single_task: Iterable[Path] = (), measure: Measure | None = None
+    paths: Iterable[Path],
+    *,
+    single_task: Iterable[Path] = (),
+    measure: Measure | None = None,
+    methods: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Read runs and sweeps and group them.
 
     Args:
         paths: run directories and folders of them.
-        single_task: the same for agents of one task each, whose scores Delta m is taken against.
-        measure: success where the suite has one, else the return.
+        single_task: the same for agents of one task each, for Delta m.
+        measure: default: success where the suite has one, else the return.
+        methods: methods or labels of the rows that are shown, in this order; default: all.
+        labels: method or label -> what it is called in tables and figures.
 
     Raises:
-        UserError: no run, no evaluation anywhere, or runs that cannot share a table (names the difference).
+        UserError: no run, no evaluation, runs that cannot share a table (names the difference), or a method
+            or label that no row has.
     """
     runs = read_runs(paths)
+    groups = group(runs)
+    if methods:
+        picked = {row: None for name in methods for row in _named(groups, name, "--methods")}
+        runs = [run for row in picked for run in row.runs]
+        groups = group(runs)
     evaluated = [run for run in runs if run.evaluations]
     if not evaluated:
         raise UserError(f"no evaluation yet in {len(runs)} run(s), the first is '{runs[0].path}'.")
-    groups = tuple(group(runs))
     has_success = all(_has_success(run) for run in evaluated)
     if measure == "success" and not has_success:
         raise UserError("these runs have no success rates. Use --measure return.")
     chosen = measure or ("success" if has_success else "return")
     baselines = _single_task(read_runs(single_task), evaluated[0], chosen) if single_task else {}
-    return Comparison(groups, evaluated[0].tasks, chosen, baselines)
+    return Comparison(tuple(_renamed(groups, labels or {})), evaluated[0].tasks, chosen, baselines)
 
 
 def protocol(run: Run) -> dict[str, Any]:
-    """Return what is measured in a run: tasks, suite and its options, lengths, evaluations, simulation."""
+    """Return what a run measures: tasks, suite and its options, lengths, evaluations, simulation."""
     config = flat(run.config)
-    # What is measured are the evaluation's episodes; those of training are the learner's affair.
+    # Only the length of evaluation episodes counts; training may use another.
     own = config.get("eval.max_episode_steps")
     config["eval.max_episode_steps"] = config.get("env.max_episode_steps") if own is None else own
     chosen = {key: config.get(key, MISSING) for key in _PROTOCOL}
@@ -143,8 +194,8 @@ def protocol(run: Run) -> dict[str, Any]:
 
 
 def configuration(run: Run) -> dict[str, Any]:
-    """Return what learns in a run: agent, method, networks and all their numbers."""
-    # A method's option that is not set, empty or null, says as much as a run without that option.
+    """Return the settings of the learner of a run: agent, method, networks."""
+    # An option of a method that is empty or null counts as one that an older run does not have.
     measured = (*_PROTOCOL, *_INCIDENTAL)
     return {
         key: value
@@ -162,27 +213,43 @@ def group(runs: Sequence[Run]) -> list[Group]:
     """
     _check_one_protocol(runs)
     rows: dict[tuple[Any, ...], list[Run]] = {}
+    configurations: list[dict[str, Any]] = []
     for run in runs:
-        key = tuple(sorted((key, repr(value)) for key, value in configuration(run).items()))
+        settings = configuration(run)
+        key = tuple(sorted((key, repr(value)) for key, value in settings.items()))
+        if key not in rows:
+            configurations.append(settings)
         rows.setdefault(key, []).append(run)
-    configurations = [configuration(row[0]) for row in rows.values()]
+    methods = [row[0].method for row in rows.values()]
     differing = _differing(configurations)
+    within = {
+        name: _differing([own for own, method in zip(configurations, methods, strict=True) if method == name])
+        for name in dict.fromkeys(methods)
+    }
+    # Options of different methods differ anyway, so a label only names what differs within its method.
+    shown = [
+        [key for key in differing if key in within[method] or not key.startswith((*_OPTIONS, *_METHODS))]
+        for method in methods
+    ]
+    short = _short({key for keys in shown for key in keys})
+    labels = []
+    for settings, method, keys in zip(configurations, methods, shown, strict=True):
+        words = _words(settings, sorted(keys, key=lambda key: (not key.startswith(_OPTIONS), key)), short)
+        name = plain(method)
+        labels.append(name if not words else f"{name} ({words})" if len(within) > 1 else words)
     groups = []
-    labels = [row[0].method for row in rows.values()]
-    for row, settings, method in zip(rows.values(), configurations, labels, strict=True):
+    for row, settings, method, label in zip(
+        rows.values(), configurations, methods, _unique(labels), strict=True
+    ):
         _check_seeds(row)
-        ordered = tuple(sorted(row, key=lambda run: run.seed))
-        # Figures have no room for options that tell nothing apart: those of other methods differ anyway.
-        same = _differing([own for own, label in zip(configurations, labels, strict=True) if label == method])
-        shown = {key for key in differing if key in same or not key.startswith((*_OPTIONS, *_METHODS))}
-        words = _words(settings, sorted(shown, key=lambda key: (not key.startswith(_OPTIONS), key)))
-        options = _words(settings, [key for key in settings if key.startswith(_OPTIONS)])
-        groups.append(Group(f"{method} ({words})" if words else method, method, options, ordered))
+        keys = [key for key in settings if key.startswith(_OPTIONS)]
+        options = _words(settings, keys, {key: _flag(key) for key in keys})
+        groups.append(Group(label, method, options, tuple(sorted(row, key=lambda run: run.seed))))
     return groups
 
 
 def curves(runs: Sequence[Run], tasks: Sequence[str], key: str) -> Curves:
-    """Return the evaluations at the steps that all `runs` have: a longer run shares its beginning."""
+    """Return the evaluations at the steps that all `runs` have."""
     by_step = [{line["vector_step"]: line for line in run.evaluations} for run in runs]
     common = sorted(set.intersection(*(set(lines) for lines in by_step)))
     picked = [[lines[step] for step in common] for lines in by_step]
@@ -191,11 +258,12 @@ def curves(runs: Sequence[Run], tasks: Sequence[str], key: str) -> Curves:
 
 
 def _check_one_protocol(runs: Sequence[Run]) -> None:
-    first, *others = sorted(runs, key=lambda run: not run.evaluations)  # those with evaluations first
+    first, *others = sorted(runs, key=lambda run: not run.evaluations)  # runs with evaluations first
+    expected = protocol(first)
     for run in others:
-        found = differences(protocol(first), protocol(run))
+        found = differences(expected, protocol(run))
         if not run.evaluations:
-            found.pop("tasks", None)  # only an evaluation spells out what MT10 holds
+            found.pop("tasks", None)  # only an evaluation names the tasks of a benchmark such as MT10
         if found:
             words = "; ".join(f"{key}: {_text(a)} and {_text(b)}" for key, (a, b) in found.items())
             raise UserError(
@@ -210,16 +278,62 @@ def _check_seeds(runs: Sequence[Run]) -> None:
         if run.seed in seen:
             raise UserError(
                 f"'{seen[run.seed].path}' and '{run.path}' are the same configuration with the same seed "
-                f"{run.seed}: counted twice they would narrow the intervals. Leave one out."
+                f"{run.seed}: counting it twice would make intervals too narrow. Leave one out."
             )
         seen[run.seed] = run
 
 
-def _words(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
-    # As the flags are called: c=0.4 for `--method.c`, critic.c=0.4 for `--method.critic.c`.
-    short = {key: key.replace("_method_options", "").removeprefix("method_options.") for key in keys}
-    shown = {short[key]: _text(settings.get(key, MISSING)) for key in keys}
-    return ", ".join(f"{key}={value}" for key, value in shown.items())
+def _named(groups: Sequence[Group], name: str, flag: str) -> list[Group]:
+    found = [row for row in groups if name in (row.label, row.method)]
+    if not found:
+        known = ", ".join(dict.fromkeys(text for row in groups for text in (row.method, row.label)))
+        raise UserError(f"{flag}: no row is called '{name}'. These runs have {known}.")
+    return found
+
+
+def _renamed(groups: Sequence[Group], labels: Mapping[str, str]) -> list[Group]:
+    for name in labels:
+        _named(groups, name, "--labels")
+    texts = []
+    for row in groups:
+        method = plain(row.method)
+        text = row.label
+        if row.method in labels and text.startswith(method):
+            text = labels[row.method] + text.removeprefix(method)
+        texts.append(labels.get(row.label, text))
+    return [
+        Group(text, row.method, row.options, row.runs)
+        for row, text in zip(groups, _unique(list(map(plain, texts))), strict=True)
+    ]
+
+
+def _unique(labels: Sequence[str]) -> list[str]:
+    """Number labels that several rows have: a long tuple is abbreviated in labels."""
+    seen: Counter[str] = Counter()
+    total = Counter(labels)
+    numbered = []
+    for label in labels:
+        seen[label] += 1
+        numbered.append(f"{label} #{seen[label]}" if total[label] > 1 else label)
+    return numbered
+
+
+def _flag(key: str) -> str:
+    """Return an option's key as its flag has it: c for `--method.c`, critic.c for `--method.critic.c`."""
+    return key.replace("_method_options", "").removeprefix("method_options.")
+
+
+def _short(keys: Iterable[str]) -> dict[str, str]:
+    """Return settings by their last word where that is no other's (gamma for sac.gamma), options as flags."""
+    flags = {key: _flag(key) for key in keys}
+    last = {key: key.rpartition(".")[2] for key in flags if not key.startswith(_OPTIONS)}
+    count = Counter(name.rpartition(".")[2] for name in flags.values())
+    return {key: last[key] if key in last and count[last[key]] == 1 else name for key, name in flags.items()}
+
+
+def _words(settings: Mapping[str, Any], keys: Sequence[str], names: Mapping[str, str]) -> str:
+    shown = {names[key]: _text(settings.get(key, MISSING)) for key in keys}
+    return ", ".join(f"{name}={text}" for name, text in shown.items())
 
 
 def _differing(configurations: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -230,13 +344,13 @@ def _differing(configurations: Sequence[Mapping[str, Any]]) -> set[str]:
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
         shown = ", ".join(map(str, value[:3]))
-        return f"{shown}, ... ({len(value)})" if len(value) > 3 else shown
-    return str(value)
+        return plain(f"{shown}, ... ({len(value)})" if len(value) > 3 else shown)
+    return plain(str(value))
 
 
 def _scores(lines: Sequence[Sequence[Any]], tasks: Sequence[str], key: str) -> Floats:
     values = [[[line["tasks"][task].get(key) for task in tasks] for line in row] for row in lines]
-    return np.array(values, dtype=np.float64)  # null, a number that was not finite, becomes NaN
+    return np.array(values, dtype=np.float64)  # null, which stands for non-finite numbers, becomes NaN
 
 
 def _has_success(run: Run) -> bool:
@@ -245,8 +359,9 @@ def _has_success(run: Run) -> bool:
 
 def _single_task(runs: Sequence[Run], multi: Run, key: str) -> dict[str, float]:
     found: dict[str, list[float]] = {}
+    expected = protocol(multi)
     for run in runs:
-        apart = differences(protocol(multi), protocol(run))
+        apart = differences(expected, protocol(run))
         apart.pop("tasks", None)
         if not run.finished or len(run.tasks) != 1 or apart:
             reason = "is unfinished" if not run.finished else f"has tasks {', '.join(run.tasks)}"

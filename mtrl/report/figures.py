@@ -1,43 +1,23 @@
-"""Figures of scores, and what all figures are drawn with. Only figures import matplotlib."""
+"""Figures of scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure as MatplotlibFigure
-from matplotlib.ticker import EngFormatter
 
+from mtrl.report import drawing as draw
 from mtrl.report import signals, stats
-from mtrl.report.comparison import Comparison, Group, curves
+from mtrl.report.comparison import Comparison, Floats, Group, curves
+from mtrl.report.drawing import Figure
+from mtrl.report.table import number
+from mtrl.report.tables import MOST_ROWS, matrix_rows, only_best
 from mtrl.runs.log import STEP_LABEL
 
-# Okabe and Ito's colours, told apart by colour-blind readers; black is kept for a single method's mean.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B", "#B8A800")
-_DASHES = ("-", "--", ":", "-.")
-_DOTS_PER_INCH = 160
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: small files, searchable
-}
-
-
-class Figure(NamedTuple):
-    """A drawing with the name of its files and the words below it."""
-
-    name: str
-    title: str
-    caption: str
-    drawing: MatplotlibFigure
+_OVERLAID = 3  # rows whose bands can be told apart in one panel; more rows have a panel each
+_OTHERS = {"color": "#C4C8CC", "linewidth": 0.8, "zorder": 1}
+_DrawRow = Callable[[Any, Group, dict[str, Any], bool], None]  # axes, row, style, with its band
 
 
 def score_figures(comparison: Comparison) -> Iterator[Figure]:
@@ -52,126 +32,113 @@ def score_figures(comparison: Comparison) -> Iterator[Figure]:
             yield _profile(comparison)
     if len(rows) > 1:
         yield _improvement(comparison)
-        if any(np.isfinite(_update_times(row)).any() for row in rows):
+        if any(np.isfinite(signals.update_milliseconds(comparison, row)).any() for row in rows):
             yield _update_time(comparison)
 
 
-def save(figure: Figure, png: Path, svg: Path) -> None:
-    """Write a drawing in both formats."""
-    with mpl.rc_context(_STYLE):
-        # Laying out takes longer than drawing: once is enough for both.
-        figure.drawing.draw_without_rendering()
-        figure.drawing.set_layout_engine("none")
-        figure.drawing.savefig(png, dpi=_DOTS_PER_INCH)
-        figure.drawing.savefig(svg)
+def shown(comparison: Comparison) -> tuple[Group, ...]:
+    """Return the groups that figures show: all, or the best ones if there are very many."""
+    return comparison.groups if len(comparison.groups) <= MOST_ROWS else comparison.best(MOST_ROWS)
 
 
-def panels(count: int, width: float, height: float, widest: int = 5, **options: Any) -> tuple[Any, list[Any]]:
-    """Return a drawing of `count` panels, at most `widest` in a row, and their axes; sizes in inches."""
-    rows, columns = grid_of(count, widest)
-    with mpl.rc_context(_STYLE):
-        drawing = MatplotlibFigure(figsize=(width, height), layout="constrained")
-        axes = list(drawing.subplots(rows, columns, squeeze=False, **options).flat)
-    for unused in axes[count:]:
-        unused.set_visible(False)
-    return drawing, axes[:count]
+def styles(comparison: Comparison) -> dict[Group, dict[str, Any]]:
+    """Return the line style of each group that is shown, the same in all figures."""
+    return {row: draw.line_style(index) for index, row in enumerate(shown(comparison))}
 
 
-def grid_of(count: int, widest: int) -> tuple[int, int]:
-    """Return rows and columns for `count` panels, at most `widest` in a row."""
-    columns = min(count, widest)
-    return -(-count // columns), columns
+def _overlay(comparison: Comparison, rows: Sequence[Group], draw_row: _DrawRow) -> tuple[Any, list[Any]]:
+    """Draw few rows in one panel, and more in a panel each, with the lines of the others in grey."""
+    looks = styles(comparison)
+    if len(rows) <= _OVERLAID:
+        drawing, grid = draw.panels(1, 6.6, 3.9)
+        for row in rows:
+            draw_row(grid[0], row, looks[row], True)
+        handles = [grid[0].plot([], [], linewidth=2, **looks[row])[0] for row in rows]
+        draw.legend(drawing, handles, [row.label for row in rows])
+        return drawing, grid
+    titles = [row.label for row in rows]
+    drawing, grid = draw.panels(len(rows), 2.3, 1.6, 4, titles, sharex=True, sharey=True)
+    for axes, own in zip(grid, rows, strict=True):
+        for row in rows:
+            if row is not own:
+                draw_row(axes, row, _OTHERS, False)
+        draw_row(axes, own, {**looks[own], "linestyle": "-", "zorder": 3}, True)
+    return drawing, grid
 
 
-def line_style(index: int) -> dict[str, Any]:
-    """Colour and dashes of the index-th line of a figure; none is used twice among 36."""
-    dashes = _DASHES[index // len(_COLOURS) % len(_DASHES)]
-    return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": dashes}
+def _name_axes(drawing: Any, grid: Sequence[Any], x: str, y: str) -> None:
+    if len(grid) == 1:
+        grid[0].set(xlabel=x, ylabel=y)
+    else:
+        drawing.supxlabel(x, fontsize="medium")
+        drawing.supylabel(y, fontsize="medium")
 
 
-def label_steps(axes: Any, text: str = STEP_LABEL) -> None:
-    """Name the axis of vector steps; 50 k instead of 50000."""
-    axes.set_xlabel(text)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.get_major_locator().set_params(nbins=5)
-
-
-def legend(drawing: Any, axes: Any, count: int, place: str = "lower") -> None:
-    """Put one legend for all panels under them, or above where the axis is named below ("upper")."""
-    handles, labels = axes.get_legend_handles_labels()
-    options = {"ncols": min(count, 3), "fontsize": "small", "frameon": False}
-    drawing.legend(handles, labels, loc=f"outside {place} center", **options)
-
-
-def heat_map(axes: Any, values: Any, names: Sequence[str], *, low: float, high: float, colours: str) -> Any:
-    """Draw a square matrix whose rows and columns have the same names; return the image."""
-    image = axes.imshow(values, vmin=low, vmax=high, cmap=colours)
-    axes.grid(visible=False)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
-    return image
-
-
-def _name_rows(axes: Any, rows: Sequence[Group]) -> None:
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+def _band(
+    axes: Any, x: Floats, found: tuple[Floats, Floats, Floats], style: dict[str, Any], **line: Any
+) -> None:
+    center, low, high = found
+    axes.plot(x, center, **({"linewidth": 1.8} | style | line))
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _mean_curves(comparison: Comparison) -> Figure:
-    drawing, (axes,) = panels(1, 7, 4.6)
-    for index, row in enumerate(comparison.groups):
-        _draw_row(axes, comparison, row, index)
-    _score_axis(axes, comparison)
+    def draw_row(axes: Any, row: Group, style: dict[str, Any], is_own: bool) -> None:
+        if row.finished:
+            own = comparison.curves(row)
+            if is_own:
+                band = comparison.once(("band", row), lambda: stats.band(own.scores.mean(axis=2)))
+                _band(axes, own.steps, band, style, marker="o", markersize=2.5)
+            else:
+                axes.plot(own.steps, own.scores.mean(axis=(0, 2)), **style)
+        for run in row.runs if is_own else ():
+            if not run.finished and run.evaluations:
+                found = curves([run], comparison.tasks, comparison.measure)
+                thin = style | {"linewidth": 0.8, "marker": ".", "markersize": 3}
+                axes.plot(found.steps, found.scores[0].mean(axis=1), **thin)
+
+    rows = [row for row in shown(comparison) if any(run.evaluations for run in row.runs)]
+    drawing, grid = _overlay(comparison, rows, draw_row)
     first, *others = comparison.tasks
     over = f"mean {comparison.measure} over {len(comparison.tasks)} tasks"
-    axes.set_ylabel(over if others else f"{comparison.measure} on {first}")
-    label_steps(axes)
-    legend(drawing, axes, len(comparison.groups))
+    for axes in grid:
+        draw.label_steps(axes, "", 5 if len(grid) == 1 else 3)
+        _score_axis(axes, comparison)
+    _name_axes(drawing, grid, STEP_LABEL, over if others else f"{comparison.measure} on {first}")
     caption = (
         f"Mean {comparison.measure} over tasks and seeds at each evaluation; band: 95 % bootstrap over seeds."
+        f"{' Grey: the other rows.' if len(grid) > 1 else ''}{_only_shown(comparison)}"
     )
     if not all(run.finished for run in comparison.runs):
-        caption += " Thin lines: runs that are unfinished and counted nowhere else."
+        caption += " Thin lines: unfinished runs, which count nowhere else."
     return Figure("curves", f"{comparison.measure.capitalize()} over training", caption, drawing)
 
 
 def _task_curves(comparison: Comparison) -> Figure:
-    rows, columns = grid_of(len(comparison.tasks), 5)
+    rows = [row for row in shown(comparison) if row.finished]
     share = comparison.measure == "success"
-    drawing, grid = panels(
-        len(comparison.tasks), 2.4 * columns + 0.4, 1.9 * rows + 1.1, columns, sharex=True, sharey=share
+    drawing, grid = draw.panels(
+        len(comparison.tasks), 2.3, 1.6, 5, comparison.tasks, sharex=True, sharey=share
     )
-    for index, (task, axes) in enumerate(zip(comparison.tasks, grid, strict=True)):
-        for number, row in enumerate(comparison.groups):
-            _draw_row(axes, comparison, row, number, task=index)
-        axes.set_title(task, fontsize="medium")
+    looks = styles(comparison)
+    for row in rows:
+        found = comparison.curves(row)
+        center, low, high = stats.band(found.scores)  # [K, T]
+        for index, axes in enumerate(grid):
+            if len(rows) <= _OVERLAID:
+                _band(axes, found.steps, (center[:, index], low[:, index], high[:, index]), looks[row])
+            else:
+                axes.plot(found.steps, center[:, index], linewidth=1.3, **looks[row])
+    for axes in grid:
+        draw.label_steps(axes, "", 3)
         _score_axis(axes, comparison)
-        label_steps(axes, "")
     drawing.supxlabel(STEP_LABEL, fontsize="medium")
     drawing.supylabel(comparison.measure, fontsize="medium")
-    legend(drawing, grid[0], len(comparison.groups), "upper")
-    title = f"{comparison.measure.capitalize()} of each task"
-    return Figure("curves-per-task", title, "Each task on its own; bands as above.", drawing)
-
-
-def _draw_row(axes: Any, comparison: Comparison, row: Group, index: int, task: int | None = None) -> None:
-    def of_task(scores: Any) -> Any:  # [R, K, T] -> [R, K]
-        return scores.mean(axis=2) if task is None else scores[:, :, task]
-
-    style = line_style(index)
-    label: str | None = row.label
-    if row.finished:
-        found = comparison.curves(row)
-        center, low, high = stats.band(of_task(found.scores))
-        axes.plot(found.steps, center, linewidth=2, label=label, marker="o", markersize=2.5, **style)
-        axes.fill_between(found.steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        label = None
-    for run in row.runs:
-        if not run.finished and run.evaluations:
-            found = curves([run], comparison.tasks, comparison.measure)
-            style["label"] = f"{label}, unfinished" if label else None
-            axes.plot(found.steps, of_task(found.scores)[0], linewidth=0.8, marker=".", markersize=3, **style)
-            label = None
+    handles = [grid[0].plot([], [], linewidth=2, **looks[row])[0] for row in rows]
+    draw.legend(drawing, handles, [row.label for row in rows], "upper")
+    bands = "bands as above." if len(rows) <= _OVERLAID else "means over seeds."
+    caption = f"Each task on its own; {bands}{_only_shown(comparison)}"
+    return Figure("curves-per-task", f"{comparison.measure.capitalize()} of each task", caption, drawing)
 
 
 def _score_axis(axes: Any, comparison: Comparison) -> None:
@@ -180,79 +147,94 @@ def _score_axis(axes: Any, comparison: Comparison) -> None:
     axes.set_xlim(left=0)
 
 
+def _only_shown(comparison: Comparison) -> str:
+    return only_best([row for row in shown(comparison) if row.finished], comparison)
+
+
 def _final(comparison: Comparison) -> Figure:
-    rows = comparison.rows
-    drawing, grid = panels(2, 9, 0.42 * len(rows) + 1.4, sharey=True)
-    statistics: tuple[tuple[str, stats.Statistic, stats.Unit], ...] = (
-        (f"mean {comparison.measure}", stats.mean, "run"),
-        ("interquartile mean", stats.iqm, "task"),
-    )
-    for axes, (title, statistic, unit) in zip(grid, statistics, strict=True):
+    rows = [row for row in shown(comparison) if row.finished]
+    labels, looks = [row.label for row in rows], styles(comparison)
+    drawing, grid = draw.panels(2, 3.2 + draw.label_width(labels) / 2, 0.36 * len(rows) + 0.7, sharey=True)
+    statistics = ((f"mean {comparison.measure}", comparison.mean), ("interquartile mean", comparison.iqm))
+    for axes, (title, statistic) in zip(grid, statistics, strict=True):
         for index, row in enumerate(rows):
-            found = stats.bootstrap(statistic, comparison.final(row), unit=unit)
-            colour = line_style(comparison.groups.index(row))["color"]
+            found, colour = statistic(row), looks[row]["color"]
             bar = {"color": colour, "linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
             axes.plot([found.low, found.high], [index, index], **bar)
             axes.plot(found.value, index, "o", color=colour, markersize=6)
-        axes.set_title(title, fontsize="medium")
-        _name_rows(axes, rows)
+        axes.set_xlabel(title)
+        draw.name_rows(axes, labels)
     caption = (
         "Final evaluation with 95 % bootstrap intervals: the mean over whole runs, the interquartile mean "
-        "stratified by task. Intervals that overlap do not prove equality; see the probability of "
-        "improvement."
+        "stratified by task. Overlapping intervals do not prove equality; see the probability of improvement."
+        f"{_only_shown(comparison)}"
     )
     return Figure("final", "Final scores with intervals", caption, drawing)
 
 
 def _profile(comparison: Comparison) -> Figure:
-    thresholds = np.linspace(0.0, 1.0, 101)[:-1]  # nothing is above 1
-    drawing, (axes,) = panels(1, 6.6, 4.2)
-    for row in comparison.rows:
-        style = line_style(comparison.groups.index(row))
-        shares = stats.performance_profile(comparison.final(row), thresholds)
-        axes.step(thresholds, shares, where="post", linewidth=2, label=row.label, **style)
-    axes.set(xlabel="success rate", ylabel="share of runs and tasks above it")
-    axes.set(xlim=(0, 1), ylim=(-0.03, 1.03))
-    legend(drawing, axes, len(comparison.rows))
+    thresholds = np.linspace(0.0, 1.0, 101)[:-1]  # no score is above 1
+
+    def draw_row(axes: Any, row: Group, style: dict[str, Any], is_own: bool) -> None:
+        above = comparison.once(
+            ("profile", row), lambda: stats.performance_profile(comparison.final(row)[:, None], thresholds)
+        )  # [R, K]: the share of each run's tasks
+        options = {"drawstyle": "steps-post"}
+        if is_own:
+            _band(axes, thresholds, stats.band(above), style, **options)
+        else:
+            axes.plot(thresholds, above.mean(axis=0), **style, **options)
+
+    rows = [row for row in shown(comparison) if row.finished]
+    drawing, grid = _overlay(comparison, rows, draw_row)
+    for axes in grid:
+        axes.set(xlim=(0, 1), ylim=(-0.03, 1.03), xticks=(0.0, 0.5, 1.0), xticklabels=("0", ".5", "1"))
+    _name_axes(drawing, grid, "success rate", "share of runs and tasks above it")
     caption = (
-        "Of all pairs of run and task, the share with a final success above each value: higher is better."
+        "Of all pairs of run and task, the share with a final success above each value: higher is better. "
+        f"Band: 95 % bootstrap over seeds.{_only_shown(comparison)}"
     )
     return Figure("profile", "Performance profile", caption, drawing)
 
 
 def _improvement(comparison: Comparison) -> Figure:
-    rows = comparison.rows
-    scores = [comparison.final(row) for row in rows]
-    values = np.array([[stats.probability_of_improvement(a, b) for b in scores] for a in scores])
-    size = 0.55 * len(rows) + 1.5
-    drawing, (axes,) = panels(1, size + 1.4, size)
-    image = heat_map(axes, values, [row.label for row in rows], low=0.0, high=1.0, colours="PuOr")
+    rows = matrix_rows(comparison)
+    labels = [row.label for row in rows]
+    values = np.array([[0.5 if a is b else comparison.improvement(a, b).value for b in rows] for a in rows])
+    columns = labels
+    if max(map(len, labels)) > 14:  # long names would take more room than the matrix: number the columns
+        columns = [str(index) for index in range(1, len(rows) + 1)]
+        labels = [f"{label}  [{index}]" for label, index in zip(labels, columns, strict=True)]
+    side = max(2.2, 0.5 * len(rows))
+    drawing, (axes,) = draw.panels(1, side + 1.6 + max(len(label) for label in labels) * 0.08, side + 0.9)
+    reach = max(0.1, np.ceil(10.0 * np.nanmax(np.abs(values - 0.5), initial=0.0)) / 10.0)
+    image = draw.heat_map(axes, values, labels, columns, vmin=0.5 - reach, vmax=0.5 + reach, cmap="PuOr")
     for i, j in np.ndindex(*values.shape):
-        colour = "white" if abs(values[i, j] - 0.5) > 0.3 else "black"  # readable on dark and light cells
-        axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    drawing.colorbar(image, ax=axes, shrink=0.8)
-    axes.set_ylabel("better than")
-    caption = (
-        "Chance that a run of the row beats a run of the column on a task; the table below has intervals."
-    )
-    return Figure("improvement", "Probability of improvement", caption, drawing)
-
-
-def _update_times(row: Group) -> Any:
-    return np.array([signals.update_milliseconds(run) for run in row.runs])
+        if i != j:
+            # Dark and light cells need different text.
+            colour = "white" if abs(values[i, j] - 0.5) > 0.6 * reach else "black"
+            text = number(float(values[i, j]))
+            axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    drawing.colorbar(image, ax=axes, shrink=0.8, label="chance that the row is better")
+    axes.set(ylabel="row", xlabel="column")
+    caption = "Chance that a run of the row beats a run of the column on a task; the table has intervals."
+    return Figure("improvement", "Probability of improvement", caption + only_best(rows, comparison), drawing)
 
 
 def _update_time(comparison: Comparison) -> Figure:
-    rows = comparison.rows
-    drawing, (axes,) = panels(1, 6.6, 0.36 * len(rows) + 1.2)
+    rows = [row for row in shown(comparison) if row.finished]
+    labels, looks = [row.label for row in rows], styles(comparison)
+    drawing, (axes,) = draw.panels(1, 4.6 + draw.label_width(labels), 0.36 * len(rows) + 0.6)
     for index, row in enumerate(rows):
-        times = _update_times(row)
+        times = signals.update_milliseconds(comparison, row)
         times = times[np.isfinite(times)]
-        colour = line_style(comparison.groups.index(row))["color"]
         if len(times):
-            axes.barh(index, times.mean(), color=colour, alpha=0.6, height=0.6)
+            axes.barh(index, times.mean(), color=looks[row]["color"], alpha=0.6, height=0.6)
             axes.plot(times, [index] * len(times), "|", color="black", markersize=9)
-    _name_rows(axes, rows)
+    draw.name_rows(axes, labels)
     axes.set_xlabel("milliseconds per update")
-    caption = "Median over training of the time of one update; bar: mean over runs, strokes: the runs."
+    caption = (
+        "Median over training of the time of one update. Bar: mean over runs; strokes: the runs."
+        f"{_only_shown(comparison)}"
+    )
     return Figure("update-time", "Time per update", caption, drawing)

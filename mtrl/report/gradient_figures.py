@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from mtrl.report import signals
-from mtrl.report.comparison import Comparison
-from mtrl.report.figures import Figure, grid_of, heat_map, label_steps, legend, line_style, panels
+from mtrl.report import signals, stats
+from mtrl.report.comparison import Comparison, Group
+from mtrl.report.drawing import Figure, heat_map, label_steps, legend, line_style, panels
+from mtrl.report.figures import shown, styles
+from mtrl.report.tables import only_best
 from mtrl.runs.log import STEP_LABEL
 
+_MOST_PANELS = 12  # rows that a figure with a panel for each row has at most
 _POINTS = 60  # points that a line of a figure keeps at most
 _WEIGHT = "Weight that each method gives a task's gradient."
 _NORM = "Norm of each task's gradient before combining."
@@ -24,85 +25,98 @@ def gradient_figures(comparison: Comparison) -> Iterator[Figure]:
         if len(comparison.tasks) > 1:
             found += [
                 _cosines(comparison, network),
-                _per_task(comparison, network, "weight", "weights", _WEIGHT, log=False),
-                _per_task(comparison, network, "grad_norm", "gradient norms", _NORM, log=True),
+                _per_task(comparison, network, "weight", _WEIGHT, log=False),
+                _per_task(comparison, network, "grad_norm", _NORM, log=True),
             ]
         yield from (figure for figure in found if figure is not None)
 
 
 def _conflict(comparison: Comparison, network: signals.Network) -> Figure | None:
     quantities = {"conflict_fraction": "share of pairs in conflict", "cos_mean": "mean cosine"}
-    found = [
-        {name: signals.scalar(row.finished or row.runs, network, name) for name in quantities}
-        for row in comparison.groups
-    ]
-    if not any(series["conflict_fraction"] for series in found):
+    found = {
+        row: {name: signals.scalar(comparison, row, network, name) for name in quantities}
+        for row in shown(comparison)
+    }
+    found = {row: series for row, series in found.items() if series["conflict_fraction"]}
+    if not found:
         return None
-    drawing, grid = panels(2, 9, 4.0)
+    drawing, grid = panels(2, 4.3, 3.0)
+    looks = styles(comparison)
     for axes, (name, title) in zip(grid, quantities.items(), strict=True):
-        for index, (row, series) in enumerate(zip(comparison.groups, found, strict=True)):
+        for row, series in found.items():
             one = series[name]
             if one is not None:
-                axes.plot(*_thinned(one), linewidth=1.5, label=row.label, **line_style(index))
-        axes.set_title(title, fontsize="medium")
-        label_steps(axes)
-    legend(drawing, grid[0], len(found))
-    caption = "Pairs of tasks whose gradients point apart (cosine below 0), and the mean cosine of all pairs."
+                axes.plot(*_thinned(one), linewidth=1.5, **looks[row])
+        axes.set_ylabel(title)
+        label_steps(axes, "")
+    drawing.supxlabel(STEP_LABEL, fontsize="medium")
+    handles = [grid[0].plot([], [], linewidth=2, **looks[row])[0] for row in found]
+    legend(drawing, handles, [row.label for row in found], "upper")
+    caption = "Pairs of tasks whose gradients conflict (cosine below 0), and the mean cosine of all pairs."
     return Figure(f"{network}-conflict", f"{network.capitalize()}: conflict between tasks", caption, drawing)
 
 
 def _cosines(comparison: Comparison, network: signals.Network) -> Figure | None:
-    known = {
-        row.label: signals.cosines(row.finished or row.runs, comparison.tasks, network)
-        for row in comparison.groups
-    }
-    found = {label: series for label, series in known.items() if series is not None}
+    rows = _panel_rows(comparison)
+    known = {row: signals.cosines(comparison, row, network) for row in rows}
+    found = {row: matrix for row, matrix in known.items() if matrix is not None}
     if not found:
         return None
     tasks = [task.removesuffix("-v3") for task in comparison.tasks]
-    rows, columns = grid_of(len(found), 4)
     side = max(2.2, 0.16 * len(tasks) + 1.0)
-    drawing, grid = panels(
-        len(found), side * columns + 1.8, side * rows + 1.2, columns, sharex=True, sharey=True
-    )
+    titles = [row.label for row in found]
+    drawing, grid = panels(len(found), side, side, 4, titles, sharex=True, sharey=True)
+    width, height = drawing.get_size_inches()
+    drawing.set_size_inches(width + 1.2, height + 0.6)  # for the names of the tasks, which panels share
     image: Any = None
-    for axes, (label, series) in zip(grid, found.items(), strict=True):
-        matrix = np.nanmean(series.values, axis=0)
-        image = heat_map(axes, matrix, tasks, low=-1.0, high=1.0, colours="RdBu")
+    for axes, matrix in zip(grid, found.values(), strict=True):
+        image = heat_map(axes, matrix, tasks, tasks, vmin=-1.0, vmax=1.0, cmap="RdBu")
         axes.tick_params(labelsize=7)
-        axes.set_title(label, fontsize="small")
     drawing.colorbar(image, ax=grid, shrink=0.6, label="cosine")
-    caption = "Cosine between the gradients of two tasks, mean over training and seeds: red pairs conflict."
+    caption = (
+        "Cosine between the gradients of two tasks, mean over training and seeds: red pairs conflict."
+        f"{only_best(rows, comparison)}"
+    )
     return Figure(f"{network}-cosines", f"{network.capitalize()}: cosines between tasks", caption, drawing)
 
 
 def _per_task(
-    comparison: Comparison, network: signals.Network, quantity: str, title: str, caption: str, *, log: bool
+    comparison: Comparison, network: signals.Network, quantity: str, caption: str, *, log: bool
 ) -> Figure | None:
-    known = {
-        row.label: signals.per_task(row.finished or row.runs, comparison.tasks, network, quantity)
-        for row in comparison.groups
-    }
-    found = {label: series for label, series in known.items() if series is not None}
+    rows = _panel_rows(comparison)
+    known = {row: signals.per_task(comparison, row, network, quantity) for row in rows}
+    found = {row: series for row, series in known.items() if series is not None}
     if not found:
         return None
-    rows, columns = grid_of(len(found), 4)
-    # Norms compare between methods. Weights do not: Nash-MTL's are no shares and would flatten the others.
+    # Norms are comparable between methods. Weights are not: those of Nash-MTL are no shares and would flatten
+    # the others.
+    titles = [row.label for row in found]
     drawing, grid = panels(
-        len(found), max(2.7 * columns, 6.0), 2.2 * rows + 1.6, columns, sharex=True, sharey=log
+        len(found), 2.3 if len(found) > 2 else 3.2, 1.7, 4, titles, sharex=True, sharey=log
     )
-    for axes, (label, series) in zip(grid, found.items(), strict=True):
+    for axes, series in zip(grid, found.values(), strict=True):
         steps, values = _thinned(series)
-        for number, task in enumerate(comparison.tasks):
-            axes.plot(steps, values[:, number], linewidth=1.2, label=task, **line_style(number))
+        for number in range(len(comparison.tasks)):
+            axes.plot(steps, values[:, number], linewidth=1.2, **line_style(number))
         if log:
             axes.set_yscale("log")
-        axes.set_title(label, fontsize="small")
-        label_steps(axes, "")
+        label_steps(axes, "", 3)
+    name = {"weight": "weight", "grad_norm": "gradient norm"}[quantity]
     drawing.supxlabel(STEP_LABEL, fontsize="medium")
-    legend(drawing, grid[0], len(comparison.tasks), "upper")
-    name, title = f"{network}-{quantity.replace('_', '-')}", f"{network.capitalize()}: {title} of the tasks"
-    return Figure(name, title, f"{caption} Mean over seeds.", drawing)
+    drawing.supylabel(name, fontsize="medium")
+    legend(drawing, grid[0].get_lines(), comparison.tasks, "upper")
+    title = f"{network.capitalize()}: {name}s of the tasks"
+    return Figure(
+        f"{network}-{quantity.replace('_', '-')}",
+        title,
+        f"{caption} Mean over seeds.{only_best(rows, comparison)}",
+        drawing,
+    )
+
+
+def _panel_rows(comparison: Comparison) -> Sequence[Group]:
+    groups = comparison.groups
+    return groups if len(groups) <= _MOST_PANELS else comparison.best(_MOST_PANELS)
 
 
 def _thinned(series: signals.Series) -> tuple[Any, Any]:
@@ -111,4 +125,4 @@ def _thinned(series: signals.Series) -> tuple[Any, Any]:
     whole = len(series.steps) // size * size
     steps = series.steps[:whole].reshape(-1, size).mean(axis=1)
     values = series.values[:whole].reshape(-1, size, *series.values.shape[1:])
-    return steps, np.nanmean(values, axis=1)
+    return steps, stats.mean_of_known(values, axis=1)

@@ -1,7 +1,8 @@
 """Runs as data: what a run directory holds, and tidy tables of many. docs/results-schema.md has the columns.
 
-Files are read by their documented schema and config.yaml as plain YAML: the classes that a run was made with
-(a user's own combiner, suite or network) are not needed.
+Files are read by their documented schema, and config.yaml as plain YAML: a user's own combiner, suite or
+network is neither needed nor imported. A run may come from anywhere, so every file is checked, and none can
+make reading slow.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +24,36 @@ from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, METRICS_NAME, VER
 Line = Mapping[str, Any]  # one line of a .jsonl file
 Table = Any  # pandas.DataFrame, or a list of dicts where pandas is not installed
 
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
+_LARGEST_CONFIG = 1_000_000  # bytes
+_DEEPEST_CONFIG = 20
+_LARGEST_STEP = 2**53  # larger integers are no exact floats
+_TAIL = 1_000_000  # bytes at the end of a log that are read for its last line
+_METRICS = ("vector_step", "env_steps", "wall_s")  # columns of a line of metrics; all other keys are numbers
 
-class Run(NamedTuple):
-    """A run directory, read."""
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run directory, read. `metrics` is read from the disk each time, because it can be large."""
 
     path: Path
     config: Mapping[str, Any]  # config.yaml
     versions: Mapping[str, str]
     evaluations: tuple[Line, ...]  # oldest first
-    metrics: tuple[Line, ...]  # oldest first
+    last_metrics: Line  # the last line of metrics; empty if there is none
+
+    @property
+    def metrics(self) -> Iterator[Line]:
+        """Lines of metrics.jsonl, oldest first.
+
+        Raises:
+            UserError: a line that is not what the schema says.
+        """
+        return _lines(self.path / METRICS_NAME)
+
+    def some_metrics(self, most: int) -> Iterator[Line]:
+        """At most `most` lines of metrics.jsonl, evenly spread, oldest first."""
+        return _lines(self.path / METRICS_NAME, most)
 
     @property
     def method(self) -> str:
@@ -44,31 +67,33 @@ class Run(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Length that was asked for, in vector steps."""
+        """Requested length in vector steps."""
         return int(self.config["steps"])
 
     @property
     def step(self) -> int:
         """Vector steps that are known to be done."""
-        return max((int(line["vector_step"]) for line in (*self.evaluations, *self.metrics)), default=0)
+        return max((int(line["vector_step"]) for line in self._newest), default=0)
 
     @property
     def seconds(self) -> float:
         """Seconds that its processes have worked."""
-        return max((line.get("wall_s") or 0.0 for line in (*self.evaluations, *self.metrics)), default=0.0)
+        return max((line.get("wall_s") or 0.0 for line in self._newest), default=0.0)
 
     @property
     def finished(self) -> bool:
-        """Whether the final evaluation is there, at the length that was asked for."""
+        """Whether the final evaluation at the requested length is there."""
         last = self.evaluations[-1] if self.evaluations else {}
         return bool(last.get("final", False)) and int(last["vector_step"]) >= self.steps
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, those of a benchmark spelt out once there is an evaluation."""
-        if self.evaluations:
-            return tuple(self.evaluations[-1]["tasks"])
-        return tuple(self.config["tasks"])
+        """Names of the tasks; a benchmark's name is replaced by its tasks once there is an evaluation."""
+        return tuple(self.evaluations[-1]["tasks"] if self.evaluations else self.config["tasks"])
+
+    @property
+    def _newest(self) -> tuple[Line, ...]:
+        return (*self.evaluations, self.last_metrics) if self.last_metrics else self.evaluations
 
 
 class Results(NamedTuple):
@@ -83,7 +108,7 @@ def load_runs(paths: Iterable[str | Path] | str | Path) -> Results:
     """Read runs, and sweeps (folders of runs), as three tidy tables.
 
     Each is a pandas DataFrame, or a list of dicts where pandas is not installed; docs/results-schema.md
-    describes the columns. Unfinished runs are included: `runs.finished` tells.
+    describes the columns. Unfinished runs are included; the column `finished` of `runs` tells them apart.
 
     Raises:
         UserError: a path without a run, or a file that is not what the schema says.
@@ -131,44 +156,144 @@ def read_run(path: Path) -> Run:
     config_path = path / CONFIG_NAME
     if not config_path.is_file():
         raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
-    try:
-        config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{config_path} is not valid YAML: {' '.join(str(error).split())}") from error
-    missing = [key for key in ("tasks", "method", "steps", "seed") if key not in (config or {})]
-    if missing:
-        raise UserError(f"{config_path} is not the configuration of a run: it lacks {', '.join(missing)}.")
-    versions_path = path / VERSIONS_NAME
-    versions = json.loads(versions_path.read_text(encoding="utf-8")) if versions_path.is_file() else {}
-    lines = (_lines(path / name) for name in (EVALUATIONS_NAME, METRICS_NAME))
-    return Run(path, config, versions, *lines)
+    evaluations = tuple(_lines(path / EVALUATIONS_NAME))
+    for line in evaluations:
+        _check_evaluation(line, evaluations[0], path / EVALUATIONS_NAME)
+    return Run(
+        path, _config(config_path), _versions(path / VERSIONS_NAME), evaluations, _last(path / METRICS_NAME)
+    )
 
 
 def _run_directories(path: Path) -> Iterator[Path]:
+    seen = set()  # links may lead back to a folder above
     for folder, folders, files in os.walk(path, followlinks=True):
-        if CONFIG_NAME in files:
-            folders.clear()  # nothing in a run directory is another run
+        status = os.stat(folder)
+        is_new = (status.st_dev, status.st_ino) not in seen
+        seen.add((status.st_dev, status.st_ino))
+        if CONFIG_NAME in files and is_new:
             yield Path(folder)
-        else:
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if CONFIG_NAME in files or not is_new:
+            folders.clear()  # nothing in a run directory is another run
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def _lines(path: Path) -> tuple[Line, ...]:
+def _config(path: Path) -> dict[str, Any]:
+    """Read a config.yaml; refuse what no run writes, such as anchors, which can unfold to any size."""
+    try:
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise UserError(f"{path} is no configuration: it is larger than {_LARGEST_CONFIG:,} bytes.")
+        text, depth = path.read_text(encoding="utf-8"), 0
+        for event in yaml.parse(text, _YamlLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_CONFIG:
+                reason = "an alias (*name)" if depth <= _DEEPEST_CONFIG else f"{depth} nested levels"
+                raise UserError(f"{path} is no configuration that a run wrote: it holds {reason}.")
+        config = yaml.load(text, _YamlLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes, dates or integers that are none
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(
+            f"{path} is not the configuration of a run: expected a mapping, found {config!r:.60}."
+        )
+    missing = [key for key in ("tasks", "method", "steps", "seed") if key not in config]
+    if missing:
+        raise UserError(f"{path} is not the configuration of a run: it lacks {', '.join(missing)}.")
+    tasks = config["tasks"]
+    kinds = {
+        "tasks": isinstance(tasks, list) and bool(tasks) and all(isinstance(task, str) for task in tasks),
+        "method": isinstance(config["method"], str),
+        "steps": type(config["steps"]) is int and 0 <= config["steps"] <= _LARGEST_STEP,
+        "seed": type(config["seed"]) is int,
+    }
+    kinds |= {key: isinstance(config.get(key, {}), dict | None) for key in ("env", "eval", "train", "sac")}
+    wrong = [key for key, is_right in kinds.items() if not is_right]
+    if wrong:
+        raise UserError(
+            f"{path} is not the configuration of a run: '{wrong[0]}' cannot be {config[wrong[0]]!r:.60}."
+        )
+    return config
+
+
+def _versions(path: Path) -> dict[str, str]:
+    """Read versions.json; a file that a full disk has emptied counts as missing."""
+    text = path.read_bytes() if path.is_file() else b""
+    if not text.strip():
+        return {}
+    try:
+        versions = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(versions, dict):
+        raise UserError(f"{path} is damaged: expected an object, found {versions!r:.60}.")
+    return {str(key): str(value) for key, value in versions.items()}
+
+
+def _lines(path: Path, most: int | None = None) -> Iterator[Line]:
+    """Read a .jsonl file line by line; of more than `most` lines only every 2nd, 4th, ... and the last.
+
+    The strides are powers of two, so that runs of different lengths have lines at common steps.
+    """
     if not path.is_file():
-        return ()
-    raw = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if raw and not raw[-1].endswith("\n"):
-        raw.pop()
-    lines = []
-    for number, text in enumerate(raw, start=1):
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: line {number} is not JSON ({error}).") from error
-        if not isinstance(line, dict) or "vector_step" not in line:
-            raise UserError(f"{path}, line {number}: expected an object with 'vector_step', found {text:.60}")
-        lines.append(line)
-    return tuple(lines)
+        return
+    stride = last = 1
+    if most is not None:
+        with path.open("rb") as file:
+            last = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+        while last // stride > most:
+            stride *= 2
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.endswith(b"\n"):
+                return
+            if number % stride == 0 or number == last:
+                yield _line(raw, f"line {number}", path)
+
+
+def _last(path: Path) -> Line:
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        ended = file.read().rpartition(b"\n")[0]
+    start = ended.rfind(b"\n") + 1
+    if start == 0 and len(ended) >= _TAIL // 2:  # a line that is longer than the tail
+        return next(reversed(list(_lines(path, 1))), {})
+    return _line(ended[start:], "the last line", path) if ended else {}
+
+
+def _line(raw: bytes, place: str, path: Path) -> Line:
+    try:
+        line = json.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {place} is not JSON ({error}).") from error
+    if not isinstance(line, dict) or not _is_step(line.get("vector_step")):
+        raise UserError(
+            f"{path}, {place}: expected an object with 'vector_step', a count, found {raw[:60].decode()!r}."
+        )
+    if not isinstance(line.get("wall_s", 0.0), float | int | None):
+        raise UserError(f"{path}, {place}: expected seconds as 'wall_s', found {line['wall_s']!r:.60}.")
+    return line
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST_STEP
+
+
+def _check_evaluation(line: Line, first: Line, path: Path) -> None:
+    tasks = line.get("tasks")
+    place = f"{path}, the evaluation at vector step {line['vector_step']}"
+    if (
+        not isinstance(tasks, dict)
+        or not all(isinstance(values, dict) for values in tasks.values())
+        or not tasks
+    ):
+        raise UserError(f"{place}: expected numbers by task under 'tasks', found {tasks!r:.60}.")
+    if tasks.keys() != first["tasks"].keys():
+        raise UserError(f"{place} has other tasks than the first: {', '.join(tasks)}.")
+    for task, values in tasks.items():
+        for key in ("success", "success_last", "return"):
+            if not isinstance(values.get(key), float | int | None):
+                raise UserError(f"{place}: expected a number as {key} of {task}, found {values[key]!r:.60}.")
 
 
 def _run_row(run: Run) -> dict[str, Any]:
@@ -188,23 +313,24 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 def _evaluation_rows(run: Run) -> Iterator[dict[str, Any]]:
     for line in run.evaluations:
-        stamp = {key: line.get(key) for key in ("vector_step", "env_steps", "wall_s", "final")}
+        stamp = {key: line.get(key) for key in (*_METRICS, "final")}
         for task, values in line["tasks"].items():
             numbers = {key: values.get(key) for key in ("success", "success_last", "return", "episodes")}
             yield {**_identity(run), **stamp, "task": task, **numbers}
 
 
 def _metric_rows(run: Run) -> Iterator[dict[str, Any]]:
-    """One row per number: nested groups have a task, matrices of tasks also the other task."""
+    """One row per number: numbers by task have a task, numbers by pair of tasks also the other task."""
+    identity = _identity(run)
     for line in run.metrics:
-        stamp = {key: line.get(key) for key in ("vector_step", "env_steps", "wall_s")}
+        stamp = {key: line.get(key) for key in _METRICS}
         for name, value in line.items():
             if name in stamp:
                 continue
             for task, inner in value.items() if isinstance(value, Mapping) else ((None, value),):
                 for other, number in inner.items() if isinstance(inner, Mapping) else ((None, inner),):
                     row = {"name": name, "task": task, "other_task": other, "value": number}
-                    yield {**_identity(run), **stamp, **row}
+                    yield {**identity, **stamp, **row}
 
 
 def _identity(run: Run) -> dict[str, Any]:

@@ -1,25 +1,30 @@
-"""Writes a report's files: page, tables, figures, configurations. Imports matplotlib only if it is there."""
+"""Writes a report's files: page, tables, figures, configurations. Figures are left out without matplotlib."""
 
 from __future__ import annotations
 
 import base64
 import importlib.util
-import re
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mtrl.config.labels import file_name
 from mtrl.config.presets import flat
 from mtrl.report.comparison import Comparison, Group, protocol
 from mtrl.report.load import Run
-from mtrl.report.table import MISSING, Table
+from mtrl.report.table import MISSING, Table, plain
 from mtrl.report.tables import all_tables
 
+if TYPE_CHECKING:
+    from mtrl.report.drawing import Look
+
 PAGE_NAME = "report.html"
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _PHONE_INCHES = 7.5
 
 
@@ -38,27 +43,31 @@ class _Picture(NamedTuple):
     title: str
     caption: str
     source: str  # data URI
-    is_wide: bool  # too wide to be shrunk to a phone's width: scrolled there
+    is_wide: bool  # scrolled on a phone instead of shrunk
 
 
-def write_report(comparison: Comparison, out: Path, *, command: Sequence[str] = ()) -> Report:
+def write_report(
+    comparison: Comparison, out: Path, *, command: Sequence[str] = (), look: Look | None = None
+) -> Report:
     """Write the report into the folder `out`, made if missing; files of the same names are replaced.
 
-    `report.html`; `tables/*.csv, .md, .tex`; with matplotlib `figures/*.png, .svg`; `configs/*.yaml`, from
-    which the commands on the page repeat each run.
+    `report.html`; `tables/*.csv, .md, .tex`; with matplotlib `figures/*.png, .svg, .pdf`; `configs/*.yaml`,
+    with which the commands on the page repeat each run.
 
     Args:
         comparison: the runs (`compare`).
         out: the folder.
         command: arguments of the command that makes this report, shown on the page.
+        look: size and font of the figures.
 
     Raises:
         OSError: `out` cannot be written.
+        UserError: a font that is not installed.
     """
     tables = all_tables(comparison)
     files = _write_tables(tables, out / "tables")
     has_figures = importlib.util.find_spec("matplotlib") is not None
-    pictures, drawn = _write_figures(comparison, out / "figures") if has_figures else ([], [])
+    pictures, drawn = _write_figures(comparison, out / "figures", look) if has_figures else ([], [])
     commands, configurations = _write_configurations(comparison, out / "configs")
     page = out / PAGE_NAME
     page.write_text(_page(comparison, tables, pictures, commands, command), encoding="utf-8")
@@ -75,30 +84,39 @@ def _write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
     return written
 
 
-def _write_figures(comparison: Comparison, folder: Path) -> tuple[list[_Picture], list[Path]]:
-    from mtrl.report.figures import save, score_figures
+def _write_figures(
+    comparison: Comparison, folder: Path, look: Look | None
+) -> tuple[list[_Picture], list[Path]]:
+    from mtrl.report.drawing import Look, save, style
+    from mtrl.report.figures import score_figures
     from mtrl.report.gradient_figures import gradient_figures
 
     folder.mkdir(parents=True, exist_ok=True)
+    look = look or Look()
     pictures, written = [], []
-    for figure in (*score_figures(comparison), *gradient_figures(comparison)):
-        png, svg = folder / f"{figure.name}.png", folder / f"{figure.name}.svg"
-        save(figure, png, svg)
-        written += [png, svg]
-        width = float(figure.drawing.get_figwidth())
-        source = "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
-        pictures.append(_Picture(figure.name, figure.title, figure.caption, source, width > _PHONE_INCHES))
+    with style(look):
+        for figures in (score_figures, gradient_figures):
+            for figure in figures(comparison):
+                files = save(figure, folder, look)
+                (svg,) = (path for path in files if path.suffix == ".svg")
+                source = "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
+                is_wide = float(figure.drawing.get_figwidth()) > _PHONE_INCHES
+                pictures.append(_Picture(figure.name, figure.title, figure.caption, source, is_wide))
+                written += files
     return pictures, written
 
 
 def _write_configurations(comparison: Comparison, folder: Path) -> tuple[list[str], list[Path]]:
     """Write each row's configuration as a preset; return the commands that repeat the runs, and the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    commands, written = [], []
+    commands: list[str] = []
+    written: list[Path] = []
     for row in comparison.groups:
-        name = re.sub(r"[^\w.=-]+", "-", row.label).strip("-")
+        name = file_name(row.label)
         path = folder / f"{name}.yaml"
-        text = yaml.safe_dump(dict(row.runs[0].config), sort_keys=False, allow_unicode=True)
+        if path in written:  # labels that differ only in characters that no file name has
+            path = folder / f"{name}-{len(written)}.yaml"
+        text = yaml.dump(dict(row.runs[0].config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
         written.append(path)
         preset = shlex.quote(f"{folder.name}/{path.name}")
@@ -113,7 +131,7 @@ def _page(
     commands: Sequence[str],
     command: Sequence[str],
 ) -> str:
-    evaluated = next(run for run in comparison.runs if run.evaluations)  # its tasks are spelt out
+    evaluated = next(run for run in comparison.runs if run.evaluations)  # it knows the tasks of a benchmark
     environment = Environment(
         loader=PackageLoader("mtrl.report", "."),
         autoescape=True,
@@ -125,21 +143,27 @@ def _page(
         title=_title(comparison),
         summary=_summary(comparison),
         protocol=[(key, _text(value)) for key, value in protocol(evaluated).items()],
-        tables={table.name: table for table in tables},
+        tables={table.name: (table, table.texts(), table.numeric) for table in tables},
         pictures={picture.name: picture for picture in pictures},
         shared=_shared(comparison.groups),
         versions=_versions(comparison.runs),
         commands=commands,
-        command=shlex.join(("mtrl-report", *command)),
+        command=plain(shlex.join(("mtrl-report", *map(_relative, command)))),
     )
 
 
 def _title(comparison: Comparison) -> str:
     asked = comparison.runs[0].config["tasks"]
-    tasks = ", ".join(asked) if len(asked) <= 3 else f"{len(asked)} tasks"
+    tasks = plain(", ".join(asked)) if len(asked) <= 3 else f"{len(asked)} tasks"
     rows = comparison.groups
-    methods = rows[0].label if len(rows) == 1 else f"{len(rows)} methods"
-    return f"{methods} on {tasks}"
+    methods = {row.method for row in rows}
+    if len(rows) == 1:
+        return f"{rows[0].label} on {tasks}"
+    if len(methods) == 1:  # the rows' labels then leave the method out
+        return f"{plain(rows[0].method)} with {len(rows)} settings on {tasks}"
+    return (
+        f"{len(methods)} methods{f' in {len(rows)} settings' if len(rows) > len(methods) else ''} on {tasks}"
+    )
 
 
 def _summary(comparison: Comparison) -> list[str]:
@@ -149,30 +173,34 @@ def _summary(comparison: Comparison) -> list[str]:
     counts = f"{len(runs)} run{'s' * (len(runs) > 1)} of {len(rows)} configuration{'s' * (len(rows) > 1)}"
     sentences = [f"{counts}, {runs[0].steps:,} vector steps each."]
     if unfinished:
-        sentences.append(f"{unfinished} unfinished: drawn thinly, in no table of scores.")
+        sentences.append(f"{unfinished} unfinished: drawn as thin lines, in no table of scores.")
     if min(len(row.finished) for row in rows) < 5:
-        sentences.append("With fewer than five finished seeds in a row its intervals are too narrow.")
+        sentences.append("Intervals of rows with fewer than five finished seeds are too narrow.")
     return sentences
 
 
 def _shared(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    configurations = [flat(run.config) for row in groups for run in row.runs]
-    first, *rest = configurations
-    missing = object()
-    return [
-        (key, _text(value))
-        for key, value in first.items()
-        if all(other.get(key, missing) == value for other in rest)
-    ]
+    """Return the settings that all runs have in common."""
+    first, *rest = (flat(run.config) for row in groups for run in row.runs)
+    common = dict(first)
+    for other in rest:
+        common = {key: value for key, value in common.items() if key in other and other[key] == value}
+    return [(key, _text(value)) for key, value in common.items()]
 
 
 def _versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return each version with all the values that the runs have."""
     keys = dict.fromkeys(key for run in runs for key in run.versions)
     return [
-        (key, ", ".join(dict.fromkeys(str(run.versions.get(key, MISSING)) for run in runs))) for key in keys
+        (plain(key), plain(", ".join(dict.fromkeys(run.versions.get(key, MISSING) for run in runs))))
+        for key in keys
     ]
 
 
 def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return plain(", ".join(map(str, value)) if isinstance(value, tuple) else str(value))
+
+
+def _relative(argument: str) -> str:
+    """Return an absolute path as seen from the working directory, for a page that others read."""
+    return os.path.relpath(argument) if os.path.isabs(argument) else argument

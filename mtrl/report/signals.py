@@ -6,11 +6,12 @@ they order methods and tasks as the score does?
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mtrl.errors import UserError
 from mtrl.report import stats
 from mtrl.report.comparison import Comparison, Floats, Group
 from mtrl.report.load import Line, Run
@@ -18,70 +19,71 @@ from mtrl.report.table import Cell, Table
 
 Network = Literal["critic", "actor"]
 NETWORKS: tuple[Network, ...] = ("critic", "actor")
+_MOST_LINES = 128  # of a log that are read, evenly spread: enough for a figure and for a mean over training
+_SCALARS = ("conflict_fraction", "cos_mean", "cos_min", "direction_norm_ratio")
+_PER_TASK = ("weight", "grad_norm", "loss")
 _TAU = (
-    "Kendall's tau with the ranking by final score. 1: same order, -1: reversed; p: chance of that if the "
-    "two had nothing to do with each other."
+    "Kendall's tau with the ranking by final score. 1: same order, -1: reversed; p: chance of such a tau if "
+    "the two rankings were unrelated."
 )
 
 
 class Series(NamedTuple):
-    """Means over runs at their common log lines; shape [K], [K, T] or [K, T, T]."""
+    """Means over runs at their common log lines; shape [K] or [K, T]."""
 
     steps: Floats  # [K]
     values: Floats
 
 
-def scalar(runs: Sequence[Run], network: Network, quantity: str) -> Series | None:
+class _Logged(NamedTuple):
+    """The numbers of a run's log that a report needs."""
+
+    series: Mapping[tuple[str, str], Series]  # (network, quantity)
+    cosines: Mapping[str, Floats]  # network -> mean over training [T, T]
+    update_milliseconds: float
+
+
+def scalar(comparison: Comparison, row: Group, network: Network, quantity: str) -> Series | None:
     """Return a number of the combiner over time [K], such as `conflict_fraction`; None where not logged."""
-    return _series(runs, (f"grad/{network}_{quantity}", f"{network}/{quantity}"), lambda value: value)
+    return _mean_series(comparison, row, (network, quantity))
 
 
-def per_task(runs: Sequence[Run], tasks: Sequence[str], network: Network, quantity: str) -> Series | None:
-    """Return numbers per task over time [K, T]: `weight`, `grad_norm` or `loss`."""
-    names: tuple[str, ...] = (f"{network}_{quantity}", f"{network}/{quantity}")
-    if quantity == "weight" and network == "critic":
-        names = (*names, "weight")  # the critic's weights went by the plain name at first
-    return _series(runs, names, lambda value: [value.get(task) for task in tasks])
+def per_task(comparison: Comparison, row: Group, network: Network, quantity: str) -> Series | None:
+    """Return numbers per task over time [K, T]: `weight`, `grad_norm` or `loss`; None where not logged."""
+    return _mean_series(comparison, row, (network, quantity))
 
 
-def cosines(runs: Sequence[Run], tasks: Sequence[str], network: Network) -> Series | None:
-    """Return the cosines between the tasks' gradients over time [K, T, T]."""
-
-    def matrix(value: Any) -> list[list[float]]:
-        # Of two tasks only one order is written.
-        def between(a: str, b: str) -> float:
-            found = value.get(a, {}).get(b, value.get(b, {}).get(a))
-            return np.nan if found is None else float(found)
-
-        return [[1.0 if a == b else between(a, b) for b in tasks] for a in tasks]
-
-    return _series(runs, (f"{network}_cosine", f"{network}/cosine"), matrix)
+def cosines(comparison: Comparison, row: Group, network: Network) -> Floats | None:
+    """Return the cosines between the tasks' gradients, mean over training and runs [T, T]."""
+    found = [_logged(comparison, run).cosines.get(network) for run in row.finished or row.runs]
+    known = [matrix for matrix in found if matrix is not None]
+    return np.mean(known, axis=0) if known and len(known) == len(found) else None
 
 
-def update_milliseconds(run: Run) -> float:
-    """Return the median over log lines of the time of one update; NaN where none was logged.
+def update_milliseconds(comparison: Comparison, row: Group) -> Floats:
+    """Return the median over log lines of the time of one update of each run [R]; NaN where none was logged.
 
-    Lines without an update, those of the warm-up, do not count.
+    Lines of the warm-up, which have no update, do not count.
     """
-    updates = int(run.config.get("train", {}).get("updates_per_step", 1))
-    found = [line["time/update_ms"] for line in run.metrics if line.get("time/update_ms")]
-    return float(np.median(found)) / updates if found else np.nan
+    return np.array([_logged(comparison, run).update_milliseconds for run in row.runs])
 
 
 def method_agreement_table(comparison: Comparison) -> Table:
     """Row per identifier of difficulty: Kendall's tau of the methods' ranking by it and by final score."""
     body: list[list[Cell]] = []
     for network in NETWORKS:
-        for quantity in ("conflict_fraction", "cos_min", "cos_mean", "direction_norm_ratio"):
-            known = [(row, scalar(row.finished, network, quantity)) for row in comparison.rows]
+        for quantity in _SCALARS:
+            known = [(row, scalar(comparison, row, network, quantity)) for row in comparison.rows]
             pairs = [
-                (np.nanmean(found.values), comparison.final(row).mean()) for row, found in known if found
+                (stats.mean_of_known(found.values), comparison.final(row).mean())
+                for row, found in known
+                if found
             ]
             if len(pairs) > 2:
                 identifiers, scores = np.array(pairs).T
                 name = f"{network}: {quantity.replace('_', ' ')}"
                 body.append([name, len(pairs), *stats.rank_agreement(identifiers, scores)])
-    note = f"Does a method whose gradients conflict less score more? {_TAU}"
+    note = f"Does a method whose gradients conflict less score higher? {_TAU}"
     columns = ("mean over training", "n", "tau", "p")
     return Table("agreement-methods", "Rank agreement over methods", columns, body, note)
 
@@ -94,33 +96,89 @@ def task_agreement_table(comparison: Comparison) -> Table:
             found = [_task_agreement(comparison, row, network, quantity) for row in comparison.rows]
             if any(tau is not None for tau in found):
                 body.append([f"{network}: {quantity.replace('grad_norm', 'gradient norm')}", *found])
-    note = f"Does a task with a larger gradient, weight or loss score less? {_TAU}"
+    note = f"Does a task with a larger gradient, weight or loss score lower? {_TAU}"
     columns = ("mean over training", *(row.label for row in comparison.rows))
     return Table("agreement-tasks", "Rank agreement over tasks", columns, body, note)
 
 
-def _series(runs: Sequence[Run], names: Sequence[str], read: Callable[[Any], Any]) -> Series | None:
-    by_step = [_by_step(run.metrics, names) for run in runs]
-    if not by_step or not all(by_step):
-        return None
-    common = sorted(set.intersection(*(set(lines) for lines in by_step)))
-    if not common:
-        return None
-    values = [[read(lines[step]) for step in common] for lines in by_step]
-    return Series(np.array(common, float), np.array(values, dtype=np.float64).mean(axis=0))
-
-
-def _by_step(lines: Sequence[Line], names: Sequence[str]) -> Mapping[int, Any]:
-    for name in names:
-        found = {line["vector_step"]: line[name] for line in lines if line.get(name) is not None}
-        if found:
-            return found
-    return {}
-
-
 def _task_agreement(comparison: Comparison, row: Group, network: Network, quantity: str) -> float | None:
-    found = per_task(row.finished, comparison.tasks, network, quantity)
+    found = per_task(comparison, row, network, quantity)
     if found is None or len(comparison.tasks) < 3:
         return None
-    means = np.nanmean(found.values, axis=0)
+    means = stats.mean_of_known(found.values, axis=0)
     return stats.rank_agreement(means, comparison.final(row).mean(axis=0))[0]
+
+
+def _mean_series(comparison: Comparison, row: Group, key: tuple[str, str]) -> Series | None:
+    found = [_logged(comparison, run).series.get(key) for run in row.finished or row.runs]
+    known = [series for series in found if series is not None]
+    if not known or len(known) < len(found):
+        return None
+    common = sorted(set.intersection(*(set(series.steps.tolist()) for series in known)))
+    if not common:
+        return None
+    values = [series.values[np.isin(series.steps, common)] for series in known]
+    return Series(np.array(common), np.mean(values, axis=0))
+
+
+def _logged(comparison: Comparison, run: Run) -> _Logged:
+    return comparison.once(("logged", run), lambda: _read(run, comparison.tasks))
+
+
+def _read(run: Run, tasks: Sequence[str]) -> _Logged:
+    """Read a run's log once and keep only the numbers of tables and figures."""
+    points: dict[tuple[str, str], dict[float, Any]] = {}
+    matrices: dict[str, list[Floats]] = {}
+    update_ms = []
+    for line in run.some_metrics(_MOST_LINES):
+        try:
+            for key, value in _numbers(line, tasks):
+                points.setdefault(key, {})[float(line["vector_step"])] = value
+            for network in NETWORKS:
+                matrix = line.get(f"{network}_cosine", line.get(f"{network}/cosine"))
+                if matrix is not None:
+                    matrices.setdefault(network, []).append(_matrix(matrix, tasks))
+            if line.get("time/update_ms"):
+                update_ms.append(float(line["time/update_ms"]))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"metrics of '{run.path}' at vector step {line['vector_step']}: expected numbers, numbers by "
+                f"task or numbers by pair of tasks ({error})."
+            ) from error
+    asked = (run.config.get("train") or {}).get("updates_per_step", 1)
+    updates = asked if isinstance(asked, int) and asked > 0 else 1
+    return _Logged(
+        {
+            key: Series(np.array(sorted(found)), np.array([found[step] for step in sorted(found)]))
+            for key, found in points.items()
+        },
+        {network: stats.mean_of_known(np.array(found), axis=0) for network, found in matrices.items()},
+        float(np.median(update_ms)) / updates if update_ms else np.nan,
+    )
+
+
+def _numbers(line: Line, tasks: Sequence[str]) -> Iterator[tuple[tuple[str, str], Any]]:
+    """Yield the numbers of a line as floats or arrays [T], each under its newest name that the line has."""
+    for network in NETWORKS:
+        for quantity in _SCALARS:
+            value = line.get(f"grad/{network}_{quantity}", line.get(f"{network}/{quantity}"))
+            if value is not None:
+                yield (network, quantity), float(value)
+        for quantity in _PER_TASK:
+            # The weights of the critic are logged as "weight".
+            plain = line.get("weight") if (network, quantity) == ("critic", "weight") else None
+            value = line.get(f"{network}_{quantity}", line.get(f"{network}/{quantity}", plain))
+            if value is not None:
+                yield (
+                    (network, quantity),
+                    np.array([value.get(task) for task in tasks], dtype=np.float32),
+                )  # half the memory
+
+
+def _matrix(value: Any, tasks: Sequence[str]) -> Floats:
+    matrix = np.eye(len(tasks))
+    for i, a in enumerate(tasks):
+        for j, b in enumerate(tasks[:i]):  # a pair of tasks is logged in one order
+            found = value.get(a, {}).get(b, value.get(b, {}).get(a))
+            matrix[i, j] = matrix[j, i] = np.nan if found is None else float(found)
+    return matrix

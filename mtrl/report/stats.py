@@ -1,7 +1,7 @@
-"""Statistics of a few seeds on several tasks: aggregates, intervals, comparisons. Knows numbers, not files.
+"""Statistics of a few seeds on several tasks: aggregates, intervals and comparisons of arrays.
 
-Scores are [R, T]: run (seed) by task; curves [R, K]: run by evaluation. More axes in front are allowed where
-a signature says `...`, so that the bootstrap evaluates all its resamples at once.
+Scores are [R, T]: run (seed) by task; curves [R, K]: run by evaluation. Where a shape says `...` more axes
+may come first, so that the bootstrap evaluates many resamples at once.
 
 Sources: interquartile mean, stratified bootstrap, performance profile, probability of improvement: Agarwal et
 al., "Deep reinforcement learning at the edge of the statistical precipice", NeurIPS 2021, sections 4 and A.
@@ -10,7 +10,8 @@ The test suite checks them against the authors' package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ Unit = Literal["run", "task"]
 
 RESAMPLES = 5_000
 CONFIDENCE = 0.95
+_BATCH = 2_000_000  # numbers that a batch of resamples holds at most: bounds memory
 
 
 class Interval(NamedTuple):
@@ -35,7 +37,7 @@ class Interval(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """One number per rule by which the field picks it from the curves of all seeds, smallest first."""
+    """The numbers that papers select from the curves of all seeds, one per rule, smallest first."""
 
     final: Interval  # mean over seeds of the last evaluation: Meta-World+
     best_of_mean: Interval  # highest point of the seeds' mean curve: CARE, CAGrad, App. B.3
@@ -65,68 +67,74 @@ def bootstrap(
 ) -> Interval:
     """Return `statistic(*scores)` and its percentile bootstrap interval.
 
+    Percentiles and not BCa: BCa needs the jackknife, which has only two values at two seeds, and it is
+    undefined if all runs score the same.
+
     Args:
         statistic: takes arrays [..., R, T], one for each of `scores`, and reduces the last two axes.
         scores: [R, T] each; R may differ between them.
         unit: what is drawn with replacement. "run" draws whole runs, since the tasks of one run share an
-            agent and rise and fall together; "task" draws runs anew for each task, the paper's stratified
-            bootstrap, made for agents of one task each and narrower where tasks move together.
+            agent and are correlated; "task" draws runs separately for each task, the paper's stratified
+            bootstrap, which is made for agents of one task each and narrower if tasks are correlated.
         resamples: number of resamples.
         confidence: coverage of the interval, in (0, 1).
         seed: of the resampling.
     """
-    low, high = _ends(statistic, scores, unit, resamples, confidence, seed)
-    return Interval(float(statistic(*scores)), float(low), float(high))
+    value = float(statistic(*scores))
+    if any(len(array) < 2 for array in scores):
+        return Interval(value, math.nan, math.nan)
+    random = np.random.default_rng(seed)
+    batch = max(1, _BATCH // sum(array.size for array in scores))
+    found = []
+    for start in range(0, resamples, batch):
+        size = min(batch, resamples - start)
+        found.append(statistic(*(_resampled(array, unit, size, random) for array in scores)))
+    return Interval(value, *_ends(np.concatenate(found), confidence))
 
 
 def band(curves: Floats) -> tuple[Floats, Floats, Floats]:
-    """Mean of curves [R, K] over runs and the ends of its bootstrap interval, pointwise, each [K]."""
+    """Mean of curves [R, ...] over runs and the ends of its bootstrap interval, pointwise, each [...]."""
+    center = curves.mean(axis=0)
+    if len(curves) < 2:
+        nothing = np.full_like(center, math.nan)
+        return center, nothing, nothing
+    # Fewer resamples than for a table: the third decimal of a band is not visible.
+    weights = _weights(len(curves), 1_000, np.random.default_rng(0))
+    low, high = _ends(np.tensordot(weights, curves, axes=1), CONFIDENCE)
+    return center, low, high
 
-    def over_runs(resampled: Floats) -> Any:
-        return resampled.mean(axis=-2)
 
-    center = over_runs(curves)
-    # Fewer resamples than for a table: nobody reads a third decimal off a band.
-    low, high = _ends(over_runs, (curves,), "run", 1_000, CONFIDENCE, seed=0)
-    return center, np.broadcast_to(low, center.shape), np.broadcast_to(high, center.shape)
+def improvement(scores: Floats, other: Floats, *, seed: int = 0) -> Interval:
+    """Return the probability of improvement of [R, T] over [S, T], with an interval over whole runs.
 
-
-def _ends(
-    statistic: Statistic, scores: Sequence[Floats], unit: Unit, resamples: int, confidence: float, seed: int
-) -> tuple[Any, Any]:
-    """Return the ends of the percentile interval, shaped as the statistic; NaN where there is one run.
-
-    Percentiles, not BCa: BCa needs the jackknife, which has two values at two seeds, and is undefined where
-    all runs score the same.
+    The mean over tasks of the comparisons is one matrix [R, S]. A resample only weights its rows and columns,
+    so its cost does not depend on T.
     """
-    if any(len(array) < 2 for array in scores):
-        return np.nan, np.nan
-    columns = [1 if unit == "run" else array.shape[1] for array in scores]
-    pairs = list(zip(scores, columns, strict=True))
-    samples = [np.arange(len(array)) for array, count in pairs for _ in range(count)]
+    wins = np.mean([(np.sign(a[:, None] - b) + 1.0) / 2.0 for a, b in zip(scores.T, other.T, strict=True)], 0)
+    value = float(wins.mean())
+    if min(wins.shape) < 2:
+        return Interval(value, math.nan, math.nan)
+    random = np.random.default_rng(seed)
+    rows, columns = (_weights(count, RESAMPLES, random) for count in wins.shape)
+    return Interval(value, *_ends(((rows @ wins) * columns).sum(axis=1), CONFIDENCE))
 
-    def of_indices(*indices: NDArray[Any], axis: int) -> Any:
-        # scipy resamples each sequence of run indices on its own: one sequence for all tasks, or one a task.
-        assert axis == -1
-        resampled, start = [], 0
-        for array, count in pairs:
-            picked = np.stack(indices[start : start + count], axis=-1)  # [..., R, 1 or T]
-            resampled.append(array[picked, np.arange(array.shape[1])])
-            start += count
-        found = np.asarray(statistic(*resampled))
-        return np.moveaxis(found, 0, -1) if indices[0].ndim > 1 else found  # scipy: resamples come last
 
-    result = scipy.stats.bootstrap(
-        samples,
-        of_indices,
-        n_resamples=resamples,
-        batch=500,  # bounds memory: 500 resamples of ten runs on fifty tasks are 2 MB
-        vectorized=True,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return result.confidence_interval.low, result.confidence_interval.high
+def _resampled(scores: Floats, unit: Unit, size: int, random: np.random.Generator) -> Floats:
+    """Draw runs with replacement: [R, T] -> [size, R, T]."""
+    runs, tasks = scores.shape
+    if unit == "run":
+        return scores[random.integers(runs, size=(size, runs))]
+    return scores[random.integers(runs, size=(size, runs, tasks)), np.arange(tasks)]
+
+
+def _weights(runs: int, size: int, random: np.random.Generator) -> Floats:
+    """Return the share of each run in a resample [size, R]: the mean of a resample is a product with it."""
+    return random.multinomial(runs, np.full(runs, 1.0 / runs), size=size) / runs
+
+
+def _ends(resampled: Floats, confidence: float) -> Any:
+    """Return the ends of the percentile interval of values [resamples, ...]: [2, ...]."""
+    return np.quantile(resampled, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0], axis=0)
 
 
 def probability_of_improvement(scores: Floats, other: Floats) -> Any:
@@ -134,8 +142,18 @@ def probability_of_improvement(scores: Floats, other: Floats) -> Any:
 
     [..., R, T] and [..., S, T] -> [...]. Per task this is the Mann-Whitney U statistic over R*S.
     """
-    difference = scores[..., :, None, :] - other[..., None, :, :]
-    return (np.sign(difference).mean(axis=(-3, -2, -1)) + 1.0) / 2.0
+    total = 0.0
+    for task in range(scores.shape[-1]):  # all tasks at once would need memory for R*S*T numbers
+        difference = scores[..., :, None, task] - other[..., None, :, task]
+        total = total + np.sign(difference).mean(axis=(-2, -1))
+    return (total / scores.shape[-1] + 1.0) / 2.0
+
+
+def mean_of_known(values: Floats, axis: int | None = None) -> Any:
+    """Mean over `axis` of the numbers that are not NaN; NaN where there are none."""
+    known = ~np.isnan(values)
+    total, count = np.where(known, values, 0.0).sum(axis), known.sum(axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def performance_profile(scores: Floats, thresholds: Floats) -> Floats:
@@ -148,8 +166,9 @@ def performance_profile(scores: Floats, thresholds: Floats) -> Floats:
 def delta_m(scores: Floats, single_task: Floats) -> Any:
     """Delta m: mean relative drop against single-task agents in percent; [..., T], [T] -> [...].
 
-    Higher scores are better; negative where the multi-task agent is. Maninis et al., CVPR 2019, with the sign
-    of CAGrad and Nash-MTL. A task whose single-task score is not positive has no relative drop: leave it out.
+    Higher scores are better, so Delta m is negative if the multi-task agent is better. Maninis et al., CVPR
+    2019, with the sign of CAGrad and Nash-MTL. Leave out tasks whose single-task score is not positive: they
+    have no relative drop.
 
     Raises:
         ValueError: a single-task score is not positive.
@@ -168,8 +187,8 @@ def average_rank(scores: Floats) -> Floats:
 def selection(curves: Floats, *, seed: int = 0) -> Selection:
     """Return the three numbers that papers report of one set of curves [R, K], with intervals over runs.
 
-    final <= best_of_mean <= mean_of_best: the last two pick their evaluations on the very episodes that they
-    report, and the more evaluations there are, the more they gain.
+    final <= best_of_mean <= mean_of_best. The last two select evaluations by the episodes that they report,
+    so they grow with the number of evaluations.
     """
     rules: tuple[Statistic, ...] = (
         lambda x: x[..., -1].mean(axis=-1),
@@ -182,7 +201,7 @@ def selection(curves: Floats, *, seed: int = 0) -> Selection:
 def area_under_curve(steps: Floats, curves: Floats) -> Any:
     """Mean height of curves between first and last evaluation (trapezoids): [K], [..., K] -> [...].
 
-    Nothing is made up before the first evaluation: the area depends on when that is.
+    The time before the first evaluation does not count.
     """
     if len(steps) == 1:
         return curves[..., 0]
@@ -190,7 +209,7 @@ def area_under_curve(steps: Floats, curves: Floats) -> Any:
 
 
 def first_crossing(at: Floats, curves: Floats, threshold: float) -> Floats:
-    """Where each curve is first at `threshold` or above; infinity where it never is.
+    """Return where each curve first reaches `threshold`; infinity if it never does.
 
     `at`: steps [K] or seconds [R, K]; curves [R, K] -> [R]. Only evaluations count, no interpolation.
     """

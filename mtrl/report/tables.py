@@ -1,37 +1,39 @@
-"""The tables of a report, and the published numbers that stand beside ours.
+"""The tables of a report, and the published numbers beside ours.
 
-Two lines of work use the names MT10 and MT50 for different benchmarks (docs/protocols.md): their numbers,
-and ours, are comparable only within a line.
+Two lines of work use the names MT10 and MT50 for different benchmarks (docs/protocols.md). Numbers are
+comparable only within a line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtrl.report import signals, stats
 from mtrl.report.comparison import Comparison, Floats, Group
-from mtrl.report.table import Cell, Table
+from mtrl.report.table import Cell, Table, plain
 
 _THRESHOLDS = (0.25, 0.5, 0.75)  # of the mean success
 _INTERVALS = "Brackets: 95 % percentile bootstrap"
+MOST_ROWS = 24  # rows that figures and the matrix of all pairs of rows have at most: nobody reads more
 MTRL = "v1 tasks and rewards, 1 goal, 150 steps, best of mean curve, 10 seeds ± s.e."
 MTRL_PER_SEED = "v1 tasks and rewards, 1 goal, 150 steps, mean of seeds' best, 10 seeds ± s.e."
 PLUS = "v3 tasks, v2 rewards, 50 goals, 500 steps, 2M steps, final, IQM of 10 seeds [95 %]"
 
 
 class Published(NamedTuple):
-    """Success on MT10 and MT50 as published, with what it was measured by."""
+    """Success on MT10 and MT50 as published, with its protocol."""
 
-    method: str | None  # name of the same combiner here, if there is one
-    title: str  # as its paper calls it
+    method: str | None  # the same method here, if there is one
+    title: str  # in its paper
     mt10: str
     mt50: str
     protocol: str
     source: str
-    seen: str  # where: in the paper, in files that its authors publish, or second-hand
+    seen: str  # where it was read: in the paper, in files that its authors publish, or second-hand
 
 
 _READ, _FILES, _SECOND = "paper", "authors' files", "second-hand"
@@ -75,44 +77,42 @@ def all_tables(comparison: Comparison) -> list[Table]:
 
 
 def final_table(comparison: Comparison) -> Table:
-    """Row per group: mean and IQM with intervals, rank, chance to beat the mean, published numbers."""
+    """Row per group: mean and IQM with intervals, rank, chance to beat plain averaging, published numbers."""
     rows, measure, baseline = comparison.rows, comparison.measure, comparison.baseline
     notes = [
         f"{measure.capitalize()} at the final evaluation. {_INTERVALS}: of the mean over whole runs, of the "
-        "interquartile mean (IQM, all runs and tasks together) stratified by task. With few seeds both are "
-        "too narrow."
+        "interquartile mean (IQM, all runs and tasks together) stratified by task. With few seeds both "
+        "intervals are too narrow."
     ]
 
     def mean_of(key: str) -> Callable[[Group], Cell]:
         return lambda row: float(comparison.final(row, key).mean())
 
-    # Columns of the final evaluation: of groups without a finished run they stay empty.
-    scored: dict[str, Callable[[Group], Cell]] = {
-        f"mean {measure}": lambda row: stats.bootstrap(stats.mean, comparison.final(row)),
-        "IQM": lambda row: stats.bootstrap(stats.iqm, comparison.final(row), unit="task"),
-    }
+    # Columns of the final evaluation; they stay empty for groups without a finished run.
+    scored: dict[str, Callable[[Group], Cell]] = {f"mean {measure}": comparison.mean, "IQM": comparison.iqm}
     if measure == "success":
         scored |= {"at last step": mean_of("success_last"), "return": mean_of("return")}
     if len(rows) > 1:
-        ranks = stats.average_rank(np.array([comparison.final(row).mean(0) for row in rows]))
-        scored["rank"] = lambda row: float(ranks[rows.index(row)])
-        notes.append("rank: among the methods on each task, mean over tasks, 1 is best.")
+        means = np.array([comparison.final(row).mean(axis=0) for row in rows]).round(9)  # equal means tie
+        ranks = dict(zip(rows, stats.average_rank(means).tolist(), strict=True))
+        scored["rank"] = ranks.__getitem__
+        notes.append("rank: among the rows on each task, mean over tasks; 1 is best.")
     if baseline is not None:
         scored["P(better than mean)"] = lambda row: _improvement(comparison, row, baseline)
-        notes.append("P(better than mean): chance that a run beats one of plain averaging on a task.")
+        notes.append("P(better than mean): chance that a run beats a run of plain averaging on a task.")
     if comparison.single_task:
         scored["Δm %"] = lambda row: _delta_m(comparison, row)
         notes.append(
-            "Δm: mean relative drop against agents of one task each, over tasks that these score on; lower "
-            "is better."
+            "Δm: mean relative drop against agents of one task each, over the tasks on which these score; "
+            "lower is better."
         )
     published = _published(comparison)
     if published:
         notes.append(f"Published numbers have other protocols. mtrl line: {MTRL}; Meta-World+: {PLUS}.")
     if any(len(row.finished) < len(row.runs) for row in comparison.groups):
-        notes.append("Unfinished runs are left out.")
-    options = {f"{row.method} ({row.options})": None for row in comparison.groups if row.options}
-    if options:
+        notes.append("Unfinished runs do not count.")
+    options = {f"{plain(row.method)} ({row.options})": None for row in comparison.groups if row.options}
+    if options and len(options) <= MOST_ROWS:
         notes.append(f"Options: {'; '.join(options)}.")
 
     body: list[list[Cell]] = []
@@ -124,7 +124,9 @@ def final_table(comparison: Comparison) -> Table:
         body.append([row.label, _seeds(row), *cells])
     columns = ["method", "seeds", *scored]
     columns += ["published, mtrl line", "published, Meta-World+"] if published else []
-    return Table("final", "Final scores", tuple(columns), body, " ".join(notes))
+    best = tuple(name for name in scored if name not in ("rank", "Δm %"))
+    title, note = "Final scores", " ".join(notes)
+    return Table("final", title, tuple(columns), body, note, best=best, lowest=("rank", "Δm %"))
 
 
 def per_task_table(comparison: Comparison) -> Table | None:
@@ -142,7 +144,8 @@ def per_task_table(comparison: Comparison) -> Table | None:
         [task, *(float(values[index]) for values in means)] for index, task in enumerate(comparison.tasks)
     ]
     body.append(["mean", *(float(values.mean()) for values in means)])
-    note = f"Mean over seeds of the final evaluation's {'numbers' if len(rows) == 1 else comparison.measure}."
+    what = "the numbers" if len(rows) == 1 else comparison.measure
+    note = f"Mean over seeds of {what} at the final evaluation."
     return Table("per-task", "Final scores by task", ("task", *columns), body, note)
 
 
@@ -153,13 +156,14 @@ def selection_table(comparison: Comparison) -> Table:
         curves = comparison.curves(row)
         body.append([row.label, len(curves.steps), *stats.selection(curves.scores.mean(axis=2))])
     note = (
-        "One set of evaluations, three rules: final: the last one (Meta-World+); best of mean: highest "
-        "point of the seeds' mean curve (CARE, CAGrad, FAMO); mean of best: each seed's highest point, "
-        "then the mean (Nash-MTL). The last two choose on what they report, and gain with the number of "
-        f"evaluations. {_INTERVALS} over runs."
+        "Three rules on the same evaluations. final: the last one (Meta-World+). best of mean: highest point "
+        "of the seeds' mean curve (CARE, CAGrad, FAMO). mean of best: each seed's highest point, then the "
+        "mean (Nash-MTL). The last two select by the numbers that they report, so they grow with the number "
+        f"of evaluations. {_INTERVALS} over runs."
     )
     columns = ("method", "evaluations", "final", "best of mean", "mean of best")
-    return Table("selection", f"{comparison.measure.capitalize()} by selection rule", columns, body, note)
+    title = f"{comparison.measure.capitalize()} by selection rule"
+    return Table("selection", title, columns, body, note, best=columns[2:])
 
 
 def learning_table(comparison: Comparison) -> Table:
@@ -172,31 +176,46 @@ def learning_table(comparison: Comparison) -> Table:
         cells: list[Cell] = [row.label, stats.bootstrap(_area(curves.steps), means)]
         for threshold in thresholds:
             cells += [_reached(curves.steps, means, threshold), _reached(curves.seconds, means, threshold)]
-        update = [signals.update_milliseconds(run) for run in row.runs]
         hours = np.array([run.evaluations[-1].get("wall_s") or np.nan for run in row.finished]) / 3600
-        body.append([*cells, float(np.mean(update)), float(hours.mean())])
+        update = signals.update_milliseconds(comparison, row)
+        body.append([*cells, float(stats.mean_of_known(update)), float(hours.mean())])
     note = (
-        "Area: mean height of the curve between first and last evaluation. To a threshold: median over "
-        "seeds of the first evaluation at or above it, with the seeds that got there. Times are of the "
-        "machines named below, with whatever else ran on them."
+        "Area: mean height of the curve between first and last evaluation. To a threshold: median over seeds "
+        "of the first evaluation at or above it, with the number of seeds that reached it. Times depend on "
+        "the machines, listed under Runs, and on other programs."
     )
     reaching = [f"{unit} to {threshold}" for threshold in thresholds for unit in ("steps", "seconds")]
     columns = ("method", "area under curve", *reaching, "ms per update", "hours per run")
-    return Table("learning", "How fast they learn", columns, body, note)
+    best, lowest = columns[1:2], columns[-2:]
+    return Table("learning", "Speed of learning", columns, body, note, best=best, lowest=lowest)
 
 
 def improvement_table(comparison: Comparison) -> Table | None:
     """Matrix of groups: chance that a run of the row beats one of the column on a task."""
-    rows = comparison.rows
+    rows = matrix_rows(comparison)
     if len(rows) < 2:
         return None
     body = [[row.label, *(_improvement(comparison, row, other) for other in rows)] for row in rows]
     note = (
-        "Chance that a run of the row beats a run of the column on a task, mean over tasks, ties half. "
-        f"Above .5 the row is better; settled where the bracket leaves .5 out. {_INTERVALS} over runs."
+        "Chance that a run of the row beats a run of the column on a task, mean over tasks; ties count half. "
+        "Above .5 the row is better; the bracket excludes .5 if this is more than chance. "
+        f"{_INTERVALS} over runs.{only_best(rows, comparison)}"
     )
     columns = ("method", *(row.label for row in rows))
     return Table("improvement", "Probability of improvement", columns, body, note)
+
+
+def matrix_rows(comparison: Comparison) -> tuple[Group, ...]:
+    """Return the rows of a matrix of all pairs: the best ones, where all would be too many to read."""
+    return comparison.best(MOST_ROWS)
+
+
+def only_best(rows: Sequence[Group], comparison: Comparison) -> str:
+    """Return the sentence that tells that not all rows are shown; empty if all are."""
+    total = len(comparison.rows)
+    return (
+        f" Shown are the {len(rows)} of {total} rows with the best final mean." if len(rows) < total else ""
+    )
 
 
 def published_table(comparison: Comparison) -> Table | None:
@@ -211,8 +230,10 @@ def published_table(comparison: Comparison) -> Table | None:
 
 
 def runs_table(comparison: Comparison) -> Table:
-    """Row per run: where it is, how far it got, what it ran on."""
+    """Row per run: its directory, progress and machine."""
     body: list[list[Cell]] = []
+    absolute = [run.path.absolute().parent for run in comparison.runs if run.path.is_absolute()]
+    above = os.path.commonpath(absolute) if absolute else ""  # the page shows no absolute paths
     for row in comparison.groups:
         for run in row.runs:
             last = run.evaluations[-1] if run.evaluations else {}
@@ -220,16 +241,14 @@ def runs_table(comparison: Comparison) -> Table:
             known = run.versions
             cpu = f"{known.get('cpu', 'CPU')}, {known.get('cores', '?')} cores"
             machine, score = known.get("cuda_device") or cpu, last.get(f"mean_{comparison.measure}")
-            body.append([row.label, run.seed, status, score, machine, str(run.path)])
+            folder = os.path.relpath(run.path, above) if run.path.is_absolute() else str(run.path)
+            body.append([row.label, run.seed, status, score, machine, folder])
     columns = ("method", "seed", "status", f"last {comparison.measure}", "machine", "directory")
     return Table("runs", "Runs", columns, body)
 
 
 def _improvement(comparison: Comparison, row: Group, other: Group) -> Cell:
-    if row is other:
-        return None
-    scores = (comparison.final(row), comparison.final(other))
-    return stats.bootstrap(stats.probability_of_improvement, *scores)
+    return None if row is other else comparison.improvement(row, other)
 
 
 def _delta_m(comparison: Comparison, row: Group) -> Cell:
@@ -263,7 +282,7 @@ def _seeds(row: Group) -> str:
 
 
 def _benchmark(comparison: Comparison) -> str | None:
-    """MT10 or MT50, if that is what the runs are of."""
+    """Return MT10 or MT50 if the runs are of these tasks."""
     config = comparison.runs[0].config
     name = "".join(config["tasks"]).upper() if len(config["tasks"]) == 1 else ""
     return name if config["suite"] == "metaworld" and name in ("MT10", "MT50") else None

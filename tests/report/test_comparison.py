@@ -40,9 +40,15 @@ def test_options_and_other_settings_make_rows_and_labels(tmp_path: Path) -> None
     ]
     runs = [_run(tmp_path / str(i), method="cagrad", config=config) for i, config in enumerate(settings)]
     assert [row.label for row in group(runs)] == [
-        "cagrad (c=0.4, sac.gamma=0.99)",
-        "cagrad (c=0.9, sac.gamma=0.99)",
-        "cagrad (c=0.9, sac.gamma=0.9)",
+        "c=0.4, gamma=0.99",
+        "c=0.9, gamma=0.99",
+        "c=0.9, gamma=0.9",
+    ]
+    runs.append(_run(tmp_path / "mean", method="mean"))
+    assert [row.label for row in group(runs)][1:] == [
+        "cagrad (c=0.9, gamma=0.99)",
+        "cagrad (c=0.9, gamma=0.9)",
+        "mean (gamma=0.99)",
     ]
 
 
@@ -58,7 +64,7 @@ def test_an_option_that_is_not_set_is_as_one_that_a_run_of_before_did_not_have(t
     ]
     groups = group(runs)
     assert [[run.seed for run in row.runs] for row in groups] == [[0, 1], [2]]
-    assert groups[1].label == "cagrad (preference=1.0, 2.0)"
+    assert groups[1].label == "preference=1.0, 2.0"
 
 
 def test_options_that_tell_no_rows_apart_are_not_in_the_labels(tmp_path: Path) -> None:
@@ -117,8 +123,8 @@ def test_the_length_of_training_episodes_is_the_learners_and_that_of_evaluations
     short = {"env": env, "eval": {"max_episode_steps": 500}}
     runs = [_run(tmp_path / "a"), _run(tmp_path / "b", config=short)]
     assert [row.label for row in group(runs)] == [
-        "mean (env.max_episode_steps=500)",
-        "mean (env.max_episode_steps=200)",
+        "max_episode_steps=500",
+        "max_episode_steps=200",
     ]
     with pytest.raises(UserError, match=r"eval\.max_episode_steps: 500 and 200"):
         group([runs[0], _run(tmp_path / "c", config={"env": env})])
