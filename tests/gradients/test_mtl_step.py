@@ -1,17 +1,13 @@
-"""mtl_step against plain torch: what each method is, with heads, loss scales, micro-batches, processes."""
+"""mtl_step against plain torch: what each method is, with heads, loss scales, micro-batches."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from multiprocessing import set_forkserver_preload
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
 
 from mtrl import mtl_step
 from mtrl.combiners import COMBINERS, make_combiner
@@ -253,46 +249,3 @@ def test_wrong_heads_are_refused() -> None:
             optimizer,
             heads=problem.heads[:2],
         )
-
-
-def _worker(rank: int, folder: str, names: list[str]) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
-    rows = torch.arange(len(INPUTS)).chunk(2)[rank]
-    results = {name: _trained(name, lambda p, batch: p.losses_of(rows), distributed=True) for name in names}
-    torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def _trained(
-    name: str, losses: Callable[[Problem, int], list[Tensor]], *, distributed: bool
-) -> tuple[Tensor, Tensor]:
-    problem = Problem()
-    optimizer = torch.optim.SGD(problem.parameters, lr=0.1)
-    combiner = make_combiner(name, num_tasks=TASKS)
-    for _ in range(3):
-        mtl_step(
-            combiner,
-            lambda batch: losses(problem, batch),
-            problem.torso,
-            optimizer,
-            heads=problem.heads,
-            distributed=distributed,
-        )
-    return problem.values(), combiner.last_weights
-
-
-@pytest.mark.dear
-def test_two_processes_step_as_one_with_their_batches_together(tmp_path: Path) -> None:
-    names = ["cagrad", "famo", "pcgrad"]
-    # One process imports torch, and what its optimisers import at their first step, for both.
-    set_forkserver_preload([__name__, "torch._dynamo"])
-    start_processes(_worker, (str(tmp_path), names), nprocs=2, start_method="forkserver")
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for name in names:
-        values, weights = _trained(name, lambda p, batch: p.losses(batch), distributed=False)
-        for rank in ranks:
-            assert torch.equal(rank[name][0], ranks[0][name][0])
-            torch.testing.assert_close(rank[name][0], values)
-            torch.testing.assert_close(rank[name][1], weights)

@@ -301,7 +301,7 @@ def _worker(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
-    found = {}
+    found: dict[Any, Any] = {}
     for situation, (change, _) in TOGETHER.items():
         for name in FAMILIES:
             problem = Problem(name, torch.optim.SGD)
@@ -312,6 +312,7 @@ def _worker(rank: int, folder: str) -> None:
             except (ValueError, KeyError, RuntimeError) as raised:
                 error = f"{type(raised).__name__}: {raised}"
             found[situation, name] = (before, problem.values(), error)
+    found["trained"] = {name: _trained(name, rank) for name in ("cagrad", "famo", "pcgrad")}
     alone = Problem()
     with pytest.warns(RuntimeWarning, match="each process trains a model of its own"):
         alone.step()
@@ -322,8 +323,18 @@ def _worker(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+def _trained(name: str, rank: int | None) -> tuple[Tensor, Tensor]:
+    """Values and weights after three steps of one of two processes, or of one process with all rows."""
+    problem = Problem(name, torch.optim.SGD)
+    if rank is not None:
+        _halves(problem, rank)
+    for _ in range(3):
+        problem.step(distributed=rank is not None)
+    return problem.values(), problem.combiner.last_weights
+
+
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], Any]]:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What both processes found in all situations."""
     folder = tmp_path_factory.mktemp("ranks")
     set_forkserver_preload([__name__, "torch._dynamo"])
@@ -335,7 +346,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str]
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("situation", TOGETHER)
 def test_all_processes_take_the_same_step_or_none(
-    ranks: list[dict[tuple[str, str], Any]], situation: str, name: str
+    ranks: list[dict[Any, Any]], situation: str, name: str
 ) -> None:
     what = TOGETHER[situation][1]
     (before, first, first_error), (_, second, second_error) = (rank[situation, name] for rank in ranks)
@@ -351,12 +362,19 @@ def test_all_processes_take_the_same_step_or_none(
 
 @pytest.mark.dear
 @pytest.mark.parametrize("name", ["mean", "cagrad", "famo"])
-def test_a_process_without_labels_counts_as_losses_of_zero(
-    ranks: list[dict[tuple[str, str], Any]], name: str
-) -> None:
+def test_a_process_without_labels_counts_as_losses_of_zero(ranks: list[dict[Any, Any]], name: str) -> None:
     found = ranks[0]["a process without labels", name][1]
     problem = Problem(name, torch.optim.SGD)
     problem.rows = torch.arange(len(INPUTS)).chunk(2)[0]
     for _ in range(2):
         problem.step(lambda b: [loss / 2.0 for loss in problem.losses()])
     torch.testing.assert_close(found, problem.values())
+
+
+@pytest.mark.dear
+def test_two_processes_step_as_one_with_their_batches_together(ranks: list[dict[Any, Any]]) -> None:
+    for name, (values, weights) in ranks[0]["trained"].items():
+        expected_values, expected_weights = _trained(name, None)
+        torch.testing.assert_close(values, expected_values)
+        torch.testing.assert_close(weights, expected_weights)
+        assert torch.equal(values, ranks[1]["trained"][name][0])
