@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+RESTART = "episodes begin anew (env.resume=restart): not bit for bit what an undisturbed run does"
+"""What start screen and card say about resuming a run whose checkpoints hold no environments."""
+
 
 def methods_of(config: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """Return the name and options of the method that combines the gradients of "critic" and "actor".

@@ -42,6 +42,9 @@ class EnvConfig:
     """Goals per task, one drawn at each reset; None: all goals of the suite (Meta-World and MW+: 50)."""
     max_episode_steps: PositiveInt = 500
     """Episode length in env steps; every episode ends by truncation (MW+: 500)."""
+    resume: Literal["auto", "exact", "restart"] = "auto"
+    """`exact`: checkpoints hold the environments, and a resumed run repeats the undisturbed one bit for bit.
+    `restart`: they do not, and a resumed run begins new episodes. `auto`: exact where it is possible."""
     step_timeout: Positive = 60.0
     """Seconds without an answer after which a worker counts as hung."""
     worker_niceness: Annotated[int, Field(ge=0, le=19)] = 0

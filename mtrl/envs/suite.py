@@ -65,6 +65,10 @@ class TaskSuite(Protocol):
         step_costs: cost of an env step of each task relative to 1; used to balance the workers.
         cameras: valid values of `camera`, the first one being the default for videos; empty: only one view.
         camera: the camera from which environments of `make_env` render; None: the simulation's default.
+        action_bounds: lower and upper bounds to which the suite stretches actions in [-1, 1], by task; a task
+            without an entry takes actions in [-1, 1].
+        exact: True if `get_state` is known to be exact, and an episode to depend on its goal and its actions
+            only. Otherwise a run tries `get_state` at its start, and evaluations make environments anew.
     """
 
     task_names: tuple[str, ...]
@@ -75,6 +79,8 @@ class TaskSuite(Protocol):
     step_costs: Mapping[str, float] = {}
     cameras: tuple[str, ...] = ()
     camera: str | None = None
+    action_bounds: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {}
+    exact: bool = False
 
     def make_env(
         self,

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from mtrl.config.labels import method_label, methods_of
+from mtrl.config.labels import RESTART, method_label, methods_of
 
 _USE = """\
 import mtrl
@@ -27,7 +27,7 @@ def model_card(policy: Mapping[str, Any]) -> str:
     sections = [
         f"---\n{front}---\n\n# {title}\n",
         f"One policy for {len(tasks)} tasks of the suite `{config['suite']}`, trained by "
-        "multi-task reinforcement learning with mtrl. Actions lie in [-1, 1].\n",
+        f"multi-task reinforcement learning with mtrl. Actions lie in [-1, 1].{_stretching(policy)}\n",
         f"## Use\n\n```python\n{use}```\n",
         f"## Results\n\n{_results(policy)}\n",
         f"## Training\n\n{_list(_facts(policy))}\n",
@@ -56,6 +56,22 @@ def _front_matter(title: str, policy: Mapping[str, Any]) -> dict[str, Any]:
         for task, values in policy["evaluation"]["tasks"].items()
     ]
     return matter | {"model-index": [{"name": title, "results": results}]}
+
+
+def _stretching(policy: Mapping[str, Any]) -> str:
+    """Return how actions become those of the environments, where these have other bounds."""
+    bounds = {
+        task: (low, high)
+        for task, (low, high) in policy.get("action_bounds", {}).items()
+        if set(low) != {-1} or set(high) != {1}
+    }
+    if not bounds:
+        return ""
+    rows = "\n".join(f"| {task} | {low} | {high} |" for task, (low, high) in bounds.items())
+    return (
+        " Environments take `low + (action + 1) / 2 * (high - low)`, rounded if their actions are integers:"
+        f"\n\n| task | low | high |\n|---|---|---|\n{rows}"
+    )
 
 
 def _results(policy: Mapping[str, Any]) -> str:
@@ -107,6 +123,7 @@ def _facts(policy: Mapping[str, Any]) -> dict[str, Any]:
         "network": policy["network"]["architecture"],
         "observations": f"{policy['obs_dim']} numbers"
         + (", standardised by the policy" if policy["standardises_observations"] else ""),
+        **({"resume": RESTART} if env.get("resume") == "restart" else {}),
     }
 
 

@@ -70,6 +70,7 @@ def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: boo
         "tasks": list(suite.task_names),
         "obs_dim": suite.obs_dim,
         "action_dim": suite.action_dim,
+        "action_bounds": {task: list(bounds) for task, bounds in suite.action_bounds.items()},
         "action": "tanh of the first half of the network's outputs; the second half are log deviations",
         "network": {"architecture": policy.architecture, "arguments": dict(policy.arguments)},
         "standardises_observations": policy.standardisation is not None,

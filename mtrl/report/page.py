@@ -174,6 +174,9 @@ def _summary(comparison: Comparison) -> list[str]:
     sentences = [f"{counts}, {runs[0].steps:,} vector steps each."]
     if unfinished:
         sentences.append(f"{unfinished} unfinished: drawn as thin lines, in no table of scores.")
+    anew = sum((run.config.get("env") or {}).get("resume") == "restart" for run in runs)
+    if anew:
+        sentences.append(f"{anew} with env.resume=restart: a resumed run of these began new episodes.")
     if min(len(row.finished) for row in rows) < 5:
         sentences.append("Intervals of rows with fewer than five finished seeds are too narrow.")
     return sentences

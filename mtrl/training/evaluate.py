@@ -45,6 +45,9 @@ def evaluate(
             outcome = _try_round(policy, envs, episode % envs.num_goals, between_steps)
         for table, values in zip((any_step, last_step, returns), outcome, strict=True):
             table[:, columns] = values.reshape(tasks, copies)
+    # Some environments give the flag only where an episode is solved.
+    known = ~np.isnan(any_step).all(axis=1, keepdims=True)
+    any_step, last_step = (np.where(known, np.nan_to_num(table), table) for table in (any_step, last_step))
     keep = slice(episodes_per_task)
     return Evaluation(envs.task_names, any_step[:, keep], last_step[:, keep], returns[:, keep])
 

@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.agents.base import NotesSuccess
+from mtrl.config.presets import save_config
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
 from mtrl.runs.checkpoint_writer import CheckpointWriter, Saving, Writes
-from mtrl.runs.directory import flag_to_go_on
+from mtrl.runs.directory import CONFIG_NAME, flag_to_go_on
 from mtrl.runs.jsonl import best_score, read_evaluations
 from mtrl.runs.log import Evaluation, Log, by_task
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Event, Requests, TrainResult
 from mtrl.training.guard import DivergenceGuard
+from mtrl.training.resolve import with_restart
 from mtrl.training.stepper import RunState, Stepper, timed
 
 
@@ -205,6 +207,9 @@ class TrainingLoop:
         self.state.restarts = self._restarts()
         with timed(self.seconds, "checkpoint"):
             self.saving.begin(step, self.state.tree, last=last)
+        if self.state.resume == "restart" and self.config.env.resume != "restart":
+            self.config = with_restart(self.config)
+            self.writes.attempt("config", step, lambda: save_config(self.config, self.path / CONFIG_NAME))
 
     def _saved(self, step: int, path: Path) -> None:
         self._tell("checkpoint", step, path=path)
@@ -222,6 +227,7 @@ class TrainingLoop:
         began, saving = time.perf_counter(), self.seconds["checkpoint"]
         policy = self.state.agent.policy(self.eval_envs.envs_per_task)
         try:
+            self.eval_envs.renew()
             result = evaluate(
                 policy, self.eval_envs, episodes, between_steps=lambda: self._between_evaluation_steps(step)
             )

@@ -23,6 +23,7 @@ from mtrl.networks.base import NETWORKS
 from mtrl.registry import REQUIRED, Registry
 from mtrl.runs import console
 from mtrl.runs.directory import CONFIG_NAME
+from mtrl.runs.plain_tree import to_plain
 from mtrl.training.trust import code_in
 
 WITH_OPTIONS = {
@@ -142,6 +143,7 @@ def build_envs(
     num_workers: int | None,
     evaluation: bool = False,
     notify: Notify = console.warning,
+    suite: TaskSuite | None = None,
 ) -> TaskVectorEnv:
     """Start the run's environments in num_workers processes; None: one per available core.
 
@@ -150,7 +152,7 @@ def build_envs(
     env = config.env
     own_steps = config.eval.max_episode_steps if evaluation else None
     return TaskVectorEnv(
-        suite_of(config),
+        suite or suite_of(config),
         seed=config.seed,
         envs_per_task=env.envs_per_task,
         num_workers=num_workers,
@@ -160,6 +162,39 @@ def build_envs(
         worker_niceness=env.worker_niceness,
         notify=notify,
     )
+
+
+def restart_sentence(problem: str) -> str:
+    """Say what follows from environments that cannot be saved."""
+    return (
+        f"{problem} Checkpoints of this run hold no environments (env.resume=restart): a resumed run begins "
+        "new episodes and does not repeat the undisturbed run bit for bit."
+    )
+
+
+def settle_resume(config: Config, envs: TaskVectorEnv) -> Config:
+    """Return `config`, with env.resume=restart and a warning if `auto` finds that states cannot be saved.
+
+    Raises:
+        UserError: they cannot be saved, and env.resume=exact.
+    """
+    if config.env.resume == "restart":
+        return config
+    problem = envs.state_problem(lambda states: to_plain(states, "environment"))
+    if problem is None:
+        return config
+    if config.env.resume == "exact":
+        raise UserError(
+            f"{problem} env.resume=exact needs environments that can be saved. With env.resume=restart "
+            "checkpoints hold no environments, and a resumed run begins new episodes."
+        )
+    console.warning(restart_sentence(problem))
+    return with_restart(config)
+
+
+def with_restart(config: Config) -> Config:
+    """Return `config` with env.resume=restart."""
+    return dataclasses.replace(config, env=dataclasses.replace(config.env, resume="restart"))
 
 
 def build_agent(config: Config, tasks: TaskSuite | TaskVectorEnv, device: torch.device) -> Agent:

@@ -28,7 +28,15 @@ from mtrl.runs.log import SINKS, Evaluation, Log, RunInfo, Sink, Stamp
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Requests, TrainResult
 from mtrl.training.loop import TrainingLoop
-from mtrl.training.resolve import bound_to_policy, build_agent, build_envs, check_same_run, resolve, suite_of
+from mtrl.training.resolve import (
+    bound_to_policy,
+    build_agent,
+    build_envs,
+    check_same_run,
+    resolve,
+    settle_resume,
+    suite_of,
+)
 from mtrl.training.start_screen import describe
 from mtrl.training.stepper import RunState
 from mtrl.training.trust import load_trusted, remember
@@ -227,12 +235,21 @@ def _run(
         # asked to stop while its environments start can still write a checkpoint.
         requests = stack.enter_context(Requests())
         stack.enter_context(_process_settings(config))
+        suite = suite_of(config)
+        agent = build_agent(config, suite, device)
+        if (allocate := getattr(agent, "allocate", None)) is not None:
+            allocate()  # a lack of memory shows here, not after a minute in which environments start
         console.say("starting the environments (the first run of a seed also draws its goals)")
         notify = console.once()  # both sets of environments give the same warnings about the suite
-        envs = build_envs(config, num_workers=config.env.num_workers, notify=notify)
+        envs = build_envs(config, num_workers=config.env.num_workers, notify=notify, suite=suite)
         stack.enter_context(closing(envs))
         envs.hurry_when(lambda: requests.stop)
-        state = RunState(config, envs, device)
+        settled = settle_resume(config, envs)
+        if settled != config:
+            config = settled
+            with _writing(run.path):
+                save_config(config, run.config_path)
+        state = RunState(config, envs, device, agent)
         start, history = 0, _NEW
         if checkpoint is not None:
             start = checkpoint[0]
@@ -250,9 +267,8 @@ def _run(
             own["replaced"] = f"workers at vector steps {steps}: an undisturbed run has other numbers"
         title, facts, notes = describe(config, own, envs, run.path, start, device)
         console.start_screen(title, facts, notes)
-        suite = envs.versions
         with _writing(run.path):
-            versions = run.write_versions(suite)
+            versions = run.write_versions(envs.versions)
             resumed_at = None
             if checkpoint is not None:
                 resumed_at = Stamp(start, start * envs.num_envs, history.wall_s)
@@ -262,7 +278,7 @@ def _run(
         progress = stack.enter_context(console.RunProgress(config.steps, start, success=history.success))
         keep = config.train.keep_checkpoints
         writer = stack.enter_context(
-            CheckpointWriter(run.path, keep=keep, suite=suite, config=_bound(config))
+            CheckpointWriter(run.path, keep=keep, suite=envs.versions, config=_bound(config))
         )
         loop = TrainingLoop(config, run.path, state, eval_envs, log, progress, requests, writer, callbacks)
         evaluated = history.evaluated_at == start and (history.final or start < config.steps)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mtrl.config.labels import method_label
+from mtrl.config.labels import RESTART, method_label
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 
@@ -28,7 +28,7 @@ def describe(
     suite = "".join(
         f"{name.replace('_', ' ')} {value}, "
         for name, value in config.suite_options.items()
-        if value is not None and not isinstance(value, Mapping)  # tables stand in config.yaml
+        if value not in (None, False) and not isinstance(value, Mapping)  # tables stand in config.yaml
     )
     facts = [
         *_methods(config),
@@ -45,6 +45,8 @@ def describe(
     ]
     if start:
         facts.append(("resumed", f"at vector step {start:,}"))
+    if config.env.resume == "restart":
+        facts.append(("resume", RESTART))
     notes = []
     if device.type == "cpu" and config.steps - start > _LONG_RUN_STEPS:
         notes.append(

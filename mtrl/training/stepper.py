@@ -11,20 +11,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtrl.agents.base import Floats, Transitions
+from mtrl.agents.base import Agent, Floats, Transitions
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 from mtrl.envs.engine.shared import StepResult
-from mtrl.errors import EnvironmentFailure
-from mtrl.training.resolve import build_agent
+from mtrl.errors import EnvironmentFailure, UserError
+from mtrl.runs import console
+from mtrl.training.resolve import build_agent, restart_sentence
 
 
 class RunState:
-    """Everything that a checkpoint holds."""
+    """Everything whose state a checkpoint holds, for a run of `config`; `agent` is made if none is given."""
 
-    def __init__(self, config: Config, envs: TaskVectorEnv, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, envs: TaskVectorEnv, device: torch.device, agent: Agent | None = None
+    ) -> None:
         self.envs = envs
-        self.agent = build_agent(config, envs, device)
+        self.agent = build_agent(config, envs, device) if agent is None else agent
+        self.resume = config.env.resume
+        self.begun_anew = False  # whether the state is that of a checkpoint without environments
         self.rollout = RolloutStatistics(envs.num_tasks, config.env.envs_per_task)
         self.obs: Floats | None = None
         self.restarts = 0  # of workers, in all processes of the run
@@ -34,7 +39,7 @@ class RunState:
         """Return the parts of a checkpoint: the agent's, the environments' and the loop's own numbers."""
         return {
             **self.agent.state(),
-            "envs": self.envs.get_state(),
+            "envs": self._env_states(),
             "loop": {
                 "obs": self.obs,
                 "rollout": self.rollout.state_dict(),
@@ -43,13 +48,25 @@ class RunState:
             },
         }
 
+    def _env_states(self) -> dict[str, Any]:
+        if self.resume != "restart":
+            try:
+                return self.envs.get_state()
+            except UserError as error:
+                if self.resume == "exact":
+                    raise
+                self.resume = "restart"
+                console.warning(restart_sentence(str(error)))
+        return self.envs.get_state(environments=False)
+
     def load(self, tree: Mapping[str, Any]) -> None:
         """Restore `tree`."""
         self.agent.load_state(tree)
         # `load_checkpoint` has compared the versions, unless it was told not to.
         self.envs.set_state(tree["envs"], any_version=True)
         loop = tree["loop"]
-        self.obs = np.array(loop["obs"])
+        self.begun_anew = all(env["env"] is None for env in tree["envs"]["envs"])
+        self.obs = self.envs.observations if self.begun_anew else np.array(loop["obs"])
         self.rollout.load_state_dict(loop["rollout"])
         self.restarts, self.restart_steps = loop["restarts"], list(loop["restart_steps"])
 
@@ -61,7 +78,7 @@ class RolloutStatistics:
         self._tasks, num_envs = num_tasks, num_tasks * envs_per_task
         self._return = np.zeros(num_envs, dtype=np.float64)
         self._success = np.zeros(num_envs, dtype=bool)
-        self._known = True  # whether any task has a success flag
+        self._known = np.zeros(num_tasks, dtype=bool)  # tasks whose success flag has been a number
         # Of the episodes that ended since the last log line; rows: episodes, sum of returns, successes.
         self._ended: NDArray[np.float64] = np.zeros((3, num_tasks), dtype=np.float64)
 
@@ -71,7 +88,7 @@ class RolloutStatistics:
         """Add one vector step: reward, success flag and end of episode, each [T*E]."""
         self._return += reward
         self._success |= success > 0
-        self._known = not np.isnan(success).all()
+        self._known |= ~np.isnan(success).reshape(self._tasks, -1).all(axis=1)
         if ended.any():
             counts = np.stack((ended, ended * self._return, ended & self._success)).astype(np.float64)
             self._ended += counts.reshape(3, self._tasks, -1).sum(axis=2)
@@ -86,29 +103,32 @@ class RolloutStatistics:
     def pop_means(self) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
         """Return mean return and any-step success rate of the episodes that ended since the last call.
 
-        The second mapping has each task's success rate [T], NaN for a task that ended no episode. Both are
-        empty if no episode ended.
+        The second mapping has each task's success rate [T], NaN for a task that ended no episode or gives no
+        success flag. Both are empty if no episode ended.
         """
         episodes, returns, successes = self._ended
         self._ended = np.zeros_like(self._ended)
         if not episodes.any():
             return {}, {}
         means = {"rollout/ep_rew_mean": returns.sum() / episodes.sum()}
-        if not self._known:
+        counted = self._known & (episodes > 0)
+        if not counted.any():
             return means, {}
-        means["rollout/success_rate"] = successes.sum() / episodes.sum()
+        means["rollout/success_rate"] = successes[counted].sum() / episodes[counted].sum()
         each = np.full_like(successes, np.nan)
-        return means, {"training_success": np.divide(successes, episodes, out=each, where=episodes > 0)}
+        return means, {"training_success": np.divide(successes, episodes, out=each, where=counted)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums of unfinished and of unreported episodes."""
-        return {"return": self._return, "success": self._success, "ended": self._ended}
+        sums = {"return": self._return, "success": self._success, "ended": self._ended}
+        return {**sums, "known": self._known}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`."""
         self._return = np.array(state["return"])
         self._success = np.array(state["success"])
         self._ended = np.array(state["ended"])
+        self._known = np.array(state.get("known", self._known))  # older checkpoints have no such entry
 
 
 class Stepper:
@@ -149,8 +169,9 @@ class Stepper:
                     raise
                 self.failure, result = failure, failure.step_result  # from the remaining workers
         next_obs, reward, terminated, truncated, infos = result
-        if infos["restarted"].any():
+        if infos["restarted"].any() and not state.begun_anew:
             state.restart_steps.append(step + 1)
+        state.begun_anew = False
         ended, lost = terminated | truncated, infos["restarted"]
         successor = infos["final_obs"] if ended.any() else next_obs
         agent.observe(Transitions(obs, action, reward, successor, terminated, truncated, lost))

@@ -202,7 +202,7 @@ MISTAKES = [
     ("--tasks push-v2", "'push-v2'. Did you mean 'push-v3'?"),
     ("--tasks mt10", "'mt10'. Did you mean 'MT10'?"),
     ("--tasks", "tasks must name at least one; found none."),
-    ("--tasks MT10 reach-v3", "stands alone"),
+    ("--tasks MT10 reach-v3", "cannot be combined"),
     ("--tasks reach-v3 reach-v3", "reach-v3 more than once"),
     ("--sac.batch-per-task -3", "sac.batch_per_task must be positive; found -3."),
     ("--sac.gamma nan", "sac.gamma must be a finite number; found 'nan' (text)."),

@@ -60,7 +60,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"suite_options": {"reward_version": "v3"}}, r"suite_options\.reward_version 'v3'"),
     ({"agent": "sca"}, "unknown agent 'sca'. Did you mean 'sac'"),
     ({"tasks": ("push-v2",)}, r"'push-v2'\. Did you mean 'push-v3'\?"),
-    ({"tasks": ("MT10", "push-v3")}, "stands alone"),
+    ({"tasks": ("MT10", "push-v3")}, "cannot be combined"),
     (
         {"train": TrainConfig(warmup_steps=64), "sac": SacConfig(batch_per_task=65)},
         r"sac\.batch_per_task must be at most .* = 64; found 65",

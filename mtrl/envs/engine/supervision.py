@@ -59,15 +59,15 @@ class Supervisor:
 
     def start(self) -> list[str]:
         """Make the environments in all workers, in place of any before; return each note for users once."""
-        notes = self._build(range(len(self._pool.rows)))
+        notes = self._build(range(len(self._pool.rows)), 0)
         if self._pool.failures:
             self._give_up("")
         return list(dict.fromkeys(note for own in notes.values() for note in own))
 
-    def _build(self, workers: Sequence[int]) -> dict[int, Any]:
+    def _build(self, workers: Sequence[int], restart: int) -> dict[int, Any]:
         def seeds(worker: int) -> dict[int, np.random.SeedSequence]:
             rows = self._pool.rows[worker]
-            return {row: self._episodes.dynamics(row, self._seed, self.restarts) for row in rows}
+            return {row: self._episodes.dynamics(row, self._seed, restart) for row in rows}
 
         builds = {worker: (self._blueprint, seeds(worker)) for worker in workers}
         return self._pool.scatter("build", builds, starting=True)
@@ -121,6 +121,11 @@ class Supervisor:
                 envs[row] = state
         return envs
 
+    def try_states(self, rows: Sequence[int]) -> list[tuple[str | None, list[Any]]]:
+        """Return the workers' results of `try_states`; the next reset restarts workers that fail."""
+        workers = range(len(self._pool.rows))
+        return list(self._pool.scatter("try_states", dict.fromkeys(workers, (rows,)), starting=True).values())
+
     def restore(self, states: Sequence[Any]) -> None:
         """Put each row's environment into its state; EnvironmentFailure if a worker fails."""
         own = [{row: states[row] for row in rows} for rows in self._pool.rows]
@@ -157,7 +162,7 @@ class Supervisor:
                 )
                 self._pool.restart(failure.worker)
                 restarted.add(failure.worker)
-            self._build([failure.worker for failure in failures])
+            self._build([failure.worker for failure in failures], self.restarts)
         return restarted
 
     def check(self) -> None:

@@ -264,16 +264,53 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         self._shown, self._lost = obs.copy(), self._nobody
         return obs, reward, terminated, truncated, infos
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self, *, environments: bool = True) -> dict[str, Any]:
         """Return the state in mid-episode: plain containers of arrays, numbers and strings.
 
         Environments of a worker that has died are stored as lost, and `set_state` begins an episode in them.
+        So are all environments without `environments`.
+
+        Raises:
+            UserError: an environment cannot be saved.
         """
         self._check_idle()
         if not self._started:
             raise ResetNeeded("call reset() or set_state() before get_state().")
-        envs = [self._episodes.stored(row, env) for row, env in enumerate(self._workers.states())]
+        states = self._workers.states() if environments else [None] * self.num_envs
+        envs = [self._episodes.stored(row, env) for row, env in enumerate(states)]
         return {**self._header(), "goals": self.goal_sets, "envs": envs, "lost": self._lost.copy()}
+
+    def state_problem(self, check: Callable[[Any], object] = lambda state: None) -> str | None:
+        """Return why the environments cannot be saved in mid-episode, None if they can.
+
+        Tries it with another environment of each task, unless the suite says that its states are exact.
+        `check` is called with the states taken and raises TypeError if one cannot be written.
+        """
+        self._check_idle()
+        if self.suite.exact:
+            return None
+        for problem, states in self._workers.try_states(range(0, self.num_envs, self.envs_per_task)):
+            if problem is not None:
+                return problem
+            try:
+                check(states)
+            except TypeError as error:
+                return f"the state of an environment cannot be written: {error}"
+        return None
+
+    def renew(self) -> None:
+        """Make all environments anew, as at the start, unless the suite says that resets decide everything.
+
+        Evaluations begin with it: their numbers then depend on the policy only, not on earlier evaluations.
+
+        Raises:
+            EnvironmentFailure: a worker failed.
+        """
+        self._check_idle()
+        if not self.suite.exact:
+            self._started = False
+            self._workers.check()
+            self._workers.start()
 
     def set_state(self, state: Mapping[str, Any], *, any_version: bool = False) -> None:
         """Continue bit for bit where `get_state` was called, with any seed and number of workers.

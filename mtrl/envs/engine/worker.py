@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtrl.envs.engine.shared import SharedArrays, Sizes
+from mtrl.envs.engine.trial import try_state
 from mtrl.envs.suite import TaskEnv, TaskSuite
 from mtrl.errors import EnvironmentFailure, UserError
 from mtrl.registry import FILE_MODULE, load_object
@@ -120,7 +121,9 @@ class Worker:
     def __init__(self, arrays: SharedArrays) -> None:
         self.arrays = arrays
         self.envs: list[HostedEnv] = []
+        self.suite: TaskSuite
         self.blueprint: Blueprint
+        self.seeds: Mapping[int, np.random.SeedSequence]
         self.in_order: Callable[[Mapping[str, Any]], Any]  # info -> entries in the order of the arrays
         self.stepping = arrays.stepping[:0]
 
@@ -157,26 +160,48 @@ class Worker:
     def build(self, blueprint: Blueprint, seeds: Mapping[int, np.random.SeedSequence]) -> list[str]:
         """Make the environments of the rows that `seeds` has, in place of any before; return notes."""
         self.close()
-        self.blueprint = blueprint
+        self.blueprint, self.seeds = blueprint, seeds
         first = min(seeds)
         self.stepping = self.arrays.stepping[first : first + 1]
         with _noted() as notes:
-            suite = blueprint.suite.open()
-            self.in_order = itemgetter(*suite.info_keys)
-            for row, seed in seeds.items():
+            self.suite = blueprint.suite.open()
+            self.in_order = itemgetter(*self.suite.info_keys)
+            for row in seeds:
                 self.stepping[0] = row + 1
-                task = blueprint.tasks[row]
-                env = suite.make_env(
-                    task,
-                    blueprint.goals[task],
-                    seed=seed,
-                    max_episode_steps=blueprint.max_episode_steps,
-                    render_mode=blueprint.render_mode,
-                )
-                self.envs.append(HostedEnv(row, env, self.arrays))
+                self.envs.append(HostedEnv(row, self._make(row), self.arrays))
         self.stepping[0] = 0
         _return_freed_memory()
         return notes
+
+    def _make(self, row: int) -> TaskEnv:
+        task = self.blueprint.tasks[row]
+        return self.suite.make_env(
+            task,
+            self.blueprint.goals[task],
+            seed=self.seeds[row],
+            max_episode_steps=self.blueprint.max_episode_steps,
+            render_mode=self.blueprint.render_mode,
+        )
+
+    def try_states(self, rows: Sequence[int]) -> tuple[str | None, list[Any]]:
+        """Try to save another environment like that of each of these rows which belong to this worker.
+
+        Returns:
+            What is wrong with the first that cannot be saved, None if all can, and the states taken.
+        """
+        states = []
+        for row in (row for row in rows if row in self.seeds):
+            self.stepping[0] = row + 1
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                env = self._make(row)
+                problem, state = try_state(env, self.blueprint.tasks[row], self.suite.action_dim)
+                env.close()
+            if problem is not None:
+                return problem, []
+            states.append(state)
+        self.stepping[0] = 0
+        return None, states
 
     def reset(self) -> None:
         """Begin an episode in every environment."""

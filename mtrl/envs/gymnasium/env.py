@@ -1,29 +1,24 @@
-"""One Gymnasium environment as a TaskEnv of the engine, with exact saved states."""
+"""One Gymnasium environment as a TaskEnv of the engine."""
 
 from __future__ import annotations
 
 import math
+import random
 import warnings
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.spaces import Box, Space
+from gymnasium.spaces import Box
+from gymnasium.wrappers import FlattenObservation
 from numpy.typing import NDArray
 
-from mtrl.envs.state import NotPlainError, encode, restore_attributes, restore_physics, take_physics
+from mtrl.envs.gymnasium.state import ExactState, GlobalStreams, layers_of
 from mtrl.envs.suite import StepOutcome
 from mtrl.errors import UserError
 
 _SUCCESS = ("success", "is_success")
-# References between the layers, and attributes of the machine or the screen instead of the simulation.
-_FOREIGN = {"env", "model", "data", "mujoco_renderer", "fullpath", "_ezpickle_args", "_ezpickle_kwargs"}
-_FOREIGN |= {"_saved_kwargs", "spec", "_cached_spec", "render_mode", "metadata", "_metadata"}
-# Arrays of MjData whose sizes depend on the current contacts. A step computes them before it reads them.
-_VARIABLE = ("efc_", "iefc_", "island_", "contact", "dof_island", "tree_island", "map_")
 
 
 class GymnasiumEnv:
@@ -33,13 +28,25 @@ class GymnasiumEnv:
         definition: as in GymnasiumSuite.
         max_episode_steps: env steps after which the engine truncates an episode.
         render_mode: Gymnasium's.
+        flatten: whether observations are flattened by Gymnasium's wrapper.
+        obs_dim: size to which observations are padded with zeros; None: their own.
     """
 
     def __init__(
-        self, definition: Mapping[str, Any], *, max_episode_steps: int, render_mode: str | None
+        self,
+        definition: Mapping[str, Any],
+        *,
+        max_episode_steps: int,
+        render_mode: str | None,
+        flatten: bool = False,
+        obs_dim: int | None = None,
     ) -> None:
-        self._env = make(definition, render_mode=render_mode)
-        sizes(self._env)
+        # A constructor may draw from the global generators, so its numbers must not depend on other code.
+        np.random.seed(0)
+        random.seed(0)
+        self._env = make(definition, render_mode=render_mode, flatten=flatten)
+        own_size, _ = sizes(self._env)
+        self._padding = np.zeros(max(0, (obs_dim or 0) - own_size))
         limit = gymnasium.spec(definition["id"].rpartition(":")[2]).max_episode_steps
         if limit not in (None, max_episode_steps):
             warnings.warn(
@@ -49,34 +56,53 @@ class GymnasiumEnv:
                 stacklevel=2,
             )
         space = self._env.action_space
-        self._low = space.low.astype(np.float64)
-        self._half_range = (space.high.astype(np.float64) - self._low) / 2
+        self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+        self._half_range = (self._high - self._low) / 2
         self._action_dtype = space.dtype
+        self._rounded = np.issubdtype(space.dtype, np.integer)
         self._threshold: float | None = definition.get("success_return")
         self._horizon = max_episode_steps
         self._steps = 0
         self._return = 0.0
-        self._state = _ExactState(self._env, definition["id"])
+        self._knows_success = False  # whether an info has had an entry for success
+        self._streams = GlobalStreams(list(layers_of(self._env)))
+        self._state = ExactState(self._env, definition["id"])
 
     def reset(self, goal: int) -> NDArray[Any]:
         """Begin the episode of seed `goal`; return the first observation [O]."""
         self._steps, self._return = 0, 0.0
-        obs: NDArray[Any] = self._env.reset(seed=goal)[0]
-        return obs
+        self._streams.seed(goal)
+        obs = self._env.reset(seed=goal)[0]
+        self._streams.leave()
+        return self._padded(obs)
 
     def step(self, action: NDArray[np.float32]) -> StepOutcome:
         """Advance by one env step with an action [A], which is clipped to [-1, 1]."""
         stretched = self._low + (np.clip(action, -1.0, 1.0).astype(np.float64) + 1.0) * self._half_range
+        if self._rounded:
+            stretched = np.rint(stretched)
+        stretched = np.minimum(stretched, self._high)  # rounding may exceed the bound
+        self._streams.enter()
         obs, reward, terminated, truncated, info = self._env.step(stretched.astype(self._action_dtype))
+        self._streams.leave()
+        reward = _number("reward", reward)
         self._steps += 1
-        self._return += float(reward)
+        self._return += reward
         ended = terminated or truncated or self._steps >= self._horizon
-        return obs, float(reward), terminated, truncated, {"success": self._success(info, ended)}
+        return self._padded(obs), reward, terminated, truncated, {"success": self._success(info, ended)}
+
+    def _padded(self, obs: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate((obs, self._padding)) if self._padding.size else obs
 
     def _success(self, info: Mapping[str, Any], ended: bool) -> float:
         if self._threshold is not None:
             return float(ended and self._return >= self._threshold)
-        return next((float(info[key]) for key in _SUCCESS if key in info), math.nan)
+        for key in _SUCCESS:
+            if key in info:
+                self._knows_success = True
+                return _number(f'info["{key}"]', info[key])
+        # Some environments give the entry only at the end of an episode, or only where it is solved.
+        return 0.0 if self._knows_success else math.nan
 
     def get_state(self) -> dict[str, Any]:
         """Return everything that later steps depend on.
@@ -84,11 +110,20 @@ class GymnasiumEnv:
         Raises:
             UserError: the environment holds something that cannot be saved.
         """
-        return {"steps": self._steps, "return": self._return, "simulation": self._state.take()}
+        return {
+            "steps": self._steps,
+            "return": self._return,
+            "knows_success": self._knows_success,
+            "streams": self._streams.take(),
+            "simulation": self._state.take(),
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `get_state` returned."""
         self._steps, self._return = int(state["steps"]), float(state["return"])
+        self._knows_success = bool(state.get("knows_success", False))  # older states have neither
+        if "streams" in state:
+            self._streams.restore(state["streams"])
         self._state.restore(state["simulation"])
 
     def render(self) -> Any:
@@ -100,7 +135,7 @@ class GymnasiumEnv:
         self._env.close()
 
 
-def make(definition: Mapping[str, Any], *, render_mode: str | None) -> Any:
+def make(definition: Mapping[str, Any], *, render_mode: str | None, flatten: bool = False) -> Any:
     """Return the registered environment of a definition, edited and without its time limit."""
     env: Any = gymnasium.make(
         definition["id"],
@@ -119,7 +154,7 @@ def make(definition: Mapping[str, Any], *, render_mode: str | None) -> Any:
 
         # Recomputes what the compiler derives from the edited numbers, such as the inertia of whole subtrees.
         mujoco.mj_setConst(env.unwrapped.model, mujoco.MjData(env.unwrapped.model))
-    return env
+    return FlattenObservation(env) if flatten else env
 
 
 def sizes(env: Any) -> tuple[int, int]:
@@ -128,12 +163,24 @@ def sizes(env: Any) -> tuple[int, int]:
     Raises:
         UserError: one of them is not a vector, or the action has no bounds.
     """
-    for what, space in (("observation", env.observation_space), ("action", env.action_space)):
+    hints = (" Flatten it with --suite.flatten-observations (YAML: suite_options.flatten_observations).", "")
+    spaces = ("observation", env.observation_space), ("action", env.action_space)
+    for (what, space), hint in zip(spaces, hints, strict=True):
         if not isinstance(space, Box) or len(space.shape) != 1:
-            raise UserError(f"its {what} must be a vector (Box of one dimension); found {space}")
+            raise UserError(f"its {what} must be a vector (Box of one dimension); found {space}.{hint}")
     if not env.action_space.is_bounded():
-        raise UserError(f"its actions must be bounded; found {env.action_space}")
+        raise UserError(f"its actions must be bounded; found {env.action_space}.")
     return env.observation_space.shape[0], env.action_space.shape[0]
+
+
+def _number(what: str, value: Any) -> float:
+    """Return a number, or the only entry of an array, as a float."""
+    if type(value) is float:
+        return value
+    array = np.asarray(value)
+    if array.size != 1:
+        raise ValueError(f"{what} must be a number; found an array of shape {list(array.shape)}.")
+    return float(array.item())
 
 
 def _edit(owner: Any, path: str, change: Any) -> None:
@@ -147,117 +194,3 @@ def _edit(owner: Any, path: str, change: Any) -> None:
         return
     value = change(old)
     setattr(owner, last, value.item() if isinstance(value, np.ndarray | np.generic) else value)
-
-
-class _ExactState:
-    """Takes and restores the state of an environment in mid-episode.
-
-    The state holds all attributes of the environment and of its wrappers, and MuJoCo's simulation. An
-    attribute that cannot be stored exactly is refused by name, because a run that resumes from another state
-    without notice is worse than one that cannot be saved.
-
-    Args:
-        env: as `gymnasium.make` returned it, not yet reset.
-        name: of the environment, for messages.
-    """
-
-    def __init__(self, env: Any, name: str) -> None:
-        self._name = name
-        self._layers = list(_layers(env))
-        bare = self._layers[-1]
-        kinds = [type(getattr(bare, name, None)).__module__ for name in ("model", "data")]
-        has_mujoco = all(kind.startswith("mujoco") for kind in kinds)
-        self._mujoco = (bare.model, bare.data) if has_mujoco else None
-        self._model_code = _model_code(bare.model) if has_mujoco else 0
-
-    def take(self) -> dict[str, Any]:
-        """Return the state; UserError if an attribute cannot be saved."""
-        layers = [self._attributes(layer) for layer in self._layers]
-        return {"layers": layers, "physics": None if self._mujoco is None else self._physics(*self._mujoco)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore a state that `take` returned."""
-        for layer, stored in zip(self._layers, state["layers"], strict=True):
-            restore_attributes(layer, stored, _changing(layer))
-        if self._mujoco is not None:
-            restore_physics(*self._mujoco, state["physics"]["state"])
-            for name, array in _data_arrays(self._mujoco[1]):
-                if name in state["physics"]["derived"]:
-                    array[...] = state["physics"]["derived"][name]
-
-    def _attributes(self, layer: Any) -> dict[str, Any]:
-        once = _Once()
-        stored = {}
-        for name in _changing(layer):
-            try:
-                stored[name] = encode(getattr(layer, name), once)
-            except NotPlainError as error:
-                raise UserError(
-                    f"the environment {self._name} cannot be saved in mid-episode: "
-                    f"{type(layer).__name__}.{name} {error}. Checkpoints need environments whose attributes "
-                    "are numbers, strings, arrays, and lists or dicts of them."
-                ) from error
-        return stored
-
-    def _physics(self, model: Any, data: Any) -> dict[str, Any]:
-        if _model_code(model) != self._model_code:
-            raise UserError(
-                f"the environment {self._name} cannot be saved in mid-episode: it has edited its MuJoCo "
-                "model since it was made. Edits that last, made by the definition of the task, are fine."
-            )
-        # Some environments read derived quantities of the last step, such as positions, before the next step.
-        derived = {name: array.copy() for name, array in _data_arrays(data)}
-        return {"state": take_physics(model, data), "derived": derived}
-
-
-class _Once:
-    """Refuses memory that two attributes of a layer share, because restored attributes would not share it."""
-
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-
-    def __call__(self, value: Any) -> None:
-        while isinstance(value, np.ndarray) and value.base is not None:
-            if not isinstance(value.base, np.ndarray):
-                raise NotPlainError("is a view of memory that belongs to the simulation")
-            value = value.base
-        if id(value) in self._seen:
-            raise NotPlainError("shares memory with another attribute")
-        self._seen.add(id(value))
-
-
-def _layers(env: Any) -> Iterator[Any]:
-    """The wrappers from the outside to the inside, and the bare environment."""
-    while True:
-        yield env
-        if env is env.unwrapped:
-            return
-        env = env.env
-
-
-def _changing(layer: Any) -> list[str]:
-    """Return the names of the attributes that may change within or between episodes."""
-
-    def constant(name: str, value: Any) -> bool:
-        if isinstance(value, Space):
-            return value._np_random is None  # drawing from a space changes it
-        return name in _FOREIGN or isinstance(value, EnvSpec | type) or callable(value)
-
-    return [name for name, value in vars(layer).items() if not constant(name, value)]
-
-
-def _model_code(model: Any) -> int:
-    import mujoco
-
-    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
-    mujoco.mj_saveModel(model, None, buffer)
-    return zlib.crc32(buffer.tobytes())
-
-
-def _data_arrays(data: Any) -> Iterator[tuple[str, NDArray[Any]]]:
-    for name in dir(data):
-        if name.startswith(("_", *_VARIABLE)):
-            continue
-        array = getattr(data, name)
-        if isinstance(array, np.ndarray) and array.dtype != object and array.flags.writeable and array.size:
-            yield name, array

@@ -16,6 +16,7 @@ from mtrl.errors import UserError, unknown_name
 
 ALL = "all"
 _SEEDS = 2**31 - 1
+_EXAMPLE = "gymnasium_robotics:FetchReach-v4"
 _DEFINITION = {"id": str, "kwargs": dict, "set": dict, "scale": dict, "success_return": (int, float)}
 
 
@@ -42,6 +43,8 @@ class GymnasiumSuite(TaskSuite):
         tasks: names in `environments` or ids of registered environments; "all" means all names.
         num_goals: seeds to draw from; None: 2**31 - 1.
         environments: name -> definition.
+        flatten_observations: flatten dicts and arrays with gymnasium.wrappers.FlattenObservation.
+        pad_observations: append zeros to shorter observations, so that sizes may differ between tasks.
 
     Raises:
         UserError: an environment cannot be made, or its shapes differ from the others or are not bounded
@@ -57,7 +60,10 @@ class GymnasiumSuite(TaskSuite):
         *,
         num_goals: int | None = None,
         environments: Mapping[str, str | Mapping[str, Any]] | None = None,
+        flatten_observations: bool = False,
+        pad_observations: bool = False,
     ) -> None:
+        self.flatten_observations, self.pad_observations = flatten_observations, pad_observations
         known = {name: _definition(name, given) for name, given in (environments or {}).items()}
         names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
         self.task_names = tuple(known) if names == (ALL,) and known else names
@@ -70,20 +76,26 @@ class GymnasiumSuite(TaskSuite):
     def _shape(self, known: list[str]) -> tuple[int, int]:
         """Return the sizes that all tasks share, by making each environment once."""
         shapes: dict[str, tuple[int, int]] = {}
+        self.action_bounds = {}
         for name, definition in self.environments.items():
             with _named(name, definition, known), _importable_mujoco():
                 from mtrl.envs.gymnasium.env import make, sizes
 
-                env = make(definition, render_mode=None)
+                env = make(definition, render_mode=None, flatten=self.flatten_observations)
                 shapes[name] = sizes(env)
+                space = env.action_space
+                self.action_bounds[name] = (space.low.tolist(), space.high.tolist())
                 env.close()
-        if len(set(shapes.values())) > 1:
+        observations, actions = (set(sizes) for sizes in zip(*shapes.values(), strict=True))
+        if len(actions) > 1 or (len(observations) > 1 and not self.pad_observations):
             found = ", ".join(f"{name}: {obs} and {action}" for name, (obs, action) in shapes.items())
+            advice = "Leave out tasks that differ, or give them one size in an environment of your own."
+            if len(actions) == 1:
+                advice = "--suite.pad-observations (YAML: suite_options.pad_observations) appends zeros to the shorter."
             raise UserError(
-                f"tasks must have one size of observation and one of action; found {found}. Leave out tasks "
-                "that differ, or bring them to one size by wrappers in an environment of your own."
+                f"tasks must have one size of observation and one of action; found {found}. {advice}"
             )
-        return next(iter(shapes.values()))
+        return max(observations), max(actions)
 
     def describe_goals(self) -> str:
         """Return how many seeds episodes start from."""
@@ -97,8 +109,10 @@ class GymnasiumSuite(TaskSuite):
         return found
 
     def rules(self) -> dict[str, Any]:
-        """Return the definitions of the tasks."""
-        return {"environments": self.environments}
+        """Return the definitions of the tasks and how their observations are changed."""
+        options = [name for name in ("flatten_observations", "pad_observations") if getattr(self, name)]
+        # Only the options that are set, so that states saved before the options existed still fit.
+        return {"environments": self.environments, **dict.fromkeys(options, True)}
 
     def make_env(
         self,
@@ -113,7 +127,13 @@ class GymnasiumSuite(TaskSuite):
         from mtrl.envs.gymnasium.env import GymnasiumEnv
 
         definition = self.environments[task]
-        return GymnasiumEnv(definition, max_episode_steps=max_episode_steps, render_mode=render_mode)
+        return GymnasiumEnv(
+            definition,
+            max_episode_steps=max_episode_steps,
+            render_mode=render_mode,
+            flatten=self.flatten_observations,
+            obs_dim=self.obs_dim,
+        )
 
 
 def _definition(name: str, given: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -148,9 +168,14 @@ def _named(name: str, definition: Mapping[str, Any], known: list[str]) -> Iterat
         yield
     except Exception as error:
         hint = f" Names in environments: {', '.join(known)}." if known and name not in known else ""
-        raise UserError(
-            f"the environment '{name}' ({definition}) cannot be used: {type(error).__name__}: {error}.{hint}"
-        ) from error
+        if type(error).__name__ in ("NamespaceNotFound", "NameNotFound") and ":" not in definition["id"]:
+            hint += (
+                f" If a package registers it, name the package as well, as in '{_EXAMPLE}'; "
+                f"here 'PACKAGE:{definition['id']}'."
+            )
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        reason = f"{kind}{error}".removesuffix(".")
+        raise UserError(f"the environment '{name}' ({definition}) cannot be used: {reason}.{hint}") from error
 
 
 @contextmanager

@@ -58,6 +58,7 @@ class MetaWorldSuite(TaskSuite):
     info_keys = INFO_KEYS
     step_costs = STEP_COSTS
     cameras = CAMERAS
+    exact = True
     worker_variables = staticmethod(renderer_variables)
 
     def __init__(
