@@ -108,7 +108,8 @@ class CountingEnv:
         return obs
 
     def get_state(self) -> dict[str, Any]:
-        if os.environ.get("COUNTING_ENV_UNSAVABLE"):
+        late = int(os.environ.get("COUNTING_ENV_UNSAVABLE_AFTER", 10**9))
+        if os.environ.get("COUNTING_ENV_UNSAVABLE") or self.steps + 20 * self.episodes > 20 + late:
             raise UserError("the counting environment was asked not to be saved")
         return {"steps": self.steps, "goal": self.goal, "episodes": self.episodes, "total": self.total}
 

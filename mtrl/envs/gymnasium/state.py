@@ -153,7 +153,7 @@ class ExactState:
             raise NotPlainError(f"is a callable {_kind(value)} whose state is not saved")
         names = value.__code__.co_freevars
         cells = dict(zip(names, (cell.cell_contents for cell in value.__closure__ or ()), strict=True))
-        kept = {name: held for name, held in cells.items() if not self._is_constant(held)}
+        kept = {n: held for n, held in cells.items() if held is not value and not self._is_constant(held)}
         for held in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
             if not isinstance(held, tuple | str | int | float | None):
                 raise NotPlainError(f"is a function whose default is a {_kind(held)}, which may change")

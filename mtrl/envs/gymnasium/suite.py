@@ -91,7 +91,7 @@ class GymnasiumSuite(TaskSuite):
             found = ", ".join(f"{name}: {obs} and {action}" for name, (obs, action) in shapes.items())
             advice = "Leave out tasks that differ, or give them one size in an environment of your own."
             if len(actions) == 1:
-                advice = "--suite.pad-observations (YAML: suite_options.pad_observations) appends zeros to the shorter."
+                advice = "--suite.pad-observations (YAML: suite_options.pad_observations) appends zeros."
             raise UserError(
                 f"tasks must have one size of observation and one of action; found {found}. {advice}"
             )
