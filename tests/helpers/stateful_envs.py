@@ -180,7 +180,7 @@ class OnlyWhereSolved(Stateful):
 
 _ALL = (GlobalDraws, Closure, FunctionAttribute, CallableObject, ClassCounter, ClassList, LateDeque)
 for _cls in (*_ALL, ModuleState, Integers, Wide, Goal, OnlyWhereSolved):
-    gymnasium.register(f"tests/{_cls.__name__}-v0", entry_point=_cls)  # type: ignore[arg-type]
+    gymnasium.register(f"tests/{_cls.__name__}-v0", entry_point=_cls)
 
 
 def name(cls: str) -> str:
