@@ -1,6 +1,7 @@
 """Checks of a method's arguments and inputs. Messages name the argument, its rule and the value found."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,18 +51,20 @@ def check_order(name: str, value: Sequence[int], num_tasks: int) -> list[int]:
     return order
 
 
-def check_weights(name: str, value: Sequence[float], num_tasks: int) -> Tensor:
+def check_weights(name: str, value: Iterable[float], num_tasks: int) -> Tensor:
     """Return T weights as float64 [T], 1/T each for an empty `value`.
 
     Raises:
         ValueError: not one finite number >= 0 for each task, or all of them 0.
     """
-    weights = [float(check_number(name, number, low=0.0)) for number in value] or [
-        1.0 / num_tasks
-    ] * num_tasks
-    if len(weights) != num_tasks or not any(weights):
+    try:
+        weights = [float(number) for number in value] or [1.0 / num_tasks] * num_tasks
+    except (TypeError, ValueError):
+        weights = []
+    fits = all(math.isfinite(weight) and weight >= 0.0 for weight in weights) and any(weights)
+    if not fits or len(weights) != num_tasks:
         raise ValueError(
-            f"{name} must be {num_tasks} numbers >= 0, not all 0, one per task; found {value!r}."
+            f"{name} must be {num_tasks} finite numbers >= 0, one per task and not all 0; found {value!r}."
         )
     return torch.tensor(weights, dtype=torch.float64)
 

@@ -1,5 +1,6 @@
 """CAGrad: the best worst-case improvement within a ball around the mean gradient."""
 
+from collections.abc import Sized
 from typing import Literal
 
 import torch
@@ -48,11 +49,12 @@ class CAGrad(GramCombiner):
         check_choice("solver", solver, ("exact", "paper"))
         self._paper = solver == "paper"
         self._divisor = divisor_of(self.c, rescale)
-        if self._paper and preference:
+        preferred = not isinstance(preference, Sized) or len(preference) > 0
+        if self._paper and preferred:
             raise ValueError(f"preference must be empty with solver='paper'; found {preference!r}.")
         self._dual = nn.Buffer(self.last_weights.clone(), persistent=False)
         weights = check_weights("preference", preference, num_tasks)
-        self._reference = nn.Buffer(weights, persistent=False) if preference else None
+        self._reference = nn.Buffer(weights, persistent=False) if preferred else None
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""

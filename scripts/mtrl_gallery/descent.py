@@ -87,6 +87,7 @@ def descend(method: str, *, steps: int, lr: float, landscapes: Sequence[str] = t
     theta = torch.tensor(starts, dtype=torch.float64)
     with ExitStack() as quick:
         for combiner in combiners:
+            combiner.partition((1, 1))  # each coordinate counts as a module
             quick.enter_context(combiner.unchecked())
         points = _points(combiners, theta, torch.tensor(factors, dtype=torch.float64), steps, lr)
     paths = iter(points.unbind(1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import cvxpy as cp
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,12 @@ from mtrl.combiners import make_combiner
 from tests.helpers.matrices import jacobian
 
 PREFERENCE = (0.5, 0.0, 2.0, 0.1)
+OPTIONS = [
+    ("mean", "weights"),
+    ("cagrad", "preference"),
+    ("upgrad", "preference"),
+    ("dual_proj", "preference"),
+]
 
 
 def test_fixed_weights_are_the_gradient_of_the_weighted_sum() -> None:
@@ -59,11 +66,19 @@ def test_equal_preferences_of_sum_one_change_nothing() -> None:
         torch.testing.assert_close(preferred.combine(rows), plain.combine(rows))
 
 
-@pytest.mark.parametrize("value", [(1.0, 1.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (1.0, float("nan"), 1.0)])
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_any_sequence_of_numbers_is_taken(name: str, option: str, kind: Any) -> None:
+    rows = jacobian("conflicting", 4, seed=1)
+    expected = make_combiner(name, num_tasks=4, **{option: PREFERENCE}).combine(rows)
+    found = make_combiner(name, num_tasks=4, **{option: kind(PREFERENCE)}).combine(rows)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("name", "option"),
-    [("mean", "weights"), ("cagrad", "preference"), ("upgrad", "preference"), ("dual_proj", "preference")],
+    "value", [(1.0, 1.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (1.0, float("nan"), 1.0), 2.0, "abc", None]
 )
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_a_preference_that_does_not_fit_the_tasks_is_refused(name: str, option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{option} must be .*>= 0"):
         make_combiner(name, num_tasks=3, **{option: value})

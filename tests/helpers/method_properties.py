@@ -24,7 +24,8 @@ PUBLISHED = {f"{name} (paper)": {"solver": "paper"} for name in ("cagrad", "fair
 # Not `torchjd`: it is another library's, and what it does depends on its version.
 METHODS = sorted((set(COMBINERS) | set(PUBLISHED)) - {"torchjd"})
 HEADER = (
-    "| method | harms, independent | harms, dependent | may stop early | unit | power | order | per update |"
+    "| method | harms, independent | harms, dependent | may stop early | unit | power | lengths | order "
+    "| per update |"
 )
 UPDATES = 3
 Problem = tuple[Tensor, Tensor]  # rows [T, P] and losses [T]
@@ -38,6 +39,7 @@ class Row(NamedTuple):
     stops: str  # whether it can stop where some task could improve without harm to another
     unit: str  # what another unit of each task's loss, and so of its gradient, changes
     power: str  # p where gradients s times as long, all of them, give a direction s^p times as long
+    lengths: str  # whether the direction is linear in the lengths of the gradients
     order: str  # whether the order of the tasks matters
     cost: str  # gradients of an update: J is all T of them, b one backward pass, f one more forward pass
 
@@ -51,6 +53,7 @@ def row(name: str) -> Row:
         "no" if all(_moves(name, rows) for rows in unfinished_problems()) else "yes",
         _unit(name),
         _power(name),
+        "linear" if _is_linear(name) else "no",
         "ignored" if _is_equivariant(name) else "matters",
         _cost(name),
     )
@@ -171,6 +174,16 @@ def _power(name: str) -> str:
             if abs(powers[0] - power) < 1e-3
         )
     )
+
+
+def _is_linear(name: str) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.rand(2, 5, generator=generator, dtype=torch.float64) + 0.1
+    parts = [
+        direction(name, _sequence(lambda rows, losses, by=by: (rows * by[:, None], losses)))  # type: ignore[misc]
+        for by in (first, second, first + second)
+    ]
+    return torch.allclose(parts[0] + parts[1], parts[2], rtol=1e-6, atol=1e-8)
 
 
 def _is_equivariant(name: str) -> bool:
