@@ -80,12 +80,14 @@ class Scope(NamedTuple):
         Raises:
             ValueError: with the names of the parameters.
         """
-        bad = []
-        if not all_finite(rows):
-            parts = rows.split([leaf.numel() for leaf in self.shared], dim=1)
-            bad = [leaf for leaf, part in zip(self.shared, parts, strict=True) if not part.isfinite().all()]
-        for own, gradients in zip(self.heads, heads, strict=True):
-            bad += [leaf for leaf, part in zip(own, gradients, strict=True) if not all_finite(part)]
+        of_heads = [gradient for own in heads for gradient in own]
+        # One number of all sums: one copy from the device decides the usual case.
+        total = torch.stack([part.sum().to(rows.dtype) for part in (rows, *of_heads)]).sum()
+        if bool(total.isfinite()):
+            return
+        parts = [*rows.split([leaf.numel() for leaf in self.shared], dim=1), *of_heads]
+        pairs = zip(self.leaves, parts, strict=True)
+        bad = [leaf for leaf, part in pairs if not bool(part.isfinite().all())]
         if bad:
             raise ValueError(
                 f"finite losses have a non-finite gradient at {', '.join(map(self.name, bad[:5]))}: no step "
@@ -122,6 +124,7 @@ def scope_of(
     Raises:
         ValueError: parameters, heads or an optimiser with which no step is right.
     """
+    heads = list(heads)  # a generator would be empty the second time
     modules = [part for part in (model, *heads) if isinstance(part, nn.Module)]
     _refuse_wrappers(modules)
     named = name_tensors(model)
