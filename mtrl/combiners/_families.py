@@ -2,13 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
-from mtrl.combiners._state import HostCounter, draw_tasks, next_tasks
+from mtrl.combiners._state import HostCounter, LossOrigin, draw_tasks, next_tasks
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner
 from mtrl.combiners.registry import make_combiner
 
@@ -67,6 +67,24 @@ class Wrapper(JacobianCombiner):
     def metrics(self) -> dict[str, Tensor]:
         """Return the base's metrics."""
         return self.base.metrics()
+
+
+class PositiveLosses(Combiner):
+    """A method whose formulas need losses of at least 0, as measured by `self.origin`.
+
+    Args:
+        shift: `none` needs losses of at least 0, such as a critic's, and counts those below 1e-8 as 1e-8;
+            `minimum` measures each task's loss from its lowest value so far, plus one (ours): a loss that
+            only falls always measures 1.
+    """
+
+    reads_losses = True
+    positive_losses = True
+
+    def __init__(self, *, num_tasks: int, shift: Literal["none", "minimum"] = "none") -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.origin = LossOrigin(num_tasks, shift)
+        self.shift = shift
 
 
 class Refreshed(HostCounter, GramCombiner):

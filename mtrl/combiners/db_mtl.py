@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._state import LossOrigin, move_rows
+from mtrl.combiners._families import PositiveLosses
+from mtrl.combiners._state import move_rows
 from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers.gramian import lengths_of, weighted_sum
 
 
-class DBMTL(JacobianCombiner):
+class DBMTL(PositiveLosses, JacobianCombiner):
     """DB-MTL (dual balancing): running averages of the gradients of log(loss_t), scaled to the longest.
 
     Lin et al., 2023 (arXiv:2308.12029), algorithm 1: G_t <- b G_t + (1 - b) grad log(loss_t) with b = beta /
@@ -20,17 +21,13 @@ class DBMTL(JacobianCombiner):
     Args:
         beta: Share of the averages that one update keeps (authors: 0.9).
         sigma: `beta` is divided by the update's number to this power (authors: 0).
-        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
-            its lowest value so far, plus one (ours). A task above its lowest loss then counts less, and
-            nothing else of the logarithm remains.
 
     As in the authors' code the averages start at zero without correction. The state is [T, P]. The metric
-    `weights` has the weights of the averages, scaled to sum to 1.
+    `weights` has the weights of the averages, scaled to sum to 1. With `shift` = `minimum` a task above its
+    lowest loss counts less, and nothing else of the logarithm remains.
     """
 
     name = "db_mtl"
-    reads_losses = True
-    positive_losses = True
     row_state = ("average",)
 
     def __init__(
@@ -41,11 +38,9 @@ class DBMTL(JacobianCombiner):
         sigma: float = 0.0,
         shift: Literal["none", "minimum"] = "none",
     ) -> None:
-        super().__init__(num_tasks=num_tasks)
+        super().__init__(num_tasks=num_tasks, shift=shift)
         self.beta = check_number("beta", beta, low=0.0, high=1.0)
         self.sigma = check_number("sigma", sigma, low=0.0)
-        self.origin = LossOrigin(num_tasks, shift)
-        self.shift = shift
         self.average: Tensor
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 

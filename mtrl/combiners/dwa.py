@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_number
-from mtrl.combiners._state import LossOrigin
+from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners.base import LossCombiner
 
 
-class DWA(LossCombiner):
+class DWA(PositiveLosses, LossCombiner):
     """DWA (dynamic weight average): weights are the softmax of L_t / L_{t-1} over a temperature.
 
     Liu, Johns and Davison, CVPR 2019 (arXiv:1803.10704), equation 7. L_t and L_{t-1} are the task's mean
@@ -20,14 +20,11 @@ class DWA(LossCombiner):
         temperature: Above 1 the weights are more equal (paper: 2).
         window: Updates whose mean loss is one L; the paper's is an epoch. With 1 the loss is compared with
             the one before, which is noisy.
-        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
-            its lowest value so far, plus one (ours). A loss that only falls then has the ratio 1.
 
-    Weights sum to 1 instead of T. A loss below 1e-8 counts as 1e-8.
+    Weights sum to 1 instead of T.
     """
 
     name = "dwa"
-    positive_losses = True
 
     def __init__(
         self,
@@ -37,11 +34,9 @@ class DWA(LossCombiner):
         window: int = 1,
         shift: Literal["none", "minimum"] = "none",
     ) -> None:
-        super().__init__(num_tasks=num_tasks)
+        super().__init__(num_tasks=num_tasks, shift=shift)
         self.temperature = check_number("temperature", temperature, low=1e-6)
         self.window = check_count("window", window)
-        self.origin = LossOrigin(num_tasks, shift)
-        self.shift = shift
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
         self.running = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))  # mean of the present window
         self.latest = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))  # mean of the last window

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._state import Learned, LossOrigin
+from mtrl.combiners._families import PositiveLosses
+from mtrl.combiners._state import Learned
 from mtrl.combiners.base import LossCombiner
 
 
-class FAMO(LossCombiner):
+class FAMO(PositiveLosses, LossCombiner):
     """FAMO (fast adaptive multi-task optimisation): aims at the same rate of decrease for all log-losses.
 
     Liu et al., NeurIPS 2023 (arXiv:2306.03792), algorithm 1. With z = softmax(xi), task t weighs c z_t /
@@ -20,18 +21,14 @@ class FAMO(LossCombiner):
     Args:
         lr: Step size of xi (authors' RL runs: 0.025).
         weight_decay: Pull of xi to zero, which is equal z (authors' RL runs: 0.01).
-        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
-            its lowest value so far, plus one (ours). FAMO then follows absolute decreases and is no longer
-            independent of the losses' scales.
 
     A step costs one backward and one more forward pass, no Jacobian, and needs `after_step`. Deviations from
     the authors' RL code: it applies FAMO to the critic alone, where losses are positive, and multiplies by
     the sum of z_t / loss_t instead of dividing, an error of scale. A loss below 1e-8 counts as 1e-8 (the code
-    adds 1e-8).
+    adds 1e-8). With `shift` = `minimum` FAMO follows absolute decreases and depends on the losses' scales.
     """
 
     name = "famo"
-    positive_losses = True
     looks_again = True
 
     def __init__(
@@ -42,14 +39,12 @@ class FAMO(LossCombiner):
         weight_decay: float = 0.01,
         shift: Literal["none", "minimum"] = "none",
     ) -> None:
-        super().__init__(num_tasks=num_tasks)
+        super().__init__(num_tasks=num_tasks, shift=shift)
         self.xi = Learned(
             num_tasks,
             lr=check_number("lr", lr, low=0.0),
             weight_decay=check_number("weight_decay", weight_decay, low=0.0),
         )
-        self.origin = LossOrigin(num_tasks, shift)
-        self.shift = shift
         self.before = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))
 
     def _weights(self, losses: Tensor) -> Tensor:

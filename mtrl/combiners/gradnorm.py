@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._state import Learned, LossOrigin
+from mtrl.combiners._families import PositiveLosses
+from mtrl.combiners._state import Learned
 from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers.gramian import lengths_of, weighted_sum
 
 
-class GradNorm(JacobianCombiner):
+class GradNorm(PositiveLosses, JacobianCombiner):
     """GradNorm: weights w_t are learned so that w_t |g_t| approaches mean(w |g|) r_t^alpha.
 
     Chen et al., ICML 2018 (arXiv:1711.02257), equations 1 and 2. r_t is loss_t over task t's first loss,
@@ -21,18 +22,14 @@ class GradNorm(JacobianCombiner):
     Args:
         alpha: How much slower tasks are favoured; 0 only evens out the norms (Meta-World+ code: 0.12).
         lr: Step size of the weights' logits (the paper's for its weights: 0.025).
-        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
-            its lowest value so far, plus one (ours). A loss that only falls and one that stays then both
-            measure 1: norms are evened out, rates of training are not seen.
 
     Deviations from the paper: w is T times a softmax of logits, which stays positive and needs no
     renormalising. Norms are those of the whole shared gradients instead of one layer's, in units of their
-    mean, so that Adam's epsilon does not matter. The direction is the mean of w_t g_t, not the sum.
+    mean, so that Adam's epsilon does not matter. The direction is the mean of w_t g_t, not the sum. With
+    `shift` = `minimum` only norms are evened out: a loss that falls and one that stays both measure 1.
     """
 
     name = "gradnorm"
-    reads_losses = True
-    positive_losses = True
 
     def __init__(
         self,
@@ -42,11 +39,9 @@ class GradNorm(JacobianCombiner):
         lr: float = 0.025,
         shift: Literal["none", "minimum"] = "none",
     ) -> None:
-        super().__init__(num_tasks=num_tasks)
+        super().__init__(num_tasks=num_tasks, shift=shift)
         self.alpha = check_number("alpha", alpha, low=0.0)
         self.logits = Learned(num_tasks, lr=check_number("lr", lr, low=0.0))
-        self.origin = LossOrigin(num_tasks, shift)
-        self.shift = shift
         self.initial = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._state import LossOrigin, move_rows
+from mtrl.combiners._families import PositiveLosses
+from mtrl.combiners._state import move_rows
 from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers.gramian import gramian, lengths_of, weighted_sum
 
 
-class MoCo(JacobianCombiner):
+class MoCo(PositiveLosses, JacobianCombiner):
     """MoCo (gradient correction): running means y of the gradients, weights that track their min-norm point.
 
     Fernando et al., ICLR 2023 (openreview dLAYGdKTi2), as LibMTL has it from the authors' code. In update k,
@@ -24,17 +25,13 @@ class MoCo(JacobianCombiner):
         gamma: Step of the weights (LibMTL: 0.1).
         gamma_sigma: `gamma` is divided by the update's number to this power (LibMTL: 0.5).
         rho: Pull of the weights to equality (LibMTL: 0).
-        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
-            its lowest value so far, plus one (ours). Losses that only fall then all measure 1, and y tracks
-            plain unit gradients.
 
     As in that code the softmax is taken of weights instead of their logarithms: only the latest step can
-    separate weights by more than a factor of e. The paper's text could not be read. The state is [T, P].
+    separate weights by more than a factor of e. The paper's text could not be read. The state is [T, P]. With
+    `shift` = `minimum` y tracks plain unit gradients if all losses only fall.
     """
 
     name = "moco"
-    reads_losses = True
-    positive_losses = True
     row_state = ("tracked",)
 
     def __init__(
@@ -48,14 +45,12 @@ class MoCo(JacobianCombiner):
         rho: float = 0.0,
         shift: Literal["none", "minimum"] = "none",
     ) -> None:
-        super().__init__(num_tasks=num_tasks)
+        super().__init__(num_tasks=num_tasks, shift=shift)
         self.beta = check_number("beta", beta, low=0.0, high=1.0)
         self.beta_sigma = check_number("beta_sigma", beta_sigma, low=0.0)
         self.gamma = check_number("gamma", gamma, low=0.0)
         self.gamma_sigma = check_number("gamma_sigma", gamma_sigma, low=0.0)
         self.rho = check_number("rho", rho, low=0.0)
-        self.origin = LossOrigin(num_tasks, shift)
-        self.shift = shift
         self.tracked: Tensor
         self.w = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))

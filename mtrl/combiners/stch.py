@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_number
-from mtrl.combiners._state import LossOrigin
+from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners.base import LossCombiner
 
 
-class STCH(LossCombiner):
+class STCH(PositiveLosses, LossCombiner):
     """STCH (smooth Tchebycheff scalarisation): minimises mu log sum_t exp(log(loss_t / z_t) / mu).
 
     Lin et al., ICML 2024 (arXiv:2402.19078), in the form of the authors' multi-task code as LibMTL has it: a
@@ -20,15 +20,12 @@ class STCH(LossCombiner):
     Args:
         mu: Smoothness; towards 0 only the task with the largest relative loss counts (LibMTL: 1).
         warmup: Updates before z is fixed (authors: four epochs, the last of which gives z).
-        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
-            its lowest value so far, plus one (ours). A loss that only falls then measures 1.
 
     Deviations: the warm-up counts updates, and z is the mean over all of it; weights are 1 / T of the code's.
     The paper's text could not be read.
     """
 
     name = "stch"
-    positive_losses = True
 
     def __init__(
         self,
@@ -38,11 +35,9 @@ class STCH(LossCombiner):
         warmup: int = 1000,
         shift: Literal["none", "minimum"] = "none",
     ) -> None:
-        super().__init__(num_tasks=num_tasks)
+        super().__init__(num_tasks=num_tasks, shift=shift)
         self.mu = check_number("mu", mu, low=1e-3)
         self.warmup = check_count("warmup", warmup)
-        self.origin = LossOrigin(num_tasks, shift)
-        self.shift = shift
         self.mean = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 

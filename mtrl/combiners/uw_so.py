@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._state import LossOrigin
+from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners.base import LossCombiner
 
 
-class UWSO(LossCombiner):
+class UWSO(PositiveLosses, LossCombiner):
     """UW-SO (soft optimal uncertainty weighting): weights are the softmax of 1 / loss_t over a temperature.
 
     Kirchdorfer et al., 2024 (arXiv:2408.07985): for given losses the weights that minimise the objective of
@@ -19,22 +19,17 @@ class UWSO(LossCombiner):
     Args:
         temperature: Above 1 the weights are more equal. It is in units of 1 / loss, so its value depends on
             the losses' scale (the paper tunes it; 1 is ours).
-        shift: `none` needs losses of at least 0, such as a critic's; `minimum` measures each task's loss from
-            its lowest value so far, plus one (ours), so that no inverse exceeds 1.
 
-    A loss below 1e-8 counts as 1e-8.
+    With `shift` = `minimum` no inverse exceeds 1.
     """
 
     name = "uw_so"
-    positive_losses = True
 
     def __init__(
         self, *, num_tasks: int, temperature: float = 1.0, shift: Literal["none", "minimum"] = "none"
     ) -> None:
-        super().__init__(num_tasks=num_tasks)
+        super().__init__(num_tasks=num_tasks, shift=shift)
         self.temperature = check_number("temperature", temperature, low=1e-6)
-        self.origin = LossOrigin(num_tasks, shift)
-        self.shift = shift
 
     def _weights(self, losses: Tensor) -> Tensor:
         inverse = self.origin(losses).reciprocal()
