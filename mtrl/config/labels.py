@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +28,3 @@ def method_label(config: Mapping[str, Any]) -> str:
     """
     critic, actor = methods_of(config).values()
     return critic[0] if critic == actor else f"{critic[0]} / {actor[0]}"
-
-
-def file_name(text: str) -> str:
-    """Return `text` as the name of a file or folder: no separator, no leading dot, at most 100 characters."""
-    return re.sub(r"[^\w.,=+-]+", "-", text).strip("-").lstrip(".-")[:100] or "_"

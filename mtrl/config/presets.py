@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mtrl.config.files import write_file
 from mtrl.config.schema import Config
 from mtrl.config.values import YamlLoader, convert, field_types, found
 from mtrl.errors import UserError, unknown_name
@@ -85,16 +85,7 @@ def config_text(config: Config) -> str:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write the complete `config` as YAML, atomically."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(config_text(config))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_file(Path(path), config_text(config).encode())
 
 
 def load_config(path: str | Path) -> Config:

@@ -63,7 +63,10 @@ def decode(stored: Any, view: Callable[[dict[str, Any]], Any] | None = None) -> 
     if kind == "array":
         return np.array(value)
     if kind == "generator":
-        bits = getattr(np.random, stored["bits"])()
+        made = getattr(np.random, stored["bits"])
+        if not (isinstance(made, type) and issubclass(made, np.random.BitGenerator)):
+            raise ValueError(f"'{stored['bits']}' is no bit generator of NumPy")
+        bits: Any = made()
         bits.state = value
         return np.random.Generator(bits)
     if kind == "dict":

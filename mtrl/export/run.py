@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -12,13 +11,14 @@ from safetensors.torch import save
 
 import mtrl
 from mtrl.agents.base import Exportable
+from mtrl.config.files import TEMPORARY_PREFIX, write_file
 from mtrl.config.presets import config_to_dict
 from mtrl.errors import UserError
 from mtrl.export.card import model_card
 from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TENSORS_NAME
 from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
-from mtrl.runs.directory import TEMPORARY_PREFIX, expand
+from mtrl.runs.directory import expand
 from mtrl.training.resolve import bound_to_policy, build_agent, suite_of
 from mtrl.training.trust import load_trusted
 
@@ -43,7 +43,9 @@ def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: boo
     path = expand(Path(run_dir))
     run = read_run(path)
     folder = path / "policy" if out is None else expand(Path(out))
-    if folder.is_dir() and not (folder / SPEC_NAME).is_file() and any(folder.iterdir()):
+    found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    unfinished = {name for name in found if name.startswith(TEMPORARY_PREFIX)}
+    if not found <= unfinished and not found & {SPEC_NAME, TENSORS_NAME}:
         raise UserError(f"'{folder}' holds something other than an exported policy. Choose another --out.")
     config = load_trusted(path, trust=trust)
     # Nothing is computed with the parameters here, so versions of torch and of the suite do not matter.
@@ -105,8 +107,8 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{name}"
-            temporary.write_bytes(content)
-            os.replace(temporary, folder / name)
+            for unfinished in folder.glob(f"{TEMPORARY_PREFIX}*-{name}"):  # of an export that was killed
+                unfinished.unlink(missing_ok=True)
+            write_file(folder / name, content)
     except OSError as error:
         raise UserError(f"cannot write to '{folder}': {error.strerror}. Choose another --out.") from error

@@ -15,12 +15,14 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 
+from mtrl.config.files import TEMPORARY_PREFIX
 from mtrl.errors import UserError
 from mtrl.runs import console
-from mtrl.runs.directory import CHECKPOINTS_NAME, TEMPORARY_PREFIX, remove_unfinished
+from mtrl.runs.directory import CHECKPOINTS_NAME, remove_unfinished
 from mtrl.runs.plain_tree import from_plain, to_plain
 from mtrl.runs.versions import package_versions
 
@@ -68,7 +70,8 @@ def save_checkpoint(
     if keep < 1 or step < 0:
         raise ValueError(f"keep must be at least 1 and step at least 0; found keep={keep}, step={step}.")
     checkpoints = run_dir / CHECKPOINTS_NAME
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    checkpoints.mkdir(exist_ok=True)  # not its parents: a run directory that is gone must not come back empty
+    _fsync_directory(run_dir)
     remove_unfinished(checkpoints)
     final = checkpoints / f"step_{step:09d}"
     temporary = checkpoints / f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}"
@@ -133,6 +136,11 @@ def load_checkpoint(
         f"no valid checkpoint in '{run_dir / CHECKPOINTS_NAME}': expected step_* directories with "
         f"{_MANIFEST}, found {found}. Start the run anew, in another --run-dir or after removing this one."
     )
+
+
+def newest_step(run_dir: Path) -> int:
+    """Return the vector step of the newest checkpoint, -1 if there is none. Opens no file of it."""
+    return max(map(_step, _directories(run_dir)), default=-1)
 
 
 class _HashingFile(io.FileIO):
@@ -318,14 +326,24 @@ def _read_parts(directory: Path, manifest: Mapping[str, Any], names: list[str]) 
     for name in names:
         path = directory / name
         try:
+            _check_archive(path)
             large = path.stat().st_size >= _MAP_FROM_BYTES
             plain = torch.load(path, map_location="cpu", weights_only=True, mmap=large)
             parts[name.removesuffix(".pt")] = from_plain(plain)
         except UnpicklingError as error:
             raise _Damaged(f"{name} holds other objects than tensors and plain values") from error
-        except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
+        except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
             raise _Damaged(f"{name} is unreadable: {error}") from error
     return parts
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse files whose content is larger than the file: `torch.save` compresses nothing."""
+    with ZipFile(path) as archive:
+        entries = archive.infolist()
+    stored = all(entry.compress_type == ZIP_STORED for entry in entries)
+    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise _Damaged(f"{path.name} is compressed, which mtrl's files are not")
 
 
 def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import save_checkpoint
-from mtrl.runs.directory import BEST_NAME, LOG_NAMES, flag_to_go_on, has_checkpoint, read_owner
+from mtrl.runs.directory import BEST_NAME, LOG_NAMES, OWNER_NAME, Presence, flag_to_go_on, has_checkpoint
 from mtrl.runs.plain_tree import copied
 
 MAX_FAILURES = 3  # in a row, of one kind
@@ -26,18 +26,8 @@ class Writes:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.presence = Presence(path, *LOG_NAMES, OWNER_NAME)
         self._failures: Counter[str] = Counter()
-        self._logs = [log for name in LOG_NAMES if (log := path / name).exists()]
-        self._owner = read_owner(path)
-
-    def check(self) -> None:
-        """Raise UserError if this is no longer the directory of this run: writes would be lost."""
-        owner = read_owner(self._path)
-        if owner not in (self._owner, None) or not all(log.exists() for log in self._logs):
-            raise UserError(
-                f"run directory '{self._path}' was removed, moved, unmounted or taken by another process: "
-                "nothing more of this run would be kept. If it was moved, continue with --resume NEW_PLACE."
-            )
 
     def attempt(self, kind: str, step: int, action: Callable[[], object], *, last: bool = False) -> bool:
         """Call `action`; return whether it succeeded. Print a warning if it raised an OSError.
@@ -49,13 +39,16 @@ class Writes:
             last: no later write of this kind follows.
 
         Raises:
-            UserError: the last write failed, or the third of its kind in a row.
+            UserError: the last write failed, or the third of its kind in a row; or the run directory or a log
+                was removed, moved, unmounted or replaced.
         """
-        self.check()
+        self.presence.check()  # before the write, which may end up in another run's directory
         try:
             action()
+            if last:
+                self.presence.check()  # nothing is written later, so nothing would notice
         except OSError as error:
-            self.check()
+            self.presence.check()
             self._failures[kind] += 1
             message = f"{kind} at vector step {step:,} could not be written: {error.strerror or error}"
             if last or self._failures[kind] >= MAX_FAILURES:
@@ -198,9 +191,12 @@ class Saving:
             self.saved_at = step
             self._written(step, paths[0])
 
-    def keep_best(self, step: int, policy: Any) -> None:
-        """Replace the stored best policy by this one, as a checkpoint with the part "policy" alone."""
-        best, parts, suite = self._writer.run_dir / BEST_NAME, {"policy": policy}, self._writer.suite
-        self._writes.attempt(
-            "best policy", step, lambda: save_checkpoint(best, step, parts, keep=1, suite=suite)
-        )
+    def keep_best(self, step: int, policy: Any) -> bool:
+        """Replace the stored best policy by this one; return whether that succeeded."""
+
+        def save() -> None:
+            best = self._writer.run_dir / BEST_NAME
+            best.mkdir(exist_ok=True)
+            save_checkpoint(best, step, {"policy": policy}, keep=1, suite=self._writer.suite)
+
+        return self._writes.attempt("best policy", step, save)

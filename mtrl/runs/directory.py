@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
+import re
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +15,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from mtrl.config.files import write_file
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.versions import versions
@@ -23,19 +27,61 @@ EVALUATIONS_NAME = "evaluations.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 TASKS_NAME = "tasks"  # curves of single tasks
 BEST_NAME = "best"  # policy of the best evaluation
-TEMPORARY_PREFIX = ".tmp-"
 LOG_NAMES = (METRICS_NAME, EVALUATIONS_NAME)
 _EVENT_FILES = "events.out.tfevents.*"
 _FILES = (CONFIG_NAME, VERSIONS_NAME, METRICS_NAME, EVALUATIONS_NAME)
 LOCK_NAME = "run.lock"
 OWNER_NAME = "run.owner"
 _NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+# Left by killed processes: unfinished files and checkpoints, and configurations of former versions.
+_UNFINISHED = re.compile(r"\.tmp-\d+-.+|\.tmp-\w+\.jsonl|\.config\.yaml\.\d+")
+
+
+class Presence:
+    """Notices that a run's directory or files in it were removed, renamed or unmounted during the run.
+
+    Open files stay writable then, and a new directory may take the place of the old one, so that no write
+    would fail.
+    """
+
+    def __init__(self, directory: Path, *names: str) -> None:
+        self._directory = directory
+        paths = [directory / name for name in ("", *names)]
+        self._known = {path: found for path in paths if (found := _identity(path))}
+
+    def check(self) -> None:
+        """Raise UserError if a path of the run no longer leads to the same directory or file."""
+        for path, known in self._known.items():
+            found = _identity(path)
+            if found in (known, _UNKNOWN) or (found is None and path.name == OWNER_NAME):
+                continue
+            raise UserError(
+                f"'{path}' {'is another one now' if found else 'is gone'}: it was removed, moved, unmounted or "
+                "taken by another process, so that nothing more of this run would be kept. The run is not "
+                "complete. If it was moved, continue with --resume NEW_PLACE."
+            )
+
+
+_UNKNOWN = (-1, -1)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a path, None if nothing is there, _UNKNOWN if the file system fails."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:  # a network file system that does not answer now may do so later
+        return _UNKNOWN
+    return found.st_dev, found.st_ino
 
 
 class RunLock:
     """Exclusive lock of a directory until `release` or the end of the process, even a killed one.
 
-    `run.owner` beside the lock file names the process that holds it, for messages only.
+    Both `run.lock` and the directory itself are locked: files can be deleted while the run goes on, and not
+    all network file systems lock directories. `run.owner` names the process that holds the lock, for messages
+    only.
 
     Raises:
         UserError: another process, or another object of this one, holds it; the message names it.
@@ -44,26 +90,37 @@ class RunLock:
 
     def __init__(self, directory: Path) -> None:
         self._owner, self._file = directory / OWNER_NAME, directory / LOCK_NAME
+        if self._file.is_symlink():
+            raise UserError(f"'{self._file}' is a symbolic link: remove it.")
         lock = FileLock(self._file, thread_local=False)
         self._lock: FileLock | None = lock
+        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        self._presence = Presence(directory)
         try:
+            _lock_directory(self._directory)
             lock.acquire(blocking=False)
-        except Timeout as error:
+        except (Timeout, BlockingIOError) as error:
+            os.close(self._directory)
             raise UserError(
                 f"run directory '{directory}' is in use by {self._read_owner()}. "
                 "Wait for that run or stop it, or start another run with another --run-dir."
             ) from error
         except (OSError, NotImplementedError) as error:  # NotImplementedError: no flock at all
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS_HERE:
+                os.close(self._directory)
                 raise
             self._lock = None
             console.warning(f"the file system of '{directory}' has no locks: make sure no second run uses it")
         try:
             owner = {"pid": os.getpid(), "host": socket.gethostname()}
-            self._owner.write_text(json.dumps(owner), encoding="utf-8")
+            write_file(self._owner, json.dumps(owner).encode())
         except OSError:
             self.release(remove=True)
             raise
+
+    def check(self) -> None:
+        """Raise UserError if the directory was removed, renamed, replaced or unmounted (`Presence`)."""
+        self._presence.check()
 
     def release(self, *, remove: bool = False) -> None:
         """Release the lock. Pass `remove` only when discarding the directory.
@@ -71,12 +128,18 @@ class RunLock:
         A process that waits has opened the lock file already. If the file were removed, that process would
         lock the old file and a later one a new file, and both would write to the run.
         """
-        # Errors do not matter (the directory may be gone): closing the file releases the lock.
-        for file in (self._owner, self._file) if remove else (self._owner,):
-            with contextlib.suppress(OSError):
+        # Errors do not matter: closing the files releases the lock. If the directory was renamed, another run
+        # may own these paths.
+        with contextlib.suppress(OSError, UserError):
+            self.check()
+            for file in (self._owner, self._file) if remove else (self._owner,):
                 file.unlink()
         if self._lock is not None:
             self._lock.release()
+        with contextlib.suppress(OSError):
+            # Not only closed: a forked process may hold the file as well.
+            fcntl.flock(self._directory, fcntl.LOCK_UN)
+        os.close(self._directory)
 
     def _read_owner(self) -> str:
         try:
@@ -84,6 +147,16 @@ class RunLock:
             return f"process {owner['pid']} on host {owner['host']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
+
+
+def _lock_directory(descriptor: int) -> None:
+    """Lock an open directory. Raises BlockingIOError if it is locked; file systems may not support it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return  # the lock of the file decides alone
 
 
 class RunDirectory:
@@ -176,9 +249,22 @@ class RunDirectory:
         except OSError as error:
             raise _unwritable(path, error, "Copy the run to a writable place and resume it there.") from error
         run = cls(path, lock, (), is_new=False)
-        for name in remove_unfinished(run.checkpoints):
-            console.warning(f"removed {name}, a checkpoint that a killed process left unfinished")
+        other = run.checkpoints.resolve().parent
+        if run.checkpoints.is_symlink() and (other / CONFIG_NAME).exists():
+            run.release()
+            raise UserError(
+                f"'{run.checkpoints}' is a link to the checkpoints of another run, '{other}', which this run "
+                "would delete. Copy the run with its checkpoints."
+            )
+        for place in (run.checkpoints, path / BEST_NAME / CHECKPOINTS_NAME, path):
+            for name in remove_unfinished(place):
+                console.warning(f"removed {name}, which a killed process left unfinished")
         return run
+
+    def check(self) -> None:
+        """Raise UserError if the directory was removed, renamed or unmounted since it was locked."""
+        if self._lock is not None:
+            self._lock.check()
 
     def write_versions(self, suite: Mapping[str, str]) -> dict[str, str]:
         """Write `versions.json`, including the versions of the suite of tasks, and return its content.
@@ -192,7 +278,7 @@ class RunDirectory:
             for name, now in suite.items():
                 former = before.get(name, now)
                 found[name] = former if former.endswith(now) else f"{former}, then {now}"
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_file(path, (json.dumps(found, indent=2) + "\n").encode())
         return found
 
     def discard_if_empty(self) -> bool:
@@ -202,6 +288,10 @@ class RunDirectory:
         """
         if self._lock is None or not self._is_new or self._has_results():
             return False
+        try:
+            self.check()
+        except UserError:
+            return False  # what is at this path now is not this run
         self._remove_traces()
         lock, self._lock = self._lock, None
         lock.release(remove=True)
@@ -239,14 +329,17 @@ class RunDirectory:
                     entry.rmdir()  # only if nothing else is in it
 
 
-def remove_unfinished(checkpoints: Path) -> list[str]:
-    """Remove unfinished files of killed processes in `checkpoints`; return their names.
+def remove_unfinished(folder: Path) -> list[str]:
+    """Remove unfinished files and checkpoints of killed processes in `folder`; return their names.
 
     The caller must hold the run's lock, so that no other process is writing them.
     """
-    stale = sorted(checkpoints.glob(TEMPORARY_PREFIX + "*"))
+    stale = sorted(entry for entry in folder.glob(".*") if _UNFINISHED.fullmatch(entry.name))
     for entry in stale:
-        shutil.rmtree(entry, ignore_errors=True)
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
     return [entry.name for entry in stale]
 
 
@@ -270,14 +363,6 @@ def _remove_empty(directories: Sequence[Path]) -> None:
             directory.rmdir()
 
 
-def read_owner(path: Path) -> bytes | None:
-    """Return what `run.owner` says about the process that holds the lock; None if there is no such file."""
-    try:
-        return (path / OWNER_NAME).read_bytes()
-    except OSError:
-        return None
-
-
 def has_checkpoint(path: Path) -> bool:
     """Return whether there is a checkpoint, valid or damaged."""
     return any((path / CHECKPOINTS_NAME).glob("step_*"))
@@ -285,7 +370,8 @@ def has_checkpoint(path: Path) -> bool:
 
 def flag_to_go_on(path: Path) -> str:
     """Return the flag, with its value, that continues the run in `path`."""
-    return f"--resume {path}" if has_checkpoint(path) else f"--resume-or-start {path}"
+    flag = "--resume" if has_checkpoint(path) else "--resume-or-start"
+    return f"{flag} {shlex.quote(str(path))}"
 
 
 def expand(path: Path) -> Path:

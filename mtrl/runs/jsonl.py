@@ -1,15 +1,15 @@
 """The record of a run: `metrics.jsonl` and `evaluations.jsonl`. Reports and resume read them."""
 
-import contextlib
 import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mtrl.runs.directory import EVALUATIONS_NAME, METRICS_NAME, TEMPORARY_PREFIX
+from mtrl.config.files import write_file
+from mtrl.runs.directory import EVALUATIONS_NAME, METRICS_NAME
 from mtrl.runs.log import Evaluation, RunInfo, Stamp
 
 
@@ -54,9 +54,10 @@ class JsonLines:
         self._evaluations.write(line)
 
     def flush(self) -> None:
-        """Write lines that could not be written so far. Raises OSError if that fails again."""
-        self._metrics.flush()
-        self._evaluations.flush()
+        """Write lines that could not be written so far, and all lines to the disk. Raises OSError."""
+        for file in (self._metrics, self._evaluations):
+            file.flush()
+            file.sync()
 
     def close(self) -> None:
         """Close both files."""
@@ -89,27 +90,34 @@ def drop_after(run_dir: Path, step: int, steps: int = 0) -> History:
             if line["vector_step"] <= step and not (line.get("final") and line["vector_step"] < steps)
         }
         kept = b"".join(by_step.values())
-        if kept == path.read_bytes():
-            continue
-        # A kill here must not lose the lines up to `step`, which no process would write again: the new file
-        # is complete and on disk before it replaces the old one.
-        temporary = path.with_name(TEMPORARY_PREFIX + path.name)
-        with open(temporary, "wb") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if kept != path.read_bytes():
+            write_file(path, kept)
     return read_history(run_dir)
+
+
+def lost_lines(run_dir: Path, step: int, *, log_interval: int, eval_interval: int) -> list[str]:
+    """Return a sentence for each log that lacks lines which a checkpoint of vector step `step` counts."""
+    sentences = []
+    for name, interval, end in (
+        (METRICS_NAME, log_interval, step + 1),
+        (EVALUATIONS_NAME, eval_interval, step),  # the evaluation at a checkpoint comes after it
+    ):
+        found = {line["vector_step"] for _, line in _lines(run_dir / name)}
+        lost = [due for due in range(interval, end, interval) if due not in found]
+        if lost:
+            sentences.append(
+                f"{name} lacks {len(lost)} of its lines up to vector step {step:,} (first {lost[0]:,}, last "
+                f"{lost[-1]:,}), for example after a power failure. They cannot be written again; the state "
+                "of the run is complete."
+            )
+    return sentences
 
 
 def read_history(run_dir: Path) -> History:
     """Return the history of the whole record. Changes nothing."""
-    logged, evaluated = (
-        [line for _, line in _lines(run_dir / name)][-1:] for name in (METRICS_NAME, EVALUATIONS_NAME)
-    )
-    evaluation = evaluated[0] if evaluated else {}
+    logged, evaluation = (_last_line(run_dir / name) for name in (METRICS_NAME, EVALUATIONS_NAME))
     return History(
-        wall_s=max((line.get("wall_s", 0.0) for line in (*logged, *evaluated)), default=0.0),
+        wall_s=max(line.get("wall_s", 0.0) for line in (logged, evaluation)),
         evaluated_at=evaluation.get("vector_step"),
         final=bool(evaluation.get("final", False)),
         success=evaluation.get("mean_success"),
@@ -131,7 +139,10 @@ def best_score(evaluations: Sequence[Mapping[str, Any]]) -> float:
 
 class _LineFile:
     def __init__(self, path: Path) -> None:
-        self._file = io.FileIO(path, "a")
+        # A run from elsewhere may hold a symbolic link to any file: nothing is appended to that.
+        self._file = io.FileIO(
+            path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)
+        )
         self._waiting = b""  # lines that could not be written yet, for example to a full disk
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -151,21 +162,51 @@ class _LineFile:
             raise
         self._waiting = b""
 
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
 
-def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Return the complete lines of a file, raw and parsed; a kill may leave the last one incomplete."""
-    found = []
-    for raw in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
-        if not raw.endswith(b"\n"):
-            continue
-        with contextlib.suppress(ValueError):
-            line = json.loads(raw)
-            if isinstance(line, dict) and "vector_step" in line:
-                found.append((raw, line))
-    return found
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield the complete lines of a file, raw and parsed; a kill may leave the last one incomplete."""
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for raw in file:
+            if (line := _parsed(raw)) is not None:
+                yield raw, line
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """Return the last complete line, reading only the end of a long file; {} if there is none."""
+    if not path.is_file():
+        return {}
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        length = 1 << 16
+        while True:
+            start = file.seek(max(0, size - length))
+            raws = file.read(size - start).splitlines(keepends=True)
+            # The first of them may begin in the middle of a line.
+            for raw in reversed(raws if start == 0 else raws[1:]):
+                if (line := _parsed(raw)) is not None:
+                    return line
+            if start == 0:
+                return {}
+            length *= 4
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    if not raw.endswith(b"\n"):
+        return None
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(line, dict) and type(line.get("vector_step")) is int
+    return line if known else None
 
 
 def _plain(value: Any) -> Any:

@@ -22,6 +22,7 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from mtrl.config.files import paths_in
 from mtrl.config.labels import method_label, methods_of
 from mtrl.runs.directory import TASKS_NAME
 from mtrl.runs.log import STEP_LABEL, Evaluation, RunInfo, Stamp
@@ -55,7 +56,8 @@ class TensorBoard:
         # TensorBoard also drops points AT the purge step; those at the checkpoint are still valid.
         self._purge_step = None if run.resumed_at is None else run.resumed_at.vector_step + 1
         self._board = self._writer(str(run.path))
-        self._tasks = {task: self._writer(str(run.path / TASKS_NAME / task)) for task in run.task_names}
+        folders = paths_in(run.path / TASKS_NAME, run.task_names)
+        self._tasks = {task: self._writer(str(folder)) for task, folder in folders.items()}
         step = 0 if run.resumed_at is None else run.resumed_at.vector_step
         self._board.add_text("about", _ABOUT, step)
         config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)

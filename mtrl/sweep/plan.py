@@ -1,13 +1,13 @@
 """The trials of a sweep, their resources and their progress. Does not use Ray."""
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from mtrl.config.files import file_name
 from mtrl.config.labels import method_label
 from mtrl.config.presets import build_config
 from mtrl.config.schema import Config
@@ -157,7 +157,7 @@ def _layer(key: str, value: Any, method: str) -> dict[str, Any]:
 
 def _folder(method: str, shown: Mapping[str, Any], label: str) -> str:
     words = [label, *(f"{key.removeprefix(f'{method}.')}={value}" for key, value in shown.items())]
-    return re.sub(r"[^\w.,=+-]+", "-", ",".join(words)).strip("-")
+    return file_name(",".join(words), longest=200)
 
 
 def _found(trial: Trial) -> Run | None:

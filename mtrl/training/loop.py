@@ -10,6 +10,7 @@ Their order at one vector step decides what a killed run loses:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,9 @@ from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
+from mtrl.runs.checkpoint import newest_step
 from mtrl.runs.checkpoint_writer import CheckpointWriter, Saving, Writes
-from mtrl.runs.directory import CONFIG_NAME, flag_to_go_on
+from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, flag_to_go_on
 from mtrl.runs.jsonl import best_score, read_evaluations
 from mtrl.runs.log import Evaluation, Log, by_task
 from mtrl.training.evaluate import evaluate
@@ -64,9 +66,8 @@ class TrainingLoop:
             state.agent.bounds(), state.envs.task_names, config.train.on_divergence, console.warning
         )
         self.former_restarts = state.restarts
-        evaluations = read_evaluations(path)
-        self.best = best_score(evaluations)
-        self.guard.remember(evaluations)
+        self.guard.remember(read_evaluations(path))
+        self.best = -math.inf  # score of the policy that is stored as the best
         self.seconds = {"evaluation": 0.0, "checkpoint": 0.0}
         self.final: Evaluation | None = None
         self.began = time.perf_counter()
@@ -98,6 +99,8 @@ class TrainingLoop:
         self.last_log = (self.began, start)
         self.saving.saved_at = start if resumed else None  # nothing new to save if no step is made
         self.stepper.begin()
+        if self.config.train.keep_best:
+            self._find_best(start)
         if resumed and not evaluated:  # the former process ended after the checkpoint, before the evaluation
             self._evaluate_if_due(start)
         step = start
@@ -119,15 +122,15 @@ class TrainingLoop:
         self.saving.finish()  # the checkpoint under way may be that of this step
         if self.saving.saved_at != step:
             self._save(step, last=True)
+        self.writes.presence.check()
         elapsed = time.perf_counter() - self.began
-        advice = f"stopped at vector step {step:,}; continue with --resume {self.path}"
+        advice = f"stopped at vector step {step:,}; continue with {flag_to_go_on(self.path)}"
         if self.stepper.failure is not None:
             raise EnvironmentFailure(f"{self.stepper.failure}\n{advice}") from self.stepper.failure
         self.progress.close()
         if self.final is None:
             self.progress.message(advice)
             return TrainResult(self.requests.exit_code or 0, None, self.path, elapsed, step)
-        self.writes.check()
         console.evaluation_table(self.final)
         split = ", ".join(
             f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in self._spent().items()
@@ -246,14 +249,28 @@ class TrainingLoop:
         self.progress.success = result.mean_success
         self.progress.message(console.evaluation_line(step, result))
         if self.config.train.keep_best and result.score > self.best:
-            self.saving.keep_best(step, self.state.agent.policy_state())
-        self.best = max(self.best, result.score)
+            self._keep_best(step, result.score)
         if isinstance(self.state.agent, NotesSuccess):
             self.state.agent.note_success(result.success.mean(axis=1))
         self.guard.evaluation(step, result.task_means()["success"])
         if final:
             self.final = result
         self._tell("evaluation", step, evaluation=result, final=final)
+
+    def _find_best(self, start: int) -> None:
+        """Take the score of the stored best policy, or store that of `start` if it is better.
+
+        A former process may have been killed between an evaluation's line and its policy; and a policy stored
+        after `start` belongs to steps that are taken again.
+        """
+        scores = {line["vector_step"]: best_score([line]) for line in read_evaluations(self.path)}
+        self.best = scores.get(newest_step(self.path / BEST_NAME), -math.inf)
+        if scores.get(start, -math.inf) > self.best:
+            self._keep_best(start, scores[start])
+
+    def _keep_best(self, step: int, score: float) -> None:
+        if self.saving.keep_best(step, self.state.agent.policy_state()):
+            self.best = score
 
     def _between_evaluation_steps(self, step: int) -> None:
         """Answer signals during an evaluation: schedulers kill half a minute after their warning."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from mtrl.config.labels import file_name, method_label
+from mtrl.config.files import file_name
+from mtrl.config.labels import method_label
 from mtrl.config.presets import INCIDENTAL, config_to_dict, flat, save_config
 from mtrl.config.schema import Config, Device
 from mtrl.device import cpu
@@ -23,7 +24,7 @@ from mtrl.runs import console
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.checkpoint_writer import CheckpointWriter
 from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, RunDirectory, expand, has_checkpoint
-from mtrl.runs.jsonl import History, JsonLines, drop_after, read_history
+from mtrl.runs.jsonl import History, JsonLines, drop_after, lost_lines, read_history
 from mtrl.runs.log import SINKS, Evaluation, Log, RunInfo, Sink, Stamp
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Requests, TrainResult
@@ -257,6 +258,9 @@ def _run(
             with _writing(run.path):
                 # The vector steps of lines beyond the checkpoint are made again now.
                 history = drop_after(run.path, start, config.steps)
+                intervals = {"log_interval": config.train.log_interval, "eval_interval": config.eval.interval}
+                for sentence in lost_lines(run.path, start, **intervals):
+                    console.warning(sentence)
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
         stack.enter_context(closing(eval_envs))
@@ -281,6 +285,7 @@ def _run(
             CheckpointWriter(run.path, keep=keep, suite=envs.versions, config=_bound(config))
         )
         loop = TrainingLoop(config, run.path, state, eval_envs, log, progress, requests, writer, callbacks)
+        run.check()  # the loop watches the directory and the logs from here on
         evaluated = history.evaluated_at == start and (history.final or start < config.steps)
         return loop.run(start, resumed=checkpoint is not None, evaluated=evaluated)
 

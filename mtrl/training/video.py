@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.agents.base import Policy
+from mtrl.config.files import paths_in
 from mtrl.envs import TaskVectorEnv
 from mtrl.envs.suite import TaskSuite
 from mtrl.errors import EnvironmentFailure, UserError, unknown_name
@@ -54,15 +55,14 @@ def record(
     import imageio.v2 as imageio
 
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    files = paths_in(folder, envs.task_names, ".mp4")
     for task, name in enumerate(envs.task_names):
         scene = suite(name)
         scene.camera = camera or next(iter(scene.cameras), None)
         frames = _film(policy, scene, envs, task * envs.envs_per_task, seed)
-        files.append(folder / f"{name}.mp4")
         rate = _STEPS_PER_SECOND / _STEPS_PER_FRAME
-        imageio.mimwrite(files[-1], [*frames], fps=rate, macro_block_size=_BLOCK)
-    return files
+        imageio.mimwrite(files[name], [*frames], fps=rate, macro_block_size=_BLOCK)
+    return list(files.values())
 
 
 def check_filming(suite: TaskSuite, camera: str | None) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mtrl.config.labels import file_name, method_label
+from mtrl.config.files import file_name
+from mtrl.config.labels import method_label
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ KILLED_SAVES = """
         while not finished:
             count = len(outcomes)
             run_dir = root / f"{new_step}-{count}"
+            run_dir.mkdir()
             save_checkpoint(run_dir, 1, state(1.0), keep=1)
             pid = os.fork()
             if pid == 0:

@@ -172,8 +172,18 @@ def _place(arrays: dict[tuple[str, str], NDArray[Any]], value: Any) -> dict[str,
 
 
 def _view(env: Any, stored: dict[str, Any]) -> NDArray[Any]:
-    flat = getattr(getattr(env, stored["owner"]), stored["field"]).reshape(-1)
-    return as_strided(flat[stored["offset"] :], tuple(stored["shape"]), tuple(stored["strides"]))
+    owner, field = stored["owner"], stored["field"]
+    shape, strides, offset = tuple(stored["shape"]), tuple(stored["strides"]), stored["offset"]
+    whole = field in _VIEWED.get(owner, ()) and all(type(n) is int for n in (*shape, *strides, offset))
+    if whole and len(shape) == len(strides) and min((*shape, offset), default=0) >= 0:
+        flat = getattr(getattr(env, owner), field).reshape(-1)
+        # as_strided checks nothing: a damaged or forged checkpoint would read and write foreign memory.
+        reach = [stride * (n - 1) for n, stride in zip(shape, strides, strict=True)]
+        first = offset * flat.itemsize + sum(min(step, 0) for step in reach)
+        last = offset * flat.itemsize + sum(max(step, 0) for step in reach)
+        if 0 not in shape and first >= 0 and last + flat.itemsize <= flat.nbytes:
+            return as_strided(flat[offset:], shape, strides)
+    raise ValueError(f"the stored view of {owner}.{field} with shape {shape} does not lie in that array")
 
 
 def _upstream_task(name: str, vector: NDArray[np.float64]) -> Task:

@@ -1,0 +1,66 @@
+"""Files that are replaced as a whole, and names that are safe as names of files. Imports no torch."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from mtrl.errors import UserError
+
+TEMPORARY_PREFIX = ".tmp-"
+_LONGEST_NAME = 100  # characters; file systems allow 255 bytes
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file atomically: after a kill, a power cut or on a full disk it is the old or the new one.
+
+    A symbolic link is replaced, not followed: a run from elsewhere may hold links to any file.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # before the rename, which may reach the disk first
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_name(text: str, longest: int = _LONGEST_NAME) -> str:
+    """Return `text` as the name of one file or folder: no separator, no leading dot, not too long.
+
+    Every name that comes from a configuration goes through this function before it is part of a path.
+    """
+    name = re.sub(r"[^\w.,=+-]+", "-", text).strip("-").lstrip(".-") or "_"
+    if len(name.encode()) <= longest:
+        return name
+    # The digest keeps names apart that begin alike.
+    end = f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name.encode()[: longest - len(end)].decode(errors="ignore") + end
+
+
+def paths_in(folder: Path, names: Iterable[str], suffix: str = "") -> dict[str, Path]:
+    """Return a path in `folder` for each name; different names get different paths.
+
+    Raises:
+        UserError: a symbolic link in `folder` leads out of it.
+    """
+    paths: dict[str, Path] = {}
+    taken: set[str] = set()
+    for name in names:
+        safe = plain = file_name(name)
+        number = 1
+        while safe.casefold() in taken:  # some file systems ignore case
+            number += 1
+            safe = f"{plain}-{number}"
+        taken.add(safe.casefold())
+        paths[name] = folder / (safe + suffix)
+        target = paths[name].resolve()
+        if not target.is_relative_to(folder.parent.resolve()):
+            raise UserError(
+                f"'{paths[name]}' is a link to '{target}', outside of '{folder.parent}': remove it."
+            )
+    return paths
