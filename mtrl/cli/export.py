@@ -30,5 +30,5 @@ def main(arguments: list[str]) -> int:
 
     folder = export_run(flags.run_dir, flags.out, trust=flags.trust)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    print(f"In Python: mtrl.load_policy({str(folder)!r}).predict(observations)")
+    print(f"In Python: mtrl.load_policy({str(folder)!r}).predict(observations); README.md has more")
     return 0

@@ -10,7 +10,7 @@ from mtrl.config.labels import RESTART, method_label, methods_of
 _USE = """\
 import mtrl
 
-policy = mtrl.load_policy(".")  # needs torch, numpy and safetensors
+policy = mtrl.load_policy("."{own})  # needs torch, numpy and safetensors
 actions, _ = policy.predict(observations)  # [tasks, {obs}] -> [tasks, {act}], rows in the order above
 action, _ = policy.for_task("{task}").predict(observation)  # [{obs}] -> [{act}]
 """
@@ -22,7 +22,9 @@ def model_card(policy: Mapping[str, Any]) -> str:
     tasks = policy["tasks"]
     name = ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks of {config['suite']}"
     title = f"{config['agent'].upper()} with {method_label(config)} on {name}"
-    use = _USE.format(obs=policy["obs_dim"], act=policy["action_dim"], task=tasks[0])
+    architecture = policy["network"]["architecture"]
+    own = f", architecture={architecture!r}" if ":" in architecture else ""  # code that must be trusted
+    use = _USE.format(obs=policy["obs_dim"], act=policy["action_dim"], task=tasks[0], own=own)
     front = yaml.safe_dump(_front_matter(title, policy), sort_keys=False, allow_unicode=True)
     sections = [
         f"---\n{front}---\n\n# {title}\n",

@@ -17,7 +17,7 @@ from torch import Tensor
 from mtrl.agents.sac.observation_norm import ObservationNorm
 from mtrl.errors import UserError, unknown_name
 from mtrl.gradients.per_task import FlatParameters
-from mtrl.networks.base import Network
+from mtrl.networks.base import NETWORKS, Network
 from mtrl.networks.gaussian import mode_action, sample_action
 from mtrl.networks.make import make_network
 
@@ -26,6 +26,7 @@ TENSORS_NAME = "policy.safetensors"
 SPEC_NAME = "policy.json"
 PARAMETER = "actor."  # prefix of the names of the network's parameters
 MEAN, DEVIATION = "observation.mean", "observation.deviation"
+_LARGEST_SPEC = 16 << 20  # bytes
 
 
 class Policy:
@@ -110,28 +111,42 @@ class Policy:
 def load_policy(
     path: str | Path, *, device: str = "cpu", seed: int = 0, architecture: str | None = None
 ) -> Policy:
-    """Load a policy that `mtrl-export` wrote. Runs no code of the files; needs torch, numpy and safetensors.
+    """Load a policy that `mtrl-export` wrote. Needs torch, numpy and safetensors.
+
+    It runs no code that the files name, so that they may come from anywhere.
 
     Args:
         path: the folder with policy.json and policy.safetensors.
         device: where to compute.
         seed: of sampled actions.
-        architecture: where the network's class is, "package.module:Name" or "file.py:Name", if that has moved
-            since the training.
+        architecture: the class of a network of your own, "package.module:Name" or "file.py:Name", which is
+            imported. None: one of mtrl's networks, or one registered in `mtrl.networks.base.NETWORKS`.
 
     Raises:
-        UserError: no such files, damaged ones or ones of another format; a network of the user's own whose
-            class is not where it was.
+        UserError: no such files, damaged ones or ones of another format; a network that is neither mtrl's nor
+            registered, without `architecture`.
     """
     folder = Path(path).expanduser()
     description, content = _read(folder)
     tensors = read_tensors(content, str(folder / TENSORS_NAME))
     spec = description["network"]
-    network = make_network(architecture or spec["architecture"], spec["arguments"])
+    if architecture is None and spec["architecture"] not in NETWORKS:
+        raise UserError(
+            f"'{folder / SPEC_NAME}' names the network {spec['architecture']!r}, whose code would be run. If "
+            f"you know that code, name it: load_policy(..., architecture={spec['architecture']!r})."
+        )
     norm = None
     if MEAN in tensors:
+        found = {"mean": tensors.pop(MEAN), "deviation": tensors.pop(DEVIATION, torch.empty(0))}
+        if any(value.shape != (description["obs_dim"],) for value in found.values()):
+            raise UserError(
+                f"'{folder / TENSORS_NAME}' has a standardisation of other sizes than {SPEC_NAME}."
+            )
         norm = ObservationNorm(description["obs_dim"])
-        norm.load_state_dict({"mean": tensors.pop(MEAN), "deviation": tensors.pop(DEVIATION)})
+        norm.load_state_dict(found)
+    if (architecture or spec["architecture"]) == "mlp" and not _is_as_small(spec["arguments"], tensors):
+        raise UserError(f"'{folder / SPEC_NAME}' describes a larger network than that in {TENSORS_NAME}.")
+    network = make_network(architecture or spec["architecture"], spec["arguments"])
     flat = FlatParameters(*network.initial_parameters(torch.Generator().manual_seed(0)))
     named = flat.named()
     found = {name.removeprefix(PARAMETER): tensor for name, tensor in tensors.items()}
@@ -154,7 +169,9 @@ def read_tensors(content: bytes, place: str) -> dict[str, Tensor]:
     """
     try:
         tensors: dict[str, Tensor] = load(content)  # checks sizes and offsets against the content
-    except (SafetensorError, KeyError) as error:  # KeyError: a type of numbers that torch lacks
+        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        json.loads(header, object_pairs_hook=_without_doubles)
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type of numbers that torch lacks
         raise UserError(f"'{place}' is no .safetensors file: {error}.") from error
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
@@ -162,8 +179,36 @@ def read_tensors(content: bytes, place: str) -> dict[str, Tensor]:
     return tensors
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return dict(pairs)
+
+
+def _is_as_small(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether a multi-layer perceptron of these arguments has no more parameters than the file.
+
+    A forged description could otherwise ask for any memory before the shapes are compared.
+    """
+    sizes = {
+        key: arguments.get(key, 1) for key in ("stack", "num_tasks", "inputs", "outputs", "width", "depth")
+    }
+    if any(type(size) is not int or size < 1 for size in sizes.values()):
+        return False
+    width, depth = sizes["width"], sizes["depth"]
+    largest = max(sizes["inputs"], sizes["outputs"], width if depth > 1 else 1)
+    if arguments.get("task_identity") == "one_hot" or arguments.get("per_task_heads"):
+        largest = max(largest, sizes["num_tasks"])
+    elements = sum(tensor.numel() for tensor in tensors.values())
+    return bool(depth <= len(tensors) and sizes["stack"] * width * largest <= elements)
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     try:
+        if (folder / SPEC_NAME).stat().st_size > _LARGEST_SPEC:
+            raise UserError(
+                f"'{folder / SPEC_NAME}' is no policy's: it has more than {_LARGEST_SPEC:,} bytes."
+            )
         description = json.loads((folder / SPEC_NAME).read_bytes())
         content = (folder / TENSORS_NAME).read_bytes()
     except OSError as error:
@@ -171,14 +216,32 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
             f"no policy in '{folder}': expected {SPEC_NAME} and {TENSORS_NAME} as mtrl-export writes them "
             f"({error.strerror})."
         ) from error
-    except ValueError as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"'{folder / SPEC_NAME}' is not JSON: {error}.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(
             f"'{folder / SPEC_NAME}' is not of format {FORMAT}, which this version of mtrl reads: export the "
             "policy again."
         )
-    if hashlib.sha256(content).hexdigest() != description["sha256"]:
+    network, tasks = description.get("network"), description.get("tasks")
+    if not (
+        isinstance(network, dict)
+        and isinstance(network.get("architecture"), str)
+        and isinstance(network.get("arguments"), dict)
+        and network["arguments"].keys() >= NETWORKS.given
+        and isinstance(tasks, list)
+        and all(isinstance(task, str) for task in tasks)
+        and network["arguments"]["num_tasks"] == len(tasks)
+        and type(description.get("obs_dim")) is int
+        and network["arguments"]["inputs"] == description["obs_dim"] > 0
+    ):
+        raise UserError(
+            f"'{folder / SPEC_NAME}' is damaged: expected tasks, obs_dim and a network with architecture and "
+            "arguments that fit each other. Export the policy again."
+        )
+    if hashlib.sha256(content).hexdigest() != description.get("sha256"):
         raise UserError(
             f"'{folder / TENSORS_NAME}' was changed or belongs to another {SPEC_NAME}: its SHA-256 differs. "
             "Export the policy again."

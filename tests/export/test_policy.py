@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,8 @@ def exported(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_actions_are_the_evaluations_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:
     _, agent = random_run(tmp_path / "run", **changes)
-    policy = mtrl.load_policy(export_run(tmp_path / "run"))
+    own = OWN if changes == CONFIGURATIONS["own module"] else None
+    policy = mtrl.load_policy(export_run(tmp_path / "run"), architecture=own)
     obs = observations()
     wanted = agent.policy(COPIES)(obs)
     found, state = policy.predict(obs, state="mine")
@@ -208,12 +210,12 @@ def test_what_is_damaged_or_missing_is_refused(exported: Path, tmp_path: Path) -
 def test_a_network_whose_class_has_moved_is_found_where_one_says(tmp_path: Path) -> None:
     random_run(tmp_path / "run", **CONFIGURATIONS["own module"])
     folder = export_run(tmp_path / "run")
-    wanted = mtrl.load_policy(folder).predict(observations())[0]
+    wanted = mtrl.load_policy(folder, architecture=OWN).predict(observations())[0]
     spec = json.loads((folder / "policy.json").read_text())
     spec["network"]["architecture"] = "gone_module:TwoLayers"
     (folder / "policy.json").write_text(json.dumps(spec))
     with pytest.raises(UserError, match="no module 'gone_module'"):
-        mtrl.load_policy(folder)
+        mtrl.load_policy(folder, architecture="gone_module:TwoLayers")
     found = mtrl.load_policy(folder, architecture=OWN).predict(observations())[0]
     assert found.tobytes() == wanted.tobytes()
 
@@ -263,3 +265,90 @@ def test_nothing_of_the_user_s_is_overwritten(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     first = export_run(tmp_path / "run", tmp_path / "out")
     assert export_run(tmp_path / "run", tmp_path / "out") == first
+
+
+@pytest.mark.parametrize("named", ["net.py:Net", "{folder}/net.py:Net", "stranger_module:Net"])
+def test_code_that_the_files_name_is_not_run(
+    named: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(exported)
+    monkeypatch.syspath_prepend(str(exported))
+    named = named.format(folder=exported)
+    for name in ("net.py", "stranger_module.py"):
+        (exported / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Net: pass\n")
+    spec = json.loads((exported / "policy.json").read_text())
+    spec["network"]["architecture"] = named
+    (exported / "policy.json").write_text(json.dumps(spec))
+    with pytest.raises(UserError, match="whose code would be run"):
+        mtrl.load_policy(".")
+    assert not (tmp_path / "ran").exists()
+
+
+BOMBS: dict[str, Any] = {
+    "width": {"width": 60_000},
+    "depth": {"depth": 1_000_000},
+    "stack": {"stack": 10**9},
+    "outputs": {"outputs": 10**9},
+    "negative width": {"width": -1},
+    "width in words": {"width": "many"},
+}
+
+
+@pytest.mark.parametrize("changes", BOMBS.values(), ids=BOMBS)
+def test_a_network_larger_than_its_file_is_refused_before_it_is_made(
+    changes: dict[str, Any], exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = json.loads((exported / "policy.json").read_text())
+    spec["network"]["arguments"] |= changes
+    (exported / "policy.json").write_text(json.dumps(spec))
+
+    def make(*_: Any) -> None:
+        raise AssertionError("a network was made")
+
+    monkeypatch.setattr("mtrl.export.policy.make_network", make)
+    with pytest.raises(UserError, match="larger network"):
+        mtrl.load_policy(exported)
+
+
+@pytest.mark.parametrize("key", ["sha256", "tasks", "obs_dim", "network", "format"])
+@pytest.mark.parametrize("value", [None, [], {}, "x", -1, 1e999, "absent"])
+def test_a_description_that_lacks_something_is_a_user_s_error(key: str, value: Any, exported: Path) -> None:
+    spec = json.loads((exported / "policy.json").read_text())
+    spec[key] = value
+    if value == "absent":
+        del spec[key]
+    (exported / "policy.json").write_text(json.dumps(spec))
+    with pytest.raises(UserError):
+        mtrl.load_policy(exported)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[" * 200_000, b"\xff", b"[]", b" " * (17 << 20)])
+def test_a_description_that_is_none_is_a_user_s_error(text: bytes, exported: Path) -> None:
+    (exported / "policy.json").write_bytes(text)
+    with pytest.raises(UserError):
+        mtrl.load_policy(exported)
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_an_export_that_was_killed_is_made_again_by_the_same_command(
+    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_run(tmp_path / "run")
+    original, left = os.replace, [renames]
+
+    def replace(source: Any, target: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process cleans nothing up
+        with pytest.raises(KeyboardInterrupt):
+            export_run(tmp_path / "run")
+    folder = tmp_path / "run/policy"
+    (folder / next(folder.glob(".tmp-*"))).rename(folder / ".tmp-1-policy.safetensors")
+    export_run(tmp_path / "run")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["README.md", "policy.json", "policy.safetensors"]

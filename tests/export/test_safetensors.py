@@ -86,6 +86,9 @@ def test_a_file_cut_short_is_refused(cut: int) -> None:
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
         b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}',
         b'{"a": {"dtype": "Q7", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'
+        b' "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b"[" * 100_000,
     ],
 )
 def test_a_header_that_lies_is_refused(header: bytes) -> None:
