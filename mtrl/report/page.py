@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mtrl.config.labels import file_name
+from mtrl.config.files import file_name
 from mtrl.config.presets import flat
 from mtrl.report.comparison import Comparison, Group, protocol
 from mtrl.report.load import Run

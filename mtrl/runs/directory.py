@@ -56,8 +56,8 @@ class Presence:
             if found in (known, _UNKNOWN) or (found is None and path.name == OWNER_NAME):
                 continue
             raise UserError(
-                f"'{path}' {'is another one now' if found else 'is gone'}: it was removed, moved, unmounted or "
-                "taken by another process, so that nothing more of this run would be kept. The run is not "
+                f"'{path}' {'is another one now' if found else 'is gone'}: it was removed, moved, unmounted "
+                "or taken by another process, so that nothing more of this run would be kept. The run is not "
                 "complete. If it was moved, continue with --resume NEW_PLACE."
             )
 
