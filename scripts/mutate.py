@@ -68,7 +68,7 @@ MUTATIONS = (
              "tests/cli/test_evaluate.py::test_mistake_in_evaluation"),
     Mutation("R15", "mtrl/training/loop.py", "raise _StopInEvaluation", "pass",
              "tests/training/test_signals.py::test_a_stop_in_an_evaluation_is_answered_before_its_next_env_step"),
-    Mutation("R16", "mtrl/runs/directory.py", "lock.acquire(blocking=False)", "pass",
+    Mutation("R16", "mtrl/runs/lock.py", "lock.acquire(blocking=False)", "pass",
              "tests/runs/test_directory.py::test_a_second_process_is_refused_with_pid_and_host"),
     Mutation("R17", "mtrl/runs/tensorboard.py",
              "None if run.resumed_at is None else run.resumed_at.vector_step + 1", "None",

@@ -12,7 +12,8 @@ from typing import Any, Self
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import save_checkpoint
-from mtrl.runs.directory import BEST_NAME, LOG_NAMES, OWNER_NAME, Presence, flag_to_go_on, has_checkpoint
+from mtrl.runs.directory import BEST_NAME, LOG_NAMES, flag_to_go_on, has_checkpoint
+from mtrl.runs.lock import OWNER_NAME, Presence
 from mtrl.runs.plain_tree import copied
 
 MAX_FAILURES = 3  # in a row, of one kind
