@@ -138,7 +138,8 @@ def scope_of(
             if leaf.requires_grad and id(leaf) in names:
                 raise ValueError(
                     f"{names[id(leaf)]} is also {name} of heads[{task}]: its gradient would be a plain sum, "
-                    "combined by no method. Pass a parameter that tasks share in model alone."
+                    "combined by no method. Pass in model only what all tasks share, and in each head only "
+                    "its own parameters."
                 )
             names[id(leaf)] = f"{name} of heads[{task}]"
     everything = [leaf for part in (named, *own) for _, leaf in part]
