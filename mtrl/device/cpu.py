@@ -6,11 +6,14 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+import torch.utils.deterministic
 
 from mtrl.device.resources import available_cores
 
+_DETERMINISM: Any = torch.utils.deterministic  # its only attribute is not annotated
 # glibc's malloc.h: parameter -> value while training, default, environment variable of the user.
 _MALLOC = {
     -3: (1 << 30, 128 << 10, "MALLOC_MMAP_THRESHOLD_"),
@@ -35,8 +38,10 @@ def settings(
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(num_threads or min(threads, available_cores()))
     torch.set_float32_matmul_precision(matmul_precision)
-    determined = torch.are_deterministic_algorithms_enabled()
+    determined, filling = torch.are_deterministic_algorithms_enabled(), _DETERMINISM.fill_uninitialized_memory
     if deterministic:
+        # Otherwise every `empty` is filled as well, which costs a launch each and changes no result here.
+        _DETERMINISM.fill_uninitialized_memory = False
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     _keep_freed_memory(True)
@@ -44,6 +49,7 @@ def settings(
         yield
     finally:
         torch.use_deterministic_algorithms(determined)
+        _DETERMINISM.fill_uninitialized_memory = filling
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
         _keep_freed_memory(False)

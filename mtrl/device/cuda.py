@@ -1,10 +1,11 @@
-"""Steps that CUDA replays as a graph, and copies between host and device. Both are plain on the CPU."""
+"""Steps that CUDA replays as a graph, and copies between host and device. On a CPU both are plain calls."""
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class GraphedStep(Generic[Result]):
         self._eager = device.type != "cuda" or not capturable
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream: torch.cuda.Stream | None = None
         self._captured: Result  # what the step returned while it was captured
 
     def __call__(self) -> Result:
@@ -57,28 +59,86 @@ class GraphedStep(Generic[Result]):
     def _on_another_stream(self) -> Result:
         # PyTorch requires warm-up on a side stream: autograd and libraries remember the stream of their first
         # use, and work on the default stream cannot be captured. The two waits keep the order of the calls.
-        current, other = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        current, other = torch.cuda.current_stream(self._device), self._side_stream()
         other.wait_stream(current)
         with torch.cuda.stream(other):
             result = self._step()
         current.wait_stream(other)
         return result
 
+    def _side_stream(self) -> torch.cuda.Stream:
+        # One for all warm-up calls and the capture, because cuBLAS keeps a workspace of 32 MiB per stream.
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        return self._stream
+
     def _capture(self) -> None:
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
-        try:
-            # "thread_local", because other threads, such as the logger's, may use CUDA meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._captured = self._step()
-        except RuntimeError as error:
-            torch.cuda.set_stream(current)  # a failed capture may leave its own stream behind
-            torch.cuda.synchronize(self._device)
-            self._eager = True
-            reason = str(error).splitlines()[0]
-            text = f"{self._what} cannot be captured as a CUDA graph and runs eagerly: {reason}"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-        else:
+        graph, cause = torch.cuda.CUDAGraph(), None
+        # A graph is captured on the current device, which need not be that of the step.
+        with torch.cuda.device(self._device):
+            current, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+            try:
+                # "thread_local", because other threads, such as the logger's, may use CUDA meanwhile.
+                capture = torch.cuda.graph(
+                    graph, pool=pool, stream=self._side_stream(), capture_error_mode="thread_local"
+                )
+                with capture:
+                    try:
+                        self._captured = self._step()
+                    except Exception as error:  # noqa: BLE001 - raised again below, after the capture has ended
+                        cause = error
+            except RuntimeError as error:
+                # An invalid capture cannot be ended either. Then PyTorch leaves its allocator in the capture
+                # and the capture's stream current.
+                cause = cause or error
+                _stop_capturing_memory(pool)
+                torch.cuda.set_stream(current)
+        if cause is None:
             self._graph = graph
+            return
+        if not isinstance(cause, RuntimeError):
+            raise cause
+        torch.cuda.synchronize(self._device)
+        self._eager = True
+        reason = str(cause).splitlines()[0]
+        text = f"{self._what} cannot be captured as a CUDA graph and runs eagerly: {reason}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def _stop_capturing_memory(pool: tuple[int, int]) -> None:
+    """Make the allocator of the current device stop allocating from the pool of a failed capture."""
+    device = torch.cuda.current_device()
+    # PyTorch before 2.8 calls the first function by the other name.
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+        if (end := getattr(torch._C, name, None)) is not None:
+            end(device, pool)
+            break
+    if (release := getattr(torch._C, "_cuda_releasePool", None)) is not None:
+        release(device, pool)
+
+
+@torch.no_grad()
+def load_in_place(optimizer: torch.optim.Optimizer, saved: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Restore the "state" of an optimiser's state_dict, but not its parameter groups.
+
+    Tensors that the optimiser has are overwritten where they are. `load_state_dict` would replace them, and a
+    captured graph would continue with the old ones. New tensors are copies, which keep no file mapped. The
+    parameter groups hold step sizes and flags of the device, which stay.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = {number: optimizer.state[p] for number, p in enumerate(parameters) if p in optimizer.state}
+    if saved.keys() - own.keys():  # an optimiser without state, which no graph has captured
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": copy.deepcopy(dict(saved))})
+        return
+    for number, values in own.items():
+        for name, value in values.items():
+            new = saved.get(number, {}).get(name)
+            if not isinstance(value, Tensor):
+                values[name] = new
+            elif new is None:  # saved before the first step
+                value.zero_()
+            else:
+                value.copy_(new)
 
 
 class Staging:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from mtrl.agents.base import Transitions
 from mtrl.agents.sac.agent import SACAgent
+from mtrl.agents.sac.noise_hold import NoiseHold
 from mtrl.combiners import COMBINERS
+from mtrl.device import cpu
 from mtrl.device.cuda import WARM_UP_CALLS, GraphedStep
 from tests.combiners.oracles import ORACLES
 from tests.helpers.agents import ACTION, CPU, OBS, TASKS, sac_agent, sac_config
@@ -141,3 +147,183 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly_with_one_warning() -> No
     assert len(warned) == 1
     assert counter.item() == WARM_UP_CALLS + 3
     assert seen[-1] == WARM_UP_CALLS + 3
+
+
+class Accelerator:
+    """Stands in for CUDA: counts streams, records nothing, and may call a capture invalid at its end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, valid: bool) -> None:
+        self.valid, self.streams, self.capturing, self.allocating = valid, 0, False, False
+        self.device: Any = None
+        self.captured_on: list[Any] = []
+        self.current: Any = "default"
+        accelerator = self
+
+        class Stream:
+            def __init__(self, device: Any = None) -> None:
+                accelerator.streams += 1
+
+            def wait_stream(self, other: Any) -> None:
+                pass
+
+        class Default(Stream):
+            def __init__(self) -> None:
+                pass
+
+        default = Default()
+        self.current = default
+
+        @contextmanager
+        def stream(other: Any) -> Iterator[None]:
+            before, self.current = self.current, other
+            yield
+            self.current = before
+
+        @contextmanager
+        def device(chosen: Any) -> Iterator[None]:
+            self.device = chosen
+            yield
+            self.device = None
+
+        class Graph:
+            def replay(self) -> None:
+                pass
+
+        class Capture:
+            def __init__(self, graph: Any, *, stream: Any = None, **_: Any) -> None:
+                self.stream = stream if stream is not None else Stream()
+
+            def __enter__(self) -> None:
+                accelerator.captured_on.append(accelerator.device)
+                accelerator.current = self.stream
+                accelerator.capturing = accelerator.allocating = True
+
+            def __exit__(self, *_: Any) -> None:
+                accelerator.capturing = False
+                if not accelerator.valid:  # as PyTorch: neither allocator nor stream are put back
+                    raise RuntimeError("operation failed due to a previous error during capture")
+                accelerator.allocating = False
+                accelerator.current = default
+
+        def end(*_: Any) -> None:
+            self.allocating = False
+
+        def set_stream(chosen: Any) -> None:
+            self.current = chosen
+
+        for name, fake in {
+            "Stream": Stream, "stream": stream, "device": device, "CUDAGraph": Graph, "graph": Capture,
+            "current_stream": lambda device=None: self.current, "set_stream": set_stream,
+            "synchronize": lambda device=None: None, "graph_pool_handle": lambda: (0, 1),
+            "current_device": lambda: 1,
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *_: None, raising=False)
+        self.default = default
+
+
+def test_a_failed_capture_says_why_and_leaves_stream_and_allocator_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accelerator, calls = Accelerator(monkeypatch, valid=False), []
+
+    def step() -> int:
+        if accelerator.capturing:
+            raise RuntimeError("the step reads the host")
+        calls.append(1)
+        return len(calls)
+
+    graphed = GraphedStep(step, torch.device("cuda:1"), what="counting")
+    with pytest.warns(RuntimeWarning, match="counting cannot be captured .* the step reads the host"):
+        results = [graphed() for _ in range(WARM_UP_CALLS + 2)]
+    assert results == list(range(1, WARM_UP_CALLS + 3))
+    assert not accelerator.allocating
+    assert accelerator.current is accelerator.default
+
+
+def test_a_mistake_in_a_captured_step_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator(monkeypatch, valid=False)
+
+    def step() -> None:
+        if accelerator.capturing:
+            raise TypeError("a mistake")
+
+    graphed = GraphedStep(step, torch.device("cuda:1"), what="counting")
+    for _ in range(WARM_UP_CALLS):
+        graphed()
+    with pytest.raises(TypeError, match="a mistake"):
+        graphed()
+    assert not accelerator.allocating
+
+
+def test_warm_up_and_capture_share_one_stream_and_capture_on_the_steps_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accelerator = Accelerator(monkeypatch, valid=True)
+    device = torch.device("cuda:1")
+    graphed = GraphedStep(lambda: None, device, what="counting")
+    for _ in range(WARM_UP_CALLS + 2):
+        graphed()
+    assert accelerator.streams == 1
+    assert accelerator.captured_on == [device]
+    assert graphed._graph is not None
+
+
+def test_a_loaded_optimiser_keeps_its_tensors_and_shares_none_with_the_state() -> None:
+    source, target, fresh = (_agent("mean", CPU, seed) for seed in range(3))
+    for agent in (source, target):
+        agent.update_from_replay()
+    state = source.state()
+    moments = [values for one in target.update.optimizers for values in one.state.values()]
+    places = [value.data_ptr() for values in moments for value in values.values()]
+    for agent in (target, fresh):
+        agent.load_state(state)
+        for one, theirs in zip(agent.update.optimizers, source.update.optimizers, strict=True):
+            for mine, saved in zip(one.state.values(), theirs.state.values(), strict=True):
+                for name in ("exp_avg", "exp_avg_sq"):
+                    assert torch.equal(mine[name], saved[name])
+                    assert mine[name].data_ptr() != saved[name].data_ptr()
+    moments = [values for one in target.update.optimizers for values in one.state.values()]
+    assert [value.data_ptr() for values in moments for value in values.values()] == places
+
+
+def test_observing_copies_once_from_pinned_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = sac_config("mean", replay={"n_step": 3, "reward_scaling": "return"})
+    agent = sac_agent(config, envs_per_task=16, device=CPU)
+    copies: list[Any] = []
+    to = torch.Tensor.to
+
+    def noted(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        copies.extend(arg for arg in args if isinstance(arg, torch.device))
+        return to(self, *args, **kwargs)
+
+    _observe(agent, 0)
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    _observe(agent, 1)
+    assert copies == []
+
+
+def test_deterministic_settings_leave_uninitialised_memory_alone() -> None:
+    settings: Any = torch.utils.deterministic
+    before = settings.fill_uninitialized_memory
+    with cpu.settings(None, "highest", deterministic=True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not settings.fill_uninitialized_memory
+    assert settings.fill_uninitialized_memory == before
+
+
+def test_held_noise_of_one_environment_on_cuda_draws_no_single_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn, multinomial = [], torch.multinomial
+
+    def noted(probabilities: torch.Tensor, count: int, **options: Any) -> torch.Tensor:
+        drawn.append(count)
+        return multinomial(probabilities, count, **options)
+
+    monkeypatch.setattr(torch, "multinomial", noted)
+    hold = NoiseHold((1, 1), 2, longest=4, device=CPU, seed=0)
+    hold._single_draws = False  # as on CUDA
+    assert hold.draw(torch.zeros(1, 1, 2)).shape == (1, 1, 2)
+    assert drawn == [2]

@@ -17,7 +17,7 @@ from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate, sac_combiner
 from mtrl.config.schema import Config
-from mtrl.device.cuda import GraphedStep, Staging
+from mtrl.device.cuda import GraphedStep, Staging, load_in_place
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
 from mtrl.errors import UserError
@@ -308,8 +308,7 @@ class SACAgent:
         state = parts["agent"]
         self.update.load_state_dict(state["update"])
         for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
-            # Parameter groups hold step sizes and flags of the device: keep those of this agent.
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
+            load_in_place(optimizer, saved)
         self._noise_stream.load_state(state["noise"])
         self._exploration.bit_generator.state = state["exploration"]
         if self._hold is not None:

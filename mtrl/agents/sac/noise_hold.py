@@ -41,6 +41,7 @@ class NoiseHold:
         lengths = torch.arange(1, longest + 1, device=device, dtype=torch.float32)
         self._probabilities = lengths**-exponent
         self._noise = torch.zeros(*lead, action_dim, device=device)
+        self._single_draws = device.type == "cpu"
         self._remaining = torch.zeros(lead, dtype=torch.int64, device=device)
 
     def draw(self, noise: Tensor) -> Tensor:
@@ -49,7 +50,9 @@ class NoiseHold:
         generator = self._stream.generator
         fresh = torch.empty_like(self._noise).normal_(generator=generator)
         count = self._remaining.numel()
-        lengths = torch.multinomial(self._probabilities, count, replacement=True, generator=generator)
+        # On CUDA `multinomial` reads the host for a single sample, so a second one is drawn and left out.
+        drawn = count if self._single_draws else max(count, 2)
+        lengths = torch.multinomial(self._probabilities, drawn, replacement=True, generator=generator)[:count]
         due = self._remaining == 0
         self._noise.copy_(torch.where(due.unsqueeze(-1), fresh, self._noise))
         # Index i stands for i + 1 steps, of which this one is the first.

@@ -100,7 +100,8 @@ class Replay:
         self._next = 0
         self.size = 0
         self._stream = RandomStream(seed, device)
-        self._incoming = torch.zeros(num_tasks, envs_per_task, sum(self._widths), device=device)
+        # Behind a transition's numbers two flags: end of the episode, and not a transition.
+        self._incoming = torch.zeros(num_tasks, envs_per_task, sum(self._widths) + 2, device=device)
         self._staging = Staging(self._incoming)
         self._smallest_deviation = {"ema": 1e-8, "shrink": 1.0}.get(reward_scaling)
         self._return_scale: ReturnScale | None = None
@@ -144,34 +145,35 @@ class Replay:
             ended: bool [T, E], where the task or the time limit ended the episode; default: `terminated`.
         """
         envs = obs.shape[1]
-        parts = (obs, action, reward.unsqueeze(-1), 1.0 - terminated.float().unsqueeze(-1), next_obs)
-        if lost is not None and not lost.any():
-            lost = None
+        any_lost = lost is not None and bool(lost.any())
         if ended is None:
             ended = terminated > 0
-        if self._return_scale is not None:
-            self._return_scale.add(reward, ended, lost)
+        flags = (ended, lost if any_lost and lost is not None else torch.zeros_like(ended))
+        columns = (reward, 1.0 - terminated.float(), *(flag.float() for flag in flags))
+        reward, going_on, *flags_on_host = (column.unsqueeze(-1) for column in columns)
         self._staging.wait()
-        torch.cat(parts, dim=-1, out=self._staging.host)
+        # One copy from pinned memory: a copy of its own from pageable memory would wait for the device.
+        torch.cat((obs, action, reward, going_on, next_obs, *flags_on_host), dim=-1, out=self._staging.host)
         self._staging.send()
-        rows = self._incoming
-        if lost is not None:
+        rows, (ended, lost) = self._incoming[..., :-2], (self._incoming[..., -2:] > 0).unbind(-1)
+        if self._return_scale is not None:
+            self._return_scale.add(rows[..., self._reward_column], ended, lost if any_lost else None)
+        if any_lost:
             if self.size == 0:
                 return
             newest = (self._next - envs) % self.capacity
             known = self._rows[:, newest : newest + envs]
-            lost = lost.to(rows.device)
             rows = torch.where(lost.unsqueeze(-1), known, rows)
             if self._n_step > 1:
                 # The successor of the step before is not stored: no window may cross from it to a next slot.
                 self._ended[:, newest : newest + envs] |= lost
-                ended = ended.to(rows.device) | lost
+                ended = ended | lost
         slots = self._rows[:, self._next : self._next + envs]
         for view in tuple(self._views):  # before they are overwritten
             view.keep(self._next, slots)
         slots.copy_(rows)
         if self._n_step > 1:
-            self._ended[:, self._next : self._next + envs] = ended.to(self._ended.device)
+            self._ended[:, self._next : self._next + envs] = ended
         if self.curriculum is not None:
             self.curriculum.forget(self._next, envs)
         self._newest.fill_(self._next // self._envs)

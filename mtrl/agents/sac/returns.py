@@ -99,14 +99,16 @@ class ReturnScale:
         self.scale = torch.ones(num_tasks, device=device)  # [T]
 
     def add(self, reward: Tensor, ended: Tensor, lost: Tensor | None = None) -> None:
-        """Count one vector step: rewards, ends of episodes, and rows that are no transition, each [T, E]."""
-        state, device = self._state, self.scale.device
-        running = state["running"].mul_(self._gamma).add_(reward.to(device))
-        ended = ended.to(device)
+        """Count one vector step: rewards, ends of episodes, and rows that are not a transition, each [T, E].
+
+        They are on the device of the scale.
+        """
+        state = self._state
+        running = state["running"].mul_(self._gamma).add_(reward)
         if lost is None:
             counted, known = running, float(running.shape[1])
         else:
-            valid = ~lost.to(device)
+            valid = ~lost
             counted, known = running * valid, valid.sum(1)  # type: ignore[assignment]
             ended = ended | ~valid
         state["count"] += known
