@@ -6,21 +6,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtrl.combiners import make_combiner
     from mtrl.config import Config
     from mtrl.export.policy import load_policy
     from mtrl.gradients import mtl_step, set_gradient, task_jacobian
     from mtrl.report.load import load_runs
-    from mtrl.training.run import train
+    from mtrl.training.run import evaluate_run, resume_training, train
 
-__all__ = ["Config", "load_policy", "load_runs", "mtl_step", "set_gradient", "task_jacobian", "train"]
+__all__ = [
+    "Config", "evaluate_run", "load_policy", "load_runs", "make_combiner", "mtl_step", "resume_training",
+    "set_gradient", "task_jacobian", "train",
+]  # fmt: skip
 __version__ = "0.1.0"
 
 # Lazy: an environment worker does not pay for importing torch, and the combiners need no extra.
 _HOMES = {
     "Config": "mtrl.config",
+    "evaluate_run": "mtrl.training.run",
     "load_policy": "mtrl.export.policy",
     "load_runs": "mtrl.report.load",
+    "make_combiner": "mtrl.combiners",
     "mtl_step": "mtrl.gradients",
+    "resume_training": "mtrl.training.run",
     "set_gradient": "mtrl.gradients",
     "task_jacobian": "mtrl.gradients",
     "train": "mtrl.training.run",
@@ -37,3 +44,7 @@ def __getattr__(name: str) -> Any:
             advice = "pip install 'mtrl-torch[train]'"
             raise ImportError(f"mtrl.{name} needs '{error.name}': {advice}.") from error
     raise AttributeError(f"module 'mtrl' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

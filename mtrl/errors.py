@@ -42,4 +42,5 @@ def did_you_mean(found: str, valid: Iterable[str], cutoff: float = 0.5) -> str:
     if not near:
         return ""
     name = by_folded[near[0]]
-    return f" Did you mean '{valid[name] if isinstance(valid, Mapping) else name}'?"
+    meant = valid[name] if isinstance(valid, Mapping) else name
+    return "" if meant == found else f" Did you mean '{meant}'?"

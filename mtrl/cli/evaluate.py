@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +18,10 @@ from mtrl.errors import UserError
 
 @settings("--")
 class _Flags:
-    """Evaluate the newest checkpoint of a run: deterministic policy, fixed goals, success per task."""
+    """Evaluate the newest checkpoints of runs: deterministic policy, fixed goals, success per task."""
 
-    run_dir: str
-    """Run directory that a training wrote."""
+    run_dirs: tuple[str, ...] = ()
+    """Run directories, or patterns such as 'runs/mt10/*/*'."""
     episodes: Annotated[int, Field(gt=0)] = 50
     """Episodes per task; episode k uses goal k."""
     device: Device = "auto"
@@ -32,21 +34,49 @@ class _Flags:
     """View of videos; Meta-World: side, corner, corner2 to corner4, topview, behindGripper, gripperPOV."""
     best: bool = False
     """Evaluate the policy of the best evaluation instead, which --train.keep-best keeps."""
+    checkpoint: Annotated[int, Field(ge=0)] | None = None
+    """Vector step of the checkpoint to evaluate instead; --train.keep-checkpoints keeps more than two."""
     trust: bool = False
     """Run code that the run's configuration names, such as a method in a file; see SECURITY.md."""
 
 
 @command
 def main(arguments: list[str]) -> int:
-    """Evaluate a run, and film it if asked to."""
-    flags = parse_command(_Flags, arguments, positional="run_dir")
+    """Evaluate runs one after another, and film them if asked to."""
+    flags = parse_command(_Flags, arguments, positional="run_dirs")
     if flags is None:
         return 0
     if flags.camera is not None and not flags.video:
         raise UserError("--camera chooses the view of videos; found no --video. Add it or drop --camera.")
+    runs = _runs(flags.run_dirs)
     with importing():
         from mtrl.training.run import evaluate_run
 
-    values = {name: value for name, value in vars(flags).items() if name != "run_dir"}
-    evaluate_run(Path(flags.run_dir), **values)
-    return 0
+    values = {name: value for name, value in vars(flags).items() if name != "run_dirs"}
+    failed = 0
+    for run in runs:
+        try:
+            evaluate_run(run, **values)
+        except UserError as error:  # one run that cannot be evaluated is no reason to leave out the others
+            if len(runs) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+    return 2 if failed else 0
+
+
+def _runs(given: tuple[str, ...]) -> list[Path]:
+    """Return the run directories that are named, patterns expanded, each once."""
+    found: list[Path] = []
+    for text in given:
+        if Path(text).exists() or not glob.has_magic(text):
+            found.append(Path(text))
+            continue
+        matching = sorted(map(Path, glob.glob(str(Path(text).expanduser()))))
+        runs = [path for path in matching if (path / "config.yaml").is_file()]
+        if not runs:
+            raise UserError(f"no run directory matches '{text}': expected directories with config.yaml.")
+        found += runs
+    if not found:
+        raise UserError("no runs: give run directories that a training wrote, or a pattern.")
+    return list(dict.fromkeys(found))

@@ -188,6 +188,9 @@ def _unknown_flag(flag: str, known: Sequence[str], options: Sequence[str], chose
     candidates = {name: name for name in known} | ({} if dot else last)
     leaf = flag.removeprefix("--")
     hint = did_you_mean(leaf if leaf in candidates else flag, candidates, cutoff=0.6)
+    ends = [name for name in known if name.endswith(f"-{leaf}")]  # --lr: --sac.actor-lr, --sac.critic-lr, ...
+    if not hint and ends:
+        hint = f" Did you mean {' or '.join(ends)}?"
     return f"unknown flag '{flag}'.{hint} --help lists all flags."
 
 

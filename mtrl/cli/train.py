@@ -99,7 +99,12 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
                 f"--{flag.replace('_', '-')} needs a checkpoint; found neither --resume nor "
                 "--resume-or-start. Leave it out."
             )
-    config = resolve(build_config(values))
+    try:
+        config = resolve(build_config(values))
+    except UserError as error:
+        if any("," in task for task in values["tasks"]) and "--tasks" in flags_given:
+            raise UserError(f"{error} Separate tasks by spaces: --tasks reach-v3 push-v3.") from None
+        raise
     if own.print_config:
         print(config_text(config), end="")
         return 0

@@ -106,6 +106,18 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inverse of `flat`: {"sac.gamma": .99} -> {"sac": {"gamma": .99}}; values may be nested."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = {**place.get(name, {}), **value} if isinstance(value, Mapping) else value
+    return result
+
+
 def differences(
     first: Mapping[str, Any], second: Mapping[str, Any], but: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:

@@ -17,7 +17,17 @@ from mtrl.config.labels import methods_of
 from mtrl.config.values import settings
 from mtrl.errors import UserError
 
-Device = Literal["auto", "cpu", "cuda"]
+
+def _no_number(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("cuda:") and value[5:].isdigit():
+        raise UserError(
+            f"device must be one of auto, cpu, cuda; found '{value}'. Choose the GPU from outside: "
+            f"CUDA_VISIBLE_DEVICES={value[5:]} and device cuda."
+        )
+    return value
+
+
+Device = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_no_number)]
 Options = Mapping[str, Any]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -248,6 +258,19 @@ class Config:
                 raise UserError(
                     f"{key}_options are options of {key}; found no {key}. Name it too, or use method_options."
                 )
+
+    @classmethod
+    def from_preset(cls, name: str, settings: Mapping[str, Any] | None = None, /, **more: Any) -> Config:
+        """Return the Config of a preset, or of a user's .yaml file, with other settings over it.
+
+        Settings are nested or have dotted names: `Config.from_preset("laptop", **{"eval.interval": 60})`.
+
+        Raises:
+            UserError: as `mtrl.config.presets.build_config`.
+        """
+        from mtrl.config.presets import build_config, load_preset, nested
+
+        return build_config(load_preset(name), nested({**(settings or {}), **more}))
 
     def methods(self) -> dict[str, tuple[str, Options]]:
         """Return the name and options of the method that combines the gradients of "critic" and "actor"."""

@@ -50,6 +50,10 @@ def settings(path: str = "") -> Callable[[type[C]], type[C]]:
 
         @functools.wraps(checked)
         def init(self: Any, **values: Any) -> None:
+            types = field_types(cls)
+            for name, value in values.items():  # a section may be given as a mapping of some of its settings
+                if dataclasses.is_dataclass(types.get(name)) and isinstance(value, Mapping):
+                    values[name] = types[name](**value)
             try:
                 checked(self, **values)
             except pydantic.ValidationError as error:

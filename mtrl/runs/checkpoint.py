@@ -90,6 +90,7 @@ def save_checkpoint(
 def load_checkpoint(
     run_dir: Path,
     *,
+    step: int | None = None,
     parts: Collection[str] | None = None,
     suite: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -100,6 +101,7 @@ def load_checkpoint(
 
     Args:
         run_dir: the run; a process may still be training in it.
+        step: vector step of the checkpoint to read; None: the newest.
         parts: names of the parts to read, even if others are damaged or missing; None: all.
         suite: installed versions of the suite of tasks; None: not compared.
         config: settings that the checkpoint must have been written with; None: not compared.
@@ -113,9 +115,15 @@ def load_checkpoint(
     Raises:
         UserError: no valid checkpoint, or the newest valid one has another format or other versions.
     """
+    kept = sorted({_step(directory) for directory in _directories(run_dir)})
+    if step is not None and step not in kept:
+        found = ", ".join(map(str, kept)) or "none"
+        raise UserError(
+            f"'{run_dir}' has no checkpoint of vector step {step}; found {found}. Give one of these."
+        )
     skipped: set[str] = set()
     while True:
-        candidates = _directories(run_dir)
+        candidates = [own for own in _directories(run_dir) if step in (None, _step(own))]
         for directory in candidates:
             try:
                 manifest = _verified_manifest(directory)
@@ -129,7 +137,7 @@ def load_checkpoint(
                     warn(f"skipped checkpoint {directory.name}: {error}")
                 skipped.add(directory.name)
         # A process that trains here may have deleted the listed checkpoints and written newer ones.
-        if _directories(run_dir) == candidates:
+        if step is not None or _directories(run_dir) == candidates:
             break
     found = f"{len(skipped)} damaged" if skipped else "none"
     raise UserError(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from mtrl.agents.base import Bound
 from mtrl.errors import Diverged
 
-# Ten episodes tell 0.8 from 0.2 beyond doubt; less of a fall is what off-policy learning does every day.
-_WAS_SOLVED, _IS_LOST = 0.8, 0.2
+# A smaller fall is usual in off-policy learning. With few episodes even this one may be chance, which is
+# accepted once in a thousand evaluations of an unchanged policy.
+_WAS_SOLVED, _IS_LOST, _CHANCE = 0.8, 0.2, 1e-3
 
 
 class DivergenceGuard:
@@ -27,7 +29,7 @@ class DivergenceGuard:
     ) -> None:
         self._bounds, self._tasks, self._action, self._warn = bounds, tuple(tasks), action, warn
         self._told: set[tuple[str, str]] = set()
-        self._best = dict.fromkeys(tasks, 0.0)
+        self._best: dict[str, tuple[float, int | None]] = dict.fromkeys(tasks, (0.0, None))
 
     def metrics(self, step: int, per_task: Mapping[str, Sequence[float]]) -> None:
         """Check one log line: group -> T values. Raises Diverged if the run is to stop."""
@@ -38,15 +40,20 @@ class DivergenceGuard:
                 rule = f"{group} beyond [{bound.low:g}, {bound.high:g}]"
                 self._tell(step, group, rule, bad, bound.advice)
 
-    def evaluation(self, step: int, success: Mapping[str, float | None]) -> None:
-        """Check an evaluation: task -> success rate, None or NaN if it has none. Raises as `metrics`."""
+    def evaluation(self, step: int, success: Mapping[str, float | None], episodes: int | None = None) -> None:
+        """Check an evaluation: task -> success rate, None or NaN if it has none. Raises as `metrics`.
+
+        `episodes` is their number per task; None: enough to rule out chance.
+        """
         bad = {}
         for task, rate in success.items():
             if rate is None or rate != rate or task not in self._best:
                 continue
-            if self._best[task] >= _WAS_SOLVED and rate <= _IS_LOST:
+            best = self._best[task]
+            fell = best[0] >= _WAS_SOLVED and rate <= _IS_LOST
+            if fell and _chance(best, (rate, episodes)) < _CHANCE:
                 bad[task] = rate
-            self._best[task] = max(self._best[task], rate)
+            self._note(task, rate, episodes)
         advice = "Lower the learning rates, or let them fall (sac.final_lr_fraction) and set train.keep_best."
         self._tell(step, "success", f"success fell from {_WAS_SOLVED:g} or more", bad, advice)
 
@@ -55,7 +62,11 @@ class DivergenceGuard:
         for line in lines:
             for task, values in line["tasks"].items():
                 if values.get("success") is not None and task in self._best:
-                    self._best[task] = max(self._best[task], values["success"])
+                    self._note(task, values["success"], values.get("episodes"))
+
+    def _note(self, task: str, rate: float, episodes: int | None) -> None:
+        if rate >= self._best[task][0]:
+            self._best[task] = (rate, episodes)
 
     def _tell(self, step: int, kind: str, rule: str, bad: Mapping[str, float], advice: str) -> None:
         new = {task: value for task, value in bad.items() if (kind, task) not in self._told}
@@ -68,3 +79,14 @@ class DivergenceGuard:
         if self._action == "stop":
             raise Diverged(f"{text} Stopped, as train.on_divergence=stop asks for.")
         self._warn(text)
+
+
+def _chance(before: tuple[float, int | None], now: tuple[float, int | None]) -> float:
+    """Return the probability of so few successes now if nothing has changed (Fisher's exact test)."""
+    (best, many), (rate, few) = before, now
+    if many is None or few is None:
+        return 0.0
+    solved = round(rate * few)
+    total = round(best * many) + solved
+    ways = sum(math.comb(total, k) * math.comb(many + few - total, few - k) for k in range(solved + 1))
+    return ways / math.comb(many + few, few)

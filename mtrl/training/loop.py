@@ -252,7 +252,7 @@ class TrainingLoop:
             self._keep_best(step, result.score)
         if isinstance(self.state.agent, NotesSuccess):
             self.state.agent.note_success(result.success.mean(axis=1))
-        self.guard.evaluation(step, result.task_means()["success"])
+        self.guard.evaluation(step, result.task_means()["success"], result.episodes_per_task)
         if final:
             self.final = result
         self._tell("evaluation", step, evaluation=result, final=final)

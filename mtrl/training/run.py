@@ -144,13 +144,15 @@ def evaluate_run(
     video: bool = False,
     camera: str | None = None,
     best: bool = False,
+    checkpoint: int | None = None,
     trust: bool = False,
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint, print a table and return it; changes nothing in the run.
 
-    With `best`, evaluate the policy kept by `train.keep_best` instead. With `video`, also film one episode of
-    each task, into the run's folder `videos`; `camera` is one of the suite's `cameras`, None its first.
-    `trust` is that of `resume_training`.
+    With `checkpoint`, evaluate that of this vector step, if kept (`train.keep_checkpoints`). With `best`,
+    evaluate the policy kept by `train.keep_best`. With `video`, also film one episode of each task, into the
+    run's folder `videos`; `camera` is one of the suite's `cameras`, None its first. `trust` is that of
+    `resume_training`.
     """
     path = expand(Path(run_dir))
     if not (path / CONFIG_NAME).is_file():
@@ -160,12 +162,15 @@ def evaluate_run(
     suite = suite_of(config)
     if video:
         check_filming(suite, camera)
+    if best and checkpoint is not None:
+        raise UserError(f"found both `best` and checkpoint {checkpoint}. Give one of them.")
     if best and not has_checkpoint(path / BEST_NAME):
         raise UserError(
             f"'{path}' keeps no best policy: found no {BEST_NAME}/. Train with train.keep_best=true."
         )
     step, state = load_checkpoint(
         path / BEST_NAME if best else path,
+        step=checkpoint,
         suite=suite.versions(),
         parts=("policy",),
         config=bound_to_policy(config),

@@ -1,21 +1,24 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mtrl.cli.evaluate import main as main_evaluate
+from mtrl.errors import UserError
 from tests.cli.conftest import Calls
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "PATH"),
+        ("", "no runs: give run directories"),
+        ("no/such/*", "no run directory matches 'no/such/*'"),
         ("run --episodes x", "--episodes must be an integer; found 'x' (text)."),
         ("run --episodes 0", "--episodes must be positive; found 0."),
         ("run --epsiodes 3", "unknown flag '--epsiodes'. Did you mean '--episodes'?"),
-        ("run other", "Unrecognized options: other"),
         ("run --camera topview", "found no --video"),
     ],
 )
@@ -36,5 +39,25 @@ def test_evaluation_passes_its_flags_on(calls: Calls) -> None:
         == 0
     )
     given = {"episodes": 7, "device": "cpu", "allow_version_mismatch": True}
-    given |= {"video": False, "camera": None, "best": True, "trust": False}
+    given |= {"video": False, "camera": None, "best": True, "trust": False, "checkpoint": None}
     assert calls.made == [("evaluate_run", (Path("runs/a"),), given)]
+
+
+def test_several_runs_and_patterns_are_evaluated_one_after_another_and_one_that_fails_ends_no_other(
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "notes").mkdir()
+    seen: list[str] = []
+
+    def evaluate(run: Path, **values: Any) -> None:
+        seen.append(f"{run.name} {values['checkpoint']}")
+        if run.name == "b":
+            raise UserError("no valid checkpoint")
+
+    monkeypatch.setattr(sys.modules["mtrl.training.run"], "evaluate_run", evaluate)
+    assert main_evaluate([str(tmp_path / "c"), str(tmp_path / "*"), "--checkpoint", "30"]) == 2
+    assert seen == ["c 30", "a 30", "b 30"]
+    assert capsys.readouterr().err == "error: no valid checkpoint\n"

@@ -158,8 +158,11 @@ def test_print_config_prints_what_would_be_trained(
 def test_train_script_without_tasks_says_what_to_give(
     calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main_train(["--preset", "debug"]) == 2
+    assert main_train([]) == 2
     assert "--tasks MT10" in capsys.readouterr().err
+    assert main_train(["--preset", "laptop", "--method", "cagrad"]) == 0
+    assert calls.config.tasks == ("MT10",)
+    calls.made.clear()
     assert main_train(["--preset", "mt50"]) == 0
     assert calls.config.tasks == ("MT50",)
     calls.made.clear()
@@ -170,6 +173,9 @@ def test_train_script_without_tasks_says_what_to_give(
 MISTAKES = [
     ("--sac.gama 3", "unknown flag '--sac.gama'. Did you mean '--sac.gamma'?"),
     ("--gamma 3", "unknown flag '--gamma'. Did you mean '--sac.gamma'?"),
+    ("--lr 3e-4", "Did you mean --sac.actor-lr or --sac.critic-lr or --sac.temperature-lr?"),
+    ("--device cuda:1", "CUDA_VISIBLE_DEVICES=1 and device cuda."),
+    ("--tasks reach-v3,push-v3", "Separate tasks by spaces: --tasks reach-v3 push-v3."),
     ("--batch-per-tsk=3", "Did you mean '--sac.batch-per-task'?"),
     ("--stesp 3", "Did you mean '--steps'?"),
     ("--no-such-thing-at-all", "unknown flag '--no-such-thing-at-all'."),

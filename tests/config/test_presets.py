@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mtrl
 from mtrl.config.presets import (
     build_config,
     config_to_dict,
@@ -287,3 +288,27 @@ def test_a_stored_configuration_of_a_former_version_is_read(tmp_path: Path) -> N
     assert config.suite_options == {"reward_version": "v1"}
     assert config.env.num_goals == 3
     assert load_config(presets_folder().parent / "results/laptop-cagrad/config.yaml").method == "cagrad"
+
+
+def test_a_preset_with_settings_of_python_is_one_call() -> None:
+    flags = {
+        "eval.interval": 60,
+        "sac": {"gamma": 0.9},
+        "sac.tau": 0.1,
+        "method": "cagrad",
+        "method_options.c": 0.4,
+    }
+    found = Config.from_preset("debug", **flags)
+    expected = {"eval": {"interval": 60}, "sac": {"gamma": 0.9, "tau": 0.1}}
+    expected |= {"method": "cagrad", "method_options": {"c": 0.4}}
+    assert found == build_config(load_preset("debug"), expected)
+    assert Config.from_preset("debug", {"seed": 3}).seed == 3
+    assert Config(sac={"gamma": 0.9}).sac.gamma == 0.9  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"unknown key 'eval.intervall'. Did you mean 'eval.interval'"):
+        Config.from_preset("debug", **{"eval.intervall": 60})
+
+
+def test_the_top_level_lists_its_public_names_and_has_them() -> None:
+    assert {"make_combiner", "resume_training", "evaluate_run", "Config", "train"} < set(dir(mtrl))
+    assert set(dir(mtrl)) == {*mtrl.__all__, "__version__"}
+    assert all(getattr(mtrl, name) is not None for name in mtrl.__all__)

@@ -310,3 +310,21 @@ def test_the_policy_of_the_best_evaluation_is_kept_and_stands_alone(
     with pytest.raises(UserError, match=r"keeps no best policy"):
         shutil.rmtree(run / "best")
         evaluate_run(run, best=True)
+
+
+# -- evaluating what is kept --------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_any_kept_step_can_be_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    settings = TrainConfig(warmup_steps=15, checkpoint_interval=15, keep_checkpoints=2, num_threads=1)
+    train(counting(train=settings, steps=30), run)
+    capsys.readouterr()
+    assert evaluate_run(run, episodes=1, checkpoint=15).episodes_per_task == 1
+    assert "checkpoint of vector step 15" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no checkpoint of vector step 20.*15, 30"):
+        evaluate_run(run, checkpoint=20)
+    with pytest.raises(UserError, match="Give one of them"):
+        evaluate_run(run, checkpoint=15, best=True)

@@ -6,11 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from scipy.stats import fisher_exact
 
 from mtrl import train
 from mtrl.agents.base import Bound
 from mtrl.errors import Diverged
-from mtrl.training.guard import DivergenceGuard
+from mtrl.training.guard import DivergenceGuard, _chance
 from tests.helpers.short_runs import COUNTING, config
 
 TASKS = ("door", "drawer")
@@ -45,6 +46,34 @@ def test_a_solved_task_that_is_lost_is_told(rates: tuple[float | None, float], t
         watch.evaluation(step, {"door": 1.0, "drawer": rate})
     assert len(said) == told
     assert all("drawer (0.1)" in text and "train.keep_best" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ((1.0, 5), (0.0, 5), 0),  # by chance in 1 of 252 evaluations
+        ((0.8, 10), (0.2, 10), 0),  # 1 of 87
+        ((1.0, 10), (0.0, 10), 1),
+        ((0.9, 50), (0.2, 10), 1),
+        ((0.8, 50), (0.2, 50), 1),
+    ],
+)
+def test_a_fall_that_few_episodes_may_show_by_chance_is_none(
+    before: tuple[float, int], now: tuple[float, int], told: int
+) -> None:
+    watch, said = guard()
+    watch.evaluation(1, {"door": before[0]}, before[1])
+    watch.evaluation(2, {"door": now[0]}, now[1])
+    assert len(said) == told
+
+
+def test_the_chance_of_a_fall_is_that_of_drawing_so_few_successes_from_both_evaluations() -> None:
+    for (best, many), (rate, few) in (((0.9, 10), (0.2, 5)), ((1.0, 8), (0.5, 8)), ((0.8, 5), (0.0, 9))):
+        table = [
+            [round(rate * few), few - round(rate * few)],
+            [round(best * many), many - round(best * many)],
+        ]
+        assert _chance((best, many), (rate, few)) == pytest.approx(fisher_exact(table, "less").pvalue)
 
 
 def test_what_former_processes_saw_counts() -> None:
