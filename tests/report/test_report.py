@@ -236,3 +236,112 @@ def test_an_interval_is_written_with_its_ends() -> None:
     assert r"m \& n & 0.50 [0.25, 0.75] \\" in table.latex()
     assert r"method & x\_1 \\" in table.latex()
     assert table.csv() == "method,x_1,x_1 low,x_1 high\nm & n,0.5,0.25,0.75\no|p,0.5,,\n"
+
+
+def test_one_number_has_one_text_however_it_was_added_up() -> None:
+    from mtrl.report.table import number
+
+    up, down = sum([0.1] * 6) + 0.075, 0.075 + sum([0.2] * 3)
+    assert up != down
+    assert number(up) == number(down) == number(0.675)
+    assert number(-1e-12) == "0.00"
+    assert number(float("nan")) == "\N{EN DASH}"
+
+
+def test_numbers_of_a_column_have_equally_many_decimals_and_the_best_is_bold_in_latex() -> None:
+    from mtrl.report.table import Table
+
+    columns = ("m", "return", "s", "rank")
+    rows = [["a", 99.5, 0.25, 2.0], ["b", 1234.25, 0.5, 1.0], ["c", 7.0, 0.5, 3.0]]
+    table = Table(
+        "t", "T & U", ("m", "return", "s", "rank"), rows, "n_1", best=("return", "s"), lowest=("rank",)
+    )
+    assert table.texts() == [
+        ["a", "100", "0.25", "2.00"],
+        ["b", "1,234", "0.50", "1.00"],
+        ["c", "7", "0.50", "3.00"],
+    ]
+    latex = table.latex()
+    assert r"b & \textbf{1,234} & \textbf{0.50} & \textbf{1.00} \\" in latex
+    assert r"c & 7 & \textbf{0.50} & 3.00 \\" in latex
+    assert r"\caption{T \& U. n\_1}" in latex
+    assert r"\label{tab:t}" in latex
+    equal = Table("t", "T", ("m", "s"), [["a", 0.5], ["b", 0.5]], best=("s",))
+    assert "textbf" not in equal.latex()
+
+
+def test_a_wide_table_is_split_into_blocks_that_each_name_the_rows() -> None:
+    from mtrl.report.table import Table
+
+    columns = ("method", *(f"a-rather-long-task-name-{i}" for i in range(9)))
+    latex = Table("t", "T", columns, [["cagrad", *(i / 10 for i in range(9))]]).latex()
+    blocks = latex.split(r"\begin{tabular}")[1:]
+    assert len(blocks) == 3
+    assert all(block.count("cagrad") == 1 for block in blocks)
+    assert all(latex.count(name) == 1 for name in columns[1:])
+
+
+def test_rows_are_chosen_ordered_and_renamed(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"cagrad": "CAGrad", "mean": "Plain"}
+    comparison = compare([sweep], methods=["pcgrad", "cagrad", "pcgrad"], labels={"cagrad": "CAGrad"})
+    assert [row.label for row in comparison.groups] == ["pcgrad", "CAGrad"]
+    assert [row.label for row in compare([sweep], labels=labels).groups] == ["CAGrad", "Plain", "pcgrad"]
+    assert compare([sweep], labels=labels).baseline is not None
+    for flags in (
+        ["--methods", "famo"],
+        ["--labels", "famo=FAMO"],
+        ["--labels", "cagrad"],
+        ["--size", "wide"],
+    ):
+        assert main_report([str(sweep), *flags]) == 2
+        assert flags[0] in capsys.readouterr().err
+
+
+@pytest.mark.dear
+@needs_matplotlib
+def test_figures_have_the_size_and_font_that_are_asked_for(sweep: Path, tmp_path: Path) -> None:
+    from mtrl.report.drawing import Look
+
+    one = compare([sweep], methods=["mean"])
+    write_report(one, tmp_path, look=Look(3.25, 2.0, "serif", 8.0))
+    svg = (tmp_path / "figures/curves.svg").read_text()
+    assert 'width="234pt" height="144pt"' in svg  # 72 points an inch
+    assert "serif" in svg
+    pdf = (tmp_path / "figures/curves.pdf").read_bytes()
+    assert b"/MediaBox [ 0 0 234 144 ]" in pdf
+    assert b"/Type3" not in pdf
+    with pytest.raises(UserError, match="not installed"):
+        write_report(one, tmp_path, look=Look(font="No Such Font"))
+
+
+@needs_matplotlib
+@pytest.mark.dear
+@pytest.mark.parametrize("rows", [2, 8, pytest.param(24, marks=pytest.mark.slow)])
+def test_no_text_of_a_grids_figures_is_cut_off_or_covers_another(rows: int, tmp_path: Path) -> None:
+    from mtrl.report import drawing, figures
+
+    for row in range(rows):
+        config = {
+            "sac": {"gamma": 0.9 + row / 1000},
+            "network": {"critic_hidden_width_of_each_layer": 16 + row},
+        }
+        rates = {"reach-v3": (0.0, row / rows), "push-v3": (0.5, 1.0)}
+        for seed in range(2):
+            write_run(tmp_path / f"{row}-{seed}", rates, seed=seed, config=config, method="nash_mtl")
+    with drawing.style(drawing.Look()):
+        for figure in figures.score_figures(compare([tmp_path])):
+            drawing.save(figure, tmp_path, drawing.Look())
+            canvas = figure.drawing.bbox
+            titles = []
+            for axes in (axes for axes in figure.drawing.axes if axes.get_visible()):
+                box = axes.get_tightbbox()  # with the names of ticks and axes
+                assert box is not None
+                assert canvas.x0 - 1 <= box.x0 < box.x1 <= canvas.x1 + 1, figure.name
+                assert canvas.y0 - 1 <= box.y0 < box.y1 <= canvas.y1 + 1, figure.name
+                titles += [axes.title.get_window_extent()] if axes.get_title() else []
+                assert min(axes.bbox.width, axes.bbox.height) > 20, figure.name  # a colour bar is narrow
+            assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i]), figure.name
+            for legend in figure.drawing.legends:
+                box = legend.get_window_extent()
+                assert canvas.x0 - 1 <= box.x0 and box.x1 <= canvas.x1 + 1, figure.name
+                assert not any(box.overlaps(axes.bbox) for axes in figure.drawing.axes), figure.name
