@@ -154,7 +154,7 @@ def heat_map(axes: Any, values: Any, rows: Sequence[str], columns: Sequence[str]
     is_long = max(map(len, columns)) > 3
     turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
     axes.set_xticks(range(len(columns)), [_literal(name) for name in columns], **turned)
-    axes.set_yticks(range(len(rows)), [_literal(name) for name in rows])
+    axes.set_yticks(range(len(rows)), [wrapped(name, 4.0, "medium") for name in rows])
     return image
 
 

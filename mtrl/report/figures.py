@@ -206,7 +206,7 @@ def _improvement(comparison: Comparison) -> Figure:
         columns = [str(index) for index in range(1, len(rows) + 1)]
         labels = [f"{label}  [{index}]" for label, index in zip(labels, columns, strict=True)]
     side = max(2.2, 0.5 * len(rows))
-    drawing, (axes,) = draw.panels(1, side + 1.6 + max(len(label) for label in labels) * 0.08, side + 0.9)
+    drawing, (axes,) = draw.panels(1, side + 2.0 + 1.15 * draw.label_width(labels), side + 0.9)
     reach = max(0.1, np.ceil(10.0 * np.nanmax(np.abs(values - 0.5), initial=0.0)) / 10.0)
     image = draw.heat_map(axes, values, labels, columns, vmin=0.5 - reach, vmax=0.5 + reach, cmap="PuOr")
     for i, j in np.ndindex(*values.shape):
