@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -66,7 +68,14 @@ def main(arguments: list[str]) -> int:
     lines.append(f"{result.files[0]} and {len(result.files) - 1} files beside it")
     if not result.has_figures:
         lines.append("Without figures: they need matplotlib, pip install 'mtrl-torch[report]'.")
-    print("\n".join(lines))
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError as error:  # the report is written; a full disk or a closed pipe only loses its summary
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else the interpreter fails at its end
+        if not isinstance(error, BrokenPipeError):
+            print(f"warning: {error.strerror}: cannot print. {result.files[0]} is written.", file=sys.stderr)
     return 0
 
 

@@ -251,7 +251,7 @@ def test_one_number_has_one_text_however_it_was_added_up() -> None:
 def test_numbers_of_a_column_have_equally_many_decimals_and_the_best_is_bold_in_latex() -> None:
     from mtrl.report.table import Table
 
-    rows = [["a", 99.5, 0.25, 2.0], ["b", 1234.25, 0.5, 1.0], ["c", 7.0, 0.5, 3.0]]
+    rows: list[list[Any]] = [["a", 99.5, 0.25, 2.0], ["b", 1234.25, 0.5, 1.0], ["c", 7.0, 0.5, 3.0]]
     table = Table(
         "t", "T & U", ("m", "return", "s", "rank"), rows, "n_1", best=("return", "s"), lowest=("rank",)
     )
@@ -338,7 +338,6 @@ def test_no_text_of_a_grids_figures_is_cut_off_or_covers_another(rows: int, tmp_
                 assert canvas.x0 - 1 <= box.x0 < box.x1 <= canvas.x1 + 1, figure.name
                 assert canvas.y0 - 1 <= box.y0 < box.y1 <= canvas.y1 + 1, figure.name
                 titles += [axes.title.get_window_extent()] if axes.get_title() else []
-                assert min(axes.bbox.width, axes.bbox.height) > 10, figure.name  # a colour bar is narrow
             assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i]), figure.name
             for legend in figure.drawing.legends:
                 box = legend.get_window_extent()

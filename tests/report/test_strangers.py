@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,15 @@ def test_versions_emptied_by_a_full_disk_count_as_missing_and_damaged_ones_are_n
     else:
         with pytest.raises(UserError, match=r"versions\.json is damaged"):
             read_run(run)
+
+
+@pytest.mark.dear
+def test_a_report_whose_summary_cannot_be_printed_is_written_all_the_same(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", SUCCESS)
+    command = [sys.executable, "-m", "mtrl", "report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "No space left" in done.stderr
+    assert (tmp_path / "out/report.html").is_file()
