@@ -41,8 +41,7 @@ class ModelGradients:
             b * k to b * k + k - 1.
         scaler: scales losses before their backward pass; gradients are scaled back.
         processes: over which losses and gradients are averaged; None: this one alone.
-        batched: see `task_jacobian`.
-        chunk_size: see `task_jacobian`.
+        chunk_size: tasks per backward pass of a Jacobian; None: all.
 
     Attributes:
         losses: [T], detached, of the first evaluation.
@@ -61,7 +60,6 @@ class ModelGradients:
         micro_batches: int = 1,
         scaler: torch.amp.GradScaler | None = None,
         processes: Processes | None = None,
-        batched: bool = True,
         chunk_size: int | None = None,
     ) -> None:
         self._function = losses if callable(losses) else None
@@ -69,7 +67,7 @@ class ModelGradients:
         self._scope, self._num_tasks, self._micro_batches = scope, num_tasks, micro_batches
         self._device = scope.shared[0].device
         self._processes = processes or Processes(False, self._device)
-        self._scaler, self._batched, self._chunk_size = scaler, batched, chunk_size
+        self._scaler, self._chunk_size = scaler, chunk_size
         self._evaluated = False
         self._used = self._heads_used = False  # whether any loss has depended on shared parameters, on heads
         self._kept: list[tuple[nn.Module, str, Tensor]] = []
@@ -101,13 +99,7 @@ class ModelGradients:
 
         def rows(losses: Tensor, graph: Graph) -> Tensor:
             chosen = losses if tasks is None else losses[tasks]
-            jacobian, used = jacobian_rows(
-                self._scaled(chosen),
-                self._scope.shared,
-                graph,
-                batched=self._batched,
-                chunk_size=self._chunk_size,
-            )
+            jacobian, used = jacobian_rows(self._scaled(chosen), self._scope.shared, graph, self._chunk_size)
             self._used |= used
             return self._unscaled(jacobian)
 

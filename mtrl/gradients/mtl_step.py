@@ -71,7 +71,7 @@ def mtl_step(
         RuntimeError: torch.vmap refuses an operation (pass `batched=False`), or another process failed.
     """
     _check_call(combiner, losses, micro_batches, accumulate)
-    check_chunk(chunk_size)
+    chunk_size = check_chunk(chunk_size, batched)
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
     processes = Processes(distributed, _device(optimizer))
     scope = processes.together(lambda: scope_of(combiner, model, heads, optimizer))
@@ -87,7 +87,6 @@ def mtl_step(
             micro_batches=micro_batches,
             scaler=scaler,
             processes=processes,
-            batched=batched,
             chunk_size=chunk_size,
         )
     )

@@ -44,20 +44,20 @@ def task_jacobian(
     losses = loss_vector(losses)
     if not losses.requires_grad:
         raise ValueError(no_graph(losses))
-    rows, used = jacobian_rows(losses, leaves, read_graph(losses), batched=batched, chunk_size=chunk_size)
+    rows, used = jacobian_rows(losses, leaves, read_graph(losses), check_chunk(chunk_size, batched))
     if not used:
         raise ValueError(NONE_USED)
     return rows
 
 
 def jacobian_rows(
-    losses: Tensor, leaves: Sequence[Tensor], graph: Graph, *, batched: bool, chunk_size: int | None
+    losses: Tensor, leaves: Sequence[Tensor], graph: Graph, chunk_size: int | None
 ) -> tuple[Tensor, bool]:
     """Return the Jacobian [T, P] of losses with this graph, and whether they use any of the parameters."""
-    if not batched or graph.compiled or torch.is_anomaly_enabled():
+    if graph.compiled or torch.is_anomaly_enabled():
         chunk_size = 1
     unit = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
-    blocks = unit.split(check_chunk(chunk_size) or max(len(unit), 1))
+    blocks = unit.split(chunk_size or len(unit))
     rows, used = [], False
     for number, block in enumerate(blocks, start=1):
         keep, count = number < len(blocks), len(block)
@@ -88,12 +88,12 @@ def jacobian_rows(
     return torch.cat(rows), used
 
 
-def check_chunk(chunk_size: int | None) -> int | None:
-    """Return `chunk_size` if it is None or a positive integer, else raise ValueError."""
+def check_chunk(chunk_size: int | None, batched: bool) -> int | None:
+    """Return tasks per backward pass, None for all; raise ValueError if they are no positive integer."""
     positive = isinstance(chunk_size, int) and not isinstance(chunk_size, bool) and chunk_size >= 1
     if chunk_size is not None and not positive:
         raise ValueError(f"chunk_size must be a positive number of tasks or None; found {chunk_size!r}.")
-    return chunk_size
+    return chunk_size if batched else 1
 
 
 def set_gradient(parameters: Model, direction: Tensor, *, accumulate: bool = False) -> None:
