@@ -97,8 +97,11 @@ def main(arguments: list[str]) -> int:
     try:
         with Watch(trials) as watch:
             state = driver.run(trials, out, resources, retries=flags.retries, watch=watch)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("running trials have been told to save; the same command goes on from there", file=sys.stderr)
+        if isinstance(error, driver.Stopped):
+            print(error, file=sys.stderr)
+            return error.exit_code
         raise
     return _end(state, out)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 import re
 import types
 import typing
@@ -31,6 +33,8 @@ _LIMITS = {
     "greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
     "less_than": ("lt", "below"), "less_than_equal": ("le", "at most"),
 }  # fmt: skip
+
+_MOST_VALUES = 100_000  # of a YAML document; a configuration has about a hundred
 
 C = TypeVar("C")
 
@@ -101,7 +105,20 @@ def from_text(text: str, annotation: Any) -> Any:
 
 
 class YamlLoader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a number (for YAML 1.1 it is text) and refuses a key given twice."""
+    """SafeLoader that reads 3e-4 as a number (for YAML 1.1 it is text) and refuses a key given twice.
+
+    It also refuses documents whose aliases unfold to very many values or contain themselves.
+    """
+
+    def get_single_node(self) -> Any:
+        """Return the root of the document. Raises YAMLError, also for too many nested levels."""
+        try:
+            root = super().get_single_node()
+            if root is not None and _values_in(root, {}) > _MOST_VALUES:
+                raise yaml.YAMLError(f"its aliases unfold to more than {_MOST_VALUES:,} values")
+        except RecursionError:
+            raise yaml.YAMLError("too many nested levels") from None
+        return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping; PyYAML would silently keep the last of two equal keys."""
@@ -113,6 +130,17 @@ class YamlLoader(yaml.SafeLoader):
                 )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+
+def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
+    """Return the number of values in a node with all aliases unfolded; infinity if it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted
+        inner = () if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            inner = itertools.chain.from_iterable(node.value)
+        known[id(node)] = 1 + sum(_values_in(item, known) for item in inner)
+    return known[id(node)]
 
 
 YamlLoader.add_implicit_resolver(

@@ -6,7 +6,10 @@ the same command. Ray Tune is not used because it would store the same facts aga
 
 import contextlib
 import os
+import signal
+import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +25,15 @@ from mtrl.sweep.plan import Resources, State, Trial, progress
 _POLL_SECONDS = 2.0
 _WAIT_BEFORE_RETRY = 5.0  # seconds, in which the process of the former attempt ends and frees its lock
 LOGS_NAME = "logs"
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP has asked the driver to stop; `exit_code` is 128 + its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
 
 Watcher = Callable[[State], None]
 Outcome = Literal["done", "again", "failed"]
@@ -73,7 +85,28 @@ def run(trials: Sequence[Trial], out: Path, resources: Resources, *, retries: in
         retries: attempts at a trial after the first one.
         watch: called after each change and every few seconds.
     """
-    return _Driver(trials, out, resources, retries, watch).run()
+    with _raising_on_signals():
+        return _Driver(trials, out, resources, retries, watch).run()
+
+
+@contextlib.contextmanager
+def _raising_on_signals() -> Iterator[None]:
+    """Raise Stopped on SIGTERM and SIGHUP within the block: Ray would abort and tell no trial to save."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python forbids handlers
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    # nohup ignores SIGHUP so that the sweep outlives its terminal.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_trial(config: dict[str, object], path: str, log: str, folder: str) -> Result:
@@ -102,6 +135,9 @@ def run_trial(config: dict[str, object], path: str, log: str, folder: str) -> Re
         except UserError as error:
             # The former attempt may still be writing its last checkpoint.
             return Result("again" if "is in use by" in str(error) else "failed", str(error))
+        except Exception:
+            traceback.print_exc(file=file)  # the driver keeps its last line only
+            raise
     if result.exit_code:
         return Result("again", f"stopped at vector step {result.steps:,} (exit code {result.exit_code})")
     return Result("done", f"{result.steps:,} vector steps")

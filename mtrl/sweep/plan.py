@@ -1,6 +1,7 @@
 """The trials of a sweep, their resources and their progress. Does not use Ray."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from mtrl.config.presets import build_config
 from mtrl.config.schema import Config
 from mtrl.errors import UserError
 from mtrl.report.load import Run, read_run
-from mtrl.runs.directory import CONFIG_NAME
+from mtrl.runs.directory import CONFIG_NAME, LOG_NAMES
 from mtrl.training.resolve import check_same_run, resolve
 
 
@@ -86,7 +87,7 @@ def plan(
                 folder = _folder(method, values, method if grown else method_label(vars(config)))
                 name = f"{folder}/seed{seed}"
                 trials.append(Trial(name, config, out / name))
-    doubled = {trial.name for trial in trials if sum(other.name == trial.name for other in trials) > 1}
+    doubled = {name for name, count in Counter(trial.name for trial in trials).items() if count > 1}
     if doubled:
         raise UserError(f"the sweep names a run twice: {', '.join(sorted(doubled))}. Give each value once.")
     for trial in trials:
@@ -126,7 +127,29 @@ def parse_grid(texts: Sequence[str], flag: str = "--grid") -> dict[str, list[Any
 
 
 def progress(trial: Trial) -> Progress:
-    """Return the progress of a trial; zero if it has not begun or its files cannot be read."""
+    """Return the progress of a trial; zero if it has not begun or its files cannot be read.
+
+    Files are read again only after a change: a sweep asks for the progress of all trials every few seconds.
+    """
+    stamp = trial.config.steps, *(_stamp(trial.path / name) for name in (CONFIG_NAME, *LOG_NAMES))
+    known = _known.get(trial.path)
+    if known is None or known[0] != stamp:
+        known = _known[trial.path] = stamp, _read_progress(trial)
+    return known[1]
+
+
+_known: dict[Path, tuple[tuple[object, ...], Progress]] = {}  # run directory -> stamp of its files, progress
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _read_progress(trial: Trial) -> Progress:
     run = _found(trial)
     if run is None:
         return Progress(0, finished=False, seconds=0.0, success=None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mtrl.config.files import file_name
+from mtrl.config.files import file_name, paths_in
 from mtrl.config.labels import method_label
+from mtrl.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,38 @@ def test_a_file_name_keeps_what_is_harmless() -> None:
     assert file_name("reach-v3+push-v3") == "reach-v3+push-v3"
     assert file_name("nash_mtl / path/to/file.py:Name") == "nash_mtl-path-to-file.py-Name"
     assert len(file_name("x" * 4_000)) == 100
+
+
+TASKS = [
+    "push-v3",
+    "../../x",
+    "/abs/dir",
+    "a/b",
+    "a-b",
+    "A-B",
+    "..",
+    "",
+    ".hidden",
+    "x" * 300,
+    "x" * 301,
+    "日本",
+]
+
+
+def test_names_from_a_configuration_stay_in_their_folder_and_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    paths = paths_in(folder, TASKS, ".mp4")
+    assert paths["push-v3"] == folder / "push-v3.mp4"
+    assert len({str(path).casefold() for path in paths.values()}) == len(TASKS)
+    for path in paths.values():
+        assert path.parent == folder
+        path.write_text("")
+    assert len(list(folder.iterdir())) == len(TASKS)
+
+
+def test_a_link_that_leads_out_of_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/tasks").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="outside of"):
+        paths_in(tmp_path / "run/tasks", ["push-v3"])

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,8 +207,8 @@ def test_a_manifest_cannot_point_outside_its_directory(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, warn=Reports())
 
 
-# These unpickle what a process of the same run sends through a pipe, never a file.
-PIPES = {"envs/engine/pool.py", "envs/engine/worker.py"}
+# These unpickle what a process of the same run sends through a pipe or has just pickled, never a file.
+PIPES = {"envs/engine/pool.py", "envs/engine/worker.py", "envs/engine/trial.py"}
 
 
 def test_the_package_never_unpickles_a_file() -> None:
@@ -282,3 +283,22 @@ def test_another_torch_is_refused_by_its_major_version_alone(
     assert load_checkpoint(tmp_path, allow_version_mismatch=True)[0] == 1
     use(numpy="99.0", torch=f"{major}.999")
     assert load_checkpoint(tmp_path)[0] == 1
+
+
+def test_a_compressed_part_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = save_checkpoint(tmp_path, 1, {"policy": {"x": torch.zeros(1 << 20)}}, keep=1)
+    part = directory / "policy.pt"
+    with zipfile.ZipFile(part) as archive:
+        content = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    assert part.stat().st_size < 100_000
+    rewrite_manifest(directory, lambda manifest: None)
+    monkeypatch.setattr(torch, "load", None)  # not even called
+    said: list[str] = []
+    with pytest.raises(UserError, match="no valid checkpoint"):
+        load_checkpoint(tmp_path, warn=said.append)
+    assert "compressed" in said[0]

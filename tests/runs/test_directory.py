@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,8 +20,12 @@ import pytest
 import torch
 
 import mtrl
+from mtrl.config.presets import save_config
+from mtrl.config.schema import Config
 from mtrl.errors import UserError
-from mtrl.runs.directory import RunDirectory
+from mtrl.runs.directory import RunDirectory, flag_to_go_on, has_checkpoint
+from mtrl.runs.jsonl import JsonLines
+from mtrl.runs.log import RunInfo
 from mtrl.runs.versions import package_versions, versions
 
 ROOT = Path(mtrl.__file__).parent.parent
@@ -386,3 +391,80 @@ def test_a_run_that_went_on_under_another_version_of_its_suite_says_both(tmp_pat
 def test_the_module_imports_no_torch() -> None:
     code = "import sys, mtrl.runs.directory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+# -- files of strangers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["versions.json", "run.owner", "run.lock", "config.yaml", "metrics.jsonl"])
+def test_no_file_outside_is_written_through_a_link_in_a_run(name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    path = make_run(tmp_path / "run")
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(victim)
+    with contextlib.suppress(UserError, OSError), RunDirectory.resume(path) as run:
+        run.write_versions({})
+        save_config(Config(tasks=("reach-v3",)), run.config_path)
+        record = JsonLines()
+        record.open(RunInfo(path, ("reach-v3",), {}, {}, None))
+        record.close()
+    assert victim.read_text() == "precious"
+
+
+def test_checkpoints_of_another_run_are_not_taken_for_one_s_own(tmp_path: Path) -> None:
+    other, path = make_run(tmp_path / "other"), make_run(tmp_path / "run")
+    (path / "checkpoints/step_000000010").rmdir()
+    (path / "checkpoints").rmdir()
+    (path / "checkpoints").symlink_to(other / "checkpoints")
+    with pytest.raises(UserError, match="checkpoints of another run"):
+        RunDirectory.resume(path)
+    (path / "checkpoints").unlink()
+    moved = (other / "checkpoints").rename(tmp_path / "larger-disk")
+    (path / "checkpoints").symlink_to(moved)
+    with RunDirectory.resume(path):  # moved to another disk, which is of use
+        assert has_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "versions.json"])
+def test_small_files_are_the_old_or_the_new_ones_on_a_full_disk(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_run(tmp_path / "run")
+    (path / name).write_text("{}")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RunDirectory.resume(path) as run:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            if name == "config.yaml":
+                save_config(Config(tasks=("reach-v3",)), run.config_path)
+            else:
+                run.write_versions({})
+    assert (path / name).read_text() == "{}"
+    assert not list(path.glob(".tmp-*"))
+
+
+def test_a_lock_file_that_is_deleted_lets_no_second_process_in(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    with RunDirectory.resume(path):
+        (path / "run.lock").unlink()
+        with pytest.raises(UserError, match="is in use by process"):
+            RunDirectory.resume(path)
+    with RunDirectory.resume(path):
+        pass
+
+
+def test_what_killed_processes_leave_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    for name in (".tmp-7-config.yaml", ".config.yaml.4711", ".tmp-metrics.jsonl", ".mine", ".tmp-notes"):
+        (path / name).write_text("")
+    with RunDirectory.resume(path):
+        assert {entry.name for entry in path.glob(".*")} == {".mine", ".tmp-notes"}
+
+
+def test_the_flag_to_go_on_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "my $(run)")
+    assert shlex.split(flag_to_go_on(path)) == ["--resume", str(path)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,3 +134,47 @@ def test_nodes_that_are_too_small_are_refused_before_anything_starts(
         "no node has the 2 CPUs and 0 GPUs of one trial; the largest have 1 and 0" in capsys.readouterr().err
     )
     assert ray.started == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_signal_lets_running_trials_save(
+    number: signal.Signals,
+    ray: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running, told = object(), []
+    waits: list[float] = []
+
+    def wait(references: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
+        waits.append(options["timeout"])
+        if len(waits) == 1:
+            os.kill(os.getpid(), number)
+        return [], references
+
+    start = SimpleNamespace(remote=lambda *_: running)
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda function: start)
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(
+        ray, "cancel", lambda reference, force: told.append((reference, force)), raising=False
+    )
+    before = signal.getsignal(number)
+    assert sweep(tmp_path) == 128 + number
+    assert told == [(running, False)]
+    assert waits[-1] >= 30  # it waits until they have saved
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_the_log_of_a_trial_has_the_traceback_of_its_defect(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(*_: Any, **__: Any) -> None:
+        raise RayTaskError("a defect of the trial")
+
+    monkeypatch.setattr("mtrl.training.run.resume_or_start", defect)
+    assert sweep(tmp_path) == 1
+    text = (tmp_path / "logs/mean-seed0.log").read_text()
+    assert "Traceback" in text
+    assert "a defect of the trial" in text

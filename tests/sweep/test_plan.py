@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import pytest
 
 from mtrl.config.presets import build_config, config_to_dict
 from mtrl.errors import UserError
+from mtrl.report.load import Run, read_run
 from mtrl.sweep.plan import Resources, State, Trial, parse_grid, parse_settings, plan, progress
 from mtrl.sweep.show import Watch, show_plan
-from tests.helpers.written_runs import write_run
+from tests.helpers.written_runs import evaluation_line, write_run
 
 LAYERS = ({"tasks": ("reach-v3",), "steps": 20},)
 
@@ -165,3 +168,25 @@ def test_progress_without_a_terminal_is_a_line_per_change(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[1].startswith("1 of 4 trials finished, 1 running, 1 failed; 25% of 80 vector steps")
+
+
+def test_progress_reads_a_run_again_only_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = _plan(tmp_path, methods=("mean",), seeds=1)[0]
+    _written(trial)
+    read: list[Path] = []
+
+    def counted(path: Path) -> Run:
+        read.append(path)
+        return read_run(path)
+
+    monkeypatch.setattr("mtrl.sweep.plan.read_run", counted)
+    assert [progress(trial).success for _ in range(3)] == [0.75] * 3
+    assert len(read) == 1
+    with open(trial.path / "evaluations.jsonl", "a") as file:
+        file.write(json.dumps(evaluation_line(30, {"reach-v3": 0.5})) + "\n")
+    assert progress(trial).success == 0.5
+    longer = trial._replace(config=dataclasses.replace(trial.config, steps=1_000))
+    assert not progress(longer).finished
+    assert len(read) == 3
