@@ -15,6 +15,7 @@ import yaml
 from mtrl.cli.report import main as main_report
 from mtrl.errors import UserError
 from mtrl.report import Comparison, compare, write_report
+from mtrl.report.page import _summary as summary
 from mtrl.report.stats import Interval
 from mtrl.report.tables import all_tables
 from tests.helpers.written_runs import write_run
@@ -106,6 +107,12 @@ def test_rank_agreement_over_methods_and_over_tasks(sweep: Path) -> None:
     assert _rows(comparison, "agreement-methods")["critic: conflict fraction"]["tau"] == pytest.approx(-1.0)
     assert _rows(comparison, "agreement-tasks")["critic: gradient norm"]["mean"] == pytest.approx(-1.0)
     assert _rows(comparison, "agreement-tasks")["critic: weight"]["mean"] == pytest.approx(1.0)
+
+
+def test_the_page_says_which_runs_would_not_resume_exactly(tmp_path: Path) -> None:
+    env = {"num_goals": 50, "max_episode_steps": 500, "resume": "restart"}
+    run = write_run(tmp_path / "run", {"reach-v3": (0.5,)}, config={"env": env})
+    assert "1 with env.resume=restart" in " ".join(summary(compare([run])))
 
 
 def test_unfinished_runs_are_shown_and_not_pooled(sweep: Path) -> None:
