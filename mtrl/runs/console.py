@@ -211,8 +211,8 @@ def _print_rich(console: Console, what: RenderableType) -> None:
 
 
 def _ignore_output_errors() -> contextlib.suppress:
-    """Ignore printing errors (full disk, closed terminal); losing output must not end a run."""
-    return contextlib.suppress(OSError)
+    """Ignore printing errors (full disk, closed terminal, encoding); losing output must not end a run."""
+    return contextlib.suppress(OSError, UnicodeEncodeError)
 
 
 def _duration(steps: int, steps_per_second: float | None) -> str:

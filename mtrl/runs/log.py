@@ -7,6 +7,7 @@ and of all intervals in the configuration. With one copy of each task a vector s
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -55,6 +56,19 @@ class Evaluation(NamedTuple):
     def score(self) -> float:
         """Mean success, by which policies are compared; the mean return if a task knows no success."""
         return self.mean_return if np.isnan(self.mean_success) else self.mean_success
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        means = self.task_means()
+        rows = {task: [values[task] for values in means.values()] for task in self.task_names}
+        rows["mean"] = [self.mean_success, self.mean_success_last, self.mean_return]
+        head = "".join(f"<th>{name}</th>" for name in ("task", "success", "last step", "return"))
+        body = "".join(
+            f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{value:.3g}</td>" for value in row) + "</tr>"
+            for name, row in rows.items()
+        )
+        caption = f"{self.episodes_per_task} episodes per task"
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
 
     def task_means(self) -> dict[str, dict[str, float]]:
         """Means over the episodes: "success", "success_last", "return" -> task name -> value."""

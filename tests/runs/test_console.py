@@ -157,3 +157,11 @@ def test_an_evaluation_averages_over_tasks_and_episodes() -> None:
     assert RESULT.mean_success == pytest.approx((3 / 4 + 1 / 4) / 2)
     assert RESULT.mean_success_last == pytest.approx((1 / 4 + 1 / 4) / 2)
     assert RESULT.mean_return == pytest.approx((250.0 + 2.5) / 2)
+
+
+def test_a_name_that_the_encoding_lacks_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="latin-1", write_through=True))
+    console.say("task 日本")
+    console.say("task café")
+    assert "café" in raw.getvalue().decode("latin-1")

@@ -308,3 +308,12 @@ def test_doubled_lines_are_dropped_and_a_run_that_goes_on_has_no_final_evaluatio
     assert [(line["vector_step"], line["final"]) for line in evaluations] == [(10, False), (20, True)]
     assert not drop_after(tmp_path, 20, steps=40).final
     assert [line["vector_step"] for line in lines(tmp_path / "evaluations.jsonl")] == [10]
+
+
+def test_a_notebook_shows_an_evaluation_as_a_table() -> None:
+    numbers = np.array([[1.0, 0.0], [np.nan, np.nan]])
+    returns = np.array([[1.0, 3.0], [5.0, 7.0]])
+    page = Evaluation(("<b>reach</b>", "push"), numbers, numbers, returns)._repr_html_()
+    assert "<td>&lt;b&gt;reach&lt;/b&gt;</td><td>0.5</td><td>0.5</td><td>2</td>" in page
+    assert "<td>push</td><td>nan</td><td>nan</td><td>6</td>" in page
+    assert "<td>mean</td><td>nan</td><td>nan</td><td>4</td>" in page
