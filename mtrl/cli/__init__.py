@@ -21,7 +21,13 @@ from mtrl import __version__
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 
 # Package, by the name it is imported by -> the extra that installs it; all others belong to [train].
-_EXTRAS = {"matplotlib": "report", "imageio": "video", "ray": "cluster", "torchjd": "torchjd"}
+_EXTRAS = {
+    "matplotlib": "report",
+    "imageio": "video",
+    "ray": "cluster",
+    "torchjd": "torchjd",
+    "wandb": "wandb",
+}
 
 
 def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> int:

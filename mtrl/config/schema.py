@@ -192,7 +192,7 @@ class TrainConfig:
     deterministic: bool = False
     """Use slower, deterministic CUDA kernels; on a CPU runs repeat bit for bit anyway."""
     sinks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("tensorboard",)
-    """Sinks besides the JSON lines: tensorboard, or your own classes as package.module:Name."""
+    """Sinks besides the JSON lines: tensorboard, wandb, or your own classes as package.module:Name."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """As torch.set_float32_matmul_precision; below `highest` faster on GPUs. Gramians stay exact."""
     num_threads: PositiveInt | None = None

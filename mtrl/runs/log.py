@@ -123,7 +123,10 @@ class Sink(Protocol):
         ...
 
 
-SINKS = Registry("sink", {"tensorboard": "mtrl.runs.tensorboard:TensorBoard"})
+SINKS = Registry(
+    "sink",
+    {"tensorboard": "mtrl.runs.tensorboard:TensorBoard", "wandb": "mtrl.runs.wandb:WeightsAndBiases"},
+)
 
 
 def by_task(tasks: Sequence[str], values: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ TensorBoard sorts groups of charts by name; the digits put success first. It giv
 not to each tag, so every task is a run of its own below `tasks/`, and one chart shows all tasks. To compare
 whole runs, filter them with the expression `^(?!.*tasks/)`.
 
-Weights & Biases shows the same curves: `wandb.init(sync_tensorboard=True)` before `train(...)`.
+Weights & Biases has a sink of its own, `wandb`.
 """
 
 import math
