@@ -165,3 +165,17 @@ def test_a_stop_while_the_environments_start_leaves_a_run_that_can_be_resumed(
     assert lines(tmp_path / "run" / "metrics.jsonl") == []
     assert resume_training(tmp_path / "run").steps == 60
     assert_same_run(undisturbed, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["log", "checkpoint", "evaluation"])
+def test_a_hang_up_right_after_something_was_written_is_not_lost(kind: str, tmp_path: Path) -> None:
+    heard: list[Event] = []
+
+    def hang_up(event: Event) -> None:
+        if event.kind == kind and event.vector_step in (10, 25, 30) and not heard:
+            heard.append(event)
+            send(signal.SIGHUP)
+
+    result = train(counting(), tmp_path / "run", callbacks=[hang_up])
+    assert (result.exit_code, result.evaluation) == (128 + signal.SIGHUP, None)
+    assert load_checkpoint(tmp_path / "run")[0] == result.steps < 60
