@@ -57,6 +57,7 @@ def stateful(cls: str, **changes: Any) -> Any:
     return config(**{"suite": "gymnasium", "tasks": (name(cls),), "steps": 60, **changes})
 
 
+@pytest.mark.dear
 def test_environments_that_cannot_be_saved_begin_anew_on_resume_and_every_page_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +92,7 @@ def test_restart_can_be_asked_for(tmp_path: Path) -> None:
     assert [env["env"] for env in load_checkpoint(tmp_path / "run")[1]["envs"]["envs"]] == [None, None]
 
 
+@pytest.mark.dear
 def test_a_state_that_fails_in_the_middle_of_a_run_turns_it_into_one_that_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_state_that_fails_in_the_middle_of_a_run_turns_it_into_one_that_restar
     assert resume_training(path, steps=40, trust=True).steps == 40
 
 
+@pytest.mark.dear
 def test_evaluations_of_suites_that_draw_are_those_of_the_undisturbed_run_after_a_resume(
     tmp_path: Path,
 ) -> None:
@@ -116,6 +119,7 @@ def test_evaluations_of_suites_that_draw_are_those_of_the_undisturbed_run_after_
     np.testing.assert_array_equal(again.episode_return, whole.evaluation.episode_return)
 
 
+@pytest.mark.dear
 def test_success_that_only_some_infos_tell_is_logged_and_evaluated(tmp_path: Path) -> None:
     done = train(stateful("OnlyWhereSolved"), tmp_path / "run")
     assert done.evaluation is not None
@@ -124,6 +128,7 @@ def test_success_that_only_some_infos_tell_is_logged_and_evaluated(tmp_path: Pat
     assert None not in logged[1:]
 
 
+@pytest.mark.dear
 def test_the_card_says_to_which_bounds_actions_are_stretched(tmp_path: Path) -> None:
     train(stateful("Integers", steps=20), tmp_path / "run")
     card = (export_run(tmp_path / "run", trust=True) / "README.md").read_text()
