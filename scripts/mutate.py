@@ -31,7 +31,7 @@ class Mutation(NamedTuple):
 
 
 _RUN, _DONE = "tests/training/test_run.py", "tests/training/test_completion.py"
-_FAULTS = "tests/training/test_faults.py"
+_FAULTS, _LOST = "tests/training/test_faults.py", "tests/training/test_lost_files.py"
 _SAVED, _CUT = "tests/runs/test_checkpoint_damage.py", "tests/runs/test_checkpoint_crash.py"
 MUTATIONS = (
     Mutation("R1", "mtrl/training/stepper.py", 'self.rollout.load_state_dict(loop["rollout"])', "pass",
@@ -102,6 +102,32 @@ MUTATIONS = (
              'self.update.load_state_dict({k: v for k, v in state["update"].items() if "combiner" not in k}, '
              "strict=False)",
              "tests/agents/sac/test_agent.py::test_saved_state_continues_bit_for_bit[famo]"),
+    Mutation("R29", "mtrl/runs/lock.py",
+             "if found in (known, _UNKNOWN) or (found is None and path.name == OWNER_NAME):", "if True:",
+             "tests/training/test_directory_lost.py::"
+             "test_a_run_whose_directory_is_gone_stops_and_never_says_complete"),
+    Mutation("R30", "mtrl/runs/jsonl.py", "            file.sync()\n", "",
+             f"{_LOST}::test_the_log_is_on_disk_before_a_checkpoint_that_counts_its_lines"),
+    Mutation("R31", "mtrl/training/loop.py", "scores.get(newest_step(self.path / BEST_NAME), -math.inf)",
+             "max(scores.values(), default=-math.inf)",
+             f"{_LOST}::test_the_best_policy_is_made_up_for_after_a_kill_while_it_was_saved"),
+    Mutation("R32", "mtrl/config/files.py", "os.replace(temporary, path)", "path.write_bytes(content)",
+             "tests/runs/test_directory.py::test_no_file_outside_is_written_through_a_link_in_a_run"),
+    Mutation("R33", "mtrl/export/policy.py",
+             'if architecture is None and spec["architecture"] not in NETWORKS:', "if False:",
+             "tests/export/test_policy.py::test_code_that_the_files_name_is_not_run"),
+    Mutation("R34", "mtrl/config/files.py",
+             'name = re.sub(r"[^\\w.,=+-]+", "-", text).strip("-").lstrip(".-") or "_"', "name = text",
+             "tests/config/test_labels.py::test_names_from_a_configuration_stay_in_their_folder_and_apart"),
+    Mutation("R35", "mtrl/runs/checkpoint.py", "            _check_archive(path)\n", "",
+             f"{_SAVED}::test_a_compressed_part_is_refused_before_it_is_unpacked"),
+    Mutation("R36", "mtrl/runs/lock.py", "            _lock_directory(self._directory)\n", "",
+             "tests/runs/test_directory.py::test_a_lock_file_that_is_deleted_lets_no_second_process_in"),
+    Mutation("R37", "mtrl/sweep/driver.py", "        raise Stopped(number)", "        raise SystemExit(1)",
+             "tests/sweep/test_driver.py::test_a_stop_signal_lets_running_trials_save"),
+    Mutation("R38", "mtrl/envs/metaworld/simulation.py",
+             "if 0 not in shape and first >= 0 and last + flat.itemsize <= flat.nbytes:", "if True:",
+             "tests/envs/metaworld/test_views.py::test_a_view_that_does_not_lie_in_its_array_is_refused"),
 )  # fmt: skip
 
 

@@ -14,8 +14,22 @@ import pytest
 
 import mtrl
 from mtrl.runs.log import Evaluation, RunInfo, Stamp
+from mtrl.runs.tensorboard import TensorBoard
 from tests.helpers.logs import NUM_ENVS, RESULT, TASKS, log_steps, open_log
 from tests.helpers.short_runs import lines
+
+
+def test_curves_of_tasks_with_hostile_names_stay_in_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "a/b/run"
+    run.mkdir(parents=True)
+    names = ("../../../outside", str(tmp_path / "absolute"), "a/b", "a-b", "push-v3")
+    sink = TensorBoard()
+    sink.open(RunInfo(run, names, {"method": "mean"}, {}, None))
+    sink.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert len(list((run / "tasks").iterdir())) == len(names)
+    assert list((run / "tasks/push-v3").iterdir())
+
 
 # -- a user's own sinks -------------------------------------------------------------------------------------
 
