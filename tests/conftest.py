@@ -12,6 +12,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest
+import torch
+
+# Without a GPU the solvers' kernels run in Triton's interpreter, chosen before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A busy machine is no defect, and every run of the suite sees the same examples.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)

@@ -11,6 +11,7 @@ from mtrl.combiners._checks import check_count, check_order
 from mtrl.combiners._state import HostCounter, LossOrigin, draw_tasks, next_tasks
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner
 from mtrl.combiners.registry import make_combiner
+from mtrl.combiners.solvers.backends import in_one_launch
 
 
 def make_base(wrapper: str, base: str, base_options: Mapping[str, Any] | None, num_tasks: int) -> Combiner:
@@ -143,6 +144,8 @@ class Sampled(JacobianCombiner):
     def __init__(self, *, num_tasks: int, sampled: int, order: Sequence[int], pooled: int = 0) -> None:
         super().__init__(num_tasks=num_tasks)
         self._singles = min(check_count("sampled", sampled), num_tasks) - pooled
+        if self.solves:  # between the sampled gradients alone
+            self.capturable = in_one_launch(self._singles + pooled)
         given = torch.tensor(check_order("order", order, num_tasks), dtype=torch.int64)
         self.order = nn.Buffer(given, persistent=False)  # an option of the run, not its state
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))

@@ -34,6 +34,7 @@ class CAGrad(GramCombiner):
     """
 
     name = "cagrad"
+    solves = True
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class CAGradFast(Sampled):
     """
 
     name = "cagrad_fast"
+    solves = True
     multiplies_gradients = True
 
     def __init__(

@@ -25,6 +25,7 @@ class CappedMGDA(GramCombiner):
     """
 
     name = "capped_mgda"
+    solves = True
 
     def __init__(self, *, num_tasks: int, cap: float = 0.3) -> None:
         super().__init__(num_tasks=num_tasks)

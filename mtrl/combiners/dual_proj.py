@@ -24,6 +24,7 @@ class DualProj(GramCombiner):
     """
 
     name = "dual_proj"
+    solves = True
 
     def __init__(self, *, num_tasks: int, preference: tuple[float, ...] = ()) -> None:
         super().__init__(num_tasks=num_tasks)

@@ -33,6 +33,7 @@ class FairGrad(GramCombiner):
     """
 
     name = "fairgrad"
+    solves = True
 
     def __init__(
         self, *, num_tasks: int, alpha: float = 2.0, solver: Literal["exact", "paper"] = "exact"

@@ -20,6 +20,7 @@ class MGDA(GramCombiner):
     """
 
     name = "mgda"
+    solves = True
 
     def _weights(self, gram: Tensor) -> Tensor:
         return shortest_in_hull(gram, eps=torch.finfo(gram.dtype).eps)

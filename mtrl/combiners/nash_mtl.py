@@ -28,6 +28,7 @@ class NashMTL(GramCombiner):
     """
 
     name = "nash_mtl"
+    solves = True
 
     def __init__(self, *, num_tasks: int, max_norm: float = 1.0, refresh_every: int = 1) -> None:
         super().__init__(num_tasks=num_tasks)

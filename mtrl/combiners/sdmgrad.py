@@ -33,6 +33,7 @@ class SDMGrad(GramCombiner):
     """
 
     name = "sdmgrad"
+    solves = True
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ class UPGrad(GramCombiner):
     """
 
     name = "upgrad"
+    solves = True
 
     def __init__(self, *, num_tasks: int, preference: tuple[float, ...] = ()) -> None:
         super().__init__(num_tasks=num_tasks)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mtrl.combiners import COMBINERS, GramCombiner
-from mtrl.combiners.solvers.backends import on_tensors
 from tests.combiners.calls import combined
 from tests.combiners.oracles import ORACLES
 from tests.helpers.evaluators import Linear
@@ -64,13 +63,3 @@ def test_no_operation_reads_a_number_back_to_the_host(name: str) -> None:
         assert combiner.direction(Linear(rows, losses=losses)).shape == (7,)
         combiner.after_step(losses)
         assert combiner.metrics()["weights"].shape == (4,)
-
-
-@pytest.mark.parametrize("name", GRAM_METHODS)
-def test_a_cpu_that_stops_when_converged_gets_the_direction_of_all_steps(name: str) -> None:
-    for family in ("iid", "common", "conflicting", "spread_3"):
-        rows = jacobian(family, 10, seed=5)
-        stopped = ORACLES[name].make(name, 10).combine(rows, losses_of(rows))
-        with on_tensors():  # as on other devices: every step, nothing read back
-            whole = ORACLES[name].make(name, 10).combine(rows, losses_of(rows))
-        assert torch.allclose(stopped, whole, rtol=1e-8, atol=1e-8 * whole.norm().item()), family

@@ -1,32 +1,67 @@
-"""Two solver backends: NumPy with early exit on the CPU, torch with fixed steps and no host sync elsewhere.
+"""Where a problem is solved: by NumPy on a CPU, by one kernel on a CUDA device.
 
-A solve makes hundreds of operations on a few numbers, and NumPy takes a quarter of torch's time for each. On
-other devices, and where a solve is recorded, compiled or batched, the same formulas run on tensors. There
-`select` replaces branches, so that nothing waits for the device and a CUDA graph can hold the solve.
+A solve makes hundreds of operations on a few numbers. NumPy takes a quarter of torch's time for each, and
+stops as soon as the solution is reached. On a CUDA device as many launches would take many times as long as
+the rest of an update, so each problem is one Triton kernel there (see `kernels`). The operator `mtrl::solve`
+stands for either: torch.compile, CUDA graphs, the meta device and FakeTensorMode see one call of known shape.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-_on_tensors = False
+Array = NDArray[Any]
+
+MOST_TASKS = 64  # of one kernel, whose registers hold the problem
 
 
-@contextmanager
-def on_tensors() -> Iterator[None]:
-    """Use the torch backend on CPUs too, for tests and for callers that transform a solve."""
-    global _on_tensors
-    before, _on_tensors = _on_tensors, True
-    try:
-        yield
-    finally:
-        _on_tensors = before
+class Problem(NamedTuple):
+    """A problem that methods solve."""
+
+    host: Callable[..., Any]  # from a symmetric Gramian, vectors and numbers to an array, float64
+    shape: Callable[[int], tuple[int, ...]]  # of the result, for T tasks
+
+
+PROBLEMS: dict[str, Problem] = {}
+
+
+def problem(name: str, shape: Callable[[int], tuple[int, ...]]) -> Callable[[Callable[..., Any]], Any]:
+    """Register a function as the solver on the host of the problem `name`; see `Problem`."""
+
+    def register(host: Callable[..., Any]) -> Callable[..., Any]:
+        PROBLEMS[name] = Problem(host, shape)
+        return host
+
+    return register
+
+
+def in_one_launch(tasks: int) -> bool:
+    """Whether a CUDA device solves problems of so many tasks by itself; the host does otherwise.
+
+    Builds of torch for CUDA bring Triton along, except on Windows.
+    """
+    return tasks <= MOST_TASKS and (torch.version.cuda is None or find_spec("triton") is not None)
+
+
+def solve(name: str, gram: Tensor, vectors: Sequence[Tensor] = (), numbers: Sequence[float] = ()) -> Tensor:
+    """Return the solution of a problem for a Gramian [T, T], float64, on the Gramian's device.
+
+    Args:
+        name: A key of `PROBLEMS`.
+        gram: Of any dtype; its entries [i, j] and [j, i] may be rounded apart.
+        vectors: Further inputs, float64.
+        numbers: Constants of the method, at other values of which a kernel is compiled anew.
+    """
+    gram, vectors = gram.detach(), [vector.detach() for vector in vectors]
+    if _has_numbers(gram):
+        return _on_host(name, gram, vectors, numbers)
+    result: Tensor = _solve(name, gram, vectors, list(numbers))
+    return result
 
 
 def symmetric(gram: Any) -> Any:
@@ -38,166 +73,53 @@ def symmetric(gram: Any) -> Any:
     return (gram + gram.T) / 2.0
 
 
-class Backend:
-    """NumPy on the host: indices are ints, branches are taken, loops stop early."""
-
-    xp: Any = np
-
-    def quiet(self) -> AbstractContextManager[Any]:
-        """Return a context in which non-finite numbers raise no warnings."""
-        return np.errstate(all="ignore")
-
-    def known(self, flag: Any) -> bool:
-        """Whether `flag` is true and may be acted upon."""
-        return bool(flag)
-
-    def steps(self, tasks: int) -> int:
-        """Return how many corners a path may have; random problems with 25 tasks have up to 47."""
-        return 10 * tasks + 50
-
-    def repairs(self, tasks: int) -> int:
-        """Return how often tasks with negative weights may leave the last set of a path."""
-        return tasks + 1
-
-    def select(self, flag: Any, yes: Any, no: Any) -> Any:
-        """Return `yes` or `no` by one flag."""
-        return yes if flag else no
-
-    def larger(self, first: Any, second: Any) -> Any:
-        """Return the larger of two numbers, the first if they cannot be compared."""
-        return self.select(second > first, second, first)
-
-    def smaller(self, first: Any, second: Any) -> Any:
-        """Return the smaller of two numbers, the first if they cannot be compared."""
-        return self.select(second < first, second, first)
-
-    def lowest(self, values: Any) -> Any:
-        """Return the index of the smallest of `values` [T]."""
-        return int(values.argmin())
-
-    def index(self, value: int, like: Any) -> Any:
-        """Return a given index."""
-        return value
-
-    def at(self, array: Any, index: Any) -> Any:
-        """Return entry `index` of a vector or row `index` of a matrix."""
-        return array[index]
-
-    def column(self, matrix: Any, index: Any) -> Any:
-        """Return a copy of a column."""
-        return matrix[:, index].copy()
-
-    def put(self, array: Any, index: Any, value: Any) -> Any:
-        """Return `array` with `value` in place of `at(array, index)`; the old one is overwritten."""
-        array[index] = value
-        return array
-
-    def blank_column(self, matrix: Any, index: Any) -> Any:
-        """Return `matrix` with zeros in a column; the old one is overwritten."""
-        matrix[:, index] = 0.0
-        return matrix
-
-    def unit(self, like: Any) -> Any:
-        """Return the unit matrix of the size of `like`."""
-        return np.eye(len(like))
-
-    def with_diagonal(self, matrix: Any, values: Any) -> Any:
-        """Return a contiguous `matrix` with another diagonal; the old one is overwritten."""
-        matrix.reshape(-1)[:: len(matrix) + 1] = values
-        return matrix
-
-    def solve(self, matrix: Any, right: Any) -> Any:
-        """Return `matrix^-1 right`; nan where there is none."""
-        try:
-            return np.linalg.solve(matrix, right)
-        except np.linalg.LinAlgError:
-            return right * np.nan
-
-    def ready(self, tensor: Tensor) -> Any:
-        """Return a tensor as an array of this backend, float64."""
-        return tensor.detach().to(torch.float64).numpy()
-
-    def gramian(self, tensor: Tensor) -> Any:
-        """Return a Gramian [T, T] as an array of this backend, `symmetric`."""
-        return symmetric(self.ready(tensor))
-
-    def tensor(self, array: Any) -> Tensor:
-        """Return an array of this backend as a tensor."""
-        return torch.from_numpy(np.asarray(array))
-
-
-class _TorchBackend(Backend):
-    """Tensors: an index is a tensor [1], both sides of a branch are computed, loops never stop early."""
-
-    xp: Any = torch
-
-    def quiet(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def known(self, flag: Any) -> bool:
+def _has_numbers(gram: Tensor) -> bool:
+    """Whether this is a CPU tensor of an eager call, which needs no operator: its call takes longer."""
+    if gram.device.type != "cpu" or torch.compiler.is_compiling() or type(gram) is not Tensor:
         return False
-
-    def steps(self, tasks: int) -> int:
-        return 2 * tasks + 8
-
-    def repairs(self, tasks: int) -> int:
-        return 2
-
-    def select(self, flag: Any, yes: Any, no: Any) -> Any:
-        return torch.where(flag, yes, no)
-
-    def lowest(self, values: Any) -> Any:
-        return values.argmin(0, keepdim=True)
-
-    def index(self, value: int, like: Any) -> Any:
-        return torch.full((1,), value, dtype=torch.int64, device=like.device)
-
-    def at(self, array: Any, index: Any) -> Any:
-        return array.index_select(0, index).squeeze(0)
-
-    def column(self, matrix: Any, index: Any) -> Any:
-        return matrix.index_select(1, index).squeeze(1)
-
-    def put(self, array: Any, index: Any, value: Any) -> Any:
-        return array.index_copy(0, index, value.unsqueeze(0))
-
-    def blank_column(self, matrix: Any, index: Any) -> Any:
-        return matrix.index_fill(1, index, 0.0)
-
-    def unit(self, like: Any) -> Any:
-        return torch.eye(len(like), dtype=like.dtype, device=like.device)
-
-    def with_diagonal(self, matrix: Any, values: Any) -> Any:
-        return matrix.diagonal_scatter(values)
-
-    def solve(self, matrix: Any, right: Any) -> Any:
-        factor = torch.linalg.cholesky_ex(matrix, check_errors=False)[0]
-        return torch.cholesky_solve(right, factor)
-
-    def ready(self, tensor: Tensor) -> Any:
-        return tensor.detach().to(torch.float64)
-
-    def tensor(self, array: Any) -> Tensor:
-        result: Tensor = array
-        return result
-
-
-_HOST, _TENSORS = Backend(), _TorchBackend()
-
-
-def backend_of(tensor: Tensor) -> Backend:
-    """Return the backend that solves for this tensor."""
-    if tensor.device.type != "cpu" or _on_tensors or torch.compiler.is_compiling():
-        return _TENSORS
-    if type(tensor.detach()) is not Tensor:  # one without numbers, of FakeTensorMode
-        return _TENSORS
     try:
-        tensor.data_ptr()
+        gram.data_ptr()
     except RuntimeError:  # how the tensors of torch.vmap refuse
-        return _TENSORS
-    return _HOST
+        return False
+    return True
 
 
-def converged(measure: Tensor, bound: float) -> bool:
-    """Whether steps may stop because a 0-dim measure is below a bound; torch never stops early."""
-    return backend_of(measure).known(measure < bound)
+def _on_host(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    exact = symmetric(gram.to("cpu", torch.float64).numpy())
+    with np.errstate(all="ignore"):  # numbers that are not finite pass, as on a device
+        found = PROBLEMS[name].host(exact, *(vector.cpu().numpy() for vector in vectors), *numbers)
+    return torch.from_numpy(found).to(gram.device)
+
+
+@torch.library.custom_op("mtrl::solve", mutates_args=())
+def _solve(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    if not gram.is_cuda or not in_one_launch(len(gram)):
+        return _on_host(name, gram, vectors, numbers)
+    from mtrl.combiners.solvers import kernels
+
+    result = gram.new_empty(PROBLEMS[name].shape(len(gram)), dtype=torch.float64)
+    kernels.launch(name, gram.contiguous(), vectors, numbers, result)
+    return result
+
+
+@_solve.register_fake
+def _(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    return gram.new_empty(PROBLEMS[name].shape(len(gram)), dtype=torch.float64)
+
+
+@_solve.register_vmap
+def _(info: Any, in_dims: Any, name: str, gram: Tensor, vectors: Any, numbers: Any) -> tuple[Tensor, int]:
+    def member(value: Tensor, dim: int | None, index: int) -> Tensor:
+        return value if dim is None else value.select(dim, index)
+
+    dims = in_dims[2] or [None] * len(vectors)
+    found = [
+        solve(
+            name,
+            member(gram, in_dims[1], index),
+            [member(vector, dim, index) for vector, dim in zip(vectors, dims, strict=True)],
+            numbers,
+        )
+        for index in range(info.batch_size)
+    ]
+    return torch.stack(found), 0

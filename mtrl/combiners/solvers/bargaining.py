@@ -11,14 +11,14 @@ Three things keep the number of Newton's steps small:
 - Boundary: a step goes at most 95 % of the way to the first a_i = 0, and never beyond Newton's own step.
 """
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import Backend, backend_of
+from mtrl.combiners.solvers.backends import Array, problem, solve
+from mtrl.combiners.solvers.path import solved
 
 _TO_BOUNDARY = 0.95
 # After a step of this relative length only rounding is left, since convergence is quadratic.
@@ -35,27 +35,30 @@ def bargaining_weights(matrix: Tensor, *, ridge: float, alpha: float = 1.0) -> T
     parameters are Pareto-stationary), a ridge on the Gramian of unit gradients bounds the weights, in the
     units above, by ridge**-0.5. Tasks with a zero row get 0. The result is finite for every finite M.
     """
-    backend = backend_of(matrix)
-    xp = backend.xp
-    with backend.quiet():
-        plain, factor, alone, there = _scaled(backend, backend.ready(matrix), alpha)
-        # The ridge stands for the rounding error of M's entries; converging further would be noise.
-        bound = max(_CONVERGED, 0.02 * ridge**0.5)
-        # Where only a ridge r bounds a weight, r a = a^(-1/alpha). r = ridge^((1 + alpha) / (2 alpha)) makes
-        # that a = ridge^-0.5 for every alpha. For alpha < 1 this r is below the rounding error and would not
-        # keep the Hessian of dependent gradients definite, hence the maximum.
-        ridged = plain + backend.unit(plain) * (factor * max(ridge, ridge ** ((1.0 + alpha) / (2.0 * alpha))))
-        a = _stepped(backend, ridged, factor, alone * 0.0 + 1.0, alpha, _enough(alpha), bound)
-        violated = _violation(plain, factor, a, alpha)
-        if not backend.known(violated < _SOLVED):
-            exact = _stepped(backend, plain, factor, a, alpha, _WITHOUT_RIDGE, 0.0)
-            # Newton's steps converge quadratically if there is a solution. If there is none, the weights grow
-            # slowly without end, and those with the ridge are kept. A solution whose a'Ma does not exceed the
-            # rounding error of its terms exists only through the rounding of M, and does not count either.
-            better = _violation(plain, factor, exact, alpha) < 0.01 * violated
-            better = better & (exact @ (plain @ exact) > _NOISE * ridge * (exact @ factor**0.5) ** 2)
-            a = backend.select(better, exact, a)
-        return backend.tensor(xp.where(there, a * alone, 0.0))
+    # Where only a ridge r bounds a weight, r a = a^(-1/alpha). r = ridge^((1 + alpha) / (2 alpha)) makes that
+    # a = ridge^-0.5 for every alpha. For alpha < 1 this r is below the rounding error and would not keep the
+    # Hessian of dependent gradients definite, hence the maximum.
+    added = max(ridge, ridge ** ((1.0 + alpha) / (2.0 * alpha)))
+    # The ridge stands for the rounding error of M's entries; converging further would be noise.
+    bound = max(_CONVERGED, 0.02 * ridge**0.5)
+    return solve("bargain", matrix, numbers=(alpha, ridge, added, bound, _enough(alpha)))
+
+
+@problem("bargain", lambda tasks: (tasks,))
+def _bargain(matrix: Array, alpha: float, ridge: float, added: float, bound: float, steps: float) -> Array:
+    plain, factor, alone, there = _scaled(matrix, alpha)
+    ridged = plain + np.eye(len(plain)) * (factor * added)
+    a = _stepped(ridged, factor, np.ones(len(plain)), alpha, int(steps), bound)
+    violated = _violation(plain, factor, a, alpha)
+    if not violated < _SOLVED:
+        exact = _stepped(plain, factor, a, alpha, _WITHOUT_RIDGE, 0.0)
+        # Newton's steps converge quadratically if there is a solution. If there is none, the weights grow
+        # slowly without end, and those with the ridge are kept. A solution whose a'Ma does not exceed the
+        # rounding error of its terms exists only through the rounding of M, and does not count either.
+        real = exact @ (plain @ exact) > _NOISE * ridge * (exact @ factor**0.5) ** 2
+        if _violation(plain, factor, exact, alpha) < 0.01 * violated and real:
+            a = exact
+    return np.where(there, a * alone, 0.0)
 
 
 def _enough(alpha: float) -> int:
@@ -63,30 +66,27 @@ def _enough(alpha: float) -> int:
     return 12 if alpha == 1.0 else math.ceil(18.0 + 10.0 * alpha)
 
 
-def _scaled(backend: Backend, matrix: Any, alpha: float) -> tuple[Any, Any, Any, Any]:
+def _scaled(matrix: Array, alpha: float) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
     """Return M in the tasks' units, the factor of phi' there, the units, and which tasks have a gradient."""
-    xp = backend.xp
     squares = matrix.diagonal()
     there = squares > 0.0
-    squares = xp.where(there, squares, 1.0)
+    squares = np.where(there, squares, 1.0)
     alone = squares ** (-alpha / (1.0 + alpha))
     # A zero gradient is replaced by a unit gradient orthogonal to all others, whose equation a = 1 solves.
     both = there[:, None] & there[None, :]
-    scaled = xp.where(both, matrix * alone[:, None] * alone[None, :], backend.unit(matrix))
+    scaled = np.where(both, matrix * alone[:, None] * alone[None, :], np.eye(len(matrix)))
     return scaled, squares * alone**2, alone, there
 
 
-def _violation(matrix: Any, factor: Any, a: Any, alpha: float) -> Any:
+def _violation(matrix: Array, factor: Array, a: Array, alpha: float) -> float:
     """Return the largest |(Ma)_i / phi'(a_i) - 1|."""
-    return abs((matrix @ a) * a ** (1.0 / alpha) / factor - 1.0).max()
+    return float(abs((matrix @ a) * a ** (1.0 / alpha) / factor - 1.0).max())
 
 
-def _stepped(
-    backend: Backend, matrix: Any, factor: Any, a: Any, alpha: float, steps: int, bound: float
-) -> Any:
+def _stepped(matrix: Array, factor: Array, a: Array, alpha: float, steps: int, bound: float) -> Array:
     """Return `a` after at most `steps` Newton steps; ends after one of relative length below `bound`."""
     power, share = 1.0 / alpha, alpha / (1.0 + alpha)
-    unit = backend.unit(matrix)
+    unit = np.eye(len(matrix))
     for _ in range(steps):
         product = matrix @ a
         # The minimum along the ray t a, then Newton's step (H^-1 of the gradient), relative to a.
@@ -94,8 +94,8 @@ def _stepped(
         a = a * radial
         pull = factor * a**-power
         hessian = matrix + unit * (power * pull / a)
-        relative = backend.solve(hessian, (product * radial - pull)[:, None])[:, 0] / a
+        relative = solved(hessian, (product * radial - pull)[:, None])[:, 0] / a
         a = a - a * relative * (_TO_BOUNDARY / relative.max().clip(_TO_BOUNDARY))
-        if backend.known(abs(relative).max() < bound):
+        if abs(relative).max() < bound:
             break
     return a

@@ -5,19 +5,18 @@ bind, which rounding errors can turn round where gradients depend on each other.
 interior-point steps instead, which need no such decision and solve about fifteen small systems.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import Backend, backend_of
-from mtrl.combiners.solvers.path import follow, tolerance_of, units_of
+from mtrl.combiners.solvers.backends import Array, problem, solve
+from mtrl.combiners.solvers.path import follow, solved, tolerance_of, units_of
 
 _STEPS = 40  # 6 to 30 are needed; only dependent gradients in float32 took up to 40
 _TO_BOUNDARY = 0.995  # share of the way to the nearest bound that a step may use
-# Steps end at this gap, relative to the objective plus one. In the units of `_solve`, 1 is the squared length
+# Steps end at this gap, relative to the objective plus one. In the units of `_steps`, 1 is the squared length
 # of the shortest gradient.
 _SOLVED = 1e-16
 _ROOM = 1e-9  # if the sum of the caps exceeds 1 by less than this, all caps bind
@@ -32,19 +31,20 @@ def shortest_in_hull(gram: Tensor, *, eps: float) -> Tensor:
     weights that cancel them are the solution, with g_w = 0. Zero gradients weigh nothing (see `units_of`).
     `eps` is the relative rounding error of the Gramian's entries.
     """
-    backend = backend_of(gram)
-    with backend.quiet():
-        units = units_of(backend, backend.gramian(gram))
-        there = backend.xp.where(units.inverse > 0.0, 1.0, units.inverse * 0.0)
-        end = follow(
-            backend, units.cosines, there, -units.amounts, to_length=False, tolerance=tolerance_of(eps)
-        )
-        chosen = backend.select(end.stuck, end.ray, end.weights)
-        total = (chosen * units.amounts).sum()
-        some = total > 0.0
-        weights = chosen * units.inverse / backend.select(some, total, total + 1.0)
-        weights = weights / backend.select(some, weights.sum(), total + 1.0)
-        return backend.tensor(backend.select(some, weights, weights * 0.0 + 1.0 / len(weights)))
+    return solve("hull", gram, numbers=(eps,))
+
+
+@problem("hull", lambda tasks: (tasks,))
+def _hull(gram: Array, eps: float) -> Array:
+    units = units_of(gram)
+    there = np.where(units.inverse > 0.0, 1.0, 0.0)
+    end = follow(units.cosines, there, -units.amounts, to_length=False, tolerance=tolerance_of(eps))
+    total = (end.dual * units.amounts).sum()
+    if not total > 0.0:
+        return np.full(len(gram), 1.0 / len(gram))
+    weights: Array = end.dual * units.inverse / total
+    whole: Array = weights / weights.sum()
+    return whole
 
 
 def project(point: Tensor) -> Tensor:
@@ -76,53 +76,56 @@ def shortest_capped(gram: Tensor, cap: float, *, eps: float) -> Tensor:
     Gradients fade out on the way to zero (see `units_of`). `eps` is the relative rounding error of the
     Gramian's entries.
     """
+    return solve("capped", gram, numbers=(cap, eps))
+
+
+@problem("capped", lambda tasks: (tasks,))
+def _capped(gram: Array, cap: float, eps: float) -> Array:
     tasks = len(gram)
-    backend = backend_of(gram)
-    with backend.quiet():
-        xp = backend.xp
-        units = units_of(backend, backend.gramian(gram))
-        there = xp.where(units.inverse > 0.0, 1.0, units.inverse * 0.0)
-        number = there.sum()
-        some = backend.larger(number, number * 0.0 + 1.0)
-        room = number * max(cap, 1.0 / tasks) - 1.0
-        bound = backend.larger(room, number * 0.0) + 1.0  # the cap times the number of tasks with a gradient
-        mixed = there / some
-        if not backend.known(room <= _ROOM):
-            solved = _solve(backend, units.cosines, units.amounts, bound / some, there, tolerance_of(eps))
-            mixed = backend.select(room > _ROOM, solved, mixed)
-        mixed = mixed * (1.0 + backend.smaller(room, room * 0.0))
-        rest = (1.0 - mixed.sum()) / backend.larger(tasks - number, number * 0.0 + 1.0)
-        return backend.tensor(mixed + (1.0 - there) * backend.larger(rest, rest * 0.0))
+    units = units_of(gram)
+    there = np.where(units.inverse > 0.0, 1.0, 0.0)
+    number = there.sum()
+    some = max(number, 1.0)
+    room = number * max(cap, 1.0 / tasks) - 1.0
+    mixed = there / some
+    if not room <= _ROOM:
+        # The cap times the number of tasks with a gradient is room + 1.
+        own_cap = (max(room, 0.0) + 1.0) / some
+        mixed = _steps(units.cosines, units.amounts, own_cap, there, tolerance_of(eps))
+    mixed = mixed * (1.0 + min(room, 0.0))
+    rest = (1.0 - mixed.sum()) / max(tasks - number, 1.0)
+    weights: Array = mixed + (1.0 - there) * max(rest, 0.0)
+    return weights
 
 
 class _Point(NamedTuple):
     """An iterate of the steps, or a step itself."""
 
-    v: Any
-    t: Any
-    z: Any
-    y: Any
-    nu: Any
+    v: Array
+    t: Array
+    z: Array
+    y: Array
+    nu: float
 
 
-def _solve(backend: Backend, cosines: Any, amounts: Any, cap: Any, there: Any, ridge: float) -> Any:
-    xp = backend.xp
+def _steps(cosines: Array, amounts: Array, cap: float, there: Array, ridge: float) -> Array:
     absent = there == 0.0
-    own = xp.where(absent, 1.0, amounts)
+    own = np.where(absent, 1.0, amounts)
     # Equal weights at first. Zero gradients have no part in a'v = 1, so that their v goes to 0.
     v = there / (own * there.sum()) + absent * 0.5
-    t = xp.where(absent, 0.5, cap / own - v)
-    point = _start(backend, cosines, amounts, v, t)
+    t = np.where(absent, 0.5, cap / own - v)
+    point = _start(cosines, amounts, v, t)
     for _ in range(_STEPS):
         gap = (point.v * point.z).sum() + (point.t * point.y).sum()
         value = point.v @ cosines @ point.v
-        if backend.known(gap <= _SOLVED * (1.0 + value)):
+        if gap <= _SOLVED * (1.0 + value):
             break
-        point = _stepped(backend, cosines, amounts, point, gap, ridge)
-    return point.v * amounts / (point.v * amounts).sum()
+        point = _stepped(cosines, amounts, point, gap, ridge)
+    weights: Array = point.v * amounts / (point.v * amounts).sum()
+    return weights
 
 
-def _start(backend: Backend, cosines: Any, amounts: Any, v: Any, t: Any) -> _Point:
+def _start(cosines: Array, amounts: Array, v: Array, t: Array) -> _Point:
     # Any positive multipliers with z - y = Cv - nu a are feasible. These make the products v z and t y about
     # equal, as on the central path, which allows long first steps.
     pull = cosines @ v
@@ -132,19 +135,19 @@ def _start(backend: Backend, cosines: Any, amounts: Any, v: Any, t: Any) -> _Poi
     return _Point(v, t, slope.clip(0.0) + level / v, (-slope).clip(0.0) + level / v, nu)
 
 
-def _stepped(backend: Backend, cosines: Any, amounts: Any, at: _Point, gap: Any, ridge: float) -> _Point:
-    xp, many = backend.xp, 2 * len(amounts)
+def _stepped(cosines: Array, amounts: Array, at: _Point, gap: float, ridge: float) -> _Point:
+    many = 2 * len(amounts)
     # Eliminating dz and dy from Newton's equations leaves the matrix C + diag(z / v + y / t) for dv. A ridge
     # keeps it definite whatever rounding did to the cosines. It only shortens steps: the residual `slope` is
     # computed without the ridge, and the next step corrects what is left.
-    matrix = cosines + (at.z / at.v + at.y / at.t + ridge) * backend.unit(cosines)
+    matrix = cosines + (at.z / at.v + at.y / at.t + ridge) * np.eye(len(cosines))
     slope = cosines @ at.v - at.nu * amounts - at.z + at.y
     lack = 1.0 - amounts @ at.v
 
-    def step(low: Any, high: Any) -> _Point:
+    def step(low: Array, high: Array) -> _Point:
         """Newton's step towards v z + v dz + z dv = v z + low, and likewise `high` for t y."""
-        right = xp.stack((low / at.v - high / at.t - slope, amounts), 1)
-        free, along = backend.solve(matrix, right).T
+        right = np.stack((low / at.v - high / at.t - slope, amounts), 1)
+        free, along = solved(matrix, right).T
         nu = (lack - amounts @ free) / (amounts @ along)
         v = free + nu * along
         return _Point(v, -v, (low - at.z * v) / at.v, (high + at.y * v) / at.t, nu)
@@ -153,7 +156,7 @@ def _stepped(backend: Backend, cosines: Any, amounts: Any, at: _Point, gap: Any,
     # corrector aims at products of left^3 times their mean, so that a good predictor means little centring,
     # and takes the predictor's second-order terms dv dz and dt dy into account.
     first = step(-at.v * at.z, -at.t * at.y)
-    share = _share(backend, at, first)
+    share = _share(at, first)
     there = _moved(at, first, share)
     left = ((there.v * there.z).sum() + (there.t * there.y).sum()) / gap
     centre = left**3 * gap / many
@@ -161,21 +164,19 @@ def _stepped(backend: Backend, cosines: Any, amounts: Any, at: _Point, gap: Any,
         centre - at.v * at.z - first.v * first.z,
         centre - at.t * at.y - first.t * first.y,
     )
-    moved = _moved(at, second, _share(backend, at, second))
+    moved = _moved(at, second, _share(at, second))
     # At the limit of rounding a step may not be finite; the previous point is kept then.
-    good = xp.isfinite(moved.v.sum() + moved.z.sum() + moved.y.sum() + moved.nu)
-    return _Point(*(backend.select(good, new, old) for new, old in zip(moved, at, strict=True)))
+    return moved if np.isfinite(moved.v.sum() + moved.z.sum() + moved.y.sum() + moved.nu) else at
 
 
-def _share(backend: Backend, at: _Point, step: _Point) -> Any:
+def _share(at: _Point, step: _Point) -> float:
     """The part of a step that keeps all of v, t, z and y positive."""
-    xp = backend.xp
-    values, changes = xp.concatenate(at[:4]), xp.concatenate(step[:4])
+    values, changes = np.concatenate(at[:4]), np.concatenate(step[:4])
     shrinks = changes < 0.0
-    room = xp.where(shrinks, values / xp.where(shrinks, -changes, 1.0), xp.inf)
-    nearest = room.min() * _TO_BOUNDARY
-    return backend.smaller(nearest, nearest * 0.0 + 1.0)
+    room = np.where(shrinks, values / np.where(shrinks, -changes, 1.0), np.inf)
+    return min(float(room.min()) * _TO_BOUNDARY, 1.0)
 
 
-def _moved(at: _Point, step: _Point, share: Any) -> _Point:
-    return _Point(*(value + share * change for value, change in zip(at, step, strict=True)))
+def _moved(at: _Point, step: _Point, share: float) -> _Point:
+    pairs: Any = zip(at, step, strict=True)
+    return _Point(*(value + share * change for value, change in pairs))

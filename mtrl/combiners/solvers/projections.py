@@ -5,19 +5,19 @@ and C the cosines, its optimum is x >= 0, y = Cx + Ce_i >= 0, x'y = 0. Three sta
 
 1. Douglas-Rachford splitting, with one matrix product per step for all programs, guesses which x are 0.
    Newton steps on these active sets are exact once the sets are right. A step is kept only if it lowers the
-   violation of the conditions above. On a CPU this is usually enough.
-2. Where gradients depend on each other, Mehrotra's interior-point steps make a second guess. The torch
-   backend always takes them, because it must not read the violation on the host.
-3. Programs that are still unsolved follow a path each (see `path`), on a CPU only. In the worst case, fifty
-   tasks along a line, that takes .4 s.
+   violation of the conditions above. This is usually enough.
+2. Where gradients depend on each other, Mehrotra's interior-point steps make a second guess.
+3. Programs that are still unsolved follow a path each (see `path`). In the worst case, fifty tasks along a
+   line, that takes .4 s.
+
+A CUDA device takes the third way for all programs, one block each.
 """
 
-from __future__ import annotations
-
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import backend_of, converged, symmetric
+from mtrl.combiners.solvers.backends import Array, problem, solve
 from mtrl.combiners.solvers.gramian import cosines
 from mtrl.combiners.solvers.path import follow, tolerance_of, units_of
 
@@ -37,21 +37,28 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
     the cone is {d: G d >= 0}. `ridge`, the rounding error of M's entries, is added to the Gramian of G, since
     the programs of dependent gradients have many solutions without it. Finite for every finite M.
     """
-    with torch.no_grad():
-        cosine, unit = _scaled(symmetric(matrix.to(torch.float64)), ridge=ridge)
-        at_once = max(1, _MOST_ENTRIES // len(cosine) ** 2)
-        x, violated = unit, torch.full_like(cosine[:, :1], torch.inf)
-        for guess in (_splitting_steps, _interior_steps):
-            parts = zip(cosine.split(at_once), guess(cosine, unit, at_once).split(at_once), strict=True)
-            found = [_exact(cosine, unit, asked, guessed) for asked, guessed in parts]
-            new_x, new_violated = (torch.cat(part) for part in zip(*found, strict=True))
-            x = torch.where(new_violated < violated, new_x, x)
-            violated = torch.fmin(new_violated, violated)
-            if converged(violated.amax(), max(_SOLVED, 1e-2 * ridge)):
-                break
-        else:
-            x = _walked(cosine, x, violated, max(_SOLVED, 1e-2 * ridge))
-        return x + unit
+    return solve("cone_weights", matrix, numbers=(ridge,))
+
+
+@problem("cone_weights", lambda tasks: (tasks, tasks))
+@torch.no_grad()
+def _cone_weights(gram: Array, ridge: float) -> Array:
+    cosine, unit = _scaled(torch.from_numpy(gram), ridge=ridge)
+    at_once = max(1, _MOST_ENTRIES // len(cosine) ** 2)
+    x, violated = unit, torch.full_like(cosine[:, :1], torch.inf)
+    bound = max(_SOLVED, 1e-2 * ridge)
+    for guess in (_splitting_steps, _interior_steps):
+        parts = zip(cosine.split(at_once), guess(cosine, unit, at_once).split(at_once), strict=True)
+        found = [_exact(cosine, unit, asked, guessed) for asked, guessed in parts]
+        new_x, new_violated = (torch.cat(part) for part in zip(*found, strict=True))
+        x = torch.where(new_violated < violated, new_x, x)
+        violated = torch.fmin(new_violated, violated)
+        if float(violated.amax()) < bound:
+            break
+    else:
+        x = _walked(cosine, x, violated, bound)
+    weights: Array = (x + unit).numpy()
+    return weights
 
 
 def cone_projection(gram: Tensor, weights: Tensor, *, ridge: float) -> Tensor:
@@ -61,18 +68,20 @@ def cone_projection(gram: Tensor, weights: Tensor, *, ridge: float) -> Tensor:
     is the shortest x with g_i.x >= -g_i.g0 for all tasks, g0 = weights @ J: the end nu = 0 of a path (see
     `path`) with amounts 1. `ridge` is as for `cone_weights`.
     """
-    backend = backend_of(gram)
-    with backend.quiet():
-        exact, wanted = backend.gramian(gram), backend.ready(weights)
-        units = units_of(backend, exact)
-        there = backend.xp.where(units.inverse > 0.0, 1.0, units.inverse * 0.0)
-        parts = wanted * exact.diagonal().clip(0.0) ** 0.5
-        most = parts.max()
-        parts = parts / backend.select(most > 0.0, most, most + 1.0)
-        matrix = units.cosines + backend.unit(units.cosines) * ridge
-        offsets = (matrix * parts).sum(1)
-        end = follow(backend, matrix, there, offsets, to_length=False, tolerance=tolerance_of(0.0))
-        return backend.tensor(wanted + end.weights * units.inverse * most)
+    return solve("cone_projection", gram, (weights,), (ridge,))
+
+
+@problem("cone_projection", lambda tasks: (tasks,))
+def _cone_projection(gram: Array, wanted: Array, ridge: float) -> Array:
+    units = units_of(gram)
+    there = np.where(units.inverse > 0.0, 1.0, 0.0)
+    parts = wanted * gram.diagonal().clip(0.0) ** 0.5
+    most = parts.max()
+    parts = parts / (most if most > 0.0 else 1.0)
+    matrix = units.cosines + np.eye(len(gram)) * ridge
+    end = follow(matrix, there, (matrix * parts).sum(1), to_length=False, tolerance=tolerance_of(0.0))
+    found: Array = wanted + end.weights * units.inverse * most
+    return found
 
 
 def violation(cosine: Tensor, weights: Tensor) -> Tensor:
@@ -98,8 +107,6 @@ def _splitting_steps(cosine: Tensor, unit: Tensor, at_once: int) -> Tensor:
     # constraint is 2 p - s = |s|, the quadratic's resolvent there is (C + shift)^-1 (shift |s| - C e_i), and
     # s += relaxation * (that resolvent - p). In the limit p is x.
     shifted = torch.add(cosine, unit, alpha=_SHIFT)
-    # Inverted by its Cholesky factor: an inverse by LU on CUDA can be wrong in a graph that is replayed on
-    # another stream.
     factor = torch.linalg.cholesky_ex(shifted, check_errors=False)[0]
     inverse_factor = torch.linalg.solve_triangular(factor, unit, upper=False)
     resolvent = _SHIFT * (inverse_factor.mT @ inverse_factor)
@@ -115,22 +122,21 @@ def _splitting_steps(cosine: Tensor, unit: Tensor, at_once: int) -> Tensor:
 
 def _walked(cosine: Tensor, x: Tensor, violated: Tensor, bound: float) -> Tensor:
     # The shortest x @ G with y = C x + C e_i >= 0: the end nu = 0 of a path with amounts 1, offsets C e_i.
-    backend = backend_of(cosine)
-    if not backend.known((violated > bound).any()):  # the torch backend ends here
-        return x
     x = x.clone()
-    with backend.quiet():
-        matrix = backend.ready(cosine)
-        asked = backend.unit(matrix).sum(0)
-        for program in torch.nonzero(violated[:, 0] > bound)[:, 0].tolist():
-            # These cosines include the ridge, which keeps them independent: no tolerance is needed.
-            end = follow(
-                backend, matrix, asked, matrix[:, program], to_length=False, tolerance=tolerance_of(0.0)
-            )
-            walked = backend.tensor(end.weights)
-            product = cosine @ walked + cosine[program]
-            if float(torch.minimum(walked, product).abs().amax()) < float(violated[program]):
-                x[program] = walked
+    matrix = cosine.numpy()
+    for program in torch.nonzero(violated[:, 0] > bound)[:, 0].tolist():
+        # These cosines include the ridge, which keeps them independent: no tolerance is needed.
+        end = follow(
+            matrix,
+            np.ones(len(matrix)),
+            matrix[:, program],
+            to_length=False,
+            tolerance=tolerance_of(0.0),
+        )
+        walked = torch.from_numpy(end.weights)
+        product = cosine @ walked + cosine[program]
+        if float(torch.minimum(walked, product).abs().amax()) < float(violated[program]):
+            x[program] = walked
     return x
 
 
@@ -171,7 +177,7 @@ def _exact(cosine: Tensor, unit: Tensor, asked: Tensor, x: Tensor) -> tuple[Tens
     free, violated = x > y, torch.minimum(x, y).abs().amax(dim=-1, keepdim=True)
     for _ in range(_EXACT_STEPS):
         x, free, violated = _exact_step(cosine, unit, asked, x, free, violated)
-        if converged(violated.amax(), _SOLVED):
+        if float(violated.amax()) < _SOLVED:
             break
     return x, violated
 

@@ -4,15 +4,14 @@ Both problems maximise nu subject to g_i.x + linear_i >= nu and |x| <= 1. Divide
 are those of a path (see `path`) with amounts 1 / |g_i| and offsets linear_i / |g_i|, which ends at |x| = 1.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import Backend, backend_of
-from mtrl.combiners.solvers.path import PathEnd, follow, tolerance_of, units_of
+from mtrl.combiners.solvers.backends import Array, problem, solve, symmetric
+from mtrl.combiners.solvers.path import follow, tolerance_of, units_of
 
 
 class ConeSolution(NamedTuple):
@@ -24,7 +23,7 @@ class ConeSolution(NamedTuple):
 
 
 _NO_LENGTH = 1e-16  # |g0|^2 below this part of the mean squared norm is rounding error
-_LEAST_COSINE = 1e-8  # lower bound of c; with c = 0 the shortest x is zero where gradients cancel
+LEAST_COSINE = 1e-8  # lower bound of c; with c = 0 the shortest x is zero where gradients cancel
 
 
 def best_around(
@@ -35,15 +34,19 @@ def best_around(
     g0 = reference @ G, by default the mean gradient. With d = g0 + c |g0| x the problem is that of
     `best_in_ball` with linear_i = g_i.g0 / (c |g0|), which is multiplied by `factor` [1].
     """
-    backend = backend_of(gram)
-    with backend.quiet():
-        exact = backend.gramian(gram)
-        centre = 1.0 / len(exact) if reference is None else backend.ready(reference)
-        linear, radius = _gains(backend, exact, centre, c)
-        if factor is not None:
-            linear = linear * backend.ready(factor)
-        step, dual = _in_ball(backend, exact, linear, eps)
-        return backend.tensor(step * radius + centre), backend.tensor(dual)
+    vectors = [vector for vector in (reference, factor) if vector is not None]
+    given = (float(reference is not None), float(factor is not None))
+    weights, dual = solve("around", gram, vectors, (c, eps, *given))
+    return weights, dual
+
+
+@problem("around", lambda tasks: (2, tasks))
+def _around(gram: Array, *given: Any) -> Array:
+    (*vectors, c, eps, has_reference, has_factor) = given
+    centre = vectors[0] if has_reference else 1.0 / len(gram)
+    linear, radius = _gains(gram, centre, c)
+    step, dual = _in_ball(gram, linear * vectors[-1] if has_factor else linear, eps)
+    return np.stack((step * radius + centre, dual))
 
 
 def around_gap(
@@ -58,10 +61,8 @@ def around_gap(
 
     0 where g0, and so the ball, vanishes by the Gramian's rounding.
     """
-    backend = backend_of(gram)
     centre = 1.0 / len(gram) if reference is None else reference
-    ready = centre if reference is None else backend.ready(reference)
-    linear, radius = (backend.tensor(part) for part in _gains(backend, backend.gramian(gram), ready, c))
+    linear, radius = _gains(symmetric(gram.to(torch.float64)), centre, c)
     step = (weights - centre) / torch.where(radius > 0.0, radius, torch.inf)
     gap = ball_gap(gram, linear if factor is None else linear * factor, step, dual)
     return torch.where(radius > 0.0, gap, 0.0)
@@ -76,31 +77,33 @@ def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> tuple[Tensor, T
     relative rounding error of the Gramian's entries. Returns the weights of x and the dual [T], a point of
     the simplex, both float64.
     """
-    backend = backend_of(gram)
-    with backend.quiet():
-        weights, dual = _in_ball(backend, backend.gramian(gram), backend.ready(linear), eps)
-        return backend.tensor(weights), backend.tensor(dual)
+    weights, dual = solve("ball", gram, (linear.to(torch.float64),), (eps,))
+    return weights, dual
 
 
-def _gains(backend: Backend, gram: Any, centre: Any, c: float) -> tuple[Any, Any]:
-    """Return g_i.g0 over the radius c |g0| [T], for g0 = centre @ G, and this radius."""
+@problem("ball", lambda tasks: (2, tasks))
+def _ball(gram: Array, linear: Array, eps: float) -> Array:
+    return np.stack(_in_ball(gram, linear, eps))
+
+
+def _gains(gram: Any, centre: Any, c: float) -> tuple[Any, Any]:
+    """Return g_i.g0 over the radius c |g0| [T], for g0 = centre @ G, and this radius; arrays or tensors."""
     products = (gram * centre).sum(1)
     square = (products * centre).sum()
     # A square below the rounding error of this sum is noise: g0 and the radius then count as zero.
-    square = backend.select(square > _NO_LENGTH * gram.diagonal().sum() / len(gram), square, square * 0.0)
+    square = square * (square > _NO_LENGTH * gram.diagonal().sum() / len(gram))
     radius = c * square**0.5
-    return products / backend.select(radius > 0.0, radius, radius + 1.0), radius
+    return products / (radius + (radius == 0.0)), radius
 
 
-def _in_ball(backend: Backend, gram: Any, linear: Any, eps: float) -> tuple[Any, Any]:
-    """The step and the dual of `best_in_ball`."""
-    units = units_of(backend, gram)
+def _in_ball(gram: Array, linear: Array, eps: float) -> tuple[Array, Array]:
+    """Return the step and the dual of `best_in_ball`."""
+    units = units_of(gram)
     offsets = linear * units.inverse
-    end = follow(backend, units.cosines, units.amounts, offsets, to_length=True, tolerance=tolerance_of(eps))
-    dual = _dual(backend, end) * units.inverse
+    end = follow(units.cosines, units.amounts, offsets, to_length=True, tolerance=tolerance_of(eps))
+    dual = end.dual * units.inverse
     total = dual.sum()
-    some = total > 0.0
-    dual = backend.select(some, dual / backend.select(some, total, total + 1.0), dual + 1.0 / len(dual))
+    dual = dual / total if total > 0.0 else dual + 1.0 / len(dual)
     return end.weights * units.inverse, dual
 
 
@@ -124,34 +127,28 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
     them is stretched to length 1. It stays in the cone, and no direction harms the worst task less per
     progress along g0.
     """
-    backend = backend_of(gram)
-    with backend.quiet():
-        join = backend.xp.concatenate
-        exact = backend.gramian(gram)
-        units = units_of(backend, exact)
-        products = exact.sum(1) / len(exact)
-        length = (products.sum() / len(exact)).clip(0.0) ** 0.5
-        some = backend.select(length > 0.0, length * 0.0 + 1.0, length * 0.0)
-        column = products * units.inverse / backend.select(length > 0.0, length, length + 1.0) * some
-        none = units.amounts * 0.0
-        one = none[:1] + 1.0
-        cosines = join(
-            (join((units.cosines, column[:, None]), 1), join((column, one), 0)[None, :]),
-            0,
-        )
-        end = follow(
-            backend,
-            cosines,
-            join((units.amounts, none[:1]), 0),
-            join((none, one * some * -max(c, _LEAST_COSINE)), 0),
-            to_length=True,
-            tolerance=tolerance_of(eps),
-            first=len(none),
-        )
-        reach = end.length
-        weights = end.weights * join((units.inverse, one * some), 0)
-        weights = weights / backend.select(reach > 0.0, reach, reach + 1.0)
-        return ConeSolution(backend.tensor(weights), backend.tensor(length), backend.tensor(reach))
+    found = solve("cone", gram, numbers=(c, eps))
+    return ConeSolution(found[:-2], found[-2], found[-1])
+
+
+@problem("cone", lambda tasks: (tasks + 3,))
+def _cone(gram: Array, c: float, eps: float) -> Array:
+    units = units_of(gram)
+    products = gram.sum(1) / len(gram)
+    length = (products.sum() / len(gram)).clip(0.0) ** 0.5
+    some = float(length > 0.0)
+    column = products * units.inverse / (length if some else 1.0) * some
+    cosines = np.block([[units.cosines, column[:, None]], [column[None, :], np.ones((1, 1))]])
+    end = follow(
+        cosines,
+        np.append(units.amounts, 0.0),
+        np.append(np.zeros(len(gram)), some * -max(c, LEAST_COSINE)),
+        to_length=True,
+        tolerance=tolerance_of(eps),
+        first=len(gram),
+    )
+    weights = end.weights * np.append(units.inverse, some) / (end.length if end.length > 0.0 else 1.0)
+    return np.concatenate((weights, [length, end.length]))
 
 
 def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
@@ -168,7 +165,7 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     tasks, eta = solution[:-1], solution[-1]
     gains = gram @ tasks + eta * column
     worst = torch.where(squares > 0.0, gains, torch.inf).amin()
-    along = torch.dot(column, tasks) + eta * (length > 0.0) - max(c, _LEAST_COSINE)
+    along = torch.dot(column, tasks) + eta * (length > 0.0) - max(c, LEAST_COSINE)
     total = tasks.sum()
     some = total > 0.0
     # Scaled to the simplex, because weights are huge where gradients nearly cancel.
@@ -177,8 +174,3 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     missed = missed + along.clamp(max=0.0).abs() * (length > 0.0)
     scale = torch.dot(shares, squares.sqrt())
     return torch.where(some, missed / torch.where(scale > 0.0, scale, 1.0), 0.0)
-
-
-def _dual(backend: Backend, end: PathEnd) -> Any:
-    """Return the dual's weights of the unit gradients up to a factor: v, or the ray of a stuck path."""
-    return backend.select(end.stuck, end.ray, end.weights)

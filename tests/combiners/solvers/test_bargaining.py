@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtrl.combiners.solvers.backends import on_tensors
 from mtrl.combiners.solvers.bargaining import bargaining_weights
 from tests.combiners.solvers.problems import KINDS, drawn, dtypes, gramian_of, sizes
 
@@ -23,9 +22,6 @@ def test_every_task_gains_what_its_weight_says(
         w = bargaining_weights(gram, ridge=ridge, alpha=alpha)
         assert (w > 0.0).all()
         assert float((w ** (1.0 / alpha) * (gram.double() @ w) - 1.0).abs().max()) <= 1e-5
-    with on_tensors():  # the last of them: torch takes all its steps, which is dear
-        other = bargaining_weights(gram, ridge=ridge, alpha=alpha)
-    torch.testing.assert_close(other, w, rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 5.0])

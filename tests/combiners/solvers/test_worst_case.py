@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import on_tensors
 from mtrl.combiners.solvers.worst_case import best_in_ball, best_in_cone
 from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes, symmetric
 
@@ -47,11 +46,6 @@ def test_no_step_in_the_ball_is_better(family: str, decades: float, dtype: torch
             assert float(shortfalls(exact, linear, weights, dual).max()) <= bound, c
         else:
             assert gap_in_ball(exact, linear, weights, dual) <= bound, c
-        if c in (0.02, 0.3, 1.0):  # torch takes all its steps, which is dear
-            with on_tensors():
-                other = best_in_ball(gram, linear, eps=eps)[0]
-            apart = other - weights
-            assert float((apart @ exact @ apart).clamp(min=0.0).sqrt()) <= 1e-6, c
 
 
 @sizes
@@ -81,11 +75,6 @@ def test_no_direction_in_the_cone_is_better(
             assert float(bound) - worst <= 1e-5 * scale, c
         else:
             assert float(dual[:-1] @ gains[:-1]) - worst <= 1e-5 * scale, c
-        if c in (0.0, 0.5, 0.99):
-            with on_tensors():
-                other = best_in_cone(gram, c, eps=eps).weights
-            apart = other - found
-            assert float((apart @ lifted @ apart).clamp(min=0.0).sqrt()) <= 1e-6, c
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -1,0 +1,268 @@
+"""The kernels of CUDA devices solve what the host solves; without a GPU they run in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.combiners import COMBINERS, GramCombiner, make_combiner
+from mtrl.combiners.solvers import backends, bargaining, hull, projections, worst_case
+from tests.combiners.oracles import ORACLES
+from tests.combiners.solvers.problems import DTYPES, KINDS, drawn, gramian_of
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of divisions in the interpreter
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def reference(tasks: int) -> Tensor:
+    weights = torch.arange(1, tasks + 1, dtype=torch.float64)
+    return weights / weights.sum()
+
+
+def worst_gain(gram: Tensor, found: Any) -> float:
+    """Least gain of a direction, over the mean norm under the dual."""
+    weights, dual = found
+    lengths = gram.diagonal().clamp(min=0.0).sqrt()
+    gains = torch.where(lengths > 0.0, gram @ weights, torch.inf)
+    return float(gains.min() / (dual @ lengths).clamp(min=1e-300))
+
+
+def gain_in_cone(gram: Tensor, found: Any) -> float:
+    weights, length, _ = found
+    lengths = gram.diagonal().clamp(min=0.0).sqrt()
+    column = gram.mean(dim=1) / torch.where(length > 0.0, length, 1.0)
+    gains = torch.where(lengths > 0.0, gram @ weights[:-1] + column * weights[-1], torch.inf)
+    total = weights[:-1].sum().clamp(min=1e-300)
+    return float(gains.min() / (weights[:-1] @ lengths / total).clamp(min=1e-300))
+
+
+def square(gram: Tensor, found: Any) -> float:
+    """|g_w|^2 over the mean square of the gradients under w."""
+    return float(found @ gram @ found / (found @ gram.diagonal()).clamp(min=1e-300))
+
+
+def rows_of_projections(gram: Tensor, found: Any) -> float:
+    lengths = gram.diagonal().clamp(min=0.0).sqrt()
+    scales = torch.outer(lengths, lengths)
+    unit = gram / torch.where(scales > 0.0, scales, 1.0)
+    unit.fill_diagonal_(1.0)
+    return float(torch.einsum("ij,jk,ik->i", found, unit, found).mean())
+
+
+# Name, the call with the Gramian and its eps, and the objective of what it returns.
+SOLVES: dict[str, tuple[Callable[[Tensor, float], Any], Callable[[Tensor, Any], float] | None]] = {
+    "hull": (lambda gram, eps: hull.shortest_in_hull(gram, eps=eps), square),
+    "capped": (lambda gram, eps: hull.shortest_capped(gram, 0.37, eps=eps), square),
+    "around": (lambda gram, eps: worst_case.best_around(gram, 0.3, eps=eps), worst_gain),
+    "around a reference": (
+        lambda gram, eps: worst_case.best_around(
+            gram,
+            0.9,
+            eps=eps,
+            reference=reference(len(gram)).to(gram.device),
+            factor=torch.full((1,), 1.7, dtype=torch.float64, device=gram.device),
+        ),
+        worst_gain,
+    ),
+    "cone": (lambda gram, eps: worst_case.best_in_cone(gram, 0.3, eps=eps), gain_in_cone),
+    "nash": (lambda gram, eps: bargaining.bargaining_weights(gram, ridge=16.0 * eps), None),
+    "fair": (
+        lambda gram, eps: bargaining.bargaining_weights(gram, ridge=16.0 * eps, alpha=2.3),
+        None,
+    ),
+    "projections": (
+        lambda gram, eps: projections.cone_weights(gram, ridge=16.0 * eps),
+        rows_of_projections,
+    ),
+    "projection": (
+        lambda gram, eps: projections.cone_projection(
+            gram, reference(len(gram)).to(gram.device), ridge=16.0 * eps
+        ),
+        square,
+    ),
+}
+
+
+def problem(kind: tuple[str, float], tasks: int, seed: int) -> Tensor:
+    """A Jacobian [T, P] of a family, or with rows that are zero, cancel, or lie near one line."""
+    family, decades = kind
+    if family in dict(KINDS):
+        return drawn(family, decades, tasks, seed)
+    rows = drawn("iid", 0.0, tasks, seed)
+    if family == "zero":
+        rows[::3] = 0.0
+    elif family == "cancelling":
+        rows = rows - rows.mean(dim=0)
+    elif family == "opposite":
+        rows[1] = -0.7 * rows[0]
+    else:
+        rows = rows[:, :1].sign() * rows[:1] + 1e-2 * rows
+    return rows
+
+
+ALL_KINDS = [*KINDS, ("zero", 0.0), ("cancelling", 0.0), ("opposite", 0.0), ("line", 0.0)]
+
+
+def compare(
+    name: str,
+    kind: tuple[str, float],
+    tasks: int,
+    dtype: torch.dtype,
+    patch: pytest.MonkeyPatch,
+    seed: int = 3,
+) -> None:
+    call, objective = SOLVES[name]
+    gram, eps = gramian_of(problem(kind, tasks, seed), dtype), torch.finfo(dtype).eps
+    exact = (gram.double() + gram.double().T) / 2.0
+    expected = call(gram, eps)
+    if DEVICE == "cpu":
+        by_kernel(patch)
+    found = call(gram.to(DEVICE), eps)
+    found = found.cpu() if isinstance(found, Tensor) else tuple(part.cpu() for part in found)
+    if objective is None:  # bargains: where there is none, the objective is that of the ridge
+        apart = found - expected
+        terms = float(expected @ exact.diagonal().sqrt())
+        assert float((apart @ exact @ apart).clamp(min=0.0).sqrt()) <= 1e-6 * terms
+        assert float(apart.abs().max()) <= 1e-2 * float(expected.abs().max())
+    else:
+        value, wanted = objective(exact, found), objective(exact, expected)
+        assert abs(value - wanted) <= 1e-9 * max(1.0, abs(wanted)), (value, wanted)
+
+
+def by_kernel(patch: pytest.MonkeyPatch) -> None:
+    """Let problems on a CPU go to the kernels."""
+    from mtrl.combiners.solvers import kernels
+
+    def solve(name: str, gram: Tensor, vectors: Any = (), numbers: Any = ()) -> Tensor:
+        result = torch.empty(backends.PROBLEMS[name].shape(len(gram)), dtype=torch.float64)
+        kernels.launch(name, gram.contiguous(), list(vectors), list(numbers), result)
+        return result
+
+    for module in (bargaining, hull, projections, worst_case):
+        patch.setattr(module, "solve", solve)
+
+
+@pytest.mark.dear
+@pytest.mark.parametrize("name", SOLVES)
+def test_a_kernel_solves_as_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(name, ("conflicting", 4.0), 3, torch.float64, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", [("iid", 0.0), ("zero", 0.0), ("opposite", 0.0)], ids=str)
+@pytest.mark.parametrize("name", ["hull", "around", "around a reference", "cone", "projection"])
+def test_a_path_ends_at_the_hosts_end(
+    name: str, kind: tuple[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(name, kind, 4, torch.float32, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=["double", "single"])
+@pytest.mark.parametrize("tasks", [2, 10, 25, 64])
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=str)
+@pytest.mark.parametrize("name", SOLVES)
+def test_kernels_solve_all_families_as_the_host(
+    name: str, kind: tuple[str, float], tasks: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(name, kind, tasks, dtype, monkeypatch)
+
+
+@pytest.mark.dear
+def test_a_single_task_and_no_gradient_at_all_are_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gram in (torch.full((1, 1), 4.0), torch.zeros(3, 3)):
+        for call, _ in SOLVES.values():
+            with monkeypatch.context() as patch:
+                expected = call(gram, 1e-7)
+                by_kernel(patch)
+                found = call(gram, 1e-7)
+            for own, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(own, other)
+
+
+@pytest.mark.dear
+def test_problems_that_are_not_finite_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    gram = gramian_of(drawn("iid", 0.0, 3, 0), torch.float64)
+    gram[1, 1] = torch.nan
+    by_kernel(monkeypatch)
+    for call, _ in SOLVES.values():
+        call(gram, 1e-7)
+
+
+_COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from mtrl.combiners.solvers import kernels
+
+target, size = GPUTarget("cuda", 90, 32), 8
+pointers = dict(gram="*fp32", vector="*fp64", factor="*fp64", wanted="*fp64", out="*fp64", tasks="i32")
+
+def compiled(kernel, **constants):
+    names, constants = kernel.arg_names, dict(constants, N=size)
+    signature = {name: "constexpr" if name in constants else pointers[name] for name in names}
+    values = {(names.index(name),): value for name, value in constants.items()}
+    triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=values), target=target)
+
+for kind in range(3):
+    compiled(kernels.ball, C=0.3, KIND=kind, SCALED=kind == 1, TOLERANCE=1e-6)
+compiled(kernels.hull, TOLERANCE=1e-6)
+compiled(kernels.cone, C=0.3, TOLERANCE=1e-6)
+compiled(kernels.capped, CAP=0.3, TOLERANCE=1e-6)
+compiled(kernels.bargain, ALPHA=2.0, RIDGE=1e-6, ADDED=1e-6, BOUND=1e-6, STEPS=38)
+for units in (False, True):
+    compiled(kernels.projected, UNITS=units, RIDGE=1e-6, TOLERANCE=1e-11)
+"""
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
+    # The interpreter takes types that the compiler refuses. In a process of its own, where it is off.
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, "-c", _COMPILE], env=environment, check=True)
+
+
+def test_beyond_the_kernels_limit_a_method_says_that_it_waits_for_the_host() -> None:
+    for name, cls in COMBINERS.items():
+        if cls.solves:
+            few = ORACLES[name].make(name, backends.MOST_TASKS)
+            assert few.capturable, name
+    for name in ("cagrad", "nash_mtl", "upgrad", "mgda"):
+        assert not make_combiner(name, num_tasks=backends.MOST_TASKS + 1).capturable
+    assert make_combiner("cagrad_fast", num_tasks=200, sampled=4).capturable
+    assert not make_combiner("smoothed", num_tasks=65, base="mgda").capturable
+
+
+def test_on_other_devices_a_solve_is_one_operation() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        seen: list[str]
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for name in (name for name, cls in COMBINERS.items() if cls.solves and issubclass(cls, GramCombiner)):
+        for tasks in (4, 50):
+            combiner = ORACLES[name].make(name, tasks).to("meta")
+            assert isinstance(combiner, GramCombiner)
+            names = Names()  # type: ignore[no-untyped-call]
+            names.seen = []
+            with combiner.unchecked(), names:
+                assert combiner.weights(torch.empty(tasks, tasks, device="meta")).shape == (tasks,)
+            assert sum("mtrl.solve" in operation for operation in names.seen) in (1, 2), name  # imgrad: 2
+            assert len(names.seen) <= 60, (name, len(names.seen))
+
+
+def test_a_batch_of_problems_is_solved_one_by_one() -> None:
+    grams = torch.stack([gramian_of(drawn("conflicting", 0.0, 4, seed), torch.float64) for seed in range(3)])
+    found = torch.vmap(lambda gram: hull.shortest_in_hull(gram, eps=1e-15))(grams)
+    for gram, own in zip(grams, found, strict=True):
+        torch.testing.assert_close(own, hull.shortest_in_hull(gram, eps=1e-15))
