@@ -4,8 +4,8 @@ Each kernel follows the NumPy solver of the same problem (`path`, `worst_case`, 
 docstrings explain the mathematics. Tests compare the two on the same problems in Triton's interpreter,
 without a GPU. One program holds the whole problem in registers: matrices are [N, N], N the next power of
 two, and entries beyond the T tasks belong to zero gradients, which never take part. Loops end as soon as the
-solution is reached, which costs no read on the host. Numbers are compile-time constants, since Triton passes Python
-floats in single precision.
+solution is reached, which costs no read on the host. Numbers are compile-time constants, since Triton passes
+Python floats in single precision.
 
 A solve by pivots alone replaces NumPy's linear algebra: pivots on all tasks of a set A turn the tableau
 [C, q, n; q', 0, 0; n', 0, 0] into [C_AA^-1, ...], the solutions -C_AA^-1 q_A and -C_AA^-1 n_A, and
