@@ -117,7 +117,7 @@ def test_private_modules_stay_in_their_folder() -> None:
 
 
 def test_combiners_need_torch_and_the_standard_library_only() -> None:
-    optional = {"torchjd", "numpy"}  # TorchJD: a method's own affair
+    optional = {"torchjd", "numpy", "triton"}  # TorchJD: a method's own affair; Triton comes with CUDA
     for name, path in MODULES.items():
         if _room(name) == "combiners":
             outside = {found.split(".")[0] for found in _imports(path)} - set(sys.stdlib_module_names)

@@ -199,7 +199,8 @@ _COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from mtrl.combiners.solvers import kernels
+from mtrl.combiners.solvers import kernels_newton as newton
+from mtrl.combiners.solvers import kernels_path as path
 
 target, size = GPUTarget("cuda", 90, 32), 8
 pointers = dict(gram="*fp32", vector="*fp64", factor="*fp64", wanted="*fp64", out="*fp64", tasks="i32")
@@ -211,13 +212,13 @@ def compiled(kernel, **constants):
     triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=values), target=target)
 
 for kind in range(3):
-    compiled(kernels.ball, C=0.3, KIND=kind, SCALED=kind == 1, TOLERANCE=1e-6)
-compiled(kernels.hull, TOLERANCE=1e-6)
-compiled(kernels.cone, C=0.3, TOLERANCE=1e-6)
-compiled(kernels.capped, CAP=0.3, TOLERANCE=1e-6)
-compiled(kernels.bargain, ALPHA=2.0, RIDGE=1e-6, ADDED=1e-6, BOUND=1e-6, STEPS=38)
+    compiled(path.ball, C=0.3, KIND=kind, SCALED=kind == 1, TOLERANCE=1e-6)
+compiled(path.hull, TOLERANCE=1e-6)
+compiled(path.cone, C=0.3, TOLERANCE=1e-6)
+compiled(newton.capped, CAP=0.3, TOLERANCE=1e-6)
+compiled(newton.bargain, ALPHA=2.0, RIDGE=1e-6, ADDED=1e-6, BOUND=1e-6, STEPS=38)
 for units in (False, True):
-    compiled(kernels.projected, UNITS=units, RIDGE=1e-6, TOLERANCE=1e-11)
+    compiled(path.projected, UNITS=units, RIDGE=1e-6, TOLERANCE=1e-11)
 """
 
 
