@@ -18,7 +18,7 @@ def test_the_printed_call_loads_the_policy(tmp_path: Path, capsys: pytest.Captur
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "README.md, policy.json, policy.safetensors" in printed
-    call = printed.rpartition(": ")[2].strip()
+    call = printed.rpartition(": ")[2].partition(";")[0].strip()
     actions, _ = eval(call, {"mtrl": mtrl, "observations": np.zeros((2, OBS_DIM))})
     assert actions.shape == (2, ACTION_DIM)
 
