@@ -78,7 +78,9 @@ def made(matrix, q, n, wanted, index):
     active = wanted & (index < 0)
     left = tl.sum(wanted.to(tl.int32), 0)
     while left > 0:
-        place = tl.argmax(tl.where(wanted & (active == 0), diagonal(matrix, index), -float("inf")), 0)
+        pivots = diagonal(matrix, index)
+        pivots = tl.where(pivots == pivots, pivots, -1e300)  # NaN takes its turn at last
+        place = tl.argmax(tl.where(wanted & (active == 0), pivots, -float("inf")), 0)
         matrix, q, n, qq, qn, nn, active = _pivoted(matrix, q, n, qq, qn, nn, active, index, place)
         left -= 1
     return matrix, q, n, qq, qn, nn
