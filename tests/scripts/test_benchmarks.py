@@ -209,8 +209,9 @@ def test_help_imports_no_torch() -> None:
     ]
     lines += [f"main_benchmark([{name!r}, '--help'])" for name in command.subcommands()]
     lines.append("print([name for name in ('torch', 'numpy', 'gymnasium', 'mujoco') if name in sys.modules])")
+    scripts = Path(report.__file__).parents[1]  # the benchmarks are not part of the installed package
     result = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True, cwd=scripts
     )
     assert result.stdout.strip().endswith("[]")
 

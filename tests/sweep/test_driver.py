@@ -159,12 +159,16 @@ def test_a_stop_signal_lets_running_trials_save(
     monkeypatch.setattr(
         ray, "cancel", lambda reference, force: told.append((reference, force)), raising=False
     )
-    before = signal.getsignal(number)
-    assert sweep(tmp_path) == 128 + number
+    inherited = signal.signal(number, signal.SIG_DFL)  # nohup's ignored SIGHUP would stay ignored
+    try:
+        before = signal.getsignal(number)
+        assert sweep(tmp_path) == 128 + number
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(number, inherited)
     assert told == [(running, False)]
     assert waits[-1] >= 30  # it waits until they have saved
     assert "the same command goes on from there" in capsys.readouterr().err
-    assert signal.getsignal(number) is before
 
 
 def test_the_log_of_a_trial_has_the_traceback_of_its_defect(

@@ -58,7 +58,7 @@ def solve(name: str, gram: Tensor, vectors: Sequence[Tensor] = (), numbers: Sequ
         numbers: Constants of the method, at other values of which a kernel is compiled anew.
     """
     gram, vectors = gram.detach(), [vector.detach() for vector in vectors]
-    if _has_numbers(gram):
+    if has_numbers(gram):
         return _on_host(name, gram, vectors, numbers)
     result: Tensor = _solve(name, gram, vectors, list(numbers))
     return result
@@ -73,7 +73,7 @@ def symmetric(gram: Any) -> Any:
     return (gram + gram.T) / 2.0
 
 
-def _has_numbers(gram: Tensor) -> bool:
+def has_numbers(gram: Tensor) -> bool:
     """Whether this is a CPU tensor of an eager call, which needs no operator: its call takes longer."""
     if gram.device.type != "cpu" or torch.compiler.is_compiling() or type(gram) is not Tensor:
         return False

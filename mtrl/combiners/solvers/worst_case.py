@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import Array, problem, solve, symmetric
+from mtrl.combiners.solvers.backends import Array, has_numbers, problem, solve, symmetric
 from mtrl.combiners.solvers.path import follow, tolerance_of, units_of
 
 
@@ -61,8 +61,14 @@ def around_gap(
 
     0 where g0, and so the ball, vanishes by the Gramian's rounding.
     """
-    centre = 1.0 / len(gram) if reference is None else reference
-    linear, radius = _gains(symmetric(gram.to(torch.float64)), centre, c)
+    centre: Any = 1.0 / len(gram) if reference is None else reference
+    exact: Any = symmetric(gram.detach().to(torch.float64))
+    if has_numbers(gram):
+        # In the solver's arithmetic: where g0 nearly cancels, another rounding of g_i.g0 is another problem.
+        centre = centre if isinstance(centre, float) else centre.detach().numpy()
+        linear, radius = (torch.as_tensor(part) for part in _gains(exact.numpy(), centre, c))
+    else:
+        linear, radius = _gains(exact, centre, c)
     step = (weights - centre) / torch.where(radius > 0.0, radius, torch.inf)
     gap = ball_gap(gram, linear if factor is None else linear * factor, step, dual)
     return torch.where(radius > 0.0, gap, 0.0)
