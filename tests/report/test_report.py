@@ -322,7 +322,7 @@ def test_figures_have_the_size_and_font_that_are_asked_for(sweep: Path, tmp_path
 
 @needs_matplotlib
 @pytest.mark.dear
-@pytest.mark.parametrize("rows", [2, 8, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (8, 24))])
 def test_no_text_of_a_grids_figures_is_cut_off_or_covers_another(rows: int, tmp_path: Path) -> None:
     from mtrl.report import drawing, figures
 

@@ -12,7 +12,9 @@ from mtrl.errors import UserError
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize("workers", [(1,), pytest.param((1, 2), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(counts, marks=pytest.mark.slow) for counts in ((1,), (1, 2))]
+)
 def test_every_backend_that_is_there_gets_a_row(
     workers: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,8 +65,8 @@ def around_gap(
     exact: Any = symmetric(gram.detach().to(torch.float64))
     if has_numbers(gram):
         # In the solver's arithmetic: where g0 nearly cancels, another rounding of g_i.g0 is another problem.
-        centre = centre if isinstance(centre, float) else centre.detach().numpy()
-        linear, radius = (torch.as_tensor(part) for part in _gains(exact.numpy(), centre, c))
+        array = centre if reference is None else reference.detach().numpy()
+        linear, radius = (torch.as_tensor(part) for part in _gains(exact.numpy(), array, c))
     else:
         linear, radius = _gains(exact, centre, c)
     step = (weights - centre) / torch.where(radius > 0.0, radius, torch.inf)
