@@ -102,9 +102,9 @@ def child(config: Config, run: Path, fault: Any, seed: int, output: Path, start:
         leg.on_log(start + 60, send(signal.SIGTERM))  # so that some of the run is left for other faults
     try:
         if has_checkpoint(run):
-            code = runs.resume_training(run, callbacks=leg.callbacks).exit_code
+            code = runs.resume_training(run, trust=True, callbacks=leg.callbacks).exit_code
         else:
-            code = runs.resume_or_start(config, run, callbacks=leg.callbacks).exit_code
+            code = runs.resume_or_start(config, run, trust=True, callbacks=leg.callbacks).exit_code
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # noqa: BLE001
