@@ -112,7 +112,7 @@ MUTATIONS = (
              "max(scores.values(), default=-math.inf)",
              f"{_LOST}::test_the_best_policy_is_made_up_for_after_a_kill_while_it_was_saved"),
     Mutation("R32", "mtrl/config/files.py", "os.replace(temporary, path)", "path.write_bytes(content)",
-             "tests/runs/test_directory.py::test_no_file_outside_is_written_through_a_link_in_a_run"),
+             "tests/runs/test_run_files.py::test_no_file_outside_is_written_through_a_link_in_a_run"),
     Mutation("R33", "mtrl/export/policy.py",
              'if architecture is None and spec["architecture"] not in NETWORKS:', "if False:",
              "tests/export/test_policy.py::test_code_that_the_files_name_is_not_run"),

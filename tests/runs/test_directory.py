@@ -3,11 +3,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
-import shlex
 import signal
 import socket
 import subprocess
@@ -17,25 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import mtrl
-from mtrl.config.presets import save_config
-from mtrl.config.schema import Config
 from mtrl.errors import UserError
-from mtrl.runs.directory import RunDirectory, flag_to_go_on, has_checkpoint
-from mtrl.runs.jsonl import JsonLines
-from mtrl.runs.log import RunInfo
-from mtrl.runs.versions import package_versions, versions
+from mtrl.runs.directory import RunDirectory
+from tests.helpers.written_runs import bare_run
 
 ROOT = Path(mtrl.__file__).parent.parent
-
-
-def make_run(path: Path) -> Path:
-    """A run with a configuration and a checkpoint, in nobody's hands."""
-    (path / "checkpoints/step_000000010").mkdir(parents=True)
-    (path / "config.yaml").write_text("seed: 0\n")
-    return path
 
 
 @contextlib.contextmanager
@@ -118,7 +103,7 @@ def test_a_directory_that_holds_a_run_is_refused_with_advice(tmp_path: Path, tra
 
 def test_a_directory_with_a_checkpoint_is_to_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"already holds a run .*Continue it with --resume "):
-        RunDirectory.create(make_run(tmp_path / "run"))
+        RunDirectory.create(bare_run(tmp_path / "run"))
 
 
 def test_what_ended_before_its_first_checkpoint_can_be_started_over(tmp_path: Path) -> None:
@@ -133,7 +118,7 @@ def test_what_ended_before_its_first_checkpoint_can_be_started_over(tmp_path: Pa
 
 
 def test_a_run_with_a_checkpoint_is_never_started_over(tmp_path: Path) -> None:
-    make_run(tmp_path)
+    bare_run(tmp_path)
     with pytest.raises(UserError, match="already holds a run"):
         RunDirectory.create(tmp_path, start_over=True)
     assert (tmp_path / "checkpoints/step_000000010").is_dir()
@@ -192,7 +177,7 @@ def test_a_second_process_is_refused_with_pid_and_host(tmp_path: Path) -> None:
         expected = rf"in use by process {owner.pid} on host {socket.gethostname()}\..*--run-dir"
         with pytest.raises(UserError, match=expected):
             RunDirectory.create(path)
-        make_run(path)
+        bare_run(path)
         with pytest.raises(UserError, match=expected):
             RunDirectory.resume(path)
         assert owner.poll() is None
@@ -202,7 +187,7 @@ def test_a_second_process_is_refused_with_pid_and_host(tmp_path: Path) -> None:
 def test_a_killed_owner_leaves_no_stale_lock(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with other_owner(path) as owner:
-        make_run(path)
+        bare_run(path)
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         assert (path / "run.lock").exists()
@@ -258,6 +243,16 @@ def test_a_file_system_without_locks_is_a_warning(
         assert "has no locks" in capsys.readouterr().err
 
 
+def test_a_lock_file_that_is_deleted_lets_no_second_process_in(tmp_path: Path) -> None:
+    path = bare_run(tmp_path / "run")
+    with RunDirectory.resume(path):
+        (path / "run.lock").unlink()
+        with pytest.raises(UserError, match="is in use by process"):
+            RunDirectory.resume(path)
+    with RunDirectory.resume(path):
+        pass
+
+
 # -- resume -------------------------------------------------------------------------------------------------
 
 
@@ -285,13 +280,13 @@ def test_resume_says_what_is_missing(tmp_path: Path, present: tuple[str, ...] | 
 
 
 def test_a_moved_run_can_be_resumed(tmp_path: Path) -> None:
-    make_run(tmp_path / "old").rename(tmp_path / "neu ü")
+    bare_run(tmp_path / "old").rename(tmp_path / "neu ü")
     with RunDirectory.resume(tmp_path / "neu ü") as run:
         assert run.config_path.read_text() == "seed: 0\n"
 
 
 def test_a_read_only_run_cannot_be_resumed(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "run")
+    path = bare_run(tmp_path / "run")
     with unprivileged(path), pytest.raises(UserError, match="cannot be written"):
         RunDirectory.resume(path)
 
@@ -299,7 +294,7 @@ def test_a_read_only_run_cannot_be_resumed(tmp_path: Path) -> None:
 def test_resume_removes_an_unfinished_checkpoint_with_one_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = make_run(tmp_path / "run")
+    path = bare_run(tmp_path / "run")
     leftover = path / "checkpoints/.tmp-77-step_000000020"
     leftover.mkdir()
     (leftover / "agent.pt").write_bytes(b"half")
@@ -348,7 +343,7 @@ def test_a_run_with_results_stays_when_it_fails(tmp_path: Path, result: str) -> 
 
 
 def test_a_resumed_run_is_never_discarded(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "run")
+    path = bare_run(tmp_path / "run")
     before = set(os.listdir(path))
     with pytest.raises(KeyError), RunDirectory.resume(path):
         raise KeyError
@@ -359,112 +354,3 @@ def test_a_run_that_ends_well_keeps_its_files(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path / "run") as run:
         run.config_path.write_text("seed: 0\n")
     assert sorted(os.listdir(tmp_path / "run")) == ["config.yaml", "run.lock"]
-
-
-# -- versions -----------------------------------------------------------------------------------------------
-
-
-def test_versions_json_holds_what_the_interpreter_says(tmp_path: Path) -> None:
-    with RunDirectory.create(tmp_path / "run") as run:
-        written = run.write_versions({"simulation": "1.2"})
-        assert json.loads((run.path / "versions.json").read_text()) == written
-    assert written["python"] == platform.python_version()
-    assert written["torch"] == torch.__version__
-    assert written["gymnasium"] == importlib.metadata.version("gymnasium")
-    assert written["simulation"] == "1.2"
-    assert written["mtrl"] == mtrl.__version__
-    assert int(written["cores"]) >= 1 and written["cpu"]
-    assert ("cuda_device" in written) == torch.cuda.is_available()
-    assert package_versions().items() <= versions().items()
-
-
-def test_a_run_that_went_on_under_another_version_of_its_suite_says_both(tmp_path: Path) -> None:
-    with RunDirectory.create(tmp_path / "run") as run:
-        (run.path / "metrics.jsonl").write_text("{}\n")
-        for now, said in (("1.2", "1.2"), ("1.3", "1.2, then 1.3"), ("1.3", "1.2, then 1.3")):
-            assert run.write_versions({"simulation": now})["simulation"] == said
-        assert json.loads((run.path / "versions.json").read_text())["simulation"] == "1.2, then 1.3"
-        (run.path / "versions.json").write_text("[damaged")
-        assert run.write_versions({"simulation": "1.3"})["simulation"] == "1.3"
-
-
-def test_the_module_imports_no_torch() -> None:
-    code = "import sys, mtrl.runs.directory; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
-
-
-# -- files of strangers -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["versions.json", "run.owner", "run.lock", "config.yaml", "metrics.jsonl"])
-def test_no_file_outside_is_written_through_a_link_in_a_run(name: str, tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    path = make_run(tmp_path / "run")
-    (path / name).unlink(missing_ok=True)
-    (path / name).symlink_to(victim)
-    with contextlib.suppress(UserError, OSError), RunDirectory.resume(path) as run:
-        run.write_versions({})
-        save_config(Config(tasks=("reach-v3",)), run.config_path)
-        record = JsonLines()
-        record.open(RunInfo(path, ("reach-v3",), {}, {}, None))
-        record.close()
-    assert victim.read_text() == "precious"
-
-
-def test_checkpoints_of_another_run_are_not_taken_for_one_s_own(tmp_path: Path) -> None:
-    other, path = make_run(tmp_path / "other"), make_run(tmp_path / "run")
-    (path / "checkpoints/step_000000010").rmdir()
-    (path / "checkpoints").rmdir()
-    (path / "checkpoints").symlink_to(other / "checkpoints")
-    with pytest.raises(UserError, match="checkpoints of another run"):
-        RunDirectory.resume(path)
-    (path / "checkpoints").unlink()
-    moved = (other / "checkpoints").rename(tmp_path / "larger-disk")
-    (path / "checkpoints").symlink_to(moved)
-    with RunDirectory.resume(path):  # moved to another disk, which is of use
-        assert has_checkpoint(path)
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "versions.json"])
-def test_small_files_are_the_old_or_the_new_ones_on_a_full_disk(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_run(tmp_path / "run")
-    (path / name).write_text("{}")
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with RunDirectory.resume(path) as run:
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
-            if name == "config.yaml":
-                save_config(Config(tasks=("reach-v3",)), run.config_path)
-            else:
-                run.write_versions({})
-    assert (path / name).read_text() == "{}"
-    assert not list(path.glob(".tmp-*"))
-
-
-def test_a_lock_file_that_is_deleted_lets_no_second_process_in(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "run")
-    with RunDirectory.resume(path):
-        (path / "run.lock").unlink()
-        with pytest.raises(UserError, match="is in use by process"):
-            RunDirectory.resume(path)
-    with RunDirectory.resume(path):
-        pass
-
-
-def test_what_killed_processes_leave_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "run")
-    for name in (".tmp-7-config.yaml", ".config.yaml.4711", ".tmp-metrics.jsonl", ".mine", ".tmp-notes"):
-        (path / name).write_text("")
-    with RunDirectory.resume(path):
-        assert {entry.name for entry in path.glob(".*")} == {".mine", ".tmp-notes"}
-
-
-def test_the_flag_to_go_on_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "my $(run)")
-    assert shlex.split(flag_to_go_on(path)) == ["--resume", str(path)]
