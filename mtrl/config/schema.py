@@ -71,7 +71,13 @@ class ReplayConfig:
     """Transitions kept per task, oldest overwritten first (MW+: 100k)."""
     reward_scaling: Literal["none", "ema", "shrink", "return"] = "none"
     """Divisor of sampled rewards, per task. `ema`: their running deviation (rate 1e-3); `shrink`: the same if
-    above 1; `return`: max(std G, max |G| / 10) of the returns G so far (FastTD3, FlashSAC)."""
+    above 1; `return`: max(std G, max |G| / return_bound) of the returns G so far (FastTD3, FlashSAC)."""
+    return_bound: Positive = 10.0
+    """Largest scaled return under `return` (FastTD3: 10). Values look beyond the time limit: keeping a reward
+    that was held for an episode's last m steps is worth 1 / (1 - gamma^m) times its return."""
+    return_quantile: Annotated[float, Field(ge=0.9, lt=1)] | None = None
+    """Under `return`, clip G at this quantile of |G| before both terms are taken, so that no lucky episode
+    fixes the scale (.995 to .998; after DreamerV3's percentiles); None: no clip."""
     n_step: PositiveInt = 1
     """Rewards summed before the bootstrap; windows end with their episode (FastTD3: 8, MTBench SAC: 4)."""
     curriculum: Annotated[float, Field(ge=0.5, le=1)] = 1.0

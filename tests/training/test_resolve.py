@@ -51,6 +51,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"method": "imtl_g", "method_options": {"c": 0.5}}, r"method 'imtl_g' has no options; found 'c'"),
     ({"method_defaults": {"cagard": {"c": 1.0}}}, r"unknown method 'cagard'"),
     (
+        {"replay": ReplayConfig(return_quantile=0.995)},
+        r"return_quantile = 0\.995 needs replay\.reward_scaling = return; found none",
+    ),
+    (
         {"method_defaults": {"cagrad": {"c": True}}},
         r"method_defaults\.cagrad\.c must be a finite number; found true",
     ),

@@ -68,6 +68,12 @@ class SACAgent:
                 f"replay.capacity_per_task must be at least sac.batch_per_task = {batch}; "
                 f"found {config.replay.capacity_per_task}."
             )
+        replay = config.replay
+        if replay.return_quantile is not None and replay.reward_scaling != "return":
+            raise UserError(
+                f"replay.return_quantile = {replay.return_quantile:g} needs replay.reward_scaling = return; "
+                f"found {replay.reward_scaling}. Set both, or leave the quantile out."
+            )
         sac_combiner(config, "critic", num_tasks)
         sac_combiner(config, "actor", num_tasks)
 
@@ -121,6 +127,8 @@ class SACAgent:
             device=self.device,
             seed=seeds.integer(self.config.seed, "replay"),
             reward_scaling=replay.reward_scaling,
+            return_bound=replay.return_bound,
+            return_quantile=replay.return_quantile,
             n_step=replay.n_step,
             gamma=self.config.sac.gamma,
             curriculum=replay.curriculum,

@@ -20,7 +20,6 @@ from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import free_memory
 from mtrl.errors import UserError
 
-RETURN_BOUND = 10.0  # largest scaled return (FastTD3)
 PIECE_BYTES = 16 << 20  # of a saved ring: saving a piece holds the interpreter, and training waits
 EMA_RATE = 1e-3  # of the second moment of rewards (docs/protocols.md)
 
@@ -57,6 +56,9 @@ class Replay:
         seed: of the sampling stream.
         reward_scaling: `none`; `ema`, by the root of a running mean square; `shrink`, by the same, but at
             least by 1; `return`, by the range of discounted returns (`returns.ReturnScale`).
+        return_bound: of the scaled returns (`return` alone).
+        return_quantile: of a task's returns, at which they are clipped before that range is measured
+            (`return` alone); None: they are not.
         n_step: rewards summed before the bootstrap (`returns.windows`).
         gamma: discount per env step, of returns and of n-step windows.
         curriculum: quantile of a task's TD errors up to which transitions are drawn at the start of a run
@@ -77,6 +79,8 @@ class Replay:
         device: torch.device,
         seed: int,
         reward_scaling: str = "none",
+        return_bound: float = 10.0,
+        return_quantile: float | None = None,
         n_step: int = 1,
         gamma: float = 0.99,
         curriculum: float = 1.0,
@@ -105,9 +109,15 @@ class Replay:
         self._staging = Staging(self._incoming)
         self._smallest_deviation = {"ema": 1e-8, "shrink": 1.0}.get(reward_scaling)
         self._return_scale: ReturnScale | None = None
-        sizes = {"num_tasks": num_tasks, "envs_per_task": envs_per_task}
         if reward_scaling == "return":
-            self._return_scale = ReturnScale(**sizes, gamma=gamma, bound=RETURN_BOUND, device=device)
+            self._return_scale = ReturnScale(
+                num_tasks=num_tasks,
+                envs_per_task=envs_per_task,
+                gamma=gamma,
+                bound=return_bound,
+                device=device,
+                quantile=return_quantile,
+            )
         self._n_step, self._gamma, self._envs = n_step, gamma, envs_per_task
         slots = self.capacity if n_step > 1 else 0  # only windows ask where episodes end
         self._ended = torch.zeros(num_tasks, slots, dtype=torch.bool, device=device)

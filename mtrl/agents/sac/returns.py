@@ -81,12 +81,32 @@ class ReturnScale:
     task is max(std G, max |G| / bound) over all steps of all its environments so far: scaled returns deviate
     by about 1 and never leave the bound (the normalisers of FastTD3, arXiv 2505.22642, and FlashSAC). Unlike
     a deviation of single rewards, it does not blow up a first success after thousands of steps without one.
+
+    A maximum never forgets: one lucky episode of a task that otherwise pays hundredths shrinks its rewards
+    for the rest of the run. With a `quantile` both terms are those of returns clipped at that quantile of
+    |G| (winsorised; DreamerV3, arXiv 2301.04104, takes percentiles for the same reason). Returns beyond it
+    may leave the bound until they are no longer rare.
+
+    Args:
+        num_tasks: T.
+        envs_per_task: E.
+        gamma: discount per env step.
+        bound: on scaled returns.
+        device: of the state.
+        quantile: of |G|, in (0, 1), at which returns are clipped; None: they are not.
     """
 
     def __init__(
-        self, *, num_tasks: int, envs_per_task: int, gamma: float, bound: float, device: torch.device
+        self,
+        *,
+        num_tasks: int,
+        envs_per_task: int,
+        gamma: float,
+        bound: float,
+        device: torch.device,
+        quantile: float | None = None,
     ) -> None:
-        self._gamma, self._bound = gamma, bound
+        self._gamma, self._bound, self._quantile = gamma, bound, quantile
         # In double precision: sums of squares over 1e9 steps.
         zeros = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         self._state = {
@@ -96,6 +116,9 @@ class ReturnScale:
             "sum_of_squares": zeros.clone(),
             "largest": zeros.clone(),
         }
+        self._histogram = None if quantile is None else _Histogram(num_tasks, device)
+        if self._histogram is not None:
+            self._state["histogram"] = self._histogram.sums
         self.scale = torch.ones(num_tasks, device=device)  # [T]
 
     def add(self, reward: Tensor, ended: Tensor, lost: Tensor | None = None) -> None:
@@ -105,20 +128,24 @@ class ReturnScale:
         """
         state = self._state
         running = state["running"].mul_(self._gamma).add_(reward)
-        if lost is None:
+        valid = None if lost is None else ~lost
+        if valid is None:
             counted, known = running, float(running.shape[1])
         else:
-            valid = ~lost
             counted, known = running * valid, valid.sum(1)  # type: ignore[assignment]
             ended = ended | ~valid
         state["count"] += known
         state["sum"] += counted.sum(1)
         state["sum_of_squares"] += counted.square().sum(1)
         torch.maximum(state["largest"], counted.abs().amax(1), out=state["largest"])
+        total, squares, largest = state["sum"], state["sum_of_squares"], state["largest"]
+        if self._histogram is not None and self._quantile is not None:
+            self._histogram.add(counted, torch.ones_like(counted) if valid is None else valid)
+            total, squares, largest = self._histogram.clipped(self._quantile, largest)
         running.masked_fill_(ended, 0.0)
-        mean = state["sum"] / state["count"].clamp(min=1)
-        variance = state["sum_of_squares"] / state["count"].clamp(min=1) - mean.square()
-        scale = torch.maximum(variance.clamp(min=0).sqrt(), state["largest"] / self._bound)
+        count = state["count"].clamp(min=1)
+        variance = squares / count - (total / count).square()
+        scale = torch.maximum(variance.clamp(min=0).sqrt(), largest / self._bound)
         self.scale.copy_(scale.clamp(min=_SMALLEST))
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,3 +156,45 @@ class ReturnScale:
         """Restore `state_dict`."""
         for name, value in (*self._state.items(), ("scale", self.scale)):
             value.copy_(state[name])
+
+
+class _Histogram:
+    """How many returns of T tasks lie in each bin of magnitude, and their sums: enough to clip all of them.
+
+    Bins are logarithmic, because returns of one task may span six orders of magnitude: bin 0 holds |G| up to
+    the smallest scale, bin k the next 4.4 %, the last one all that is larger than 1e9. The returns in bins
+    below the clip keep their exact sums, those above count as the clip: so a sum over clipped returns is
+    exact for a clip at the edge of a bin, however many returns there were.
+
+    Attributes:
+        sums: [4, T, N]: number of returns, positive less negative ones, their sum, their sum of squares.
+    """
+
+    _PER_OCTAVE, _BINS = 16, 641
+
+    def __init__(self, num_tasks: int, device: torch.device) -> None:
+        self.sums = torch.zeros(4, num_tasks, self._BINS, dtype=torch.float64, device=device)
+        octaves = torch.arange(self._BINS, dtype=torch.float64, device=device) / self._PER_OCTAVE
+        self._edges = _SMALLEST * octaves.exp2()  # [N], upper
+
+    def add(self, values: Tensor, counted: Tensor) -> None:
+        """Add returns [T, E]; `counted` [T, E] is 0 where there is none."""
+        octave = (values.abs() / _SMALLEST).clamp(min=0.5).log2()
+        place = (octave * self._PER_OCTAVE).ceil().clamp(0, self._BINS - 1).long()
+        weight = counted.to(values.dtype)
+        terms = torch.stack((weight, weight * values.sign(), weight * values, weight * values.square()))
+        self.sums.scatter_add_(2, place.expand_as(terms), terms)
+
+    def clipped(self, quantile: float, largest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the sum, the sum of squares and the largest magnitude [T] of clipped returns.
+
+        The clip is the upper edge of the bin with the quantile, or `largest` [T], the largest |G|, if that
+        is smaller: at most 4.4 % above the quantile itself.
+        """
+        below = self.sums.cumsum(2)
+        number = below[0, :, -1:]
+        place = (below[0] < quantile * number).sum(1, keepdim=True).clamp(max=self._BINS - 1)  # [T, 1]
+        clip = torch.minimum(self._edges[place.squeeze(1)], largest)
+        inside = below.gather(2, place.expand(4, -1, -1)).squeeze(2)  # [4, T]
+        above, signs = (below[:2, :, -1] - inside[:2]).unbind()
+        return inside[2] + signs * clip, inside[3] + above * clip.square(), clip
