@@ -31,6 +31,7 @@ from mtrl.compat.sb3 import SB3VecEnv
 from mtrl.config.presets import build_config, config_to_dict, load_preset, save_config
 from mtrl.config.schema import Config
 from mtrl.device import cpu
+from mtrl.device.cuda import resolve_device
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import UserError
 from mtrl.runs import console
@@ -113,7 +114,8 @@ def train_single_task(config: Config, run_dir: Path) -> Evaluation:
         recorded = dataclasses.replace(config, agent=METHOD, method=METHOD, method_options={})
         save_config(recorded, run.config_path)
         settings = config_to_dict(recorded)
-        stack.enter_context(cpu.settings(config.train.num_threads, config.train.matmul_precision))
+        device = resolve_device(config.device)
+        stack.enter_context(cpu.settings(config.train.num_threads, config.train.matmul_precision, device))
         envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
         eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None, evaluation=True)))
         versions = run.write_versions({**envs.versions, "stable_baselines3": stable_baselines3.__version__})

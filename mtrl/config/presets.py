@@ -23,7 +23,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _SUFFIXES = (".yaml", ".yml")
 INCIDENTAL = (
     "device", "env.num_workers", "env.worker_niceness", "env.step_timeout", "env.max_restarts", "env.resume",
-    "train.num_threads", "train.keep_checkpoints", "train.keep_best", "train.on_divergence", "train.sinks",
+    "train.num_threads", "train.matmul_precision", "train.keep_checkpoints", "train.keep_best",
+    "train.on_divergence", "train.sinks",
 )  # fmt: skip
 """Settings of machine, storage and display: runs that differ in nothing else are the same run."""
 MISSING = "not recorded"

@@ -199,8 +199,9 @@ class TrainConfig:
     """Use slower, deterministic CUDA kernels; on a CPU runs repeat bit for bit anyway."""
     sinks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("tensorboard",)
     """Sinks besides the JSON lines: tensorboard, wandb, or your own classes as package.module:Name."""
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """As torch.set_float32_matmul_precision; below `highest` faster on GPUs. Gramians stay exact."""
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
+    """As torch.set_float32_matmul_precision; auto: `high` (TF32) on CUDA, `highest` on a CPU. Gramians and
+    directions stay exact."""
     num_threads: PositiveInt | None = None
     """Threads of the learner on the CPU; None: all available cores."""
 

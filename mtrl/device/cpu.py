@@ -24,20 +24,21 @@ _MALLOC = {
 
 @contextlib.contextmanager
 def settings(
-    num_threads: int | None, matmul_precision: str, *, deterministic: bool = False
+    num_threads: int | None, matmul_precision: str, device: torch.device, *, deterministic: bool = False
 ) -> Iterator[None]:
     """Set the learner's threads and float32 matmul precision for the block, then restore the former ones.
 
     Args:
         num_threads: None: as many as torch would use (OMP_NUM_THREADS and `torch.set_num_threads` limit
             them), at most `available_cores`.
-        matmul_precision: as in `torch.set_float32_matmul_precision`.
+        matmul_precision: as `precision_on` takes it.
+        device: of the learner.
         deterministic: use only kernels that give the same bits each time. cuBLAS reads its setting,
             CUBLAS_WORKSPACE_CONFIG, when a process first uses it; setting it later has no effect.
     """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(num_threads or min(threads, available_cores()))
-    torch.set_float32_matmul_precision(matmul_precision)
+    torch.set_float32_matmul_precision(precision_on(device, matmul_precision))
     determined, filling = torch.are_deterministic_algorithms_enabled(), _DETERMINISM.fill_uninitialized_memory
     if deterministic:
         # Otherwise every `empty` is filled as well, which costs a launch each and changes no result here.
@@ -53,6 +54,17 @@ def settings(
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
         _keep_freed_memory(False)
+
+
+def precision_on(device: torch.device, setting: str) -> str:
+    """Return what `torch.set_float32_matmul_precision` takes for a setting, which may be "auto".
+
+    TF32 keeps 10 bits of the factors and is several times as fast on a GPU's matrix units. CPUs have no such
+    units or lose more digits (bfloat16), so they stay exact.
+    """
+    if setting != "auto":
+        return setting
+    return "high" if device.type == "cuda" else "highest"
 
 
 def _keep_freed_memory(keep: bool) -> None:

@@ -177,7 +177,7 @@ def evaluate_run(
         allow_version_mismatch=allow_version_mismatch,
     )
     with (
-        _process_settings(config),
+        _process_settings(config, resolved),
         closing(build_envs(config, num_workers=None, evaluation=True)) as envs,
     ):
         agent = build_agent(config, envs, resolved)
@@ -240,7 +240,7 @@ def _run(
         # Signals are noted from here on and answered before the first vector step, so that a run that is
         # asked to stop while its environments start can still write a checkpoint.
         requests = stack.enter_context(Requests())
-        stack.enter_context(_process_settings(config))
+        stack.enter_context(_process_settings(config, device))
         suite = suite_of(config)
         agent = build_agent(config, suite, device)
         if (allocate := getattr(agent, "allocate", None)) is not None:
@@ -295,9 +295,9 @@ def _run(
         return loop.run(start, resumed=checkpoint is not None, evaluated=evaluated)
 
 
-def _process_settings(config: Config) -> contextlib.AbstractContextManager[None]:
+def _process_settings(config: Config, device: torch.device) -> contextlib.AbstractContextManager[None]:
     train = config.train
-    return cpu.settings(train.num_threads, train.matmul_precision, deterministic=train.deterministic)
+    return cpu.settings(train.num_threads, train.matmul_precision, device, deterministic=train.deterministic)
 
 
 def _bound(config: Config) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mtrl.agents import AGENTS
 from mtrl.agents.base import TaskSpec
 from mtrl.combiners import COMBINERS
 from mtrl.config.presets import build_config, load_preset
+from mtrl.device.cpu import precision_on
 
 META = torch.device("meta")
 
@@ -137,9 +138,10 @@ def count(preset: str, method: str, tasks: int) -> Counts:
     config = build_config(load_preset(preset), own)
     updates = (config.steps - config.train.warmup_steps) * config.train.updates_per_step
     spec = TaskSpec(tuple(f"task {number}" for number in range(tasks)), config.env.envs_per_task, 39, 4)
+    precision = precision_on(torch.device("cuda"), config.train.matmul_precision)
     with _stand_ins():
         agent: Any = AGENTS[config.agent](config, spec, META)
-        counts = Counts(updates, config.train.matmul_precision, agent.update.capturable)
+        counts = Counts(updates, precision, agent.update.capturable)
         agent.replay.size = agent.replay.capacity
         try:
             agent._update_once(True)  # the first update makes what stays: constants, Jacobians

@@ -62,18 +62,18 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
 
 def _measure(config: Config, steps: int) -> report.Row:
     from mtrl.device import cpu
-
-    with cpu.settings(config.train.num_threads, config.train.matmul_precision):
-        return _measure_here(config, steps)
-
-
-def _measure_here(config: Config, steps: int) -> report.Row:
-    from mtrl.agents.sac.agent import SACAgent
     from mtrl.device.cuda import resolve_device
+
+    device = resolve_device(config.device)
+    with cpu.settings(config.train.num_threads, config.train.matmul_precision, device):
+        return _measure_here(config, steps, device)
+
+
+def _measure_here(config: Config, steps: int, device: torch.device) -> report.Row:
+    from mtrl.agents.sac.agent import SACAgent
     from mtrl.training.resolve import build_envs
     from mtrl.training.stepper import RunState, Stepper
 
-    device = resolve_device(config.device)
     warmup = max(100, -(-config.sac.batch_per_task // config.env.envs_per_task))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, warmup_steps=warmup))
     envs = build_envs(config, num_workers=config.env.num_workers)

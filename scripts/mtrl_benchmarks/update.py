@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", default=["mean", "cagrad", "nash_mtl"], help="combiners")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
-    parser.add_argument("--matmul-precision", choices=["highest", "high", "medium"], default="highest")
+    parser.add_argument("--matmul-precision", choices=["auto", "highest", "high", "medium"], default="auto")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds; each times every row once")
     parser.add_argument("--preset", metavar="NAME", help="networks, batch and agent of a preset, no peers")
     parser.add_argument("--no-peers", action="store_true", help="leave out the other implementations")
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
             raise UserError(f"--{name.replace('_', '-')} must be positive; found {getattr(arguments, name)}.")
     device = resolve_device(arguments.device)
     rows: list[report.Row] = []
-    with cpu.settings(arguments.threads, arguments.matmul_precision):
+    with cpu.settings(arguments.threads, arguments.matmul_precision, device):
         if arguments.preset is not None:
             return _measure_preset(arguments, device)
         for tasks in arguments.tasks:

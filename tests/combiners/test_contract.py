@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner, make_combiner
-from mtrl.combiners.solvers.gramian import gramian
+from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from tests.combiners.calls import CONFLICT, NAMES, combined, methods
 from tests.combiners.oracles import ORACLES
 from tests.helpers.evaluators import Linear
@@ -200,14 +201,25 @@ def test_the_direction_is_the_weighted_sum_of_the_rows(name: str) -> None:
 
 
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
-def test_gramians_are_formed_in_full_precision_whatever_the_process_has_set(setting: str) -> None:
+@pytest.mark.parametrize(
+    "products",
+    [
+        lambda rows: gramian(rows),
+        lambda rows: weighted_sum(rows[:, 0], rows),
+        lambda rows: weighted_sum(rows[:, 0].double(), rows),
+    ],
+    ids=["gramian", "direction by float32 weights", "direction by float64 weights"],
+)
+def test_gramians_and_directions_are_formed_in_full_precision_whatever_the_process_has_set(
+    setting: str, products: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     seen: list[str] = []
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(
             self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
         ) -> Any:
-            if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+            if function.overloadpacket.__name__ in ("mm", "mv", "bmm", "addmm", "addmv"):
                 seen.append(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
             return function(*args, **(kwargs or {}))
 
@@ -215,7 +227,7 @@ def test_gramians_are_formed_in_full_precision_whatever_the_process_has_set(sett
     torch.set_float32_matmul_precision(setting)
     try:
         with Products():  # type: ignore[no-untyped-call]
-            gramian(torch.ones(3, 5000))
+            products(torch.ones(3, 5000))
         assert set(seen) <= {"ieee", "none"}
         assert seen
         assert str(torch.get_float32_matmul_precision()) == setting

@@ -304,10 +304,29 @@ def test_observing_copies_once_from_pinned_memory_only(monkeypatch: pytest.Monke
     assert copies == []
 
 
+@pytest.mark.parametrize(
+    ("device", "setting", "expected"),
+    [
+        ("cuda", "auto", "high"),
+        ("cuda:1", "auto", "high"),
+        ("cpu", "auto", "highest"),
+        ("cuda", "highest", "highest"),
+        ("cpu", "medium", "medium"),
+    ],
+)
+def test_products_are_tf32_on_cuda_unless_another_precision_is_asked_for(
+    device: str, setting: str, expected: str
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    with cpu.settings(None, setting, torch.device(device)):
+        assert torch.get_float32_matmul_precision() == expected
+    assert torch.get_float32_matmul_precision() == before
+
+
 def test_deterministic_settings_leave_uninitialised_memory_alone() -> None:
     settings: Any = torch.utils.deterministic
     before = settings.fill_uninitialized_memory
-    with cpu.settings(None, "highest", deterministic=True):
+    with cpu.settings(None, "highest", CPU, deterministic=True):
         assert torch.are_deterministic_algorithms_enabled()
         assert not settings.fill_uninitialized_memory
     assert settings.fill_uninitialized_memory == before

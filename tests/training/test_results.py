@@ -157,7 +157,7 @@ def test_the_calling_process_is_left_as_it_was(tmp_path: Path) -> None:
         train(counting(steps=20), tmp_path / "run", callbacks=[look])
         assert set(during) == {(1, "highest")}
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "medium")
-        with pytest.raises(KeyError), cpu.settings(1, "high"):
+        with pytest.raises(KeyError), cpu.settings(1, "high", torch.device("cpu")):
             raise KeyError
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "medium")
     finally:
@@ -174,7 +174,7 @@ def test_the_learner_takes_no_more_threads_than_torch_would_and_cores_there_are(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(torchs)
-        with cpu.settings(None, "highest"):
+        with cpu.settings(None, "highest", torch.device("cpu")):
             assert torch.get_num_threads() == expected
         assert torch.get_num_threads() == torchs
     finally:
@@ -217,7 +217,7 @@ def test_a_core_that_taskset_grants_alone_is_one_thread() -> None:
     try:
         torch.set_num_threads(8)
         os.sched_setaffinity(0, [min(cores)])
-        with cpu.settings(None, "highest"):
+        with cpu.settings(None, "highest", torch.device("cpu")):
             assert torch.get_num_threads() == 1
     finally:
         os.sched_setaffinity(0, cores)

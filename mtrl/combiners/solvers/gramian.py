@@ -39,13 +39,13 @@ def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
     along the whole of its gradient, which matters where gradients nearly cancel. The rounding of the products
     is harmless: it differs from entry to entry and averages out. Half precision is summed in float32.
     """
-    if jacobian.dtype in _HALF:
-        return (weights.float() @ jacobian.float()).to(jacobian.dtype)
-    if weights.dtype != torch.float64 or jacobian.dtype != torch.float32:
-        return weights.to(jacobian.dtype) @ jacobian
-    # The rounded weights and their remainders share one pass over the Jacobian, which takes the time.
-    rounded = weights.float()
     with _full_precision(jacobian.device.type):
+        if jacobian.dtype in _HALF:
+            return (weights.float() @ jacobian.float()).to(jacobian.dtype)
+        if weights.dtype != torch.float64 or jacobian.dtype != torch.float32:
+            return weights.to(jacobian.dtype) @ jacobian
+        # The rounded weights and their remainders share one pass over the Jacobian, which takes the time.
+        rounded = weights.float()
         whole, rest = torch.stack((rounded, (weights - rounded).float())) @ jacobian
     combined: Tensor = whole + rest
     return combined
