@@ -76,7 +76,10 @@ class Agent(Protocol):
         """Take in one vector step."""
 
     def learn(self, progress: float) -> None:
-        """Learn for one vector step, while the environments step; progress in [0, 1] through the run."""
+        """Learn for one vector step, while the environments step; progress in [0, 1] through the run.
+
+        An agent with `LearnsBetweenSteps.behind` that is not behind has nothing to do here.
+        """
 
     def wait(self) -> None:
         """Wait until the device has finished the work that `learn` started."""
@@ -119,6 +122,20 @@ class NotesSuccess(Protocol):
 
     def note_success(self, rates: NDArray[np.float64]) -> None:
         """Take note of the tasks' success rates [T] in the evaluation just made, NaN where unknown."""
+        ...
+
+
+@runtime_checkable
+class LearnsBetweenSteps(Protocol):
+    """An agent for whose learning the environments wait, such as one that learns on-policy.
+
+    After each vector step the loop calls `learn` as long as the agent is behind. Each call should take a few
+    seconds at most, because signals are answered in between. A checkpoint may be made there as well: after a
+    resume the agent is behind as it was, and learns on before it acts.
+    """
+
+    def behind(self) -> bool:
+        """Return whether `learn` has work left to do before the next `act`."""
         ...
 
 

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from mtrl.agents.sac.observation_norm import ObservationNorm
 from mtrl.errors import UserError, unknown_name
 from mtrl.gradients.per_task import FlatParameters
 from mtrl.networks.base import NETWORKS, Network
 from mtrl.networks.gaussian import mode_action, sample_action
 from mtrl.networks.make import make_network
+from mtrl.networks.observation_norm import ObservationNorm
 
 FORMAT = 1
 TENSORS_NAME = "policy.safetensors"

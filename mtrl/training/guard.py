@@ -54,7 +54,7 @@ class DivergenceGuard:
             if fell and _chance(best, (rate, episodes)) < _CHANCE:
                 bad[task] = rate
             self._note(task, rate, episodes)
-        advice = "Lower the learning rates, or let them fall (sac.final_lr_fraction) and set train.keep_best."
+        advice = "Lower the learning rates, or let them fall, and set train.keep_best."
         self._tell(step, "success", f"success fell from {_WAS_SOLVED:g} or more", bad, advice)
 
     def remember(self, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -6,6 +6,9 @@ Their order at one vector step decides what a killed run loses:
 2. The checkpoint. It is written in the first seconds of the evaluation that follows, which takes minutes: a
    run killed during the evaluation loses only that evaluation.
 3. The evaluation. A run is complete when its final evaluation is written; until then it can be resumed.
+
+Before them comes the learning of an agent that is behind (`LearnsBetweenSteps`). A run that is stopped in the
+middle of it saves there, and the resumed run learns on and writes the lines of that vector step.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ class TrainingLoop:
             state.agent.bounds(), state.envs.task_names, config.train.on_divergence, console.warning
         )
         self.former_restarts = state.restarts
+        self.learnt_since_save = False  # whether the agent has learnt after the vector step of the checkpoint
         self.guard.remember(read_evaluations(path))
         self.best = -math.inf  # score of the policy that is stored as the best
         self.seconds = {"evaluation": 0.0, "checkpoint": 0.0}
@@ -101,7 +105,9 @@ class TrainingLoop:
         self.stepper.begin()
         if self.config.train.keep_best:
             self._find_best(start)
-        if resumed and not evaluated:  # the former process ended after the checkpoint, before the evaluation
+        if self.state.behind:  # the former process was stopped while the agent learnt
+            self._settle(start)
+        elif resumed and not evaluated:  # it ended after the checkpoint, before the evaluation
             self._evaluate_if_due(start)
         step = start
         while step < self.config.steps and not self.requests.stop and self.stepper.failure is None:
@@ -111,16 +117,34 @@ class TrainingLoop:
                 self._raise_if_failed()  # if the agent has failed already, name the tasks that made it fail
                 raise
             step += 1
-            self.progress.step(step, self._training_seconds())
-            self.saving.poll()
-            self._log_if_due(step)
-            self._save_if_due(step)
-            self._evaluate_if_due(step)
+            self._settle(step)
         return self._end(start, step)
+
+    def _settle(self, step: int) -> None:
+        """Let the agent learn what it has to, then log, save and evaluate if that is due after `step`."""
+        self.progress.step(step, self._training_seconds())
+        self.saving.poll()
+        self.stepper.catch_up(step, lambda: self._go_on_learning(step))
+        if self.state.behind:  # a stop in the middle: the resumed run writes the lines of this vector step
+            return
+        self._log_if_due(step)
+        self._save_if_due(step)
+        self._evaluate_if_due(step)
+
+    def _go_on_learning(self, step: int) -> bool:
+        """Answer signals while the agent learns; return whether to go on."""
+        if self.requests.stop:
+            return False
+        self.progress.step(step, self._training_seconds(), "learning")
+        self.saving.poll()
+        if self.requests.save:
+            self._save(step)
+        self.learnt_since_save = True
+        return True
 
     def _end(self, start: int, step: int) -> TrainResult:
         self.saving.finish()  # the checkpoint under way may be that of this step
-        if self.saving.saved_at != step:
+        if self.saving.saved_at != step or self.learnt_since_save:
             self._save(step, last=True)
         self.writes.presence.check()
         elapsed = time.perf_counter() - self.began
@@ -175,6 +199,7 @@ class TrainingLoop:
         """Return what the log says about time and workers since the last log line."""
         now, total = time.perf_counter(), self._spent()
         vector_steps = step - self.last_log[1]
+        each = max(vector_steps, 1)  # none lies between a resume in the middle of learning and its log line
         spent = {name: seconds - self.spent_at_log[name] for name, seconds in total.items()}
         elapsed = now - self.last_log[0] - spent["evaluation"] - spent["checkpoint"]
         self.last_log, self.spent_at_log = (now, step), total
@@ -185,7 +210,7 @@ class TrainingLoop:
             "time/total_timesteps": float(step * envs.num_envs),
             "env/restarts": float(self._restarts()),
             **({"env/last_restart_step": float(steps[-1])} if (steps := self.state.restart_steps) else {}),
-            **{f"time/{name}_ms": 1e3 * spent[name] / vector_steps for name in self.stepper.seconds},
+            **{f"time/{name}_ms": 1e3 * spent[name] / each for name in self.stepper.seconds},
         }
 
     def _raise_if_failed(self) -> None:
@@ -195,7 +220,7 @@ class TrainingLoop:
             raise NonFiniteError(
                 f"non-finite loss or gradient of the {network} in {', '.join(bad)}. No checkpoint was "
                 f"written since; the last good one is in '{self.path}'. Lower the learning rates or scale "
-                "the rewards (replay.reward_scaling=ema)."
+                "the rewards."
             )
 
     def _save_if_due(self, step: int) -> None:
@@ -206,7 +231,7 @@ class TrainingLoop:
     def _save(self, step: int, *, last: bool = False) -> None:
         """Begin a checkpoint, unless the agent has met something non-finite."""
         self._raise_if_failed()
-        self.requests.save = False
+        self.requests.save = self.learnt_since_save = False
         self.state.restarts = self._restarts()
         with timed(self.seconds, "checkpoint"):
             self.saving.begin(step, self.state.tree, last=last)

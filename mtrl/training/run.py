@@ -261,10 +261,12 @@ def _run(
             start = checkpoint[0]
             state.load(checkpoint[1])
             with _writing(run.path):
-                # The vector steps of lines beyond the checkpoint are made again now.
-                history = drop_after(run.path, start, config.steps)
+                # The vector steps of lines beyond the checkpoint are made again now. A checkpoint from the
+                # middle of the agent's learning comes before the lines of its vector step.
+                logged = start - 1 if state.behind else start
+                history = drop_after(run.path, logged, config.steps)
                 intervals = {"log_interval": config.train.log_interval, "eval_interval": config.eval.interval}
-                for sentence in lost_lines(run.path, start, **intervals):
+                for sentence in lost_lines(run.path, logged, **intervals):
                     console.warning(sentence)
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)

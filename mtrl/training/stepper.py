@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtrl.agents.base import Agent, Floats, Transitions
+from mtrl.agents.base import Agent, Floats, LearnsBetweenSteps, Transitions
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 from mtrl.envs.engine.shared import StepResult
@@ -58,6 +58,11 @@ class RunState:
                 self.resume = "restart"
                 console.warning(restart_sentence(str(error)))
         return self.envs.get_state(environments=False)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the agent has to learn before it can act again (`LearnsBetweenSteps`)."""
+        return isinstance(self.agent, LearnsBetweenSteps) and self.agent.behind()
 
     def load(self, tree: Mapping[str, Any]) -> None:
         """Restore `tree`."""
@@ -178,6 +183,15 @@ class Stepper:
         state.rollout.add(reward, infos["success"], ended & ~lost)
         state.rollout.drop(lost)
         state.obs = next_obs
+
+    def catch_up(self, step: int, go_on: Callable[[], bool]) -> None:
+        """Let an agent that is behind after `step` vector steps learn, as long as `go_on` agrees.
+
+        `go_on` is asked before each piece of the work.
+        """
+        while self.state.behind and go_on():
+            with timed(self.seconds, "update"):
+                self.state.agent.learn(step / self.config.steps)
 
 
 @contextlib.contextmanager

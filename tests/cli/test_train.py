@@ -192,7 +192,7 @@ MISTAKES = [
     ("--method cagrad --method.cc 3", "unknown flag '--method.cc'. Did you mean '--method.c'?"),
     ("--method cagrad --method.c x", "method_options.c must be a finite number; found 'x' (text)."),
     ("--method cagrad --method.c -3", "method cagrad: c "),
-    ("--method famo", "famo needs positive losses and SAC's actor loss may be negative."),
+    ("--method famo", "famo needs positive losses and the actor's loss may be negative."),
     ("--method famo", "--method.shift minimum"),
     ("--method imtl_g --method.c 3", "--method imtl_g has no options; found --method.c."),
     ("--method.actor cagrad --method.actor.d 3", "Did you mean '--method.actor.c'?"),

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mtrl import seeds
 from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
+from mtrl.agents.methods import network_combiner
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
-from mtrl.agents.sac.update import SACUpdate, sac_combiner
+from mtrl.agents.sac.update import SACUpdate
 from mtrl.config.schema import Config
 from mtrl.device.cuda import GraphedStep, Staging, load_in_place
 from mtrl.device.random_stream import RandomStream
@@ -74,8 +75,8 @@ class SACAgent:
                 f"replay.return_quantile = {replay.return_quantile:g} needs replay.reward_scaling = return; "
                 f"found {replay.reward_scaling}. Set both, or leave the quantile out."
             )
-        sac_combiner(config, "critic", num_tasks)
-        sac_combiner(config, "actor", num_tasks)
+        network_combiner(config, "critic", num_tasks)
+        network_combiner(config, "actor", num_tasks)
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
         self.config, self.spec, self.device = config, spec, device

@@ -16,13 +16,11 @@ from torch import Tensor, nn
 
 from mtrl import seeds
 from mtrl.agents.base import TaskSpec
+from mtrl.agents.methods import network_combiner
 from mtrl.agents.sac import losses
 from mtrl.agents.sac.losses import Atoms, CriticOutputs
-from mtrl.agents.sac.observation_norm import ObservationNorm
 from mtrl.agents.sac.replay import Batch
-from mtrl.combiners import Combiner, make_combiner
 from mtrl.config.schema import Config
-from mtrl.errors import UserError
 from mtrl.gradients.per_task import (
     Descent,
     Evaluation,
@@ -35,6 +33,7 @@ from mtrl.gradients.per_task import (
 from mtrl.networks.base import Network, Parameters
 from mtrl.networks.gaussian import mode_action, sample_action
 from mtrl.networks.make import make_network, network_arguments
+from mtrl.networks.observation_norm import ObservationNorm
 
 _PER_TASK = ("critic_loss", "actor_loss", "value", "entropy", "alpha", "critic_grad_norm", "actor_grad_norm")
 
@@ -107,7 +106,7 @@ class SACUpdate(nn.Module):
 
         def descent(made: Network, role: Literal["critic", "actor"], lr: float) -> Descent:
             flat = FlatParameters(*made.initial_parameters(initial)).to(device)
-            combiner = sac_combiner(config, role, spec.num_tasks).to(device)
+            combiner = network_combiner(config, role, spec.num_tasks).to(device)
             eps, max_norm = config.sac.adam_eps, config.sac.max_grad_norm
             return Descent(flat, combiner, lr=lr, eps=eps, max_norm=max_norm).to(device)
 
@@ -324,26 +323,3 @@ class UpdateTotals(nn.Module):
         for total in (self.sums, self.counts, self.norms):
             total.zero_()
         return result
-
-
-def sac_combiner(config: Config, network: Literal["critic", "actor"], num_tasks: int) -> Combiner:
-    """Return a fresh combiner for the losses of one network, with a random stream of its own.
-
-    The critics' losses are errors or cross-entropies and never negative. The actor's may have either sign,
-    so a method whose formulas need positive losses must shift them there.
-
-    Raises:
-        ValueError: unknown method or option, or a value outside its rule.
-        UserError: the actor's method needs positive losses and was not told how to shift them.
-    """
-    method, options = config.methods()[network]
-    combiner = make_combiner(method, num_tasks=num_tasks, **options)
-    if network == "actor" and combiner.refuses_signed_losses:
-        raise UserError(
-            f"{method} needs positive losses and SAC's actor loss may be negative. Give the actor a method "
-            "of its own (--method.actor mean leaves the critics' raw losses to this one), or --method.shift "
-            "minimum (method_options={'shift': 'minimum'}), which measures losses from their lowest value, "
-            "plus one."
-        )
-    combiner.seed(seeds.integer(config.seed, f"{network}_combiner"))
-    return combiner

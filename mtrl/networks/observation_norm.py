@@ -1,18 +1,18 @@
-"""Standardisation of observations by statistics of the warm-up. Knows no SAC."""
+"""Standardisation of observations by statistics of a run's first ones."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-_SMALLEST_DEVIATION = 1e-2  # 1 cm in Meta-World, so that a coordinate at rest in warm-up is not blown up
+_SMALLEST_DEVIATION = 1e-2  # 1 cm in Meta-World, so that a coordinate at rest at first is not blown up
 _CLIP = 10.0  # deviations
 
 
 class ObservationNorm(nn.Module):
-    """Standardises each coordinate by its mean and deviation over the warm-up; the identity before `fit`.
+    """Standardises each coordinate by its mean and deviation in a run's first ones; identity before `fit`.
 
-    All tasks share the statistics, since a coordinate that rests in one task's warm-up moves in another's.
+    All tasks share the statistics, since a coordinate that rests at first in one task moves in another.
     They never change after `fit`, so that the policy stays a fixed function of the observation.
 
     Args:

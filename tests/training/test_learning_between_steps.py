@@ -1,0 +1,91 @@
+"""An agent that learns in slices between vector steps: in which order, and what signals do to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtrl import train
+from mtrl.config.schema import EvalConfig, TrainConfig
+from mtrl.runs.checkpoint import load_checkpoint
+from mtrl.training.events import Event
+from mtrl.training.run import resume_training
+from tests.helpers.short_runs import assert_same_run, counting, lines
+from tests.helpers.sliced_agent import ROLLOUT, SLICES, SlicedAgent
+
+# Every second rollout ends with a log line and every fourth with an evaluation; a checkpoint falls between.
+SETTINGS = counting(
+    agent="tests.helpers.sliced_agent:SlicedAgent",
+    steps=27,
+    train=TrainConfig(log_interval=6, checkpoint_interval=9, num_threads=1, sinks=()),
+    eval=EvalConfig(interval=12, episodes_per_task=1, final_episodes_per_task=1),
+)
+
+
+def in_slice(patch: pytest.MonkeyPatch, number: int, signal_number: int) -> None:
+    """A signal arrives in this slice, counted from 1."""
+    learn = SlicedAgent.learn
+
+    def signalled(self: SlicedAgent, progress: float) -> None:
+        learn(self, progress)
+        if self.record and self.record[-1] != "act" and self.slices == number:
+            os.kill(os.getpid(), signal_number)
+
+    patch.setattr(SlicedAgent, "learn", signalled)
+
+
+def test_slices_come_after_the_step_that_asks_for_them_and_before_the_next_action(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    agents: list[Any] = []
+    made = SlicedAgent.__init__
+
+    def noted(self: SlicedAgent, *arguments: Any) -> None:
+        made(self, *arguments)
+        agents.append(self)
+
+    monkeypatch.setattr(SlicedAgent, "__init__", noted)
+    train(SETTINGS, tmp_path / "run")
+    rollouts = [["act"] * ROLLOUT + [end / 27] * SLICES for end in (6, 12, 18, 24)]
+    assert agents[0].record == [*(event for rollout in rollouts for event in rollout), *["act"] * 3]
+    logged = [line["train/slices"] for line in lines(tmp_path / "run/metrics.jsonl")]
+    assert logged == [4, 8, 12, 16, 16]
+
+
+def test_a_stop_in_the_middle_saves_there_and_the_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
+    train(SETTINGS, tmp_path / "undisturbed")
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        in_slice(patch, 6, signal.SIGTERM)  # the second of four, after vector step 12
+        assert train(SETTINGS, run).steps == 12
+    assert load_checkpoint(run)[1]["rest"] == {"collected": 12, "left": 2, "slices": 6}
+    assert [line["vector_step"] for line in lines(run / "metrics.jsonl")] == [6]
+    assert not (run / "evaluations.jsonl").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        in_slice(patch, 7, signal.SIGTERM)  # again, in the same vector step
+        assert resume_training(run).steps == 12
+    assert load_checkpoint(run)[1]["rest"]["left"] == 1
+    assert resume_training(run).exit_code == 0
+    assert_same_run(tmp_path / "undisturbed", run)
+
+
+def test_a_warning_in_the_middle_saves_there_and_a_later_kill_repeats_no_line(tmp_path: Path) -> None:
+    train(SETTINGS, tmp_path / "undisturbed")
+    run = tmp_path / "run"
+
+    def killed(event: Event) -> None:
+        if event.kind == "evaluation":  # of vector step 12: later than the checkpoint from its middle
+            raise RuntimeError("killed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        in_slice(patch, 6, signal.SIGUSR1)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(SETTINGS, run, callbacks=[killed])
+    assert load_checkpoint(run)[1]["rest"]["left"] == 2
+    assert [line["vector_step"] for line in lines(run / "metrics.jsonl")] == [6, 12]
+    assert resume_training(run).exit_code == 0
+    assert_same_run(tmp_path / "undisturbed", run)
