@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl import seeds
+from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
 from mtrl.agents.methods import network_combiner
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
 from mtrl.config.schema import Config
-from mtrl.device.cuda import GraphedStep, Staging, load_in_place
+from mtrl.device.cuda import GraphedStep, load_in_place
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
 from mtrl.errors import UserError
@@ -96,7 +97,7 @@ class SACAgent:
         draw: Callable[[Tensor], Tensor] = self._draw_noise if self._hold is None else self._hold.draw
         if config.sac.noise_spread > 1:
             draw = spread_over_copies(draw, config.sac.noise_spread, spec.envs_per_task, device)
-        self._explore = SACPolicy(self.update, spec, draw, device)
+        self._explore = ActingPolicy(self.update.act, spec, draw, device)
         self._fitted = self.update.observation_norm is None
         batches, sizes = self.update.num_batches, (spec.num_tasks, config.sac.batch_per_task)
         self._rows = torch.zeros(batches, *sizes, dtype=torch.int64, device=device)
@@ -197,7 +198,8 @@ class SACAgent:
 
     def policy(self, envs_per_task: int) -> Policy:
         """Return the deterministic policy for T*E observations."""
-        return SACPolicy(self.update, self.spec._replace(envs_per_task=envs_per_task), None, self.device)
+        spec = self.spec._replace(envs_per_task=envs_per_task)
+        return ActingPolicy(self.update.act, spec, None, self.device)
 
     def gaussian_policy(self) -> GaussianPolicy:
         """Return what `policy` computes, as data."""
@@ -356,42 +358,6 @@ class SACAgent:
         """Return values [T*E, ...] as a tensor [T, E, ...]."""
         shape = (self.spec.num_tasks, self.spec.envs_per_task, *values.shape[1:])
         return torch.from_numpy(values).view(shape)
-
-
-class SACPolicy:
-    """Maps observations [T*E, O] to actions [T*E, A] in [-1, 1]; on CUDA a graph between two copies.
-
-    Args:
-        update: holds the policy; each call uses the parameters that it has then.
-        spec: sizes.
-        draw: overwrites a tensor with the actions' noise; None: take the policy's mode, for evaluation.
-        device: of the parameters.
-    """
-
-    def __init__(
-        self, update: SACUpdate, spec: TaskSpec, draw: Callable[[Tensor], Tensor] | None, device: torch.device
-    ) -> None:
-        self._update, self._draw = update, draw
-        lead = (spec.num_tasks, spec.envs_per_task)
-        self._obs = torch.zeros(*lead, spec.obs_dim, device=device)
-        self._noise = None if draw is None else torch.zeros(*lead, spec.action_dim, device=device)
-        self._action = torch.zeros(*lead, spec.action_dim, device=device)
-        self._to_device, self._to_host = Staging(self._obs), Staging(self._action)
-        self._graphed = GraphedStep(self._step, device, what="acting")
-
-    def __call__(self, obs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the actions as a new array; waits for the device."""
-        self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
-        self._to_device.send()
-        if self._noise is not None and self._draw is not None:
-            self._draw(self._noise)
-        self._graphed()
-        self._to_host.receive()
-        action: NDArray[np.float32] = self._to_host.host.flatten(0, 1).numpy().copy()
-        return action
-
-    def _step(self) -> None:
-        self._action.copy_(self._update.act(self._obs, self._noise))
 
 
 def _size(count: int) -> str:

@@ -1,0 +1,54 @@
+"""A policy on a device, called with observations on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtrl.agents.base import TaskSpec
+from mtrl.device.cuda import GraphedStep, Staging
+
+
+class ActingPolicy:
+    """Maps observations [T*E, O] to actions [T*E, A] in [-1, 1]; on CUDA a graph between two copies.
+
+    Args:
+        act: maps observations [T, E, O] and noise [T, E, A] or None to actions [T, E, A]; each call uses the
+            parameters that it has then.
+        spec: sizes.
+        draw: overwrites a tensor with the actions' noise; None: take the policy's mode, for evaluation.
+        device: of the parameters.
+    """
+
+    def __init__(
+        self,
+        act: Callable[[Tensor, Tensor | None], Tensor],
+        spec: TaskSpec,
+        draw: Callable[[Tensor], Tensor] | None,
+        device: torch.device,
+    ) -> None:
+        self._act, self._draw = act, draw
+        lead = (spec.num_tasks, spec.envs_per_task)
+        self._obs = torch.zeros(*lead, spec.obs_dim, device=device)
+        self._noise = None if draw is None else torch.zeros(*lead, spec.action_dim, device=device)
+        self._action = torch.zeros(*lead, spec.action_dim, device=device)
+        self._to_device, self._to_host = Staging(self._obs), Staging(self._action)
+        self._graphed = GraphedStep(self._step, device, what="acting")
+
+    def __call__(self, obs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the actions as a new array; waits for the device."""
+        self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
+        self._to_device.send()
+        if self._noise is not None and self._draw is not None:
+            self._draw(self._noise)
+        self._graphed()
+        self._to_host.receive()
+        action: NDArray[np.float32] = self._to_host.host.flatten(0, 1).numpy().copy()
+        return action
+
+    def _step(self) -> None:
+        self._action.copy_(self._act(self._obs, self._noise))
