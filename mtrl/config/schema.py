@@ -146,7 +146,8 @@ class SacConfig:
     lr_hold_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the run before the step sizes begin to decay."""
     actor_average_rate: Fraction | None = None
-    """Rate per update of the average of the actor's parameters that is evaluated; None: no average."""
+    """Rate per step of the actor of the average of its parameters that is evaluated, its start corrected as
+    Adam's; None: no average."""
     adam_eps: Positive = 1e-5
     """Adam epsilon of actor and critics (MW+: 1e-5; torch's own default and the mtrl line: 1e-8)."""
     batch_per_task: PositiveInt = 128

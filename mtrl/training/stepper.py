@@ -108,7 +108,7 @@ class RolloutStatistics:
     def pop_means(self) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
         """Return mean return and any-step success rate of the episodes that ended since the last call.
 
-        The second mapping has each task's success rate [T], NaN for a task that ended no episode or gives no
+        The second mapping has the same of each task [T], NaN for a task that ended no episode or gives no
         success flag. Both are empty if no episode ended.
         """
         episodes, returns, successes = self._ended
@@ -116,12 +116,13 @@ class RolloutStatistics:
         if not episodes.any():
             return {}, {}
         means = {"rollout/ep_rew_mean": returns.sum() / episodes.sum()}
+        each = np.full((2, self._tasks), np.nan)
+        own = {"training_return": np.divide(returns, episodes, out=each[0], where=episodes > 0)}
         counted = self._known & (episodes > 0)
         if not counted.any():
-            return means, {}
+            return means, own
         means["rollout/success_rate"] = successes[counted].sum() / episodes[counted].sum()
-        each = np.full_like(successes, np.nan)
-        return means, {"training_success": np.divide(successes, episodes, out=each, where=counted)}
+        return means, own | {"training_success": np.divide(successes, episodes, out=each[1], where=counted)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums of unfinished and of unreported episodes."""

@@ -35,3 +35,13 @@ def test_each_task_has_its_own_success_rate_and_none_without_an_episode() -> Non
     _add(statistics, [0.0] * 6, [1, 0, 1, 0, 0, 0], [True, True, False, True, False, False])
     each = statistics.pop_means()[1]["training_success"]
     np.testing.assert_array_equal(each, [0.5, 0.0, np.nan])
+
+
+def test_each_task_has_its_own_return_with_or_without_success() -> None:
+    statistics = RolloutStatistics(3, 2)
+    none = [np.nan] * 6
+    _add(statistics, [1.0, 10.0, 5.0, 7.0, 0.0, 0.0], none, [True, True, False, True, False, False])
+    means, each = statistics.pop_means()
+    assert means == {"rollout/ep_rew_mean": 6.0}
+    assert list(each) == ["training_return"]
+    np.testing.assert_array_equal(each["training_return"], [5.5, 7.0, np.nan])

@@ -15,6 +15,7 @@ from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
 from mtrl.agents.methods import network_combiner
+from mtrl.agents.sac.episode_starts import EpisodeStarts
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
@@ -85,6 +86,7 @@ class SACAgent:
         self.updates = 0
         self._evaluations: list[Evaluation] = []  # of the critics' losses in the newest update
         self._observed = 0  # vector steps
+        self._starts = EpisodeStarts(spec, config.sac.gamma)
         self._exploration = seeds.generator(config.seed, "exploration")
         self._noise_stream = RandomStream(seeds.integer(config.seed, "agent"), device)
         self._hold: NoiseHold | None = None
@@ -159,6 +161,7 @@ class SACAgent:
         obs, action, reward, successor, terminated, truncated, lost = transitions
         parts = (obs, action, reward, successor, terminated, lost, terminated | truncated)
         self.replay.add(*(self._by_task(part) for part in parts))
+        self._starts.add(transitions)
         self._observed += 1
 
     def learn(self, progress: float) -> None:
@@ -223,6 +226,7 @@ class SACAgent:
             values["td_error"] = error
         if self.replay.reward_scale is not None:
             values["reward_scale"] = self.replay.reward_scale
+        values |= self._calibration()
         arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}
         scalars: dict[str, float] = {}
         # "weight" is the critics': people compare these. The actor's get a name of their own.
@@ -238,6 +242,17 @@ class SACAgent:
         for name in ("critic_loss", "actor_loss", "entropy"):
             scalars[f"train/{name}"] = float(per_task[name].mean())
         return Metrics(scalars, per_task)
+
+    def _calibration(self) -> dict[str, Tensor]:
+        """Return, by task, the critics' values of episodes' first actions and what the episodes brought."""
+        obs, action, realised = (self._by_task(part) for part in self._starts.newest)
+        value = self.update.value(obs.to(self.device), action.to(self.device))
+        realised = realised.to(self.device)
+        scale = 1.0 if self.replay.reward_scale is None else self.replay.reward_scale
+        return {
+            "start_value": torch.where(realised.isnan(), torch.nan, value).nanmean(1),
+            "start_return": (realised.nanmean(1) / scale).float(),
+        }
 
     def failures(self) -> dict[str, list[int]]:
         """Return the tasks whose losses or gradients were non-finite, by network."""
@@ -300,6 +315,7 @@ class SACAgent:
                 "noise": self._noise_stream.state(),
                 "exploration": self._exploration.bit_generator.state,
                 "noise_hold": None if self._hold is None else self._hold.state_dict(),
+                "starts": self._starts.state_dict(),
                 "fitted": self._fitted,
                 "observed": self._observed,
                 "updates": self.updates,
@@ -317,13 +333,19 @@ class SACAgent:
     def load_state(self, parts: Mapping[str, Any]) -> None:
         """Restore `state`: bit for bit on the same kind of device, else with fresh noise (`RandomStream`)."""
         state = parts["agent"]
-        self.update.load_state_dict(state["update"])
+        update = dict(state["update"])
+        if self.update.averaged_actor is not None:
+            # A checkpoint without it has a plain average, which goes on as it is.
+            update.setdefault("average_start", torch.zeros((), dtype=torch.float64))
+        self.update.load_state_dict(update)
         for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
             load_in_place(optimizer, saved)
         self._noise_stream.load_state(state["noise"])
         self._exploration.bit_generator.state = state["exploration"]
         if self._hold is not None:
             self._hold.load_state_dict(state["noise_hold"])
+        if "starts" in state:  # older checkpoints have none
+            self._starts.load_state_dict(state["starts"])
         self._fitted = state["fitted"]
         self._observed, self.updates = state["observed"], state["updates"]
         self.replay.load_state_parts(parts)

@@ -224,11 +224,8 @@ class Replay:
             reward, last, discount = windows(index, self._newest, rewards, ended, **sizes, gamma=self._gamma)
             ends = stored.index_select(0, last.flatten()).view(*index.shape, -1)
             not_terminated, next_obs = torch.split(ends, self._widths, dim=-1)[3:]
-        if self._smallest_deviation is not None:
-            deviation = self._second_moment.sqrt().clamp(min=self._smallest_deviation)
-            reward = reward / deviation.unsqueeze(1)
-        if self._return_scale is not None:
-            reward = reward / self._return_scale.scale.unsqueeze(1)
+        if (scale := self.reward_scale) is not None:
+            reward = reward / scale.unsqueeze(1)
         return Batch(obs, action, reward, next_obs, not_terminated.squeeze(-1), discount)
 
     def high_reward_share(self) -> Tensor:
@@ -252,8 +249,12 @@ class Replay:
 
     @property
     def reward_scale(self) -> Tensor | None:
-        """The divisor [T] of rewards under `reward_scaling=return`, else None."""
-        return None if self._return_scale is None else self._return_scale.scale
+        """The divisor [T] of sampled rewards; None: they are raw."""
+        if self._return_scale is not None:
+            return self._return_scale.scale
+        if self._smallest_deviation is not None:
+            return self._second_moment.sqrt().clamp(min=self._smallest_deviation)
+        return None
 
     def state_parts(self) -> dict[str, Any]:
         """Return the parts of a checkpoint: "replay", and functions that return pieces of the ring.

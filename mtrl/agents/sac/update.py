@@ -117,6 +117,10 @@ class SACUpdate(nn.Module):
         self.target = nn.Buffer(self.critic.flat.vector.detach().clone())
         averages = config.sac.actor_average_rate is not None
         self.averaged_actor = nn.Buffer(self.actor.flat.vector.detach().clone()) if averages else None
+        # Share of the initial parameters in a plain average, (1 - rate)^n after n steps.
+        self.average_start = (
+            nn.Buffer(torch.ones((), dtype=torch.float64, device=device)) if averages else None
+        )
         temperatures = spec.num_tasks if config.sac.temperature == "per_task" else 1
         start = torch.full((temperatures,), config.sac.initial_temperature, device=device).log()
         self.log_alpha = nn.Parameter(start)
@@ -154,6 +158,13 @@ class SACUpdate(nn.Module):
             return mode_action(self._policy(self.actor.flat.named(self.acting), obs))
         return sample_action(self._policy(self.actor.flat.named(), obs), noise).action
 
+    @torch.no_grad()
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return the critics' value [T, E] of actions [T, E, A] at observations [T, E, O]."""
+        return self.critic_outputs.value(
+            self._values(self.critic.flat.named(), self._standardised(obs), action)
+        )
+
     def step(self, batches: Sequence[Batch], noise: Tensor, *, actor_too: bool = True) -> list[Evaluation]:
         """Step the critics and the target network and, if `actor_too`, the actor and the temperatures.
 
@@ -182,11 +193,22 @@ class SACUpdate(nn.Module):
             self._step_temperatures(actor.evaluations[0])
         with torch.no_grad():
             self.target.lerp_(self.critic.flat.vector, self.sac.tau)
-            rate = self.sac.actor_average_rate
-            if rate is not None and self.averaged_actor is not None and actor_too:
-                self.averaged_actor.lerp_(self.actor.flat.vector, rate)
+            if actor_too:
+                self._average()
             self.totals.add(critic, actor, alpha)
         return critic.evaluations
+
+    def _average(self) -> None:
+        """Move the actor's average, whose start is corrected as Adam corrects its moments.
+
+        With a step of rate / (1 - (1 - rate)^n) it is the plain average of rate `rate`, without its share of
+        the initial parameters, over the weight that is left: the first step gives the actor itself.
+        """
+        rate = self.sac.actor_average_rate
+        if rate is not None and self.averaged_actor is not None and self.average_start is not None:
+            self.average_start.mul_(1.0 - rate)
+            step = (rate / (1.0 - self.average_start)).to(self.averaged_actor.dtype)
+            self.averaged_actor.lerp_(self.actor.flat.vector, step)
 
     def critic_loss(
         self, work: Sequence[Work], parameters: Parameters, index: int, tasks: Tensor | None

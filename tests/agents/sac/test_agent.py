@@ -141,6 +141,19 @@ def test_the_policy_part_holds_the_standardisation_of_observations() -> None:
     assert np.array_equal(other.policy(1)(obs), agent.policy(1)(obs))
 
 
+def test_a_checkpoint_with_a_plain_average_goes_on_with_it() -> None:
+    """Checkpoints from before the average's start was corrected lack what corrects it."""
+    agent, other = (sac_agent(sac_config(sac={"actor_average_rate": 0.25})) for _ in range(2))
+    _live(agent, 12)
+    state = copy.deepcopy(agent.state())
+    del state["agent"]["update"]["average_start"], state["agent"]["starts"]
+    other.load_state(state)
+    old = other.update.acting.clone()
+    _live(other, 1, seed=1)
+    expected = 0.75 * old + 0.25 * other.update.actor.flat.vector.detach()
+    torch.testing.assert_close(other.update.acting, expected)
+
+
 def test_a_delayed_actor_and_its_temperatures_move_at_every_kth_update_only() -> None:
     agent = sac_agent(sac_config(sac={"actor_every": 3, "actor_average_rate": 0.1}))
     _live(agent, 8)

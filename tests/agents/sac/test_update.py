@@ -306,14 +306,16 @@ def test_step_sizes_fall_geometrically_over_the_run(hold: float, points: tuple[f
         torch.testing.assert_close(last, 0.2 * full, rtol=1e-2, atol=2e-6)
 
 
-def test_evaluation_uses_the_average_of_the_actors_parameters_and_training_does_not() -> None:
+def test_evaluation_uses_the_weighted_mean_of_the_actors_parameters_and_training_does_not() -> None:
+    """The weight of each step's parameters is 1, .75, .75^2, ... newest first; the initial ones have none."""
     agent, plain = _agent(sac={"actor_average_rate": 0.25}), _agent()
-    expected = agent.actor.flat.vector.detach().clone()
-    obs = torch.randn(TASKS, 2, OBS)
+    obs, seen = torch.randn(TASKS, 2, OBS), []
     for _ in range(5):
         _run(agent, 1)
         _run(plain, 1)
-        expected = 0.75 * expected + 0.25 * agent.actor.flat.vector.detach()
+        seen.append(agent.actor.flat.vector.detach().clone())
+    weights = 0.75 ** torch.arange(4.0, -1.0, -1.0)
+    expected = (weights / weights.sum()) @ torch.stack(seen)
     assert torch.equal(agent.actor.flat.vector, plain.actor.flat.vector)
     noise = torch.randn(TASKS, 2, ACTION)
     assert torch.equal(agent.act(obs, noise), plain.act(obs, noise))
