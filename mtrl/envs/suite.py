@@ -67,6 +67,8 @@ class TaskSuite(Protocol):
         camera: the camera from which environments of `make_env` render; None: the simulation's default.
         action_bounds: lower and upper bounds to which the suite stretches actions in [-1, 1], by task; a task
             without an entry takes actions in [-1, 1].
+        reward_factors: factor of the rewards that the agent learns from, by task; a task without an entry has 1.
+            The engine's rewards, and with them all returns that are logged, are without it.
         exact: True if `get_state` is known to be exact, and an episode to depend on its goal and its actions
             only. Otherwise a run tries `get_state` at its start, and evaluations make environments anew.
     """
@@ -80,6 +82,7 @@ class TaskSuite(Protocol):
     cameras: tuple[str, ...] = ()
     camera: str | None = None
     action_bounds: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {}
+    reward_factors: Mapping[str, float] = {}
     exact: bool = False
 
     def make_env(

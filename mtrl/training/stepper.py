@@ -149,6 +149,7 @@ class Stepper:
         self.config, self.state = config, state
         self.seconds = dict.fromkeys(("act", "update", "env_wait"), 0.0)
         self.failure: EnvironmentFailure | None = None
+        self._factors = reward_factors(state.envs)
 
     def begin(self) -> None:
         """Start the first episodes, unless a restored run has episodes under way."""
@@ -180,7 +181,8 @@ class Stepper:
         state.begun_anew = False
         ended, lost = terminated | truncated, infos["restarted"]
         successor = infos["final_obs"] if ended.any() else next_obs
-        agent.observe(Transitions(obs, action, reward, successor, terminated, truncated, lost))
+        learnt = reward if self._factors is None else reward * self._factors
+        agent.observe(Transitions(obs, action, learnt, successor, terminated, truncated, lost))
         state.rollout.add(reward, infos["success"], ended & ~lost)
         state.rollout.drop(lost)
         state.obs = next_obs
@@ -193,6 +195,15 @@ class Stepper:
         while self.state.behind and go_on():
             with timed(self.seconds, "update"):
                 self.state.agent.learn(step / self.config.steps)
+
+
+def reward_factors(envs: TaskVectorEnv) -> Floats | None:
+    """Return the factors [T*E] of the rewards that an agent learns from; None: all are 1."""
+    factors = envs.suite.reward_factors
+    if not factors:
+        return None
+    by_task = [factors.get(name, 1.0) for name in envs.task_names]
+    return np.repeat(np.array(by_task, dtype=np.float32), envs.envs_per_task)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mtrl.agents.sac.replay import stored_rows
-from mtrl.config.schema import SacConfig, TrainConfig
+from mtrl.config.schema import EnvConfig, SacConfig, TrainConfig
 from mtrl.training.resolve import build_envs
 from mtrl.training.stepper import RunState, Stepper
 from tests.helpers.short_runs import COUNTING, config
@@ -67,3 +67,40 @@ def test_overlap_changes_no_number() -> None:
     beside, after = _trained(overlap=True), _trained(overlap=False)
     assert torch.equal(beside["vector"], after["vector"])
     assert torch.equal(beside["rows"], after["rows"])
+
+
+def test_an_agent_learns_from_rewards_in_another_unit_and_returns_keep_their_own() -> None:
+    pendulums = {
+        "cents": {"id": "Pendulum-v1", "reward_factor": 100, "success_return": -1e9},
+        "euros": {"id": "Pendulum-v1", "success_return": 0.0},
+    }
+    settings = config(
+        suite="gymnasium",
+        tasks=("cents", "euros"),
+        suite_options={"environments": pendulums},
+        env=EnvConfig(envs_per_task=2, num_workers=1, max_episode_steps=10),
+        steps=10,
+    )
+    with closing(build_envs(settings, num_workers=1)) as envs:
+        state = RunState(settings, envs, torch.device("cpu"))
+        stepper, wait, rewards = Stepper(settings, state), envs.step_wait, []
+
+        def noted() -> Any:
+            result = wait()
+            rewards.append(result[1].copy())
+            return result
+
+        envs.step_wait = noted  # type: ignore[method-assign]
+        stepper.begin()
+        for step in range(10):
+            stepper.vector_step(step)
+        stored = stored_rows(state.agent.state())[
+            ..., 3 + 1
+        ].numpy()  # [T, 20], behind observation and action
+        means, each = state.rollout.pop_means()
+    raw = np.array(rewards).reshape(10, 2, 2)  # step, task, copy
+    own = raw.transpose(1, 0, 2).reshape(2, -1)
+    np.testing.assert_allclose(stored, own * np.array([[100.0], [1.0]]), rtol=1e-6)
+    np.testing.assert_allclose(each["training_return"], own.sum(1) / 2, rtol=1e-6)
+    assert means["rollout/ep_rew_mean"] < 0
+    np.testing.assert_array_equal(each["training_success"], [1.0, 0.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,14 @@ from mtrl.errors import UserError, unknown_name
 ALL = "all"
 _SEEDS = 2**31 - 1
 _EXAMPLE = "gymnasium_robotics:FetchReach-v4"
-_DEFINITION = {"id": str, "kwargs": dict, "set": dict, "scale": dict, "success_return": (int, float)}
+_DEFINITION = {
+    "id": str,
+    "kwargs": dict,
+    "set": dict,
+    "scale": dict,
+    "success_return": (int, float),
+    "reward_factor": (int, float),
+}
 
 
 class GymnasiumSuite(TaskSuite):
@@ -32,6 +40,8 @@ class GymnasiumSuite(TaskSuite):
       or `{model.opt.gravity: [0, 0, -5]}` of an environment on MuJoCo.
     * `scale`: factors of numbers and arrays, by dotted path: `{model.body_mass: 2, model.body_inertia: 2}`.
     * `success_return`: an episode counts as solved if its undiscounted return is at least this when it ends.
+    * `reward_factor`: the agent learns from rewards that are this many times as large, as if they were given in
+      another unit. Success and all returns in logs and evaluations stay in the environment's own.
 
     Actions in [-1, 1] are stretched to the environment's bounds. The success of a step is `info["success"]`
     or `info["is_success"]` if the environment has one of them. With `success_return` it is 0 except at the
@@ -68,6 +78,11 @@ class GymnasiumSuite(TaskSuite):
         names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
         self.task_names = tuple(known) if names == (ALL,) and known else names
         self.environments = {name: known.get(name, {"id": name}) for name in self.task_names}
+        self.reward_factors = {
+            name: float(own["reward_factor"])
+            for name, own in self.environments.items()
+            if "reward_factor" in own
+        }
         self.num_goals = _SEEDS if num_goals is None else num_goals
         if len(self.environments) < len(names) or not names:
             raise UserError(f"tasks must be one or more different names; found {', '.join(names)}.")
@@ -148,6 +163,9 @@ def _definition(name: str, given: str | Mapping[str, Any]) -> dict[str, Any]:
         kind = _DEFINITION[key]
         if isinstance(value, bool) or not isinstance(value, Mapping if kind is dict else kind):  # type: ignore[arg-type]
             raise UserError(f"{where}.{key} has a value of the wrong kind: {value!r}.")
+    factor = given.get("reward_factor", 1.0)
+    if not 0.0 < factor < math.inf:
+        raise UserError(f"{where}.reward_factor must be a positive number; found {factor!r}.")
     plain: dict[str, Any] = _plain(given)
     return plain
 

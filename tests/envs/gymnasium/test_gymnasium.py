@@ -171,6 +171,7 @@ def test_what_cannot_be_saved_is_refused_by_name_and_goes_on() -> None:
         ("all", {"a": {"id": "Pendulum-v1", "set": {"length": 1}}}, "environment 'a'.*length"),
         ("all", {"a": {"id": "Pendulum-v1", "sucess_return": 1}}, "Did you mean 'success_return'"),
         ("all", {"a": {"id": "Pendulum-v1", "success_return": "high"}}, "success_return"),
+        ("all", {"a": {"id": "Pendulum-v1", "reward_factor": -1}}, "reward_factor must be a positive number"),
         ("all", {"a": {}}, "mapping with the key 'id'"),
         (["Pendulum-v1", "Pendulum-v1"], {}, "different names"),
     ],
