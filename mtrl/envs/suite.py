@@ -67,8 +67,8 @@ class TaskSuite(Protocol):
         camera: the camera from which environments of `make_env` render; None: the simulation's default.
         action_bounds: lower and upper bounds to which the suite stretches actions in [-1, 1], by task; a task
             without an entry takes actions in [-1, 1].
-        reward_factors: factor of the rewards that the agent learns from, by task; a task without an entry has 1.
-            The engine's rewards, and with them all returns that are logged, are without it.
+        reward_factors: factor of the rewards that the agent learns from, by task; 1 without an entry. The
+            engine's rewards, and with them all returns that are logged, are without it.
         exact: True if `get_state` is known to be exact, and an episode to depend on its goal and its actions
             only. Otherwise a run tries `get_state` at its start, and evaluations make environments anew.
     """

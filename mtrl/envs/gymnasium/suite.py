@@ -40,8 +40,8 @@ class GymnasiumSuite(TaskSuite):
       or `{model.opt.gravity: [0, 0, -5]}` of an environment on MuJoCo.
     * `scale`: factors of numbers and arrays, by dotted path: `{model.body_mass: 2, model.body_inertia: 2}`.
     * `success_return`: an episode counts as solved if its undiscounted return is at least this when it ends.
-    * `reward_factor`: the agent learns from rewards that are this many times as large, as if they were given in
-      another unit. Success and all returns in logs and evaluations stay in the environment's own.
+    * `reward_factor`: the agent learns from rewards that are this many times as large, as if they were given
+      in another unit. Success and all returns in logs and evaluations stay in the environment's own.
 
     Actions in [-1, 1] are stretched to the environment's bounds. The success of a step is `info["success"]`
     or `info["is_success"]` if the environment has one of them. With `success_return` it is 0 except at the
