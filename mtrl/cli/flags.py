@@ -25,6 +25,16 @@ from mtrl.registry import REQUIRED, Option
 F = TypeVar("F")
 
 
+class _Unset:
+    """Default of a flag that has no value of its own; `parse` leaves out such a flag if it is not given."""
+
+    def __str__(self) -> str:
+        return "not-set"
+
+
+UNSET = _Unset()
+
+
 class Flag(NamedTuple):
     """One flag; `flag` is its name without dashes and without the group's name, "" if it is positional."""
 
@@ -60,7 +70,7 @@ def fields_of(cls: Any, values: Any = None) -> list[Option]:
 
 
 def parse(members: Members, arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the value of every flag, nested by group; the default if a flag is not given.
+    """Return the value of every flag, nested by group; the default, unless UNSET, if a flag is not given.
 
     Raises:
         UserError: an unknown flag (the nearest one is given), a missing value, a stray word.
@@ -165,7 +175,8 @@ def _values(parsed: Any, members: Members) -> dict[str, Any]:
             value = tuple(from_text(text, item) if isinstance(text, str) else text for text in value)
         elif isinstance(value, str):
             value = option.default if value == str(option.default) else from_text(value, option.annotation)
-        values[option.name] = value
+        if value is not UNSET:
+            values[option.name] = value
     return values
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from mtrl.cli import command, flags, importing
 from mtrl.cli.flags import Flag, Group, fields_of, option_flag, parse_command, peek, wants_help
-from mtrl.config.presets import build_config, config_text, load_preset, owner_of, preset_names
+from mtrl.config.presets import OF_NETWORK, build_config, config_text, load_preset, owner_of, preset_names
 from mtrl.config.schema import Config, Device
 from mtrl.config.values import settings
 from mtrl.errors import UserError
@@ -23,10 +23,11 @@ from mtrl.registry import Registry
 
 _DESCRIPTION = (
     "Train one multi-task agent; --method combines the gradients of its tasks. `--method NAME --help` shows "
-    "that method's options, and so do --suite and --network.architecture."
+    "that method's options, and so do --suite and --network."
 )
 # Keys with flags of another name: every flag about methods begins with --method.
 _FLAGS = {"critic_method": "method.critic", "actor_method": "method.actor"}
+_SHORT = {"--network": "--network.architecture"}
 _TAKEN = ("critic", "actor")  # after "--method.": a method's own options cannot have these names
 _METAVARS = {"tasks": "NAME [NAME ...]"} | dict.fromkeys(
     ("suite", "agent", "method", "critic_method", "actor_method"), "NAME|MODULE:NAME"
@@ -71,6 +72,7 @@ class _ResumeFlags:
 @command
 def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, ...] | None = None) -> int:
     """Start a run or resume one; `preset` and `tasks` are used without `--preset` and `--tasks`."""
+    arguments = [_spelled_out(argument) for argument in arguments]
     flags_given = flags.given(arguments)
     if "--resume" in flags_given and not wants_help(arguments):
         return _resume(arguments)
@@ -121,6 +123,11 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     return train(config, run_dir=Path(own.run_dir) if own.run_dir else None).exit_code
 
 
+def _spelled_out(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return _SHORT.get(flag, flag) + equals + value
+
+
 def _resume(arguments: list[str]) -> int:
     for flag in flags.given(arguments):
         if flag.removeprefix("--").removeprefix("no-") not in _WITH_RESUME:
@@ -159,9 +166,11 @@ def _config_flags(cls: Any, values: Any) -> list[Flag | Group]:
     for option in fields_of(cls, values):
         name, value = option.name, option.default
         if owner := owner_of(name):
-            if value:
-                flag = "options" if name == "options" else _FLAGS.get(owner, owner)
-                plugin = getattr(values, owner)
+            flag = name.replace("_", "-") if name in OF_NETWORK else _FLAGS.get(owner, owner)
+            plugin = getattr(values, owner)
+            if name in ("actor_options", "critic_options") and values.options:
+                members.append(_overrides_group(plugin, value, name, flag))
+            elif value:
                 members.append(_options_group(WITH_OPTIONS[owner], plugin, value, name, flag))
         elif dataclasses.is_dataclass(value):
             summary = (type(value).__doc__ or "").partition("\n")[0]
@@ -185,6 +194,18 @@ def _options_group(registry: Registry, plugin: str, values: Mapping[str, Any], k
             base = wrapped[name]
             members.append(_options_group(registry, values[base], values[name], name, base))
     return Group(key, flag, f"{plugin}: {registry.summary(plugin)}", tuple(members))
+
+
+def _overrides_group(network: str, values: Mapping[str, Any], key: str, flag: str) -> Group:
+    """Return the flags of a network's options for one role; those not given stay with `network.options`."""
+    from mtrl.training.resolve import WITH_OPTIONS
+
+    members = []
+    for name, option in WITH_OPTIONS["architecture"].options(network).items():
+        kept = values.get(name, flags.UNSET)
+        # Text, so that a bool has a third value: not given.
+        members.append(option_flag(option._replace(annotation=option.annotation | None, default=kept)))
+    return Group(key, flag, f"{network}: options of the {key.partition('_')[0]} alone", tuple(members))
 
 
 def _run_flags(preset: str | None) -> list[Flag]:

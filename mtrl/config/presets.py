@@ -28,13 +28,15 @@ INCIDENTAL = (
 )  # fmt: skip
 """Settings of machine, storage and display: runs that differ in nothing else are the same run."""
 MISSING = "not recorded"
+OF_NETWORK = ("options", "actor_options", "critic_options")
+"""Keys of the section `network` that hold options of its architecture: of both networks, and over these."""
 
 
 def owner_of(key: str) -> str | None:
     """Return the key that names the plug-in whose options `key` holds; None if `key` holds no options."""
     if not key.endswith("options"):
         return None
-    return "architecture" if key == "options" else key.removesuffix("_options")
+    return "architecture" if key in OF_NETWORK else key.removesuffix("_options")
 
 
 def presets_folder() -> Path:

@@ -90,9 +90,13 @@ class NetworkConfig:
     """Actor and twin critics."""
 
     architecture: str = "mlp"
-    """Architecture of actor and critics: mlp, package.module:Name or file.py:Name."""
+    """Architecture of actor and critics: a name in docs/networks.md, package.module:Name or file.py:Name."""
     options: Options = field(default_factory=dict)
-    """Arguments of your own architecture; those of the mlp are the fields below."""
+    """Options of the architecture; those of the mlp are the fields below."""
+    actor_options: Options = field(default_factory=dict)
+    """Options that differ for the actor; others are as in `options`."""
+    critic_options: Options = field(default_factory=dict)
+    """Options that differ for the critics; others are as in `options`."""
     actor_width: PositiveInt = 400
     """Units per hidden layer of the actor (MW+: 400)."""
     actor_depth: PositiveInt = 3
@@ -123,8 +127,17 @@ class NetworkConfig:
     """Highest atom, in units of scaled reward (FastTD3, BRC: 10)."""
     observation_norm: Literal["none", "warmup"] = "none"
     """`warmup`: standardise observations by their mean and deviation over the warm-up of all tasks."""
-    task_identity: Literal["one_hot", "none"] = "one_hot"
-    """Whether the first layer gets a one-hot task identity (MW+: yes; the mtrl line: no)."""
+    task_identity: Literal["one_hot", "embedding", "file", "none"] = "one_hot"
+    """What the first layer gets of the task (MW+: one_hot; the mtrl line: none). `embedding`: a learnt vector
+    of length 1; `file`: the numbers in identity_file, projected to such a vector."""
+    identity_width: PositiveInt = 32
+    """Length of the vectors of task_identity embedding and file (BRC: 32)."""
+    identity_file: str | None = None
+    """JSON file {"task": [numbers]} with what task_identity=file knows of each task."""
+    initialisation: Literal["he_uniform", "orthogonal"] = "he_uniform"
+    """Of the mlp's weights (MW+: he_uniform; PPO in CleanRL and Stable-Baselines3: orthogonal)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of actor and critics, per unit of step size (AdamW; BRC: 1e-4, SimBa: 1e-2)."""
 
 
 @settings("sac.")

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from mtrl.errors import UserError, unknown_name
 from mtrl.gradients.per_task import FlatParameters
-from mtrl.networks.base import NETWORKS, Network
+from mtrl.networks.base import NETWORKS, SIZES, Network
 from mtrl.networks.gaussian import mode_action, sample_action
+from mtrl.networks.initial import Layout
 from mtrl.networks.make import make_network
 from mtrl.networks.observation_norm import ObservationNorm
+from mtrl.registry import options_of
 
 FORMAT = 1
 TENSORS_NAME = "policy.safetensors"
@@ -144,16 +146,21 @@ def load_policy(
             )
         norm = ObservationNorm(description["obs_dim"])
         norm.load_state_dict(found)
-    if (architecture or spec["architecture"]) == "mlp" and not _is_as_small(spec["arguments"], tensors):
-        raise UserError(f"'{folder / SPEC_NAME}' describes a larger network than that in {TENSORS_NAME}.")
-    network = make_network(architecture or spec["architecture"], spec["arguments"])
+    architecture = architecture or spec["architecture"]
+    try:
+        described = hasattr(NETWORKS[architecture], "layout")
+        if described and not _is_as_small(architecture, spec["arguments"], tensors):
+            raise UserError(f"it describes a larger network than that in {TENSORS_NAME}.")
+        network = make_network(architecture, spec["arguments"])
+    except UserError as error:
+        raise UserError(f"'{folder / SPEC_NAME}': {error}") from None
     flat = FlatParameters(*network.initial_parameters(torch.Generator().manual_seed(0)))
     named = flat.named()
     found = {name.removeprefix(PARAMETER): tensor for name, tensor in tensors.items()}
     if {name: value.shape for name, value in named.items()} != {n: v.shape for n, v in found.items()}:
         raise UserError(
             f"the parameters in '{folder / TENSORS_NAME}' are not those of the network "
-            f"{architecture or spec['architecture']}: expected {_shapes(named)}; found {_shapes(found)}."
+            f"{architecture}: expected {_shapes(named)}; found {_shapes(found)}."
         )
     for name, value in named.items():
         value.copy_(found[name])
@@ -185,22 +192,19 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _is_as_small(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether a multi-layer perceptron of these arguments has no more parameters than the file.
+def _is_as_small(architecture: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether a network of mtrl's with these arguments is no larger than twice the file's parameters.
 
     A forged description could otherwise ask for any memory before the shapes are compared.
     """
-    sizes = {
-        key: arguments.get(key, 1) for key in ("stack", "num_tasks", "inputs", "outputs", "width", "depth")
-    }
-    if any(type(size) is not int or size < 1 for size in sizes.values()):
-        return False
-    width, depth = sizes["width"], sizes["depth"]
-    largest = max(sizes["inputs"], sizes["outputs"], width if depth > 1 else 1)
-    if arguments.get("task_identity") == "one_hot" or arguments.get("per_task_heads"):
-        largest = max(largest, sizes["num_tasks"])
     elements = sum(tensor.numel() for tensor in tensors.values())
-    return bool(depth <= len(tensors) and sizes["stack"] * width * largest <= elements)
+    integers = {n for n, option in options_of(NETWORKS[architecture]).items() if option.annotation is int}
+    for name, value in arguments.items():
+        # Each integer counts parameters of some kind.
+        if name in integers and not (type(value) is int and 0 <= value <= elements):
+            return False
+    layout: Layout = make_network(architecture, arguments).layout()  # type: ignore[attr-defined]
+    return layout.size <= 2 * elements
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -230,7 +234,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
         isinstance(network, dict)
         and isinstance(network.get("architecture"), str)
         and isinstance(network.get("arguments"), dict)
-        and network["arguments"].keys() >= NETWORKS.given
+        and network["arguments"].keys() >= set(SIZES)
         and isinstance(tasks, list)
         and all(isinstance(task, str) for task in tasks)
         and network["arguments"]["num_tasks"] == len(tasks)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+from mtrl.gradients.adam import adam_step, make_adam
 from mtrl.networks.base import Parameters, PerTaskParameters
 
 # Maps named parameters, the number of a batch and an int64 index [N] of tasks (None: all T) to losses, [N] or
@@ -264,7 +265,7 @@ class Descent(nn.Module):
     """One network with its optimiser and its combiner.
 
     A preconditioned direction is applied as theta - lr * direction, without clipping and Adam. Task heads
-    always step by Adam.
+    always step by Adam. Weight decay is decoupled (AdamW) and acts on all parameters.
 
     Attributes:
         failures: [T] bool, on the device: the tasks that made a step non-finite since the start. The step
@@ -272,14 +273,22 @@ class Descent(nn.Module):
     """
 
     def __init__(
-        self, parameters: FlatParameters, combiner: Combiner, *, lr: float, eps: float, max_norm: float | None
+        self,
+        parameters: FlatParameters,
+        combiner: Combiner,
+        *,
+        lr: float,
+        eps: float,
+        max_norm: float | None,
+        weight_decay: float = 0.0,
+        project: Callable[[Parameters], None] | None = None,  # of the network (`Projects`)
     ) -> None:
         super().__init__()
-        self.flat, self.combiner = parameters, combiner
+        self.flat, self.combiner, self._project = parameters, combiner, project
         self.max_norm = None if combiner.preconditioned else max_norm
         combiner.partition(parameters.module_sizes)
         combiner.prepare(parameters.shared)
-        self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps)
+        self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps, weight_decay=weight_decay)
         self._jacobians: list[Tensor] = []
         self.failures: Tensor = nn.Buffer(torch.zeros(combiner.num_tasks, dtype=torch.bool))
 
@@ -294,8 +303,8 @@ class Descent(nn.Module):
     def step(self, loss_function: LossFunction, temperatures: Tensor | None = None) -> StepReport:
         """Take one descent step; `temperatures` [T] are for methods that read them.
 
-        The order is fixed: combine, clip, check for non-finite numbers, move, look at the losses again.
-        Nothing reads back to the host, so that a CUDA graph can hold a step.
+        The order is fixed: combine, clip, check for non-finite numbers, move, project, look at the losses
+        again. Nothing reads back to the host, so that a CUDA graph can hold a step.
         """
         combiner = self.combiner
         gradients = TaskGradients(self.flat, loss_function, combiner.num_tasks, self._jacobians, temperatures)
@@ -308,6 +317,9 @@ class Descent(nn.Module):
         if combiner.preconditioned:
             self._plain_step(gradient[: len(shared)])
         adam_step(self.optimizer, self.flat.vector, gradient)
+        if self._project is not None:
+            with torch.no_grad():
+                self._project(self.flat.named())
         if combiner.looks_again:
             self._look_again(loss_function)
         return StepReport(gradients.losses, gradients.evaluated, norm, gradients.norms, gradients.evaluations)
@@ -342,30 +354,6 @@ def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
     if max_norm is not None and math.isfinite(max_norm):
         gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
-
-
-def make_adam(parameter: Tensor, *, lr: float, eps: float = 1e-8) -> torch.optim.Adam:
-    """Return fused Adam for one tensor; on CUDA a graph can capture its step."""
-    if not parameter.is_cuda:
-        return torch.optim.Adam([parameter], lr=lr, eps=eps, fused=True)
-    step_size = torch.tensor(lr, device=parameter.device)  # a number would be frozen into the graph
-    return torch.optim.Adam([parameter], lr=step_size, eps=eps, fused=True, capturable=True)
-
-
-def set_lr(optimizer: torch.optim.Adam, lr: float) -> None:
-    """Change the step size, also that of steps in a captured CUDA graph."""
-    group = optimizer.param_groups[0]
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(lr)
-    else:
-        group["lr"] = lr
-
-
-def adam_step(optimizer: torch.optim.Adam, parameter: Tensor, gradient: Tensor) -> None:
-    """Take a step of Adam along a gradient of the parameter's shape."""
-    parameter.grad = gradient
-    optimizer.step()
-    parameter.grad = None
 
 
 def _of_tasks(rows: Tensor, tasks: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 Letters: S stacked networks (an actor 1, twin critics 2), T tasks, B batch per task. Shared parameters are
 joint, `[S, ...]`, or per task, `[T, S, ...]`. The second form gives the gradients of all tasks, also at
-parameters that differ between tasks, in one batched pass.
+parameters that differ between tasks, in one batched pass. In place of S there may be S*n for n experts of
+each network, or 1 for a parameter that the stacked networks share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,7 +48,12 @@ class PerTaskParameters(dict[str, Tensor]):
 
 
 class Network(Protocol):
-    """S networks of one architecture for T tasks, mapping inputs [T, B, I] to outputs [S, T, B, outputs]."""
+    """S networks of one architecture for T tasks, mapping inputs [T, B, I] to outputs [S, T, B, outputs].
+
+    A network may have a method `project`, see `Projects`. A class may have two attributes: `given` names
+    further arguments that it takes from `network_arguments`, and `identities` the values of
+    `network.task_identity` that it accepts (default: one_hot and none).
+    """
 
     def initial_parameters(self, generator: torch.Generator) -> InitialParameters:
         """Draw fresh parameters, on the CPU."""
@@ -64,8 +70,24 @@ class Network(Protocol):
         """
 
 
+@runtime_checkable
+class Projects(Protocol):
+    """A network whose parameters must stay in a set, such as weights of unit norm."""
+
+    def project(self, parameters: Parameters) -> None:
+        """Move joint parameters into the set, in place; called after each descent step.
+
+        It must not read back to the host, so that a CUDA graph can hold a step.
+        """
+
+
+SIZES = ("stack", "num_tasks", "inputs", "outputs", "task_identity")
+"""Arguments of every network. Where its constructor names them it also gets `actions`, the columns at the end
+of the inputs that are actions (0 for an actor), and `role`, "actor" or "critic"."""
+
+OF_IDENTITY = ("identity_width", "identity_rows")
+"""Arguments that come with the task identities "embedding" and "file" (`TaskIdentity`)."""
+
 NETWORKS = Registry(
-    "network",
-    {"mlp": "mtrl.networks.mlp:MLP"},
-    given=("stack", "num_tasks", "inputs", "outputs", "task_identity"),
+    "network", {"mlp": "mtrl.networks.mlp:MLP"}, given=(*SIZES, *OF_IDENTITY, "actions", "role")
 )

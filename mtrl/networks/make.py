@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mtrl.errors import UserError
-from mtrl.networks.base import NETWORKS, InitialParameters, Network, Parameters
+from mtrl.networks.base import NETWORKS, OF_IDENTITY, SIZES, InitialParameters, Network, Parameters
+from mtrl.networks.identity import Kind, Rows, TaskIdentity, read_rows
+from mtrl.networks.initial import Layout
+from mtrl.networks.layers import Weights
 
 if TYPE_CHECKING:
     from mtrl.config.schema import NetworkConfig
 
 # From the public Meta-World+ code: first actions and values are near zero.
 _HEAD_RANGE = {"actor": 1e-3, "critic": 3e-3}
+_HEAD_GAIN = {"actor": 1e-2, "critic": 1.0}  # of PPO in CleanRL and Stable-Baselines3
+Role = Literal["actor", "critic"]
 
 
 def make_network(architecture: str, arguments: Mapping[str, Any]) -> Network:
@@ -29,19 +34,22 @@ def make_network(architecture: str, arguments: Mapping[str, Any]) -> Network:
 
     Args:
         architecture: the name.
-        arguments: stack, num_tasks, inputs, outputs, task_identity, and the options of the class.
+        arguments: the SIZES, and the options of the class; as `network_arguments` returns them.
 
     Raises:
-        UserError: unknown architecture, an option that its class does not take, or a module that cannot be
-            evaluated for several tasks.
+        UserError: unknown architecture, an option that its class does not take or a value that it refuses, or
+            a module that cannot be evaluated for several tasks.
     """
     cls = NETWORKS[architecture]
-    sizes = {name: arguments[name] for name in NETWORKS.given}
+    sizes = {name: arguments[name] for name in SIZES}
     options = {name: value for name, value in arguments.items() if name not in sizes}
     try:
-        if inspect.isclass(cls) and issubclass(cls, nn.Module):
-            return ModuleNetwork(functools.partial(cls, **options), **sizes)
+        if _is_module(cls):
+            identity = {name: options.pop(name) for name in OF_IDENTITY if name in options}
+            return ModuleNetwork(functools.partial(cls, **options), **sizes, **identity)
         network: Network = cls(**sizes, **options)
+    except ValueError as error:
+        raise UserError(f"network {architecture}: {error}") from error
     except TypeError as error:
         raise UserError(
             f"network.architecture={architecture} cannot be made with inputs, outputs, num_tasks and "
@@ -50,46 +58,107 @@ def make_network(architecture: str, arguments: Mapping[str, Any]) -> Network:
     return network
 
 
+def check_networks(config: NetworkConfig, task_names: Sequence[str]) -> None:
+    """Refuse settings of which no networks can be made, before anything starts; as `network_arguments`."""
+    for role in ("actor", "critic"):
+        arguments = network_arguments(config, role, stack=1, inputs=1, outputs=2, task_names=task_names)
+        if hasattr(NETWORKS[config.architecture], "layout"):  # takes no memory yet
+            make_network(config.architecture, arguments)
+
+
+def _check(config: NetworkConfig) -> None:
+    cls, name = NETWORKS[config.architecture], config.architecture
+    if config.heads == "per_task" and "per_task_heads" not in vars(cls).get("given", ()):
+        raise UserError(f"network.heads=per_task needs an architecture with task heads (mlp); found {name}.")
+    accepted = (
+        ModuleNetwork.identities if _is_module(cls) else getattr(cls, "identities", ("one_hot", "none"))
+    )
+    if config.task_identity not in accepted:
+        raise UserError(
+            f"network.task_identity must be {' or '.join(accepted)} for the network {name}, which tells "
+            f"tasks apart in its own way; found {config.task_identity}."
+        )
+    if (config.task_identity == "file") != (config.identity_file is not None):
+        raise UserError(
+            "network.task_identity=file and network.identity_file go together; found "
+            f"task_identity={config.task_identity}, identity_file={config.identity_file}."
+        )
+
+
 def network_arguments(
-    config: NetworkConfig, role: Literal["actor", "critic"], **sizes: int
+    config: NetworkConfig,
+    role: Role,
+    *,
+    stack: int,
+    inputs: int,
+    outputs: int,
+    task_names: Sequence[str],
+    actions: int = 0,
 ) -> dict[str, Any]:
     """Return the plain arguments of the actor's or the critics' network.
 
     An architecture lists in its attribute `given` the fields of the configuration that it takes (the MLP:
-    width, depth, heads and others). Its further arguments come from `network.options`.
+    width, depth, heads and others). Its further arguments come from `network.options`, and over them from
+    `network.actor_options` or `network.critic_options`.
 
     Args:
         config: of the networks.
         role: "actor" or "critic".
-        sizes: stack, num_tasks, inputs and outputs.
+        stack: S.
+        inputs: I, without the task identity.
+        outputs: columns of the outputs.
+        task_names: the T tasks.
+        actions: how many of the I inputs are actions; they are the last ones.
 
     Raises:
-        UserError: unknown architecture, or task heads for one that takes none.
+        UserError: unknown architecture; task heads, or a task identity, that it does not take; a task
+            identity from a file without a file, or a file without that; a file that cannot be read or lacks a
+            task.
     """
-    actor = role == "actor"
-    fields = {
+    _check(config)
+    actor, cls = role == "actor", NETWORKS[config.architecture]
+    fields: dict[str, Any] = {
         "width": config.actor_width if actor else config.critic_width,
         "depth": config.actor_depth if actor else config.critic_depth,
         "activation": config.activation,
         "layer_norm": config.actor_layer_norm if actor else config.critic_layer_norm,
         "per_task_heads": config.heads == "per_task",
         "head_range": _HEAD_RANGE[role],
+        "head_gain": _HEAD_GAIN[role],
         "residual": not actor and config.critic_block == "residual",
+        "initialisation": config.initialisation,
     }
-    named = vars(NETWORKS[config.architecture]).get("given", ())
-    if config.heads == "per_task" and "per_task_heads" not in named:
-        found = config.architecture
-        raise UserError(f"network.heads=per_task needs an architecture with task heads (mlp); found {found}.")
-    fields = {name: value for name, value in fields.items() if name in named}
-    return {**sizes, "task_identity": config.task_identity, **fields, **config.options}
+    named = vars(cls).get("given", ())
+    chosen = {name: value for name, value in fields.items() if name in named}
+    taken = inspect.signature(cls).parameters
+    chosen |= {name: value for name, value in {"actions": actions, "role": role}.items() if name in taken}
+    if config.task_identity in ("embedding", "file"):
+        chosen["identity_width"] = config.identity_width
+    if config.identity_file is not None:
+        chosen["identity_rows"] = read_rows(config.identity_file, task_names)
+    of_role = config.actor_options if actor else config.critic_options
+    return {
+        "stack": stack,
+        "num_tasks": len(task_names),
+        "inputs": inputs,
+        "outputs": outputs,
+        "task_identity": config.task_identity,
+        **chosen,
+        **config.options,
+        **of_role,
+    }
+
+
+def _is_module(cls: Any) -> bool:
+    return inspect.isclass(cls) and issubclass(cls, nn.Module)
 
 
 class ModuleNetwork:
     """S copies of an ordinary module, a `Network`: its forward maps inputs [B, I] to outputs [B, outputs].
 
-    With the task identity "one_hot" the module gets I + T columns, of which the last T are the one-hot task
-    identity; with "none" it gets I columns. Rows of a batch must not depend on each other. The module must
-    run under torch.vmap: no buffers (the statistics of a BatchNorm could be of one task or of all), no random
+    The module gets the I inputs and after them the columns of the task identity: with "one_hot" T columns,
+    with "none" no column (`TaskIdentity`). Rows of a batch must not depend on each other. The module must run
+    under torch.vmap: no buffers (the statistics of a BatchNorm could be of one task or of all), no random
     numbers, no branches on values.
 
     Args:
@@ -99,11 +168,15 @@ class ModuleNetwork:
         num_tasks: T.
         inputs: I, without the task identity.
         outputs: columns of the outputs.
-        task_identity: "one_hot" or "none".
+        task_identity: see `TaskIdentity`, like the two arguments that follow.
+        identity_width: columns of a learnt or projected identity.
+        identity_rows: the given numbers of "file".
 
     Raises:
         UserError: the module has buffers or no parameters, gives other outputs, or does not run under vmap.
     """
+
+    identities = ("one_hot", "embedding", "file", "none")
 
     def __init__(
         self,
@@ -113,10 +186,13 @@ class ModuleNetwork:
         num_tasks: int,
         inputs: int,
         outputs: int,
-        task_identity: Literal["one_hot", "none"] = "one_hot",
+        task_identity: Kind = "one_hot",
+        identity_width: int = 32,
+        identity_rows: Rows | None = None,
     ) -> None:
-        self.stack, self.num_tasks, self.one_hot = stack, num_tasks, task_identity == "one_hot"
-        columns = inputs + (num_tasks if self.one_hot else 0)
+        self.stack, self.num_tasks = stack, num_tasks
+        self._identity = TaskIdentity(task_identity, num_tasks, identity_width, identity_rows)
+        columns = inputs + self._identity.columns
         self._make = functools.partial(make, inputs=columns, outputs=outputs, num_tasks=num_tasks)
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
             self._module = self._make()
@@ -124,28 +200,27 @@ class ModuleNetwork:
         self._check(inputs, outputs)
 
     def initial_parameters(self, generator: torch.Generator) -> InitialParameters:
-        """Return S fresh modules' parameters, stacked: all of them shared by all tasks."""
+        """Return S fresh modules' parameters, stacked, and those of the task identity: all are shared."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             modules = [self._make() for _ in range(self.stack)]
         fresh = [dict(module.named_parameters()) for module in modules]
         shared = {name: torch.stack([copy[name].detach() for copy in fresh]) for name in self._dims}
-        return InitialParameters(shared, {}, frozenset())
+        of_identity, own_rows = self._identity.layout()
+        drawn = Layout(of_identity, {}, own_rows).drawn(generator)
+        return InitialParameters(shared | drawn.shared, {}, own_rows)
 
     def apply(self, parameters: Parameters, inputs: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Map inputs [T, B, I] to outputs [S, T, B, outputs] (`Network.apply`)."""
         own = {name: parameters[name] for name in self._dims}
-        if self.one_hot:
-            identity = torch.eye(self.num_tasks, dtype=inputs.dtype, device=inputs.device)
-            identity = identity if tasks is None else identity.index_select(0, tasks)
-            columns = identity.unsqueeze(1).expand(-1, inputs.shape[1], -1)
-            inputs = torch.cat((inputs, columns), dim=-1)
         name, dims = next(iter(self._dims.items()))
+        joint = own[name].dim() == dims + 1
+        inputs = self._identity.append(Weights(parameters, tasks, joint), inputs)
         twins = torch.vmap(self._call, in_dims=(0, None))
-        if own[name].dim() == dims + 1:
-            outputs: Tensor = twins(own, inputs.flatten(0, 1))
-            joint: Tensor = outputs.unflatten(1, inputs.shape[:2])
-            return joint
+        if joint:
+            rows: Tensor = twins(own, inputs.flatten(0, 1))
+            outputs: Tensor = rows.unflatten(1, inputs.shape[:2])
+            return outputs
         per_task: Tensor = torch.vmap(twins)(own, inputs)
         return per_task.transpose(0, 1)
 
@@ -164,8 +239,11 @@ class ModuleNetwork:
             )
         if not self._dims:
             raise UserError(f"{name} has no parameters: there is nothing to train.")
-        parameters = self.initial_parameters(torch.Generator().manual_seed(0)).shared
-        rows = {key: value.expand(self.num_tasks, *value.shape) for key, value in parameters.items()}
+        parameters, _, own_rows = self.initial_parameters(torch.Generator().manual_seed(0))
+        rows = {
+            key: value.transpose(0, 1) if key in own_rows else value.expand(self.num_tasks, *value.shape)
+            for key, value in parameters.items()
+        }
         try:
             found = self.apply(rows, torch.zeros(self.num_tasks, 3, inputs)).shape
         except RuntimeError as error:

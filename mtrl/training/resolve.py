@@ -20,6 +20,8 @@ from mtrl.envs.engine.supervision import Notify
 from mtrl.envs.suite import SUITES, TaskSuite
 from mtrl.errors import UserError, unknown_name
 from mtrl.networks.base import NETWORKS
+from mtrl.networks.identity import digest
+from mtrl.networks.make import check_networks
 from mtrl.registry import REQUIRED, Registry
 from mtrl.runs import console
 from mtrl.runs.directory import CONFIG_NAME
@@ -41,12 +43,14 @@ def resolve(config: Config) -> Config:
             or out of range, settings that the agent refuses.
     """
     completed = written_out(config)
-    num_tasks = len(suite_of(completed).task_names)
+    task_names = suite_of(completed).task_names
+    num_tasks = len(task_names)
     for name, options in completed.methods().values():
         try:
             make_combiner(name, num_tasks=num_tasks, **options)
         except ValueError as error:
             raise UserError(f"method {name}: {error}") from error
+    check_networks(completed.network, task_names)
     check = getattr(AGENTS[completed.agent], "check", None)
     if check is not None:
         check(completed, num_tasks)
@@ -65,8 +69,13 @@ def written_out(config: Config) -> Config:
             below = defaults if key != "suite" else {}
             given = getattr(config, f"{key}_options")
             changes[f"{key}_options"] = complete(WITH_OPTIONS[key], name, given, f"{key}_options", below)
-    options = complete(NETWORKS, network.architecture, network.options, "network.options")
-    changes["network"] = dataclasses.replace(network, options=options)
+    architecture = network.architecture
+    of_network: dict[str, Any] = {
+        key: checked(NETWORKS, architecture, getattr(network, key), f"network.{key}")
+        for key in ("actor_options", "critic_options")
+    }
+    of_network["options"] = complete(NETWORKS, architecture, network.options, "network.options")
+    changes["network"] = dataclasses.replace(network, **of_network)
     return dataclasses.replace(config, **changes)
 
 
@@ -91,7 +100,10 @@ def check_same_run(config: Config, path: Path) -> None:
 def bound_to_policy(config: Config) -> dict[str, Any]:
     """Return the settings without which a stored policy cannot act, by dotted key."""
     parts = ("tasks", "suite", "agent", "network.")
-    return {key: value for key, value in flat(config_to_dict(config)).items() if key.startswith(parts)}
+    found = {key: value for key, value in flat(config_to_dict(config)).items() if key.startswith(parts)}
+    if config.network.identity_file is not None:  # what counts is what it holds, wherever it lies
+        found["network.identity_file"] = digest(config.network.identity_file)
+    return found
 
 
 def complete(
@@ -109,25 +121,31 @@ def complete(
     Raises:
         UserError: an unknown option (the nearest one is given), a value of the wrong type, a missing value.
     """
-    defaults = defaults or {}
-    options, owner = registry.options(name), f"{registry.kind} '{name}'"
-    values = {**defaults.get(name, {}), **values}
-    for key, value in values.items():
-        if not options:
-            raise UserError(f"{path}: {owner} has no options; found '{key}' = {found(value)}.")
-        if key not in options:
-            raise UserError(unknown_name(f"option of {owner}", str(key), options))
+    defaults, options = defaults or {}, registry.options(name)
+    given = checked(registry, name, {**defaults.get(name, {}), **values}, path)
     completed = {}
     for key, option in options.items():
-        if key in values:
-            completed[key] = convert(values[key], option.annotation, f"{path}.{key}")
+        if key in given:
+            completed[key] = given[key]
         elif option.default is REQUIRED:
+            owner = f"{registry.kind} '{name}'"
             raise UserError(f"{path}: {owner} needs a value for its option '{key}'; found none.")
         else:
             completed[key] = option.default
     for key, own in registry.wrapped(options).items():
         completed[own] = complete(registry, completed[key], completed[own] or {}, f"{path}.{own}", defaults)
     return completed
+
+
+def checked(registry: Registry, name: str, values: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return `values`, options of the plug-in `name`, converted; raises as `complete`."""
+    options, owner = registry.options(name), f"{registry.kind} '{name}'"
+    for key, value in values.items():
+        if not options:
+            raise UserError(f"{path}: {owner} has no options; found '{key}' = {found(value)}.")
+        if key not in options:
+            raise UserError(unknown_name(f"option of {owner}", str(key), options))
+    return {key: convert(value, options[key].annotation, f"{path}.{key}") for key, value in values.items()}
 
 
 def suite_of(config: Config) -> TaskSuite:

@@ -321,6 +321,45 @@ def test_help_of_a_method_shows_its_options_and_no_others(
     assert "--method.alpha" in helped(capsys, "--method", "fairgrad")
 
 
+NETWORK = '''
+from torch import nn
+
+class Net(nn.Module):
+    """A network of the user's own.
+
+    Args:
+        width: units.
+        gated: whether there are gates.
+    """
+
+    def __init__(self, inputs: int, outputs: int, num_tasks: int, width: int = 64, gated: bool = True):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        return self.layer(x)
+'''
+
+
+def test_options_of_a_network_and_of_one_role_alone(
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(NETWORK)
+    text = helped(capsys, "--network", "net.py:Net")
+    assert "--network.options.width INT units. (default: 64)" in text
+    assert "--network.critic-options.width INT|None units. (default: not-set)" in text
+    line = "--network=net.py:Net --network.options.width 32 --network.critic-options.width 128"
+    assert train_mt10(*line.split(), "--network.actor-options.gated", "false") == 0
+    network = calls.config.network
+    assert network.architecture == "net.py:Net"
+    assert network.options == {"width": 32, "gated": True}
+    assert (network.actor_options, network.critic_options) == ({"gated": False}, {"width": 128})
+    assert train_mt10(*line.split(), "--network.actor-options.gated", "3") == 2
+    assert "network.actor_options.gated must be true or false; found 3" in capsys.readouterr().err
+    assert train_mt10("--network.actor-options.width", "3") == 2
+    assert "unknown flag '--network.actor-options.width'" in capsys.readouterr().err
+
+
 def test_help_shows_the_values_of_the_preset(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     text = helped(capsys, "--preset", "mtrl_compat")
     assert re.search(r"--env\.max-episode-steps INT [^(]*\([^)]*\)\. \(default: 150\)", text)

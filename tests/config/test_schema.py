@@ -34,6 +34,7 @@ ZERO_ALLOWED = {
     "seed",
     "sac.gamma",
     "train.warmup_updates",
+    "network.weight_decay",
 }
 ANY_NUMBER = {"sac.target_entropy", "network.value_low", "network.value_high"}
 

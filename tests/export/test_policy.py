@@ -295,17 +295,17 @@ BOMBS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("changes", BOMBS.values(), ids=BOMBS)
-def test_a_network_larger_than_its_file_is_refused_before_it_is_made(
+def test_a_network_larger_than_its_file_is_refused_before_it_takes_memory(
     changes: dict[str, Any], exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = json.loads((exported / "policy.json").read_text())
     spec["network"]["arguments"] |= changes
     (exported / "policy.json").write_text(json.dumps(spec))
 
-    def make(*_: Any) -> None:
-        raise AssertionError("a network was made")
+    def draw(*_: Any) -> None:
+        raise AssertionError("parameters were drawn")
 
-    monkeypatch.setattr("mtrl.export.policy.make_network", make)
+    monkeypatch.setattr("mtrl.networks.mlp.MLP.initial_parameters", draw)
     with pytest.raises(UserError, match="larger network"):
         mtrl.load_policy(exported)
 

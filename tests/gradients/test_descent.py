@@ -203,3 +203,42 @@ def test_state_of_the_size_of_the_parameters_is_made_before_the_first_step(metho
     assert shapes == [(TASKS, SHARED)] * len(shapes)
     learner.step(problem)
     assert {key: value.data_ptr() for key, value in learner.named_buffers()} == places
+
+
+def test_weight_decay_is_that_of_adamw() -> None:
+    problem = Problem()
+    flat = FlatParameters({"w": problem.start.clone()}, {"h": problem.heads.clone()})
+    combiner = make_combiner("mean", num_tasks=TASKS)
+    learner = Descent(flat, combiner, lr=0.01, eps=1e-8, max_norm=None, weight_decay=0.1)
+    shared, heads = problem.start.clone().requires_grad_(), problem.heads.clone().requires_grad_()
+    plain = torch.optim.AdamW([shared, heads], lr=0.01, eps=1e-8, weight_decay=0.1)
+    for _ in range(5):
+        learner.step(problem)
+        losses = problem.losses(shared, heads)
+        (shared.grad,) = torch.autograd.grad(losses.mean(), shared, retain_graph=True)
+        (heads.grad,) = torch.autograd.grad(losses.sum(), heads)  # each head follows its own task's loss
+        plain.step()
+    torch.testing.assert_close(flat.named()["w"], shared.detach())
+    torch.testing.assert_close(flat.named()["h"], heads.detach())
+
+
+@pytest.mark.parametrize("method", ["mean", "cagrad", "famo"])
+def test_a_network_may_move_its_parameters_back_after_each_step(method: str) -> None:
+    """Also before a method looks at the losses again."""
+    problem = Problem()
+    flat = FlatParameters({"w": problem.start.clone()}, {"h": problem.heads.clone()})
+    seen: list[float] = []
+
+    def unit(parameters: Mapping[str, Tensor]) -> None:
+        parameters["w"].div_(parameters["w"].norm())
+
+    def losses(parameters: Mapping[str, Tensor], batch: int, tasks: Tensor | None) -> tuple[Tensor, None]:
+        if not parameters["w"].requires_grad:
+            seen.append(float(parameters["w"].norm()))
+        return problem(parameters, batch, tasks)
+
+    combiner = make_combiner(method, num_tasks=TASKS, **sac_options(method))
+    learner = Descent(flat, combiner, lr=0.01, eps=1e-8, max_norm=1.0, project=unit)
+    learner.step(losses)
+    assert float(flat.named()["w"].norm()) == pytest.approx(1.0)
+    assert seen == ([pytest.approx(1.0)] if combiner.looks_again else [])

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform
 
 from mtrl.networks.gaussian import mode_action, sample_action
-from mtrl.networks.mlp import MLP, TASK_EMBEDDING, linear
+from mtrl.networks.layers import linear
+from mtrl.networks.mlp import MLP, TASK_EMBEDDING
 from tests.helpers.plain_sac import load_plain, one_hot_inputs, plain_mlp
 
 

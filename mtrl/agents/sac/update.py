@@ -21,16 +21,9 @@ from mtrl.agents.sac import losses
 from mtrl.agents.sac.losses import Atoms, CriticOutputs
 from mtrl.agents.sac.replay import Batch
 from mtrl.config.schema import Config
-from mtrl.gradients.per_task import (
-    Descent,
-    Evaluation,
-    FlatParameters,
-    StepReport,
-    adam_step,
-    make_adam,
-    set_lr,
-)
-from mtrl.networks.base import Network, Parameters
+from mtrl.gradients.adam import adam_step, make_adam, set_lr
+from mtrl.gradients.per_task import Descent, Evaluation, FlatParameters, StepReport
+from mtrl.networks.base import Network, Parameters, Projects
 from mtrl.networks.gaussian import mode_action, sample_action
 from mtrl.networks.make import make_network, network_arguments
 from mtrl.networks.observation_norm import ObservationNorm
@@ -95,11 +88,18 @@ class SACUpdate(nn.Module):
         if network.observation_norm == "warmup":
             self.observation_norm = ObservationNorm(spec.obs_dim).to(device)
         seen, action = spec.obs_dim, spec.action_dim
-        actor_sizes = {"stack": 1, "num_tasks": spec.num_tasks, "inputs": seen, "outputs": 2 * action}
-        critic_outputs = self.critic_outputs.number
-        critic_sizes = actor_sizes | {"stack": 2, "inputs": seen + action, "outputs": critic_outputs}
-        self.actor_arguments = network_arguments(network, "actor", **actor_sizes)
-        critic_arguments = network_arguments(network, "critic", **critic_sizes)
+        self.actor_arguments = network_arguments(
+            network, "actor", stack=1, inputs=seen, outputs=2 * action, task_names=spec.task_names
+        )
+        critic_arguments = network_arguments(
+            network,
+            "critic",
+            stack=2,
+            inputs=seen + action,
+            outputs=self.critic_outputs.number,
+            task_names=spec.task_names,
+            actions=action,
+        )
         self.actor_network = make_network(network.architecture, self.actor_arguments)
         self.critic_network = make_network(network.architecture, critic_arguments)
         initial = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
@@ -108,7 +108,11 @@ class SACUpdate(nn.Module):
             flat = FlatParameters(*made.initial_parameters(initial)).to(device)
             combiner = network_combiner(config, role, spec.num_tasks).to(device)
             eps, max_norm = config.sac.adam_eps, config.sac.max_grad_norm
-            return Descent(flat, combiner, lr=lr, eps=eps, max_norm=max_norm).to(device)
+            project = made.project if isinstance(made, Projects) else None
+            decay = network.weight_decay
+            return Descent(
+                flat, combiner, lr=lr, eps=eps, max_norm=max_norm, weight_decay=decay, project=project
+            ).to(device)
 
         # The actor first: both networks draw their parameters from one stream.
         self.actor = descent(self.actor_network, "actor", config.sac.actor_lr)

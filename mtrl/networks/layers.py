@@ -1,0 +1,121 @@
+"""Layers on joint or per-task parameters; linear ones write weight gradients per task into the Jacobian.
+
+x is [S, T, B, I]: S networks, or S*n experts of them, on B rows of each of T tasks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtrl.networks.base import Parameters, PerTaskParameters
+
+
+class Weights(NamedTuple):
+    """The parameters of one evaluation, for layers that need not know whether they are joint or per task."""
+
+    parameters: Parameters
+    tasks: Tensor | None  # int64 [N], the tasks evaluated; None: all T
+    joint: bool  # whether shared parameters are [S, ...]; else [N, S, ...]
+
+    def dense(self, name: str, x: Tensor) -> Tensor:
+        """Apply the linear layer NAME.weight [S, O, I], with NAME.bias [S, O] if there is one."""
+        return dense(self.parameters, name, x)
+
+    def head(self, name: str, x: Tensor) -> Tensor:
+        """Apply each task's own linear layer, the heads NAME.weight [T, S, O, I] and NAME.bias."""
+        weight, bias = (self._of_tasks(self.parameters[f"{name}.{kind}"], 0) for kind in ("weight", "bias"))
+        return linear(x, weight, bias_rows(bias))
+
+    def vector(self, name: str) -> Tensor:
+        """Return a shared vector [S, O] as [S, 1 or N, 1, O], which broadcasts over the rows of a batch."""
+        return bias_rows(self.parameters[name]).unsqueeze(2)
+
+    def table(self, name: str) -> Tensor:
+        """Return the rows [S, N, ...] that the tasks own in a shared table [S, T, ...]."""
+        own = self.parameters[name]
+        return self._of_tasks(own, 1) if self.joint else own.transpose(0, 1)
+
+    def layer_norm(self, name: str, x: Tensor, eps: float = 1e-6) -> Tensor:
+        """Normalise the last axis, then apply NAME.gain and NAME.shift [S, O]; 1e-6 is Flax's epsilon."""
+        x = F.layer_norm(x, x.shape[-1:], eps=eps)
+        return torch.addcmul(self.vector(f"{name}.shift"), x, self.vector(f"{name}.gain"))
+
+    def _of_tasks(self, rows: Tensor, axis: int) -> Tensor:
+        # Per-task parameters come with the heads of these tasks only.
+        return rows if self.tasks is None or not self.joint else rows.index_select(axis, self.tasks)
+
+
+def bias_rows(bias: Tensor) -> Tensor:
+    """Lay out a bias, [S, O] or one per task [T, S, O], as [S, 1, O] or [S, T, O]."""
+    return bias.unsqueeze(1) if bias.dim() == 2 else bias.transpose(0, 1)
+
+
+def dense(parameters: Parameters, name: str, x: Tensor, identity: Tensor | None = None) -> Tensor:
+    """Apply the linear layer NAME.weight, NAME.bias (may be missing) to x; `identity` [S, T, O] is added."""
+    weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+    rows = None if bias is None else bias_rows(bias)
+    if identity is not None:
+        rows = identity if rows is None else rows + identity
+    place = parameters.claim_place(f"{name}.weight") if isinstance(parameters, PerTaskParameters) else None
+    return linear(x, weight, rows, place)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, place: Tensor | None = None) -> Tensor:
+    """Apply a linear layer to x [S, T, B, I]; bias is [S, 1 or T, O] or None.
+
+    The weight is joint, [S, O, I], or per task, [T, S, O, I]; then its gradient is written to `place`, if
+    there is one (`PerTaskParameters`).
+    """
+    if weight.dim() == 3:
+        return _joint_product(x, weight, bias)
+    result: Tensor = _PerTaskLinear.apply(x, weight, bias, place)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _joint_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    stack, tasks, batch, inputs = x.shape
+    product = torch.bmm(x.reshape(stack, tasks * batch, inputs), weight.mT).view(stack, tasks, batch, -1)
+    if bias is None:
+        return product
+    rows = bias.unsqueeze(2)
+    return product + rows if torch.is_grad_enabled() else product.add_(rows)  # in place where nothing records
+
+
+class _PerTaskLinear(torch.autograd.Function):
+    """Linear layer whose backward keeps the weight gradients of tasks apart.
+
+    A weight that is the same for all tasks arrives as a stride-0 expansion. Then the outputs and the input
+    gradients are one product over all T*B rows each, and only the weight gradients are batched over tasks.
+    These are written straight into the Jacobian. Plain autograd would do T small products for all three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, place: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.place, ctx.bias_tasks = place, 0 if bias is None else bias.shape[1]
+        if weight.stride(0) == 0:
+            return _joint_product(x, weight[0], bias)
+        product = torch.matmul(x, weight.transpose(0, 1).mT)
+        return product if bias is None else product.add_(bias.unsqueeze(2))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        stack, tasks, batch, _ = x.shape
+        grad_weight = weight.new_empty(weight.shape) if ctx.place is None else ctx.place
+        for network in range(stack):
+            torch.bmm(grad[network].mT, x[network], out=grad_weight[:, network])
+        grad_bias = None
+        if ctx.bias_tasks:
+            grad_bias = grad.sum(2) if ctx.bias_tasks > 1 else grad.sum((1, 2)).unsqueeze(1)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            if weight.stride(0) == 0:
+                grad_x = torch.bmm(grad.reshape(stack, tasks * batch, -1), weight[0]).view(x.shape)
+            else:
+                grad_x = torch.matmul(grad, weight.transpose(0, 1))
+        return grad_x, grad_weight, grad_bias, None
