@@ -11,7 +11,6 @@ from mtrl.combiners._checks import check_count, check_order
 from mtrl.combiners._state import HostCounter, LossOrigin, draw_tasks, next_tasks
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner
 from mtrl.combiners.registry import make_combiner
-from mtrl.combiners.solvers.backends import in_one_launch
 
 
 def make_base(wrapper: str, base: str, base_options: Mapping[str, Any] | None, num_tasks: int) -> Combiner:
@@ -91,21 +90,27 @@ class PositiveLosses(Combiner):
 class Refreshed(HostCounter, GramCombiner):
     """Solves for the weights in every `refresh_every`-th update and keeps them in between.
 
-    In between, an update computes no Jacobian, only the gradient of the weighted loss. The host decides which
-    of the two an update is, so that above a `refresh_every` of 1 no CUDA graph can hold it. `counter` is the
-    number of updates until the next solve.
+    In between, an update computes no Jacobian, only the gradient of the weighted loss: on a GPU, two graphs.
+    `counter` is the number of updates until the next solve.
     """
 
     def __init__(self, *, num_tasks: int, refresh_every: int) -> None:
         super().__init__(num_tasks=num_tasks)
         self.refresh_every = check_count("refresh_every", refresh_every)
-        self.capturable = refresh_every == 1
         self.kept = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
     @property
     def gramian_suffices(self) -> bool:
         """Whether every update needs a Gramian."""
         return self.refresh_every == 1
+
+    def phases(self) -> tuple[int, ...]:
+        """Whether the next update solves, and what the base decides."""
+        return (int(self.counter == 0), *super().phases())
+
+    def advance(self) -> None:
+        """Count down to the next solve."""
+        self.counter = (self.counter or self.refresh_every) - 1
 
     @abstractmethod
     def _solve(self, gram: Tensor) -> Tensor:
@@ -115,15 +120,14 @@ class Refreshed(HostCounter, GramCombiner):
         """Return the direction [P]; computes a Jacobian only if a solve is due."""
         if self.counter == 0:
             return super().direction(jacobian_at)
-        self.counter -= 1
+        self.advance()
         self.last_weights.copy_(self.kept)
         return jacobian_at.weighted(lambda losses: self.kept)
 
     def _weights(self, gram: Tensor) -> Tensor:
         if self.counter == 0:
             self.kept.copy_(self._solve(gram))
-            self.counter = self.refresh_every
-        self.counter -= 1
+        self.advance()
         return self.kept.clone()
 
 
@@ -144,8 +148,6 @@ class Sampled(JacobianCombiner):
     def __init__(self, *, num_tasks: int, sampled: int, order: Sequence[int], pooled: int = 0) -> None:
         super().__init__(num_tasks=num_tasks)
         self._singles = min(check_count("sampled", sampled), num_tasks) - pooled
-        if self.solves:  # between the sampled gradients alone
-            self.capturable = in_one_launch(self._singles + pooled)
         given = torch.tensor(check_order("order", order, num_tasks), dtype=torch.int64)
         self.order = nn.Buffer(given, persistent=False)  # an option of the run, not its state
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))

@@ -94,6 +94,14 @@ class Stateful(nn.Module):
         for module in self.nearest():
             module.prepare(parameters)
 
+    def phases(self) -> tuple[int, ...]:
+        """What the host decides about the next update; updates of equal phases are the same operations."""
+        return tuple(phase for module in self.nearest() for phase in module.phases())
+
+    def counters(self) -> "list[HostCounter]":
+        """Return the counters of the host in this module and those within it."""
+        return [module for module in self.modules() if isinstance(module, HostCounter)]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `.half()` and the like are meant for networks. A method's float64 state (sums, counters, learned
         # weights) moves to the new device but keeps its dtype; state per parameter follows the gradients',
@@ -121,9 +129,17 @@ class Stateful(nn.Module):
 
 
 class HostCounter(Stateful):
-    """State on the host: one integer, `counter`, zero at first. No CUDA graph can hold its changes."""
+    """State on the host: one integer, `counter`, zero at first, that goes round with the updates.
+
+    It decides what an update does, and so belongs to `phases`. The update calls `advance`; where a CUDA graph
+    replays one, without running this code, whoever replays it does.
+    """
 
     counter = 0
+
+    def advance(self) -> None:
+        """Go on to the next update."""
+        raise NotImplementedError
 
     def reset(self) -> None:
         """Set the counter to zero, too."""

@@ -1,12 +1,15 @@
 """Aligned-MTL: the mean of task gradients that were made orthogonal and equally long."""
 
+from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_choice
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.backends import Array, problem, solve
 
 
 class AlignedMTL(GramCombiner):
@@ -21,35 +24,39 @@ class AlignedMTL(GramCombiner):
 
     The rank jumps where an eigenvalue passes the threshold, and so does the direction's length with `min`:
     eigenvalues are known up to the rounding error of the largest. Deviation from the authors' code: u = 1/T
-    instead of 1.
+    instead of 1. The host finds the eigenvalues, also for a GPU, where an update is then two CUDA graphs and
+    more.
     """
 
     name = "aligned_mtl"
-    capturable = False  # the eigenvalue routine checks for failure on the host
 
     def __init__(self, *, num_tasks: int, scale: Literal["min", "median", "rmse"] = "min") -> None:
         super().__init__(num_tasks=num_tasks)
-        check_choice("scale", scale, ("min", "median", "rmse"))
-        self.scale = scale
+        check_choice("scale", scale, tuple(_SQUARES))
+        self._scale = list(_SQUARES).index(scale)
 
     def _weights(self, gram: Tensor) -> Tensor:
-        # The routine raises for values that are not finite; the weights must carry them on instead.
-        finite = gram.isfinite()
-        values, vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0).to(torch.float64))
-        kept = values > values[-1] * (self.num_tasks * torch.finfo(gram.dtype).eps)
-        inverse = torch.where(kept, values, 1.0).rsqrt() * kept
-        balanced = vectors @ (inverse * vectors.mean(dim=0))
-        weights = self._square(values, kept).sqrt() * balanced
-        return torch.where(finite.all(), weights, torch.nan)
+        return solve("aligned", gram, numbers=(self._scale, self.num_tasks * torch.finfo(gram.dtype).eps))
 
-    def _square(self, values: Tensor, kept: Tensor) -> Tensor:
-        """Return the square of s for ascending eigenvalues [T]; 0 if none is kept."""
-        rank = kept.sum()
-        if self.scale == "min":
-            index = self.num_tasks - rank
-        elif self.scale == "median":
-            index = self.num_tasks - rank + (rank - 1) // 2  # the lower of two
-        else:
-            return (values * kept).sum() / rank.clamp(min=1)
-        chosen = values.gather(0, index.clamp(max=self.num_tasks - 1).view(1)).squeeze(0)
-        return chosen * (rank > 0)
+
+# The square of s for the eigenvalues that are kept, in ascending order.
+_SQUARES: dict[str, Callable[[Array], float]] = {
+    "min": lambda values: values[0],
+    "median": lambda values: values[(len(values) - 1) // 2],  # the lower of two
+    "rmse": lambda values: values.mean(),
+}
+
+
+@problem("aligned", lambda tasks: (tasks,), most_tasks=0)
+def _aligned(gram: Array, scale: float, least: float) -> Array:
+    # The routine raises for values that are not finite; the weights must carry them on instead.
+    if not np.isfinite(gram).all():
+        return np.full(len(gram), np.nan)
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > values[-1] * least
+    if not kept.any():
+        return np.zeros(len(gram))
+    values, vectors = values[kept], vectors[:, kept]
+    square = list(_SQUARES.values())[int(scale)](values)
+    weights: Array = square**0.5 * (vectors @ (values**-0.5 * vectors.mean(0)))
+    return weights

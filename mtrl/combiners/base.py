@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_input
 from mtrl.combiners._state import Stateful, stream_key
-from mtrl.combiners.solvers.backends import in_one_launch
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
 _AWAITS_LOSSES = "awaits_losses"  # in a `state_dict`: a step was taken whose `after_step` is still to come
@@ -76,7 +75,7 @@ class Combiner(Stateful, ABC):
     evaluates_all: bool = True  # each step evaluates all tasks, not a part of them
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
-    capturable: bool = True  # it never waits for the device, so that a CUDA graph can hold it
+    capturable: bool = True  # it waits for the device in `solvers.backends.by_host` only: CUDA graphs hold it
     solves: bool = False  # has weights of `solvers`, which a CUDA device finds itself up to MOST_TASKS tasks
     multiplies_gradients: bool = False  # it forms products of gradients, which overflow for long ones
     shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
@@ -86,8 +85,6 @@ class Combiner(Stateful, ABC):
             raise ValueError(f"num_tasks must be a positive integer; found {num_tasks!r}.")
         super().__init__(num_tasks)
         self.num_tasks = num_tasks
-        if self.solves and not in_one_launch(num_tasks):
-            self.capturable = False
         self._checked = True
         self._awaits_losses = False
         self.last_weights = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))

@@ -21,7 +21,7 @@ class Every(Refreshed):
         refresh_every: Updates per solve; 1 is the base method.
 
     Weights are used as they were solved. In contrast, `nash_mtl` with its own `refresh_every` applies
-    `max_norm` to the current gradients. Above 1 a GPU runs updates eagerly, not as a CUDA graph.
+    `max_norm` to the current gradients.
     """
 
     name = "every"
@@ -36,7 +36,7 @@ class Every(Refreshed):
     ) -> None:
         super().__init__(num_tasks=num_tasks, refresh_every=refresh_every)
         self.base = make_gram_base(self.name, base, base_options, num_tasks)
-        self.capturable = self.capturable and self.base.capturable
+        self.capturable = self.base.capturable
 
     def _solve(self, gram: Tensor) -> Tensor:
         return self.base.weights(gram)

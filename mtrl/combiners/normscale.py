@@ -19,8 +19,7 @@ class NormScale(Refreshed):
         decay: Share of the running mean that one refresh keeps.
         refresh_every: Updates per Jacobian; in between, one backward pass of the weighted loss is enough.
 
-    Task heads are not weighted. Tasks whose gradients have all been zero weigh 0. Above a `refresh_every` of
-    1 a GPU runs updates eagerly, not as a CUDA graph.
+    Task heads are not weighted. Tasks whose gradients have all been zero weigh 0.
     """
 
     name = "normscale"

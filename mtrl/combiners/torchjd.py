@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.solvers.backends import by_host
 from mtrl.errors import UserError, unknown_name
 
 _INSTALL = "pip install 'mtrl-torch[torchjd]'"
@@ -18,11 +19,11 @@ class TorchJD(JacobianCombiner):
     """TorchJD (another library): its aggregator of the given name combines the gradients.
 
     Quinton and Rey, 2024 (arXiv:2406.16232), for the library and its own method UPGrad; the package `torchjd`
-    must be installed. Meant for comparisons: most aggregators solve on the host, so an update cannot be a
-    CUDA graph. Random numbers come from torch's global stream, and the state of aggregators such as NashMTL
-    and GradVac is not part of a checkpoint. `last_weights` are those of the aggregator if it has weights,
-    else they stay 1 / T. Its defaults apply: several aggregators treat a Jacobian whose squared norm is below
-    `norm_eps` = 1e-4 as zero.
+    must be installed. Meant for comparisons: most aggregators solve on the host, so on a GPU each runs by
+    itself between two CUDA graphs. Random numbers come from torch's global stream, and the state of
+    aggregators such as NashMTL and GradVac is not part of a checkpoint. `last_weights` are those of the
+    aggregator if it has weights, else they stay 1 / T. Its defaults apply: several aggregators treat a
+    Jacobian whose squared norm is below `norm_eps` = 1e-4 as zero.
 
     Args:
         aggregator: Name of a class of torchjd.aggregation: UPGrad, MGDA, ConFIG, AlignedMTL, ...
@@ -31,7 +32,6 @@ class TorchJD(JacobianCombiner):
 
     name = "torchjd"
     multiplies_gradients = True
-    capturable = False
 
     def __init__(self, *, num_tasks: int, aggregator: str = "UPGrad", arguments: str = "") -> None:
         super().__init__(num_tasks=num_tasks)
@@ -53,6 +53,9 @@ class TorchJD(JacobianCombiner):
         self._held = (built,)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        return by_host(lambda: self._aggregated(jacobian), jacobian.new_empty(jacobian.shape[1]))
+
+    def _aggregated(self, jacobian: Tensor) -> Tensor:
         if not bool(torch.isfinite(jacobian).all()):
             return jacobian.sum(dim=0)  # not finite either; the aggregator's solver would raise
         self._weights = None

@@ -26,11 +26,10 @@ class Turns(HostCounter, JacobianCombiner):
             `scripts/group.py` prints an order in which similar tasks are neighbours.
 
     Only the group's tasks are evaluated, so an update costs a part of a Jacobian. Tasks of other groups weigh
-    0. A GPU runs updates eagerly, not as a CUDA graph.
+    0. On a GPU each group has a CUDA graph of its own.
     """
 
     name = "turns"
-    capturable = False
     evaluates_all = False
 
     def __init__(
@@ -54,6 +53,14 @@ class Turns(HostCounter, JacobianCombiner):
         self.bases = nn.ModuleList(bases)
         forward_requirements(self, bases[0])
 
+    def phases(self) -> tuple[int, ...]:
+        """Whose turn it is, and what that group's base decides."""
+        return (self.counter, *self._base(self.counter).phases())
+
+    def advance(self) -> None:
+        """Go on to the next group."""
+        self.counter = (self.counter + 1) % len(self._groups)
+
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P]; evaluates only the tasks of the group whose turn it is."""
         tasks = self.get_buffer(self._groups[self.counter])
@@ -67,7 +74,7 @@ class Turns(HostCounter, JacobianCombiner):
         base, tasks = self._base(self.counter), self.get_buffer(self._groups[self.counter])
         direction = base.combine(rows, losses)
         self.last_weights.zero_().index_copy_(0, tasks, base.last_weights)
-        self.counter = (self.counter + 1) % len(self._groups)
+        self.advance()
         return direction
 
     def _base(self, turn: int) -> Combiner:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -13,80 +14,93 @@ from torch import Tensor
 from mtrl.errors import UserError
 
 Result = TypeVar("Result")
+Between = Callable[[Callable[[], None]], None]  # takes a call that needs the host, in the middle of a step
 
 WARM_UP_CALLS = 3  # eager calls before the capture, in which libraries load and optimisers make their state
 
 
 class GraphedStep(Generic[Result]):
-    """Calls `step()` and returns its result; on CUDA, from the fourth call on, by replaying a graph.
+    """Calls `step(*key)` and returns its result; on CUDA, from a key's fourth call on, by replaying a graph.
 
     A graph repeats the kernels of its capture at the addresses of its capture, without running Python. So
     everything that changes from call to call, random numbers included, must be written into the step's
-    tensors before the call. The step must not synchronise with the host: no `item`, no branch on a value, no
-    copy from pageable memory. If a capture fails, the step stays eager with one warning and the same results.
-    A replayed step returns the tensors of the capture, which each replay overwrites.
+    tensors before the call. What the host decides is in the key: each key has a graph of its own. The step
+    must not synchronise with the host (no `item`, no branch on a value, no copy from pageable memory) but by
+    `between`. If a capture fails, the step stays eager with one warning and the same results. A replayed step
+    returns what it returned in the capture; its tensors are overwritten by each replay of any key.
 
     Args:
         step: reads and writes tensors of `device` that keep their address, and nothing on the host.
         device: where the step runs.
         what: names the step in the warning.
         capturable: False if `step` is known to synchronise with the host; it stays eager without a warning.
+        host_calls: makes what runs in it pass its calls that need the host to the given `between`.
     """
 
     def __init__(
-        self, step: Callable[[], Result], device: torch.device, *, what: str, capturable: bool = True
+        self,
+        step: Callable[..., Result],
+        device: torch.device,
+        *,
+        what: str,
+        capturable: bool = True,
+        host_calls: Callable[[Between], AbstractContextManager[None]] | None = None,
     ) -> None:
         self._step, self._device, self._what = step, device, what
         self._eager = device.type != "cuda" or not capturable
-        self._calls = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._host_calls = host_calls or (lambda _: nullcontext())
+        self._calls: dict[tuple[Hashable, ...], int] = {}
+        self._captured: dict[tuple[Hashable, ...], tuple[list[Callable[[], None]], Result]] = {}
         self._stream: torch.cuda.Stream | None = None
-        self._captured: Result  # what the step returned while it was captured
+        # Graphs of one step never run at the same time: they may share the memory of what lies in between.
+        self._pool: Any = None
 
-    def __call__(self) -> Result:
+    def __call__(self, *key: Hashable) -> Result:
         """Run the step once, on the current stream."""
         if self._eager:
-            return self._step()
-        if self._graph is not None:
-            self._graph.replay()
-            return self._captured
-        if self._calls < WARM_UP_CALLS:
-            self._calls += 1
-            return self._on_another_stream()
-        self._capture()  # records the step without running it
-        return self()
+            return self._step(*key)
+        if key in self._captured:
+            parts, result = self._captured[key]
+            for part in parts:
+                part()
+            return result
+        calls = self._calls[key] = self._calls.get(key, 0) + 1
+        if calls <= WARM_UP_CALLS:
+            return self._on_another_stream(key)
+        self._capture(key)  # records the step without running it
+        return self(*key)
 
-    def _on_another_stream(self) -> Result:
+    def _on_another_stream(self, key: tuple[Hashable, ...]) -> Result:
         # PyTorch requires warm-up on a side stream: autograd and libraries remember the stream of their first
         # use, and work on the default stream cannot be captured. The two waits keep the order of the calls.
         current, other = torch.cuda.current_stream(self._device), self._side_stream()
         other.wait_stream(current)
         with torch.cuda.stream(other):
-            result = self._step()
+            result = self._step(*key)
         current.wait_stream(other)
         return result
 
     def _side_stream(self) -> torch.cuda.Stream:
-        # One for all warm-up calls and the capture, because cuBLAS keeps a workspace of 32 MiB per stream.
+        # One for all warm-up calls and captures, because cuBLAS keeps a workspace of 32 MiB per stream.
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)
         return self._stream
 
-    def _capture(self) -> None:
-        graph, cause = torch.cuda.CUDAGraph(), None
+    def _capture(self, key: tuple[Hashable, ...]) -> None:
+        cause: Exception | None = None
         # A graph is captured on the current device, which need not be that of the step.
         with torch.cuda.device(self._device):
-            current, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+            current = torch.cuda.current_stream()
+            pool = self._pool = self._pool or torch.cuda.graph_pool_handle()
+            capture = _Capture(pool, self._side_stream())
             try:
-                # "thread_local", because other threads, such as the logger's, may use CUDA meanwhile.
-                capture = torch.cuda.graph(
-                    graph, pool=pool, stream=self._side_stream(), capture_error_mode="thread_local"
-                )
-                with capture:
-                    try:
-                        self._captured = self._step()
-                    except Exception as error:  # noqa: BLE001 - raised again below, after the capture has ended
-                        cause = error
+                capture.begin()
+                try:
+                    with self._host_calls(capture.between):
+                        result = self._step(*key)
+                except Exception as error:  # noqa: BLE001 - raised again below, after the capture has ended
+                    cause = error
+                capture.end()
             except RuntimeError as error:
                 # An invalid capture cannot be ended either. Then PyTorch leaves its allocator in the capture
                 # and the capture's stream current.
@@ -94,7 +108,7 @@ class GraphedStep(Generic[Result]):
                 _stop_capturing_memory(pool)
                 torch.cuda.set_stream(current)
         if cause is None:
-            self._graph = graph
+            self._captured[key] = capture.parts, result
             return
         if not isinstance(cause, RuntimeError):
             raise cause
@@ -103,6 +117,32 @@ class GraphedStep(Generic[Result]):
         reason = str(cause).splitlines()[0]
         text = f"{self._what} cannot be captured as a CUDA graph and runs eagerly: {reason}"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+class _Capture:
+    """Records a step as graphs and the calls of the host between them, to be run in this order."""
+
+    def __init__(self, pool: Any, stream: torch.cuda.Stream) -> None:
+        self._pool, self._stream = pool, stream
+        self.parts: list[Callable[[], None]] = []
+
+    def begin(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local", because other threads, such as the logger's, may use CUDA meanwhile.
+        self._open = torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+        self._open.__enter__()
+        self.parts.append(graph.replay)
+
+    def end(self) -> None:
+        self._open.__exit__(None, None, None)
+
+    def between(self, call: Callable[[], None]) -> None:
+        """End the graph, note the call, and begin the next graph."""
+        self.end()
+        self.parts.append(call)
+        self.begin()
 
 
 def _stop_capturing_memory(pool: tuple[int, int]) -> None:

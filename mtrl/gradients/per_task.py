@@ -100,8 +100,8 @@ class TaskGradients:
         flat: the network's parameters.
         loss_function: the losses.
         num_tasks: T.
-        buffers: Jacobians of the step before. They are overwritten: otherwise the system would map and clear
-            tens of megabytes at each step.
+        buffers: Jacobians of the steps before, by their place in a step and their number of rows. They are
+            overwritten: otherwise the system would map and clear tens of megabytes at each step.
         temperatures: [T], for methods that read them.
 
     Attributes:
@@ -124,7 +124,7 @@ class TaskGradients:
         flat: FlatParameters,
         loss_function: LossFunction,
         num_tasks: int,
-        buffers: list[Tensor],
+        buffers: dict[tuple[int, int], Tensor],
         temperatures: Tensor | None = None,
     ) -> None:
         self._flat, self._loss_function, self._num_tasks = flat, loss_function, num_tasks
@@ -198,11 +198,10 @@ class TaskGradients:
     def _next_jacobian(self, rows: int) -> Tensor:
         # Zeros at first: a task's row is never written where own-row parameters of other tasks lie.
         self._used += 1
-        kept = self._buffers[self._used - 1 : self._used]
-        if not kept or len(kept[0]) != rows:
-            kept = [self.parameters.new_zeros(rows, self._flat.num_shared)]
-            self._buffers[self._used - 1 : self._used] = kept
-        return kept[0]
+        key = (self._used, rows)
+        if key not in self._buffers:
+            self._buffers[key] = self.parameters.new_zeros(rows, self._flat.num_shared)
+        return self._buffers[key]
 
     def _per_task_leaves(self, offset: Tensor | None, tasks: Tensor | None) -> dict[str, Tensor]:
         """Return shared parameters with a leading task axis, as leaves; stride 0 unless they are moved."""
@@ -289,7 +288,7 @@ class Descent(nn.Module):
         combiner.partition(parameters.module_sizes)
         combiner.prepare(parameters.shared)
         self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps, weight_decay=weight_decay)
-        self._jacobians: list[Tensor] = []
+        self._jacobians: dict[tuple[int, int], Tensor] = {}
         self.failures: Tensor = nn.Buffer(torch.zeros(combiner.num_tasks, dtype=torch.bool))
 
     @property

@@ -122,7 +122,7 @@ ORACLES: dict[str, Row] = {
         lambda tasks, norm: 1.0,
         lambda tasks: 1.0 / tasks,
         assert_aligned,
-        reads_host="the eigenvalue routine checks for failure on the host",
+        reads_host="the host finds the eigenvalues",
     ),
     "bmtl": Row(
         lambda tasks, norm: 1.0,
@@ -351,7 +351,6 @@ ORACLES: dict[str, Row] = {
         lambda tasks: _CAGRAD / tasks,
         _IN_BALL,
         options={"groups": 1},
-        reads_host="the group is chosen on the host",
     ),
     "upgrad": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_unconflicted),
     "uw": Row(

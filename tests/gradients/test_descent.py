@@ -118,7 +118,7 @@ def test_a_gradient_that_overflows_behind_a_finite_loss_is_flagged(method: str) 
 def test_norms_of_the_tasks_gradients_are_those_of_the_jacobian() -> None:
     for method in ("cagrad", "pcgrad", "mean"):
         problem = Problem()
-        rows = TaskGradients(problem.learner("mean").flat, problem, TASKS, [])
+        rows = TaskGradients(problem.learner("mean").flat, problem, TASKS, {})
         expected = rows().norm(dim=1)
         found = problem.learner(method).step(problem).task_norms
         if method == "mean":
@@ -171,7 +171,7 @@ def test_fs_mtl_moves_heads_in_a_ball_of_their_own_and_takes_their_gradients_the
     problem, rho = Problem(), 0.3
     flat = FlatParameters({"w": problem.start.clone()}, {"h": problem.heads.clone()})
     combiner = make_combiner("fs_mtl", num_tasks=TASKS, base="mean", rho=rho, adaptive=adaptive)
-    gradients = TaskGradients(flat, problem, TASKS, [])
+    gradients = TaskGradients(flat, problem, TASKS, {})
     direction = combiner.direction(gradients)
 
     def ascended(value: Tensor, gradient: Tensor) -> Tensor:

@@ -42,12 +42,12 @@ def _losses(network: MLP, inputs: Tensor, targets: Tensor, parameters: Mapping[s
 def _gradients(
     flat: FlatParameters,
     losses: Callable[[Parameters, int, Tensor | None], Tensor],
-    buffers: list[Tensor] | None = None,
+    buffers: dict[tuple[int, int], Tensor] | None = None,
 ) -> TaskGradients:
     def loss_function(parameters: Parameters, batch: int, tasks: Tensor | None) -> tuple[Tensor, int]:
         return losses(parameters, batch, tasks), batch
 
-    return TaskGradients(flat, loss_function, TASKS, [] if buffers is None else buffers)
+    return TaskGradients(flat, loss_function, TASKS, {} if buffers is None else buffers)
 
 
 def _loop(
@@ -152,7 +152,7 @@ def test_some_tasks_alone_give_their_rows(heads: bool, one_hot: bool) -> None:
         return _losses(network, inputs[tasks], targets[tasks], parameters)
 
     reference = _loop(network, flat, inputs, targets)
-    buffers: list[Tensor] = []
+    buffers: dict[tuple[int, int], Tensor] = {}
     for order in ([2, 0], [1, 3]):  # the second step reuses the first one's memory
         gradients = _gradients(flat, losses, buffers)
         jacobian = gradients(tasks=torch.tensor(order))

@@ -104,7 +104,7 @@ def test_the_jacobian_is_that_of_one_backward_pass_per_task() -> None:
         flat,
         lambda parameters, *_: (network.apply(parameters, inputs).square().mean((0, 2, 3)), None),
         TASKS,
-        [],
+        {},
     )
     rows = []
     modules = [Plain(4 + TASKS, 2, TASKS).double() for _ in range(2)]

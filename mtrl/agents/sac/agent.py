@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mtrl.agents.sac.episode_starts import EpisodeStarts
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
+from mtrl.combiners.solvers.backends import handed_to
 from mtrl.config.schema import Config
 from mtrl.device.cuda import GraphedStep, load_in_place
 from mtrl.device.random_stream import RandomStream
@@ -104,9 +105,15 @@ class SACAgent:
         batches, sizes = self.update.num_batches, (spec.num_tasks, config.sac.batch_per_task)
         self._rows = torch.zeros(batches, *sizes, dtype=torch.int64, device=device)
         self._noise = torch.zeros(batches, 2, *sizes, spec.action_dim, device=device)
-        # An update with a step of the actor and one without are different operations: each has its graph.
-        capture = partial(GraphedStep, device=device, what="the update", capturable=self.update.capturable)
-        self._graphed = {flag: capture(partial(self._update_once, flag)) for flag in (True, False)}
+        combiners = self.update.critic.combiner, self.update.actor.combiner
+        self._counters = [part for combiner in combiners for part in combiner.counters()]
+        self._graphed = GraphedStep(
+            self._update_once,
+            device,
+            what="the update",
+            capturable=self.update.capturable,
+            host_calls=handed_to,
+        )
 
     @cached_property
     def replay(self) -> Replay:
@@ -186,7 +193,14 @@ class SACAgent:
         for rows in self._rows:
             self.replay.draw(rows)
         self._draw_noise(self._noise)
-        self._evaluations = self._graphed[self.updates % self.config.sac.actor_every == 0]()
+        # Whether the actor steps too, and phases of the methods, are different operations: keys of the graph.
+        before = [part.counter for part in self._counters]
+        actor_too = self.updates % self.config.sac.actor_every == 0
+        self._evaluations, moved = self._graphed(actor_too, *self.update.phases())
+        for part, counter, goes_on in zip(self._counters, before, moved, strict=True):
+            part.counter = counter  # a replay leaves it there
+            if goes_on:
+                part.advance()
         self.updates += 1
 
     def note_success(self, rates: NDArray[np.float64]) -> None:
@@ -368,13 +382,15 @@ class SACAgent:
     def _draw_noise(self, noise: Tensor) -> Tensor:
         return noise.normal_(generator=self._noise_stream.generator)
 
-    def _update_once(self, actor_too: bool) -> list[Evaluation]:
+    def _update_once(self, actor_too: bool, *phases: int) -> tuple[list[Evaluation], list[bool]]:
+        """Return the evaluations of the critics' losses, and which counters of the host moved."""
+        before = [part.counter for part in self._counters]
         batches = [self.replay.gather(rows) for rows in self._rows]
         evaluations = self.update.step(batches, self._noise, actor_too=actor_too)
         if self.replay.curriculum is not None:
             for batch, tasks, errors in self.update.td_errors(evaluations):
                 self.replay.curriculum.note(self._rows[batch], errors, tasks)
-        return evaluations
+        return evaluations, [part.counter != was for part, was in zip(self._counters, before, strict=True)]
 
     def _by_task(self, values: NDArray[Any]) -> Tensor:
         """Return values [T*E, ...] as a tensor [T, E, ...]."""

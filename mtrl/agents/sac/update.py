@@ -138,8 +138,12 @@ class SACUpdate(nn.Module):
 
     @property
     def capturable(self) -> bool:
-        """Whether an update never reads back to the host, so that a CUDA graph can hold it."""
+        """Whether an update waits for the host between CUDA graphs at most, not within one."""
         return self.critic.combiner.capturable and self.actor.combiner.capturable
+
+    def phases(self) -> tuple[int, ...]:
+        """What the methods decide on the host about the next update (`Stateful.phases`)."""
+        return (*self.critic.combiner.phases(), *self.actor.combiner.phases())
 
     @property
     def alpha(self) -> Tensor:

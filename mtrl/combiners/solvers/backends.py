@@ -4,9 +4,13 @@ A solve makes hundreds of operations on a few numbers. NumPy takes a quarter of 
 stops as soon as the solution is reached. On a CUDA device as many launches would take many times as long as
 the rest of an update, so each problem is one Triton kernel there (see `kernels`). The operator `mtrl::solve`
 stands for either: torch.compile, CUDA graphs, the meta device and FakeTensorMode see one call of known shape.
+
+Problems of more than MOST_TASKS tasks, and those without a kernel, are solved by the host for a CUDA device
+too. Where an update is a CUDA graph, such a solve divides it into two graphs (`handed_to`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -17,7 +21,7 @@ from torch import Tensor
 
 Array = NDArray[Any]
 
-MOST_TASKS = 64  # of one kernel, whose registers hold the problem
+MOST_TASKS = 64  # of a kernel whose registers hold the problem
 
 
 class Problem(NamedTuple):
@@ -25,27 +29,61 @@ class Problem(NamedTuple):
 
     host: Callable[..., Any]  # from a symmetric Gramian, vectors and numbers to an array, float64
     shape: Callable[[int], tuple[int, ...]]  # of the result, for T tasks
+    most_tasks: int  # of its kernel; 0: there is none
 
 
 PROBLEMS: dict[str, Problem] = {}
 
 
-def problem(name: str, shape: Callable[[int], tuple[int, ...]]) -> Callable[[Callable[..., Any]], Any]:
+def problem(
+    name: str, shape: Callable[[int], tuple[int, ...]], most_tasks: int = MOST_TASKS
+) -> Callable[[Callable[..., Any]], Any]:
     """Register a function as the solver on the host of the problem `name`; see `Problem`."""
 
     def register(host: Callable[..., Any]) -> Callable[..., Any]:
-        PROBLEMS[name] = Problem(host, shape)
+        PROBLEMS[name] = Problem(host, shape, most_tasks)
         return host
 
     return register
 
 
-def in_one_launch(tasks: int) -> bool:
-    """Whether a CUDA device solves problems of so many tasks by itself; the host does otherwise.
+def in_one_launch(name: str, tasks: int) -> bool:
+    """Whether a CUDA device solves a problem of so many tasks by itself; the host does otherwise.
 
     Builds of torch for CUDA bring Triton along, except on Windows.
     """
-    return tasks <= MOST_TASKS and (torch.version.cuda is None or find_spec("triton") is not None)
+    known = torch.version.cuda is None or find_spec("triton") is not None
+    return tasks <= PROBLEMS[name].most_tasks and known
+
+
+_takers: list[Callable[[Callable[[], None]], None]] = []  # of the capture under way, if there is one
+
+
+@contextmanager
+def handed_to(take: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+    """Give calls of the host to `take`, which makes them in each replay, between two graphs."""
+    _takers.append(take)
+    try:
+        yield
+    finally:
+        _takers.pop()
+
+
+def by_host(made: Callable[[], Tensor], result: Tensor) -> Tensor:
+    """Return `result` with the values of `made()`, which reads from the device or otherwise needs the host.
+
+    While a CUDA graph is captured, `made` is not called: each replay calls it between two graphs, where it
+    finds the tensors that it refers to with the values of that replay.
+    """
+
+    def write() -> None:
+        result.copy_(made())
+
+    if _takers:
+        _takers[-1](write)
+    else:
+        write()
+    return result
 
 
 def solve(name: str, gram: Tensor, vectors: Sequence[Tensor] = (), numbers: Sequence[float] = ()) -> Tensor:
@@ -58,10 +96,13 @@ def solve(name: str, gram: Tensor, vectors: Sequence[Tensor] = (), numbers: Sequ
         numbers: Constants of the method, at other values of which a kernel is compiled anew.
     """
     gram, vectors = gram.detach(), [vector.detach() for vector in vectors]
+    if _takers and not in_one_launch(name, len(gram)):
+        result = gram.new_empty(PROBLEMS[name].shape(len(gram)), dtype=torch.float64)
+        return by_host(lambda: _on_host(name, gram, vectors, numbers), result)
     if has_numbers(gram):
         return _on_host(name, gram, vectors, numbers)
-    result: Tensor = _solve(name, gram, vectors, list(numbers))
-    return result
+    solved: Tensor = _solve(name, gram, vectors, list(numbers))
+    return solved
 
 
 def symmetric(gram: Any) -> Any:
@@ -93,7 +134,7 @@ def _on_host(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequen
 
 @torch.library.custom_op("mtrl::solve", mutates_args=())
 def _solve(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
-    if not gram.is_cuda or not in_one_launch(len(gram)):
+    if not gram.is_cuda or not in_one_launch(name, len(gram)):
         return _on_host(name, gram, vectors, numbers)
     from mtrl.combiners.solvers import kernels
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.combiners import COMBINERS, GramCombiner, make_combiner
+from mtrl.combiners import COMBINERS, GramCombiner
 from mtrl.combiners.solvers import backends, bargaining, hull, projections, worst_case
 from tests.combiners.oracles import ORACLES
 from tests.combiners.solvers.problems import DTYPES, KINDS, drawn, gramian_of
@@ -230,17 +230,6 @@ def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
     # The interpreter takes types that the compiler refuses. In a process of its own, where it is off.
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     subprocess.run([sys.executable, "-c", _COMPILE], env=environment, check=True)
-
-
-def test_beyond_the_kernels_limit_a_method_says_that_it_waits_for_the_host() -> None:
-    for name, cls in COMBINERS.items():
-        if cls.solves:
-            few = ORACLES[name].make(name, backends.MOST_TASKS)
-            assert few.capturable, name
-    for name in ("cagrad", "nash_mtl", "upgrad", "mgda"):
-        assert not make_combiner(name, num_tasks=backends.MOST_TASKS + 1).capturable
-    assert make_combiner("cagrad_fast", num_tasks=200, sampled=4).capturable
-    assert not make_combiner("smoothed", num_tasks=65, base="mgda").capturable
 
 
 def test_on_other_devices_a_solve_is_one_operation() -> None:
