@@ -141,7 +141,8 @@ def count(preset: str, method: str, tasks: int) -> Counts:
     precision = precision_on(torch.device("cuda"), config.train.matmul_precision)
     with _stand_ins():
         agent: Any = AGENTS[config.agent](config, spec, META)
-        counts = Counts(updates, precision, agent.update.capturable)
+        capturable = agent.update.critic.combiner.capturable and agent.update.actor.combiner.capturable
+        counts = Counts(updates, precision, capturable)
         agent.replay.size = agent.replay.capacity
         try:
             agent._update_once(True)  # the first update makes what stays: constants, Jacobians

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mtrl.agents.base import Transitions
+from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.sac.agent import SACAgent
 from mtrl.combiners import COMBINERS
 from mtrl.combiners.solvers import backends
@@ -38,7 +39,9 @@ def _agents(method: str, options: dict[str, Any], **settings: Any) -> tuple[SACA
         agent = sac_agent(sac_config(method, options=options, **settings), envs_per_task=8)
         _observed(agent, 0)
         agents.append(agent)
-    agents[0]._graphed = GraphedStep(agents[0]._update_once, CUDA, what="the update", host_calls=handed_to)
+    update = agents[0].update
+    combiners = update.critic.combiner, update.actor.combiner
+    agents[0]._captured = CapturedUpdate(agents[0]._update_once, combiners, CUDA)
     return agents[0], agents[1]
 
 
@@ -97,7 +100,7 @@ def test_beyond_the_kernels_limit_the_host_solves_between_two_graphs(
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as that the update runs eagerly
         _same_after(WARM_UP_CALLS + 5, graphed, eager)
-    ((parts, _),) = graphed._graphed._captured.values()
+    ((parts, _),) = graphed._captured._graphed._captured.values()
     solves = 2 if method == "imgrad" else 1
     assert len(parts) == 1 + 2 * 2 * solves  # critics and actor: graph, solve, graph, ...
 

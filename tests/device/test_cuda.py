@@ -82,7 +82,7 @@ def test_a_replayed_update_equals_an_eager_one(method: str) -> None:
         _eager_update(eager)
         for agent in (graphed, eager):
             _observe(agent, number + 1)  # and new transitions
-    assert graphed._graphed._captured
+    assert graphed._captured._graphed._captured
     for mine, expected in zip(graphed.update.parameters(), eager.update.parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
 

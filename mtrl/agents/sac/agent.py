@@ -14,14 +14,14 @@ from torch import Tensor
 from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
+from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner
 from mtrl.agents.sac.episode_starts import EpisodeStarts
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
-from mtrl.combiners.solvers.backends import handed_to
 from mtrl.config.schema import Config
-from mtrl.device.cuda import GraphedStep, load_in_place
+from mtrl.device.cuda import load_in_place
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
 from mtrl.errors import UserError
@@ -106,14 +106,7 @@ class SACAgent:
         self._rows = torch.zeros(batches, *sizes, dtype=torch.int64, device=device)
         self._noise = torch.zeros(batches, 2, *sizes, spec.action_dim, device=device)
         combiners = self.update.critic.combiner, self.update.actor.combiner
-        self._counters = [part for combiner in combiners for part in combiner.counters()]
-        self._graphed = GraphedStep(
-            self._update_once,
-            device,
-            what="the update",
-            capturable=self.update.capturable,
-            host_calls=handed_to,
-        )
+        self._captured = CapturedUpdate(self._update_once, combiners, device)
 
     @cached_property
     def replay(self) -> Replay:
@@ -193,14 +186,7 @@ class SACAgent:
         for rows in self._rows:
             self.replay.draw(rows)
         self._draw_noise(self._noise)
-        # Whether the actor steps too, and phases of the methods, are different operations: keys of the graph.
-        before = [part.counter for part in self._counters]
-        actor_too = self.updates % self.config.sac.actor_every == 0
-        self._evaluations, moved = self._graphed(actor_too, *self.update.phases())
-        for part, counter, goes_on in zip(self._counters, before, moved, strict=True):
-            part.counter = counter  # a replay leaves it there
-            if goes_on:
-                part.advance()
+        self._evaluations = self._captured(self.updates % self.config.sac.actor_every == 0)
         self.updates += 1
 
     def note_success(self, rates: NDArray[np.float64]) -> None:
@@ -382,15 +368,13 @@ class SACAgent:
     def _draw_noise(self, noise: Tensor) -> Tensor:
         return noise.normal_(generator=self._noise_stream.generator)
 
-    def _update_once(self, actor_too: bool, *phases: int) -> tuple[list[Evaluation], list[bool]]:
-        """Return the evaluations of the critics' losses, and which counters of the host moved."""
-        before = [part.counter for part in self._counters]
+    def _update_once(self, actor_too: bool) -> list[Evaluation]:
         batches = [self.replay.gather(rows) for rows in self._rows]
         evaluations = self.update.step(batches, self._noise, actor_too=actor_too)
         if self.replay.curriculum is not None:
             for batch, tasks, errors in self.update.td_errors(evaluations):
                 self.replay.curriculum.note(self._rows[batch], errors, tasks)
-        return evaluations, [part.counter != was for part, was in zip(self._counters, before, strict=True)]
+        return evaluations
 
     def _by_task(self, values: NDArray[Any]) -> Tensor:
         """Return values [T*E, ...] as a tensor [T, E, ...]."""

@@ -137,15 +137,6 @@ class SACUpdate(nn.Module):
         return self.actor.optimizer, self.critic.optimizer, self.temperature_optimizer
 
     @property
-    def capturable(self) -> bool:
-        """Whether an update waits for the host between CUDA graphs at most, not within one."""
-        return self.critic.combiner.capturable and self.actor.combiner.capturable
-
-    def phases(self) -> tuple[int, ...]:
-        """What the methods decide on the host about the next update (`Stateful.phases`)."""
-        return (*self.critic.combiner.phases(), *self.actor.combiner.phases())
-
-    @property
     def alpha(self) -> Tensor:
         """Temperatures [T]."""
         return self.log_alpha.detach().exp().expand(self.num_tasks)
