@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mtrl.agents import AGENTS
 from mtrl.agents.base import TaskSpec
 from mtrl.combiners import COMBINERS
+from mtrl.combiners.solvers.backends import handed_to
 from mtrl.config.presets import build_config, load_preset
 from mtrl.device.cpu import precision_on
 
@@ -51,14 +52,14 @@ _READS = {
 
 @dataclasses.dataclass
 class Counts:
-    """Kernels of one update."""
+    """Kernels of an update; where updates do different things, of the largest, and means over all."""
 
     updates: int  # of the preset's whole run
     precision: str  # of matrix products
-    capturable: bool
     nodes: int = 0
+    mean_nodes: float = 0.0
     float64_nodes: int = 0
-    flop: float = 0.0  # of matrix products
+    flop: float = 0.0  # of matrix products, a mean
     host_reads: list[str] = dataclasses.field(default_factory=list)
     host_copies: list[str] = dataclasses.field(default_factory=list)
 
@@ -97,6 +98,16 @@ class _Counter(TorchDispatchMode):
         return result
 
 
+class _Reads:
+    """Takes calls that the host makes between two graphs: a read, and a copy back."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+
+    def __call__(self, call: Callable[[], None]) -> None:
+        self._counts.host_reads.append("by_host")
+
+
 class _Stream:
     """Stands in for `RandomStream`: the meta device has no generator, and graphs draw no numbers."""
 
@@ -107,7 +118,7 @@ class _Stream:
 class _Adam:
     """Stands in for fused Adam, which the meta device lacks: a kernel for the count and one for the step."""
 
-    def __init__(self, parameter: Tensor, *, lr: float, eps: float = 1e-8) -> None:
+    def __init__(self, parameter: Tensor, *, lr: float, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         self._parameter, self._step = parameter, torch.empty((), device=META)
         self.param_groups = [{"lr": torch.empty((), device=META), "params": [parameter]}]
 
@@ -141,21 +152,22 @@ def count(preset: str, method: str, tasks: int) -> Counts:
     precision = precision_on(torch.device("cuda"), config.train.matmul_precision)
     with _stand_ins():
         agent: Any = AGENTS[config.agent](config, spec, META)
-        capturable = agent.update.critic.combiner.capturable and agent.update.actor.combiner.capturable
-        counts = Counts(updates, precision, capturable)
         agent.replay.size = agent.replay.capacity
-        try:
-            agent._update_once(True)  # the first update makes what stays: constants, Jacobians
-            with _Counter(counts):
-                agent._update_once(True)
-        except (RuntimeError, NotImplementedError) as error:
-            # The host asked for a value, which a meta tensor does not have: the counts end there.
-            counts.host_reads.append(str(error).splitlines()[0])
-            counts.capturable = False
-    return counts
+        combiners = agent.update.critic.combiner, agent.update.actor.combiner
+        counters = [counter for combiner in combiners for counter in combiner.counters()]
+        for _ in range(2):  # the first time round makes what stays: constants, Jacobians
+            cycle: list[Counts] = []
+            while not cycle or any(counter.counter for counter in counters):
+                cycle.append(Counts(updates, precision))
+                with handed_to(_Reads(cycle[-1])), _Counter(cycle[-1]):
+                    agent._update_once(True)
+    largest = max(cycle, key=lambda counts: counts.nodes)
+    largest.mean_nodes = sum(counts.nodes for counts in cycle) / len(cycle)
+    largest.flop = sum(counts.flop for counts in cycle) / len(cycle)
+    return largest
 
 
 def estimated_ms(counts: Counts) -> float:
     """Milliseconds of an update that is one graph: launches and matrix products one after another."""
     products = counts.flop / (TERAFLOPS[counts.precision] * 1e9)
-    return MICROSECONDS_PER_NODE * counts.nodes / 1e3 + products
+    return MICROSECONDS_PER_NODE * counts.mean_nodes / 1e3 + products

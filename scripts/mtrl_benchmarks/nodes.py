@@ -4,8 +4,8 @@ The update runs on torch's meta device. Nothing is computed, but every operation
 precision, and whether it synchronises with the host or copies from it. `nodes` counts the kernels of an
 update of critics, actor and temperatures; `_nodes.py` says how many kernels an operation is. `ms` and
 `minutes` are estimates from nodes and matrix products with the constants of that file; `minutes` is for the
-preset's whole run on one GPU, without evaluation. A method that is eager reads from the host: its update is
-no graph, and has no count.
+preset's whole run on one GPU, without evaluation. Where updates do different things, `nodes` is the largest
+number, and the estimates are means. A host read divides the graph; the time of the host is not in `ms`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROW_KEYS = (
     "method", "preset", "tasks", "nodes", "ratio_to_mean", "float64_share", "host_reads", "host_copies",
-    "eager", "gflop", "ms", "minutes",
+    "gflop", "ms", "minutes",
 )  # fmt: skip
 
 
@@ -54,19 +54,17 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
 def _row(counts: Counts, method: str, preset: str, tasks: int, of_mean: int) -> report.Row:
     from mtrl_benchmarks import _nodes
 
-    graph = counts.capturable
     ms = _nodes.estimated_ms(counts)
     return {
         "method": method,
         "preset": preset,
         "tasks": tasks,
-        "nodes": counts.nodes if graph else None,
-        "ratio_to_mean": counts.nodes / of_mean if graph else None,
-        "float64_share": counts.float64_nodes / counts.nodes if graph else None,
+        "nodes": counts.nodes,
+        "ratio_to_mean": counts.nodes / of_mean,
+        "float64_share": counts.float64_nodes / counts.nodes,
         "host_reads": len(counts.host_reads),
         "host_copies": len(counts.host_copies),
-        "eager": not graph,
-        "gflop": counts.flop / 1e9 if graph else None,
-        "ms": ms if graph else None,
-        "minutes": ms * counts.updates / 60e3 if graph else None,
+        "gflop": counts.flop / 1e9,
+        "ms": ms,
+        "minutes": ms * counts.updates / 60e3,
     }

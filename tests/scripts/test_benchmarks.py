@@ -271,5 +271,4 @@ def test_nodes_of_an_update_are_counted_without_a_gpu(tmp_path: Path) -> None:
     # Three networks of three hidden layers, forward and backward, at 3 x 128 rows, are about 4 GFLOP.
     assert 2.0 < mean["gflop"] < 8.0
     assert mean["host_reads"] == mean["host_copies"] == 0
-    assert rows["aligned_mtl"]["eager"]
-    assert rows["aligned_mtl"]["nodes"] is None
+    assert rows["aligned_mtl"]["host_reads"] == 2  # its eigenvalues, for critics and actor
