@@ -29,7 +29,7 @@ _BATCH = 2_000_000  # numbers that a batch of resamples holds at most: bounds me
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its bootstrap interval; the ends are NaN where there is one run."""
+    """An estimate and the ends of its interval; the ends are NaN where there is one run."""
 
     value: float
     low: float
@@ -90,6 +90,23 @@ def bootstrap(
         size = min(batch, resamples - start)
         found.append(statistic(*(_resampled(array, unit, size, random) for array in scores)))
     return Interval(value, *_ends(np.concatenate(found), confidence))
+
+
+def paired(differences: Floats, *, confidence: float = CONFIDENCE) -> list[Interval]:
+    """Mean over runs of K differences [R, K] between runs of one seed, with simultaneous intervals.
+
+    All K intervals hold together with probability `confidence` at least: Student's t at Bonferroni's level
+    1 - (1 - confidence) / K, for differences that are about normal, however the K columns are correlated.
+    Runs of one seed share what the seed draws, so their differences vary less than their scores. The ends
+    are NaN where there is one run.
+    """
+    runs, number = differences.shape
+    means = differences.mean(axis=0)
+    if runs < 2:
+        return [Interval(float(mean), math.nan, math.nan) for mean in means]
+    quantile = scipy.stats.t.ppf(1.0 - (1.0 - confidence) / (2.0 * number), runs - 1)
+    reach = quantile * differences.std(axis=0, ddof=1) / math.sqrt(runs)
+    return [Interval(float(m), float(m - r), float(m + r)) for m, r in zip(means, reach, strict=True)]
 
 
 def band(curves: Floats) -> tuple[Floats, Floats, Floats]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from numpy.typing import NDArray
 
 from mtrl.report import stats
@@ -155,3 +156,23 @@ def test_a_band_is_the_intervals_of_the_mean_at_each_evaluation() -> None:
     for index in range(SCORES.shape[1]):
         expected = stats.bootstrap(stats.mean, SCORES[:, index : index + 1])
         assert [low[index], high[index]] == pytest.approx([expected.low, expected.high], abs=0.05)
+
+
+def test_one_paired_interval_is_that_of_scipys_t_test() -> None:
+    differences = np.random.default_rng(0).normal(0.3, 1.0, (7, 1))
+    (found,) = stats.paired(differences)
+    expected = scipy.stats.ttest_1samp(differences[:, 0], 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-12)
+    assert found.value == pytest.approx(differences.mean())
+    assert np.isnan(stats.paired(differences[:1])[0].low)
+
+
+def test_all_paired_intervals_hold_together_as_often_as_they_say() -> None:
+    """Five comparisons with one baseline, whose seeds also move all scores alike: 95 % or a little more."""
+    random, truth, hits = np.random.default_rng(1), np.array([0.0, 0.1, -0.2, 0.5, 0.0]), 0
+    for _ in range(1_000):
+        seed, baseline = random.normal(0, 5, (6, 1)), random.normal(0, 0.1, (6, 1))
+        scores = truth + seed + random.normal(0, 0.1, (6, 5))
+        found = stats.paired(scores - (seed + baseline))
+        hits += all(low <= value <= high for value, (_, low, high) in zip(truth, found, strict=True))
+    assert 0.94 <= hits / 1_000 <= 0.985

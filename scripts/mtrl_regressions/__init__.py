@@ -1,0 +1,1 @@
+"""Study B of docs/decisions/studies.md: regressions in unequal units and with opposed targets."""
