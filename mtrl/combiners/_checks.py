@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -69,14 +70,11 @@ def check_weights(name: str, value: Iterable[float], num_tasks: int) -> Tensor:
     return torch.tensor(weights, dtype=torch.float64)
 
 
-def check_input(
-    name: str, kind: str, value: Tensor, tasks: int, *, signed: bool, squared: bool = False
-) -> None:
-    """Check a "jacobian", "losses" or "gram" of `tasks` tasks for the method `name`; waits for the device.
+def check_input(name: str, kind: str, value: Tensor, tasks: int) -> None:
+    """Check type, dtype and shape of a "jacobian", "losses" or "gram" of `tasks` tasks for the method `name`.
 
     Raises:
-        ValueError: wrong type, shape or dtype; non-finite entries (names the tasks); losses below 0 unless
-            `signed`; gradients whose products overflow, for a method that forms them (`squared`).
+        ValueError: one of them is wrong.
     """
     expected = {"losses": (tasks,), "gram": (tasks, tasks)}.get(kind)
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -86,40 +84,99 @@ def check_input(
     if wrong or value.numel() == 0:
         rule = list(expected) if expected else f"[{tasks}, P] with P >= 1"
         raise ValueError(f"{kind} of {name} must have shape {rule}; found {list(value.shape)}.")
-    # Sums show whether something is wrong at a fraction of the time; they may also overflow by themselves.
-    if not bool(value.sum(dim=-1).isfinite().all()):
-        finite = torch.isfinite(value)
-        if not bool(finite.all()):
-            bad = _non_finite_tasks(kind, finite)
-            raise ValueError(f"{kind} has non-finite entries in tasks {bad}: fix or drop these.")
-    if squared:
-        _check_squares(name, value)
-    if kind == "losses" and not signed and not bool((value >= 0.0).all()):
+
+
+def check_losses(name: str, losses: Tensor, *, signed: bool) -> None:
+    """Raise ValueError, which names the tasks, for losses [T] not finite, or below 0 unless `signed`."""
+    check_finite("losses", losses)
+    if not signed and not bool((losses >= 0.0).all()):
         raise ValueError(
-            f"{name} needs losses of at least 0; found others in tasks {_tasks(value < 0.0)}. "
+            f"{name} needs losses of at least 0; found others in tasks {_numbers(losses < 0.0)}. "
             "Pass shift='minimum' to measure losses from the lowest value of each task, plus one."
         )
 
 
-def _check_squares(name: str, jacobian: Tensor) -> None:
-    dtype = torch.promote_types(jacobian.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(jacobian, dim=1, dtype=dtype)
-    long = _tasks(~(norms < torch.finfo(dtype).max ** 0.5))
-    if long:
-        wider = "" if dtype == torch.float64 else ", or pass jacobian.double()"
-        raise ValueError(
-            f"{name} needs products of gradients; those of tasks {long} overflow {str(dtype)[6:]}. "
-            f"Divide the losses by a constant{wider}."
-        )
+def check_finite(kind: str, value: Tensor, tasks: Sequence[int] | None = None) -> None:
+    """Raise ValueError, which names the tasks, for non-finite entries of a "jacobian", "losses" or "gram".
+
+    `tasks` are those of the rows; not given: 0, 1, 2, ...
+    """
+    finite = torch.isfinite(value)
+    if not bool(finite.all()):
+        bad = _numbers(_non_finite_rows(kind, finite), tasks)
+        raise ValueError(f"{kind} has non-finite entries in tasks {bad}: fix or drop these.")
 
 
-def _non_finite_tasks(kind: str, finite: Tensor) -> list[int]:
+def check_gradients(name: str, rows: Tensor, *, products: bool, tasks: Sequence[int] | None = None) -> None:
+    """Check gradients [N, P] for the method `name`, which forms their `products` or does not.
+
+    `tasks` are those of the rows; not given: 0, 1, 2, ...
+
+    Raises:
+        ValueError: non-finite entries, or `products` that overflow; it names the tasks.
+    """
+    # One pass over memory decides the usual case: norms below the limit or, at a fraction of the cost in half
+    # precision, a finite sum. Whatever is not finite spoils both.
+    if not products:
+        if not bool(rows.sum().isfinite()):
+            check_finite("jacobian", rows, tasks)
+        return
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    long = ~(torch.linalg.vector_norm(rows, dim=1, dtype=dtype) < torch.finfo(dtype).max ** 0.5)
+    if bool(long.any()):
+        check_finite("jacobian", rows, tasks)
+        refuse_products(name, long, dtype, tasks)
+
+
+def refuse_products(
+    name: str, long: Tensor, dtype: torch.dtype, tasks: Sequence[int] | None = None
+) -> NoReturn:
+    """Raise ValueError for gradients whose products overflow `dtype`, those of the rows chosen by `long`."""
+    wider = "" if dtype == torch.float64 else ", or pass jacobian.double()"
+    raise ValueError(
+        f"{name} needs products of gradients; those of tasks {_numbers(long, tasks)} overflow "
+        f"{str(dtype)[6:]}. Divide the losses by a constant{wider}."
+    )
+
+
+def check_products(name: str, gram: Tensor, rows: Tensor) -> None:
+    """Check gradients [T, P] as `check_gradients` does, by their Gramian [T, T], at no further pass.
+
+    A finite square has finite terms. Where products are not finite their gradients are looked at.
+    """
+    finite = gram.isfinite()
+    if not bool(finite.all()):
+        check_finite("jacobian", rows)
+        refuse_products(name, _non_finite_rows("gram", finite), gram.dtype)
+
+
+def sum_shows_finite(weights: Tensor, rows: Tensor, direction: Tensor) -> bool:
+    """Whether a direction [P], the sum of rows [T, P] times weights [T], shows that all rows are finite.
+
+    A row that is not finite leaves no finite sum, unless its weight is 0 in the precision of the product.
+    """
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    return bool((weights.to(dtype) != 0.0).all() & direction.sum().isfinite())
+
+
+def check_direction(name: str, direction: Tensor) -> None:
+    """Raise ValueError for a direction [P], of gradients that are finite, which its dtype cannot hold."""
+    if not bool(direction.sum().isfinite()) and not bool(direction.isfinite().all()):
+        way = "divide the losses by a constant"
+        if direction.dtype != torch.float64:
+            way = f"pass the gradients in float{32 if direction.dtype == torch.float16 else 64}, or {way}"
+        raise ValueError(f"the direction of {name} exceeds {str(direction.dtype)[6:]}: {way}.")
+
+
+def _non_finite_rows(kind: str, finite: Tensor) -> Tensor:
     if kind == "gram":  # a bad gradient spoils its row and column; the diagonal tells whose it is
-        diagonal = _tasks(~finite.diagonal())
-        if diagonal:
+        diagonal = ~finite.diagonal()
+        if bool(diagonal.any()):
             return diagonal
-    return _tasks(~(finite if finite.dim() == 1 else finite.all(dim=1)))
+    return ~(finite if finite.dim() == 1 else finite.all(dim=1))
 
 
-def _tasks(chosen: Tensor) -> list[int]:
-    return list(map(int, chosen.nonzero().flatten()))
+def _numbers(chosen: Tensor, tasks: Sequence[int] | None = None) -> list[int]:
+    """Return the tasks of the chosen rows."""
+    rows = list(map(int, chosen.nonzero().flatten()))
+    return rows if tasks is None else [int(tasks[row]) for row in rows]

@@ -1,7 +1,7 @@
 """Bases of three families: methods around another one, with periodic solves, on sampled tasks."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,9 +12,26 @@ from mtrl.combiners._state import HostCounter, LossOrigin, draw_tasks, next_task
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner
 from mtrl.combiners.registry import make_combiner
 
+# What a base may require of its caller, and how a message says it.
+_REQUIREMENTS = {
+    "reads_losses": "reads the losses",
+    "positive_losses": "needs losses of at least 0",
+    "looks_again": "looks at the losses after the step",
+    "preconditioned": "is an optimiser of its own",
+}
 
-def make_base(wrapper: str, base: str, base_options: Mapping[str, Any] | None, num_tasks: int) -> Combiner:
+
+def make_base(
+    wrapper: str,
+    base: str,
+    base_options: Mapping[str, Any] | None,
+    num_tasks: int,
+    meets: Collection[str] = tuple(_REQUIREMENTS),
+) -> Combiner:
     """Return an instance of the base method, by its name or "package.module:Name", of the wrapper so named.
+
+    `meets` holds the requirements of a base that the wrapper meets. No wrapper gives its base more than one
+    Jacobian of all tasks.
 
     Raises:
         ValueError: an unknown base or option, a value outside its rule, or a base that does not fit.
@@ -24,11 +41,21 @@ def make_base(wrapper: str, base: str, base_options: Mapping[str, Any] | None, n
     if base == wrapper:
         raise ValueError(f"base must be another method than {wrapper!r}; found {base!r}.")
     made = make_combiner(base, num_tasks=num_tasks, **dict(base_options or {}))
-    if made.needs_also:
+    if made.needs_also or made.num_batches > 1:
+        more = made.needs_also or f"{made.num_batches} independent batches"
         raise ValueError(
-            f"base must be a method that takes one Jacobian; found {base!r}, which needs {made.needs_also}."
+            f"base must be a method that takes one Jacobian; found {base!r}, which needs {more}."
         )
+    _refuse_unmet(wrapper, base, made, meets)
     return made
+
+
+def _refuse_unmet(wrapper: str, base: str, made: Combiner, meets: Collection[str]) -> None:
+    for requirement, words in _REQUIREMENTS.items():
+        if getattr(made, requirement) and requirement not in meets:
+            raise ValueError(
+                f"base must be a method that works within {wrapper}; found {base!r}, which {words}."
+            )
 
 
 def make_gram_base(
@@ -38,12 +65,13 @@ def make_gram_base(
     made = make_base(wrapper, base, base_options, num_tasks)
     if not isinstance(made, GramCombiner):
         raise ValueError(f"base must be a method whose weights depend on the Gramian alone; found {base!r}.")
+    _refuse_unmet(wrapper, base, made, meets=())  # `weights` of a Gramian is all that the wrapper calls
     return made
 
 
 def forward_requirements(wrapper: Combiner, base: Combiner) -> None:
     """Give a wrapper the requirements of its base."""
-    for requirement in ("reads_losses", "positive_losses", "looks_again", "preconditioned", "shift"):
+    for requirement in (*_REQUIREMENTS, "shift", "multiplies_gradients", "jacobians"):
         setattr(wrapper, requirement, getattr(base, requirement))
 
 
@@ -153,10 +181,7 @@ class Sampled(JacobianCombiner):
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _draw(self) -> Tensor:
-        """Return the tasks of this update, int64 [n], and advance the counter."""
+        """Return the tasks of this update, int64 [n]; the update ends with `step.add_(1)`."""
         if len(self.order):
-            tasks = next_tasks(self.order, self._singles, self.step, self.stream)
-        else:
-            tasks = draw_tasks(self.num_tasks, self._singles, self.step, self.stream)
-        self.step.add_(1)
-        return tasks
+            return next_tasks(self.order, self._singles, self.step, self.stream)
+        return draw_tasks(self.num_tasks, self._singles, self.step, self.stream)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice
-from mtrl.combiners.solvers.gramian import column_blocks
 
 _WORD = 2**64 - 1
 _HALF = (torch.float16, torch.bfloat16)
@@ -158,8 +157,7 @@ class HostCounter(Stateful):
 def move_rows(state: Tensor, kept: Tensor, added: Tensor, rows: Tensor) -> None:
     """Set `state` [T, P] to kept state + added rows in place; `kept` is [1] and `added` [T]."""
     kept, added = kept.to(state.dtype), added.to(state.dtype).unsqueeze(-1)
-    for columns in column_blocks(rows):
-        state[:, columns].mul_(kept).add_(rows[:, columns].to(state.dtype) * added)
+    state.mul_(kept).addcmul_(rows, added)
 
 
 # Adam's defaults (Kingma and Ba, ICLR 2015), used by all methods that learn their weights.

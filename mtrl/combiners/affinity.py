@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_decay
+from mtrl.combiners._checks import check_decay, check_direction
 from mtrl.combiners._families import Wrapper
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+from mtrl.combiners.solvers.gramian import weighted_sum
 
 
 class Affinity(Wrapper):
@@ -29,7 +29,7 @@ class Affinity(Wrapper):
     """
 
     name = "affinity"
-    multiplies_gradients = True
+    _checks_itself = True
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Affinity(Wrapper):
         decay: float = 0.999,
     ) -> None:
         super().__init__(num_tasks=num_tasks, base=base, base_options=base_options)
-        self.reads_losses = True
+        self.reads_losses = self.multiplies_gradients = True
         self.decay = check_decay("decay", decay)
         self.gains = nn.Buffer(torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
         self.cosines = nn.Buffer(torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
@@ -48,13 +48,16 @@ class Affinity(Wrapper):
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
-        gram = gramian(jacobian)
+        gram = self._gramian(jacobian)
         self._note(gram.to(torch.float64), losses.to(torch.float64))
-        if isinstance(self.base, GramCombiner):
-            direction = weighted_sum(self.base.weights(gram), jacobian)
-        else:
-            direction = self.base.combine(jacobian, losses)
+        with self.base.unchecked():  # `combine` has checked the same gradients
+            if isinstance(self.base, GramCombiner) and self.base.gramian_suffices:
+                direction = weighted_sum(self.base.weights(gram), jacobian)
+            else:
+                direction = self.base.combine(jacobian, losses)
         self.last_weights.copy_(self.base.last_weights)
+        if self._checked:
+            check_direction(self.name, direction)
         return direction
 
     def _note(self, gram: Tensor, losses: Tensor) -> None:

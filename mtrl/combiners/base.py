@@ -15,7 +15,15 @@ from typing import Any, ClassVar, Literal, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_input
+from mtrl.combiners._checks import (
+    check_direction,
+    check_finite,
+    check_gradients,
+    check_input,
+    check_losses,
+    check_products,
+    sum_shows_finite,
+)
 from mtrl.combiners._state import Stateful, stream_key
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
@@ -77,8 +85,16 @@ class Combiner(Stateful, ABC):
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
     capturable: bool = True  # it waits for the device in `solvers.backends.by_host` only: CUDA graphs hold it
     solves: bool = False  # has weights of `solvers`, which a CUDA device finds itself up to MOST_TASKS tasks
-    multiplies_gradients: bool = False  # it forms products of gradients, which overflow for long ones
+    multiplies_gradients: bool = False  # it forms products or squares of gradients, which overflow
     shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
+    # Whether `_combine` checks gradients and direction itself, by sums that it forms anyway. This belongs to
+    # one implementation of `_combine`, next to which it stands, and not to those that replace it.
+    _checks_itself: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        owner = next(base for base in cls.__mro__ if "_combine" in vars(base))
+        cls._checks_itself = bool(vars(owner).get("_checks_itself", False))
 
     def __init__(self, *, num_tasks: int) -> None:
         if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
@@ -107,7 +123,7 @@ class Combiner(Stateful, ABC):
                 f"{self.name} needs {self.needs_also}, which a Jacobian does not contain: "
                 "use mtrl.mtl_step, or `direction` with an evaluator of your own."
             )
-        if self._checked and self._awaits_losses:
+        if self._awaits_losses:
             raise ValueError(
                 f"{self.name} learns from the losses after each step: call after_step(losses) on the same "
                 "batch before the next one, or use mtrl.mtl_step."
@@ -119,8 +135,8 @@ class Combiner(Stateful, ABC):
         jacobian = self._taken("jacobian", jacobian)
         direction = self._combine(jacobian, losses)
         self._awaits_losses = self.looks_again
-        if self._checked and direction.dtype == torch.float16 and not bool(direction.isfinite().all()):
-            raise ValueError(f"the direction of {self.name} exceeds float16: pass the gradients in float32.")
+        if self._checked and not self._checks_itself:
+            check_direction(self.name, direction)
         return direction
 
     @abstractmethod
@@ -142,7 +158,7 @@ class Combiner(Stateful, ABC):
         losses = self._taken("losses", losses)
         # A `direction` of its own does not pass `combine`, which notes that losses are due.
         noted = self.looks_again and type(self).direction is Combiner.direction
-        if self._checked and noted and not self._awaits_losses:
+        if noted and not self._awaits_losses:
             raise ValueError(
                 f"{self.name} learns once per step: after_step must follow `combine` or `weights`; found no "
                 "step since the last call."
@@ -172,7 +188,7 @@ class Combiner(Stateful, ABC):
     @property
     def gramian_suffices(self) -> bool:
         """Whether the direction is `weights(gram) @ jacobian`: then no Jacobian has to be stored."""
-        return self.needs == "gram" and self.num_batches == 1
+        return self.needs == "gram" and self.num_batches == 1 and not self.reads_losses
 
     @property
     def refuses_signed_losses(self) -> bool:
@@ -226,10 +242,35 @@ class Combiner(Stateful, ABC):
     def _taken(self, kind: str, value: Tensor) -> Tensor:
         """Return an input detached, and checked unless in `unchecked`."""
         if self._checked:
-            squared = kind == "jacobian" and self.multiplies_gradients
-            signed = not self.refuses_signed_losses
-            check_input(self.name, kind, value, self.num_tasks, signed=signed, squared=squared)
+            check_input(self.name, kind, value, self.num_tasks)
+            if kind == "losses":
+                check_losses(self.name, value, signed=not self.refuses_signed_losses)
+            elif kind == "gram":
+                check_finite(kind, value)
+            elif not self._checks_itself:
+                self._check_gradients(value)
         return value.detach()
+
+    def _check_gradients(self, rows: Tensor, tasks: Tensor | None = None) -> None:
+        """Check the numbers of gradients [N, P], those of `tasks` [N] or of all."""
+        numbers = None if tasks is None else tasks.tolist()
+        check_gradients(self.name, rows, products=self.multiplies_gradients, tasks=numbers)
+
+    def _seen(self, rows: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """Return gradients [N, P] of `jacobian_at`, checked unless in `unchecked`.
+
+        For a `direction` that does not pass `combine`; call it before the state changes.
+        """
+        if self._checked:
+            self._check_gradients(rows, tasks)
+        return rows
+
+    def _gramian(self, jacobian: Tensor) -> Tensor:
+        """Return the Gramian [T, T] of a Jacobian [T, P], which it checks unless in `unchecked`."""
+        gram = gramian(jacobian)
+        if self._checked:
+            check_products(self.name, gram, jacobian)
+        return gram
 
 
 class LossCombiner(Combiner):
@@ -237,28 +278,46 @@ class LossCombiner(Combiner):
 
     needs = "losses"
     reads_losses = True
+    _checks_itself = True
 
     @final
     def weights(self, losses: Tensor) -> Tensor:
         """Return the task weights [T] for losses [T]; the direction is the weighted sum of gradients.
 
+        Weights have the dtype of the losses, float32 for half precision.
+
         Raises:
             ValueError: wrong shape or dtype, or non-finite entries (names the tasks).
         """
-        losses = self._taken("losses", losses)
-        weights = self._weights(losses)
+        weights = self._noted(self._taken("losses", losses))
         self._awaits_losses = self.looks_again
-        self.last_weights.copy_(weights)
         return weights
 
     @abstractmethod
     def _weights(self, losses: Tensor) -> Tensor:
         """Return the task weights [T] for losses [T]."""
 
+    def _noted(self, losses: Tensor) -> Tensor:
+        # float16 has no weights above 65504, such as those of losses below 1e-5.
+        weights = self._weights(losses).to(torch.promote_types(losses.dtype, torch.float32))
+        self.last_weights.copy_(weights)
+        return weights
+
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         # A method that does not read losses takes only their dtype.
         given = losses if losses is not None else jacobian.new_ones(self.num_tasks)
-        return weighted_sum(self.weights(given), jacobian)
+        before = [buffer.clone() for buffer in self.buffers()] if self._checked else []
+        weights = self._noted(given)
+        direction = weighted_sum(weights, jacobian)
+        if self._checked and not sum_shows_finite(weights, jacobian, direction):
+            try:
+                self._check_gradients(jacobian)
+            except ValueError:
+                for buffer, value in zip(self.buffers(), before, strict=True):
+                    buffer.copy_(value)  # a refusal leaves no trace
+                raise
+            check_direction(self.name, direction)
+        return direction
 
 
 class GramCombiner(Combiner):
@@ -266,6 +325,7 @@ class GramCombiner(Combiner):
 
     needs = "gram"
     multiplies_gradients = True
+    _checks_itself = True
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)
@@ -281,19 +341,25 @@ class GramCombiner(Combiner):
         Raises:
             ValueError: wrong shape or dtype, or non-finite entries (names the tasks).
         """
-        gram = self._taken("gram", gram)
-        weights = self._weights(gram)
+        weights = self._noted(self._taken("gram", gram))
         self._awaits_losses = self.looks_again
-        self.last_weights.copy_(weights)
-        self._last_gram.copy_(gram)
         return weights
 
     @abstractmethod
     def _weights(self, gram: Tensor) -> Tensor:
         """Return the task weights [T] for the Gramian [T, T]."""
 
+    def _noted(self, gram: Tensor) -> Tensor:
+        weights = self._weights(gram)
+        self.last_weights.copy_(weights)
+        self._last_gram.copy_(gram)
+        return weights
+
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        return weighted_sum(self.weights(gramian(jacobian)), jacobian)
+        direction = weighted_sum(self._noted(self._gramian(jacobian)), jacobian)
+        if self._checked:
+            check_direction(self.name, direction)
+        return direction
 
     def metrics(self) -> dict[str, Tensor]:
         """Device tensors about the last call: weights, conflict between tasks, length of the direction.

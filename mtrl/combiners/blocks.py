@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mtrl.combiners._checks import check_finite
 from mtrl.combiners._families import forward_requirements, make_base
 from mtrl.combiners._state import scrambled
 from mtrl.combiners.base import Combiner, JacobianCombiner
@@ -40,7 +41,7 @@ class Blocks(JacobianCombiner):
         super().__init__(num_tasks=num_tasks)
         self._base, self._options = base, base_options
         template = make_base(self.name, base, base_options, num_tasks)  # refuses what does not fit
-        self.capturable, self.jacobians = template.capturable, template.jacobians
+        self.capturable = template.capturable
         forward_requirements(self, template)
         self.bases = nn.ModuleList()
         self._sizes: list[int] = []
@@ -98,11 +99,23 @@ class Blocks(JacobianCombiner):
         for base, block in zip(self.bases, blocks, strict=True):
             cast(Combiner, base).prepare(block)
 
+    def _check_gradients(self, rows: Tensor, tasks: Tensor | None = None) -> None:
+        try:
+            super()._check_gradients(rows, tasks)
+        except ValueError:
+            check_finite("jacobian", rows)
+            # Products within the blocks may be finite where those of whole rows are not.
+            for base, block in zip(self.bases, rows.split(self._columns(rows.shape[1]), dim=1), strict=True):
+                cast(Combiner, base)._check_gradients(block, tasks)
+
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         sizes = self._columns(jacobian.shape[1])
         bases = [cast(Combiner, base) for base in self.bases]
-        blocks = zip(bases, jacobian.split(sizes, dim=1), strict=True)
-        direction = torch.cat([base.combine(block, losses) for base, block in blocks])
+        directions = []
+        for base, block in zip(bases, jacobian.split(sizes, dim=1), strict=True):
+            with base.unchecked():  # the blocks were checked together, before any base moves
+                directions.append(base.combine(block, losses))
+        direction = torch.cat(directions)
         weights = [base.last_weights * (size / sum(sizes)) for base, size in zip(bases, sizes, strict=True)]
         self.last_weights.copy_(torch.stack(weights).sum(dim=0))
         return direction

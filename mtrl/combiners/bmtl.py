@@ -49,7 +49,7 @@ class BMTL(LossCombiner):
         apart = exact - exact.amax()
         if self.unit == "deviation":
             apart = apart / self._deviation(exact)
-        return torch.softmax(apart / self.temperature, dim=0).to(losses.dtype)
+        return torch.softmax(apart / self.temperature, dim=0)
 
     def _deviation(self, losses: Tensor) -> Tensor:
         self.variance.lerp_(losses.var(correction=0), 1.0 - self.decay)

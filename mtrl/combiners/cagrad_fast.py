@@ -60,13 +60,25 @@ class CAGradFast(Sampled):
         mean = jacobian_at.weighted(lambda losses: torch.full_like(losses, 1.0 / self.num_tasks))
         tasks = self._draw()
         rows = jacobian_at(tasks=tasks) if self._singles else mean.new_empty(0, len(mean))
-        return self._direction(rows, mean, tasks)
+        return self._direction(self._seen(rows, tasks), mean, tasks)
+
+    def _check_pooled(self, gram: Tensor, tasks: Tensor) -> None:
+        if not bool(gram.isfinite().all()):
+            others = sorted(set(range(self.num_tasks)) - set(tasks.tolist()))
+            raise ValueError(
+                f"{self.name} needs products of gradients; those of the mean gradient of tasks {others} "
+                f"are not finite in {str(gram.dtype)[6:]}. Fix or drop non-finite gradients, or divide the "
+                "losses by a constant."
+            )
 
     def _direction(self, rows: Tensor, mean: Tensor, tasks: Tensor) -> Tensor:
         rest = self.num_tasks - self._singles
         pooled = (self.num_tasks * mean - rows.sum(dim=0)) / rest
         gradients = torch.cat((rows, pooled.unsqueeze(0)))
         gram = gramian(gradients)
+        if self._checked:
+            self._check_pooled(gram, tasks)
+        self.step.add_(1)
         eps = torch.finfo(gram.dtype).eps
         weights = best_around(gram, self.c, eps=eps, reference=self._reference)[0] / self._divisor
         # The tasks that were not sampled share the weight of the pooled gradient.

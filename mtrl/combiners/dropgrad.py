@@ -1,6 +1,6 @@
 """DropGrad: noise on every task's gradient before another method combines them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_choice, check_count, check_number
 from mtrl.combiners._families import Wrapper
 from mtrl.combiners._state import words
-from mtrl.combiners.solvers.gramian import column_blocks
+from mtrl.combiners.base import LossCombiner
+from mtrl.combiners.solvers.gramian import column_blocks, weighted_sum
 
+_BITS_OF_ONE = 0x3F800000  # 1.0 in float32
 _LARGEST = 1.0 - 2.0**-24  # of the float32 numbers below 1
 
 
@@ -34,7 +36,6 @@ class DropGrad(Wrapper):
     """
 
     name = "dropgrad"
-    jacobians = 2  # the gradients and the noisy ones
 
     def __init__(
         self,
@@ -54,15 +55,32 @@ class DropGrad(Wrapper):
         self.kind, self.schedule = kind, schedule
         self.ramp = check_count("ramp", ramp)
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
+        if not isinstance(self.base, LossCombiner):
+            self.jacobians = 1 + self.base.jacobians  # the gradients, and what the base makes of noisy ones
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        if self.rate > 0.0:
-            jacobian = self._noisy(jacobian)
-        direction = self.base.combine(jacobian, losses)
+        if self.rate == 0.0:
+            with self.base.unchecked():  # `combine` has checked the same gradients
+                direction = self.base.combine(jacobian, losses)
+        elif isinstance(self.base, LossCombiner):
+            # Its weights are known first, so that noisy gradients need no memory, whose first use takes
+            # longer than the noise.
+            given = losses if losses is not None else jacobian.new_ones(self.num_tasks)
+            weights = self.base.weights(given)
+            direction = torch.empty_like(jacobian[0])
+            for columns, noisy in self._noisy_blocks(jacobian):
+                direction[columns] = weighted_sum(weights, noisy)
+        else:
+            noisy = torch.empty_like(jacobian)
+            for columns, block in self._noisy_blocks(jacobian):
+                noisy[:, columns] = block
+            direction = self.base.combine(noisy, losses)
+        self.step.add_(1)
         self.last_weights.copy_(self.base.last_weights)
         return direction
 
-    def _noisy(self, jacobian: Tensor) -> Tensor:
+    def _noisy_blocks(self, jacobian: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the columns and the noisy gradients of each block of columns."""
         rate = torch.full_like(self.step, self.rate, dtype=torch.float64)
         if self.schedule == "linear":
             rate = rate * (self.step / self.ramp).clamp(max=1.0)
@@ -70,7 +88,6 @@ class DropGrad(Wrapper):
         # Of the 2^32 numbers that can be drawn those below this one keep an entry.
         bound = (kept * 2.0**32 - 2.0**31).clamp(max=2.0**31 - 1.0).to(torch.int32)
         inverse, spread = kept.reciprocal().to(jacobian.dtype), (2.0 * rate / kept).sqrt().float()
-        noisy = torch.empty_like(jacobian)
         # A hash per column times an odd hash per row, modulo 2^32: hashing every entry takes a hundred times
         # as long as the mean. Within a row the numbers are as independent as the hashes of the columns.
         own = -torch.arange(1, len(jacobian) + 1, dtype=torch.int64, device=jacobian.device)
@@ -79,10 +96,10 @@ class DropGrad(Wrapper):
             keys = torch.arange(columns.start + 1, columns.stop + 1, device=jacobian.device)
             drawn = words(keys, self.step, self.stream) * factors
             if self.kind == "binary":
-                torch.mul(jacobian[:, columns], drawn.lt_(bound), out=noisy[:, columns]).mul_(inverse)
+                # 1 where an entry stays: written as the bits of 1.0, the integers need no conversion.
+                noise = drawn.lt_(bound).mul_(_BITS_OF_ONE).view(torch.float32)
+                yield columns, (jacobian[:, columns] * noise).mul_(inverse).to(jacobian.dtype)
             else:  # sqrt(2) erfinv of uniform numbers on (-1, 1) is normal
                 uniform = drawn.float().mul_(2.0**-31).clamp_(-_LARGEST, _LARGEST)
                 noise = uniform.erfinv_().mul_(spread).add_(1.0)
-                torch.mul(jacobian[:, columns], noise, out=noisy[:, columns])
-        self.step.add_(1)
-        return noisy
+                yield columns, (jacobian[:, columns] * noise).to(jacobian.dtype)

@@ -51,4 +51,4 @@ class DWA(PositiveLosses, LossCombiner):
         ratio = self.running / torch.where(second, self.latest, 1.0)
         self.ratio.copy_(torch.where(complete & second, ratio, self.ratio))
         self.latest.copy_(torch.where(complete, self.running, self.latest))
-        return torch.softmax(self.ratio / self.temperature, dim=0).to(losses.dtype)
+        return torch.softmax(self.ratio / self.temperature, dim=0)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import gramian, lengths_of, weighted_sum
+from mtrl.combiners.solvers.gramian import lengths_and_cosines, weighted_sum
 
 
 class EMTL(JacobianCombiner):
@@ -35,7 +35,7 @@ class EMTL(JacobianCombiner):
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
-        lengths = lengths_of(jacobian)
+        lengths, cosine = lengths_and_cosines(jacobian)
         present = lengths > 0.0
         count = present.sum().clamp(min=1).to(torch.float64)
         # Lengths and losses in units of their means over tasks with a gradient. Squares must not overflow.
@@ -46,15 +46,12 @@ class EMTL(JacobianCombiner):
         contributions = exact / torch.where(size > 0.0, size, 1.0) * inverse
         apart = torch.where(present, contributions - contributions.sum() / count, 0.0)
         extra = 2.0 * self.lam / count * apart * inverse
-        weights = (1.0 + self._share(extra, jacobian, lengths) * extra) / self.num_tasks
+        weights = (1.0 + self._share(extra, lengths, cosine) * extra) / self.num_tasks
         self.last_weights.copy_(weights)
         return weighted_sum(weights, jacobian)
 
-    def _share(self, extra: Tensor, jacobian: Tensor, lengths: Tensor) -> Tensor:
+    def _share(self, extra: Tensor, lengths: Tensor, cosine: Tensor) -> Tensor:
         """Return the share in [0, 1] of the `extra` weights [T] that both bounds allow."""
-        dtype = torch.promote_types(jacobian.dtype, torch.float32)
-        units = jacobian / torch.where(lengths > 0.0, lengths, 1.0).to(dtype).unsqueeze(-1)
-        cosine = gramian(units).to(torch.float64)
         relative = lengths / lengths.amax().clamp(min=1e-300)
         # Each task's improvement under the mean, and what `extra` adds to it.
         before, change = cosine @ relative, cosine @ (extra * relative)

@@ -24,6 +24,7 @@ class ExcessMTL(JacobianCombiner):
     """
 
     name = "excess_mtl"
+    multiplies_gradients = True
     row_state = ("squares",)
 
     def __init__(self, *, num_tasks: int, eta: float = 0.01) -> None:

@@ -49,7 +49,7 @@ class FAMO(PositiveLosses, LossCombiner):
 
     def _weights(self, losses: Tensor) -> Tensor:
         self.before.copy_(losses.detach())
-        return torch.softmax(self.xi.value - self.origin(losses).log(), dim=0).to(losses.dtype)
+        return torch.softmax(self.xi.value - self.origin(losses).log(), dim=0)
 
     def _after_step(self, losses: Tensor) -> None:
         after = self.origin(losses).log()  # first: it may lower the origin of both

@@ -49,19 +49,18 @@ class FSMTL(JacobianCombiner):
         self.rho = check_number("rho", rho, low=0.0)
         self.adaptive = check_flag("adaptive", adaptive)
         self.local = check_number("local", 1.0 if local is None else local, low=0.0, high=1.0)
-        self.loss_part = make_base(self.name, base, base_options, num_tasks)
-        if self.loss_part.positive_losses or self.loss_part.preconditioned:
-            raise ValueError(
-                f"base must be a method that takes losses of any sign and is no optimiser; found {base!r}."
-            )
-        self.flat_part = make_base(self.name, base, base_options, num_tasks)
+        # Neither the sum of two optimisers' steps nor the losses of a difference have a meaning.
+        parts = [make_base(self.name, base, base_options, num_tasks, meets=("reads_losses",)) for _ in "GH"]
+        self.loss_part, self.flat_part = parts
         self.reads_losses = self.loss_part.reads_losses
+        self.multiplies_gradients = self.loss_part.multiplies_gradients
         self.capturable = self.loss_part.capturable
         self.jacobians = 1 if self.rho == 0.0 else 4  # gradients, offsets, ascended gradients, difference
         self.needs_also = "gradients at moved parameters" if self.rho > 0.0 else ""
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        return self.loss_part.combine(jacobian, losses)
+        with self.loss_part.unchecked():  # `combine` has checked the same gradients
+            return self.loss_part.combine(jacobian, losses)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return base(G) + base(H) [P]; task heads ascend too."""

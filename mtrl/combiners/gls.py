@@ -19,4 +19,4 @@ class GLS(PositiveLosses, LossCombiner):
 
     def _weights(self, losses: Tensor) -> Tensor:
         logarithms: Tensor = self.origin(losses).log()
-        return ((logarithms.mean() - logarithms).exp() / self.num_tasks).to(losses.dtype)
+        return (logarithms.mean() - logarithms).exp() / self.num_tasks

@@ -25,4 +25,4 @@ class IMTLL(UW):
         """Return exp(s) / T, shape [T], for losses [T]; then s takes its step."""
         scales = self.s.value.exp()
         self.s.update(scales * self.origin(losses) - 1.0)
-        return (scales / self.num_tasks).to(losses.dtype)
+        return scales / self.num_tasks

@@ -30,6 +30,7 @@ class MConFIG(JacobianCombiner):
     name = "m_config"
     multiplies_gradients = True
     preconditioned = True
+    evaluates_all = False
     row_state = ("means",)
     vector_state = ("pseudo", "second")
 
@@ -47,7 +48,8 @@ class MConFIG(JacobianCombiner):
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the step [P]; evaluates only the task whose turn it is."""
-        return self._renewed(jacobian_at(tasks=self.step % self.num_tasks))
+        task = self.step % self.num_tasks
+        return self._renewed(self._seen(jacobian_at(tasks=task), task))
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         return self._renewed(jacobian.index_select(0, self.step % self.num_tasks))

@@ -21,4 +21,4 @@ class Mean(LossCombiner):
         self._fixed = nn.Buffer(check_weights("weights", weights, num_tasks), persistent=False)
 
     def _weights(self, losses: Tensor) -> Tensor:
-        return self._fixed.to(losses.dtype, copy=True)
+        return self._fixed.clone()

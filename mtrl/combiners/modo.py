@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_choice, check_number
+from mtrl.combiners._checks import check_choice, check_direction, check_number
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
 from mtrl.combiners.solvers.gramian import inner_products, weighted_sum
 from mtrl.combiners.solvers.hull import project
@@ -25,6 +25,7 @@ class MoDo(JacobianCombiner):
     """
 
     name = "modo"
+    _checks_itself = True
     multiplies_gradients = True
 
     def __init__(
@@ -42,14 +43,17 @@ class MoDo(JacobianCombiner):
         """Return the direction [P] for the Jacobians of three batches, or of one."""
         if self.num_batches == 1:
             return super().direction(jacobian_at)
-        first, second, third = (jacobian_at(batch=batch) for batch in range(3))
-        return self._step(first, second, third)
+        first, second, third = (self._seen(jacobian_at(batch=batch)) for batch in range(3))
+        return self._step(inner_products(first, second), third)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        return self._step(jacobian, jacobian, jacobian)
+        return self._step(self._gramian(jacobian), jacobian)
 
-    def _step(self, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
-        slope = inner_products(first, second).to(torch.float64) @ self.w + self.rho * self.w
+    def _step(self, products: Tensor, jacobian: Tensor) -> Tensor:
+        slope = products.to(torch.float64) @ self.w + self.rho * self.w
         self.w.copy_(project(self.w - self.gamma * slope))
         self.last_weights.copy_(self.w)
-        return weighted_sum(self.w, third)
+        direction = weighted_sum(self.w, jacobian)
+        if self._checked:
+            check_direction(self.name, direction)
+        return direction

@@ -28,7 +28,6 @@ class Momentum(Wrapper):
 
     name = "momentum"
     row_state = ("average",)
-    jacobians = 2  # the gradients and their corrected means
 
     def __init__(
         self,
@@ -40,6 +39,7 @@ class Momentum(Wrapper):
     ) -> None:
         super().__init__(num_tasks=num_tasks, base=base, base_options=base_options)
         self.decay = check_decay("decay", decay)
+        self.jacobians = 1 + self.base.jacobians  # the gradients, and what the base makes of their means
         self.average: Tensor
         self.share = nn.Buffer(torch.zeros(1, dtype=torch.float64))  # of the means that is data
 
@@ -48,6 +48,7 @@ class Momentum(Wrapper):
         self.average.lerp_(jacobian.to(self.average.dtype), 1.0 - self.decay)
         self.share.mul_(self.decay).add_(1.0 - self.decay)
         average = self.average / self.share.to(self.average.dtype)
-        direction = self.base.combine(average.to(jacobian.dtype), losses)
+        with self.base.unchecked():  # no mean is longer than the longest gradient, and all were checked
+            direction = self.base.combine(average.to(jacobian.dtype), losses)
         self.last_weights.copy_(self.base.last_weights)
         return direction

@@ -26,4 +26,4 @@ class RLW(LossCombiner):
     def _weights(self, losses: Tensor) -> Tensor:
         drawn = normals(self.num_tasks, self.step, self.stream).softmax(dim=0)
         self.step.add_(1)
-        return drawn.to(losses.dtype)
+        return drawn

@@ -68,7 +68,7 @@ class SDMGrad(GramCombiner):
         """Return the direction [P] for the Jacobians of one batch or of three."""
         if self.num_batches == 1:
             return super().direction(jacobian_at)
-        first, second, third = (jacobian_at(batch=batch) for batch in range(3))
+        first, second, third = (self._seen(jacobian_at(batch=batch)) for batch in range(3))
         direction = weighted_sum(self.weights(inner_products(first, second)), third)
         # Products of two batches have no norms and no cosines: metrics are about the batch of the direction.
         self._last_gram.copy_(gramian(third))

@@ -45,11 +45,12 @@ class SDMGradOS(Sampled):
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P]; evaluates only the tasks of this update."""
         tasks = self._draw()
-        return self._direction(jacobian_at(tasks=tasks), tasks)
+        return self._direction(self._seen(jacobian_at(tasks=tasks), tasks), tasks)
 
     def _direction(self, rows: Tensor, tasks: Tensor) -> Tensor:
         gram = gramian(rows)
         w = shortest_in_hull(shifted(gram.to(torch.float64), self.lam), eps=torch.finfo(gram.dtype).eps)
         weights = torch.add(w, self.lam / len(w)).div(1.0 + self.lam)
+        self.step.add_(1)
         self.last_weights.zero_().index_copy_(0, tasks, weights.to(self.last_weights.dtype))
         return weighted_sum(weights, rows)

@@ -37,4 +37,4 @@ class SLAW(LossCombiner):
         self.variance.add_(rate * change.square()).mul_(1.0 - rate)
         # The authors' lower bound. All deviations are 0 at the first call, which makes the weights equal.
         inverse = self.variance.sqrt().clamp(min=1e-5).reciprocal()
-        return (inverse / inverse.sum()).to(losses.dtype)
+        return inverse / inverse.sum()

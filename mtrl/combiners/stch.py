@@ -48,5 +48,5 @@ class STCH(PositiveLosses, LossCombiner):
         self.mean.copy_(torch.where(warming, self.mean.lerp(measured, 1.0 / self.step), self.mean))
         relative = torch.softmax((measured / self.mean).log() / self.mu, dim=0)
         shares = torch.where(warming, 1.0 / self.num_tasks, relative)
-        weights: Tensor = shares / measured  # in float64: float16 has no weights of losses below 1e-5
+        weights: Tensor = shares / measured
         return weights

@@ -64,7 +64,8 @@ class Turns(HostCounter, JacobianCombiner):
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P]; evaluates only the tasks of the group whose turn it is."""
         tasks = self.get_buffer(self._groups[self.counter])
-        return self._of_group(jacobian_at(tasks=tasks), jacobian_at.losses[tasks])
+        rows = self._seen(jacobian_at(tasks=tasks), tasks)
+        return self._of_group(rows, self._taken("losses", jacobian_at.losses)[tasks])
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         tasks = self.get_buffer(self._groups[self.counter])
@@ -72,7 +73,8 @@ class Turns(HostCounter, JacobianCombiner):
 
     def _of_group(self, rows: Tensor, losses: Tensor | None) -> Tensor:
         base, tasks = self._base(self.counter), self.get_buffer(self._groups[self.counter])
-        direction = base.combine(rows, losses)
+        with base.unchecked():  # rows and losses were checked before
+            direction = base.combine(rows, losses)
         self.last_weights.zero_().index_copy_(0, tasks, base.last_weights)
         self.advance()
         return direction

@@ -33,4 +33,4 @@ class UW(PositiveLosses, LossCombiner):
     def _weights(self, losses: Tensor) -> Tensor:
         precision = (-self.s.value).exp()
         self.s.update((1.0 - precision * self.origin(losses)) / 2.0)
-        return (precision / (2.0 * self.num_tasks)).to(losses.dtype)
+        return precision / (2.0 * self.num_tasks)

@@ -33,4 +33,4 @@ class UWSO(PositiveLosses, LossCombiner):
 
     def _weights(self, losses: Tensor) -> Tensor:
         inverse = self.origin(losses).reciprocal()
-        return torch.softmax(inverse / self.temperature, dim=0).to(losses.dtype)
+        return torch.softmax(inverse / self.temperature, dim=0)

@@ -20,6 +20,8 @@ from mtrl.gradients.task_jacobian import (
     loss_vector,
     no_graph,
     read_graph,
+    times_unit,
+    within_range,
 )
 
 # Parameters that a loss function left out, and not because of a reentrant checkpoint.
@@ -115,7 +117,8 @@ class ModelGradients:
             nonlocal weights
             if weights is None:
                 weights = weights_of(losses.detach())
-            whole = weights.detach().to(losses.dtype) @ losses
+            parts, unit = within_range(weights.detach(), losses.dtype)
+            whole = parts @ losses
             gradients = torch.autograd.grad(
                 self._scaled(whole),
                 self._scope.shared,
@@ -123,7 +126,8 @@ class ModelGradients:
                 allow_unused=True,
             )
             self._used |= any(gradient is not None for gradient in gradients)
-            return self._unscaled(_flat(gradients, self._scope.shared)).unsqueeze(0)
+            gradient = self._unscaled(_flat(gradients, self._scope.shared))
+            return times_unit(gradient, unit).unsqueeze(0)
 
         return self._evaluate(0, row, 1)[0]
 

@@ -88,6 +88,35 @@ def jacobian_rows(
     return torch.cat(rows), used
 
 
+def within_range(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return weights [T] in `dtype` over a unit, and this unit; None: 1.
+
+    Weights of small losses exceed float16, which ends at 65504, where the weighted gradients do not.
+    """
+    if dtype != torch.float16:
+        return weights.to(dtype), None
+    largest = weights.abs().amax()
+    unit = torch.where(largest > 0.0, largest, 1.0)
+    return (weights / unit).to(dtype), unit
+
+
+def times_unit(gradient: Tensor, unit: Tensor | None) -> Tensor:
+    """Return a gradient of losses that were weighted over a unit, times this unit.
+
+    Raises:
+        ValueError: the product is not finite, though the gradient is.
+    """
+    if unit is None:
+        return gradient
+    product = gradient * unit.to(torch.float32)
+    if bool(gradient.isfinite().all()) and not bool(product.isfinite().all()):
+        raise ValueError(
+            f"the weighted gradient exceeds {str(product.dtype)[6:]}: no step was taken. Compute the losses "
+            "and the gradients in float32, or divide the losses by a constant."
+        )
+    return product
+
+
 def check_chunk(chunk_size: int | None, batched: bool) -> int | None:
     """Return tasks per backward pass, None for all; raise ValueError if they are no positive integer."""
     positive = isinstance(chunk_size, int) and not isinstance(chunk_size, bool) and chunk_size >= 1

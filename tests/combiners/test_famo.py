@@ -140,6 +140,6 @@ def test_a_step_is_learned_from_once(wrapper: str, call: str) -> None:
 def test_a_step_that_fails_awaits_no_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     combiner, losses = make_combiner("dropgrad", num_tasks=2, base="famo"), losses_after(1.0)
     with monkeypatch.context() as broken, pytest.raises(TypeError):
-        broken.setattr(FAMO, "_combine", None)
+        broken.setattr(FAMO, "_weights", None)
         combiner.combine(torch.eye(2), losses)
     combiner.combine(torch.eye(2), losses)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.combiners import make_combiner
+from mtrl.combiners import COMBINERS, GramCombiner, make_combiner
 from mtrl.combiners.affinity import Affinity
 from mtrl.combiners.dropgrad import DropGrad
 from mtrl.combiners.normscale import NormScale
 from mtrl.combiners.pivrg import PIVRG
 from tests.helpers.evaluators import Linear, Quadratics
+from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian
 
 WRAPPERS = ["affinity", "blocks", "dropgrad", "every", "fs_mtl", "momentum", "smoothed", "turns"]
@@ -46,6 +47,78 @@ def test_options_reach_the_base(name: str) -> None:
     alone = make_combiner("cagrad", num_tasks=4, c=0.2, rescale=0)
     losses = torch.ones(4, dtype=torch.float64)
     assert torch.equal(wrapped.combine(rows, losses), alone.combine(rows))
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_every_base_is_served_or_refused_when_the_method_is_made(name: str) -> None:
+    served = 0
+    for base in COMBINERS:
+        options = {"sizes": (3, -1)} if name == "blocks" else {}
+        try:
+            combiner = make_combiner(name, num_tasks=4, base=base, **options)
+        except ValueError as error:
+            assert str(error).startswith("base must be"), (base, error)
+            continue
+        served += 1
+        rows = jacobian("iid", 4, seed=0)
+        for losses in (losses_of(rows), 0.9 * losses_of(rows)):
+            assert combiner.direction(Linear(rows, losses=losses)).isfinite().all(), base
+            combiner.after_step(0.95 * losses)
+    assert served >= 15
+
+
+class Demanding(GramCombiner):
+    """The mean, with requirements of its caller; notes what it gets."""
+
+    name = "demanding"
+
+    def __init__(self, *, num_tasks: int, requirement: str) -> None:
+        super().__init__(num_tasks=num_tasks)
+        if requirement == "batches":
+            self.num_batches = 2
+        else:
+            setattr(self, requirement, True)
+        self.seen: list[str] = []
+
+    def _weights(self, gram: Tensor) -> Tensor:
+        return torch.full_like(gram[0], 1.0 / len(gram))
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        if losses is not None:
+            self.seen.append("reads_losses")
+        return super()._combine(jacobian, losses)
+
+    def _after_step(self, losses: Tensor) -> None:
+        self.seen.append("looks_again")
+
+
+@pytest.mark.parametrize(
+    "requirement", ["reads_losses", "positive_losses", "looks_again", "preconditioned", "batches"]
+)
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_base_of_ones_own_gets_all_that_it_requires_or_is_refused(name: str, requirement: str) -> None:
+    options: dict[str, Any] = {"base": f"{__name__}:Demanding", "base_options": {"requirement": requirement}}
+    if name == "blocks":
+        options["sizes"] = (3, -1)
+    if requirement == "batches":
+        with pytest.raises(ValueError, match=r"takes one Jacobian; found .*Demanding', which needs 2 indep"):
+            make_combiner(name, num_tasks=4, **options)
+        return
+    served = name not in ("every", "smoothed") and (name != "fs_mtl" or requirement == "reads_losses")
+    if not served:
+        with pytest.raises(ValueError, match=rf"works within {name}; found .*Demanding', which \w+ "):
+            make_combiner(name, num_tasks=4, **options)
+        return
+    combiner = make_combiner(name, num_tasks=4, **options)
+    assert getattr(combiner, requirement)
+    rows = jacobian("iid", 4, seed=0)
+    combiner.direction(Linear(rows))
+    combiner.after_step(torch.ones(4, dtype=torch.float64))
+    if requirement in ("reads_losses", "looks_again"):
+        assert any(requirement in base.seen for base in combiner.modules() if isinstance(base, Demanding))
+    if requirement == "positive_losses":
+        with pytest.raises(ValueError, match=r"losses of at least 0; found others in tasks \[2\]"):
+            combiner.direction(Linear(rows, losses=torch.tensor([1.0, 1.0, -1.0, 1.0]).double()))
 
 
 @pytest.mark.parametrize("name", ["every", "smoothed"])

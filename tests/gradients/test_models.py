@@ -286,3 +286,40 @@ def test_by_hand_a_nan_loss_is_named_and_not_the_rows_that_it_spoils() -> None:
     rows = task_jacobian(losses, model)
     with pytest.raises(ValueError, match=r"losses has non-finite entries in tasks \[1\]"):
         make_combiner("cagrad", num_tasks=TASKS).combine(rows, losses)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_weights_that_half_precision_cannot_hold_weigh_its_losses_all_the_same(size: float) -> None:
+    """STCH weighs a loss of 1e-7 by 1e7, and the gradient of its logarithm is of order one."""
+    torch.manual_seed(0)
+    half, double = nn.Linear(3, 2).half(), nn.Linear(3, 2).double()
+    double.load_state_dict(half.state_dict())
+    x, scales = torch.randn(8, 3).half(), torch.tensor([1.0, 1e-3])
+    for model in (half, double):
+        inputs = x.to(model.weight.dtype)
+
+        def losses(_: int, model: nn.Module = model, inputs: Tensor = inputs) -> Tensor:
+            found: Tensor = size * model(inputs).square().mean(0) * scales.to(inputs)
+            return found
+
+        mtl_step(
+            make_combiner("stch", num_tasks=2), losses, model, torch.optim.SGD(model.parameters(), lr=0.0)
+        )
+    found, expected = half.weight.grad, double.weight.grad
+    assert found is not None
+    assert expected is not None
+    torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
+def test_a_weighted_gradient_beyond_half_precision_is_refused_as_such() -> None:
+    model = nn.Linear(3, 2).half()
+    before = model.weight.detach().clone()
+    combiner = make_combiner("mean", num_tasks=2, weights=(1e6, 1e6))
+    with pytest.raises(ValueError, match="weighted gradient exceeds float16: no step was taken"):
+        mtl_step(
+            combiner,
+            lambda _: model(torch.ones(4, 3).half()).mean(0),
+            model,
+            torch.optim.SGD(model.parameters(), lr=1.0),
+        )
+    assert torch.equal(model.weight, before)

@@ -75,13 +75,38 @@ def rounding_ridge(gram: Tensor) -> float:
 
 def lengths_of(rows: Tensor) -> Tensor:
     """Return the lengths [T] of rows [T, P], float64; finite for all finite rows."""
-    peaks = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
-    # Divided by the largest entry first: plain squares overflow float32 at 1e19 and vanish at 1e-23.
-    scale = torch.where(peaks > 0.0, peaks, 1.0).unsqueeze(-1)
-    parts = [torch.linalg.vector_norm(rows[:, part] / scale, dim=1) for part in column_blocks(rows)]
-    inner = torch.linalg.vector_norm(torch.stack(parts).to(torch.float64), dim=0)
-    lengths: Tensor = peaks.to(torch.float64) * inner
+    peaks = _peaks(rows)
+    parts = [torch.linalg.vector_norm(block, dim=1).double() for block in _scaled_blocks(rows, peaks)]
+    lengths: Tensor = peaks.double() * torch.linalg.vector_norm(torch.stack(parts), dim=0)
     return lengths
+
+
+def lengths_and_cosines(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lengths [T] of rows [T, P] and their cosines [T, T], 0 for zero rows; float64.
+
+    They are finite for all finite rows.
+    """
+    peaks = _peaks(rows)
+    gram = torch.stack([gramian(block).double() for block in _scaled_blocks(rows, peaks)]).sum(dim=0)
+    lengths = gram.diagonal().sqrt()
+    scales = torch.outer(lengths, lengths)
+    return peaks.double() * lengths, torch.where(scales > 0.0, gram / scales, 0.0)
+
+
+def _peaks(rows: Tensor) -> Tensor:
+    """Return the largest absolute entry [T] of each row."""
+    return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
+
+
+def _scaled_blocks(rows: Tensor, peaks: Tensor) -> Iterator[Tensor]:
+    """Yield rows [T, P] over their peaks, block by block of the columns.
+
+    Plain squares overflow float32 at 1e19 and vanish at 1e-23. Memory for all quotients would take longer
+    than what is computed from them.
+    """
+    scale = torch.where(peaks > 0.0, peaks, 1.0).unsqueeze(-1)
+    for part in column_blocks(rows):
+        yield rows[:, part] / scale
 
 
 def column_blocks(rows: Tensor) -> list[slice]:
