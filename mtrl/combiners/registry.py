@@ -53,10 +53,17 @@ def combiner_class(method: str | type[Combiner]) -> type[Combiner]:
 
 
 def make_combiner(method: str | type[Combiner], *, num_tasks: int, **options: Any) -> Combiner:
-    """Return a fresh instance of a method (see `combiner_class`) for `num_tasks` tasks.
+    """Return a fresh instance of a method for `num_tasks` tasks.
+
+    Args:
+        method: its name, "package.module:Name" or "file.py:Name" of your own, or a class.
+        num_tasks: T, at least 1.
+        options: the method's own arguments.
 
     Raises:
-        ValueError: unknown method or argument (names the nearest valid ones), or a value outside its rule.
+        UserError: unknown method, or unknown argument (names the nearest valid ones). A UserError is a
+            ValueError.
+        ValueError: a value outside its rule.
     """
     cls = combiner_class(method)
     valid = [key for key in inspect.signature(cls).parameters if key != "num_tasks"]

@@ -236,7 +236,14 @@ class EvalConfig:
 
 @settings()
 class Config:
-    """Everything that defines a run."""
+    """Everything that defines a run.
+
+    Fields are checked when they are given; names of plug-ins and their options when a run starts.
+
+    Raises:
+        UserError: an unknown field (the nearest is named), a value of the wrong type or out of range, or
+            options of a method that is not named.
+    """
 
     tasks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("MT10",)
     """One benchmark (MT10, MT25, MT50) or task names such as reach-v3 push-v3."""
@@ -287,7 +294,7 @@ class Config:
         Settings are nested or have dotted names: `Config.from_preset("laptop", **{"eval.interval": 60})`.
 
         Raises:
-            UserError: as `mtrl.config.presets.build_config`.
+            UserError: as `mtrl.config.presets.load_preset` and `build_config`.
         """
         from mtrl.config.presets import build_config, load_preset, nested
 

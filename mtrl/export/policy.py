@@ -126,10 +126,15 @@ def load_policy(
 
     Raises:
         UserError: no such files, damaged ones or ones of another format; a network that is neither mtrl's nor
-            registered, without `architecture`.
+            registered, without `architecture`; a device that torch does not have.
     """
     folder = Path(path).expanduser()
     description, content = _read(folder)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"device '{device}' cannot be used. Torch says: {reason}") from error
     tensors = read_tensors(content, str(folder / TENSORS_NAME))
     spec = description["network"]
     if architecture is None and spec["architecture"] not in NETWORKS:

@@ -63,14 +63,14 @@ def mtl_step(
             a scaler they must carry its scale, as `scaler.scale(loss).backward()` gives them.
 
     Raises:
-        ValueError: as `combiner.combine` and `task_jacobian`; non-finite losses or gradients without a
-            scaler; losses were given where a function is needed; the optimiser lacks parameters, needs a
-            closure or holds parameters of the losses that are neither in `model` nor in `heads`; a parameter
-            is in `model` and in a head; a method needs what no step can give it (`inverse_alpha`:
-            temperatures).
+        ValueError: as `combiner.combine` and `task_jacobian`; arguments of other types; non-finite losses or
+            gradients without a scaler; losses were given where a function is needed; the optimiser lacks
+            parameters, needs a closure or holds parameters of the losses that are neither in `model` nor in
+            `heads`; a parameter is in `model` and in a head; a method needs what no step can give it
+            (`inverse_alpha`: temperatures).
         RuntimeError: torch.vmap refuses an operation (pass `batched=False`), or another process failed.
     """
-    _check_call(combiner, losses, micro_batches, accumulate)
+    _check_call(combiner, losses, optimizer, max_norm, micro_batches, accumulate)
     chunk_size = check_chunk(chunk_size, batched)
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
     processes = Processes(distributed, _device(optimizer))
@@ -114,7 +114,21 @@ def mtl_step(
     return gradients.losses
 
 
-def _check_call(combiner: Combiner, losses: object, micro_batches: int, accumulate: bool) -> None:
+def _check_call(
+    combiner: Combiner,
+    losses: object,
+    optimizer: object,
+    max_norm: object,
+    micro_batches: int,
+    accumulate: bool,
+) -> None:
+    if not isinstance(combiner, Combiner):
+        raise ValueError(f"combiner must be one that mtrl.make_combiner returns; found {combiner!r}.")
+    if not hasattr(optimizer, "param_groups"):  # an optimiser that wraps another one need not derive
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer; found {optimizer!r}.")
+    bound = isinstance(max_norm, (int, float)) and not isinstance(max_norm, bool) and max_norm > 0.0
+    if max_norm is not None and not bound:
+        raise ValueError(f"max_norm must be a number above 0 or None; found {max_norm!r}.")
     if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
         raise ValueError(f"micro_batches must be a positive integer; found {micro_batches!r}.")
     reason = ""

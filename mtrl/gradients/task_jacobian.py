@@ -138,8 +138,9 @@ def set_gradient(parameters: Model, direction: Tensor, *, accumulate: bool = Fal
     """
     leaves = trainable(name_tensors(parameters))
     size = sum(leaf.numel() for leaf in leaves)
-    if direction.shape != (size,):
-        raise ValueError(f"direction must have shape [{size}]; found {list(direction.shape)}.")
+    if not isinstance(direction, Tensor) or direction.shape != (size,):
+        found = list(direction.shape) if isinstance(direction, Tensor) else type(direction).__name__
+        raise ValueError(f"direction must have shape [{size}]; found {found}.")
     write(leaves, direction, accumulate=accumulate)
 
 

@@ -62,13 +62,21 @@ class Requests:
 
 
 class TrainResult(NamedTuple):
-    """How a call of `train`, `resume_training` or `resume_or_start` ended."""
+    """How a call of `train`, `resume_training` or `resume_or_start` ended.
 
-    exit_code: int  # 0, or 128 + the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM
-    evaluation: Evaluation | None  # the final one; None if the run stopped before it
-    path: Path  # the run directory
-    seconds: float  # of this call, evaluations and checkpoints included
-    steps: int  # vector steps done, former calls included
+    Attributes:
+        exit_code: 0, or 128 + the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM.
+        evaluation: the final one; None if the run stopped before it.
+        path: the run directory.
+        seconds: of this call, evaluations and checkpoints included.
+        steps: vector steps done, former calls included.
+    """
+
+    exit_code: int
+    evaluation: Evaluation | None
+    path: Path
+    seconds: float
+    steps: int
 
 
 @dataclass(frozen=True)

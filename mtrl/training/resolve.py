@@ -39,9 +39,14 @@ def resolve(config: Config) -> Config:
     """Return `config` with every option of its plug-ins written out.
 
     Raises:
-        UserError: an unknown plug-in, task or option (the nearest name is given), an option of the wrong type
-            or out of range, settings that the agent refuses.
+        UserError: something else than a Config, an unknown plug-in, task or option (the nearest name is
+            given), an option of the wrong type or out of range, settings that the agent refuses.
     """
+    if not isinstance(config, Config):
+        raise UserError(
+            f"config must be a mtrl.Config; found a {type(config).__name__}. Settings as a mapping: "
+            "Config.from_preset(NAME, settings)."
+        )
     completed = written_out(config)
     task_names = suite_of(completed).task_names
     num_tasks = len(task_names)

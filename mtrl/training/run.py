@@ -93,14 +93,31 @@ def resume_training(
     callbacks: Sequence[Callback] = (),
     sinks: Sequence[Sink] = (),
 ) -> TrainResult:
-    """Continue a run from its newest valid checkpoint; `steps` extends it. Returns and raises as `train`.
+    """Continue a run from its newest valid checkpoint and return as `train` does.
 
-    If only the final evaluation of the run is missing, that is made. `trust` allows code that the stored
-    configuration names and that the user of this process has not named (`mtrl.training.trust`).
+    If only the final evaluation of the run is missing, that is made.
+
+    Args:
+        run_dir: of the run.
+        steps: new length of the run in vector steps; None: as before.
+        device: from now on; None: as before.
+        allow_version_mismatch: accept a checkpoint of another metaworld, mujoco or major version of torch.
+        trust: run code that the stored configuration names and that the user of this process has not named
+            (`mtrl.training.trust`).
+        callbacks: as for `train`.
+        sinks: as for `train`.
+
+    Raises:
+        UserError: no run or no checkpoint there, a complete run, settings or versions other than the
+            checkpoint's, code without `trust`, a run that another process works on; as `train`.
+        NonFiniteError: as `train`.
+        EnvironmentFailure: as `train`.
     """
     with RunDirectory.resume(Path(run_dir)) as run:
         found = resolve(load_trusted(run.path, trust=trust))
-        config = dataclasses.replace(found, steps=steps or found.steps, device=device or found.device)
+        changes: dict[str, Any] = {"steps": steps, "device": device}
+        given = {key: value for key, value in changes.items() if value is not None}
+        config = dataclasses.replace(found, **given)
         return _resume(config, run, allow_version_mismatch, callbacks, sinks)
 
 
@@ -116,7 +133,12 @@ def resume_or_start(
     """Continue the run in `run_dir`, or start it there: one command for jobs that are killed and requeued.
 
     A run that ended before its first checkpoint starts again in its directory. A complete run returns at once
-    without an evaluation. Raises as `train`, and UserError if the run there has another configuration.
+    without an evaluation. The other arguments are those of `train` and `resume_training`.
+
+    Raises:
+        UserError: the run there has another configuration; as `train` and `resume_training`.
+        NonFiniteError: as `train`.
+        EnvironmentFailure: as `train`.
     """
     config, path = resolve(config), expand(Path(run_dir))
     remember(config)
@@ -149,11 +171,25 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint, print a table and return it; changes nothing in the run.
 
-    With `checkpoint`, evaluate that of this vector step, if kept (`train.keep_checkpoints`). With `best`,
-    evaluate the policy kept by `train.keep_best`. With `video`, also film one episode of each task, into the
-    run's folder `videos`; `camera` is one of the suite's `cameras`, None its first. `trust` is that of
-    `resume_training`.
+    Args:
+        run_dir: of the run.
+        episodes: of each task.
+        device: where to compute.
+        allow_version_mismatch: as for `resume_training`.
+        video: also film one episode of each task, into the run's folder `videos`.
+        camera: one of the suite's `cameras`; None: its first.
+        best: evaluate the policy that `train.keep_best` keeps.
+        checkpoint: evaluate the checkpoint of this vector step, if `train.keep_checkpoints` has kept it.
+        trust: as for `resume_training`.
+
+    Raises:
+        UserError: no run, no such checkpoint or no best policy there; versions other than the checkpoint's;
+            code without `trust`; arguments that do not fit each other, the suite or the machine.
+        NonFiniteError: a non-finite action, observation or reward; names the tasks.
+        EnvironmentFailure: an environment worker died, raised or hung.
     """
+    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
+        raise UserError(f"episodes must be a positive integer; found {episodes!r}.")
     path = expand(Path(run_dir))
     if not (path / CONFIG_NAME).is_file():
         raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
