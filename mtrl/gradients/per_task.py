@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from mtrl.gradients.adam import adam_step, make_adam
-from mtrl.networks.base import Parameters, PerTaskParameters
+from mtrl.networks.base import Parameters, PlacedParameters
 
 # Maps named parameters, the number of a batch and an int64 index [N] of tasks (None: all T) to losses, [N] or
 # [T], and a detached `aux` for the caller. Shared parameters may have a leading axis of these tasks.
@@ -103,12 +104,12 @@ class TaskGradients:
         buffers: Jacobians of the steps before, by their place in a step and their number of rows. They are
             overwritten: otherwise the system would map and clear tens of megabytes at each step.
         temperatures: [T], for methods that read them.
+        trouble: [T], becomes NaN for a task with a non-finite loss or gradient and stays as it is for others.
+            `weighted` forms no gradients of single tasks and looks at losses only. None: not wanted.
 
     Attributes:
         losses: [T], of the first evaluation; 0 for tasks that it left out.
-        evaluated: [T] bool, the tasks of the first evaluation.
-        finite: [T] bool, whether all losses and gradients of a task were finite. `weighted` forms no
-            gradients of single tasks and checks losses only.
+        evaluated: [T], 1 for the tasks of the first evaluation and 0 for others; not to be written to.
         norms: [T], norms of the shared parameters' gradients in the first evaluation; None: not formed.
         head_gradient: [H], each head's gradient of its own task's loss, from the first evaluation or from the
             last one at moved heads.
@@ -126,12 +127,12 @@ class TaskGradients:
         num_tasks: int,
         buffers: dict[tuple[int, int], Tensor],
         temperatures: Tensor | None = None,
+        trouble: Tensor | None = None,
     ) -> None:
         self._flat, self._loss_function, self._num_tasks = flat, loss_function, num_tasks
         self._buffers, self._used = buffers, 0
-        self.temperatures = temperatures
+        self.temperatures, self._trouble = temperatures, trouble
         self.norms: Tensor | None = None
-        self.finite = torch.ones(num_tasks, dtype=torch.bool, device=flat.vector.device)
         self.evaluations: list[Evaluation] = []
 
     @property
@@ -164,16 +165,22 @@ class TaskGradients:
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient [P] of `weights_of(losses) @ losses` by one ordinary backward."""
-        shared, heads = self._flat.shared, self._head_leaves(None)
-        leaves = {part.name: part.joint(shared).requires_grad_() for part in self._flat.shared_slices}
-        losses, aux = self._loss_function({**leaves, **heads}, 0, None)
+        parts, shared, heads = self._flat.shared_slices, self._flat.shared, self._head_leaves(None)
+        direction = torch.empty_like(shared)
+        leaves = {part.name: part.joint(shared).requires_grad_() for part in parts}
+        places = {part.name: part.joint(direction) for part in parts}
+        losses, aux = self._loss_function(PlacedParameters({**leaves, **heads}, places), 0, None)
         weights = weights_of(losses.detach()).to(losses.dtype)
-        # Shared parameters take the weighted gradient, heads the unweighted one of their own task: two
-        # different scalars, so two backward passes (the second reaches the heads alone).
-        gradients = _gradients(weights @ losses, list(leaves.values()), retain_graph=bool(heads))
-        own = _gradients(losses.sum(), list(heads.values())) if heads else ()
+        # Shared parameters take the weighted gradient, heads the unweighted one of their own task, so there
+        # are two backward passes (the second reaches the heads alone).
+        gradients = _gradients(losses, weights, list(leaves.values()), retain_graph=bool(heads))
+        own = _gradients(losses, _ones_like(losses), list(heads.values())) if heads else ()
         self._note(losses.detach(), own, Evaluation(0, None, aux))
-        return torch.cat([gradient.flatten() for gradient in gradients])
+        pairs = [(places[part.name], value) for part, value in zip(parts, gradients, strict=True)]
+        apart = [pair for pair in pairs if not _same_place(*pair)]
+        if apart:  # one launch on CUDA
+            torch._foreach_copy_([place for place, _ in apart], [value for _, value in apart])
+        return direction
 
     def _evaluate(self, offset: Tensor | None, batch: int, tasks: Tensor | None) -> Tensor:
         flat, own_offset = self._flat, None
@@ -188,8 +195,8 @@ class TaskGradients:
             for part in flat.shared_slices
             if tasks is None or not part.own_row
         }
-        losses, aux = self._loss_function(PerTaskParameters({**leaves, **mine}, places), batch, tasks)
-        gradients = _gradients(losses.sum(), [*leaves.values(), *heads.values()])
+        losses, aux = self._loss_function(PlacedParameters({**leaves, **mine}, places), batch, tasks)
+        gradients = _gradients(losses, _ones_like(losses), [*leaves.values(), *heads.values()])
         self._note(losses.detach(), gradients[len(leaves) :], Evaluation(batch, tasks, aux), moved=own_offset)
         for part, gradient in zip(flat.shared_slices, gradients, strict=False):
             _store(jacobian, part, gradient, tasks)
@@ -226,25 +233,27 @@ class TaskGradients:
         self, losses: Tensor, heads: tuple[Tensor, ...], evaluation: Evaluation, moved: Tensor | None = None
     ) -> None:
         tasks, first = evaluation.tasks, not self.evaluations
-        self._blame(torch.isfinite(losses), tasks)
+        whole = self._whole(losses, tasks)
+        self._blame(whole)
         if first:
-            whole = torch.ones_like(self.finite)
-            self.evaluated = whole if tasks is None else torch.zeros_like(whole).index_fill(0, tasks, True)
-            self.losses = self._whole(losses, tasks)
+            ones = _ones_like(whole)
+            self.evaluated = ones if tasks is None else torch.zeros_like(ones).index_fill(0, tasks, 1.0)
+            self.losses = whole
         if first or moved is not None:
-            self.head_gradient = torch.cat([losses[:0], *(part.flatten() for part in heads)])
+            parts = [part.flatten() for part in heads]
+            self.head_gradient = torch.cat(parts) if parts else losses.new_empty(0)
         if all(seen.tasks is not None for seen in self.evaluations):
             self.evaluations.append(evaluation)
 
     def _note_norms(self, norms: Tensor, tasks: Tensor | None) -> None:
-        self._blame(torch.isfinite(norms), tasks)
+        whole = self._whole(norms, tasks)
+        self._blame(whole)
         if self.norms is None:
-            self.norms = self._whole(norms, tasks)
+            self.norms = whole
 
-    def _blame(self, finite: Tensor, tasks: Tensor | None) -> None:
-        if tasks is not None:
-            finite = torch.ones_like(self.finite).index_copy(0, tasks, finite)
-        self.finite &= finite
+    def _blame(self, values: Tensor) -> None:
+        if self._trouble is not None:
+            self._trouble.add_(values, alpha=0.0)  # 0 times a number, NaN otherwise
 
     def _whole(self, values: Tensor, tasks: Tensor | None) -> Tensor:
         return values if tasks is None else values.new_zeros(self._num_tasks).index_copy(0, tasks, values)
@@ -254,7 +263,7 @@ class StepReport(NamedTuple):
     """The outcome of one descent step, as device tensors; see `TaskGradients`."""
 
     losses: Tensor  # [T], 0 for tasks that were not evaluated
-    evaluated: Tensor  # [T] bool
+    evaluated: Tensor  # [T], 1 or 0
     gradient_norm: Tensor  # 0-dim, of the combined gradient before clipping
     task_norms: Tensor | None  # [T], of the tasks' gradients; None: the method never forms them
     evaluations: list[Evaluation]
@@ -264,11 +273,8 @@ class Descent(nn.Module):
     """One network with its optimiser and its combiner.
 
     A preconditioned direction is applied as theta - lr * direction, without clipping and Adam. Task heads
-    always step by Adam. Weight decay is decoupled (AdamW) and acts on all parameters.
-
-    Attributes:
-        failures: [T] bool, on the device: the tasks that made a step non-finite since the start. The step
-            is still applied, so check this before saving.
+    always step by Adam. Weight decay is decoupled (AdamW) and acts on all parameters. Non-finite steps are
+    applied, so look at `failures` before saving.
     """
 
     def __init__(
@@ -289,7 +295,8 @@ class Descent(nn.Module):
         combiner.prepare(parameters.shared)
         self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps, weight_decay=weight_decay)
         self._jacobians: dict[tuple[int, int], Tensor] = {}
-        self.failures: Tensor = nn.Buffer(torch.zeros(combiner.num_tasks, dtype=torch.bool))
+        # 0, or NaN for a task with a non-finite loss or gradient; the last entry is for directions.
+        self._trouble: Tensor = nn.Buffer(torch.zeros(combiner.num_tasks + 1), persistent=False)
 
     @property
     def jacobian_bytes(self) -> int:
@@ -299,22 +306,31 @@ class Descent(nn.Module):
         entries = self.combiner.num_tasks * self.flat.num_shared
         return self.combiner.jacobians * entries * self.flat.vector.element_size()
 
+    @property
+    def failures(self) -> Tensor:
+        """The tasks [T] that have made a step non-finite since the start, bool."""
+        wrong = self._trouble.isnan()
+        # If no single task is to blame (an overflow of the sum, a solver), all tasks are named.
+        return wrong[:-1] | (wrong[-1] & ~wrong[:-1].any())
+
     def step(self, loss_function: LossFunction, temperatures: Tensor | None = None) -> StepReport:
         """Take one descent step; `temperatures` [T] are for methods that read them.
 
         The order is fixed: combine, clip, check for non-finite numbers, move, project, look at the losses
         again. Nothing reads back to the host, so that a CUDA graph can hold a step.
         """
-        combiner = self.combiner
-        gradients = TaskGradients(self.flat, loss_function, combiner.num_tasks, self._jacobians, temperatures)
+        combiner, trouble = self.combiner, self._trouble
+        gradients = TaskGradients(
+            self.flat, loss_function, combiner.num_tasks, self._jacobians, temperatures, trouble[:-1]
+        )
         with combiner.unchecked():
-            shared = _direction(combiner, gradients)
-        gradient = torch.cat((shared, gradients.head_gradient))
+            gradient = _direction(combiner, gradients)
+        if self.flat.head_slices:
+            gradient = torch.cat((gradient, gradients.head_gradient))
         norm = clip_by_norm(gradient, self.max_norm)
-        # If no single task is to blame (an overflow of the sum, a solver), all tasks are named.
-        self.failures |= ~gradients.finite | (gradients.finite.all() & ~torch.isfinite(norm))
+        trouble[-1:].add_(norm, alpha=0.0)
         if combiner.preconditioned:
-            self._plain_step(gradient[: len(shared)])
+            self._plain_step(gradient[: self.flat.num_shared])
         adam_step(self.optimizer, self.flat.vector, gradient)
         if self._project is not None:
             with torch.no_grad():
@@ -332,26 +348,28 @@ class Descent(nn.Module):
     def _look_again(self, loss_function: LossFunction) -> None:
         losses, _ = loss_function(self.flat.named(), 0, None)
         # After a failed step all losses are non-finite, which is no fault of these tasks.
-        self.failures |= ~torch.isfinite(losses) & ~self.failures.any()
+        failed = self._trouble.isnan().any()
+        self._trouble[:-1].add_(losses.masked_fill(failed, 0.0), alpha=0.0)
         with self.combiner.unchecked():
             self.combiner.after_step(losses)
 
 
 def _direction(combiner: Combiner, gradients: TaskGradients) -> Tensor:
-    """Return the combined direction [P] at the least cost that the method allows."""
+    """Return the combined direction [P], to be overwritten, at the least cost that the method allows."""
     if isinstance(combiner, LossCombiner):
         return gradients.weighted(combiner.weights)
     if isinstance(combiner, GramCombiner) and combiner.gramian_suffices:
         jacobian, gram = gradients.with_gramian()
         return weighted_sum(combiner.weights(gram), jacobian)
-    return combiner.direction(gradients)
+    return combiner.direction(gradients).clone()  # which may be state of the method
 
 
 def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
     """Scale a vector in place to a Euclidean norm of at most max_norm; return its norm before (0-dim)."""
     norm: Tensor = torch.linalg.vector_norm(gradient)
     if max_norm is not None and math.isfinite(max_norm):
-        gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        excess = norm + 1e-6 if max_norm == 1.0 else (norm + 1e-6) / max_norm
+        gradient.div_(excess.clamp(min=1.0))
     return norm
 
 
@@ -366,7 +384,7 @@ def _store(jacobian: Tensor, part: Slice, gradient: Tensor, tasks: Tensor | None
     """Write a parameter's gradient [N, ...] into the Jacobian [N, P], unless its layer has written it."""
     if tasks is None or not part.own_row:
         destination = part.per_task(jacobian)
-        if gradient.data_ptr() != destination.data_ptr():
+        if not _same_place(gradient, destination):
             destination.copy_(gradient)
         return
     block = jacobian[:, part.start : part.stop].view(-1, *part.shape)
@@ -374,6 +392,25 @@ def _store(jacobian: Tensor, part: Slice, gradient: Tensor, tasks: Tensor | None
     block.zero_().scatter_(2, row, gradient.unsqueeze(2))
 
 
-def _gradients(loss: Tensor, leaves: list[Tensor], *, retain_graph: bool = False) -> tuple[Tensor, ...]:
-    """Return the gradients of a 0-dim loss; zeros for unused parameters."""
-    return torch.autograd.grad(loss, leaves, retain_graph=retain_graph, materialize_grads=True)
+def _same_place(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors of one shape begin at the same number (also on the meta device)."""
+    storages = (one.untyped_storage()._cdata, other.untyped_storage()._cdata)
+    return storages[0] == storages[1] and one.storage_offset() == other.storage_offset()
+
+
+def _gradients(
+    losses: Tensor, weights: Tensor, leaves: list[Tensor], *, retain_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """Return the gradients of `weights @ losses`; zeros for unused parameters."""
+    return torch.autograd.grad(
+        losses, leaves, grad_outputs=weights, retain_graph=retain_graph, materialize_grads=True
+    )
+
+
+def _ones_like(losses: Tensor) -> Tensor:
+    return _ones(len(losses), losses.dtype, losses.device)
+
+
+@lru_cache  # a graph need not fill them at each replay
+def _ones(number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(number, dtype=dtype, device=device)

@@ -27,8 +27,8 @@ class InitialParameters(NamedTuple):
     own_rows: frozenset[str]  # names of shared parameters [S, T, ...]; task t's loss depends on row t alone
 
 
-class PerTaskParameters(dict[str, Tensor]):
-    """Per-task parameters, and the places in the Jacobian where their gradients belong.
+class PlacedParameters(dict[str, Tensor]):
+    """Parameters, and the places in the Jacobian or in the direction where their gradients belong.
 
     A layer may write the gradient of its parameter straight to its place, which saves a copy of the Jacobian.
     `TaskGradients` copies the gradients that come as tensors of their own.

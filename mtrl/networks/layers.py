@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtrl.networks.base import Parameters, PerTaskParameters
+from mtrl.networks.base import Parameters, PlacedParameters
 
 
 class Weights(NamedTuple):
@@ -60,19 +60,19 @@ def dense(parameters: Parameters, name: str, x: Tensor, identity: Tensor | None 
     rows = None if bias is None else bias_rows(bias)
     if identity is not None:
         rows = identity if rows is None else rows + identity
-    place = parameters.claim_place(f"{name}.weight") if isinstance(parameters, PerTaskParameters) else None
+    place = parameters.claim_place(f"{name}.weight") if isinstance(parameters, PlacedParameters) else None
     return linear(x, weight, rows, place)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, place: Tensor | None = None) -> Tensor:
     """Apply a linear layer to x [S, T, B, I]; bias is [S, 1 or T, O] or None.
 
-    The weight is joint, [S, O, I], or per task, [T, S, O, I]; then its gradient is written to `place`, if
-    there is one (`PerTaskParameters`).
+    The weight is joint, [S, O, I], or per task, [T, S, O, I]. Its gradient is written to `place`, if there is
+    one (`PlacedParameters`).
     """
-    if weight.dim() == 3:
+    if weight.dim() == 3 and place is None:
         return _joint_product(x, weight, bias)
-    result: Tensor = _PerTaskLinear.apply(x, weight, bias, place)  # type: ignore[no-untyped-call]
+    result: Tensor = _Linear.apply(x, weight, bias, place)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -85,20 +85,21 @@ def _joint_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product + rows if torch.is_grad_enabled() else product.add_(rows)  # in place where nothing records
 
 
-class _PerTaskLinear(torch.autograd.Function):
-    """Linear layer whose backward keeps the weight gradients of tasks apart.
+class _Linear(torch.autograd.Function):
+    """Linear layer that writes weight gradients to their place, those of tasks apart if the weight has tasks.
 
-    A weight that is the same for all tasks arrives as a stride-0 expansion. Then the outputs and the input
-    gradients are one product over all T*B rows each, and only the weight gradients are batched over tasks.
-    These are written straight into the Jacobian. Plain autograd would do T small products for all three.
+    A per-task weight that is the same for all tasks arrives as a stride-0 expansion. Then the outputs and the
+    input gradients are one product over all T*B rows each, and only the weight gradients are batched over
+    tasks. Plain autograd would do T small products for all three.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, place: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.place, ctx.bias_tasks = place, 0 if bias is None else bias.shape[1]
-        if weight.stride(0) == 0:
-            return _joint_product(x, weight[0], bias)
+        joint = _joint(weight)
+        if joint is not None:
+            return _joint_product(x, joint, bias)
         product = torch.matmul(x, weight.transpose(0, 1).mT)
         return product if bias is None else product.add_(bias.unsqueeze(2))
 
@@ -107,15 +108,26 @@ class _PerTaskLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stack, tasks, batch, _ = x.shape
         grad_weight = weight.new_empty(weight.shape) if ctx.place is None else ctx.place
-        for network in range(stack):
-            torch.bmm(grad[network].mT, x[network], out=grad_weight[:, network])
+        rows, joint = grad.reshape(stack, tasks * batch, -1), _joint(weight)
+        if weight.dim() == 3:
+            torch.bmm(rows.mT, x.reshape(stack, tasks * batch, -1), out=grad_weight)
+        else:
+            for network in range(stack):
+                torch.bmm(grad[network].mT, x[network], out=grad_weight[:, network])
         grad_bias = None
         if ctx.bias_tasks:
             grad_bias = grad.sum(2) if ctx.bias_tasks > 1 else grad.sum((1, 2)).unsqueeze(1)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            if weight.stride(0) == 0:
-                grad_x = torch.bmm(grad.reshape(stack, tasks * batch, -1), weight[0]).view(x.shape)
+            if joint is not None:
+                grad_x = torch.bmm(rows, joint).view(x.shape)
             else:
                 grad_x = torch.matmul(grad, weight.transpose(0, 1))
         return grad_x, grad_weight, grad_bias, None
+
+
+def _joint(weight: Tensor) -> Tensor | None:
+    """Return the one weight [S, O, I] of all tasks; None if they have their own."""
+    if weight.dim() == 3:
+        return weight
+    return weight[0] if weight.stride(0) == 0 else None

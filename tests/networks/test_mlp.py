@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform
 
-from mtrl.networks.gaussian import mode_action, sample_action
+from mtrl.networks.gaussian import LOG_STD_RANGE, mode_action, noisy_action, sample_action
 from mtrl.networks.layers import linear
 from mtrl.networks.mlp import MLP, TASK_EMBEDDING
 from tests.helpers.plain_sac import load_plain, one_hot_inputs, plain_mlp
@@ -137,6 +137,38 @@ def test_log_probability_is_that_of_torch_distributions() -> None:
     mean, log_std = network.apply(parameters, obs)[0].chunk(2, dim=-1)
     policy = torch.distributions.TransformedDistribution(Normal(mean, log_std.exp()), [TanhTransform()])
     torch.testing.assert_close(sampled.log_prob, policy.log_prob(sampled.action).sum(-1))
+
+
+def test_gradients_of_samples_are_those_of_torch_distributions_and_stop_where_deviations_are_clamped() -> (
+    None
+):
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(3, 6, 8, generator=generator).double()
+    outputs[0, :, 4:] = 3.0  # log std above its range
+    outputs[1, :, 5] = -21.0
+    noise = torch.randn(3, 6, 4, generator=generator).double()
+    upstream = (
+        torch.randn(3, 6, 4, generator=generator).double(),
+        torch.randn(3, 6, generator=generator).double(),
+    )
+    leaf = outputs.clone().requires_grad_()
+    mean, log_std = leaf.chunk(2, dim=-1)
+    policy = Normal(mean, log_std.clamp(*LOG_STD_RANGE).exp())
+    before = policy.mean + policy.stddev * noise
+    squashed = TanhTransform().log_abs_det_jacobian(before, before.tanh())
+    log_prob = (policy.log_prob(before) - squashed).sum(-1)
+    (expected,) = torch.autograd.grad((before.tanh(), log_prob), leaf, upstream, retain_graph=True)
+    ours = outputs.clone().requires_grad_()
+    found = sample_action(ours, noise)
+    torch.testing.assert_close(found.log_prob, log_prob)
+    torch.testing.assert_close(noisy_action(outputs, noise), found.action)
+    torch.testing.assert_close(torch.autograd.grad(tuple(found), ours, upstream)[0], expected)
+    for part in (0, 1):  # either may be all that a loss looks at
+        (alone,) = torch.autograd.grad(sample_action(ours, noise)[part], ours, upstream[part])
+        (wanted,) = torch.autograd.grad(
+            (before.tanh(), log_prob)[part], leaf, upstream[part], retain_graph=True
+        )
+        torch.testing.assert_close(alone, wanted)
 
 
 def test_log_probability_stays_finite_at_saturated_actions() -> None:

@@ -34,29 +34,35 @@ def td_target(
         alpha: temperatures [T].
         gamma: discount per env step, used if the batch has none of its own.
     """
-    soft_value = next_q - alpha.unsqueeze(1) * next_action.log_prob
-    discount = gamma if batch.discount is None else batch.discount
-    return batch.reward + discount * batch.not_terminated * soft_value
+    soft_value = torch.addcmul(next_q, alpha.unsqueeze(1), next_action.log_prob, value=-1.0)
+    if batch.discount is None:
+        return torch.addcmul(batch.reward, batch.not_terminated, soft_value, value=gamma)
+    return torch.addcmul(batch.reward, batch.discount * batch.not_terminated, soft_value)
 
 
-def actor_loss(sampled: SampledAction, q: Tensor, alpha: Tensor) -> Tensor:
-    """Mean of alpha * log pi - Q over each task's samples: [T] (SAC, eq. 7).
+def actor_loss(log_prob: Tensor, q: Tensor, alpha: Tensor) -> Tensor:
+    """Return alpha * log pi - Q of each task: [T] (SAC, eq. 7).
 
     Args:
-        sampled: reparametrised actions at the batch's observations.
-        q: the critics' value [T, B] at these actions; gradients flow through the actions only.
+        log_prob: of reparametrised actions at the batch's observations, mean over samples [T].
+        q: the critics' value of these actions, mean over samples [T].
         alpha: temperatures [T].
     """
-    return (alpha.unsqueeze(1) * sampled.log_prob - q).mean(1)
+    return alpha * log_prob - q
 
 
-def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
-    """Loss on log alpha [T] that moves the policy's entropy towards target_entropy (nats): [T].
+def temperature_gradient(log_prob: Tensor, target_entropy: float) -> Tensor:
+    """Derivative [T] by log alpha of the loss -log alpha (log pi + target_entropy).
 
-    SAC (eq. 18) multiplies the entropy's error by alpha. This multiplies it by log alpha, as the Meta-World+
-    code does, so that the gradient does not vanish with alpha.
+    Descent moves the policy's entropy towards target_entropy (nats). SAC (eq. 18) multiplies the entropy's
+    error by alpha. This multiplies it by log alpha, as the Meta-World+ code does, so that the gradient does
+    not vanish with alpha.
+
+    Args:
+        log_prob: mean over samples [T].
+        target_entropy: in nats.
     """
-    return -log_alpha * (log_prob.detach().mean(1) + target_entropy)
+    return -target_entropy - log_prob
 
 
 class CriticOutputs(NamedTuple):
@@ -112,7 +118,7 @@ class CriticOutputs(NamedTuple):
         elif self.loss == "huber":  # halved, and linear beyond errors of 1
             errors = F.huber_loss(outputs, target.expand_as(outputs), reduction="none")
         else:
-            errors = (outputs - target).square()
+            errors = F.mse_loss(outputs, target.expand_as(outputs), reduction="none")
         return errors.mean(dim=(0, 2))
 
     def distance(self, outputs: Tensor, target: Tensor) -> Tensor:

@@ -24,11 +24,14 @@ from mtrl.config.schema import Config
 from mtrl.gradients.adam import adam_step, make_adam, set_lr
 from mtrl.gradients.per_task import Descent, Evaluation, FlatParameters, StepReport
 from mtrl.networks.base import Network, Parameters, Projects
-from mtrl.networks.gaussian import mode_action, sample_action
+from mtrl.networks.gaussian import mode_action, noisy_action, sample_action
 from mtrl.networks.make import make_network, network_arguments
 from mtrl.networks.observation_norm import ObservationNorm
 
-_PER_TASK = ("critic_loss", "actor_loss", "value", "entropy", "alpha", "critic_grad_norm", "actor_grad_norm")
+_TOTALS = (
+    "critic_loss", "actor_loss", "log_prob", "value", "alpha", "critic_grad_norm", "critic/update_norm",
+    "actor_grad_norm", "actor/update_norm",
+)  # fmt: skip
 
 
 class Work(NamedTuple):
@@ -58,8 +61,8 @@ class CriticAux(NamedTuple):
 class ActorAux(NamedTuple):
     """What one evaluation of the actor's losses sampled; N tasks."""
 
-    log_prob: Tensor  # [N, B]
-    value: Tensor  # [N, B], the critics', of the sampled actions
+    log_prob: Tensor  # [N], mean over samples
+    value: Tensor  # [N], the critics', of the sampled actions, mean over samples
 
 
 class SACUpdate(nn.Module):
@@ -155,7 +158,7 @@ class SACUpdate(nn.Module):
         obs = self._standardised(obs)
         if noise is None:
             return mode_action(self._policy(self.actor.flat.named(self.acting), obs))
-        return sample_action(self._policy(self.actor.flat.named(), obs), noise).action
+        return noisy_action(self._policy(self.actor.flat.named(), obs), noise)
 
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -225,9 +228,8 @@ class SACUpdate(nn.Module):
         own = work[index].of_tasks(tasks)
         sampled = sample_action(self._policy(parameters, own.batch.obs, tasks), own.noise)
         values = self._values(self.critic.flat.named(), own.batch.obs, sampled.action, tasks)
-        q = self.critic_outputs.value(values)
-        aux = ActorAux(sampled.log_prob.detach(), q.detach())
-        return losses.actor_loss(sampled, q, own.alpha), aux
+        log_prob, value = sampled.log_prob.mean(1), self.critic_outputs.value(values).mean(1)
+        return losses.actor_loss(log_prob, value, own.alpha), ActorAux(log_prob.detach(), value.detach())
 
     @torch.no_grad()
     def target_of(self, own: Work, tasks: Tensor | None = None) -> Tensor:
@@ -265,14 +267,11 @@ class SACUpdate(nn.Module):
 
     def _step_temperatures(self, seen: Evaluation) -> None:
         """Move the temperatures of the evaluated tasks."""
-        temperature = self.log_alpha.detach().requires_grad_()
-        own = temperature.expand(self.num_tasks)
-        own = own if seen.tasks is None else own.index_select(0, seen.tasks)
-        per_task = losses.temperature_loss(own, seen.aux.log_prob, self.target_entropy)
-        # Per-task temperatures are separate parameters: a sum gives each its own gradient. A shared
-        # temperature takes the mean over tasks, as one loss over the whole batch would.
-        total = per_task.sum() / (len(per_task) if len(self.log_alpha) == 1 else 1)
-        (gradient,) = torch.autograd.grad(total, temperature)
+        gradient = losses.temperature_gradient(seen.aux.log_prob, self.target_entropy)
+        if self.sac.temperature == "shared":  # the mean over tasks, as of one loss over the whole batch
+            gradient = gradient.mean(0, keepdim=True)
+        elif seen.tasks is not None:
+            gradient = torch.zeros_like(self.log_alpha).index_copy(0, seen.tasks, gradient)
         adam_step(self.temperature_optimizer, self.log_alpha, gradient)
 
     def _as_seen(self, batch: Batch) -> Batch:
@@ -286,7 +285,7 @@ class SACUpdate(nn.Module):
 
     def _policy(self, parameters: Parameters, obs: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Outputs of the actor's network [T, B, 2A]."""
-        return self.actor_network.apply(parameters, obs, tasks)[0]
+        return self.actor_network.apply(parameters, obs, tasks).squeeze(0)
 
     def _values(
         self, parameters: Parameters, obs: Tensor, action: Tensor, tasks: Tensor | None = None
@@ -303,30 +302,27 @@ class UpdateTotals(nn.Module):
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
-        self.sums: Tensor = nn.Buffer(torch.zeros(len(_PER_TASK), num_tasks))
-        self.counts: Tensor = nn.Buffer(torch.zeros(len(_PER_TASK), num_tasks))
-        self.norms: Tensor = nn.Buffer(torch.zeros(2, 2))  # critic and actor: sum, number of steps
+        # For each name a row of sums and a row that counts the updates in the sum.
+        self.sums: Tensor = nn.Buffer(torch.zeros(2 * len(_TOTALS), num_tasks))
+        self._constants: Tensor = nn.Buffer(torch.stack((self.sums[0], self.sums[0] + 1)), persistent=False)
 
     def add(self, critic: StepReport, actor: StepReport | None, alpha: Tensor) -> None:
         """Count one update with temperatures alpha [T]; `actor` is None if the actor made no step."""
-        nothing = (torch.zeros_like(alpha), torch.zeros_like(critic.evaluated))
+        zeros, ones = self._constants
+        nothing = (zeros, zeros)
 
-        def norms(report: StepReport) -> tuple[Tensor, Tensor]:
-            return nothing if report.task_norms is None else (report.task_norms, report.evaluated)
+        def norms(report: StepReport) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+            own = nothing if report.task_norms is None else (report.task_norms, report.evaluated)
+            return own, (report.gradient_norm.expand_as(ones), ones)
 
-        of_actor = [nothing] * 4
+        of_losses, of_norms = [nothing] * 3, (nothing, nothing)
         if actor is not None:
-            tasks, (log_prob, value) = actor.evaluations[0].tasks, actor.evaluations[0].aux
-            rows = [actor.losses, self._whole(value.mean(1), tasks), self._whole(-log_prob.mean(1), tasks)]
-            of_actor = [*((row, actor.evaluated) for row in rows), norms(actor)]
-        ones = torch.ones_like(critic.evaluated)
-        pairs = [(critic.losses, critic.evaluated), *of_actor[:3], (alpha, ones), norms(critic), of_actor[3]]
-        self.sums += torch.stack([values.to(self.sums.dtype) for values, _ in pairs])
-        self.counts += torch.stack([seen for _, seen in pairs])
-        for number, report in enumerate((critic, actor)):
-            if report is not None:
-                self.norms[number, 0] += report.gradient_norm
-                self.norms[number, 1] += 1
+            tasks, aux = actor.evaluations[0].tasks, actor.evaluations[0].aux
+            rows = [actor.losses, *(self._whole(means, tasks) for means in aux)]
+            of_losses, of_norms = [(row, actor.evaluated) for row in rows], norms(actor)
+        pairs = [(critic.losses, critic.evaluated), *of_losses, (alpha, ones), *norms(critic), *of_norms]
+        # Two launches on CUDA, however many totals there are.
+        self.sums += torch.stack([row.to(zeros.dtype) for pair in pairs for row in pair])
 
     def _whole(self, means: Tensor, tasks: Tensor | None) -> Tensor:
         """Lay out means [N] of some tasks as [T], 0 for the other tasks."""
@@ -334,13 +330,13 @@ class UpdateTotals(nn.Module):
 
     def pop_means(self) -> dict[str, Tensor]:
         """Return the means since the last call, then start again: [T], and 0-dim norms of the directions."""
-        means = self.sums / self.counts.clamp(min=1)
-        result = dict(zip(_PER_TASK, means.unbind(), strict=True))
+        sums, counts = self.sums[::2], self.sums[1::2]
+        result = dict(zip(_TOTALS, (sums / counts.clamp(min=1)).unbind(), strict=True))
+        result["entropy"] = -result.pop("log_prob")
         for name in ("critic_grad_norm", "actor_grad_norm"):
-            if not self.counts[_PER_TASK.index(name)].any():  # the method forms no gradients of single tasks
+            if not counts[_TOTALS.index(name)].any():  # the method forms no gradients of single tasks
                 del result[name]
-        norms = self.norms[:, 0] / self.norms[:, 1].clamp(min=1)
-        result["critic/update_norm"], result["actor/update_norm"] = norms.unbind()
-        for total in (self.sums, self.counts, self.norms):
-            total.zero_()
+        for name in ("critic/update_norm", "actor/update_norm"):
+            result[name] = result[name][0]
+        self.sums.zero_()
         return result

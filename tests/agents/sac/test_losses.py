@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from mtrl.agents.sac.losses import Atoms, CriticOutputs, actor_loss, td_target, temperature_loss
+from mtrl.agents.sac.losses import Atoms, CriticOutputs, actor_loss, td_target, temperature_gradient
 from mtrl.agents.sac.replay import Batch
 from mtrl.networks.gaussian import SampledAction
 
@@ -36,17 +36,16 @@ def test_critic_loss_averages_squared_errors_over_samples_and_both_critics() -> 
 
 
 def test_actor_loss_weighs_log_probability_by_each_tasks_temperature() -> None:
-    sampled = SampledAction(torch.zeros(2, 2, 1), torch.tensor([[1.0, 3.0], [2.0, -2.0]]))
-    q = torch.tensor([[4.0, 1.0], [0.0, 3.0]])
-    # task 0: (.5 - 4 + 1.5 - 1) / 2; task 1: (4 - 0 - 4 - 3) / 2
-    torch.testing.assert_close(actor_loss(sampled, q, torch.tensor([0.5, 2.0])), torch.tensor([-1.5, -1.5]))
+    log_prob, q = torch.tensor([2.0, 1.0]), torch.tensor([2.5, -1.5])
+    # .5 * 2 - 2.5 and 2 * 1 + 1.5
+    torch.testing.assert_close(actor_loss(log_prob, q, torch.tensor([0.5, 2.0])), torch.tensor([-1.5, 3.5]))
 
 
 def test_temperature_rises_while_entropy_is_below_its_target() -> None:
     log_alpha = torch.tensor([0.0, math.log(0.1)], requires_grad=True)
     # Entropies -(-1) = 1 and 6; target 4 nats: the first must rise, the second fall, whatever alpha is.
-    log_prob = torch.tensor([[-1.0, -1.0], [-5.0, -7.0]])
-    loss = temperature_loss(log_alpha, log_prob, target_entropy=4.0)
-    torch.testing.assert_close(loss, torch.tensor([0.0, -math.log(0.1) * (-6.0 + 4.0)]))
-    (gradient,) = torch.autograd.grad(loss.sum(), log_alpha)
-    torch.testing.assert_close(gradient, torch.tensor([-3.0, 2.0]))
+    log_prob = torch.tensor([-1.0, -6.0])
+    (expected,) = torch.autograd.grad((-log_alpha * (log_prob + 4.0)).sum(), log_alpha)
+    found = temperature_gradient(log_prob, target_entropy=4.0)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, torch.tensor([-3.0, 2.0]))
