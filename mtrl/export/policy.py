@@ -15,7 +15,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mtrl.errors import UserError, unknown_name
-from mtrl.gradients.per_task import FlatParameters
+from mtrl.gradients.flat import FlatParameters
 from mtrl.networks.base import NETWORKS, SIZES, Network
 from mtrl.networks.gaussian import mode_action, sample_action
 from mtrl.networks.initial import Layout

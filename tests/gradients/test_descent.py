@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import COMBINERS, LossCombiner, make_combiner
-from mtrl.gradients.per_task import Descent, FlatParameters, TaskGradients
+from mtrl.gradients.flat import FlatParameters
+from mtrl.gradients.per_task import Descent, TaskGradients
 from tests.helpers.loss_methods import sac_options
 
 TASKS, SHARED, HEAD = 3, 6, 2

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.gradients.per_task import FlatParameters, TaskGradients, clip_by_norm
+from mtrl.gradients.flat import FlatParameters
+from mtrl.gradients.per_task import TaskGradients, clip_by_norm
 from mtrl.networks.base import Parameters
 from mtrl.networks.mlp import MLP
 

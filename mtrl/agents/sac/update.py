@@ -22,7 +22,8 @@ from mtrl.agents.sac.losses import Atoms, CriticOutputs
 from mtrl.agents.sac.replay import Batch
 from mtrl.config.schema import Config
 from mtrl.gradients.adam import adam_step, make_adam, set_lr
-from mtrl.gradients.per_task import Descent, Evaluation, FlatParameters, StepReport
+from mtrl.gradients.flat import FlatParameters
+from mtrl.gradients.per_task import Descent, Evaluation, StepReport
 from mtrl.networks.base import Network, Parameters, Projects
 from mtrl.networks.gaussian import mode_action, noisy_action, sample_action
 from mtrl.networks.make import make_network, network_arguments
