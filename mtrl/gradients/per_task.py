@@ -1,7 +1,7 @@
 """Per-task gradients of one network, and the descent step along their combination. Knows no agent.
 
-A step evaluates losses and gradients as the combiner asks for them (`TaskGradients`), combines them, clips the
-result and moves the parameters (`Descent`).
+A step evaluates losses and gradients as the combiner asks for them (`TaskGradients`), combines them, clips
+the result and moves the parameters (`Descent`).
 """
 
 from __future__ import annotations
