@@ -40,6 +40,7 @@ class _Logged(NamedTuple):
 
     series: Mapping[tuple[str, str], Series]  # (network, quantity)
     cosines: Mapping[str, Floats]  # network -> mean over training [T, T]
+    training_success: float  # mean over training; NaN: not logged
     update_milliseconds: float
 
 
@@ -66,6 +67,11 @@ def update_milliseconds(comparison: Comparison, row: Group) -> Floats:
     Lines of the warm-up, which have no update, do not count.
     """
     return np.array([_logged(comparison, run).update_milliseconds for run in row.runs])
+
+
+def training_success(comparison: Comparison, run: Run) -> float:
+    """Return the mean success rate of a run's training episodes over its log lines; NaN where not logged."""
+    return _logged(comparison, run).training_success
 
 
 def method_agreement_table(comparison: Comparison) -> Table:
@@ -129,7 +135,7 @@ def _read(run: Run, tasks: Sequence[str]) -> _Logged:
     """Read a run's log once and keep only the numbers of tables and figures."""
     points: dict[tuple[str, str], dict[float, Any]] = {}
     matrices: dict[str, list[Floats]] = {}
-    update_ms = []
+    update_ms, success = [], []
     for line in run.some_metrics(_MOST_LINES):
         try:
             for key, value in _numbers(line, tasks):
@@ -140,6 +146,8 @@ def _read(run: Run, tasks: Sequence[str]) -> _Logged:
                     matrices.setdefault(network, []).append(_matrix(matrix, tasks))
             if line.get("time/update_ms"):
                 update_ms.append(float(line["time/update_ms"]))
+            if (rate := line.get("rollout/success_rate")) is not None:
+                success.append(float(rate))
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"metrics of '{run.path}' at vector step {line['vector_step']}: expected numbers, numbers by "
@@ -153,6 +161,7 @@ def _read(run: Run, tasks: Sequence[str]) -> _Logged:
             for key, found in points.items()
         },
         {network: stats.mean_of_known(np.array(found), axis=0) for network, found in matrices.items()},
+        float(np.mean(success)) if success else np.nan,
         float(np.median(update_ms)) / updates if update_ms else np.nan,
     )
 

@@ -92,21 +92,20 @@ def bootstrap(
     return Interval(value, *_ends(np.concatenate(found), confidence))
 
 
-def paired(differences: Floats, *, confidence: float = CONFIDENCE) -> list[Interval]:
-    """Mean over runs of K differences [R, K] between runs of one seed, with simultaneous intervals.
+def paired(differences: Floats, *, comparisons: int = 1, confidence: float = CONFIDENCE) -> Interval:
+    """Mean of differences [R] between runs of one seed, with one of several simultaneous intervals.
 
-    All K intervals hold together with probability `confidence` at least: Student's t at Bonferroni's level
-    1 - (1 - confidence) / K, for differences that are about normal, however the K columns are correlated.
-    Runs of one seed share what the seed draws, so their differences vary less than their scores. The ends
-    are NaN where there is one run.
+    The intervals of all `comparisons` hold together with probability `confidence` at least: Student's t at
+    Bonferroni's level 1 - (1 - confidence) / comparisons, for differences that are about normal, however the
+    comparisons are correlated. Runs of one seed share what the seed draws, so their differences vary less
+    than their scores. The ends are NaN where there is one run.
     """
-    runs, number = differences.shape
-    means = differences.mean(axis=0)
+    runs, value = len(differences), float(differences.mean())
     if runs < 2:
-        return [Interval(float(mean), math.nan, math.nan) for mean in means]
-    quantile = scipy.stats.t.ppf(1.0 - (1.0 - confidence) / (2.0 * number), runs - 1)
-    reach = quantile * differences.std(axis=0, ddof=1) / math.sqrt(runs)
-    return [Interval(float(m), float(m - r), float(m + r)) for m, r in zip(means, reach, strict=True)]
+        return Interval(value, math.nan, math.nan)
+    quantile = scipy.stats.t.ppf(1.0 - (1.0 - confidence) / (2.0 * comparisons), runs - 1)
+    reach = float(quantile * differences.std(ddof=1) / math.sqrt(runs))
+    return Interval(value, value - reach, value + reach)
 
 
 def band(curves: Floats) -> tuple[Floats, Floats, Floats]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mtrl.report import signals, stats
 from mtrl.report.comparison import Comparison, Floats, Group
+from mtrl.report.paired import paired_table
 from mtrl.report.table import Cell, Table, plain
 
 _THRESHOLDS = (0.25, 0.5, 0.75)  # of the mean success
@@ -69,7 +70,7 @@ PUBLISHED = (
 def all_tables(comparison: Comparison) -> list[Table]:
     """Return the tables that these runs fill, most important first."""
     builders: tuple[Callable[[Comparison], Table | None], ...] = (
-        final_table, per_task_table, selection_table, learning_table, improvement_table,
+        final_table, per_task_table, selection_table, learning_table, improvement_table, paired_table,
         signals.method_agreement_table, signals.task_agreement_table, published_table, runs_table,
     )  # fmt: skip
     tables = (build(comparison) for build in builders)

@@ -46,10 +46,13 @@ def table_of(runs: Mapping[Any, Mapping[str, Any]], setting: str) -> Table:
     others = [method for method in ends if method != BASELINE]
     worst = {method: np.log10([own[seed].max() for seed in seeds]) for method, own in ends.items()}
     mean = {method: np.log10([own[seed].mean() for seed in seeds]) for method, own in ends.items()}
-    apart = (
-        [np.stack([of[m] - of[BASELINE] for m in others], axis=1) for of in (worst, mean)] if others else []
-    )
-    ratios = [dict(zip(others, map(_ratio, stats.paired(found)), strict=True)) for found in apart]
+    ratios = [
+        {
+            method: _ratio(stats.paired(of[method] - of[BASELINE], comparisons=len(others)))
+            for method in others
+        }
+        for of in (worst, mean)
+    ]
     body: list[list[Cell]] = []
     for method in sorted(ends, key=lambda name: float(worst[name].mean())):
         cells: list[Cell] = [10.0 ** float(of[method].mean()) for of in (worst, mean)]
@@ -58,7 +61,7 @@ def table_of(runs: Mapping[Any, Mapping[str, Any]], setting: str) -> Table:
         f"Geometric means over {len(seeds)} seeds; errors are in units of each target's variance. Ratios are "
         f"paired by seed; brackets: 95 % of Student's t, simultaneous over {len(others)} comparisons "
         f"(Bonferroni). The step size is the best of three on seed {_TUNING_SEED}. "
-        f"{_counts(ratios[0]) if ratios else ''}"
+        f"{_counts(ratios[0])}"
     )
     columns = ("method", "step size", "worst task", "all tasks", "worst / mean's", "all / mean's")
     return Table(setting, f"Setting: {setting}", columns, body, note, decimals=3)

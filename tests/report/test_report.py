@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -100,6 +101,37 @@ def test_learning_table_has_thresholds_and_times(sweep: Path) -> None:
     assert row["area under curve"].value == pytest.approx((0.5 + 1.5 * 1.25 / 6) / 2)
     assert (row["steps to 0.5"], row["seconds to 0.5"], row["steps to 0.75"]) == ("10", "5", "never")
     assert row["ms per update"] == pytest.approx(7.4)
+
+
+def test_paired_differences_are_between_runs_of_one_seed(tmp_path: Path) -> None:
+    """Seed 2 has no partner, and seeds of a method are in another order than those of the mean."""
+    scores = {
+        "mean": {0: 0.1, 1: 0.5, 2: 0.9},
+        "cagrad": {1: 0.7, 0: 0.2, 3: 0.0},
+        "pcgrad": {0: 0.1, 1: 0.5},
+    }
+    for method, seeds in scores.items():
+        for seed, level in seeds.items():
+            metrics = [
+                {"vector_step": step, "env_steps": step, "wall_s": 1.0, "rollout/success_rate": rate}
+                for step, rate in ((10, 0.0), (20, 2 * level))
+            ]
+            success = {"reach-v3": (0.0, level), "push-v3": (0.0, level)}
+            write_run(tmp_path / f"{method}-{seed}", success, method=method, seed=seed, metrics=metrics)
+    rows = _rows(compare([tmp_path]), "paired")
+    assert list(rows) == ["cagrad", "pcgrad"]
+    assert rows["cagrad"]["seeds"] == 2
+    # Differences .1 and .2, half of them in an area from 0 on; two comparisons, so the .9875 quantile.
+    reach = 25.451699579357055 * (0.1 / np.sqrt(2)) / np.sqrt(2)
+    for name, factor in (
+        ("final success", 1.0),
+        ("area under curve", 0.5),
+        ("area under training success", 1.0),
+    ):
+        assert rows["cagrad"][name] == pytest.approx(
+            tuple(factor * x for x in (0.15, 0.15 - reach, 0.15 + reach))
+        )
+        assert rows["pcgrad"][name] == pytest.approx((0.0, 0.0, 0.0))
 
 
 def test_rank_agreement_over_methods_and_over_tasks(sweep: Path) -> None:

@@ -159,12 +159,12 @@ def test_a_band_is_the_intervals_of_the_mean_at_each_evaluation() -> None:
 
 
 def test_one_paired_interval_is_that_of_scipys_t_test() -> None:
-    differences = np.random.default_rng(0).normal(0.3, 1.0, (7, 1))
-    (found,) = stats.paired(differences)
-    expected = scipy.stats.ttest_1samp(differences[:, 0], 0.0).confidence_interval(0.95)
+    differences = np.random.default_rng(0).normal(0.3, 1.0, 7)
+    found = stats.paired(differences)
+    expected = scipy.stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-12)
     assert found.value == pytest.approx(differences.mean())
-    assert np.isnan(stats.paired(differences[:1])[0].low)
+    assert np.isnan(stats.paired(differences[:1]).low)
 
 
 def test_all_paired_intervals_hold_together_as_often_as_they_say() -> None:
@@ -172,7 +172,7 @@ def test_all_paired_intervals_hold_together_as_often_as_they_say() -> None:
     random, truth, hits = np.random.default_rng(1), np.array([0.0, 0.1, -0.2, 0.5, 0.0]), 0
     for _ in range(1_000):
         seed, baseline = random.normal(0, 5, (6, 1)), random.normal(0, 0.1, (6, 1))
-        scores = truth + seed + random.normal(0, 0.1, (6, 5))
-        found = stats.paired(scores - (seed + baseline))
+        differences = truth + seed + random.normal(0, 0.1, (6, 5)) - (seed + baseline)
+        found = [stats.paired(column, comparisons=5) for column in differences.T]
         hits += all(low <= value <= high for value, (_, low, high) in zip(truth, found, strict=True))
     assert 0.94 <= hits / 1_000 <= 0.985
