@@ -69,7 +69,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def test_the_wheel_is_what_is_imported_and_has_every_file(installed: Installed) -> None:
     place = Path(installed.run("python -c 'import mtrl; print(mtrl.__path__[0])'").strip())
     assert place.is_relative_to(installed.bin.parent)
-    kinds = ["*.py", "*.yaml", "*.html", "*.css", "*.js", "*.j2", "*.json", "*.bash", "*.typed"]
+    kinds = ["*.py", "*.yaml", "*.html", "*.css", "*.js", "*.j2", "*.json", "*.bash", "*.typed", "*.bib"]
     files = {path.relative_to(ROOT / "mtrl") for kind in kinds for path in (ROOT / "mtrl").rglob(kind)}
     assert {str(path) for path in files if not (place / path).is_file()} == set()
 

@@ -1,0 +1,47 @@
+"""The table of the methods' options that docs/api.md prints."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import docs_options
+import pytest
+
+from mtrl.combiners import COMBINERS, make_combiner
+
+
+@pytest.mark.parametrize("method", [name for name in COMBINERS if name != "torchjd"])
+def test_the_printed_ranges_are_those_that_the_method_accepts(method: str) -> None:
+    """The ends are accepted; numbers just beyond them are not."""
+    for option, rule in docs_options.ranges(method).items():
+        ends = [float(number) for number in re.findall(r"[\d.]+(?:e-?\d+)?", rule)]
+        whole = isinstance(COMBINERS.options(method)[option].default, int)
+        inside: list[Any]
+        outside: list[Any]
+        if "task" in rule:
+            inside, outside = [(), tuple(range(3))], [(1,), (0, -1, 2), (1, 2, 3, 4)]
+        else:
+            kind = int if whole else float
+            step = 1 if whole else None
+            inside = [kind(end) for end in ends]
+            outside = [ends[0] - (step or 1e-9)]
+            if len(ends) == 2:
+                outside.append(math.nextafter(ends[1], math.inf) + (step or 1e-9))
+        for value in inside:
+            make_combiner(method, num_tasks=3, **{option: value})
+        for value in outside:
+            with pytest.raises(ValueError, match=f"{option} must"):
+                make_combiner(method, num_tasks=3, **{option: value})
+
+
+def test_every_method_and_every_option_is_on_the_page() -> None:
+    page = docs_options.on_page_markdown(f"before\n{docs_options.MARK}\nafter")
+    assert page.startswith("before\n### `adatask`")
+    assert page.endswith("\nafter")
+    for method in COMBINERS:
+        rows = page.split(f"### `{method}`\n")[1].split("### `")[0]
+        assert set(re.findall(r"^\| `(\w+)` \|", rows, flags=re.MULTILINE)) == set(COMBINERS.options(method))
+    assert "at least 0" in docs_options.section("cagrad")
+    assert docs_options.on_page_markdown("another page") == "another page"
