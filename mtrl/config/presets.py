@@ -24,7 +24,7 @@ _SUFFIXES = (".yaml", ".yml")
 INCIDENTAL = (
     "device", "env.num_workers", "env.worker_niceness", "env.step_timeout", "env.max_restarts", "env.resume",
     "train.num_threads", "train.matmul_precision", "train.keep_checkpoints", "train.keep_best",
-    "train.on_divergence", "train.sinks",
+    "train.on_divergence", "train.sinks", "eval.envs_per_task",
 )  # fmt: skip
 """Settings of machine, storage and display: runs that differ in nothing else are the same run."""
 MISSING = "not recorded"

@@ -232,6 +232,8 @@ class EvalConfig:
     """Episodes per task of the evaluation at the end: each goal once."""
     max_episode_steps: PositiveInt | None = None
     """Length of evaluation episodes in env steps; None: env.max_episode_steps."""
+    envs_per_task: PositiveInt | None = None
+    """Parallel copies of each task in evaluations, which do not change results; None: env.envs_per_task."""
 
 
 @settings()

@@ -170,14 +170,16 @@ def build_envs(
 ) -> TaskVectorEnv:
     """Start the run's environments in num_workers processes; None: one per available core.
 
-    Episodes of an evaluation may be longer (`eval.max_episode_steps`). Restarts are reported to `notify`.
+    An evaluation may have longer episodes (`eval.max_episode_steps`) and another number of copies
+    (`eval.envs_per_task`). Restarts are reported to `notify`.
     """
     env = config.env
     own_steps = config.eval.max_episode_steps if evaluation else None
+    own_copies = config.eval.envs_per_task if evaluation else None
     return TaskVectorEnv(
         suite or suite_of(config),
         seed=config.seed,
-        envs_per_task=env.envs_per_task,
+        envs_per_task=own_copies or env.envs_per_task,
         num_workers=num_workers,
         max_episode_steps=own_steps or env.max_episode_steps,
         step_timeout=env.step_timeout,

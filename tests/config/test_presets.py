@@ -23,7 +23,17 @@ from mtrl.config.presets import (
 from mtrl.config.schema import Config, EnvConfig, NetworkConfig, SacConfig
 from mtrl.errors import UserError
 
-SHIPPED = ["debug", "evening", "laptop", "laptop_v1", "mt10", "mt50", "mtrl_compat", "single_task"]
+SHIPPED = [
+    "debug",
+    "evening",
+    "laptop",
+    "laptop_v1",
+    "mt10",
+    "mt10_fast",
+    "mt50",
+    "mtrl_compat",
+    "single_task",
+]
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -83,6 +93,26 @@ def test_mt10_is_the_meta_world_plus_protocol() -> None:
     assert (config.train.warmup_steps, config.train.updates_per_step, config.steps) == (4000, 1, 2_000_000)
     assert config.replay.capacity_per_task == 100_000
     assert config.eval.final_episodes_per_task == 50
+
+
+def test_mt10_fast_has_the_updates_data_and_networks_of_mt10() -> None:
+    usual, fast = (build_config(load_preset(name)) for name in ("mt10", "mt10_fast"))
+
+    def amounts(config: Config) -> dict[str, float]:
+        copies, train, steps = config.env.envs_per_task, config.train, config.steps
+        return {
+            "transitions per task": steps * copies,
+            "of them random": train.warmup_steps * copies,
+            "updates": (steps - train.warmup_steps) * train.updates_per_step,
+            "evaluations": steps / config.eval.interval,
+            "checkpoints": steps / train.checkpoint_interval,
+            "log lines": steps / train.log_interval,
+        }
+
+    assert amounts(fast) == amounts(usual)
+    for section in ("network", "sac", "replay", "tasks", "suite_options", "method_defaults"):
+        assert getattr(fast, section) == getattr(usual, section)
+    assert fast.steps * 4 == usual.steps
 
 
 def test_mtrl_compat_is_the_protocol_of_the_2021_line() -> None:

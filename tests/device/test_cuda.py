@@ -340,3 +340,13 @@ def test_held_noise_of_one_environment_on_cuda_draws_no_single_sample(
     hold._single_draws = False  # as on CUDA
     assert hold.draw(torch.zeros(1, 1, 2)).shape == (1, 1, 2)
     assert drawn == [2]
+
+
+def test_policies_of_evaluations_are_made_once_and_follow_the_parameters() -> None:
+    agent = _agent("mean", CPU)
+    policy, obs = agent.policy(2), np.ones((TASKS * 2, OBS), dtype=np.float32)
+    before = policy(obs)
+    agent.update_from_replay()
+    assert agent.policy(2) is policy
+    assert agent.policy(1) is not policy
+    assert not np.array_equal(policy(obs), before)

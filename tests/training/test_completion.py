@@ -22,7 +22,7 @@ from mtrl.training.events import Event
 from mtrl.training.run import evaluate_run, resume_or_start, resume_training
 from mtrl.training.stepper import Stepper
 from tests.helpers.faults import before_each_step, kill_a_worker, kill_a_worker_in_evaluations
-from tests.helpers.short_runs import assert_same_run, counting, lines
+from tests.helpers.short_runs import assert_same_run, counting, lines, without_time
 
 NO_RESTARTS = EnvConfig(max_episode_steps=20, num_workers=1, max_restarts=0)
 
@@ -80,6 +80,13 @@ def test_at_one_step_the_checkpoint_is_written_while_the_evaluation_has_not_move
     settings = TrainConfig(warmup_steps=15, log_interval=10, checkpoint_interval=30, num_threads=1)
     train(counting(train=settings), tmp_path / "run")
     assert saved == [30, 60]
+
+
+def test_copies_of_an_evaluation_are_its_own_and_change_no_result(tmp_path: Path, undisturbed: Path) -> None:
+    usual = counting().eval
+    train(counting(eval=dataclasses.replace(usual, envs_per_task=2)), tmp_path / "run")
+    found, expected = (lines(run / "evaluations.jsonl") for run in (tmp_path / "run", undisturbed))
+    assert [without_time(line) for line in found] == [without_time(line) for line in expected]
 
 
 def test_fewer_steps_than_are_done_are_refused(half: Path) -> None:

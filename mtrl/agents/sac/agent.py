@@ -101,6 +101,7 @@ class SACAgent:
         if config.sac.noise_spread > 1:
             draw = spread_over_copies(draw, config.sac.noise_spread, spec.envs_per_task, device)
         self._explore = ActingPolicy(self.update.act, spec, draw, device)
+        self._policies: dict[int, Policy] = {}  # of evaluations, by their copies of each task
         self._fitted = self.update.observation_norm is None
         batches, sizes = self.update.num_batches, (spec.num_tasks, config.sac.batch_per_task)
         self._rows = torch.zeros(batches, *sizes, dtype=torch.int64, device=device)
@@ -200,9 +201,12 @@ class SACAgent:
             torch.cuda.current_stream(self.device).synchronize()
 
     def policy(self, envs_per_task: int) -> Policy:
-        """Return the deterministic policy for T*E observations."""
-        spec = self.spec._replace(envs_per_task=envs_per_task)
-        return ActingPolicy(self.update.act, spec, None, self.device)
+        """Return the deterministic policy for T*E observations; it follows the parameters."""
+        # Kept, because on CUDA each policy captures a graph.
+        if envs_per_task not in self._policies:
+            spec = self.spec._replace(envs_per_task=envs_per_task)
+            self._policies[envs_per_task] = ActingPolicy(self.update.act, spec, None, self.device)
+        return self._policies[envs_per_task]
 
     def gaussian_policy(self) -> GaussianPolicy:
         """Return what `policy` computes, as data."""
