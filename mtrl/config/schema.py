@@ -47,7 +47,7 @@ class EnvConfig:
     envs_per_task: PositiveInt = 1
     """Parallel copies of each task; a vector step yields tasks x copies transitions."""
     num_workers: PositiveInt | None = None
-    """Environment processes; None: one per available core, at most one per environment."""
+    """Environment processes; None: one per core (two fewer on CUDA), at most one per environment."""
     num_goals: PositiveInt | None = None
     """Goals per task, one drawn at each reset; None: all goals of the suite (Meta-World and MW+: 50)."""
     max_episode_steps: PositiveInt = 500

@@ -15,6 +15,7 @@ from mtrl.combiners import COMBINERS, make_combiner
 from mtrl.config.presets import INCIDENTAL, config_to_dict, differences, flat, load_config
 from mtrl.config.schema import Config
 from mtrl.config.values import convert, found
+from mtrl.device.resources import available_cores
 from mtrl.envs import TaskVectorEnv, build_suite
 from mtrl.envs.engine.supervision import Notify
 from mtrl.envs.suite import SUITES, TaskSuite
@@ -158,6 +159,14 @@ def suite_of(config: Config) -> TaskSuite:
     return build_suite(
         config.suite, config.tasks, num_goals=config.env.num_goals, options=config.suite_options
     )
+
+
+def training_workers(config: Config, device: torch.device) -> int | None:
+    """Return the number of environment processes for training; None: one per available core."""
+    if config.env.num_workers is None and device.type == "cuda":
+        # The learner's thread and the one that writes checkpoints are busy while environments step.
+        return max(available_cores() - 2, 1)
+    return config.env.num_workers
 
 
 def build_envs(

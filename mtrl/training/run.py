@@ -37,6 +37,7 @@ from mtrl.training.resolve import (
     resolve,
     settle_resume,
     suite_of,
+    training_workers,
 )
 from mtrl.training.start_screen import describe
 from mtrl.training.stepper import RunState
@@ -283,7 +284,8 @@ def _run(
             allocate()  # a lack of memory shows here, not after a minute in which environments start
         console.say("starting the environments (the first run of a seed also draws its goals)")
         notify = console.once()  # both sets of environments give the same warnings about the suite
-        envs = build_envs(config, num_workers=config.env.num_workers, notify=notify, suite=suite)
+        workers = training_workers(config, device)
+        envs = build_envs(config, num_workers=workers, notify=notify, suite=suite)
         stack.enter_context(closing(envs))
         envs.hurry_when(lambda: requests.stop)
         settled = settle_resume(config, envs)

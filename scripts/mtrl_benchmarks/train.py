@@ -71,12 +71,12 @@ def _measure(config: Config, steps: int) -> report.Row:
 
 def _measure_here(config: Config, steps: int, device: torch.device) -> report.Row:
     from mtrl.agents.sac.agent import SACAgent
-    from mtrl.training.resolve import build_envs
+    from mtrl.training.resolve import build_envs, training_workers
     from mtrl.training.stepper import RunState, Stepper
 
     warmup = max(100, -(-config.sac.batch_per_task // config.env.envs_per_task))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, warmup_steps=warmup))
-    envs = build_envs(config, num_workers=config.env.num_workers)
+    envs = build_envs(config, num_workers=training_workers(config, device))
     try:
         state = RunState(config, envs, device)
         stepper = Stepper(config, state)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtrl import train
 from mtrl.agents import AGENTS
@@ -11,7 +12,7 @@ from mtrl.combiners import make_combiner
 from mtrl.config import Config, EnvConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
 from mtrl.config.presets import build_config, load_preset
 from mtrl.errors import UserError
-from mtrl.training.resolve import build_envs, resolve
+from mtrl.training.resolve import build_envs, resolve, training_workers
 
 
 def test_every_option_is_written_out() -> None:
@@ -39,6 +40,18 @@ def test_a_wrappers_base_has_the_options_of_the_preset_and_its_own() -> None:
     assert resolve(build_config(load_preset("mt50"), given)).method_options["base_options"]["c"] == 0.3
     with pytest.raises(UserError, match=r"unknown option of method 'cagrad' 'd'"):
         resolve(Config(method="fs_mtl", method_options={"base_options": {"d": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "cores", "expected"),
+    [("cuda", None, 16, 14), ("cuda", None, 2, 1), ("cuda", 16, 16, 16), ("cpu", None, 16, None)],
+)
+def test_on_cuda_two_cores_are_left_to_the_learner_unless_workers_are_asked_for(
+    device: str, asked: int | None, cores: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtrl.training.resolve.available_cores", lambda: cores)
+    config = Config(env=EnvConfig(num_workers=asked))
+    assert training_workers(config, torch.device(device)) == expected
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
