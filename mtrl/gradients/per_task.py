@@ -124,7 +124,9 @@ class TaskGradients:
     def _evaluate(self, offset: Tensor | None, batch: int, tasks: Tensor | None) -> Tensor:
         flat, own_offset = self._flat, None
         if offset is not None:
-            offset, own_offset = offset.split((flat.num_shared, offset.shape[1] - flat.num_shared), dim=1)
+            columns = (flat.num_shared, offset.shape[1] - flat.num_shared)
+            offset, own_offset = offset.split(columns, dim=1)
+            own_offset = own_offset if columns[1] else None  # the heads stay
         jacobian = self._next_jacobian(self._num_tasks if tasks is None else len(tasks))
         leaves, heads = self._per_task_leaves(offset, tasks), self._head_leaves(own_offset)
         mine = heads if tasks is None else {k: head.index_select(0, tasks) for k, head in heads.items()}

@@ -89,5 +89,17 @@ OF_IDENTITY = ("identity_width", "identity_rows")
 """Arguments that come with the task identities "embedding" and "file" (`TaskIdentity`)."""
 
 NETWORKS = Registry(
-    "network", {"mlp": "mtrl.networks.mlp:MLP"}, given=(*SIZES, *OF_IDENTITY, "actions", "role")
+    "network",
+    {
+        "mlp": "mtrl.networks.mlp:MLP",
+        "brc": "mtrl.networks.brc:BRC",
+        "moore": "mtrl.networks.moore:MOORE",
+        "soft_modules": "mtrl.networks.soft_modules:SoftModules",
+        "simba": "mtrl.networks.simba:SimBa",
+        "simba_v2": "mtrl.networks.simba_v2:SimbaV2",
+        "paco": "mtrl.networks.paco:PaCo",
+        "care": "mtrl.networks.care:CARE",
+        "film": "mtrl.networks.film:FiLM",
+    },
+    given=(*SIZES, *OF_IDENTITY, "actions", "role"),
 )

@@ -34,6 +34,14 @@ def noisy_action(outputs: Tensor, noise: Tensor) -> Tensor:
     return torch.addcmul(mean, log_std.clamp(*LOG_STD_RANGE).exp(), noise).tanh_()
 
 
+def bounded_log_std(mean: Tensor, raw: Tensor) -> Tensor:
+    """Return the outputs [..., 2A] of an actor whose log deviations run smoothly through [-10, 2].
+
+    They are -10 + 6 (1 + tanh raw), as in BRC, SimBa and SimbaV2.
+    """
+    return torch.cat((mean, -10.0 + 6.0 * (1.0 + torch.tanh(raw))), dim=-1)
+
+
 def mode_action(outputs: Tensor) -> Tensor:
     """Deterministic action [T, B, A] for outputs [T, B, 2A]: tanh of the Gaussian's mean."""
     return torch.tanh(outputs.chunk(2, dim=-1)[0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,6 +47,18 @@ class Layout(NamedTuple):
         return InitialParameters(kinds[0], kinds[1], self.own_rows)
 
 
+class FromLayout(ABC):
+    """A network that lists its parameters before memory is taken; an export is checked against the list."""
+
+    @abstractmethod
+    def layout(self) -> Layout:
+        """Return the parameters by name, with their shapes and how they are drawn."""
+
+    def initial_parameters(self, generator: torch.Generator) -> InitialParameters:
+        """Draw the parameters of `layout` (`Network.initial_parameters`)."""
+        return self.layout().drawn(generator)
+
+
 def at_least(low: int, **values: float) -> None:
     """Raise ValueError for the first value below `low`; messages name it as its keyword."""
     for name, value in values.items():
@@ -62,6 +76,20 @@ def dense_layer(
         f"{name}.weight": Fresh((*lead, outputs, inputs), draw),
         f"{name}.bias": Fresh((*lead, outputs), bias or constant(0.0)),
     }
+
+
+def dense_layers(
+    name: str, stack: int, sizes: Sequence[int], draw: Callable[[int], Draw], last: Draw | None = None
+) -> dict[str, Fresh]:
+    """Return the linear layers NAME.0, NAME.1, ... between sizes[0], sizes[1], ...; biases are 0.
+
+    `draw` maps a layer's number of inputs to how its weights are drawn; `last` draws those of the last one.
+    """
+    layers: dict[str, Fresh] = {}
+    for number, (before, after) in enumerate(itertools.pairwise(sizes)):
+        drawn = last if last is not None and number == len(sizes) - 2 else draw(before)
+        layers |= dense_layer(f"{name}.{number}", stack, before, after, drawn)
+    return layers
 
 
 def norm_layer(name: str, stack: int, width: int) -> dict[str, Fresh]:

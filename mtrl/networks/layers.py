@@ -30,6 +30,12 @@ class Weights(NamedTuple):
         weight, bias = (self._of_tasks(self.parameters[f"{name}.{kind}"], 0) for kind in ("weight", "bias"))
         return linear(x, weight, bias_rows(bias))
 
+    def layers(self, name: str, count: int, x: Tensor) -> Tensor:
+        """Apply the linear layers NAME.0, ..., NAME.(count - 1) with ReLU between them, none at the end."""
+        for number in range(count):
+            x = self.dense(f"{name}.{number}", torch.relu(x) if number else x)
+        return x
+
     def vector(self, name: str) -> Tensor:
         """Return a shared vector [S, O] as [S, 1 or N, 1, O], which broadcasts over the rows of a batch."""
         return bias_rows(self.parameters[name]).unsqueeze(2)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtrl.networks.base import InitialParameters, Parameters
+from mtrl.networks.base import Parameters
 from mtrl.networks.identity import Kind, Rows, TaskIdentity
 from mtrl.networks.initial import (
     Draw,
     Fresh,
+    FromLayout,
     Layout,
     dense_layer,
     he_uniform,
@@ -32,7 +33,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 TASK_EMBEDDING = "0.task"  # joint [S, T, H], per task [T, S, H]: the first weight's columns of the one-hot
 
 
-class MLP:
+class MLP(FromLayout):
     """S stacked multi-layer perceptrons, a `Network`.
 
     Args:
@@ -118,10 +119,6 @@ class MLP:
         if self.per_task_heads:
             return Layout(shared, head, own_rows)
         return Layout(shared | head, {}, own_rows)
-
-    def initial_parameters(self, generator: torch.Generator) -> InitialParameters:
-        """Draw the parameters of `layout`."""
-        return self.layout().drawn(generator)
 
     def _draw(self, usual: Draw, gain: float) -> Draw:
         return orthogonal(gain) if self.is_orthogonal else usual
