@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner
-from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from mtrl.gradients.adam import adam_step, make_adam
+from mtrl.gradients.columns import combination, gramian_of
 from mtrl.gradients.flat import FlatParameters, Slice
 from mtrl.networks.base import Parameters, PlacedParameters
 
@@ -94,13 +94,13 @@ class TaskGradients:
         self._note_norms(torch.linalg.vector_norm(jacobian, dim=1), tasks)
         return jacobian
 
-    def with_gramian(self) -> tuple[Tensor, Tensor]:
-        """Return the Jacobian [T, P] and its Gramian [T, T]."""
-        jacobian = self._evaluate(None, 0, None)
-        gram = gramian(jacobian)
+    def combined(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the gradient [P] of `weights @ losses` for `weights_of(Gramian)`, Gramian [T, T]."""
+        jacobian = self._evaluate(None, 0, None, whole=False)
+        gram = gramian_of(jacobian, self._flat.shared_slices, self._factors)
         # The diagonal holds the squared norms of the rows: this saves a pass over the Jacobian.
         self._note_norms(gram.diagonal().sqrt(), None)
-        return jacobian, gram
+        return combination(weights_of(gram), jacobian, self._flat.shared_slices, self._factors)
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient [P] of `weights_of(losses) @ losses` by one ordinary backward."""
@@ -121,7 +121,10 @@ class TaskGradients:
             torch._foreach_copy_([place for place, _ in apart], [value for _, value in apart])
         return direction
 
-    def _evaluate(self, offset: Tensor | None, batch: int, tasks: Tensor | None) -> Tensor:
+    def _evaluate(
+        self, offset: Tensor | None, batch: int, tasks: Tensor | None, *, whole: bool = True
+    ) -> Tensor:
+        """Return the Jacobian; unless `whole`, columns with `_factors` may be left as they were."""
         flat, own_offset = self._flat, None
         if offset is not None:
             columns = (flat.num_shared, offset.shape[1] - flat.num_shared)
@@ -136,11 +139,14 @@ class TaskGradients:
             for part in flat.shared_slices
             if tasks is None or not part.own_row
         }
-        losses, aux = self._loss_function(PlacedParameters({**leaves, **mine}, places), batch, tasks)
+        parameters = PlacedParameters({**leaves, **mine}, places, whole=whole)
+        losses, aux = self._loss_function(parameters, batch, tasks)
         gradients = _gradients(losses, _ones_like(losses), [*leaves.values(), *heads.values()])
         self._note(losses.detach(), gradients[len(leaves) :], Evaluation(batch, tasks, aux), moved=own_offset)
+        self._factors = parameters.outer_products
         for part, gradient in zip(flat.shared_slices, gradients, strict=False):
-            _store(jacobian, part, gradient, tasks)
+            if part.name not in self._factors:
+                _store(jacobian, part, gradient, tasks)
         return jacobian
 
     def _next_jacobian(self, rows: int) -> Tensor:
@@ -300,8 +306,7 @@ def _direction(combiner: Combiner, gradients: TaskGradients) -> Tensor:
     if isinstance(combiner, LossCombiner):
         return gradients.weighted(combiner.weights)
     if isinstance(combiner, GramCombiner) and combiner.gramian_suffices:
-        jacobian, gram = gradients.with_gramian()
-        return weighted_sum(combiner.weights(gram), jacobian)
+        return gradients.combined(combiner.weights)
     return combiner.direction(gradients).clone()  # which may be state of the method
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.networks.base import Parameters, PerTaskParameters
+from mtrl.networks.base import Parameters, PlacedParameters
 from mtrl.networks.initial import (
     Draw,
     Fresh,
@@ -100,8 +100,9 @@ def _composed(parameters: Parameters, name: str, shares: Tensor) -> Tensor:
         product = torch.bmm(shares.transpose(0, 1), sets.flatten(2))  # [S, N, ...]
         joint: Tensor = product.transpose(0, 1).unflatten(2, sets.shape[2:])
         return joint
-    place = parameters.claim_place(name) if isinstance(parameters, PerTaskParameters) else None
-    result: Tensor = _Compose.apply(shares, sets, place)  # type: ignore[no-untyped-call]
+    own = parameters if isinstance(parameters, PlacedParameters) else None
+    place = None if own is None else own.claim_place(name)
+    result: Tensor = _Compose.apply(shares, sets, place, own, name)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -109,14 +110,21 @@ class _Compose(torch.autograd.Function):
     """Combination of sets [N, S, K, ...] per task, by shares [N, S, K].
 
     A task's gradient of the sets is the outer product of its shares and the gradient G_t of its combined
-    parameter. It is written straight to its place in the Jacobian: forming it elsewhere first made an update
-    with a Jacobian cost three times an ordinary one.
+    parameter. Its two factors are noted, or it is written straight to its place in the Jacobian: forming it
+    elsewhere first made an update with a Jacobian cost three times an ordinary one.
     """
 
     @staticmethod
-    def forward(ctx: Any, shares: Tensor, sets: Tensor, place: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        shares: Tensor,
+        sets: Tensor,
+        place: Tensor | None,
+        parameters: PlacedParameters | None,
+        name: str,
+    ) -> Tensor:
         ctx.save_for_backward(shares, sets)
-        ctx.place = place
+        ctx.place, ctx.parameters, ctx.name = place, parameters, name
         if sets.stride(0) == 0:  # the same sets for all tasks
             product = torch.bmm(shares.transpose(0, 1), sets[0].flatten(2)).transpose(0, 1)
         else:
@@ -125,17 +133,20 @@ class _Compose(torch.autograd.Function):
         return composed
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         shares, sets = ctx.saved_tensors
         flat = grad.flatten(2)
         if sets.stride(0) == 0:
             grad_shares = torch.bmm(flat.transpose(0, 1), sets[0].flatten(2).mT).transpose(0, 1)
         else:
             grad_shares = torch.matmul(sets.flatten(3), flat.unsqueeze(-1)).squeeze(-1)
+        if ctx.parameters is not None and not ctx.parameters.whole:
+            ctx.parameters.outer_products[ctx.name] = shares, flat
+            return grad_shares, grad.new_zeros(()).expand(sets.shape), None, None, None
         factors = shares.reshape(*shares.shape, *[1] * (sets.dim() - 3))
         grad_sets = sets.new_empty(sets.shape) if ctx.place is None else ctx.place
         torch.mul(factors, grad.unsqueeze(2), out=grad_sets)
-        return grad_shares, grad_sets, None
+        return grad_shares, grad_sets, None, None, None
 
 
 def _equal_sets(draw: Draw) -> Draw:

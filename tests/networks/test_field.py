@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mtrl.combiners import make_combiner
 from mtrl.errors import UserError
-from mtrl.gradients.per_task import FlatParameters, TaskGradients
+from mtrl.gradients.flat import FlatParameters
+from mtrl.gradients.per_task import TaskGradients
 from mtrl.networks.base import NETWORKS, Parameters
 from mtrl.networks.make import make_network
 from tests.helpers.plain_networks import PLAIN, PlainEvaluator
@@ -66,10 +67,10 @@ class Problem:
         self.targets = torch.randn(TASKS, ROWS, OUTPUTS, generator=generator).double()
         self.plain = PlainEvaluator(PLAIN[self.name], self.network, self.flat, self.inputs, self.targets)
 
-    def gradients(self, buffers: list[Tensor] | None = None) -> TaskGradients:
-        return TaskGradients(self.flat, self._losses, TASKS, [] if buffers is None else buffers)
+    def gradients(self, buffers: dict[tuple[int, int], Tensor] | None = None) -> TaskGradients:
+        return TaskGradients(self.flat, self.losses, TASKS, {} if buffers is None else buffers)
 
-    def _losses(self, parameters: Parameters, batch: int, tasks: Tensor | None) -> tuple[Tensor, None]:
+    def losses(self, parameters: Parameters, batch: int, tasks: Tensor | None) -> tuple[Tensor, None]:
         inputs = self.inputs if tasks is None else self.inputs[tasks]
         targets = self.targets if tasks is None else self.targets[tasks]
         outputs = self.network.apply(parameters, inputs, tasks)
@@ -98,7 +99,7 @@ def test_outputs_are_those_of_the_plain_network(case: str, stack: int) -> None:
 @pytest.mark.parametrize("case", SMALL)
 def test_the_jacobian_is_that_of_a_loop_of_backward_passes(case: str) -> None:
     """At the parameters, at parameters that differ between tasks, and of some tasks alone, in one buffer."""
-    problem, buffers = Problem(case), list[Tensor]()
+    problem, buffers = Problem(case), dict[tuple[int, int], Tensor]()
     rows = problem.plain.rows(0.0)
     shared = problem.flat.num_shared
     gradients = problem.gradients(buffers)
@@ -111,7 +112,34 @@ def test_the_jacobian_is_that_of_a_loop_of_backward_passes(case: str) -> None:
     some = torch.tensor([2, 0])
     close(problem.gradients(buffers)(tasks=some), rows[some, :shared])
     close(problem.gradients(buffers)(offset, tasks=some), moved[some])
-    close(problem.gradients(buffers)(), rows[:, :shared])
+    grams: list[Tensor] = []
+
+    def weights(gram: Tensor) -> Tensor:
+        grams.append(gram)
+        return torch.tensor([0.1, 0.5, 0.0, 0.4]).double()
+
+    combined = problem.gradients(buffers).combined(weights)
+    close(grams[0], rows[:, :shared] @ rows[:, :shared].T)
+    close(combined, weights(grams[0]) @ rows[:, :shared])
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_a_network_used_twice_in_a_loss_gets_both_contributions(case: str) -> None:
+    problem = Problem(case)
+    once = problem.losses
+
+    def twice(parameters: Parameters, batch: int, tasks: Tensor | None) -> tuple[Tensor, None]:
+        return once(parameters, batch, tasks)[0] + 2 * once(parameters, batch, tasks)[0], None
+
+    grams: list[Tensor] = []
+
+    def first(gram: Tensor) -> Tensor:
+        grams.append(gram)
+        return torch.tensor([1.0, 0.0, 0.0, 0.0]).double()
+
+    rows = 3 * problem.plain.rows(0.0)[:, : problem.flat.num_shared]
+    close(TaskGradients(problem.flat, twice, TASKS, {}).combined(first), rows[0])
+    close(grams[0], rows @ rows.T)
 
 
 @pytest.mark.parametrize("method", ["cagrad", "mean", "nash_mtl", "fs_mtl"])
