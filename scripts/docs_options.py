@@ -1,4 +1,4 @@
-"""The options of every method for docs/api.md: type, default, range and meaning, read from the methods."""
+"""What docs/api.md and docs/methods.md say about every method: options and papers, read from the methods."""
 
 from __future__ import annotations
 
@@ -10,17 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.combiners import COMBINERS, _checks, make_combiner
+from mtrl.combiners.references import entries as references
 from mtrl.registry import Option
 
-MARK = "<!-- options of methods -->"
+OPTIONS, PAPERS = "<!-- options of methods -->", "<!-- papers of methods -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs' event: replace the mark by a section per method."""
-    return markdown.replace(MARK, "\n\n".join(map(section, COMBINERS))) if MARK in markdown else markdown
+    """MkDocs' event: replace a mark by a section per method."""
+    for mark, section in ((OPTIONS, options_of), (PAPERS, papers_of)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, "\n\n".join(map(section, COMBINERS)))
+    return markdown
 
 
-def section(method: str) -> str:
+def papers_of(method: str) -> str:
+    """Return a heading, the sentence about the sources, and their BibTeX."""
+    cls = COMBINERS[method]
+    entries = "\n\n".join(references()[key] for key in cls.papers)
+    block = f"```bibtex\n{entries}\n```" if entries else ""
+    return "\n\n".join(filter(None, (f"### `{method}`", cls.credit, block)))
+
+
+def options_of(method: str) -> str:
     """Return a heading, what the method does, and a table of its options."""
     lines = [f"### `{method}`", "", COMBINERS.summary(method), ""]
     options = COMBINERS.options(method)

@@ -87,7 +87,8 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     base = written_out(build_config(*layers, _chosen(arguments)))
     members = [*_config_flags(Config, base), *_run_flags(preset)]
     if wants_help(arguments):
-        flags.print_help(members, _DESCRIPTION, "" if "--method" in flags_given else _methods())
+        named = any(flag == "--method" or flag.startswith("--method.") for flag in flags_given)
+        flags.print_help(members, _DESCRIPTION, _citations(base) if named else _methods())
         return 0
     values = flags.parse(members, arguments)
     if not tasks_known:
@@ -213,6 +214,18 @@ def _run_flags(preset: str | None) -> list[Flag]:
     metavars |= dict.fromkeys(("run_dir", "resume", "resume_or_start"), "PATH")
     options = fields_of(_RunFlags, _RunFlags(preset=preset))
     return [option_flag(option, None, metavars.get(option.name)) for option in options]
+
+
+def _citations(config: Config) -> str:
+    """Return what to cite for the chosen methods and those that they wrap."""
+    from mtrl.combiners import COMBINERS
+    from mtrl.combiners.references import citation
+
+    names: dict[str, None] = {}
+    for name, options in config.methods().values():
+        names |= dict.fromkeys((name, *(options[base] for base in COMBINERS.wrapped(options))))
+    found = {name: citation(COMBINERS[name]) for name in names}
+    return "\n".join(f"to cite for {name}:\n{text}\n" for name, text in found.items() if text)
 
 
 def _methods() -> str:

@@ -28,6 +28,7 @@ class AdaTask(JacobianCombiner):
     """
 
     name = "adatask"
+    papers = ("yang2023adatask",)
     multiplies_gradients = True
     preconditioned = True
     row_state = ("first", "second")

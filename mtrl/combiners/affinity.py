@@ -29,6 +29,11 @@ class Affinity(Wrapper):
     """
 
     name = "affinity"
+    papers = ("wang2024grouping", "fifty2021tag")
+    credit = (
+        "No paper describes this method: it measures, for any base, what the second paper measures, for "
+        "groupings as in the first."
+    )
     _checks_itself = True
 
     def __init__(

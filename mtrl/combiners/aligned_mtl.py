@@ -29,6 +29,7 @@ class AlignedMTL(GramCombiner):
     """
 
     name = "aligned_mtl"
+    papers = ("senushkin2023alignedmtl",)
 
     def __init__(self, *, num_tasks: int, scale: Literal["min", "median", "rmse"] = "min") -> None:
         super().__init__(num_tasks=num_tasks)

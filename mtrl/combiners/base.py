@@ -74,6 +74,8 @@ class Combiner(Stateful, ABC):
     """
 
     name: ClassVar[str] = ""
+    papers: ClassVar[tuple[str, ...]] = ()  # what to cite: keys of references.bib
+    credit: ClassVar[str] = ""  # a sentence where the papers do not describe this method, or there is none
     needs: ClassVar[Literal["losses", "gram", "jacobian"]]
     reads_losses: bool = False  # `combine` needs losses
     positive_losses: bool = False  # its formulas need losses >= 0, or else `shift`

@@ -15,8 +15,8 @@ from mtrl.combiners.base import Combiner, JacobianCombiner
 class Blocks(JacobianCombiner):
     """Blocks: the base method combines each block of columns of the Jacobian by itself, such as a layer's.
 
-    Modular Gradient Surgery, 2026 (arXiv:2602.02301), is this method with base `pcgrad` and a block per
-    module: tasks may conflict in one module and agree in another.
+    Modular Gradient Surgery, Cai et al., 2026 (arXiv:2602.02301), is this method with base `pcgrad` and a
+    block per module: tasks may conflict in one module and agree in another.
 
     Args:
         base: Name of the method; each block has an instance.
@@ -28,6 +28,8 @@ class Blocks(JacobianCombiner):
     """
 
     name = "blocks"
+    papers = ("cai2026mgs",)
+    credit = "The paper's method is the one with base `pcgrad`."
     needs_also = "the sizes of the modules (the option `sizes`, or a call of `partition`)"
 
     def __init__(

@@ -27,6 +27,7 @@ class BMTL(LossCombiner):
     """
 
     name = "bmtl"
+    papers = ("liang2020bmtl",)
 
     def __init__(
         self,

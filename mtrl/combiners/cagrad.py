@@ -34,6 +34,7 @@ class CAGrad(GramCombiner):
     """
 
     name = "cagrad"
+    papers = ("liu2021cagrad",)
     solves = True
 
     def __init__(

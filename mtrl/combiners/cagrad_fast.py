@@ -32,6 +32,7 @@ class CAGradFast(Sampled):
     """
 
     name = "cagrad_fast"
+    papers = ("liu2021cagrad",)
     solves = True
     multiplies_gradients = True
 

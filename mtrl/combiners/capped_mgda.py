@@ -25,6 +25,8 @@ class CappedMGDA(GramCombiner):
     """
 
     name = "capped_mgda"
+    papers = ("hu2026cappedmgda",)
+    credit = "The problem is the paper's, but its text could not be read; the solver is this project's."
     solves = True
 
     def __init__(self, *, num_tasks: int, cap: float = 0.3) -> None:

@@ -20,6 +20,7 @@ class ConFIG(GramCombiner):
     """
 
     name = "config"
+    papers = ("liu2025config",)
 
     def _weights(self, gram: Tensor) -> Tensor:
         return config_weights(gram)

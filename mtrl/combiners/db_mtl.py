@@ -28,6 +28,7 @@ class DBMTL(PositiveLosses, JacobianCombiner):
     """
 
     name = "db_mtl"
+    papers = ("lin2023dbmtl",)
     row_state = ("average",)
 
     def __init__(

@@ -36,6 +36,8 @@ class DropGrad(Wrapper):
     """
 
     name = "dropgrad"
+    papers = ("tseng2020dropgrad",)
+    credit = "The paper treats meta-learning; noise on the gradients of tasks is this project's use of it."
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ class DualProj(GramCombiner):
     """
 
     name = "dual_proj"
+    papers = ("lopezpaz2017gem",)
     solves = True
 
     def __init__(self, *, num_tasks: int, preference: tuple[float, ...] = ()) -> None:

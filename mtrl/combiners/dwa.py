@@ -25,6 +25,7 @@ class DWA(PositiveLosses, LossCombiner):
     """
 
     name = "dwa"
+    papers = ("liu2019dwa",)
 
     def __init__(
         self,

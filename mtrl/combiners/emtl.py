@@ -27,6 +27,8 @@ class EMTL(JacobianCombiner):
     """
 
     name = "emtl"
+    papers = ("yuan2023emtl",)
+    credit = "Made after the abstract alone."
     reads_losses = True
 
     def __init__(self, *, num_tasks: int, lam: float = 0.1) -> None:

@@ -24,6 +24,7 @@ class ExcessMTL(JacobianCombiner):
     """
 
     name = "excess_mtl"
+    papers = ("he2024excessmtl",)
     multiplies_gradients = True
     row_state = ("squares",)
 

@@ -33,6 +33,7 @@ class FairGrad(GramCombiner):
     """
 
     name = "fairgrad"
+    papers = ("ban2024fairgrad",)
     solves = True
 
     def __init__(

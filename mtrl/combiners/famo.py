@@ -29,6 +29,7 @@ class FAMO(PositiveLosses, LossCombiner):
     """
 
     name = "famo"
+    papers = ("liu2023famo",)
     looks_again = True
 
     def __init__(

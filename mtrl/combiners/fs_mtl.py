@@ -34,6 +34,8 @@ class FSMTL(JacobianCombiner):
     """
 
     name = "fs_mtl"
+    papers = ("phan2025flat", "ban2025samo")
+    credit = "The second paper is that of the option `local`."
 
     def __init__(
         self,

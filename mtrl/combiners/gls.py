@@ -16,6 +16,7 @@ class GLS(PositiveLosses, LossCombiner):
     """
 
     name = "gls"
+    papers = ("chennupati2019gls",)
 
     def _weights(self, losses: Tensor) -> Tensor:
         logarithms: Tensor = self.origin(losses).log()

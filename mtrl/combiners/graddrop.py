@@ -26,6 +26,7 @@ class GradDrop(JacobianCombiner):
     """
 
     name = "graddrop"
+    papers = ("chen2020graddrop",)
 
     def __init__(self, *, num_tasks: int, leak: float = 0.0) -> None:
         super().__init__(num_tasks=num_tasks)

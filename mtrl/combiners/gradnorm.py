@@ -30,6 +30,7 @@ class GradNorm(PositiveLosses, JacobianCombiner):
     """
 
     name = "gradnorm"
+    papers = ("chen2018gradnorm",)
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class GradVac(PCGrad):
     """
 
     name = "gradvac"
+    papers = ("wang2021gradvac",)
 
     def __init__(self, *, num_tasks: int, beta: float = 0.01) -> None:
         super().__init__(num_tasks=num_tasks)

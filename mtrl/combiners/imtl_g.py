@@ -21,6 +21,7 @@ class IMTLG(GramCombiner):
     """
 
     name = "imtl_g"
+    papers = ("liu2021imtl",)
 
     def _weights(self, gram: Tensor) -> Tensor:
         equal, _, inverse = equal_projections(gram)

@@ -20,6 +20,7 @@ class IMTLL(UW):
     """
 
     name = "imtl_l"
+    papers = ("liu2021imtl",)
 
     def _weights(self, losses: Tensor) -> Tensor:
         """Return exp(s) / T, shape [T], for losses [T]; then s takes its step."""

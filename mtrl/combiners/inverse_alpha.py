@@ -18,6 +18,8 @@ class InverseAlpha(JacobianCombiner):
     """
 
     name = "inverse_alpha"
+    papers = ("yang2020softmod",)
+    credit = "The paper has these weights beside its networks; it could not be read."
     jacobians = 0
     needs_also = "the tasks' temperatures (`jacobian_at.temperatures` [T]), which SAC has"
 

@@ -11,9 +11,9 @@ from mtrl.combiners.base import LossCombiner
 class LDCMTL(LossCombiner):
     """LDC-MTL (loss discrepancy control): w is learned so that neighbouring tasks' weighted losses are alike.
 
-    2025 (arXiv:2502.08585), the penalised form of its two levels: parameters and weights descend together on
-    sum_t w_t loss_t + lam sum_t |w_t loss_t - w_{t+1} loss_{t+1}|, with one backward pass. The second sum is
-    over neighbouring tasks, so the tasks' order matters.
+    Xiao et al., 2025 (arXiv:2502.08585), the penalised form of its two levels: parameters and weights descend
+    together on sum_t w_t loss_t + lam sum_t |w_t loss_t - w_{t+1} loss_{t+1}|, with one backward pass. The
+    second sum is over neighbouring tasks, so the tasks' order matters.
 
     Args:
         lam: Weight of the discrepancies next to the losses themselves (ours; the paper tunes it).
@@ -24,6 +24,7 @@ class LDCMTL(LossCombiner):
     """
 
     name = "ldc_mtl"
+    papers = ("xiao2025ldcmtl",)
 
     def __init__(self, *, num_tasks: int, lam: float = 1.0, lr: float = 0.01) -> None:
         super().__init__(num_tasks=num_tasks)

@@ -21,6 +21,8 @@ class LossProportional(PositiveLosses, JacobianCombiner):
     """
 
     name = "loss_proportional"
+    papers = ("yuan2023emtl",)
+    credit = "No paper describes this method: it follows from another reading of the paper's abstract."
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None

@@ -28,6 +28,7 @@ class MConFIG(JacobianCombiner):
     """
 
     name = "m_config"
+    papers = ("liu2025config",)
     multiplies_gradients = True
     preconditioned = True
     evaluates_all = False

@@ -14,6 +14,8 @@ class Mean(LossCombiner):
     """
 
     name = "mean"
+    papers = ()
+    credit = "There is no paper to cite: it is the plain mean of the losses."
     reads_losses = False
 
     def __init__(self, *, num_tasks: int, weights: tuple[float, ...] = ()) -> None:

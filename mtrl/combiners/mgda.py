@@ -20,6 +20,7 @@ class MGDA(GramCombiner):
     """
 
     name = "mgda"
+    papers = ("desideri2012mgda", "sener2018mgda")
     solves = True
 
     def _weights(self, gram: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class MoCo(PositiveLosses, JacobianCombiner):
     """
 
     name = "moco"
+    papers = ("fernando2023moco",)
     row_state = ("tracked",)
 
     def __init__(

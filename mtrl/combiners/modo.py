@@ -25,6 +25,7 @@ class MoDo(JacobianCombiner):
     """
 
     name = "modo"
+    papers = ("chen2023modo",)
     _checks_itself = True
     multiplies_gradients = True
 

@@ -13,8 +13,9 @@ from mtrl.combiners._families import Wrapper
 class Momentum(Wrapper):
     """Momentum: the base method combines running means of the tasks' gradients.
 
-    After GCond, 2025 (arXiv:2509.07252), which accumulates gradients before it arbitrates between them: a
-    mean over updates has less noise, so that fewer conflicts are those of one batch.
+    After GCond (Limarenko and Studenikina, 2025, arXiv:2509.07252), which accumulates gradients before it
+    arbitrates between them: a mean over updates has less noise, so that fewer conflicts are those of one
+    batch.
 
     Args:
         base: Name of the method that combines the means.
@@ -27,6 +28,11 @@ class Momentum(Wrapper):
     """
 
     name = "momentum"
+    papers = ("limarenko2025gcond",)
+    credit = (
+        "No paper describes this method: the paper accumulates gradients before it combines them in its "
+        "own way."
+    )
     row_state = ("average",)
 
     def __init__(

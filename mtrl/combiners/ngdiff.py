@@ -17,6 +17,7 @@ class NGDiff(GramCombiner):
     """
 
     name = "ngdiff"
+    papers = ("jin2025ngdiff",)
 
     def _weights(self, gram: Tensor) -> Tensor:
         inverse, lengths = unit_weights(gram)

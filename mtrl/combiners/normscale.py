@@ -23,6 +23,8 @@ class NormScale(Refreshed):
     """
 
     name = "normscale"
+    papers = ("guo2025imbalance",)
+    credit = "No paper describes this formula: it follows a finding in the paper's abstract."
 
     def __init__(self, *, num_tasks: int, decay: float = 0.9, refresh_every: int = 10) -> None:
         super().__init__(num_tasks=num_tasks, refresh_every=refresh_every)

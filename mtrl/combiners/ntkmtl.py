@@ -18,6 +18,7 @@ class NTKMTL(GramCombiner):
     """
 
     name = "ntkmtl"
+    papers = ("qin2025ntkmtl",)
 
     def _weights(self, gram: Tensor) -> Tensor:
         inverse, lengths = unit_weights(gram)

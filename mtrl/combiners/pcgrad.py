@@ -21,6 +21,7 @@ class PCGrad(GramCombiner):
     """
 
     name = "pcgrad"
+    papers = ("yu2020pcgrad",)
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)

@@ -12,8 +12,8 @@ from mtrl.combiners.solvers.gramian import rounding_ridge
 class PIVRG(GramCombiner):
     """PIVRG (performance-informed variance reduction): weights w > 0 with M w = (p / w)^(1/2).
 
-    CVPR 2025; M is the Gramian and p = T softmax((1 - success rate) / temperature). With p = 1 it is
-    `fairgrad` with alpha = 2.
+    Qin, Wang and Yan, CVPR 2025; M is the Gramian and p = T softmax((1 - success rate) / temperature). With p
+    = 1 it is `fairgrad` with alpha = 2.
 
     Args:
         temperature: Difference of success rates that makes one task's p e times another's, at least 0.05
@@ -26,6 +26,7 @@ class PIVRG(GramCombiner):
     """
 
     name = "pivrg"
+    papers = ("qin2025pivrg",)
     solves = True
 
     def __init__(self, *, num_tasks: int, temperature: float = 1.0) -> None:

@@ -19,7 +19,7 @@ def scan() -> None:
         TypeError: a file does not define exactly one concrete Combiner with a name of its own.
     """
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem.startswith("_") or path.stem in ("base", "registry"):
+        if path.stem.startswith("_") or path.stem in ("base", "references", "registry"):
             continue
         module = importlib.import_module(f"mtrl.combiners.{path.stem}")
         found = [

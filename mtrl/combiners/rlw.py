@@ -17,6 +17,7 @@ class RLW(LossCombiner):
     """
 
     name = "rlw"
+    papers = ("lin2022rlw",)
     reads_losses = False
 
     def __init__(self, *, num_tasks: int) -> None:

@@ -33,6 +33,7 @@ class SDMGrad(GramCombiner):
     """
 
     name = "sdmgrad"
+    papers = ("xiao2023sdmgrad",)
     solves = True
 
     def __init__(

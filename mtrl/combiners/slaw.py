@@ -21,6 +21,7 @@ class SLAW(LossCombiner):
     """
 
     name = "slaw"
+    papers = ("crawshaw2021slaw",)
 
     def __init__(self, *, num_tasks: int, decay: float = 0.99) -> None:
         super().__init__(num_tasks=num_tasks)

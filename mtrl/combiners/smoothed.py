@@ -28,6 +28,7 @@ class Smoothed(GramCombiner):
     """
 
     name = "smoothed"
+    papers = ("zhou2022crmogm",)
 
     def __init__(
         self,

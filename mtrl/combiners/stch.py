@@ -26,6 +26,7 @@ class STCH(PositiveLosses, LossCombiner):
     """
 
     name = "stch"
+    papers = ("lin2024stch",)
 
     def __init__(
         self,

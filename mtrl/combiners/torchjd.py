@@ -31,6 +31,8 @@ class TorchJD(JacobianCombiner):
     """
 
     name = "torchjd"
+    papers = ("quinton2024jacobian",)
+    credit = "Cite the paper of the chosen aggregator as well."
     multiplies_gradients = True
 
     def __init__(self, *, num_tasks: int, aggregator: str = "UPGrad", arguments: str = "") -> None:

@@ -15,7 +15,7 @@ from mtrl.combiners.base import Combiner, JacobianAt, JacobianCombiner
 class Turns(HostCounter, JacobianCombiner):
     """Turns: update k combines only the tasks of group k mod `groups`, by the base method.
 
-    The alternation of Wu et al., IEEE TMI 2025 (arXiv:2309.12090; only the abstract could be read), in which
+    The alternation of Wu et al., 2023 (arXiv:2309.12090; only the abstract could be read), in which
     sub-models take turns; their sub-model per task and its flatness are not part of this.
 
     Args:
@@ -30,6 +30,8 @@ class Turns(HostCounter, JacobianCombiner):
     """
 
     name = "turns"
+    papers = ("wu2023flat",)
+    credit = "No paper describes this method: the paper lets parts of a network take turns."
     evaluates_all = False
 
     def __init__(

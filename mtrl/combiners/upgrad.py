@@ -25,6 +25,7 @@ class UPGrad(GramCombiner):
     """
 
     name = "upgrad"
+    papers = ("quinton2024jacobian",)
     solves = True
 
     def __init__(self, *, num_tasks: int, preference: tuple[float, ...] = ()) -> None:

@@ -23,6 +23,7 @@ class UW(PositiveLosses, LossCombiner):
     """
 
     name = "uw"
+    papers = ("kendall2018uw",)
 
     def __init__(
         self, *, num_tasks: int, lr: float = 0.01, shift: Literal["none", "minimum"] = "none"

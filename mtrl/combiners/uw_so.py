@@ -24,6 +24,7 @@ class UWSO(PositiveLosses, LossCombiner):
     """
 
     name = "uw_so"
+    papers = ("kirchdorfer2024uwso",)
 
     def __init__(
         self, *, num_tasks: int, temperature: float = 1.0, shift: Literal["none", "minimum"] = "none"

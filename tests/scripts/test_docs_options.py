@@ -37,11 +37,19 @@ def test_the_printed_ranges_are_those_that_the_method_accepts(method: str) -> No
 
 
 def test_every_method_and_every_option_is_on_the_page() -> None:
-    page = docs_options.on_page_markdown(f"before\n{docs_options.MARK}\nafter")
+    page = docs_options.on_page_markdown(f"before\n{docs_options.OPTIONS}\nafter")
     assert page.startswith("before\n### `adatask`")
     assert page.endswith("\nafter")
     for method in COMBINERS:
         rows = page.split(f"### `{method}`\n")[1].split("### `")[0]
         assert set(re.findall(r"^\| `(\w+)` \|", rows, flags=re.MULTILINE)) == set(COMBINERS.options(method))
-    assert "at least 0" in docs_options.section("cagrad")
+    assert "at least 0" in docs_options.options_of("cagrad")
     assert docs_options.on_page_markdown("another page") == "another page"
+
+
+def test_the_papers_of_a_method_stand_on_the_page_of_methods() -> None:
+    page = docs_options.on_page_markdown(docs_options.PAPERS)
+    rows = {name: page.split(f"### `{name}`\n")[1].split("### `")[0] for name in COMBINERS}
+    assert "navon2022nashmtl" in rows["nash_mtl"]
+    assert "bibtex" not in rows["mean"]
+    assert all(row.strip() for row in rows.values())
