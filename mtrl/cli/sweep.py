@@ -93,10 +93,11 @@ def main(arguments: list[str]) -> int:
         return _end(State((), (), tuple(trial.name for trial in trials), {}), out)
     from mtrl.sweep import driver
 
-    driver.connect(flags.address, resources)
     try:
-        with Watch(trials) as watch:
-            state = driver.run(trials, out, resources, retries=flags.retries, watch=watch)
+        with driver.raising_on_signals():
+            driver.connect(flags.address, resources)
+            with Watch(trials) as watch:
+                state = driver.run(trials, out, resources, retries=flags.retries, watch=watch)
     except KeyboardInterrupt as error:
         print("running trials have been told to save; the same command goes on from there", file=sys.stderr)
         if isinstance(error, driver.Stopped):

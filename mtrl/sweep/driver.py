@@ -20,6 +20,7 @@ import ray.exceptions
 
 from mtrl.config.presets import build_config, config_to_dict
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.sweep import orphans
 from mtrl.sweep.plan import Resources, State, Trial, progress
 
 _POLL_SECONDS = 2.0
@@ -55,9 +56,13 @@ def connect(address: str | None, resources: Resources) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address is None:
+            before = orphans.children()
             ray.init(address="local", include_dashboard=False, **options)
+            orphans.watch(orphans.children() - before)
         else:
             ray.init(address=address, **options)
+    except SystemExit as error:  # by Ray's own handler of SIGTERM, while it starts
+        raise Stopped(signal.SIGTERM) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster at '{address}': {error}. Start one with `ray start --head`."
@@ -85,18 +90,20 @@ def run(trials: Sequence[Trial], out: Path, resources: Resources, *, retries: in
         retries: attempts at a trial after the first one.
         watch: called after each change and every few seconds.
     """
-    with _raising_on_signals():
+    with raising_on_signals():  # again: Ray has set handlers of its own since
         return _Driver(trials, out, resources, retries, watch).run()
 
 
 @contextlib.contextmanager
-def _raising_on_signals() -> Iterator[None]:
+def raising_on_signals() -> Iterator[None]:
     """Raise Stopped on SIGTERM and SIGHUP within the block: Ray would abort and tell no trial to save."""
+    caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # elsewhere Python forbids handlers
         yield
         return
 
     def stop(number: int, _: object) -> None:
+        caught.append(number)
         raise Stopped(number)
 
     # nohup ignores SIGHUP so that the sweep outlives its terminal.
@@ -104,6 +111,10 @@ def _raising_on_signals() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
+    except KeyboardInterrupt as error:
+        if caught and not isinstance(error, Stopped):  # Ray makes a plain one of it
+            raise Stopped(caught[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

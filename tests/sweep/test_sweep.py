@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -94,6 +95,42 @@ def test_ctrl_c_saves_what_runs_and_the_same_command_ends_it(tmp_path: Path) -> 
     assert _final(out) == 0
     subprocess.run(command, cwd=ROOT, check=True, timeout=400)
     assert _final(out) == 1
+
+
+def _family(root: int) -> dict[int, str]:
+    """Pids and start times of a process and all its descendants."""
+    status = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()
+            status[int(path.parent.name)] = int(fields[1]), fields[19]
+    found = {root}
+    while more := {pid for pid, (parent, _) in status.items() if parent in found} - found:
+        found |= more
+    return {pid: status[pid][1] for pid in found & status.keys()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("environment")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_no_process_of_a_stopped_or_killed_sweep_stays(number: signal.Signals, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "sweep"
+    command = _command(out, "--methods", "mean", "--seeds", "1", *COUNTING, "device=cpu", "steps=90_000")
+    driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    run = out / "mean/seed0"
+    _until(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").stat().st_size > 0, 250)
+    family = _family(driver.pid)
+    assert len(family) > 5
+    driver.send_signal(number)
+    _, message = driver.communicate(timeout=120)
+    assert driver.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    if number != signal.SIGKILL:
+        assert message.endswith(f"the same command goes on from there\nstopped by {number.name}\n")
+        assert "stopped at vector step" in (out / "logs/mean-seed0.log").read_text()
+    _until(lambda: not any(_family(pid).get(pid) == start for pid, start in family.items()), 15)
 
 
 class _Cluster:
