@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import make_combiner
-from mtrl.combiners.pcgrad import PCGrad, project
+from mtrl.combiners.pcgrad import PCGrad
+from mtrl.combiners.solvers.surgery import projected
 from tests.helpers.matrices import jacobian
 from tests.helpers.properties import surgery
 
@@ -26,7 +27,7 @@ def random_order(tasks: int, seed: int) -> Tensor:
 def test_weights_give_the_direction_of_the_algorithm_on_gradients(family: str, tasks: int) -> None:
     for seed in range(5):
         rows, order = jacobian(family, tasks, seed), random_order(tasks, seed)
-        torch.testing.assert_close(project(rows @ rows.T, order) @ rows, surgery(rows, order))
+        torch.testing.assert_close(projected(rows @ rows.T, order) @ rows, surgery(rows, order))
 
 
 def test_the_direction_follows_some_order_per_task() -> None:
@@ -75,8 +76,8 @@ def test_renaming_tasks_along_with_their_orders_changes_nothing() -> None:
     renaming = torch.tensor([2, 4, 0, 1, 3])  # new task k is old task renaming[k]
     new_name = renaming.argsort()
     renamed = rows[renaming]
-    result = project(renamed @ renamed.T, new_name[order[renaming]]) @ renamed
-    torch.testing.assert_close(result, project(rows @ rows.T, order) @ rows)
+    result = projected(renamed @ renamed.T, new_name[order[renaming]]) @ renamed
+    torch.testing.assert_close(result, projected(rows @ rows.T, order) @ rows)
 
 
 def test_gradients_without_conflict_give_the_mean() -> None:

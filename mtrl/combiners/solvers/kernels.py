@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtrl.combiners.solvers.kernels_newton import bargain, capped
 from mtrl.combiners.solvers.kernels_path import ball, cone, hull, next_power_of_2, projected
+from mtrl.combiners.solvers.kernels_surgery import surgery
 from mtrl.combiners.solvers.path import tolerance_of
 from mtrl.combiners.solvers.worst_case import LEAST_COSINE
 
@@ -50,5 +51,9 @@ def launch(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence
             constants = {"UNITS": units, "RIDGE": numbers[0], "TOLERANCE": tolerance_of(0.0)}
             first = gram if units else vectors[0]
             projected[(tasks if units else 1,)](gram, first, out, tasks, **constants, **options)
+        case "surgery" | "vaccine":
+            vaccine = name == "vaccine"
+            targets, constants = vectors[-1], {"BETA": numbers[0] if vaccine else 0.0, "VACCINE": vaccine}
+            surgery[(tasks,)](gram, vectors[0], targets, out, tasks, **constants, **options)
         case _:
             raise ValueError(f"no kernel for the problem {name!r}.")

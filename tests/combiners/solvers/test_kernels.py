@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import COMBINERS, GramCombiner
-from mtrl.combiners.solvers import backends, bargaining, hull, projections, worst_case
+from mtrl.combiners.pcgrad import PCGrad
+from mtrl.combiners.solvers import backends, bargaining, hull, projections, surgery, worst_case
 from tests.combiners.oracles import ORACLES
 from tests.combiners.solvers.problems import DTYPES, KINDS, drawn, gramian_of
 
@@ -56,6 +57,18 @@ def rows_of_projections(gram: Tensor, found: Any) -> float:
     return float(torch.einsum("ij,jk,ik->i", found, unit, found).mean())
 
 
+def orders(gram: Tensor) -> Tensor:
+    """A random order of the other tasks for each task [T, T-1]."""
+    return PCGrad(num_tasks=len(gram)).draw_orders().to(gram.device)
+
+
+def vaccine(gram: Tensor) -> Tensor:
+    """GradVac's weights and targets, one below the other [T + 1, T], from targets of all angles."""
+    targets = torch.linspace(-1.0, 1.0, gram.numel(), dtype=torch.float64, device=gram.device).view_as(gram)
+    weights, moved = surgery.turned(gram, orders(gram), targets, 0.3)
+    return torch.cat((weights.unsqueeze(0), moved))
+
+
 # Name, the call with the Gramian and its eps, and the objective of what it returns.
 SOLVES: dict[str, tuple[Callable[[Tensor, float], Any], Callable[[Tensor, Any], float] | None]] = {
     "hull": (lambda gram, eps: hull.shortest_in_hull(gram, eps=eps), square),
@@ -87,6 +100,8 @@ SOLVES: dict[str, tuple[Callable[[Tensor, float], Any], Callable[[Tensor, Any], 
         ),
         square,
     ),
+    "surgery": (lambda gram, eps: surgery.projected(gram, orders(gram)), square),
+    "vaccine": (lambda gram, eps: vaccine(gram), None),
 }
 
 
@@ -126,7 +141,12 @@ def compare(
         by_kernel(patch)
     found = call(gram.to(DEVICE), eps)
     found = found.cpu() if isinstance(found, Tensor) else tuple(part.cpu() for part in found)
-    if objective is None:  # bargains: where there is none, the objective is that of the ridge
+    if name == "vaccine":  # a closed form
+        lengths = exact.diagonal().clamp(min=0.0).sqrt()
+        apart = (found[0] - expected[0]) * lengths
+        assert float(apart.abs().max()) <= 1e-6 * float((expected[0] * lengths).abs().max())
+        torch.testing.assert_close(found[1:], expected[1:], rtol=0.0, atol=1e-6)
+    elif objective is None:  # bargains: where there is none, the objective is that of the ridge
         apart = found - expected
         terms = float(expected @ exact.diagonal().sqrt())
         assert float((apart @ exact @ apart).clamp(min=0.0).sqrt()) <= 1e-6 * terms
@@ -148,8 +168,7 @@ def by_kernel(patch: pytest.MonkeyPatch) -> None:
         kernels.launch(name, gram.contiguous(), list(vectors), list(numbers), result)
         return result
 
-    for module in (bargaining, hull, projections, worst_case):
-        patch.setattr(module, "solve", solve)
+    patch.setattr(backends, "_on_host", solve)
 
 
 @pytest.mark.dear
@@ -204,9 +223,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from mtrl.combiners.solvers import kernels_newton as newton
 from mtrl.combiners.solvers import kernels_path as path
+from mtrl.combiners.solvers.kernels_surgery import surgery
 
 target, size = GPUTarget("cuda", 90, 32), 8
-pointers = dict(gram="*fp32", vector="*fp64", factor="*fp64", wanted="*fp64", out="*fp64", tasks="i32")
+pointers = dict(gram="*fp32", vector="*fp64", factor="*fp64", wanted="*fp64", order="*i64",
+                targets="*fp64", out="*fp64", tasks="i32")
 
 def compiled(kernel, **constants):
     names, constants = kernel.arg_names, dict(constants, N=size)
@@ -217,6 +238,8 @@ def compiled(kernel, **constants):
 for kind in range(3):
     compiled(path.ball, C=0.3, KIND=kind, SCALED=kind == 1, TOLERANCE=1e-6)
 compiled(path.hull, TOLERANCE=1e-6)
+for vaccine in (False, True):
+    compiled(surgery, BETA=0.1, VACCINE=vaccine)
 compiled(path.cone, C=0.3, TOLERANCE=1e-6)
 compiled(newton.capped, CAP=0.3, TOLERANCE=1e-6)
 compiled(newton.bargain, ALPHA=2.0, RIDGE=1e-6, ADDED=1e-6, BOUND=1e-6, STEPS=38)

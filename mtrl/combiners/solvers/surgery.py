@@ -1,0 +1,79 @@
+"""Gradients that meet the others one after the other and are changed by each (PCGrad, GradVac).
+
+Only products are needed: row t of `running` holds those of task t's changing gradient with all original ones.
+A CUDA device follows the sequence of each task in a block of its own.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from mtrl.combiners.solvers.backends import Array, problem, solve
+
+_MOST_TASKS = 1024  # of a kernel, whose blocks hold a row of the Gramian
+SMALLEST_SINE = 1e-3  # of a target angle: turning towards it multiplies a gradient's length by up to 1000
+
+
+def projected(gram: Tensor, order: Tensor) -> Tensor:
+    """Return the weights [T], float64, of the mean of the gradients after PCGrad's projections.
+
+    Row t of `order` [T, T-1] is the order in which task t's gradient meets the others. It loses its part
+    along those with which its product is negative.
+    """
+    return _mean(solve("surgery", gram, (order,)))
+
+
+def turned(gram: Tensor, order: Tensor, targets: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Return the weights [T], float64, of the mean of GradVac's gradients, and the moved targets [T, T].
+
+    A cosine below its target gets as much of the other gradient as reaches it. Targets move to the cosines
+    met by the share `beta`. Pairs with a gradient that is zero or not finite keep their target.
+    """
+    added, moved = solve("vaccine", gram, (order, targets), (beta,))
+    return _mean(added), moved
+
+
+def _mean(added: Tensor) -> Tensor:
+    return added.mean(dim=0) + 1.0 / len(added)
+
+
+@problem("surgery", lambda tasks: (tasks, tasks), _MOST_TASKS)
+def _surgery(gram: Array, order: Array) -> Array:
+    squares = gram.diagonal()
+    inverse = 1.0 / np.where(squares > 0.0, squares, 1.0)
+    return _in_order(gram, order, lambda products, others: -products.clip(max=0.0) * inverse[others])
+
+
+@problem("vaccine", lambda tasks: (2, tasks, tasks), _MOST_TASKS)
+def _vaccine(gram: Array, order: Array, targets: Array, beta: float) -> Array:
+    lengths = gram.diagonal().clip(0.0) ** 0.5
+    running, moved, tasks = lengths, targets.copy(), np.arange(len(gram))
+
+    def share(products: Array, others: Array) -> Array:
+        nonlocal running
+        length, target = lengths[others], targets[tasks, others]
+        cosine = (products / (running * length)).clip(-1.0, 1.0)
+        met = target + beta * (cosine - target)
+        moved[tasks, others] = np.where(np.isfinite(met), met, target)
+        below = cosine < target
+        # Only the part along the other gradient changes, so the part across it fixes the new length.
+        across = (1.0 - cosine**2) ** 0.5 / (1.0 - target**2).clip(SMALLEST_SINE**2) ** 0.5
+        before = running
+        running = np.where(below, running * across, running)
+        return np.where(below, before / length * (target * across - cosine), 0.0)
+
+    return np.stack((_in_order(gram, order, share), moved))
+
+
+def _in_order(gram: Array, order: Array, share: Callable[[Array, Array], Array]) -> Array:
+    """Return how much of gradient j gradient t gets [T, T].
+
+    At each step `share` says how much of the gradients `others` [T] all tasks get, for their products [T].
+    """
+    tasks = np.arange(len(gram))
+    running, added = gram.copy(), np.zeros_like(gram)
+    for others in order.T:
+        added[tasks, others] = step = share(running[tasks, others], others)
+        running += step[:, None] * gram[others]
+    return added
