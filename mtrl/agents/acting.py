@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.agents.base import TaskSpec
-from mtrl.device.cuda import GraphedStep, Staging
+from mtrl.device.cuda import GraphedStep, SideStream, Staging
 
 
 class ActingPolicy:
@@ -22,6 +23,7 @@ class ActingPolicy:
         spec: sizes.
         draw: overwrites a tensor with the actions' noise; None: take the policy's mode, for evaluation.
         device: of the parameters.
+        beside: the stream to act on; None: the current one.
     """
 
     def __init__(
@@ -30,8 +32,9 @@ class ActingPolicy:
         spec: TaskSpec,
         draw: Callable[[Tensor], Tensor] | None,
         device: torch.device,
+        beside: SideStream | None = None,
     ) -> None:
-        self._act, self._draw = act, draw
+        self._act, self._draw, self._beside = act, draw, beside
         lead = (spec.num_tasks, spec.envs_per_task)
         self._obs = torch.zeros(*lead, spec.obs_dim, device=device)
         self._noise = None if draw is None else torch.zeros(*lead, spec.action_dim, device=device)
@@ -41,12 +44,13 @@ class ActingPolicy:
 
     def __call__(self, obs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the actions as a new array; waits for the device."""
-        self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
-        self._to_device.send()
-        if self._noise is not None and self._draw is not None:
-            self._draw(self._noise)
-        self._graphed()
-        self._to_host.receive()
+        with nullcontext() if self._beside is None else self._beside.use():
+            self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
+            self._to_device.send()
+            if self._noise is not None and self._draw is not None:
+                self._draw(self._noise)
+            self._graphed()
+            self._to_host.receive()
         action: NDArray[np.float32] = self._to_host.host.flatten(0, 1).numpy().copy()
         return action
 

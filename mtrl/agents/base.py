@@ -82,7 +82,7 @@ class Agent(Protocol):
         """
 
     def wait(self) -> None:
-        """Wait until the device has finished the work that `learn` started."""
+        """Wait until the device has finished the work that `learn` started and that `act` depends on."""
 
     def policy(self, envs_per_task: int) -> Policy:
         """Return the deterministic policy for evaluation; each call of it uses the present parameters."""

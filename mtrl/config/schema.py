@@ -169,6 +169,9 @@ class SacConfig:
     """How the values of the twin critics are combined, in the target and for the actor (BRC: mean)."""
     actor_every: PositiveInt = 1
     """Critic steps per step of actor and temperatures (FastTD3, FlashSAC: 2; holosoma: 4)."""
+    act_on_snapshot: bool = False
+    """Act with the actor from before the newest updates, so that a GPU acts and updates at the same time. The
+    policy is then one vector step's updates old."""
     noise_hold: PositiveInt = 1
     """Env steps at most for which an environment holds its exploration noise, drawn as k ~ Zeta(2) (FlashSAC:
     16); 1: independent noise at every step."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Hashable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -179,6 +179,39 @@ def load_in_place(optimizer: torch.optim.Optimizer, saved: Mapping[Any, Mapping[
                 value.zero_()
             else:
                 value.copy_(new)
+
+
+class SideStream:
+    """Work that a CUDA device does beside the current stream, after what that was given before `mark`.
+
+    Without a mark it waits for all that the current stream has been given. On a CPU it is plain calls.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        self._mark: torch.cuda.Event | None = None
+
+    def mark(self) -> None:
+        """Let what is used from now on wait for the work of the current stream up to here, and no further."""
+        if self._device.type == "cuda":
+            self._mark = self._mark or torch.cuda.Event()
+            self._mark.record(torch.cuda.current_stream(self._device))
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Make this the current stream for the block. The caller waits for its results."""
+        if self._device.type != "cuda":
+            yield
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        if self._mark is None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        else:
+            self._stream.wait_event(self._mark)
+        with torch.cuda.stream(self._stream):
+            yield
 
 
 class Staging:

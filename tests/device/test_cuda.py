@@ -15,7 +15,7 @@ from mtrl.agents.sac.agent import SACAgent
 from mtrl.agents.sac.noise_hold import NoiseHold
 from mtrl.combiners import COMBINERS
 from mtrl.device import cpu
-from mtrl.device.cuda import WARM_UP_CALLS, GraphedStep
+from mtrl.device.cuda import WARM_UP_CALLS, GraphedStep, SideStream
 from tests.helpers.agents import ACTION, CPU, OBS, TASKS, sac_agent, sac_config
 
 CUDA = torch.device("cuda")
@@ -150,6 +150,7 @@ class Accelerator:
         self.valid, self.streams, self.capturing, self.allocating = valid, 0, False, False
         self.device: Any = None
         self.captured_on: list[Any] = []
+        self.waits: list[Any] = []  # streams and events that some stream has waited for
         self.current: Any = "default"
         accelerator = self
 
@@ -158,7 +159,10 @@ class Accelerator:
                 accelerator.streams += 1
 
             def wait_stream(self, other: Any) -> None:
-                pass
+                accelerator.waits.append(other)
+
+            def wait_event(self, event: Any) -> None:
+                accelerator.waits.append(event)
 
         class Default(Stream):
             def __init__(self) -> None:
@@ -178,6 +182,10 @@ class Accelerator:
             self.device = chosen
             yield
             self.device = None
+
+        class Event:
+            def record(self, stream: Any) -> None:
+                self.stream = stream
 
         class Graph:
             def replay(self) -> None:
@@ -206,8 +214,8 @@ class Accelerator:
             self.current = chosen
 
         for name, fake in {
-            "Stream": Stream, "stream": stream, "device": device, "CUDAGraph": Graph, "graph": Capture,
-            "current_stream": lambda device=None: self.current, "set_stream": set_stream,
+            "Event": Event, "Stream": Stream, "stream": stream, "device": device, "CUDAGraph": Graph,
+            "graph": Capture, "current_stream": lambda device=None: self.current, "set_stream": set_stream,
             "synchronize": lambda device=None: None, "graph_pool_handle": lambda: (0, 1),
             "current_device": lambda: 1,
         }.items():  # fmt: skip
@@ -350,3 +358,22 @@ def test_policies_of_evaluations_are_made_once_and_follow_the_parameters() -> No
     assert agent.policy(2) is policy
     assert agent.policy(1) is not policy
     assert not np.array_equal(policy(obs), before)
+
+
+def test_work_beside_the_updates_waits_for_what_came_before_the_mark_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accelerator = Accelerator(monkeypatch, valid=True)
+    beside = SideStream(torch.device("cuda:1"))
+    with beside.use():
+        own = accelerator.current
+    assert own is not accelerator.default
+    assert accelerator.waits == [accelerator.default]  # nothing is marked: for all that came before
+    beside.mark()
+    for _ in range(2):
+        with beside.use():
+            assert accelerator.current is own
+    event = accelerator.waits[1]
+    assert event.stream is accelerator.default
+    assert accelerator.waits[1:] == [event, event]
+    assert accelerator.current is accelerator.default

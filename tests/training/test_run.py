@@ -211,7 +211,7 @@ EVERY_INGREDIENT: dict[str, Any] = {
         critic_loss="categorical", value_bins=11, observation_norm="warmup",
     ),
     "sac": SacConfig(batch_per_task=8, actor_every=3, noise_hold=8, noise_spread=2.0, q_reduce="mean",
-        actor_average_rate=0.1),
+        actor_average_rate=0.1, act_on_snapshot=True),
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
 from mtrl.config.schema import Config
-from mtrl.device.cuda import load_in_place
+from mtrl.device.cuda import SideStream, load_in_place
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
 from mtrl.errors import UserError
@@ -100,7 +100,8 @@ class SACAgent:
         draw: Callable[[Tensor], Tensor] = self._draw_noise if self._hold is None else self._hold.draw
         if config.sac.noise_spread > 1:
             draw = spread_over_copies(draw, config.sac.noise_spread, spec.envs_per_task, device)
-        self._explore = ActingPolicy(self.update.act, spec, draw, device)
+        self._beside = SideStream(device) if config.sac.act_on_snapshot else None
+        self._explore = ActingPolicy(self.update.act, spec, draw, device, self._beside)
         self._policies: dict[int, Policy] = {}  # of evaluations, by their copies of each task
         self._fitted = self.update.observation_norm is None
         batches, sizes = self.update.num_batches, (spec.num_tasks, config.sac.batch_per_task)
@@ -172,6 +173,7 @@ class SACAgent:
         train = self.config.train
         self._fit_observations()
         self.update.anneal(progress)
+        self._take_snapshot()
         if self.replay.curriculum is not None:
             self.replay.curriculum.advance(progress)
         burst = train.warmup_updates if self.updates == 0 else 0
@@ -196,8 +198,8 @@ class SACAgent:
             network.combiner.note_success(torch.from_numpy(rates))
 
     def wait(self) -> None:
-        """Wait for the updates that `learn` started."""
-        if self.device.type == "cuda":
+        """Wait for the updates that `learn` started, unless a snapshot acts."""
+        if self.device.type == "cuda" and self._beside is None:
             torch.cuda.current_stream(self.device).synchronize()
 
     def policy(self, envs_per_task: int) -> Policy:
@@ -353,6 +355,8 @@ class SACAgent:
         self._fitted = state["fitted"]
         self._observed, self.updates = state["observed"], state["updates"]
         self.replay.load_state_parts(parts)
+        if self._beside is not None:
+            self._beside.mark()
 
     @torch.no_grad()
     def load_policy(self, part: Mapping[str, Tensor]) -> None:
@@ -368,6 +372,11 @@ class SACAgent:
         if not self._fitted and self.update.observation_norm is not None:
             self.update.observation_norm.fit(self.replay.observations)
             self._fitted = True
+
+    def _take_snapshot(self) -> None:
+        if self._beside is not None:
+            self.update.take_snapshot()  # the last `act` has returned, so nobody reads the former one
+            self._beside.mark()
 
     def _draw_noise(self, noise: Tensor) -> Tensor:
         return noise.normal_(generator=self._noise_stream.generator)

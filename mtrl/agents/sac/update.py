@@ -123,6 +123,9 @@ class SACUpdate(nn.Module):
         self.critic = descent(self.critic_network, "critic", config.sac.critic_lr)
         self.num_batches = max(self.actor.combiner.num_batches, self.critic.combiner.num_batches)
         self.target = nn.Buffer(self.critic.flat.vector.detach().clone())
+        # What exploration acts with while the actor is updated; in checkpoints, as a resumed run acts with it.
+        snapshot = config.sac.act_on_snapshot
+        self.snapshot = nn.Buffer(self.actor.flat.vector.detach().clone()) if snapshot else None
         averages = config.sac.actor_average_rate is not None
         self.averaged_actor = nn.Buffer(self.actor.flat.vector.detach().clone()) if averages else None
         # Share of the initial parameters in a plain average, (1 - rate)^n after n steps.
@@ -154,12 +157,19 @@ class SACUpdate(nn.Module):
     def act(self, obs: Tensor, noise: Tensor | None) -> Tensor:
         """Return actions [T, E, A] in [-1, 1] for observations [T, E, O].
 
-        With standard normal noise [T, E, A] these are samples of the policy; without, the mode of `acting`.
+        With standard normal noise [T, E, A] these are samples of the policy, of its snapshot if one is kept;
+        without noise the mode of `acting`.
         """
         obs = self._standardised(obs)
         if noise is None:
             return mode_action(self._policy(self.actor.flat.named(self.acting), obs))
-        return noisy_action(self._policy(self.actor.flat.named(), obs), noise)
+        return noisy_action(self._policy(self.actor.flat.named(self.snapshot), obs), noise)
+
+    @torch.no_grad()
+    def take_snapshot(self) -> None:
+        """Let exploration act with the present actor until the next call, if `sac.act_on_snapshot`."""
+        if self.snapshot is not None:
+            self.snapshot.copy_(self.actor.flat.vector)
 
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:

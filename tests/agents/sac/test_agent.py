@@ -78,6 +78,23 @@ def test_warm_up_acts_uniformly_and_what_follows_with_the_policy() -> None:
     assert agent.act(obs).min() > 0.99
 
 
+def test_a_snapshot_acts_with_the_actor_from_before_the_newest_updates() -> None:
+    train = {"updates_per_step": 2}
+    agent = sac_agent(sac_config(sac={"act_on_snapshot": True}, train=train))
+    plain = sac_agent(sac_config(train=train))
+    for one in (agent, plain):
+        _live(one, 10)
+    assert torch.equal(_parameters(agent), _parameters(plain))  # what is learnt from the same transitions
+    obs, noise = torch.randn(TASKS, 1, OBS), torch.randn(TASKS, 1, ACTION)
+    for _ in range(3):
+        before = plain.update.act(obs, noise)
+        for one in (agent, plain):
+            one.learn(0.5)
+        assert not torch.equal(plain.update.act(obs, noise), before)
+        assert torch.equal(agent.update.act(obs, noise), before)
+        assert torch.equal(agent.update.act(obs, None), plain.update.act(obs, None))  # evaluation
+
+
 def test_acting_is_random_in_training_and_repeatable_in_evaluation() -> None:
     agent = sac_agent(sac_config())
     _live(agent, 10)
