@@ -123,7 +123,7 @@ class SACUpdate(nn.Module):
         self.critic = descent(self.critic_network, "critic", config.sac.critic_lr)
         self.num_batches = max(self.actor.combiner.num_batches, self.critic.combiner.num_batches)
         self.target = nn.Buffer(self.critic.flat.vector.detach().clone())
-        # What exploration acts with while the actor is updated; in checkpoints, as a resumed run acts with it.
+        # What exploration acts with during the updates; in checkpoints, since a resumed run acts with it.
         snapshot = config.sac.act_on_snapshot
         self.snapshot = nn.Buffer(self.actor.flat.vector.detach().clone()) if snapshot else None
         averages = config.sac.actor_average_rate is not None
