@@ -82,13 +82,16 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
         layers.append({"tasks": tasks})
     tasks_known = any("tasks" in layer for layer in layers) or "--tasks" in flags_given
     with importing():
-        from mtrl.training.resolve import resolve, written_out
+        from mtrl.training.resolve import WITH_OPTIONS, resolve, written_out
 
     base = written_out(build_config(*layers, _chosen(arguments)))
     members = [*_config_flags(Config, base), *_run_flags(preset)]
     if wants_help(arguments):
         named = any(flag == "--method" or flag.startswith("--method.") for flag in flags_given)
-        flags.print_help(members, _DESCRIPTION, _citations(base) if named else _methods())
+        below = [_citations(base) if named else _list("methods", WITH_OPTIONS["method"])]
+        if "--network.architecture" not in flags_given:
+            below.append(_list("networks", WITH_OPTIONS["architecture"]))
+        flags.print_help(members, _DESCRIPTION, "\n".join(below))
         return 0
     values = flags.parse(members, arguments)
     if not tasks_known:
@@ -228,9 +231,7 @@ def _citations(config: Config) -> str:
     return "\n".join(f"to cite for {name}:\n{text}\n" for name, text in found.items() if text)
 
 
-def _methods() -> str:
-    from mtrl.combiners import COMBINERS
-
-    width = max(map(len, COMBINERS)) + 2
-    lines = [f"  {name:<{width}}{COMBINERS.summary(name)}" for name in COMBINERS]
-    return "\n".join(["methods:", *lines])
+def _list(title: str, registry: Registry) -> str:
+    width = max(map(len, registry)) + 2
+    lines = [f"  {name:<{width}}{registry.summary(name)}" for name in registry]
+    return "\n".join([f"{title}:", *lines])

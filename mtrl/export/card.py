@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from mtrl.config.labels import RESTART, method_label, methods_of
+from mtrl.networks.make import describe_network
 
 _USE = """\
 import mtrl
@@ -122,7 +123,7 @@ def _facts(policy: Mapping[str, Any]) -> dict[str, Any]:
         "vector steps": f"{policy['vector_step']:,} of {config['steps']:,}, "
         f"{env['envs_per_task']} environments per task",
         "episodes": f"{env['max_episode_steps']} steps in training, {length} in the evaluation",
-        "network": policy["network"]["architecture"],
+        "network": describe_network(policy["network"]["architecture"], policy["network"]["arguments"]),
         "observations": f"{policy['obs_dim']} numbers"
         + (", standardised by the policy" if policy["standardises_observations"] else ""),
         **({"resume": RESTART} if env.get("resume") == "restart" else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 _HEAD_RANGE = {"actor": 1e-3, "critic": 3e-3}
 _HEAD_GAIN = {"actor": 1e-2, "critic": 1.0}  # of PPO in CleanRL and Stable-Baselines3
 Role = Literal["actor", "critic"]
+_UNSAID = (*SIZES, *OF_IDENTITY, "actions", "role", "head_range")
+# Settings of `network` that an architecture may leave unused, and the argument that stands for each.
+_FIELDS = {
+    "actor_width": "width", "actor_depth": "depth", "critic_width": "width", "critic_depth": "depth",
+    "activation": "activation", "actor_layer_norm": "layer_norm", "critic_layer_norm": "layer_norm",
+    "critic_block": "residual", "initialisation": "initialisation",
+}  # fmt: skip
 
 
 def make_network(architecture: str, arguments: Mapping[str, Any]) -> Network:
@@ -147,6 +155,35 @@ def network_arguments(
         **config.options,
         **of_role,
     }
+
+
+def describe_network(architecture: str, arguments: Mapping[str, Any]) -> str:
+    """Return the architecture and its options in words: "moore 3x400, experts 4"."""
+    options = {name: value for name, value in arguments.items() if name not in _UNSAID}
+    depth, width = options.pop("depth", None), options.pop("width", None)
+    sizes = "x".join(str(number) for number in (depth, width) if number is not None)
+    if architecture == "mlp":  # most of its options are switches that are off; config.yaml has all
+        options = {}
+    words = [" ".join([architecture, *([sizes] if sizes else [])])]
+    return ", ".join([*words, *(f"{name.replace('_', ' ')} {value}" for name, value in options.items())])
+
+
+def unused_settings(config: NetworkConfig) -> list[str]:
+    """Return settings of `network` that are not at their defaults and that the architecture does not take.
+
+    A preset that was made for the mlp may set them; the start screen names them.
+    """
+    fields = dataclasses.fields(config)
+    taken = {
+        name for name, of in _FIELDS.items() if of in vars(NETWORKS[config.architecture]).get("given", ())
+    }
+    defaults = type(config)()
+    return [
+        f"network.{field.name}"
+        for field in fields
+        if field.name in _FIELDS and field.name not in taken
+        if getattr(config, field.name) != getattr(defaults, field.name)
+    ]
 
 
 def _is_module(cls: Any) -> bool:

@@ -14,6 +14,7 @@ from mtrl.combiners import COMBINERS
 from mtrl.config import Config
 from mtrl.config.presets import build_config, load_preset
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.networks.base import NETWORKS
 from mtrl.training.resolve import resolve, written_out
 from tests.cli.conftest import Calls
 
@@ -303,11 +304,13 @@ def test_help_shows_flags_with_their_meaning_and_lists_the_methods(
     calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = helped(capsys, "--preset", "laptop")
-    for words in ("--sac.gamma FLOAT Discount per env step. (default: 0.99)", "--preset {debug,", "--resume"):
+    for words in ("--sac.gamma FLOAT Discount per env step. (default: 0.99)", "--preset {brc,", "--resume"):
         assert words in text
     assert "(default: laptop)" in text
     for name, method in COMBINERS.items():
         assert f"{name} {(method.__doc__ or '').splitlines()[0]}" in text
+    for name, network in NETWORKS.items():
+        assert f"{name} {(network.__doc__ or '').splitlines()[0]}" in text
     assert "--method.c " not in text
 
 
@@ -319,6 +322,33 @@ def test_help_of_a_method_shows_its_options_and_no_others(
     assert "--method.rho" not in text
     assert "methods:" not in text
     assert "--method.alpha" in helped(capsys, "--method", "fairgrad")
+
+
+@pytest.mark.parametrize(
+    ("network", "option", "value", "message"),
+    [
+        ("moore", "experts", "0", "network moore: experts must be positive; found 0"),
+        ("soft_modules", "layers", "x", "network.options.layers must be an integer; found 'x'"),
+        ("paco", "sets", "2.5", "network.options.sets must be an integer; found 2.5"),
+        ("care", "expert", "3", "Did you mean '--network.options.experts'"),
+    ],
+)
+def test_options_of_the_library_s_networks_have_help_types_and_ranges(
+    calls: Calls, capsys: pytest.CaptureFixture[str], network: str, option: str, value: str, message: str
+) -> None:
+    if option != "expert":
+        assert f"--network.options.{option} INT" in helped(capsys, "--network", network)
+    assert train_mt10("--network", network, f"--network.options.{option}", value) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_refuses_identities_that_it_does_not_place(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_mt10("--network", "moore", "--network.task-identity", "none") == 2
+    assert "network.task_identity must be one_hot for the network moore" in capsys.readouterr().err
+    assert train_mt10("--network", "paco", "--network.heads", "per_task") == 2
+    assert "needs an architecture with task heads (mlp); found paco" in capsys.readouterr().err
 
 
 NETWORK = '''

@@ -196,7 +196,7 @@ def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
         ("sac: {gamma: 2}", r"sac\.gamma must be at most 1; found 2"),
         ("method_defaults: [cagrad]", r"method_defaults must be a mapping"),
         ("method_options: 3", r"method_options must be a mapping"),
-        ("extends: mt01", r"unknown preset 'mt01'\. Did you mean '.*'\? Valid: debug"),
+        ("extends: mt01", r"unknown preset 'mt01'\. Did you mean '.*'\? Valid: brc"),
         ("extends: 3", "extends must be text or null; found 3"),
         ("seed: 1\nseed: 2", "not valid YAML: 'seed' is given twice.*line 2"),
         ("seed: [", "not valid YAML"),

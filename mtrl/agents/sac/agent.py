@@ -26,6 +26,7 @@ from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
 from mtrl.errors import UserError
 from mtrl.gradients.per_task import Evaluation
+from mtrl.networks.make import describe_network, unused_settings
 
 _MOST_TASKS_IN_PAIRS = 25  # a log line with a number for each pair of 50 tasks would take 70 kB
 _TEMPERATURES = (1e-7, 1e4)  # no reward scale needs a temperature outside: it has diverged
@@ -280,12 +281,12 @@ class SACAgent:
     def facts(self) -> dict[str, str]:
         """Return sizes for the start screen; allocates the replay, which may raise UserError."""
         network, parts = self.config.network, self.memory()
-        sizes = network.architecture
-        if sizes == "mlp":
-            critics = f"{network.critic_depth}x{network.critic_width}"
-            sizes = f"actor {network.actor_depth}x{network.actor_width}, critics 2x{critics}"
+        arguments = {"actor": self.update.actor_arguments, "critics": self.update.critic_arguments}
+        sizes = [f"{role} {describe_network(network.architecture, of)}" for role, of in arguments.items()]
+        unused = unused_settings(network)
         return {
-            "networks": f"{sizes}, {self.parameter_count:,} trained parameters",
+            "networks": f"{'; '.join(sizes)}; {self.parameter_count:,} trained parameters",
+            **({"not used": f"{', '.join(unused)}, by {network.architecture}"} if unused else {}),
             "batch": f"{self.config.sac.batch_per_task} transitions per task",
             "memory": ", ".join(f"{name} {_size(count)}" for name, count in parts.items()),
         }

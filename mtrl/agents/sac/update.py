@@ -76,6 +76,7 @@ class SACUpdate(nn.Module):
 
     Attributes:
         actor_arguments: of the actor's network, as `make_network` takes them.
+        critic_arguments: of the critics'.
         num_batches: K, the number of independent batches that `step` takes.
         target_entropy: of each task's policy, in nats; by default minus the number of action dimensions.
     """
@@ -95,7 +96,7 @@ class SACUpdate(nn.Module):
         self.actor_arguments = network_arguments(
             network, "actor", stack=1, inputs=seen, outputs=2 * action, task_names=spec.task_names
         )
-        critic_arguments = network_arguments(
+        self.critic_arguments = network_arguments(
             network,
             "critic",
             stack=2,
@@ -105,7 +106,7 @@ class SACUpdate(nn.Module):
             actions=action,
         )
         self.actor_network = make_network(network.architecture, self.actor_arguments)
-        self.critic_network = make_network(network.architecture, critic_arguments)
+        self.critic_network = make_network(network.architecture, self.critic_arguments)
         initial = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
 
         def descent(made: Network, role: Literal["critic", "actor"], lr: float) -> Descent:
