@@ -31,7 +31,7 @@ def gramian_of(jacobian: Tensor, parts: Sequence[Slice], factors: Factors) -> Te
         for network in range(left.shape[1]):
             # The inner product of two outer products is the product of their factors' inner products.
             gram += gramian(left[:, network].double()) * gramian(right[:, network])
-    return gram.to(jacobian.dtype)
+    return gram.to(torch.promote_types(jacobian.dtype, torch.float32))
 
 
 def combination(weights: Tensor, jacobian: Tensor, parts: Sequence[Slice], factors: Factors) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ class FlatParameters(nn.Module):
 
     `own_rows` names shared parameters [S, T, ...] of which task t's loss uses row t alone, such as an
     embedding of the task identity. Their per-task form is [T, S, ...].
+
+    With a `dtype` of half precision networks compute with a rounded copy, and so do their gradients. The
+    vector itself, which the optimiser moves, keeps its precision: steps below the rounding would be lost.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class FlatParameters(nn.Module):
         shared: Mapping[str, Tensor],
         heads: Mapping[str, Tensor] | None = None,
         own_rows: Collection[str] = (),
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         named = [*shared.items(), *(heads or {}).items()]
@@ -53,6 +57,10 @@ class FlatParameters(nn.Module):
         self.shared_slices, self.head_slices = self._slices[: len(shared)], self._slices[len(shared) :]
         self.num_shared = sum(value.numel() for value in shared.values())
         self.vector = nn.Parameter(torch.cat([value.detach().flatten() for _, value in named]))
+        rounds = dtype not in (None, self.vector.dtype)
+        self._rounded = nn.Buffer(self.vector.detach().to(dtype), persistent=False) if rounds else None
+        if rounds:
+            self.register_load_state_dict_post_hook(_round_again)  # type: ignore[no-untyped-call]
 
     @property
     def module_sizes(self) -> list[int]:
@@ -65,7 +73,25 @@ class FlatParameters(nn.Module):
         """Shared parameters [P], detached."""
         return self.vector.detach()[: self.num_shared]
 
-    def named(self, vector: Tensor | None = None) -> dict[str, Tensor]:
-        """Views of `vector` (default: the detached parameters) by name; shared parameters are joint."""
-        source = self.vector.detach() if vector is None else vector
+    @property
+    def seen(self) -> Tensor:
+        """All parameters [P + H] as networks compute with them, detached."""
+        return self.vector.detach() if self._rounded is None else self._rounded
+
+    def named(self, vector: Tensor | None = None, *, rounded: bool = True) -> dict[str, Tensor]:
+        """Views by name of `seen`, or of another vector; shared parameters are joint.
+
+        Another vector is rounded as `seen` is, unless told not to: then views of it may be written to.
+        """
+        source = self.seen if vector is None else vector.to(self.seen.dtype) if rounded else vector
         return {part.name: part.joint(source) for part in self._slices}
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Renew what networks compute with, after the vector has moved."""
+        if self._rounded is not None:
+            self._rounded.copy_(self.vector)
+
+
+def _round_again(flat: FlatParameters, _: Any) -> None:
+    flat.round()

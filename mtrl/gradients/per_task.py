@@ -80,6 +80,10 @@ class TaskGradients:
         return self._flat.shared
 
     @property
+    def _seen(self) -> Tensor:
+        return self._flat.seen[: self._flat.num_shared]
+
+    @property
     def heads(self) -> tuple[Tensor, Tensor]:
         """Parameters of the task heads and their gradients so far, [T, h] each."""
         sizes = [part.stop - part.start for part in self._flat.head_slices]
@@ -91,7 +95,7 @@ class TaskGradients:
     def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
         """Return the Jacobian [T, P], or [N, P] of `tasks`, by one batched backward; see `JacobianAt`."""
         jacobian = self._evaluate(offset, batch, tasks)
-        self._note_norms(torch.linalg.vector_norm(jacobian, dim=1), tasks)
+        self._note_norms(torch.linalg.vector_norm(jacobian, dim=1, dtype=self.parameters.dtype), tasks)
         return jacobian
 
     def combined(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
@@ -104,7 +108,7 @@ class TaskGradients:
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient [P] of `weights_of(losses) @ losses` by one ordinary backward."""
-        parts, shared, heads = self._flat.shared_slices, self._flat.shared, self._head_leaves(None)
+        parts, shared, heads = self._flat.shared_slices, self._seen, self._head_leaves(None)
         direction = torch.empty_like(shared)
         leaves = {part.name: part.joint(shared).requires_grad_() for part in parts}
         places = {part.name: part.joint(direction) for part in parts}
@@ -154,26 +158,27 @@ class TaskGradients:
         self._used += 1
         key = (self._used, rows)
         if key not in self._buffers:
-            self._buffers[key] = self.parameters.new_zeros(rows, self._flat.num_shared)
+            self._buffers[key] = self._seen.new_zeros(rows, self._flat.num_shared)
         return self._buffers[key]
 
     def _per_task_leaves(self, offset: Tensor | None, tasks: Tensor | None) -> dict[str, Tensor]:
         """Return shared parameters with a leading task axis, as leaves; stride 0 unless they are moved."""
-        rows = self._flat.shared.expand(self._num_tasks, -1)
+        rows = self._seen.expand(self._num_tasks, -1)
         if offset is not None:
-            rows = rows + offset
+            rows = (self.parameters + offset).to(rows.dtype)
         values = {part.name: part.per_task(rows) for part in self._flat.shared_slices}
         if tasks is not None:
             values = {name: _of_tasks(value, tasks) for name, value in values.items()}
         return {name: value.requires_grad_() for name, value in values.items()}
 
     def _head_leaves(self, offset: Tensor | None) -> dict[str, Tensor]:
-        vector = self._flat.vector.detach()
-        leaves = {part.name: part.joint(vector) for part in self._flat.head_slices}
+        dtype = self._flat.seen.dtype
+        source = self._flat.seen if offset is None else self._flat.vector.detach()
+        leaves = {part.name: part.joint(source) for part in self._flat.head_slices}
         if offset is not None:
             sizes = [value[0].numel() for value in leaves.values()]
             parts = zip(leaves.items(), offset.split(sizes, dim=1), strict=True)
-            leaves = {name: value + part.view(value.shape) for (name, value), part in parts}
+            leaves = {name: (value + part.view(value.shape)).to(dtype) for (name, value), part in parts}
         return {name: value.requires_grad_() for name, value in leaves.items()}
 
     def _note(
@@ -188,7 +193,7 @@ class TaskGradients:
             self.losses = whole
         if first or moved is not None:
             parts = [part.flatten() for part in heads]
-            self.head_gradient = torch.cat(parts) if parts else losses.new_empty(0)
+            self.head_gradient = (torch.cat(parts) if parts else losses.new_empty(0)).to(losses.dtype)
         if all(seen.tasks is not None for seen in self.evaluations):
             self.evaluations.append(evaluation)
 
@@ -239,7 +244,7 @@ class Descent(nn.Module):
         self.flat, self.combiner, self._project = parameters, combiner, project
         self.max_norm = None if combiner.preconditioned else max_norm
         combiner.partition(parameters.module_sizes)
-        combiner.prepare(parameters.shared)
+        combiner.prepare(parameters.seen[: parameters.num_shared])
         self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps, weight_decay=weight_decay)
         self._jacobians: dict[tuple[int, int], Tensor] = {}
         # 0, or NaN for a task with a non-finite loss or gradient; the last entry is for directions.
@@ -251,7 +256,7 @@ class Descent(nn.Module):
         if isinstance(self.combiner, LossCombiner):
             return 0
         entries = self.combiner.num_tasks * self.flat.num_shared
-        return self.combiner.jacobians * entries * self.flat.vector.element_size()
+        return self.combiner.jacobians * entries * self.flat.seen.element_size()
 
     @property
     def failures(self) -> Tensor:
@@ -271,7 +276,7 @@ class Descent(nn.Module):
             self.flat, loss_function, combiner.num_tasks, self._jacobians, temperatures, trouble[:-1]
         )
         with combiner.unchecked():
-            gradient = _direction(combiner, gradients)
+            gradient = _direction(combiner, gradients).to(self.flat.vector.dtype)
         if self.flat.head_slices:
             gradient = torch.cat((gradient, gradients.head_gradient))
         norm = clip_by_norm(gradient, self.max_norm)
@@ -281,7 +286,8 @@ class Descent(nn.Module):
         adam_step(self.optimizer, self.flat.vector, gradient)
         if self._project is not None:
             with torch.no_grad():
-                self._project(self.flat.named())
+                self._project(self.flat.named(self.flat.vector.detach(), rounded=False))
+        self.flat.round()
         if combiner.looks_again:
             self._look_again(loss_function)
         return StepReport(gradients.losses, gradients.evaluated, norm, gradients.norms, gradients.evaluations)

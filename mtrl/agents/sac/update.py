@@ -110,7 +110,8 @@ class SACUpdate(nn.Module):
         initial = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
 
         def descent(made: Network, role: Literal["critic", "actor"], lr: float) -> Descent:
-            flat = FlatParameters(*made.initial_parameters(initial)).to(device)
+            dtype = getattr(torch, network.critic_dtype) if role == "critic" else None
+            flat = FlatParameters(*made.initial_parameters(initial), dtype=dtype).to(device)
             combiner = network_combiner(config, role, spec.num_tasks).to(device)
             eps, max_norm = config.sac.adam_eps, config.sac.max_grad_norm
             project = made.project if isinstance(made, Projects) else None
@@ -303,7 +304,8 @@ class SACUpdate(nn.Module):
         self, parameters: Parameters, obs: Tensor, action: Tensor, tasks: Tensor | None = None
     ) -> Tensor:
         """Both critics' values [2, T, B], or logits [2, T, B, N] of a distribution."""
-        return self.critic_network.apply(parameters, torch.cat((obs, action), dim=-1), tasks).squeeze(-1)
+        inputs = torch.cat((obs, action), dim=-1).to(self.critic.flat.seen.dtype)
+        return self.critic_network.apply(parameters, inputs, tasks).squeeze(-1).to(obs.dtype)
 
 
 class UpdateTotals(nn.Module):

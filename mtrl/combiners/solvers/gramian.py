@@ -24,12 +24,18 @@ def inner_products(left: Tensor, right: Tensor) -> Tensor:
     """Inner products [T, T] between the rows of two Jacobians [T, P], in full precision.
 
     TF32 and bfloat16 products are switched off for this one product: solvers rely on entries that are exact
-    to rounding. Half precision is summed in float32, since squares of numbers above 256 overflow float16.
+    to rounding. Half precision is multiplied in float32, since squares of numbers above 256 overflow float16,
+    and blocks of columns are added in float64: the entries are exact for the rows as they are.
     """
-    if left.dtype in _HALF:
-        left, right = left.float(), right.float()
     with _full_precision(left.device.type):
-        return _products(left, right)
+        if left.dtype not in _HALF:
+            return _products(left, right)
+        # In blocks: a copy of the whole Jacobian in float32 would take as long as the products.
+        parts = []
+        for part in column_blocks(left):
+            block = left[:, part].float()
+            parts.append(block @ (block if right is left else right[:, part].float()).T)
+        return torch.stack(parts).sum(0, dtype=torch.float64).float()
 
 
 def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
@@ -41,7 +47,8 @@ def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
     """
     with _full_precision(jacobian.device.type):
         if jacobian.dtype in _HALF:
-            return (weights.float() @ jacobian.float()).to(jacobian.dtype)
+            parts = [weights.float() @ jacobian[:, part].float() for part in column_blocks(jacobian)]
+            return torch.cat(parts).to(jacobian.dtype)
         if weights.dtype != torch.float64 or jacobian.dtype != torch.float32:
             return weights.to(jacobian.dtype) @ jacobian
         # The rounded weights and their remainders share one pass over the Jacobian, which takes the time.
