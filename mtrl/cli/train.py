@@ -19,7 +19,7 @@ from mtrl.config.presets import OF_NETWORK, build_config, config_text, load_pres
 from mtrl.config.schema import Config, Device
 from mtrl.config.values import settings
 from mtrl.errors import UserError
-from mtrl.registry import Registry
+from mtrl.registry import REQUIRED, Registry
 
 _DESCRIPTION = (
     "Train one multi-task agent; --method combines the gradients of its tasks. `--method NAME --help` shows "
@@ -87,6 +87,8 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     base = written_out(build_config(*layers, _chosen(arguments)))
     members = [*_config_flags(Config, base), *_run_flags(preset)]
     if wants_help(arguments):
+        if not tasks_known:
+            members = [_without_default(member) if member.flag == "tasks" else member for member in members]
         named = any(flag == "--method" or flag.startswith("--method.") for flag in flags_given)
         below = [_citations(base) if named else _list("methods", WITH_OPTIONS["method"])]
         if "--network.architecture" not in flags_given:
@@ -217,6 +219,12 @@ def _run_flags(preset: str | None) -> list[Flag]:
     metavars |= dict.fromkeys(("run_dir", "resume", "resume_or_start"), "PATH")
     options = fields_of(_RunFlags, _RunFlags(preset=preset))
     return [option_flag(option, None, metavars.get(option.name)) for option in options]
+
+
+def _without_default(member: Flag | Group) -> Flag | Group:
+    """Return a flag for which help prints "required" in place of a default."""
+    assert isinstance(member, Flag)
+    return member._replace(option=member.option._replace(default=REQUIRED))
 
 
 def _citations(config: Config) -> str:

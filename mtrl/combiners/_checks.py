@@ -86,6 +86,15 @@ def check_input(name: str, kind: str, value: Tensor, tasks: int) -> None:
         raise ValueError(f"{kind} of {name} must have shape {rule}; found {list(value.shape)}.")
 
 
+def check_device(name: str, own: torch.device, kind: str, device: torch.device) -> None:
+    """Raise ValueError if an input, called `kind`, is on another device than the method `name`."""
+    if own != device:
+        raise ValueError(
+            f"{name} is on {own} and the {kind} on {device}: move the combiner once, before the first step, "
+            f"by combiner.to('{device}')."
+        )
+
+
 def check_losses(name: str, losses: Tensor, *, signed: bool) -> None:
     """Raise ValueError, which names the tasks, for losses [T] not finite, or below 0 unless `signed`."""
     check_finite("losses", losses)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import (
+    check_device,
     check_direction,
     check_finite,
     check_gradients,
@@ -117,8 +118,8 @@ class Combiner(Stateful, ABC):
         parameters, losses after the step) use `direction` and `after_step`; `mtrl.mtl_step` calls both.
 
         Raises:
-            ValueError: wrong shape or dtype, missing losses, or non-finite entries (names the tasks); the
-                method needs more than a Jacobian and losses, or its direction exceeds float16.
+            ValueError: wrong shape, dtype or device, missing losses, or non-finite entries (names the tasks);
+                the method needs more than a Jacobian and losses, or its direction exceeds float16.
         """
         if self.needs_also:
             raise ValueError(
@@ -147,8 +148,7 @@ class Combiner(Stateful, ABC):
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P]; methods that need gradients elsewhere or other batches override this."""
-        jacobian = jacobian_at()
-        return self.combine(jacobian, jacobian_at.losses)
+        return self.combine(jacobian_at(), jacobian_at.losses)  # in this order: losses are of that call
 
     @final
     def after_step(self, losses: Tensor) -> None:
@@ -228,6 +228,10 @@ class Combiner(Stateful, ABC):
         """Device tensors about the last call: `weights` [T] and what the method adds."""
         return {"weights": self.last_weights}
 
+    def check_device(self, kind: str, device: torch.device) -> None:
+        """Raise ValueError if an input, called `kind`, is on another device."""
+        check_device(self.name, self.last_weights.device, kind, device)
+
     @contextmanager
     def unchecked(self) -> Iterator[None]:
         """Switch off input checks, which wait for the device, for use inside an update."""
@@ -245,6 +249,7 @@ class Combiner(Stateful, ABC):
         """Return an input detached, and checked unless in `unchecked`."""
         if self._checked:
             check_input(self.name, kind, value, self.num_tasks)
+            self.check_device(kind, value.device)
             if kind == "losses":
                 check_losses(self.name, value, signed=not self.refuses_signed_losses)
             elif kind == "gram":

@@ -254,7 +254,7 @@ class Config:
     """
 
     tasks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("MT10",)
-    """One benchmark (MT10, MT25, MT50) or task names such as reach-v3 push-v3."""
+    """One benchmark (MT10, MT25, MT50) or task names such as reach-v3 push-v3; a preset may name them."""
     suite: str = "metaworld"
     """Suite of tasks: metaworld, gymnasium, package.module:Name or file.py:Name."""
     suite_options: Options = field(default_factory=dict)

@@ -16,6 +16,7 @@ from mtrl.gradients.task_jacobian import (
     REENTRANT,
     Graph,
     Losses,
+    dense,
     jacobian_rows,
     loss_vector,
     no_graph,
@@ -242,6 +243,7 @@ class ModelGradients:
         graph = read_graph(losses)
         if batch == 0 and not self._evaluated:
             self._scope.check_graph(graph)
+            self._scope.check_heads(losses)
             self._look_for_checkpoints(graph)
         return graph
 
@@ -274,7 +276,7 @@ class ModelGradients:
         for place, gradient in zip(places, found, strict=True):
             if gradient is not None:
                 self._heads_used = True
-                place += self._unscaled(gradient) / self._micro_batches
+                place += self._unscaled(dense(gradient)) / self._micro_batches
 
     def _moved(self, offset: Tensor, batch: int) -> Tensor:
         self._require_function()
@@ -315,7 +317,7 @@ class ModelGradients:
                 row += self._unscaled(_flat(gradients[: len(shared)], shared)) / self._micro_batches
                 for place, gradient in zip(own, gradients[len(shared) :], strict=True):
                     if gradient is not None:
-                        place += self._unscaled(gradient) / self._micro_batches
+                        place += self._unscaled(dense(gradient)) / self._micro_batches
         finally:
             with torch.no_grad():
                 for leaf, value in zip(leaves, before, strict=True):
@@ -379,7 +381,8 @@ def _set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
 
 def _flat(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> Tensor:
     pairs = zip(gradients, leaves, strict=True)
-    return torch.cat([(torch.zeros_like(leaf) if grad is None else grad).flatten() for grad, leaf in pairs])
+    parts = [torch.zeros_like(leaf) if gradient is None else dense(gradient) for gradient, leaf in pairs]
+    return torch.cat([part.flatten() for part in parts])
 
 
 def _add(leaves: Sequence[Tensor], offset: Tensor) -> None:

@@ -16,14 +16,19 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mtrl.combiners import Combiner
-from mtrl.gradients.task_jacobian import Graph, Model, name_tensors, trainable, write
+from mtrl.gradients.task_jacobian import Graph, Model, dense, name_tensors, trainable, write
 
 Result = TypeVar("Result")
 
 # Optimisers whose weight decay is theta -= lr * decay * theta, apart from the gradient's step.
 _DECOUPLED = (torch.optim.AdamW, torch.optim.SGD)
+
+
+# Parameters of heads that the losses of other tasks do not use.
+_ALONE = WeakIdKeyDictionary()
 
 
 class Overflow(ArithmeticError):
@@ -73,6 +78,27 @@ class Scope(NamedTuple):
                 "holds and that are neither in model nor in heads: they would never be trained. Pass "
                 "heads=[...], one per task, add shared ones to model, or take them out of the optimizer."
             )
+
+    def check_heads(self, losses: Tensor) -> None:
+        """Refuse heads that the losses [T] of other tasks depend on, too; looks once at each head.
+
+        Raises:
+            ValueError: with the task of such a head.
+        """
+        for task, head in enumerate(self.heads):
+            new = [leaf for leaf in head if leaf not in _ALONE]
+            if not new or len(losses) == 1:
+                continue
+            others = losses.sum() - losses[task]
+            found = torch.autograd.grad(others, new, retain_graph=True, allow_unused=True)
+            for leaf, gradient in zip(new, found, strict=True):
+                # A NaN may come from the task's own loss, by which zeros are multiplied on the way.
+                if gradient is not None and bool(dense(gradient).nan_to_num(nan=0.0).any()):
+                    raise ValueError(
+                        f"{self.name(leaf)} is used by the losses of other tasks, too: its gradient would be "
+                        "a plain sum, combined by no method. Put what several tasks use into model."
+                    )
+                _ALONE[leaf] = True
 
     def check_finite(self, rows: Tensor, heads: Sequence[Sequence[Tensor]]) -> None:
         """Refuse gradients of shared parameters [N, P] or of heads that are not finite.
@@ -152,6 +178,10 @@ def scope_of(
         modules,
         names,
     )
+    devices = sorted({str(leaf.device) for leaf in scope.leaves})
+    if len(devices) > 1:
+        raise ValueError(f"all parameters of a step must be on one device; found {', '.join(devices)}.")
+    combiner.check_device("model", shared[0].device)
     _check_optimizer(combiner, scope, optimizer)
     return scope
 
@@ -174,6 +204,11 @@ def _check_optimizer(combiner: Combiner, scope: Scope, optimizer: torch.optim.Op
             "the optimizer must hold all trainable parameters of model and heads; "
             f"{len(missing)} are missing: {', '.join(missing[:5])}. Add them, or freeze them by "
             "requires_grad_(False)."
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ValueError(
+            "SparseAdam takes sparse gradients alone, and combined gradients are dense: use another "
+            "optimizer, such as Adam."
         )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:

@@ -30,8 +30,8 @@ def task_jacobian(
         losses: [T], or a list of T 0-dim tensors, computed from the parameters by any differentiable code.
         parameters: a module, a tensor, or several: tensors, `named_parameters()`, a generator of either.
         batched: one backward pass for all tasks, under torch.vmap. False: one per task, for operations and
-            hooks that vmap refuses. Models compiled by torch.compile and anomaly detection take one per task
-            whatever this says.
+            hooks that vmap refuses. Models compiled by torch.compile, sparse embeddings and anomaly detection
+            take one per task whatever this says.
         chunk_size: tasks per batched backward pass; less memory, more passes. None: all.
 
     Raises:
@@ -54,7 +54,7 @@ def jacobian_rows(
     losses: Tensor, leaves: Sequence[Tensor], graph: Graph, chunk_size: int | None
 ) -> tuple[Tensor, bool]:
     """Return the Jacobian [T, P] of losses with this graph, and whether they use any of the parameters."""
-    if graph.compiled or torch.is_anomaly_enabled():
+    if graph.single or torch.is_anomaly_enabled():
         chunk_size = 1
     unit = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
     blocks = unit.split(chunk_size or len(unit))
@@ -81,7 +81,7 @@ def jacobian_rows(
             ) from error
         used = used or any(gradient is not None for gradient in gradients)
         parts = [
-            leaf.new_zeros(count, leaf.numel()) if gradient is None else gradient.reshape(count, -1)
+            leaf.new_zeros(count, leaf.numel()) if gradient is None else dense(gradient).reshape(count, -1)
             for leaf, gradient in zip(leaves, gradients, strict=True)
         ]
         rows.append(torch.cat(parts, dim=1))
@@ -115,6 +115,11 @@ def times_unit(gradient: Tensor, unit: Tensor | None) -> Tensor:
             "and the gradients in float32, or divide the losses by a constant."
         )
     return product
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient that may be sparse, as of nn.Embedding(sparse=True), as a dense one."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def check_chunk(chunk_size: int | None, batched: bool) -> int | None:
@@ -239,7 +244,7 @@ class Graph(NamedTuple):
     """What a walk through the graph of losses finds."""
 
     leaves: set[int]  # ids of the leaves that the losses depend on
-    compiled: bool  # a backward compiled by torch.compile is in it, which torch.vmap cannot batch
+    single: bool  # torch.vmap cannot batch a part of it: a backward of torch.compile, a sparse embedding
 
 
 def read_graph(losses: Tensor) -> Graph:
@@ -249,7 +254,7 @@ def read_graph(losses: Tensor) -> Graph:
         ValueError: it holds a reentrant checkpoint, whose backward gives no gradients to its parameters here.
     """
     leaves = {id(losses)}  # losses that are themselves a parameter have no node
-    compiled = False
+    single = False
     seen: set[Any] = set()
     waiting: list[Any] = [losses.grad_fn]
     while waiting:
@@ -260,12 +265,12 @@ def read_graph(losses: Tensor) -> Graph:
         name = node.name()
         if "CheckpointFunctionBackward" in name:
             raise ValueError(REENTRANT)
-        compiled = compiled or "CompiledFunction" in name
+        single = single or "CompiledFunction" in name or bool(getattr(node, "_saved_sparse", False))
         variable = getattr(node, "variable", None)
         if variable is not None:
             leaves.add(id(variable))
         waiting.extend(following for following, _ in node.next_functions)
-    return Graph(leaves, compiled)
+    return Graph(leaves, single)
 
 
 REENTRANT = (

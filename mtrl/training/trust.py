@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +32,12 @@ _INSTALLED = {
 }
 
 
-def code_in(config: Config) -> dict[Code, str]:
-    """Return the code that a configuration names -> the setting that names it; imports nothing.
+def code_in(config: Config) -> dict[Code, list[str]]:
+    """Return the code that a configuration names -> the settings that name it; imports nothing.
 
     Every value with a colon counts: names of plug-ins, of methods that others wrap, ids of environments.
     """
-    found: dict[Code, str] = {}
+    found: dict[Code, list[str]] = {}
     values = config_to_dict(config)
     tasks = values.pop("tasks")
     if config.suite == "gymnasium":  # a task that has no definition is the id of an environment
@@ -43,7 +46,7 @@ def code_in(config: Config) -> dict[Code, str]:
     names = [*_texts(values, ""), *((name, "method_defaults") for name in config.method_defaults)]
     for name, key in names:
         if ":" in name:
-            found.setdefault(Code(name, locate(name)), key)
+            found.setdefault(Code(name, locate(name)), []).append(key)
     return found
 
 
@@ -62,15 +65,19 @@ def load_trusted(run_dir: Path, *, trust: bool, named: Config | None = None) -> 
 
     Raises:
         UserError: as `load_config`. Or `trust` is false and the configuration names a file inside the run
-            directory, or code that the user of this process has neither named nor imported.
+            directory, or code that the user of this process has neither named nor imported. The id of an
+            environment in an installed package for Gymnasium only imports that package, and is no such code.
     """
     config = load_config(run_dir / CONFIG_NAME)
     agreed = _known | set(code_in(named) if named else ())
-    for code, key in code_in(config).items():
+    for code, keys in code_in(config).items():
         inside = code.file is not None and code.file.is_relative_to(run_dir.resolve())
         if (code in agreed or _is_imported(code)) and not inside:
             continue
-        what = f"{key} '{code.name}' ({code.file or 'no file found'})"
+        what = f"{keys[0]} '{code.name}' ({code.file or 'no file found'})"
+        if not inside and config.suite == "gymnasium" and _only_imports_a_package(code, keys):
+            console.say(f"importing the installed package of an environment of the run: {what}")
+            continue
         if not trust:
             raise UserError(
                 f"'{run_dir / CONFIG_NAME}' names code, which would be run: {what}. Pass --trust (in Python "
@@ -78,6 +85,28 @@ def load_trusted(run_dir: Path, *, trust: bool, named: Config | None = None) -> 
             )
         console.say(f"running code that the run's configuration names: {what}")
     return config
+
+
+def _only_imports_a_package(code: Code, keys: list[str]) -> bool:
+    """Return whether `code` is nothing but the id of an environment in an installed package for Gymnasium.
+
+    Gymnasium imports the package of an id and looks the id up; it calls nothing that the id names. The user
+    has installed the package for this purpose. A module inside of a package could be any of it.
+    """
+    package = code.name.partition(":")[0]
+    installed = code.file is not None and any(code.file.is_relative_to(place) for place in _INSTALLED)
+    ids = all(re.fullmatch(r"tasks|suite_options\.environments\..*", key) for key in keys)
+    return installed and ids and package in _packages_for_gymnasium()
+
+
+@functools.cache
+def _packages_for_gymnasium() -> frozenset[str]:
+    """Return the names under which installed distributions that require Gymnasium are imported."""
+    return frozenset(
+        package
+        for package, names in packages_distributions().items()
+        if any(re.match(r"gymnasium\b", line) for name in names for line in requires(name) or ())
+    )
 
 
 def _is_imported(code: Code) -> bool:

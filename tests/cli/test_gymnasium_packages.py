@@ -44,9 +44,9 @@ def test_train_resume_evaluate_and_export(
     run = str(tmp_path / "run")
     assert launch("mtrl.cli.train", ["--suite", "gymnasium", *flags.split(), "--run-dir", run, *SMALL]) == 0
     assert "env.resume=restart" in " ".join("".join(capsys.readouterr()).split())
-    assert launch("mtrl.cli.train", ["--resume", run, "--steps", "60", "--trust"]) == 0
-    assert launch("mtrl.cli.evaluate", [run, "--episodes", "1", "--trust"]) == 0
-    assert launch("mtrl.cli.export", [run, "--trust"]) == 0
+    assert launch("mtrl.cli.train", ["--resume", run, "--steps", "60"]) == 0
+    assert launch("mtrl.cli.evaluate", [run, "--episodes", "1"]) == 0
+    assert launch("mtrl.cli.export", [run]) == 0
     policy = json.loads((tmp_path / "run" / "policy" / "policy.json").read_text())
     assert policy["vector_step"] == 60
     assert policy["config"]["env"]["resume"] == "restart"

@@ -314,6 +314,18 @@ def test_help_shows_flags_with_their_meaning_and_lists_the_methods(
     assert "--method.c " not in text
 
 
+def test_help_shows_no_default_for_tasks_where_they_must_be_given(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, shown in (([], "required"), (["--preset", "laptop"], "default: MT10")):
+        assert main_train([*flags, "--help"]) == 0
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert f"a preset may name them. ({shown})" in text
+    assert "(default: MT10)" in helped(capsys)
+    assert main_train(["--method", "mean"]) == 2
+    assert "no tasks: give --tasks MT10" in capsys.readouterr().err
+
+
 def test_help_of_a_method_shows_its_options_and_no_others(
     calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mtrl.export.run import export_run
 from mtrl.registry import locate
 from mtrl.report.load import load_runs
 from mtrl.sweep.plan import plan
+from mtrl.training import trust
 from mtrl.training.run import evaluate_run, resume_or_start, resume_training
 from mtrl.training.trust import load_trusted
 from tests.helpers.short_runs import counting, random_run
@@ -135,4 +136,53 @@ def test_the_file_of_a_module_is_found_without_importing_its_package(evil: Path)
     assert locate("package.evil:Mean") == evil / "package" / "evil.py"
     assert locate("package:Mean") == evil / "package" / "__init__.py"
     assert locate("no.such.module:Mean") is None
+    assert not _ran(evil)
+
+
+@pytest.fixture
+def installed(evil: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of installed packages: `env_pack` requires Gymnasium, `other_pack` does not."""
+    site = evil / "site"
+    for name, line in (("env_pack", "Requires-Dist: gymnasium>=1.0\n"), ("other_pack", "")):
+        (site / name).mkdir(parents=True)
+        for module in ("__init__.py", "inner.py"):
+            (site / name / module).write_text((evil / "evil.py").read_text())
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{line}")
+        (info / "top_level.txt").write_text(name)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+    monkeypatch.setattr(trust, "_INSTALLED", {*trust._INSTALLED, site})
+    trust._packages_for_gymnasium.cache_clear()
+    yield site
+    trust._packages_for_gymnasium.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "free"),
+    [("env_pack:Env-v0", True), ("env_pack.inner:Env-v0", False), ("other_pack:Env-v0", False)],
+)
+def test_an_id_in_an_installed_package_for_gymnasium_needs_no_consent(
+    name: str, free: bool, installed: Path, evil: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, key in enumerate(("task", "environment", "short environment")):
+        run = _stranger(evil / f"run{number}", NAMING[key](name))
+        if free:
+            assert load_trusted(run, trust=False).suite == "gymnasium"
+            assert str(installed / "env_pack" / "__init__.py") in "".join(capsys.readouterr().out.split())
+        else:
+            with pytest.raises(UserError, match="names code"):
+                load_trusted(run, trust=False)
+    assert not _ran(evil)
+
+
+def test_the_name_of_such_a_package_is_code_anywhere_else(installed: Path, evil: Path) -> None:
+    both = NAMING["task"]("env_pack:Mean") | {"method": "env_pack:Mean"}
+    for changes in (both, {"method": "env_pack:Mean"}, {"suite": "env_pack:Mean"}):
+        with pytest.raises(UserError, match="names code"):
+            load_trusted(_stranger(evil / "run", changes), trust=False)
+    (evil / "env_pack.py").write_text((evil / "evil.py").read_text())
+    sys.path.insert(0, str(evil))  # hides the installed package, as `python -m` does in that folder
+    with pytest.raises(UserError, match="names code"):
+        load_trusted(_stranger(evil / "hidden", NAMING["task"]("env_pack:Env-v0")), trust=False)
     assert not _ran(evil)
