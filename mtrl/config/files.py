@@ -12,16 +12,17 @@ TEMPORARY_PREFIX = ".tmp-"
 _LONGEST_NAME = 100  # characters; file systems allow 255 bytes
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Replace a file atomically: after a kill, a power cut or on a full disk it is the old or the new one.
 
-    A symbolic link is replaced, not followed: a run from elsewhere may hold links to any file.
+    The content of a large file may come in pieces. A symbolic link is replaced, not followed: a run from
+    elsewhere may hold links to any file.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
         temporary.unlink(missing_ok=True)
         with open(temporary, "xb") as file:
-            file.write(content)
+            file.writelines((content,) if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())  # before the rename, which may reach the disk first
         os.replace(temporary, path)

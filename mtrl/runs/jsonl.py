@@ -4,13 +4,16 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtrl.config.files import write_file
 from mtrl.runs.directory import EVALUATIONS_NAME, METRICS_NAME
 from mtrl.runs.log import Evaluation, RunInfo, Stamp
+
+_STEP = re.compile(rb'\{"vector_step": (\d+), ')  # how a line begins that `JsonLines` has written
 
 
 class JsonLines:
@@ -82,27 +85,49 @@ def drop_after(run_dir: Path, step: int, steps: int = 0) -> History:
     vector steps, is dropped: the run was extended, and the record has one final evaluation.
     """
     for path in (run_dir / METRICS_NAME, run_dir / EVALUATIONS_NAME):
-        if not path.exists():
-            continue
-        by_step = {
-            line["vector_step"]: raw
-            for raw, line in _lines(path)
-            if line["vector_step"] <= step and not (line.get("final") and line["vector_step"] < steps)
-        }
-        kept = b"".join(by_step.values())
-        if kept != path.read_bytes():
-            write_file(path, kept)
+        if path.is_file():
+            _keep(path, lambda line: _is_kept(line, step, steps))
     return read_history(run_dir)
 
 
+def _is_kept(line: Mapping[str, Any], step: int, steps: int) -> bool:
+    return line["vector_step"] <= step and not (line.get("final") and line["vector_step"] < steps)
+
+
+def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Rewrite a file with the last wanted line of each vector step; a long file is never in memory."""
+    kept: dict[int, tuple[int, int]] = {}  # vector step -> where its line begins, and its length
+    begin = 0
+    with open(path, "rb") as file:
+        for raw in file:
+            line = _parsed(raw)
+            if line is not None and wanted(line):
+                kept[line["vector_step"]] = begin, len(raw)
+            begin += len(raw)
+        places = list(kept.values())
+        ends = [start + length for start, length in places]
+        if [0, *ends] == [*(start for start, _ in places), begin]:
+            return  # the lines follow each other from the beginning to the end
+
+        def pieces() -> Iterator[bytes]:
+            for start, length in places:
+                file.seek(start)
+                yield file.read(length)
+
+        write_file(path, pieces())
+
+
 def lost_lines(run_dir: Path, step: int, *, log_interval: int, eval_interval: int) -> list[str]:
-    """Return a sentence for each log that lacks lines which a checkpoint of vector step `step` counts."""
+    """Return a sentence for each log that lacks lines which a checkpoint of vector step `step` counts.
+
+    Call `drop_after` before, which leaves complete lines alone.
+    """
     sentences = []
     for name, interval, end in (
         (METRICS_NAME, log_interval, step + 1),
         (EVALUATIONS_NAME, eval_interval, step),  # the evaluation at a checkpoint comes after it
     ):
-        found = {line["vector_step"] for _, line in _lines(run_dir / name)}
+        found = _steps(run_dir / name)
         lost = [due for due in range(interval, end, interval) if due not in found]
         if lost:
             sentences.append(
@@ -177,6 +202,20 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         for raw in file:
             if (line := _parsed(raw)) is not None:
                 yield raw, line
+
+
+def _steps(path: Path) -> set[int]:
+    """Return the vector steps of a file's lines, which are complete; to parse them would take time."""
+    if not path.is_file():
+        return set()
+    steps = set()
+    with open(path, "rb") as file:
+        for raw in file:
+            head = _STEP.match(raw)
+            line = {"vector_step": int(head[1])} if head else _parsed(raw)
+            if line is not None:
+                steps.add(line["vector_step"])
+    return steps
 
 
 def _last_line(path: Path) -> dict[str, Any]:
