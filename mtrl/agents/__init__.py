@@ -7,4 +7,8 @@ settings that the agent cannot train with.
 
 from mtrl.registry import Registry
 
-AGENTS = Registry("agent", {"sac": "mtrl.agents.sac.agent:SACAgent"}, given=("config", "spec", "device"))
+AGENTS = Registry(
+    "agent",
+    {"sac": "mtrl.agents.sac.agent:SACAgent", "ppo": "mtrl.agents.ppo.agent:PPOAgent"},
+    given=("config", "spec", "device"),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,12 +50,13 @@ class Metrics(NamedTuple):
 
 
 class GaussianPolicy(NamedTuple):
-    """A policy as data: a network whose outputs are a Gaussian, and its tanh."""
+    """A policy as data: a network whose outputs are a Gaussian, squashed into [-1, 1]."""
 
     architecture: str  # of the network, for `mtrl.networks.make.make_network`
     arguments: Mapping[str, Any]  # likewise, plain values
     parameters: Mapping[str, Tensor]  # of the network, by name
     standardisation: tuple[Tensor, Tensor] | None  # mean and deviation [O] of observations
+    squash: Literal["tanh", "clip"] = "tanh"
 
 
 class Bound(NamedTuple):

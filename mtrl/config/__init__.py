@@ -5,9 +5,19 @@ from mtrl.config.schema import (
     EnvConfig,
     EvalConfig,
     NetworkConfig,
+    PpoConfig,
     ReplayConfig,
     SacConfig,
     TrainConfig,
 )
 
-__all__ = ["Config", "EnvConfig", "EvalConfig", "NetworkConfig", "ReplayConfig", "SacConfig", "TrainConfig"]
+__all__ = [
+    "Config",
+    "EnvConfig",
+    "EvalConfig",
+    "NetworkConfig",
+    "PpoConfig",
+    "ReplayConfig",
+    "SacConfig",
+    "TrainConfig",
+]

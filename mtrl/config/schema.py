@@ -195,6 +195,50 @@ class SacConfig:
     """Magnitude of a task's action values above which learning counts as diverged."""
 
 
+@settings("ppo.")
+class PpoConfig:
+    """Proximal policy optimisation. Its agent reads neither the sections sac and replay nor the warm-up."""
+
+    rollout_steps: PositiveInt = 2_048
+    """Vector steps between two updates, which bring envs_per_task times as many rows of each task (CleanRL,
+    Stable-Baselines3: 2048 rows; MW+: 10,000)."""
+    epochs: PositiveInt = 10
+    """Times that an update goes through its rows (MW+: 16; CleanRL, Stable-Baselines3: 10; MTBench: 5)."""
+    minibatches: PositiveInt = 32
+    """Parts of an epoch, each with equally many rows of every task (MW+, CleanRL: 32)."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """Discount per env step."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Decay of generalised advantage estimation per env step (MW+: .97; CleanRL, MTBench: .95)."""
+    clip: Positive = 0.2
+    """The ratio of probabilities counts from 1 - clip to 1 + clip (all sources: .2)."""
+    advantages: Literal["per_task", "minibatch", "none"] = "per_task"
+    """Standardised over a task's rows of the rollout, over a minibatch of all tasks (MW+, CleanRL) or raw."""
+    value_norm: Literal["none", "pop_art"] = "none"
+    """`pop_art`: values in units of each task's returns (arXiv 1809.04474; statistics of the whole run as in
+    TOPPO, arXiv 2605.11473)."""
+    value_coefficient: Positive = 1.0
+    """Factor of half the mean squared error of values (MW+: .001); matters to clipping and Adam's epsilon."""
+    entropy: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the policy's entropy, before squashing (MW+, MTBench: 5e-3; CleanRL: 0)."""
+    final_entropy: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the entropy at the end of the run, to which it moves linearly; None: as `entropy`."""
+    actor_lr: Positive = 3e-4
+    """Adam step size of the actor (MW+, CleanRL, Stable-Baselines3: 3e-4)."""
+    critic_lr: Positive = 3e-4
+    """Adam step size of the critic."""
+    final_lr_fraction: Fraction = 1.0
+    """Final share of both step sizes, which fall linearly (MW+: 1, constant; CleanRL: down to 0)."""
+    adam_eps: Positive = 1e-5
+    """Adam epsilon (MW+, CleanRL, Stable-Baselines3: 1e-5)."""
+    max_grad_norm: Positive | None = 1.0
+    """Bound of each network's gradient norm after combining (MW+: 1; CleanRL: .5 for both); None: none."""
+    squash: Literal["tanh", "clip"] = "tanh"
+    """How a sample of the Gaussian becomes an action in [-1, 1] (MW+: tanh; CleanRL: clip)."""
+    kl_bound: Positive = 1.0
+    """Divergence (nats) of a task's policy from the rollout's above which learning counts as diverged."""
+
+
 @settings("train.")
 class TrainConfig:
     """The loop around the agent. A vector step moves every environment by one env step."""
@@ -260,7 +304,7 @@ class Config:
     suite_options: Options = field(default_factory=dict)
     """Arguments of the suite; others have its defaults."""
     agent: str = "sac"
-    """Agent: sac, package.module:Name or file.py:Name."""
+    """Agent: sac, ppo, package.module:Name or file.py:Name."""
     method: str = "mean"
     """Gradient combiner: a name in mtrl.combiners.COMBINERS, package.module:Name or file.py:Name."""
     method_options: Options = field(default_factory=dict)
@@ -285,6 +329,7 @@ class Config:
     replay: ReplayConfig = ReplayConfig()
     network: NetworkConfig = NetworkConfig()
     sac: SacConfig = SacConfig()
+    ppo: PpoConfig = PpoConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 

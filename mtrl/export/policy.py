@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from mtrl.errors import UserError, unknown_name
 from mtrl.gradients.flat import FlatParameters
 from mtrl.networks.base import NETWORKS, SIZES, Network
-from mtrl.networks.gaussian import mode_action, sample_action
+from mtrl.networks.gaussian import Squash, mode_action, raw_action, squashed
 from mtrl.networks.initial import Layout
 from mtrl.networks.make import make_network
 from mtrl.networks.observation_norm import ObservationNorm
@@ -52,6 +52,7 @@ class Policy:
         self._tasks: Tensor | None = None  # int64 [1], the task of all rows; None: rows of all tasks
         self.task_names = tuple(description["tasks"])
         self._obs_dim = int(description["obs_dim"])
+        self._squash: Squash = description.get("squash", "tanh")  # earlier files do not say it
 
     def for_task(self, task: str) -> Self:
         """Return the policy for observations [N, O], or a single one [O], of one task.
@@ -101,11 +102,11 @@ class Policy:
         obs = obs if self._norm is None else self._norm(obs)
         outputs = self._network.apply(self._flat.named(), obs, self._tasks)[0]
         if deterministic:
-            action = mode_action(outputs)
+            action = mode_action(outputs, self._squash)
         else:
             half = (*outputs.shape[:-1], outputs.shape[-1] // 2)
             noise = torch.randn(half, generator=self._generator, device=outputs.device)
-            action = sample_action(outputs, noise).action
+            action = squashed(raw_action(outputs, noise), self._squash)
         result: NDArray[np.float32] = action.flatten(0, 1).cpu().numpy().copy()
         return (result[0] if single else result), state
 
@@ -245,6 +246,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
         and network["arguments"]["num_tasks"] == len(tasks)
         and type(description.get("obs_dim")) is int
         and network["arguments"]["inputs"] == description["obs_dim"] > 0
+        and description.get("squash", "tanh") in get_args(Squash)
     ):
         raise UserError(
             f"'{folder / SPEC_NAME}' is damaged: expected tasks, obs_dim and a network with architecture and "

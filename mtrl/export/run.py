@@ -23,6 +23,7 @@ from mtrl.training.resolve import bound_to_policy, build_agent, suite_of
 from mtrl.training.trust import load_trusted
 
 CARD_NAME = "README.md"
+_SQUASH = {"tanh": "tanh of", "clip": "clipped to [-1, 1]:"}
 
 
 def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: bool = False) -> Path:
@@ -73,7 +74,8 @@ def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: boo
         "obs_dim": suite.obs_dim,
         "action_dim": suite.action_dim,
         "action_bounds": {task: list(bounds) for task, bounds in suite.action_bounds.items()},
-        "action": "tanh of the first half of the network's outputs; the second half are log deviations",
+        "action": f"{_SQUASH[policy.squash]} the outputs' first half; the second half are log deviations",
+        "squash": policy.squash,
         "network": {"architecture": policy.architecture, "arguments": dict(policy.arguments)},
         "standardises_observations": policy.standardisation is not None,
         "vector_step": step,

@@ -1,14 +1,15 @@
-"""The tanh-squashed Gaussian policy, from the outputs of a network."""
+"""The Gaussian policy, squashed into [-1, 1], from the outputs of a network."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 LOG_STD_RANGE = (-20.0, 2.0)  # SAC's usual bounds, which the published multi-task runs use as well
+Squash = Literal["tanh", "clip"]  # how a number becomes an action in [-1, 1]
 
 
 class SampledAction(NamedTuple):
@@ -30,8 +31,48 @@ def sample_action(outputs: Tensor, noise: Tensor) -> SampledAction:
 
 def noisy_action(outputs: Tensor, noise: Tensor) -> Tensor:
     """The action of `sample_action` alone; without gradients."""
+    return raw_action(outputs, noise).tanh_()
+
+
+def mode_action(outputs: Tensor, squash: Squash = "tanh") -> Tensor:
+    """Deterministic action [T, B, A] for outputs [T, B, 2A]: the Gaussian's mean, squashed."""
+    return squashed(outputs.chunk(2, dim=-1)[0], squash)
+
+
+def squashed(raw: Tensor, squash: Squash) -> Tensor:
+    """Return actions in [-1, 1] for samples of the Gaussian or its mean."""
+    return torch.tanh(raw) if squash == "tanh" else raw.clamp(-1.0, 1.0)
+
+
+def raw_action(outputs: Tensor, noise: Tensor) -> Tensor:
+    """Sample the Gaussian itself, [T, B, A]; takes what `sample_action` takes."""
+    mean, log_std = _parts(outputs)
+    return torch.addcmul(mean, log_std.exp(), noise)
+
+
+def raw_log_prob(outputs: Tensor, raw: Tensor) -> Tensor:
+    """Log-probability density [T, B] of samples [T, B, A] of the Gaussian, in nats.
+
+    A ratio of two policies' densities is the same before and after squashing, whose factor cancels.
+    """
+    mean, log_std = _parts(outputs)
+    distance = (raw - mean) * (-log_std).exp()
+    return (-0.5 * distance.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def raw_entropy(outputs: Tensor) -> Tensor:
+    """Entropy [T, B] of the Gaussian before squashing, in nats."""
+    return (_parts(outputs)[1] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+def deviation(outputs: Tensor) -> Tensor:
+    """Standard deviations [T, B, A] of the Gaussian."""
+    return _parts(outputs)[1].exp()
+
+
+def _parts(outputs: Tensor) -> tuple[Tensor, Tensor]:
     mean, log_std = outputs.chunk(2, dim=-1)
-    return torch.addcmul(mean, log_std.clamp(*LOG_STD_RANGE).exp(), noise).tanh_()
+    return mean, log_std.clamp(*LOG_STD_RANGE)
 
 
 def bounded_log_std(mean: Tensor, raw: Tensor) -> Tensor:
@@ -40,11 +81,6 @@ def bounded_log_std(mean: Tensor, raw: Tensor) -> Tensor:
     They are -10 + 6 (1 + tanh raw), as in BRC, SimBa and SimbaV2.
     """
     return torch.cat((mean, -10.0 + 6.0 * (1.0 + torch.tanh(raw))), dim=-1)
-
-
-def mode_action(outputs: Tensor) -> Tensor:
-    """Deterministic action [T, B, A] for outputs [T, B, 2A]: tanh of the Gaussian's mean."""
-    return torch.tanh(outputs.chunk(2, dim=-1)[0])
 
 
 class _Sample(torch.autograd.Function):

@@ -12,6 +12,7 @@ from mtrl.config.schema import (
     EnvConfig,
     EvalConfig,
     NetworkConfig,
+    PpoConfig,
     ReplayConfig,
     SacConfig,
     TrainConfig,
@@ -23,11 +24,16 @@ SECTIONS: dict[str, Any] = {
     "replay": ReplayConfig,
     "network": NetworkConfig,
     "sac": SacConfig,
+    "ppo": PpoConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
 }
 # The rules a user can rely on, written out here and not read from the module under test.
 ZERO_ALLOWED = {
+    "ppo.entropy",
+    "ppo.final_entropy",
+    "ppo.gae_lambda",
+    "ppo.gamma",
     "env.worker_niceness",
     "env.max_restarts",
     "sac.lr_hold_fraction",

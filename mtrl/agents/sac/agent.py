@@ -20,6 +20,7 @@ from mtrl.agents.sac.episode_starts import EpisodeStarts
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
+from mtrl.agents.totals import as_metrics
 from mtrl.config.schema import Config
 from mtrl.device.cuda import SideStream, load_in_place
 from mtrl.device.random_stream import RandomStream
@@ -28,7 +29,6 @@ from mtrl.errors import UserError
 from mtrl.gradients.per_task import Evaluation
 from mtrl.networks.make import describe_network, unused_settings
 
-_MOST_TASKS_IN_PAIRS = 25  # a log line with a number for each pair of 50 tasks would take 70 kB
 _TEMPERATURES = (1e-7, 1e4)  # no reward scale needs a temperature outside: it has diverged
 
 
@@ -226,25 +226,14 @@ class SACAgent:
         if self.updates == 0:
             return Metrics({}, {})
         values = self.update.totals.pop_means()
-        for name, network in (("critic", self.update.critic), ("actor", self.update.actor)):
-            values |= {f"{name}/{key}": value for key, value in network.combiner.metrics().items()}
+        values["entropy"] = -values.pop("log_prob")
         values["high_reward_share"] = self.replay.high_reward_share()
         if (error := self.update.td_error(self._evaluations)) is not None:
             values["td_error"] = error
         if self.replay.reward_scale is not None:
             values["reward_scale"] = self.replay.reward_scale
         values |= self._calibration()
-        arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}
-        scalars: dict[str, float] = {}
-        # "weight" is the critics': people compare these. The actor's get a name of their own.
-        per_task = {"weight": arrays.pop("critic/weights"), "actor_weight": arrays.pop("actor/weights")}
-        for name, array in arrays.items():
-            if array.ndim == 2 and len(array) > _MOST_TASKS_IN_PAIRS:
-                continue
-            if array.ndim:
-                per_task[name.replace("/", "_")] = array
-            else:
-                scalars[f"grad/{name.replace('/', '_')}"] = float(array)
+        scalars, per_task = as_metrics(values, critic=self.update.critic, actor=self.update.actor)
         scalars["train/ent_coef"] = float(per_task["alpha"].mean())
         for name in ("critic_loss", "actor_loss", "entropy"):
             scalars[f"train/{name}"] = float(per_task[name].mean())

@@ -16,23 +16,20 @@ from torch import Tensor, nn
 
 from mtrl import seeds
 from mtrl.agents.base import TaskSpec
-from mtrl.agents.methods import network_combiner
+from mtrl.agents.methods import network_descent
 from mtrl.agents.sac import losses
 from mtrl.agents.sac.losses import Atoms, CriticOutputs
 from mtrl.agents.sac.replay import Batch
+from mtrl.agents.totals import TaskTotals
 from mtrl.config.schema import Config
 from mtrl.gradients.adam import adam_step, make_adam, set_lr
-from mtrl.gradients.flat import FlatParameters
-from mtrl.gradients.per_task import Descent, Evaluation, StepReport
-from mtrl.networks.base import Network, Parameters, Projects
+from mtrl.gradients.per_task import Descent, Evaluation
+from mtrl.networks.base import Network, Parameters
 from mtrl.networks.gaussian import mode_action, noisy_action, sample_action
 from mtrl.networks.make import make_network, network_arguments
 from mtrl.networks.observation_norm import ObservationNorm
 
-_TOTALS = (
-    "critic_loss", "actor_loss", "log_prob", "value", "alpha", "critic_grad_norm", "critic/update_norm",
-    "actor_grad_norm", "actor/update_norm",
-)  # fmt: skip
+_TOTALS = ("critic_loss", "actor_loss", "log_prob", "value", "alpha")
 
 
 class Work(NamedTuple):
@@ -111,14 +108,11 @@ class SACUpdate(nn.Module):
 
         def descent(made: Network, role: Literal["critic", "actor"], lr: float) -> Descent:
             dtype = getattr(torch, network.critic_dtype) if role == "critic" else None
-            flat = FlatParameters(*made.initial_parameters(initial), dtype=dtype).to(device)
-            combiner = network_combiner(config, role, spec.num_tasks).to(device)
+            fresh = made.initial_parameters(initial)
             eps, max_norm = config.sac.adam_eps, config.sac.max_grad_norm
-            project = made.project if isinstance(made, Projects) else None
-            decay = network.weight_decay
-            return Descent(
-                flat, combiner, lr=lr, eps=eps, max_norm=max_norm, weight_decay=decay, project=project
-            ).to(device)
+            return network_descent(
+                config, role, made, fresh, spec, device, lr=lr, eps=eps, max_norm=max_norm, dtype=dtype
+            )
 
         # The actor first: both networks draw their parameters from one stream.
         self.actor = descent(self.actor_network, "actor", config.sac.actor_lr)
@@ -138,7 +132,7 @@ class SACUpdate(nn.Module):
         start = torch.full((temperatures,), config.sac.initial_temperature, device=device).log()
         self.log_alpha = nn.Parameter(start)
         self.temperature_optimizer = make_adam(self.log_alpha, lr=config.sac.temperature_lr)
-        self.totals = UpdateTotals(spec.num_tasks).to(device)
+        self.totals = TaskTotals(_TOTALS, spec.num_tasks).to(device)
 
     @property
     def optimizers(self) -> tuple[torch.optim.Adam, ...]:
@@ -210,7 +204,10 @@ class SACUpdate(nn.Module):
             self.target.lerp_(self.critic.flat.vector, self.sac.tau)
             if actor_too:
                 self._average()
-            self.totals.add(critic, actor, alpha)
+            numbers = {"critic_loss": (critic.losses, critic.evaluated), "alpha": (alpha, self.totals.ones)}
+            if actor is not None:
+                numbers |= self.totals.of_actor(("log_prob", "value"), actor)
+            self.totals.add(numbers, critic, actor)
         return critic.evaluations
 
     def _average(self) -> None:
@@ -306,51 +303,3 @@ class SACUpdate(nn.Module):
         """Both critics' values [2, T, B], or logits [2, T, B, N] of a distribution."""
         inputs = torch.cat((obs, action), dim=-1).to(self.critic.flat.seen.dtype)
         return self.critic_network.apply(parameters, inputs, tasks).squeeze(-1).to(obs.dtype)
-
-
-class UpdateTotals(nn.Module):
-    """Sums over updates, kept on the device and read once per log line.
-
-    An update counts for a task only if it evaluated that task.
-    """
-
-    def __init__(self, num_tasks: int) -> None:
-        super().__init__()
-        # For each name a row of sums and a row that counts the updates in the sum.
-        self.sums: Tensor = nn.Buffer(torch.zeros(2 * len(_TOTALS), num_tasks))
-        self._constants: Tensor = nn.Buffer(torch.stack((self.sums[0], self.sums[0] + 1)), persistent=False)
-
-    def add(self, critic: StepReport, actor: StepReport | None, alpha: Tensor) -> None:
-        """Count one update with temperatures alpha [T]; `actor` is None if the actor made no step."""
-        zeros, ones = self._constants
-        nothing = (zeros, zeros)
-
-        def norms(report: StepReport) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-            own = nothing if report.task_norms is None else (report.task_norms, report.evaluated)
-            return own, (report.gradient_norm.expand_as(ones), ones)
-
-        of_losses, of_norms = [nothing] * 3, (nothing, nothing)
-        if actor is not None:
-            tasks, aux = actor.evaluations[0].tasks, actor.evaluations[0].aux
-            rows = [actor.losses, *(self._whole(means, tasks) for means in aux)]
-            of_losses, of_norms = [(row, actor.evaluated) for row in rows], norms(actor)
-        pairs = [(critic.losses, critic.evaluated), *of_losses, (alpha, ones), *norms(critic), *of_norms]
-        # Two launches on CUDA, however many totals there are.
-        self.sums += torch.stack([row.to(zeros.dtype) for pair in pairs for row in pair])
-
-    def _whole(self, means: Tensor, tasks: Tensor | None) -> Tensor:
-        """Lay out means [N] of some tasks as [T], 0 for the other tasks."""
-        return means if tasks is None else means.new_zeros(self.sums.shape[1]).index_copy(0, tasks, means)
-
-    def pop_means(self) -> dict[str, Tensor]:
-        """Return the means since the last call, then start again: [T], and 0-dim norms of the directions."""
-        sums, counts = self.sums[::2], self.sums[1::2]
-        result = dict(zip(_TOTALS, (sums / counts.clamp(min=1)).unbind(), strict=True))
-        result["entropy"] = -result.pop("log_prob")
-        for name in ("critic_grad_norm", "actor_grad_norm"):
-            if not counts[_TOTALS.index(name)].any():  # the method forms no gradients of single tasks
-                del result[name]
-        for name in ("critic/update_norm", "actor/update_norm"):
-            result[name] = result[name][0]
-        self.sums.zero_()
-        return result

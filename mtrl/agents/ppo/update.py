@@ -1,0 +1,235 @@
+"""The update of multi-task PPO: what a rollout is worth, and steps on minibatches of it.
+
+A minibatch step is a fixed sequence of operations on tensors that keep their memory and never reads back to
+the host, so on CUDA a graph can hold it. Actor and critic are two networks with a method each: the actor's
+losses may have either sign, the critic's are never negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtrl import seeds
+from mtrl.agents.base import TaskSpec
+from mtrl.agents.methods import network_descent
+from mtrl.agents.ppo.advantages import advantages, explained_variance, standardised
+from mtrl.agents.ppo.pop_art import PopArt
+from mtrl.agents.ppo.rollout import Minibatch, Rollout
+from mtrl.agents.totals import TaskTotals
+from mtrl.config.schema import Config
+from mtrl.gradients.adam import set_lr
+from mtrl.gradients.per_task import Descent
+from mtrl.networks.base import Network, Parameters
+from mtrl.networks.gaussian import (
+    deviation,
+    mode_action,
+    raw_action,
+    raw_entropy,
+    raw_log_prob,
+    squashed,
+)
+from mtrl.networks.make import make_network, network_arguments
+from mtrl.networks.observation_norm import ObservationNorm
+
+_OF_ACTOR = ("entropy", "std", "kl", "clip_fraction")
+
+
+class ActorAux(NamedTuple):
+    """What one evaluation of the actor's losses met, means [N] over the rows of N tasks."""
+
+    entropy: Tensor  # nats, of the Gaussian before squashing
+    std: Tensor  # of the Gaussian, mean over actions
+    kl: Tensor  # nats, an estimate of KL(policy of the rollout, policy now)
+    clip_fraction: Tensor  # of rows whose ratio lies beyond the clip
+
+
+class PPOUpdate(nn.Module):
+    """The networks, combiners and optimisers of PPO, and the steps that change them.
+
+    Args:
+        config: of the run. Only `network`, `ppo`, `seed` and the methods are read.
+        spec: sizes.
+        device: of the parameters.
+
+    Attributes:
+        actor_arguments: of the actor's network, as `make_network` takes them.
+        num_batches: K, the number of independent minibatches that `step` takes.
+        explained_variance: of the newest rollout's values, [T].
+    """
+
+    def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
+        super().__init__()
+        self.num_tasks, self.ppo = spec.num_tasks, config.ppo
+        network = config.network
+        self.observation_norm: ObservationNorm | None = None
+        if network.observation_norm == "warmup":
+            self.observation_norm = ObservationNorm(spec.obs_dim).to(device)
+        sizes: dict[str, Any] = {"stack": 1, "inputs": spec.obs_dim, "task_names": spec.task_names}
+        self.actor_arguments = network_arguments(network, "actor", **sizes, outputs=2 * spec.action_dim)
+        critic_arguments = network_arguments(network, "critic", **sizes, outputs=1)
+        self.actor_network = make_network(network.architecture, self.actor_arguments)
+        self.critic_network = make_network(network.architecture, critic_arguments)
+        self.pop_art = PopArt(spec.num_tasks).to(device) if config.ppo.value_norm == "pop_art" else None
+        initial = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
+
+        def descent(made: Network, role: Literal["critic", "actor"], lr: float) -> Descent:
+            fresh = made.initial_parameters(initial)
+            if role == "critic" and self.pop_art is not None:
+                fresh = fresh._replace(heads=fresh.heads | PopArt.heads(spec.num_tasks))
+            eps, max_norm = config.ppo.adam_eps, config.ppo.max_grad_norm
+            return network_descent(config, role, made, fresh, spec, device, lr=lr, eps=eps, max_norm=max_norm)
+
+        # The actor first: both networks draw their parameters from one stream.
+        self.actor = descent(self.actor_network, "actor", config.ppo.actor_lr)
+        self.critic = descent(self.critic_network, "critic", config.ppo.critic_lr)
+        self.num_batches = max(self.actor.combiner.num_batches, self.critic.combiner.num_batches)
+        self.entropy_weight: Tensor = nn.Buffer(torch.tensor(config.ppo.entropy, device=device))
+        self.explained_variance: Tensor = nn.Buffer(torch.zeros(spec.num_tasks, device=device))
+        self.totals = TaskTotals(("critic_loss", "actor_loss", *_OF_ACTOR), spec.num_tasks).to(device)
+
+    @property
+    def optimizers(self) -> tuple[torch.optim.Adam, ...]:
+        """Of the actor and the critic."""
+        return self.actor.optimizer, self.critic.optimizer
+
+    @torch.no_grad()
+    def draw(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Return samples of the policy before squashing, [T, E, A], for observations [T, E, O]."""
+        return raw_action(self.policy_outputs(self.actor.flat.named(), self.standardised(obs)), noise)
+
+    @torch.no_grad()
+    def mode(self, obs: Tensor) -> Tensor:
+        """Return the deterministic policy's actions [T, E, A] in [-1, 1]."""
+        outputs = self.policy_outputs(self.actor.flat.named(), self.standardised(obs))
+        return mode_action(outputs, self.ppo.squash)
+
+    def squashed(self, raw: Tensor) -> Tensor:
+        """Return the actions [T, E, A] in [-1, 1] of samples."""
+        return squashed(raw, self.ppo.squash)
+
+    @torch.no_grad()
+    def assess(self, rollout: Rollout, rows: int) -> None:
+        """Write what a full rollout is worth into it: log-probabilities, advantages and the critic's targets.
+
+        Policy and critic have not changed since its first step, so that acting needs the actor alone, and all
+        of this is one pass over the rows, `rows` of each task at a time. The statistics of returns take in
+        this rollout before its update.
+        """
+        ppo, parameters = self.ppo, self.critic.flat.named()
+        log_prob, advantage, target = rollout.learnt_from
+        acting = self.actor.flat.named()
+
+        def old_log_prob(obs: Tensor, raw: Tensor) -> Tensor:
+            return raw_log_prob(self.policy_outputs(acting, obs), raw)
+
+        def values(obs: Tensor) -> Tensor:
+            return self.values(self.value_outputs(parameters, obs))
+
+        log_prob.copy_(self._in_parts(old_log_prob, rows, rollout.obs, rollout.raw))
+        value = self._in_parts(values, rows, rollout.obs).unflatten(1, (rollout.steps, rollout.envs))
+        reward, terminated, ended, lost = rollout.outcome
+        following = torch.cat((value[:, 1:], torch.zeros_like(value[:, :1])), dim=1)
+        for step, successor in rollout.successors.items():
+            true = values(self.standardised(successor))
+            last = step == rollout.steps - 1
+            following[:, step] = true if last else torch.where(ended[:, step], true, following[:, step])
+        flags = {"terminated": terminated, "ended": ended, "lost": lost}
+        found = advantages(reward, value, following, **flags, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
+        raw, value, weight = found.flatten(1), value.flatten(1), rollout.weight
+        returns = raw + value
+        self.explained_variance.copy_(explained_variance(value, returns, weight))
+        advantage.copy_(standardised(raw, weight, dim=(1,)) if ppo.advantages == "per_task" else raw)
+        if self.pop_art is not None:
+            self.pop_art.add(returns, weight, parameters)
+            returns = self.pop_art.target(returns)
+        target.copy_(returns)
+
+    def step(self, batches: Sequence[Minibatch]) -> None:
+        """Step the critic and the actor on K = `num_batches` independent minibatches.
+
+        The networks share nothing, so their order does not matter.
+        """
+        work = [self._as_seen(batch) for batch in batches]
+        critic = self.critic.step(partial(self.critic_loss, work))
+        actor = self.actor.step(partial(self.actor_loss, work))
+        with torch.no_grad():
+            of_actor = self.totals.of_actor(_OF_ACTOR, actor)
+            self.totals.add({"critic_loss": (critic.losses, critic.evaluated), **of_actor}, critic, actor)
+
+    def critic_loss(
+        self, work: Sequence[Minibatch], parameters: Parameters, index: int, tasks: Tensor | None
+    ) -> tuple[Tensor, None]:
+        """Critic losses [T] on minibatch `index`, or [N] of some tasks (`LossFunction`)."""
+        own = work[index].of_tasks(tasks)
+        outputs = self.value_outputs(parameters, own.obs, tasks)
+        squares = (outputs - own.target).square()
+        return 0.5 * self.ppo.value_coefficient * _mean(squares, own.weight), None
+
+    def actor_loss(
+        self, work: Sequence[Minibatch], parameters: Parameters, index: int, tasks: Tensor | None
+    ) -> tuple[Tensor, ActorAux]:
+        """Actor losses [T] on minibatch `index`, or [N] of some tasks (`LossFunction`).
+
+        The clipped surrogate (PPO, arXiv 1707.06347, equation 7) minus the weighted entropy.
+        """
+        own, clip = work[index].of_tasks(tasks), self.ppo.clip
+        outputs = self.policy_outputs(parameters, own.obs, tasks)
+        log_ratio = raw_log_prob(outputs, own.raw) - own.log_prob
+        ratio = log_ratio.exp()
+        bounded = ratio.clamp(1.0 - clip, 1.0 + clip)
+        surrogate = torch.maximum(-own.advantage * ratio, -own.advantage * bounded)
+        entropy = raw_entropy(outputs)
+        losses = _mean(surrogate - self.entropy_weight * entropy, own.weight)
+        with torch.no_grad():
+            # Never negative and of small variance (Schulman, 2020, "Approximating KL divergence").
+            kl = ratio - 1.0 - log_ratio
+            beyond = ((ratio - 1.0).abs() > clip).to(kl.dtype)
+            rows = (entropy, deviation(outputs).mean(-1), kl, beyond)
+            return losses, ActorAux(*(_mean(row.detach(), own.weight) for row in rows))
+
+    def anneal(self, progress: float) -> None:
+        """Set step sizes and the entropy's weight for `progress` in [0, 1] through the run."""
+        ppo = self.ppo
+        for optimizer, lr in zip(self.optimizers, (ppo.actor_lr, ppo.critic_lr), strict=True):
+            set_lr(optimizer, lr * (1.0 - progress * (1.0 - ppo.final_lr_fraction)))
+        last = ppo.entropy if ppo.final_entropy is None else ppo.final_entropy
+        self.entropy_weight.fill_(ppo.entropy + progress * (last - ppo.entropy))
+
+    def policy_outputs(self, parameters: Parameters, obs: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """Outputs of the actor's network [T, B, 2A] for standardised observations."""
+        return self.actor_network.apply(parameters, obs, tasks)[0]
+
+    def value_outputs(self, parameters: Parameters, obs: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """Outputs of the critic [T, B] for standardised observations; parameters of the same tasks."""
+        outputs = self.critic_network.apply(parameters, obs, tasks)[0].squeeze(-1)
+        return outputs if self.pop_art is None else self.pop_art.output(parameters, outputs)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Values [T, B] in units of reward of the critic's outputs [T, B]."""
+        return outputs if self.pop_art is None else self.pop_art.value(outputs)
+
+    def standardised(self, obs: Tensor) -> Tensor:
+        """Return observations as the networks see them."""
+        result: Tensor = obs if self.observation_norm is None else self.observation_norm(obs)
+        return result
+
+    def _as_seen(self, batch: Minibatch) -> Minibatch:
+        advantage = batch.advantage
+        if self.ppo.advantages == "minibatch":
+            advantage = standardised(advantage, batch.weight, dim=(0, 1))
+        return batch._replace(obs=self.standardised(batch.obs), advantage=advantage)
+
+    def _in_parts(self, function: Callable[..., Tensor], rows: int, obs: Tensor, *more: Tensor) -> Tensor:
+        """Evaluate a function of rows [T, R, ...] part by part, which bounds the memory of activations."""
+        parts = zip(*(tensor.split(rows, dim=1) for tensor in (obs, *more)), strict=True)
+        return torch.cat([function(self.standardised(first), *rest) for first, *rest in parts], dim=1)
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean [N] over the rows [N, B] of weight 1; 0 without any."""
+    return (values * weight).sum(1) / weight.sum(1).clamp(min=1.0)
