@@ -21,6 +21,7 @@ import mtrl
 from mtrl.config.schema import EnvConfig, NetworkConfig, SacConfig
 from mtrl.errors import UserError
 from mtrl.export.run import export_run
+from mtrl.networks.base import NETWORKS
 from mtrl.training.evaluate import evaluate
 from mtrl.training.resolve import build_envs
 from tests.helpers.counting_env import ACTION_DIM, OBS_DIM
@@ -53,6 +54,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "no identity": {"network": NetworkConfig(**SMALL, task_identity="none")},
     "standardised": {"network": NetworkConfig(**SMALL, observation_norm="warmup")},
     "own module": {"network": NetworkConfig(architecture=OWN, options={"width": 12})},
+    "embedding": {"network": NetworkConfig(**SMALL, task_identity="embedding")},
+    **{name: {"network": NetworkConfig(**SMALL, architecture=name)} for name in NETWORKS if name != "mlp"},
 }
 
 
@@ -68,7 +71,10 @@ def exported(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_actions_are_the_evaluations_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:
-    _, agent = random_run(tmp_path / "run", **changes)
+    deep = changes.get("network", NetworkConfig()).architecture in ("care", "soft_modules")
+    _, agent = random_run(
+        tmp_path / "run", size=0.15 if deep else 0.3, **changes
+    )  # actions within the bounds
     own = OWN if changes == CONFIGURATIONS["own module"] else None
     policy = mtrl.load_policy(export_run(tmp_path / "run"), architecture=own)
     obs = observations()

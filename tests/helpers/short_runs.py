@@ -74,13 +74,13 @@ def assert_same_run(left: Path, right: Path, *, evaluations: bool = True, counte
             assert rest[0] == rest[1]
 
 
-def random_run(path: Path, step: int = 30, **changes: Any) -> tuple[Config, Agent]:
-    """Write what an export reads, without training: config.yaml and a policy with parameters of size 0.3."""
+def random_run(path: Path, step: int = 30, size: float = 0.3, **changes: Any) -> tuple[Config, Agent]:
+    """Write what an export reads, without training: config.yaml and a policy with parameters of one size."""
     settings = counting(**changes)
     agent = build_agent(settings, suite_of(settings), torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
     policy = {
-        name: torch.randn(value.shape, generator=generator).mul_(0.3)
+        name: torch.randn(value.shape, generator=generator).mul_(size)
         for name, value in agent.state()["policy"].items()
     }
     agent.load_policy(policy)
