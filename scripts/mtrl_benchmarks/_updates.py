@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from mtrl.agents.sac.replay import Replay
 from mtrl.config.presets import build_config, load_preset
 from mtrl.config.schema import Config, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.envs import ACTION_SIZE, OBS_SIZE
+from mtrl.networks.make import Role, make_network, network_arguments
 from mtrl.training.resolve import resolve
 from mtrl_benchmarks import report
 
@@ -31,12 +34,40 @@ class Problem:
     depth: int
     batch_per_task: int
     device: torch.device
+    architecture: str = "mlp"
 
     @property
     def network(self) -> NetworkConfig:
         """Architecture of the agent."""
         return NetworkConfig(
-            actor_width=self.width, actor_depth=self.depth, critic_width=self.width, critic_depth=self.depth
+            architecture=self.architecture,
+            actor_width=self.width,
+            actor_depth=self.depth,
+            critic_width=self.width,
+            critic_depth=self.depth,
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of an actor and two critics."""
+        names = tuple(f"task {number}" for number in range(self.tasks))
+        sizes: dict[Role, dict[str, int]] = {
+            "actor": {"stack": 1, "inputs": OBS_SIZE, "outputs": 2 * ACTION_SIZE},
+            "critic": {"stack": 2, "inputs": OBS_SIZE + ACTION_SIZE, "outputs": 1, "actions": ACTION_SIZE},
+        }
+        made: list[Any] = [
+            make_network(self.architecture, network_arguments(self.network, role, **of, task_names=names))
+            for role, of in sizes.items()
+        ]
+        return sum(network.layout().size for network in made)
+
+    def mlp_of_this_size(self) -> Problem:
+        """Return the problem of an mlp of this depth whose parameters are as many as they can be equal."""
+        widths = range(1, 20_000)
+        candidates = [replace(self, architecture="mlp", width=width) for width in widths]
+        above = bisect.bisect_left(candidates, self.parameters, key=lambda problem: problem.parameters)
+        return min(
+            candidates[max(above - 1, 0) : above + 1], key=lambda p: abs(p.parameters - self.parameters)
         )
 
     @property

@@ -3,8 +3,9 @@
 All implementations do the same work on transitions of the same shapes: twin critics, actor, temperatures and
 target networks. They take turns, round by round, so that a machine whose speed drifts treats them alike; ms
 is the median over the rounds. `share_of_floor` is the time of the update's matrix products at the speed of a
-large product on this device over ms. With `--preset` it is our update alone, with a preset's settings for ten
-tasks; ms is then the mean over the updates from one step of a delayed actor to the next.
+large product on this device over ms. `parameters` are those of an actor and two critics. With `--preset` it
+is our update alone, with a preset's settings for ten tasks; ms is then the mean over the updates from one
+step of a delayed actor to the next.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from mtrl_benchmarks._updates import Problem
 
 ROW_KEYS = (
-    "implementation", "method", "tasks", "width", "batch_per_task", "device", "ms", "ratio_to_mean",
-    "share_of_floor",
+    "implementation", "method", "tasks", "width", "parameters", "batch_per_task", "device", "ms",
+    "ratio_to_mean", "share_of_floor",
 )  # fmt: skip
 PACKAGES = ("stable-baselines3", "scipy", "cvxpy")
 
@@ -44,6 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[400], help="units per hidden layer")
     parser.add_argument("--depth", type=int, default=3, help="hidden layers")
     parser.add_argument("--batch-per-task", type=int, default=128, help="transitions per task and update")
+    parser.add_argument(
+        "--network",
+        nargs="+",
+        default=["mlp"],
+        metavar="NAME",
+        help="architectures; others than mlp: no peers",
+    )
+    parser.add_argument("--equal-size", action="store_true", help="also an mlp as large as each --network")
     parser.add_argument("--methods", nargs="+", default=["mean", "cagrad", "nash_mtl"], help="combiners")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
@@ -69,38 +78,47 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
             return _measure_preset(arguments, device)
         for tasks in arguments.tasks:
             for width in arguments.widths:
-                rows += _measure(arguments, tasks, width, device)
+                for network in arguments.network:
+                    rows += _measure(arguments, tasks, width, network, device)
     return rows
 
 
-def _measure(arguments: argparse.Namespace, tasks: int, width: int, device: torch.device) -> list[report.Row]:
+def _measure(
+    arguments: argparse.Namespace, tasks: int, width: int, network: str, device: torch.device
+) -> list[report.Row]:
     from mtrl_benchmarks import _updates
 
-    problem = _updates.Problem(tasks, width, arguments.depth, arguments.batch_per_task, device)
+    problem = _updates.Problem(tasks, width, arguments.depth, arguments.batch_per_task, device, network)
+    ours = {"mtrl" if network == "mlp" else f"mtrl, {network}": problem}
+    if arguments.equal_size:
+        equal = problem.mlp_of_this_size()
+        ours[f"mtrl, as large as {network}"] = equal
     steps: dict[tuple[str, str], Step] = {}
     for method in arguments.methods:
-        steps["mtrl", method] = _updates.ours(problem, method)
-        if not arguments.no_peers:
+        for name, own in ours.items():
+            steps[name, method] = _updates.ours(own, method)
+        if not arguments.no_peers and network == "mlp":
             _add_peers(steps, problem, method)
     times = _rounds(steps, arguments.rounds, device)
     if arguments.profile is not None:
-        ours = [step for (implementation, _), step in steps.items() if implementation == "mtrl"]
-        _updates.profile(ours, arguments.profile)
+        profiled = [step for (implementation, _), step in steps.items() if implementation in ours]
+        _updates.profile(profiled, arguments.profile)
     floor = _updates.floor_ms(problem)
     rows: list[report.Row] = []
     for (implementation, method), ms in times.items():
-        mean = times.get((implementation, "mean"))
+        mean, own = times.get((implementation, "mean")), ours.get(implementation, problem)
         rows.append(
             {
                 "implementation": implementation,
                 "method": method,
                 "tasks": tasks,
-                "width": width,
+                "width": own.width,
+                "parameters": own.parameters,
                 "batch_per_task": arguments.batch_per_task,
                 "device": str(device),
                 "ms": ms,
                 "ratio_to_mean": ms / mean if mean else None,
-                "share_of_floor": floor / ms,
+                "share_of_floor": floor / ms if own == problem and network == "mlp" else None,
             }
         )
     return rows
@@ -127,6 +145,7 @@ def _measure_preset(arguments: argparse.Namespace, device: torch.device) -> list
                 "method": method,
                 "tasks": _PRESET_TASKS,
                 "width": f"{network.actor_width}, {network.critic_width}",
+                "parameters": None,
                 "batch_per_task": sac.batch_per_task,
                 "device": str(device),
                 "ms": period / sac.actor_every,

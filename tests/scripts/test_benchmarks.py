@@ -258,6 +258,29 @@ def test_a_presets_update_is_timed_with_all_its_settings(tmp_path: Path) -> None
     assert all(row["ms"] > 0 for row in rows)
 
 
+def test_networks_are_timed_beside_a_perceptron_of_their_size(tmp_path: Path) -> None:
+    flags = "update --network moore film --equal-size --methods mean cagrad --tasks 3 --widths 16 --depth 2"
+    flags += f" --batch-per-task 8 --rounds 1 --device cpu --json {tmp_path / 'b.json'}"
+    assert main_benchmark(flags.split()) == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    found = {(row["implementation"], row["method"]): row for row in rows}
+    assert set(found) == {
+        (f"mtrl, {prefix}{name}", method)
+        for name in ("moore", "film")
+        for prefix in ("", "as large as ")
+        for method in ("mean", "cagrad")
+    }
+    for name in ("moore", "film"):
+        own, equal = found[f"mtrl, {name}", "cagrad"], found[f"mtrl, as large as {name}", "cagrad"]
+        assert equal["parameters"] == pytest.approx(own["parameters"], rel=0.05)
+        width, tasks = equal["width"], 3
+        # An actor of 8 outputs and two critics, each with a one-hot of the tasks and two hidden layers.
+        actor = (39 + tasks + 1) * width + (width + 1) * width + (width + 1) * 8
+        critic = (43 + tasks + 1) * width + (width + 1) * width + (width + 1)
+        assert equal["parameters"] == actor + 2 * critic
+        assert own["ratio_to_mean"] > 0
+
+
 @pytest.mark.dear
 def test_nodes_of_an_update_are_counted_without_a_gpu(tmp_path: Path) -> None:
     target = tmp_path / "nodes.json"
