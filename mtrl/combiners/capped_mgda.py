@@ -44,8 +44,8 @@ class CappedMGDA(GramCombiner):
         # products. As in the solution, zero gradients come last.
         there = squares > 0.0
         order = torch.where(there, products, torch.inf).argsort()
-        caps = torch.full_like(products, max(self.cap, 1.0 / self.num_tasks))
-        most = caps.cumsum(0).clamp(max=1.0)
+        number = torch.arange(1, self.num_tasks + 1, dtype=products.dtype, device=products.device)
+        most = (number * max(self.cap, 1.0 / self.num_tasks)).clamp(max=1.0)
         least = (most.diff(prepend=most.new_zeros(1)) * products[order]).sum()
         scale = squares.mean()
         gap = torch.dot(self.last_weights, products) - least

@@ -129,6 +129,19 @@ def test_a_gradient_that_is_not_finite_is_still_named_beside_long_ones() -> None
         make_combiner("mean", num_tasks=3).combine(rows)
 
 
+@pytest.mark.parametrize(
+    "point",
+    [[0.3, 0.3, 0.3, -5.0], [2.0, 2.0, 1.5, 1.5, 1.5], [0.1] * 7, [0.0, 1.0], [-3.0], [5.0, 4.5, 4.0]],
+)
+def test_the_projection_on_the_simplex_is_the_point_whose_shift_bisection_finds(point: list[float]) -> None:
+    low, high = min(point) - 1.0, max(point)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(max(x - middle, 0.0) for x in point) > 1.0 else (low, middle)
+    expected = torch.tensor([max(x - low, 0.0) for x in point], dtype=torch.float64)
+    torch.testing.assert_close(project(torch.tensor(point, dtype=torch.float64)), expected)
+
+
 def test_a_point_far_outside_is_projected_on_the_simplex() -> None:
     for size in (1.0, 1e10, 1e18, 1e300):
         point = torch.tensor([-3.0, 2.0, 1.0, 2.0], dtype=torch.float64) * size

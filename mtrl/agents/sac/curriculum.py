@@ -62,9 +62,9 @@ class Curriculum:
         slots = (index[tasks] + tasks.unsqueeze(1) * self._errors.shape[1]).flatten()
         self._errors.view(-1).scatter_reduce_(0, slots, errors.flatten(), "amax", include_self=False)
 
-    def forget(self, first: int, number: int) -> None:
-        """Admit the `number` slots from `first` on, which hold new transitions."""
-        self._errors[:, first : first + number] = 0.0
+    def forget(self, slots: Tensor) -> None:
+        """Admit the slots of an index [E], which hold new transitions."""
+        self._errors.index_fill_(1, slots, 0.0)
 
     def state(self, size: int) -> dict[str, Any]:
         """Return what `load_state` takes."""

@@ -123,7 +123,7 @@ class CriticOutputs(NamedTuple):
 
     def distance(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Distance [2, T, B] of both critics' values to the target's mean."""
-        mean = target @ self.atoms.values(target) if self.distributional else target
+        mean = self.atoms.mean(target) if self.distributional else target
         return (self._each(outputs) - mean).abs()
 
     def _logits(self, outputs: Tensor) -> Tensor:
@@ -146,6 +146,11 @@ class Atoms(NamedTuple):
         spacing = (self.high - self.low) / (self.number - 1)
         return ((values - self.low) / spacing).clamp(0.0, self.number - 1.0)
 
+    def mean(self, probabilities: Tensor) -> Tensor:
+        """Mean value [...] of the distributions with probabilities [..., N]."""
+        # Not a matrix product, which may round the values to TF32.
+        return (probabilities * self.values(probabilities)).sum(-1)
+
     def values(self, like: Tensor) -> Tensor:
         """The atoms [N], with dtype and device of `like`; not to be written to."""
         return _values(self, like.dtype, like.device)
@@ -164,7 +169,7 @@ def _initial_logits(atoms: Atoms, dtype: torch.dtype, device: torch.device) -> T
 
 def expectation(atoms: Atoms, logits: Tensor) -> Tensor:
     """Mean value [...] of the distributions with logits [..., N]."""
-    return torch.softmax(logits, dim=-1) @ atoms.values(logits)
+    return atoms.mean(torch.softmax(logits, dim=-1))
 
 
 def project(atoms: Atoms, probabilities: Tensor, values: Tensor) -> Tensor:
@@ -174,6 +179,9 @@ def project(atoms: Atoms, probabilities: Tensor, values: Tensor) -> Tensor:
     atoms beside it, such that the mean stays. Values beyond the ends count as the ends.
     """
     position = atoms.position(values)
+    if position.device.type != "cpu":
+        return _shared_out(position, probabilities, atoms.number)
+    # On a CPU the M * N numbers of `_shared_out` for each sample would take as long as all other losses.
     below = position.floor()
     above_share = position - below
     left = below.long()
@@ -182,6 +190,16 @@ def project(atoms: Atoms, probabilities: Tensor, values: Tensor) -> Tensor:
     # The last atom has none above it, and above_share is 0 there.
     right = (left + 1).clamp(max=atoms.number - 1)
     return result.scatter_add_(-1, right, probabilities * above_share)
+
+
+def _shared_out(position: Tensor, probabilities: Tensor, number: int) -> Tensor:
+    """Split mass [..., M] at positions [..., M] between the neighbouring ones of N atoms: [..., N].
+
+    Sums have a fixed order, unlike a GPU's scatter_add_, and are no matrix product, which may be in TF32.
+    """
+    places = torch.arange(number, dtype=position.dtype, device=position.device)
+    share = (1.0 - (position.unsqueeze(-1) - places).abs()).clamp(min=0.0)
+    return (probabilities.unsqueeze(-1) * share).sum(-2)
 
 
 def gaussian(atoms: Atoms, values: Tensor, deviation: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtrl.agents.sac.curriculum import Curriculum
 from mtrl.agents.sac.returns import ReturnScale, windows
-from mtrl.device.cuda import Staging
+from mtrl.device.cuda import GraphedStep, Staging
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import free_memory
 from mtrl.errors import UserError
@@ -121,8 +121,10 @@ class Replay:
         self._n_step, self._gamma, self._envs = n_step, gamma, envs_per_task
         slots = self.capacity if n_step > 1 else 0  # only windows ask where episodes end
         self._ended = torch.zeros(num_tasks, slots, dtype=torch.bool, device=device)
-        # Place in the ring of the vector step written last: a tensor, since a captured `gather` reads it.
-        self._newest = torch.zeros((), dtype=torch.int64, device=device)
+        # Place in the ring of the vector step written last: a tensor, since graphs read and write it.
+        self._newest = torch.full((), self.capacity // envs_per_task - 1, device=device)
+        self._columns = torch.arange(envs_per_task, device=device)
+        self._write = GraphedStep(self._store, device, what="storing transitions")
         self._second_moment = torch.ones(num_tasks, device=device)
         self.curriculum: Curriculum | None = None
         if curriculum < 1.0:
@@ -155,40 +157,40 @@ class Replay:
             ended: bool [T, E], where the task or the time limit ended the episode; default: `terminated`.
         """
         envs = obs.shape[1]
-        any_lost = lost is not None and bool(lost.any())
-        if ended is None:
-            ended = terminated > 0
-        flags = (ended, lost if any_lost and lost is not None else torch.zeros_like(ended))
+        ended = terminated > 0 if ended is None else ended
+        flags = (ended, torch.zeros_like(ended) if lost is None else lost)
         columns = (reward, 1.0 - terminated.float(), *(flag.float() for flag in flags))
         reward, going_on, *flags_on_host = (column.unsqueeze(-1) for column in columns)
         self._staging.wait()
         # One copy from pinned memory: a copy of its own from pageable memory would wait for the device.
         torch.cat((obs, action, reward, going_on, next_obs, *flags_on_host), dim=-1, out=self._staging.host)
         self._staging.send()
+        first_is_lost = self.size == 0 and lost is not None and bool(lost.any())
+        if not first_is_lost:
+            for view in tuple(self._views):
+                view.keep(self._next, self._rows[:, self._next : self._next + envs])  # soon overwritten
+            self._next = (self._next + envs) % self.capacity
+            self.size = min(self.size + envs, self.capacity)
+        self._write(not first_is_lost)
+
+    def _store(self, complete: bool) -> None:
+        """Take in the rows that have come; unless they are `complete`, only for the scale of returns."""
         rows, (ended, lost) = self._incoming[..., :-2], (self._incoming[..., -2:] > 0).unbind(-1)
         if self._return_scale is not None:
-            self._return_scale.add(rows[..., self._reward_column], ended, lost if any_lost else None)
-        if any_lost:
-            if self.size == 0:
-                return
-            newest = (self._next - envs) % self.capacity
-            known = self._rows[:, newest : newest + envs]
-            rows = torch.where(lost.unsqueeze(-1), known, rows)
-            if self._n_step > 1:
-                # The successor of the step before is not stored: no window may cross from it to a next slot.
-                self._ended[:, newest : newest + envs] |= lost
-                ended = ended | lost
-        slots = self._rows[:, self._next : self._next + envs]
-        for view in tuple(self._views):  # before they are overwritten
-            view.keep(self._next, slots)
-        slots.copy_(rows)
+            self._return_scale.add(rows[..., self._reward_column], ended, lost)
+        if not complete:
+            return
+        before = self._newest * self._envs + self._columns
+        self._newest.add_(1).remainder_(self.capacity // self._envs)
+        slots = self._newest * self._envs + self._columns
+        rows = torch.where(lost.unsqueeze(-1), self._rows.index_select(1, before), rows)
+        self._rows.index_copy_(1, slots, rows)
         if self._n_step > 1:
-            self._ended[:, self._next : self._next + envs] = ended
+            # The successor of the step before is not stored: no window may cross from it to a next slot.
+            self._ended.index_copy_(1, before, self._ended.index_select(1, before) | lost)
+            self._ended.index_copy_(1, slots, ended | lost)
         if self.curriculum is not None:
-            self.curriculum.forget(self._next, envs)
-        self._newest.fill_(self._next // self._envs)
-        self._next = (self._next + envs) % self.capacity
-        self.size = min(self.size + envs, self.capacity)
+            self.curriculum.forget(slots)
         if self._smallest_deviation is not None:
             self._second_moment.lerp_(rows[..., self._reward_column].square().mean(1), EMA_RATE)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _SMALLEST = 1e-3  # scale of a task that has paid no reward yet
 
@@ -121,28 +122,24 @@ class ReturnScale:
             self._state["histogram"] = self._histogram.sums
         self.scale = torch.ones(num_tasks, device=device)  # [T]
 
-    def add(self, reward: Tensor, ended: Tensor, lost: Tensor | None = None) -> None:
+    def add(self, reward: Tensor, ended: Tensor, lost: Tensor) -> None:
         """Count one vector step: rewards, ends of episodes, and rows that are not a transition, each [T, E].
 
         They are on the device of the scale.
         """
         state = self._state
         running = state["running"].mul_(self._gamma).add_(reward)
-        valid = None if lost is None else ~lost
-        if valid is None:
-            counted, known = running, float(running.shape[1])
-        else:
-            counted, known = running * valid, valid.sum(1)  # type: ignore[assignment]
-            ended = ended | ~valid
-        state["count"] += known
+        valid = ~lost
+        counted = running * valid
+        state["count"] += valid.sum(1)
         state["sum"] += counted.sum(1)
         state["sum_of_squares"] += counted.square().sum(1)
         torch.maximum(state["largest"], counted.abs().amax(1), out=state["largest"])
         total, squares, largest = state["sum"], state["sum_of_squares"], state["largest"]
         if self._histogram is not None and self._quantile is not None:
-            self._histogram.add(counted, torch.ones_like(counted) if valid is None else valid)
+            self._histogram.add(counted, valid)
             total, squares, largest = self._histogram.clipped(self._quantile, largest)
-        running.masked_fill_(ended, 0.0)
+        running.masked_fill_(ended | lost, 0.0)
         count = state["count"].clamp(min=1)
         variance = squares / count - (total / count).square()
         scale = torch.maximum(variance.clamp(min=0).sqrt(), largest / self._bound)
@@ -170,20 +167,26 @@ class _Histogram:
         sums: [4, T, N]: number of returns, positive less negative ones, their sum, their sum of squares.
     """
 
-    _PER_OCTAVE, _BINS = 16, 641
+    _PER_OCTAVE, _BINS, _BLOCK = 16, 641, 26  # no more bins than _BLOCK squared
 
     def __init__(self, num_tasks: int, device: torch.device) -> None:
         self.sums = torch.zeros(4, num_tasks, self._BINS, dtype=torch.float64, device=device)
+        # For running sums over blocks of bins by two products: a GPU's cumsum has no fixed order.
+        ones = torch.ones(self._BLOCK, self._BLOCK, dtype=torch.float64, device=device)
+        self._within, self._before = ones.triu(), ones.triu(1)
         octaves = torch.arange(self._BINS, dtype=torch.float64, device=device) / self._PER_OCTAVE
         self._edges = _SMALLEST * octaves.exp2()  # [N], upper
 
     def add(self, values: Tensor, counted: Tensor) -> None:
         """Add returns [T, E]; `counted` [T, E] is 0 where there is none."""
         octave = (values.abs() / _SMALLEST).clamp(min=0.5).log2()
-        place = (octave * self._PER_OCTAVE).ceil().clamp(0, self._BINS - 1).long()
+        place = (octave * self._PER_OCTAVE).ceil().clamp(0, self._BINS - 1)
         weight = counted.to(values.dtype)
-        terms = torch.stack((weight, weight * values.sign(), weight * values, weight * values.square()))
-        self.sums.scatter_add_(2, place.expand_as(terms), terms)
+        kinds = (weight, weight * values.sign(), weight * values, weight * values.square())
+        terms = torch.stack(kinds, dim=1)  # [T, 4, E]
+        # A product, since a GPU's scatter_add_ adds in another order each time.
+        inside = place.unsqueeze(-1) == torch.arange(self._BINS, device=values.device)  # [T, E, N]
+        self.sums += torch.bmm(terms, inside.to(values.dtype)).transpose(0, 1)
 
     def clipped(self, quantile: float, largest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the sum, the sum of squares and the largest magnitude [T] of clipped returns.
@@ -191,7 +194,9 @@ class _Histogram:
         The clip is the upper edge of the bin with the quantile, or `largest` [T], the largest |G|, if that
         is smaller: at most 4.4 % above the quantile itself.
         """
-        below = self.sums.cumsum(2)
+        blocks = F.pad(self.sums, (0, self._BLOCK**2 - self._BINS)).unflatten(2, (self._BLOCK, -1))
+        sums = blocks @ self._within
+        below = (sums + (sums[..., -1] @ self._before).unsqueeze(-1)).flatten(2)[..., : self._BINS]
         number = below[0, :, -1:]
         place = (below[0] < quantile * number).sum(1, keepdim=True).clamp(max=self._BINS - 1)  # [T, 1]
         clip = torch.minimum(self._edges[place.squeeze(1)], largest)

@@ -50,15 +50,15 @@ def _hull(gram: Array, eps: float) -> Array:
 def project(point: Tensor) -> Tensor:
     """Return the point of the simplex nearest to `point` [T] (Euclidean): max(point - s, 0) of sum 1.
 
-    s is (sum of the k largest entries - 1) / k for the largest k whose entries all stay positive.
+    s is the largest of (sum of the k largest entries - 1) / k over all k.
     """
     # The constraint sum = 1 is lost beside numbers above 1e16; only differences of the entries count.
     point = point - point.amax()
-    descending = point.sort(descending=True).values
-    excess = descending.cumsum(0) - 1.0
-    rank = torch.arange(1, len(point) + 1, dtype=point.dtype, device=point.device)
-    kept = (descending * rank > excess).sum().clamp(min=1)
-    return (point - excess.gather(0, kept.view(1) - 1) / kept).clamp(min=0.0)
+    # Sums over the entries that are no smaller than entry i, without a sort and a GPU's cumsum, whose order
+    # varies. Equal entries give the sum of all of them, beside which those of some are never the largest.
+    larger = point >= point.unsqueeze(1)
+    shift = (torch.where(larger, point, 0.0).sum(1) - 1.0) / larger.sum(1)
+    return (point - shift.amax()).clamp(min=0.0)
 
 
 def shortest_capped(gram: Tensor, cap: float, *, eps: float) -> Tensor:

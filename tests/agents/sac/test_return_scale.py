@@ -52,17 +52,18 @@ def test_restored_state_goes_on_with_the_same_scales() -> None:
     generator = torch.Generator().manual_seed(0)
     none = torch.zeros(TASKS, ENVS, dtype=torch.bool)
     for _ in range(5):
-        one.add(torch.rand(TASKS, ENVS, generator=generator), none)
+        one.add(torch.rand(TASKS, ENVS, generator=generator), none, none)
     other.load_state_dict(one.state_dict())
     reward = torch.rand(TASKS, ENVS, generator=generator)
-    one.add(reward, none)
-    other.add(reward, none)
+    one.add(reward, none, none)
+    other.add(reward, none, none)
     assert torch.equal(one.scale, other.scale)
 
 
 def test_a_task_that_has_paid_nothing_keeps_a_positive_scale() -> None:
     scale = _scale()
-    scale.add(torch.zeros(TASKS, ENVS), torch.zeros(TASKS, ENVS, dtype=torch.bool))
+    none = torch.zeros(TASKS, ENVS, dtype=torch.bool)
+    scale.add(torch.zeros(TASKS, ENVS), none, none)
     assert (scale.scale > 0).all()
 
 
@@ -87,7 +88,7 @@ def test_with_a_quantile_the_scale_is_that_of_returns_clipped_there(quantile: fl
     heavy = torch.randn(400, 4, generator=generator) / torch.rand(400, 4, generator=generator)
     rewards, ended = size * heavy, torch.rand(400, 4, generator=generator) < 0.05
     for reward, end in zip(rewards, ended, strict=True):
-        scale.add(reward.unsqueeze(0), end.unsqueeze(0))
+        scale.add(reward.unsqueeze(0), end.unsqueeze(0), torch.zeros_like(end).unsqueeze(0))
     returns = _history(rewards, ended)
     exact = np.quantile(np.abs(returns), quantile, method="inverted_cdf")
     scales = [
@@ -106,7 +107,8 @@ def _after(episodes: list[tuple[int, float]], quantile: float | None) -> float:
     )
     for number, reward in episodes:
         for step in range(20 * number):
-            scale.add(torch.full((1, 1), reward), torch.full((1, 1), step % 20 == 19))
+            ended = torch.full((1, 1), step % 20 == 19)
+            scale.add(torch.full((1, 1), reward), ended, torch.zeros_like(ended))
     return float(scale.scale)
 
 
@@ -136,7 +138,7 @@ def test_the_quantiles_state_goes_on_and_lost_rows_are_not_in_it() -> None:
     for _ in range(30):
         reward = torch.randn(TASKS, ENVS, generator=generator)
         one.add(reward, none, none)
-        clean.add(reward, none)
+        clean.add(reward, none, none)
     lost = none.clone()
     lost[:, 1] = True
     one.add(torch.full((TASKS, ENVS), 1e6), none, none | True)
