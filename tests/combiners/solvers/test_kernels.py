@@ -19,6 +19,7 @@ from tests.combiners.solvers.problems import DTYPES, KINDS, drawn, gramian_of
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of divisions in the interpreter
 
+DOUBLE = torch.finfo(torch.float64).eps
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -27,34 +28,42 @@ def reference(tasks: int) -> Tensor:
     return weights / weights.sum()
 
 
-def worst_gain(gram: Tensor, found: Any) -> float:
+# An objective returns its value, and the size of the terms that it is the sum of: their rounding is its own.
+
+
+def worst_gain(gram: Tensor, found: Any) -> tuple[float, float]:
     """Least gain of a direction, over the mean norm under the dual."""
     weights, dual = found
-    lengths = gram.diagonal().clamp(min=0.0).sqrt()
-    gains = torch.where(lengths > 0.0, gram @ weights, torch.inf)
-    return float(gains.min() / (dual @ lengths).clamp(min=1e-300))
+    return _least(gram, weights, 0.0, 0.0, dual)
 
 
-def gain_in_cone(gram: Tensor, found: Any) -> float:
+def gain_in_cone(gram: Tensor, found: Any) -> tuple[float, float]:
     weights, length, _ = found
-    lengths = gram.diagonal().clamp(min=0.0).sqrt()
-    column = gram.mean(dim=1) / torch.where(length > 0.0, length, 1.0)
-    gains = torch.where(lengths > 0.0, gram @ weights[:-1] + column * weights[-1], torch.inf)
+    scale = weights[-1] / torch.where(length > 0.0, length, 1.0)
+    column = gram.mean(dim=1) * scale
     total = weights[:-1].sum().clamp(min=1e-300)
-    return float(gains.min() / (weights[:-1] @ lengths / total).clamp(min=1e-300))
+    return _least(gram, weights[:-1], column, gram.abs().mean(dim=1) * scale, weights[:-1] / total)
 
 
-def square(gram: Tensor, found: Any) -> float:
+def _least(gram: Tensor, weights: Tensor, more: Any, size: Any, dual: Tensor) -> tuple[float, float]:
+    lengths = gram.diagonal().clamp(min=0.0).sqrt()
+    unit = (dual @ lengths).clamp(min=1e-300)
+    gains = torch.where(lengths > 0.0, gram @ weights + more, torch.inf)
+    terms = torch.where(dual > 0.0, gram.abs() @ weights.abs() + size, 0.0)
+    return float(gains.min() / unit), float(terms.max() / unit)
+
+
+def square(gram: Tensor, found: Any) -> tuple[float, float]:
     """|g_w|^2 over the mean square of the gradients under w."""
-    return float(found @ gram @ found / (found @ gram.diagonal()).clamp(min=1e-300))
+    return float(found @ gram @ found / (found @ gram.diagonal()).clamp(min=1e-300)), 1.0
 
 
-def rows_of_projections(gram: Tensor, found: Any) -> float:
+def rows_of_projections(gram: Tensor, found: Any) -> tuple[float, float]:
     lengths = gram.diagonal().clamp(min=0.0).sqrt()
     scales = torch.outer(lengths, lengths)
     unit = gram / torch.where(scales > 0.0, scales, 1.0)
     unit.fill_diagonal_(1.0)
-    return float(torch.einsum("ij,jk,ik->i", found, unit, found).mean())
+    return float(torch.einsum("ij,jk,ik->i", found, unit, found).mean()), 1.0
 
 
 def orders(gram: Tensor) -> Tensor:
@@ -70,7 +79,9 @@ def vaccine(gram: Tensor) -> Tensor:
 
 
 # Name, the call with the Gramian and its eps, and the objective of what it returns.
-SOLVES: dict[str, tuple[Callable[[Tensor, float], Any], Callable[[Tensor, Any], float] | None]] = {
+SOLVES: dict[
+    str, tuple[Callable[[Tensor, float], Any], Callable[[Tensor, Any], tuple[float, float]] | None]
+] = {
     "hull": (lambda gram, eps: hull.shortest_in_hull(gram, eps=eps), square),
     "capped": (lambda gram, eps: hull.shortest_capped(gram, 0.37, eps=eps), square),
     "around": (lambda gram, eps: worst_case.best_around(gram, 0.3, eps=eps), worst_gain),
@@ -153,10 +164,11 @@ def compare(
         if kind in KINDS and kind[0] != "deficient":  # there is one
             assert float(apart.abs().max()) <= 1e-2 * float(expected.abs().max())
     else:
-        value, wanted = objective(exact, found), objective(exact, expected)
-        # The cone is around the mean, of which rounding is all that is left where gradients cancel.
-        bound = 1e-6 if (name, kind[0]) == ("cone", "cancelling") else max(1e-9, eps / 4.0)
-        assert abs(value - wanted) <= bound * max(1.0, abs(wanted)), (value, wanted)
+        (value, _), (wanted, terms) = objective(exact, found), objective(exact, expected)
+        # A Gramian of single precision does not determine its objective any further, nor do terms that nearly
+        # cancel: long gradients beside short ones, a cone around a mean of which rounding is all that is left.
+        bound = max(1e-9, eps / 4.0) * max(1.0, abs(wanted)) + 8.0 * DOUBLE * terms
+        assert abs(value - wanted) <= bound, (value, wanted, bound)
 
 
 def by_kernel(patch: pytest.MonkeyPatch) -> None:
