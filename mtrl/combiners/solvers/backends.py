@@ -139,7 +139,8 @@ def _solve(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence
     from mtrl.combiners.solvers import kernels
 
     result = gram.new_empty(PROBLEMS[name].shape(len(gram)), dtype=torch.float64)
-    kernels.launch(name, gram.contiguous(), vectors, numbers, result)
+    with torch.cuda.device_of(gram):  # Triton launches on the current device
+        kernels.launch(name, gram.contiguous(), [one.contiguous() for one in vectors], numbers, result)
     return result
 
 

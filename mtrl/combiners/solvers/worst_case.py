@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import Array, has_numbers, problem, solve, symmetric
+from mtrl.combiners.solvers.backends import MOST_TASKS, Array, has_numbers, problem, solve, symmetric
 from mtrl.combiners.solvers.path import follow, tolerance_of, units_of
 
 
@@ -137,7 +137,7 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
     return ConeSolution(found[:-2], found[-2], found[-1])
 
 
-@problem("cone", lambda tasks: (tasks + 3,))
+@problem("cone", lambda tasks: (tasks + 3,), MOST_TASKS - 1)  # its mean gradient is one more
 def _cone(gram: Array, c: float, eps: float) -> Array:
     units = units_of(gram)
     products = gram.sum(1) / len(gram)
