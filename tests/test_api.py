@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Callable
@@ -16,8 +17,12 @@ import mtrl
 from mtrl import errors
 from mtrl.config.presets import build_config, load_preset
 from mtrl.export.run import export_run
+from mtrl.training.events import TrainResult
 from mtrl.training.run import resume_or_start
 from tests.helpers import short_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "api.md"
 
 MODEL = nn.Linear(2, 2)
 SGD = torch.optim.SGD(MODEL.parameters(), lr=0.1)
@@ -169,3 +174,45 @@ def test_wrong_calls_raise_what_the_docstring_says(name: str, place: Path) -> No
             call(place)
         assert type(caught.value) in documented, f"{name}, {label}: {caught.value!r}"
         assert len(str(caught.value)) > 20, label
+
+
+def modules_of_the_page() -> dict[str, set[str]]:
+    """Modules of docs/api.md -> the names that it shows of them; none if it shows all."""
+    found = re.findall(
+        r"^::: (\S+)\n(?: +options: \{members: \[(.*?)\]\})?", PAGE.read_text(), flags=re.MULTILINE
+    )
+    return {module: set(re.findall(r"\w+", names)) for module, names in found}
+
+
+@pytest.mark.parametrize("module", modules_of_the_page())
+def test_docstrings_of_the_page_name_what_the_code_raises(module: str) -> None:
+    """Every `raise Type(...)` in the body of a public function stands in its docstring, or in its class's."""
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    tree = ast.parse((path if path.exists() else path.with_suffix("") / "__init__.py").read_text())
+    shown = modules_of_the_page()[module]
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        if shown and node.name not in shown:
+            continue
+        of_class = (ast.get_docstring(node) or "") if isinstance(node, ast.ClassDef) else ""
+        inner = node.body if isinstance(node, ast.ClassDef) else [node]
+        for function in inner:
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            if function.name.startswith("_") and function.name != "__init__":
+                continue
+            raised = {
+                raise_.exc.func.id
+                for raise_ in ast.walk(function)
+                if isinstance(raise_, ast.Raise)
+                and isinstance(raise_.exc, ast.Call)
+                and isinstance(raise_.exc.func, ast.Name)
+            }
+            told = (ast.get_docstring(function) or "") + (of_class if function.name == "__init__" else "")
+            assert {name for name in raised if name not in told} == set(), f"{node.name}.{function.name}"
+
+
+def test_the_page_says_what_a_run_returns() -> None:
+    told = TrainResult.__doc__ or ""
+    assert all(f"        {name}: " in told for name in TrainResult._fields)

@@ -116,7 +116,7 @@ class Predictor:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[NDArray[np.float32], Any]:
-        """Return actions [T*E, A] and `state`."""
+        """Return actions [T*E, A] and `state`; raises UserError unless `deterministic`."""
         if not deterministic:
             raise UserError("an agent's policy is deterministic; mtrl.load_policy(...) samples as well.")
         return self._policy(np.asarray(observation, np.float32)), state

@@ -58,6 +58,9 @@ class Policy:
         """Return the policy for observations [N, O], or a single one [O], of one task.
 
         Its actions equal those of the whole policy up to rounding, which depends on the number of rows.
+
+        Raises:
+            UserError: the policy has no such task; names the nearest one.
         """
         if task not in self.task_names:
             raise UserError(unknown_name("task of this policy", task, self.task_names))
@@ -85,6 +88,9 @@ class Policy:
 
         Returns:
             float32 [T*E, A], or [A] for a single observation.
+
+        Raises:
+            UserError: observations of another shape.
         """
         rows = np.asarray(observation, np.float32)
         single = rows.ndim == 1
