@@ -100,20 +100,23 @@ def test_with_a_quantile_the_scale_is_that_of_returns_clipped_there(quantile: fl
     assert float(scale.scale) < 0.9 * plain
 
 
-def _after(episodes: list[tuple[int, float]], quantile: float | None) -> float:
-    """The scale after episodes of 20 steps, given as their number and the reward of every step."""
+def _after(episodes: list[tuple[int, float, float]], quantile: float | None) -> float:
+    """The scale after episodes of 20 steps in 20 environments.
+
+    They are given as their number, the first environment's reward of every step and that of the others.
+    """
     scale = ReturnScale(
-        num_tasks=1, envs_per_task=1, gamma=GAMMA, bound=BOUND, device=torch.device("cpu"), quantile=quantile
+        num_tasks=1, envs_per_task=20, gamma=GAMMA, bound=BOUND, device=torch.device("cpu"), quantile=quantile
     )
-    for number, reward in episodes:
+    for number, first, others in episodes:
+        reward, none = torch.tensor([[first] + 19 * [others]]), torch.zeros(1, 20, dtype=torch.bool)
         for step in range(20 * number):
-            ended = torch.full((1, 1), step % 20 == 19)
-            scale.add(torch.full((1, 1), reward), ended, torch.zeros_like(ended))
+            scale.add(reward, torch.full((1, 20), step % 20 == 19), none)
     return float(scale.scale)
 
 
 def test_a_lucky_episode_does_not_shrink_rewards_for_good_and_success_that_lasts_does() -> None:
-    poor, lucky, solved = (502, 0.01), (1, 10.0), (100, 10.0)
+    poor, lucky, solved = (25, 0.01, 0.01), (1, 10.0, 0.01), (5, 10.0, 10.0)
     largest = 10.0 * (1 - GAMMA**20) / (1 - GAMMA)
     assert _after([lucky, poor], None) == pytest.approx(largest / BOUND, rel=1e-6)
     assert _after([lucky, poor], 0.995) == pytest.approx(_after([poor], None), rel=0.05)
