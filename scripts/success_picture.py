@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mtrl.report.drawing import Look, legend, line_style, panels, style
+from mtrl.report.drawing import Look, Room, legend, line_style, panels, style
 from mtrl.report.load import read_run
 
 
@@ -18,14 +18,14 @@ def main() -> int:
     run = read_run(arguments.run_dir)
     minutes = [line["wall_s"] / 60.0 for line in run.evaluations]
     with style(Look()):
-        drawing, (axes,) = panels(1, 8.0, 3.0)
+        drawing, (axes,) = panels(Room(), 1, 8.0, 3.0)
         for index, task in enumerate(run.tasks):
             success = [line["tasks"][task]["success"] for line in run.evaluations]
             axes.plot(minutes, success, marker="o", markersize=3, label=task, **line_style(index))
         means = [line["mean_success"] for line in run.evaluations]
         axes.plot(minutes, means, color="black", linewidth=2.5, label="mean")
         axes.set(xlabel="minutes", ylabel="success rate", ylim=(-0.03, 1.03), xlim=(0.0, None))
-        legend(drawing, *axes.get_legend_handles_labels())
+        legend(Room(), drawing, *axes.get_legend_handles_labels())
         drawing.savefig(arguments.out, dpi=110)
     return 0
 

@@ -68,6 +68,9 @@ def main(arguments: list[str]) -> int:
     lines.append(f"{result.files[0]} and {len(result.files) - 1} files beside it")
     if not result.has_figures:
         lines.append("Without figures: they need matplotlib, pip install 'mtrl-torch[report]'.")
+    if result.crowded:
+        names = ", ".join(result.crowded)
+        lines.append(f"warning: text does not fit at --size {flags.size}: {names}. Choose a larger size.")
     try:
         print("\n".join(lines), flush=True)
     except OSError as error:  # the report is written; a full disk or a closed pipe only loses its summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,17 +16,20 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.font_manager import FontProperties, findfont
-from matplotlib.ticker import EngFormatter
 
 from mtrl.errors import UserError
+from mtrl.report.tables import MOST_ROWS
+from mtrl.report.ticks import RoundTicks, ShortTexts, number_axis
 from mtrl.runs.log import STEP_LABEL
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and three more; not black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B", "#B8A800")
 _DASHES = ("-", "--", ":", "-.")
 _DOTS_PER_INCH = 160
+_FONT_SIZE = 10.0  # points, for which the sizes in the code are meant: all grow with the text
+_NARROWEST = 0.55  # of the natural width of a panel, when columns are chosen by width alone
 _STYLE = {
-    "font.size": 10,
+    "font.size": _FONT_SIZE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -41,9 +45,18 @@ class Look(NamedTuple):
     """How figures look; the default fits a page of a browser."""
 
     width: float | None = None  # inches of every figure; None: what its contents need
-    height: float | None = None  # None: in proportion to the width
+    height: float | None = None  # None: what the contents need at that width
     font: str | None = None  # a family such as serif, or an installed font
     font_size: float | None = None  # points
+
+
+class Room(NamedTuple):
+    """What a figure has to fit into; without a size it is as large as its contents need."""
+
+    width: float | None = None  # inches
+    height: float | None = None  # inches; None: what the contents need at that width
+    rows: int = MOST_ROWS  # that it shows at most
+    tasks: int | None = None  # that it shows at most; None: all
 
 
 class Figure(NamedTuple):
@@ -77,49 +90,75 @@ def style(look: Look) -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, folder: Path, look: Look) -> list[Path]:
-    """Write a drawing in all formats; return the files."""
-    drawing = figure.drawing
-    if look.width is not None:
-        width, height = drawing.get_size_inches()
-        drawing.set_size_inches(look.width, look.height or height * look.width / width)
-    # Laying out takes longer than drawing: once is enough for all formats. `savefig` would draw each twice.
-    drawing.draw_without_rendering()
-    drawing.set_layout_engine("none")
+def save(figure: Figure, folder: Path) -> list[Path]:
+    """Write a drawing that is laid out in all formats; return the files."""
     png, svg, pdf = (folder / f"{figure.name}.{suffix}" for suffix in ("png", "svg", "pdf"))
-    FigureCanvasAgg(drawing).print_png(png)
-    FigureCanvasSVG(drawing).print_svg(svg)
-    FigureCanvasPdf(drawing).print_pdf(pdf)
+    # `savefig` would draw each twice.
+    FigureCanvasAgg(figure.drawing).print_png(png)
+    FigureCanvasSVG(figure.drawing).print_svg(svg)
+    FigureCanvasPdf(figure.drawing).print_pdf(pdf)
     return [png, svg, pdf]
 
 
 def panels(
-    count: int, width: float, height: float, widest: int = 5, titles: Sequence[str] = (), **options: Any
+    room: Room,
+    count: int,
+    width: float,
+    height: float,
+    widest: int = 5,
+    titles: Sequence[str] = (),
+    *,
+    beside: float = 0.4,
+    below: float = 0.6,
+    **options: Any,
 ) -> tuple[MatplotlibFigure, list[Any]]:
-    """Return a drawing of `count` panels, at most `widest` in a row, and their axes.
+    """Return a drawing of `count` panels and their axes, arranged so that they fill the room.
 
     Args:
+        room: what the drawing has to fit into.
         count: number of panels.
-        width: of a panel, in inches.
-        height: of a panel, in inches, without its title.
-        widest: number of panels in a row at most.
+        width: of a panel, in inches at a font size of 10 points.
+        height: of a panel, likewise, without its title.
+        widest: number of panels beside each other at most, in a room without a size.
         titles: of the panels; long ones are broken into lines, for which the drawing grows.
+        beside: width of what stands beside all panels, in inches at 10 points.
+        below: height of what stands below all panels, likewise.
         options: of `Figure.subplots`.
     """
+    width, height, beside, below = (em() * inches for inches in (width, height, beside, below))
+
+    def title_height(panel: float) -> float:
+        broken = [wrapped(title, panel, "small") for title in titles]
+        return 0.18 * em() * max((text.count("\n") + 1 for text in broken), default=0)
+
+    def scale(columns: int) -> float:
+        """Return how large panels become, relative to their natural size."""
+        assert room.width is not None and room.height is not None
+        panel = (room.width - beside) / columns
+        free = (room.height - below) / -(-count // columns) - title_height(panel)
+        return min(panel / width, free / height)
+
     columns = min(count, widest)
+    if room.width is not None:
+        if room.height is not None:
+            columns = max(range(1, count + 1), key=scale)
+        else:
+            columns = max(1, min(columns, int((room.width - beside) / (_NARROWEST * width))))
+        natural, width = width, (room.width - beside) / columns
+        height *= min(1.0, width / natural)
     rows = -(-count // columns)
-    broken = [wrapped(title, width, "small") for title in titles]
-    height += 0.18 * max((text.count("\n") + 1 for text in broken), default=0)
-    drawing = MatplotlibFigure(
-        figsize=(columns * width + 0.4, rows * height + 0.6), layout="constrained", dpi=_DOTS_PER_INCH
-    )
+    size = (columns * width + beside, room.height or rows * (height + title_height(width)) + below)
+    drawing = MatplotlibFigure(figsize=size, layout="constrained", dpi=_DOTS_PER_INCH)
     axes = list(drawing.subplots(rows, columns, squeeze=False, **options).flat)
     for index, unused in enumerate(axes[count:], start=count):
         unused.set_visible(False)
         if options.get("sharex"):  # the panel above is then the lowest of its column
             axes[index - columns].tick_params(labelbottom=True)
-    for panel, title in zip(axes, broken, strict=False):
-        panel.set_title(title, fontsize="small")
+    for panel in axes:
+        number_axis(panel.xaxis)
+        number_axis(panel.yaxis)
+    for panel, title in zip(axes, titles, strict=False):
+        panel.set_title(wrapped(title, width, "small"), fontsize="small")
     return drawing, axes[:count]
 
 
@@ -129,21 +168,32 @@ def line_style(index: int) -> dict[str, Any]:
     return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": dashes}
 
 
-def label_steps(axes: Any, text: str = STEP_LABEL, ticks: int = 5) -> None:
-    """Name the axis of vector steps; 50 k instead of 50000."""
-    axes.set_xlabel(text)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.get_major_locator().set_params(nbins=ticks)
-
-
-def legend(drawing: Any, handles: Sequence[Any], labels: Sequence[str], place: str = "lower") -> None:
-    """Put one legend for all panels under them, or above ("upper"); the drawing grows by its height."""
+def name_axes(drawing: Any, grid: Sequence[Any], x: str, y: str = "") -> None:
+    """Name the axes of a panel, or those that all panels share; long names are broken or shortened."""
     width, height = drawing.get_size_inches()
-    texts = [wrapped(label, width - 0.6, "small") for label in labels]
+    if x == STEP_LABEL and "\n" in wrapped(x, 0.8 * width, "medium"):
+        x = x.partition(" (")[0]
+    x, y = wrapped(x, 0.8 * width, "medium"), wrapped(y, 0.7 * height, "medium")
+    if len(grid) == 1:
+        grid[0].set(xlabel=x, ylabel=y)
+        return
+    drawing.supxlabel(x, fontsize="medium")
+    if y.strip():
+        drawing.supylabel(y, fontsize="medium")
+
+
+def legend(
+    room: Room, drawing: Any, handles: Sequence[Any], labels: Sequence[str], place: str = "lower"
+) -> None:
+    """Put one legend for all panels under them, or above ("upper"); the drawing grows by it if it may."""
+    width, height = drawing.get_size_inches()
+    texts = [wrapped(label, width - 0.6 * em(), "small") for label in labels]
     lines = [line for text in texts for line in text.split("\n")]
-    columns = max(1, min(len(labels), 5, int(width / (max(map(text_inches, lines), default=0.0) + 0.6))))
-    tallest = max((text.count("\n") + 1 for text in texts), default=1)
-    drawing.set_figheight(height + 0.2 * tallest * -(-len(labels) // columns))
+    column = max(map(text_inches, lines), default=0.0) + 0.6 * em()
+    columns = max(1, min(len(labels), 5, int(width / column)))
+    if room.height is None:
+        tallest = max((text.count("\n") + 1 for text in texts), default=1)
+        drawing.set_figheight(height + 0.2 * em() * tallest * -(-len(labels) // columns))
     drawing.legend(handles, texts, loc=f"outside {place} center", ncols=columns, fontsize="small")
 
 
@@ -153,24 +203,41 @@ def heat_map(axes: Any, values: Any, rows: Sequence[str], columns: Sequence[str]
     axes.grid(visible=False)
     is_long = max(map(len, columns)) > 3
     turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
-    axes.set_xticks(range(len(columns)), [_literal(name) for name in columns], **turned)
-    axes.set_yticks(range(len(rows)), [wrapped(name, 4.0, "medium") for name in rows])
+    axes.set_xticks(range(len(columns)), [literal(name) for name in columns], **turned)
+    axes.set_yticks(range(len(rows)), rows)
     return image
+
+
+def colour_bar(drawing: Any, image: Any, axes: Any, name: str, shrink: float) -> None:
+    """Draw the scale of a heat map beside it."""
+    label = wrapped(name, shrink * 0.8 * drawing.get_figheight(), "medium")
+    bar = drawing.colorbar(image, ax=axes, shrink=shrink, label=label)
+    bar.locator, bar.formatter = RoundTicks(), ShortTexts()
+    bar.update_ticks()
 
 
 def name_rows(axes: Any, labels: Sequence[str]) -> None:
     """Name the rows of a chart from top to bottom."""
-    axes.set_yticks(range(len(labels)), [wrapped(label, 4.0, "medium") for label in labels])
+    axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
 
 
-def label_width(labels: Sequence[str]) -> float:
-    """Return the inches that `name_rows` needs beside the chart."""
-    return min(4.0, max(map(text_inches, labels)))
+def row_names(room: Room, labels: Sequence[str]) -> tuple[list[str], float, int]:
+    """Return the names of rows beside a chart, broken into lines; their width in inches, and most lines."""
+    widest = 4.0 * em() if room.width is None else 0.4 * room.width
+    broken = [wrapped(label, widest, "medium") for label in labels]
+    lines = [text.split("\n") for text in broken]
+    width = max(text_inches(line) for text in lines for line in text)
+    return broken, min(widest, width), max(map(len, lines))
+
+
+def em() -> float:
+    """Return the current font size relative to the one that sizes in the code are meant for."""
+    return float(mpl.rcParams["font.size"]) / _FONT_SIZE
 
 
 def text_inches(text: str) -> float:
-    """Return about the width of a small text in the current font size."""
+    """Return about the width of a text in the current font size."""
     return len(text) * float(mpl.rcParams["font.size"]) * 0.56 / 72.0
 
 
@@ -178,9 +245,35 @@ def wrapped(text: str, inches: float, size: str) -> str:
     """Break a text into lines of about a width, and protect what matplotlib would read as a formula."""
     scale = 0.833 if size == "small" else 1.0
     letters = max(8, int(inches * 72.0 / (mpl.rcParams["font.size"] * scale * 0.58)))
-    return "\n".join(map(_literal, textwrap.wrap(text, letters))) or " "
+    words = " ".join(part for word in text.split() for part in _parts(word, letters))
+    lines = textwrap.wrap(words, letters)
+    for narrower in range(max(8, -(-len(words) // max(1, len(lines)))), letters):  # lines of equal lengths
+        balanced = textwrap.wrap(words, narrower)
+        if len(balanced) == len(lines):
+            lines = balanced
+            break
+    return "\n".join(map(literal, lines)) or " "
 
 
-def _literal(text: str) -> str:
+def _parts(word: str, letters: int) -> Iterator[str]:
+    """Yield a word in parts that fit a line, broken after a sign such as _ or = if possible."""
+    part = ""
+    for piece in re.split(r"(?<=[_=./])", word):
+        if part and len(part) + len(piece) > letters:
+            yield part
+            part = ""
+        part += piece
+    yield part
+
+
+def literal(text: str) -> str:
+    """Return a text as matplotlib shows it unchanged."""
     # $ begins a formula; a legend leaves out what begins with an underscore.
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def short_names(tasks: Sequence[str]) -> list[str]:
+    """Return the names of tasks without the version that all have: reach for reach-v3."""
+    ends = {re.sub(r".*(?=-v\d+$)", "", task) for task in tasks}
+    (end,) = ends if len(ends) == 1 else ("",)
+    return [task.removesuffix(end) for task in tasks] if end != tasks[0] else list(tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,68 +11,70 @@ import numpy as np
 from mtrl.report import drawing as draw
 from mtrl.report import signals, stats
 from mtrl.report.comparison import Comparison, Floats, Group, curves
-from mtrl.report.drawing import Figure
+from mtrl.report.drawing import Figure, Room
 from mtrl.report.table import number
-from mtrl.report.tables import MOST_ROWS, matrix_rows, only_best
+from mtrl.report.tables import MOST_ROWS, only_best
 from mtrl.runs.log import STEP_LABEL
 
 _OVERLAID = 3  # rows whose bands can be told apart in one panel; more rows have a panel each
+_SMALLEST_NUMBER = 4.0  # points; the cells of a matrix have no numbers if these would be smaller
 _OTHERS = {"color": "#C4C8CC", "linewidth": 0.8, "zorder": 1}
+Build = Callable[[Room], Figure | None]  # draws a figure into a room; None: the runs lack its numbers
 _DrawRow = Callable[[Any, Group, dict[str, Any], bool], None]  # axes, row, style, with its band
 
 
-def score_figures(comparison: Comparison) -> Iterator[Figure]:
+def score_figures(comparison: Comparison) -> Iterator[Build]:
     """Yield the figures that these runs fill, most important first."""
     rows = comparison.rows
-    yield _mean_curves(comparison)
+    yield partial(_mean_curves, comparison)
     if len(comparison.tasks) > 1:
-        yield _task_curves(comparison)
+        yield partial(_task_curves, comparison)
     if any(len(row.finished) > 1 for row in rows):
-        yield _final(comparison)
+        yield partial(_final, comparison)
         if comparison.measure == "success":
-            yield _profile(comparison)
+            yield partial(_profile, comparison)
     if len(rows) > 1:
-        yield _improvement(comparison)
+        yield partial(_improvement, comparison)
         if any(np.isfinite(signals.update_milliseconds(comparison, row)).any() for row in rows):
-            yield _update_time(comparison)
+            yield partial(_update_time, comparison)
 
 
-def shown(comparison: Comparison) -> tuple[Group, ...]:
+def shown(comparison: Comparison, most: int) -> tuple[Group, ...]:
     """Return the groups that figures show: all, or the best ones if there are very many."""
-    return comparison.groups if len(comparison.groups) <= MOST_ROWS else comparison.best(MOST_ROWS)
+    return comparison.groups if len(comparison.groups) <= most else comparison.best(most)
 
 
 def styles(comparison: Comparison) -> dict[Group, dict[str, Any]]:
     """Return the line style of each group that is shown, the same in all figures."""
-    return {row: draw.line_style(index) for index, row in enumerate(shown(comparison))}
+    return {row: draw.line_style(index) for index, row in enumerate(shown(comparison, MOST_ROWS))}
 
 
-def _overlay(comparison: Comparison, rows: Sequence[Group], draw_row: _DrawRow) -> tuple[Any, list[Any]]:
+def only_first(tasks: Sequence[str], comparison: Comparison) -> str:
+    """Return the sentence that tells that not all tasks are shown; empty if all are."""
+    total = len(comparison.tasks)
+    return f" Shown: the first {len(tasks)} of {total} tasks." if len(tasks) < total else ""
+
+
+def _overlay(
+    comparison: Comparison, room: Room, rows: Sequence[Group], draw_row: _DrawRow
+) -> tuple[Any, list[Any]]:
     """Draw few rows in one panel, and more in a panel each, with the lines of the others in grey."""
     looks = styles(comparison)
     if len(rows) <= _OVERLAID:
-        drawing, grid = draw.panels(1, 6.6, 3.9)
+        drawing, grid = draw.panels(room, 1, 6.6, 3.9)
         for row in rows:
             draw_row(grid[0], row, looks[row], True)
         handles = [grid[0].plot([], [], linewidth=2, **looks[row])[0] for row in rows]
-        draw.legend(drawing, handles, [row.label for row in rows])
+        draw.legend(room, drawing, handles, [row.label for row in rows])
         return drawing, grid
     titles = [row.label for row in rows]
-    drawing, grid = draw.panels(len(rows), 2.3, 1.6, 4, titles, sharex=True, sharey=True)
+    drawing, grid = draw.panels(room, len(rows), 2.3, 1.6, 4, titles, sharex=True, sharey=True)
     for axes, own in zip(grid, rows, strict=True):
         for row in rows:
             if row is not own:
                 draw_row(axes, row, _OTHERS, False)
         draw_row(axes, own, {**looks[own], "linestyle": "-", "zorder": 3}, True)
     return drawing, grid
-
-
-def _name_axes(drawing: Any, grid: Sequence[Any], x: str, y: str) -> None:
-    if len(grid) == 1:
-        grid[0].set(xlabel=x, ylabel=y)
-    else:
-        drawing.supxlabel(x, fontsize="medium")
-        drawing.supylabel(y, fontsize="medium")
 
 
 def _band(
@@ -82,7 +85,7 @@ def _band(
     axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
-def _mean_curves(comparison: Comparison) -> Figure:
+def _mean_curves(comparison: Comparison, room: Room) -> Figure:
     def draw_row(axes: Any, row: Group, style: dict[str, Any], is_own: bool) -> None:
         if row.finished:
             own = comparison.curves(row)
@@ -97,29 +100,27 @@ def _mean_curves(comparison: Comparison) -> Figure:
                 thin = style | {"linewidth": 0.8, "marker": ".", "markersize": 3}
                 axes.plot(found.steps, found.scores[0].mean(axis=1), **thin)
 
-    rows = [row for row in shown(comparison) if any(run.evaluations for run in row.runs)]
-    drawing, grid = _overlay(comparison, rows, draw_row)
+    rows = [row for row in shown(comparison, room.rows) if any(run.evaluations for run in row.runs)]
+    drawing, grid = _overlay(comparison, room, rows, draw_row)
     first, *others = comparison.tasks
     over = f"mean {comparison.measure} over {len(comparison.tasks)} tasks"
     for axes in grid:
-        draw.label_steps(axes, "", 5 if len(grid) == 1 else 3)
         _score_axis(axes, comparison)
-    _name_axes(drawing, grid, STEP_LABEL, over if others else f"{comparison.measure} on {first}")
+    draw.name_axes(drawing, grid, STEP_LABEL, over if others else f"{comparison.measure} on {first}")
     caption = (
         f"Mean {comparison.measure} over tasks and seeds at each evaluation; band: 95 % bootstrap over seeds."
-        f"{' Grey: the other rows.' if len(grid) > 1 else ''}{_only_shown(comparison)}"
+        f"{' Grey: the other rows.' if len(grid) > 1 else ''}{_only_shown(rows, comparison)}"
     )
     if not all(run.finished for run in comparison.runs):
         caption += " Thin lines: unfinished runs, which count nowhere else."
     return Figure("curves", f"{comparison.measure.capitalize()} over training", caption, drawing)
 
 
-def _task_curves(comparison: Comparison) -> Figure:
-    rows = [row for row in shown(comparison) if row.finished]
+def _task_curves(comparison: Comparison, room: Room) -> Figure:
+    rows = [row for row in shown(comparison, room.rows) if row.finished]
     share = comparison.measure == "success"
-    drawing, grid = draw.panels(
-        len(comparison.tasks), 2.3, 1.6, 5, comparison.tasks, sharex=True, sharey=share
-    )
+    tasks = draw.short_names(comparison.tasks)[: room.tasks]
+    drawing, grid = draw.panels(room, len(tasks), 2.3, 1.6, 5, tasks, sharex=True, sharey=share)
     looks = styles(comparison)
     for row in rows:
         found = comparison.curves(row)
@@ -130,14 +131,12 @@ def _task_curves(comparison: Comparison) -> Figure:
             else:
                 axes.plot(found.steps, center[:, index], linewidth=1.3, **looks[row])
     for axes in grid:
-        draw.label_steps(axes, "", 3)
         _score_axis(axes, comparison)
-    drawing.supxlabel(STEP_LABEL, fontsize="medium")
-    drawing.supylabel(comparison.measure, fontsize="medium")
     handles = [grid[0].plot([], [], linewidth=2, **looks[row])[0] for row in rows]
-    draw.legend(drawing, handles, [row.label for row in rows], "upper")
+    draw.legend(room, drawing, handles, [row.label for row in rows], "upper")
+    draw.name_axes(drawing, grid, STEP_LABEL, comparison.measure)
     bands = "bands as above." if len(rows) <= _OVERLAID else "means over seeds."
-    caption = f"Each task on its own; {bands}{_only_shown(comparison)}"
+    caption = f"Each task on its own; {bands}{_only_shown(rows, comparison)}{only_first(tasks, comparison)}"
     return Figure("curves-per-task", f"{comparison.measure.capitalize()} of each task", caption, drawing)
 
 
@@ -147,14 +146,16 @@ def _score_axis(axes: Any, comparison: Comparison) -> None:
     axes.set_xlim(left=0)
 
 
-def _only_shown(comparison: Comparison) -> str:
-    return only_best([row for row in shown(comparison) if row.finished], comparison)
+def _only_shown(rows: Sequence[Group], comparison: Comparison) -> str:
+    return only_best([row for row in rows if row.finished], comparison)
 
 
-def _final(comparison: Comparison) -> Figure:
-    rows = [row for row in shown(comparison) if row.finished]
-    labels, looks = [row.label for row in rows], styles(comparison)
-    drawing, grid = draw.panels(2, 3.2 + draw.label_width(labels) / 2, 0.36 * len(rows) + 0.7, sharey=True)
+def _final(comparison: Comparison, room: Room) -> Figure:
+    rows = [row for row in shown(comparison, room.rows) if row.finished]
+    labels, width, lines = draw.row_names(room, [row.label for row in rows])
+    looks = styles(comparison)
+    height = max(0.36, 0.2 * lines) * len(rows) + 0.7
+    drawing, grid = draw.panels(room, 2, 3.2 + width / 2 / draw.em(), height, sharey=True)
     statistics = ((f"mean {comparison.measure}", comparison.mean), ("interquartile mean", comparison.iqm))
     for axes, (title, statistic) in zip(grid, statistics, strict=True):
         for index, row in enumerate(rows):
@@ -162,17 +163,21 @@ def _final(comparison: Comparison) -> Figure:
             bar = {"color": colour, "linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
             axes.plot([found.low, found.high], [index, index], **bar)
             axes.plot(found.value, index, "o", color=colour, markersize=6)
-        axes.set_xlabel(title)
+        if comparison.measure == "success":  # with a margin only where a success rate can be
+            low, high = axes.get_xlim()
+            margin = 0.02 * (high - low)
+            axes.set_xlim(max(low, -margin), min(high, 1.0 + margin))
+        axes.set_xlabel(draw.wrapped(title, 0.4 * drawing.get_figwidth(), "medium"))
         draw.name_rows(axes, labels)
     caption = (
         "Final evaluation with 95 % bootstrap intervals: the mean over whole runs, the interquartile mean "
         "stratified by task. Overlapping intervals do not prove equality; see the probability of improvement."
-        f"{_only_shown(comparison)}"
+        f"{_only_shown(rows, comparison)}"
     )
     return Figure("final", "Final scores with intervals", caption, drawing)
 
 
-def _profile(comparison: Comparison) -> Figure:
+def _profile(comparison: Comparison, room: Room) -> Figure:
     thresholds = np.linspace(0.0, 1.0, 101)[:-1]  # no score is above 1
 
     def draw_row(axes: Any, row: Group, style: dict[str, Any], is_own: bool) -> None:
@@ -185,46 +190,51 @@ def _profile(comparison: Comparison) -> Figure:
         else:
             axes.plot(thresholds, above.mean(axis=0), **style, **options)
 
-    rows = [row for row in shown(comparison) if row.finished]
-    drawing, grid = _overlay(comparison, rows, draw_row)
+    rows = [row for row in shown(comparison, room.rows) if row.finished]
+    drawing, grid = _overlay(comparison, room, rows, draw_row)
     for axes in grid:
-        axes.set(xlim=(0, 1), ylim=(-0.03, 1.03), xticks=(0.0, 0.5, 1.0), xticklabels=("0", ".5", "1"))
-    _name_axes(drawing, grid, "success rate", "share of runs and tasks above it")
+        axes.set(xlim=(0, 1), ylim=(-0.03, 1.03))
+    draw.name_axes(drawing, grid, "success rate", "share of runs and tasks above it")
     caption = (
         "Of all pairs of run and task, the share with a final success above each value: higher is better. "
-        f"Band: 95 % bootstrap over seeds.{_only_shown(comparison)}"
+        f"Band: 95 % bootstrap over seeds.{_only_shown(rows, comparison)}"
     )
     return Figure("profile", "Performance profile", caption, drawing)
 
 
-def _improvement(comparison: Comparison) -> Figure:
-    rows = matrix_rows(comparison)
-    labels = [row.label for row in rows]
+def _improvement(comparison: Comparison, room: Room) -> Figure:
+    rows = comparison.best(room.rows)
+    names = [row.label for row in rows]
     values = np.array([[0.5 if a is b else comparison.improvement(a, b).value for b in rows] for a in rows])
-    columns = labels
-    if max(map(len, labels)) > 14:  # long names would take more room than the matrix: number the columns
+    columns = names
+    if max(map(len, names)) > 14:  # long names would take more room than the matrix: number the columns
         columns = [str(index) for index in range(1, len(rows) + 1)]
-        labels = [f"{label}  [{index}]" for label, index in zip(labels, columns, strict=True)]
-    side = max(2.2, 0.5 * len(rows))
-    drawing, (axes,) = draw.panels(1, side + 2.0 + 1.15 * draw.label_width(labels), side + 0.9)
+        names = [f"{label}  [{index}]" for label, index in zip(names, columns, strict=True)]
+    labels, label_width, lines = draw.row_names(room, names)
+    side = max(2.2, max(0.5, 0.2 * lines) * len(rows))
+    drawing, (axes,) = draw.panels(room, 1, side + 2.0 + 1.15 * label_width / draw.em(), side + 0.9)
     reach = max(0.1, np.ceil(10.0 * np.nanmax(np.abs(values - 0.5), initial=0.0)) / 10.0)
     image = draw.heat_map(axes, values, labels, columns, vmin=0.5 - reach, vmax=0.5 + reach, cmap="PuOr")
+    width, height = drawing.get_size_inches()
+    cell = min(width - 1.15 * label_width - 1.4 * draw.em(), height - 0.9 * draw.em()) / len(rows)
+    size = min(8.0 * draw.em(), cell * 72.0 / 3.0)  # points; a cell holds four characters
     for i, j in np.ndindex(*values.shape):
-        if i != j:
+        if i != j and size >= _SMALLEST_NUMBER:
             # Dark and light cells need different text.
             colour = "white" if abs(values[i, j] - 0.5) > 0.6 * reach else "black"
             text = number(float(values[i, j]))
-            axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
-    drawing.colorbar(image, ax=axes, shrink=0.8, label="chance that the row is better")
+            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
+    draw.colour_bar(drawing, image, axes, "chance that the row is better", 0.8)
     axes.set(ylabel="row", xlabel="column")
     caption = "Chance that a run of the row beats a run of the column on a task; the table has intervals."
     return Figure("improvement", "Probability of improvement", caption + only_best(rows, comparison), drawing)
 
 
-def _update_time(comparison: Comparison) -> Figure:
-    rows = [row for row in shown(comparison) if row.finished]
-    labels, looks = [row.label for row in rows], styles(comparison)
-    drawing, (axes,) = draw.panels(1, 4.6 + draw.label_width(labels), 0.36 * len(rows) + 0.6)
+def _update_time(comparison: Comparison, room: Room) -> Figure:
+    rows = [row for row in shown(comparison, room.rows) if row.finished]
+    labels, width, lines = draw.row_names(room, [row.label for row in rows])
+    looks, height = styles(comparison), max(0.36, 0.2 * lines) * len(rows) + 0.6
+    drawing, (axes,) = draw.panels(room, 1, 4.6 + width / draw.em(), height)
     for index, row in enumerate(rows):
         times = signals.update_milliseconds(comparison, row)
         times = times[np.isfinite(times)]
@@ -235,6 +245,6 @@ def _update_time(comparison: Comparison) -> Figure:
     axes.set_xlabel("milliseconds per update")
     caption = (
         "Median over training of the time of one update. Bar: mean over runs; strokes: the runs."
-        f"{_only_shown(comparison)}"
+        f"{_only_shown(rows, comparison)}"
     )
     return Figure("update-time", "Time per update", caption, drawing)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from mtrl.report import signals, stats
 from mtrl.report.comparison import Comparison, Group
-from mtrl.report.drawing import Figure, heat_map, label_steps, legend, line_style, panels
-from mtrl.report.figures import shown, styles
+from mtrl.report.drawing import (
+    Figure,
+    Room,
+    colour_bar,
+    em,
+    heat_map,
+    legend,
+    line_style,
+    name_axes,
+    panels,
+    short_names,
+    wrapped,
+)
+from mtrl.report.figures import Build, only_first, shown, styles
 from mtrl.report.tables import only_best
+from mtrl.report.ticks import number_axis
 from mtrl.runs.log import STEP_LABEL
 
 _MOST_PANELS = 12  # rows that a figure with a panel for each row has at most
@@ -18,72 +32,71 @@ _WEIGHT = "Weight that each method gives a task's gradient."
 _NORM = "Norm of each task's gradient before combining."
 
 
-def gradient_figures(comparison: Comparison) -> Iterator[Figure]:
-    """Yield, for critic and actor, the figures that the logged numbers fill."""
+def gradient_figures(comparison: Comparison) -> Iterator[Build]:
+    """Yield, for critic and actor, the figures that logged numbers may fill."""
     for network in signals.NETWORKS:
-        found = [_conflict(comparison, network)]
+        yield partial(_conflict, comparison, network)
         if len(comparison.tasks) > 1:
-            found += [
-                _cosines(comparison, network),
-                _per_task(comparison, network, "weight", _WEIGHT, log=False),
-                _per_task(comparison, network, "grad_norm", _NORM, log=True),
-            ]
-        yield from (figure for figure in found if figure is not None)
+            yield partial(_cosines, comparison, network)
+            yield partial(_per_task, comparison, network, "weight", _WEIGHT, log=False)
+            yield partial(_per_task, comparison, network, "grad_norm", _NORM, log=True)
 
 
-def _conflict(comparison: Comparison, network: signals.Network) -> Figure | None:
+def _conflict(comparison: Comparison, network: signals.Network, room: Room) -> Figure | None:
     quantities = {"conflict_fraction": "share of pairs in conflict", "cos_mean": "mean cosine"}
     found = {
         row: {name: signals.scalar(comparison, row, network, name) for name in quantities}
-        for row in shown(comparison)
+        for row in shown(comparison, room.rows)
     }
     found = {row: series for row, series in found.items() if series["conflict_fraction"]}
     if not found:
         return None
-    drawing, grid = panels(2, 4.3, 3.0)
+    drawing, grid = panels(room, 2, 4.3, 3.0)
     looks = styles(comparison)
     for axes, (name, title) in zip(grid, quantities.items(), strict=True):
         for row, series in found.items():
             one = series[name]
             if one is not None:
                 axes.plot(*_thinned(one), linewidth=1.5, **looks[row])
-        axes.set_ylabel(title)
-        label_steps(axes, "")
-    drawing.supxlabel(STEP_LABEL, fontsize="medium")
+        axes.set_ylabel(wrapped(title, 0.6 * drawing.get_figheight(), "medium"))
+    name_axes(drawing, grid, STEP_LABEL)
     handles = [grid[0].plot([], [], linewidth=2, **looks[row])[0] for row in found]
-    legend(drawing, handles, [row.label for row in found], "upper")
-    caption = "Pairs of tasks whose gradients conflict (cosine below 0), and the mean cosine of all pairs."
+    legend(room, drawing, handles, [row.label for row in found], "upper")
+    caption = (
+        "Pairs of tasks whose gradients conflict (cosine below 0), and the mean cosine of all pairs."
+        f"{only_best(shown(comparison, room.rows), comparison)}"
+    )
     return Figure(f"{network}-conflict", f"{network.capitalize()}: conflict between tasks", caption, drawing)
 
 
-def _cosines(comparison: Comparison, network: signals.Network) -> Figure | None:
-    rows = _panel_rows(comparison)
+def _cosines(comparison: Comparison, network: signals.Network, room: Room) -> Figure | None:
+    rows = _panel_rows(comparison, room)
     known = {row: signals.cosines(comparison, row, network) for row in rows}
     found = {row: matrix for row, matrix in known.items() if matrix is not None}
     if not found:
         return None
-    tasks = [task.removesuffix("-v3") for task in comparison.tasks]
+    tasks = short_names(comparison.tasks)[: room.tasks]
     side = max(2.2, 0.16 * len(tasks) + 1.0)
     titles = [row.label for row in found]
-    drawing, grid = panels(len(found), side, side, 4, titles, sharex=True, sharey=True)
-    width, height = drawing.get_size_inches()
-    drawing.set_size_inches(width + 1.2, height + 0.6)  # for the names of the tasks, which panels share
+    around = {"beside": 1.6, "below": 1.2}  # inches, for the names of the tasks and the scale of colours
+    drawing, grid = panels(room, len(found), side, side, 4, titles, **around, sharex=True, sharey=True)
     image: Any = None
     for axes, matrix in zip(grid, found.values(), strict=True):
-        image = heat_map(axes, matrix, tasks, tasks, vmin=-1.0, vmax=1.0, cmap="RdBu")
-        axes.tick_params(labelsize=7)
-    drawing.colorbar(image, ax=grid, shrink=0.6, label="cosine")
+        known_tasks = matrix[: len(tasks), : len(tasks)]
+        image = heat_map(axes, known_tasks, tasks, tasks, vmin=-1.0, vmax=1.0, cmap="RdBu")
+        axes.tick_params(labelsize=7 * em())
+    colour_bar(drawing, image, grid, "cosine", 0.6)
     caption = (
         "Cosine between the gradients of two tasks, mean over training and seeds: red pairs conflict."
-        f"{only_best(rows, comparison)}"
+        f"{only_best(rows, comparison)}{only_first(tasks, comparison)}"
     )
     return Figure(f"{network}-cosines", f"{network.capitalize()}: cosines between tasks", caption, drawing)
 
 
 def _per_task(
-    comparison: Comparison, network: signals.Network, quantity: str, caption: str, *, log: bool
+    comparison: Comparison, network: signals.Network, quantity: str, caption: str, room: Room, *, log: bool
 ) -> Figure | None:
-    rows = _panel_rows(comparison)
+    rows = _panel_rows(comparison, room)
     known = {row: signals.per_task(comparison, row, network, quantity) for row in rows}
     found = {row: series for row, series in known.items() if series is not None}
     if not found:
@@ -91,32 +104,29 @@ def _per_task(
     # Norms are comparable between methods. Weights are not: those of Nash-MTL are no shares and would flatten
     # the others.
     titles = [row.label for row in found]
-    drawing, grid = panels(
-        len(found), 2.3 if len(found) > 2 else 3.2, 1.7, 4, titles, sharex=True, sharey=log
-    )
+    width, tasks = 2.3 if len(found) > 2 else 3.2, short_names(comparison.tasks)[: room.tasks]
+    drawing, grid = panels(room, len(found), width, 1.7, 4, titles, sharex=True, sharey=log)
     for axes, series in zip(grid, found.values(), strict=True):
         steps, values = _thinned(series)
-        for number in range(len(comparison.tasks)):
+        for number in range(len(tasks)):
             axes.plot(steps, values[:, number], linewidth=1.2, **line_style(number))
         if log:
             axes.set_yscale("log")
-        label_steps(axes, "", 3)
+            number_axis(axes.yaxis)
     name = {"weight": "weight", "grad_norm": "gradient norm"}[quantity]
-    drawing.supxlabel(STEP_LABEL, fontsize="medium")
-    drawing.supylabel(name, fontsize="medium")
-    legend(drawing, grid[0].get_lines(), comparison.tasks, "upper")
+    legend(room, drawing, grid[0].get_lines(), tasks, "upper")
+    name_axes(drawing, grid, STEP_LABEL, name)
     title = f"{network.capitalize()}: {name}s of the tasks"
     return Figure(
         f"{network}-{quantity.replace('_', '-')}",
         title,
-        f"{caption} Mean over seeds.{only_best(rows, comparison)}",
+        f"{caption} Mean over seeds.{only_best(rows, comparison)}{only_first(tasks, comparison)}",
         drawing,
     )
 
 
-def _panel_rows(comparison: Comparison) -> Sequence[Group]:
-    groups = comparison.groups
-    return groups if len(groups) <= _MOST_PANELS else comparison.best(_MOST_PANELS)
+def _panel_rows(comparison: Comparison, room: Room) -> Sequence[Group]:
+    return shown(comparison, min(room.rows, _MOST_PANELS))
 
 
 def _thinned(series: signals.Series) -> tuple[Any, Any]:

@@ -34,6 +34,7 @@ class Report(NamedTuple):
     tables: list[Table]
     files: list[Path]  # the page first
     has_figures: bool  # False: matplotlib is not installed
+    crowded: tuple[str, ...] = ()  # figures whose text does not fit the size that was asked for
 
 
 class _Picture(NamedTuple):
@@ -67,11 +68,13 @@ def write_report(
     tables = all_tables(comparison)
     files = _write_tables(tables, out / "tables")
     has_figures = importlib.util.find_spec("matplotlib") is not None
-    pictures, drawn = _write_figures(comparison, out / "figures", look) if has_figures else ([], [])
+    pictures, drawn, crowded = (
+        _write_figures(comparison, out / "figures", look) if has_figures else ([], [], [])
+    )
     commands, configurations = _write_configurations(comparison, out / "configs")
     page = out / PAGE_NAME
     page.write_text(_page(comparison, tables, pictures, commands, command), encoding="utf-8")
-    return Report(tables, [page, *files, *drawn, *configurations], has_figures)
+    return Report(tables, [page, *files, *drawn, *configurations], has_figures, tuple(crowded))
 
 
 def _write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
@@ -86,24 +89,30 @@ def _write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
 
 def _write_figures(
     comparison: Comparison, folder: Path, look: Look | None
-) -> tuple[list[_Picture], list[Path]]:
+) -> tuple[list[_Picture], list[Path], list[str]]:
+    """Write the figures; return them for the page, their files, and the names of those that are crowded."""
     from mtrl.report.drawing import Look, save, style
     from mtrl.report.figures import score_figures
+    from mtrl.report.fit import fitted
     from mtrl.report.gradient_figures import gradient_figures
 
     folder.mkdir(parents=True, exist_ok=True)
     look = look or Look()
-    pictures, written = [], []
+    pictures, written, crowded = [], [], []
     with style(look):
-        for figures in (score_figures, gradient_figures):
-            for figure in figures(comparison):
-                files = save(figure, folder, look)
-                (svg,) = (path for path in files if path.suffix == ".svg")
-                source = "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
-                is_wide = float(figure.drawing.get_figwidth()) > _PHONE_INCHES
-                pictures.append(_Picture(figure.name, figure.title, figure.caption, source, is_wide))
-                written += files
-    return pictures, written
+        for build in (*score_figures(comparison), *gradient_figures(comparison)):
+            done = fitted(build, look, len(comparison.groups), len(comparison.tasks))
+            if done is None:
+                continue
+            figure = done.figure
+            files = save(figure, folder)
+            (svg,) = (path for path in files if path.suffix == ".svg")
+            source = "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
+            is_wide = float(figure.drawing.get_figwidth()) > _PHONE_INCHES
+            pictures.append(_Picture(figure.name, figure.title, figure.caption, source, is_wide))
+            written += files
+            crowded += [] if done.fits else [figure.name]
+    return pictures, written, crowded
 
 
 def _write_configurations(comparison: Comparison, folder: Path) -> tuple[list[str], list[Path]]:

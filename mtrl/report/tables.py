@@ -214,9 +214,7 @@ def matrix_rows(comparison: Comparison) -> tuple[Group, ...]:
 def only_best(rows: Sequence[Group], comparison: Comparison) -> str:
     """Return the sentence that tells that not all rows are shown; empty if all are."""
     total = len(comparison.rows)
-    return (
-        f" Shown are the {len(rows)} of {total} rows with the best final mean." if len(rows) < total else ""
-    )
+    return f" Shown: the {len(rows)} of {total} rows with the best final mean." if len(rows) < total else ""
 
 
 def published_table(comparison: Comparison) -> Table | None:
