@@ -16,6 +16,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.textpath import text_to_path
 
 from mtrl.errors import UserError
 from mtrl.report.tables import MOST_ROWS
@@ -200,6 +201,7 @@ def legend(
 def heat_map(axes: Any, values: Any, rows: Sequence[str], columns: Sequence[str], **options: Any) -> Any:
     """Draw a matrix with named rows and columns; return the image."""
     image = axes.imshow(values, **options)
+    axes.figure.set_layout_engine("compressed")  # squares leave room that the names have to be close to
     axes.grid(visible=False)
     is_long = max(map(len, columns)) > 3
     turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
@@ -237,18 +239,18 @@ def em() -> float:
 
 
 def text_inches(text: str) -> float:
-    """Return about the width of a text in the current font size."""
-    return len(text) * float(mpl.rcParams["font.size"]) * 0.56 / 72.0
+    """Return the width of a text in the current font and size."""
+    return float(text_to_path.get_text_width_height_descent(literal(text), FontProperties(), False)[0]) / 72.0
 
 
 def wrapped(text: str, inches: float, size: str) -> str:
     """Break a text into lines of about a width, and protect what matplotlib would read as a formula."""
     scale = 0.833 if size == "small" else 1.0
     letters = max(8, int(inches * 72.0 / (mpl.rcParams["font.size"] * scale * 0.58)))
-    words = " ".join(part for word in text.split() for part in _parts(word, letters))
-    lines = textwrap.wrap(words, letters)
-    for narrower in range(max(8, -(-len(words) // max(1, len(lines)))), letters):  # lines of equal lengths
-        balanced = textwrap.wrap(words, narrower)
+    words = [part for word in text.split() for part in _parts(word, letters)]
+    lines = textwrap.wrap(" ".join(words), letters)
+    for narrower in range(max(map(len, words), default=letters), letters):
+        balanced = textwrap.wrap(" ".join(words), narrower)
         if len(balanced) == len(lines):
             lines = balanced
             break

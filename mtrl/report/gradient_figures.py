@@ -19,6 +19,7 @@ from mtrl.report.drawing import (
     name_axes,
     panels,
     short_names,
+    text_inches,
     wrapped,
 )
 from mtrl.report.figures import Build, only_first, shown, styles
@@ -78,7 +79,8 @@ def _cosines(comparison: Comparison, network: signals.Network, room: Room) -> Fi
     tasks = short_names(comparison.tasks)[: room.tasks]
     side = max(2.2, 0.16 * len(tasks) + 1.0)
     titles = [row.label for row in found]
-    around = {"beside": 1.6, "below": 1.2}  # inches, for the names of the tasks and the scale of colours
+    names = 0.7 * max(map(text_inches, tasks)) / em()  # inches of their width at 10 points
+    around = {"beside": 1.2 + names, "below": 0.7 + 0.7 * names}  # for names and the scale of colours
     drawing, grid = panels(room, len(found), side, side, 4, titles, **around, sharex=True, sharey=True)
     image: Any = None
     for axes, matrix in zip(grid, found.values(), strict=True):

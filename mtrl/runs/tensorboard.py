@@ -1,16 +1,17 @@
 """TensorBoard curves. Only this module imports torch.utils.tensorboard.
 
-TensorBoard sorts groups of charts by name; the digits put success first. It gives a colour to each run and
-not to each tag, so every task is a run of its own below `tasks/`, and one chart shows all tasks. To compare
-whole runs, filter them with the expression `^(?!.*tasks/)`.
+A training run is one run of TensorBoard. SCALARS sorts groups of charts by name; the digits put success
+first. Numbers by task are tags such as `success/reach-v3`; CUSTOM SCALARS has a chart of all tasks for each
+such number. HPARAMS has all settings and shows those first in which runs differ.
 
 Weights & Biases has a sink of its own, `wandb`.
 """
 
 import math
+import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +21,10 @@ from unittest.mock import patch
 import yaml
 from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import custom_scalars, hparams
 
-from mtrl.config.files import paths_in
 from mtrl.config.labels import method_label, methods_of
-from mtrl.runs.directory import TASKS_NAME
+from mtrl.config.presets import INCIDENTAL, flat
 from mtrl.runs.log import STEP_LABEL, Evaluation, RunInfo, Stamp
 
 SUCCESS, RETURN = "1_success/all_tasks", "2_return/all_tasks"
@@ -34,21 +34,21 @@ _RENAMED = {
     "rollout/success_rate": "1_success/training_episodes",
     "rollout/ep_rew_mean": "2_return/training_episodes",
 }
-_TASK_TAGS = {
-    "success": "1_success/each_task",
-    "training_success": "1_success/each_task_in_training",
-    "return": "2_return/each_task",
-    "success_last": "3_success_at_last_step/each_task",
-}
+_FIRST = ("success", "training_success", "success_last", "return")  # of the charts of all tasks
 _ABOUT = f"The horizontal axis of all curves is {STEP_LABEL}."
 
 
 class TensorBoard:
-    """Event files in the run directory, and one more for each task in `tasks/`."""
+    """An event file in the run directory, and one more after each resume.
+
+    Runs of former versions have a folder `tasks/` with the curves of each task. When such a run is resumed,
+    these stay as they are, and what follows is drawn in the run itself.
+    """
 
     def __init__(self) -> None:
         self._open = ExitStack()
         self._session_end: Any = None
+        self._groups: set[str] = set()  # of numbers by task that have a chart
 
     def open(self, run: RunInfo) -> None:
         """Open the event files and describe the run in them."""
@@ -56,8 +56,7 @@ class TensorBoard:
         # TensorBoard also drops points AT the purge step; those at the checkpoint are still valid.
         self._purge_step = None if run.resumed_at is None else run.resumed_at.vector_step + 1
         self._board = self._writer(str(run.path))
-        folders = paths_in(run.path / TASKS_NAME, run.task_names)
-        self._tasks = {task: self._writer(str(folder)) for task, folder in folders.items()}
+        self._tags = _task_tags(run.task_names)
         step = 0 if run.resumed_at is None else run.resumed_at.vector_step
         self._board.add_text("about", _ABOUT, step)
         config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
@@ -66,8 +65,8 @@ class TensorBoard:
         self._board.add_text("versions", f"| | |\n|---|---|{rows}", step)
         if run.resumed_at is None:  # else the first event file has them
             # Not add_hparams, which opens a second event file: TensorBoard follows only the newest of a run.
-            experiment, start, self._session_end = hparams(_hparams(run.config), {SUCCESS: math.nan})
-            self._board.file_writer.add_summary(experiment)
+            # Nor the description of the experiment: without it TensorBoard compares the settings of all runs.
+            _, start, self._session_end = hparams(_hparams(run.config), {})
             self._board.file_writer.add_summary(start)
         self._board.flush()
 
@@ -75,18 +74,20 @@ class TensorBoard:
         self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Mapping[str, float]]
     ) -> None:
         """Draw one point of each curve."""
-        self._draw(self._board, stamp, ((_RENAMED.get(tag, tag), value) for tag, value in scalars.items()))
-        self._draw_tasks(stamp, per_task)
+        self._draw(stamp, ((_RENAMED.get(tag, tag), value) for tag, value in scalars.items()), per_task)
 
     def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
         """Draw the means of an evaluation over all tasks and for each task."""
-        success = ((SUCCESS, result.mean_success), (SUCCESS_LAST, result.mean_success_last))
-        self._draw(self._board, stamp, (*success, (RETURN, result.mean_return)))
-        self._draw_tasks(stamp, result.task_means())
+        means = {
+            SUCCESS: result.mean_success,
+            SUCCESS_LAST: result.mean_success_last,
+            RETURN: result.mean_return,
+        }
+        self._draw(stamp, means.items(), result.task_means())
 
     def close(self) -> None:
-        """Flush and close all files."""
-        with self._open:  # closes every file, even if closing another one fails
+        """Flush and close the file."""
+        with self._open:
             if self._session_end is not None:
                 self._board.file_writer.add_summary(self._session_end)
 
@@ -101,16 +102,24 @@ class TensorBoard:
         self._open.callback(writer.close)
         return writer
 
-    def _draw_tasks(self, stamp: Stamp, per_task: Mapping[str, Mapping[str, float]]) -> None:
-        for task, board in self._tasks.items():
-            named = ((_TASK_TAGS.get(group, f"each_task/{group}"), group) for group in per_task)
-            self._draw(board, stamp, ((tag, per_task[group][task]) for tag, group in named))
-
-    def _draw(self, board: SummaryWriter, stamp: Stamp, points: Iterable[tuple[str, float]]) -> None:
-        for tag, value in points:
+    def _draw(
+        self,
+        stamp: Stamp,
+        points: Iterable[tuple[str, float]],
+        per_task: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        if not self._groups >= per_task.keys():
+            self._groups |= per_task.keys()
+            self._board.file_writer.add_summary(custom_scalars(_layout(self._groups)), stamp.vector_step)
+        by_task = (
+            (f"{group}/{self._tags[task]}", value)
+            for group, values in per_task.items()
+            for task, value in values.items()
+        )
+        for tag, value in (*points, *by_task):
             if math.isfinite(value):
-                board.add_scalar(tag, float(value), stamp.vector_step)
-        board.flush()
+                self._board.add_scalar(tag, float(value), stamp.vector_step)
+        self._board.flush()
 
 
 @contextmanager
@@ -131,14 +140,45 @@ def _without_tracebacks_of_full_disks() -> Iterator[None]:
             threading.excepthook = before
 
 
+def _task_tags(tasks: Sequence[str]) -> dict[str, str]:
+    """Return the tasks' names as ends of tags, all different: TensorBoard replaces other signs by _."""
+    tags: dict[str, str] = {}
+    for task in tasks:
+        tag = re.sub(r"[^-\w.]", "_", task)
+        while tag in tags.values():
+            tag += "_"
+        tags[task] = tag
+    return tags
+
+
+def _layout(groups: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+    """Return the charts of CUSTOM SCALARS: one for each group, with a line per task."""
+    charts = {name: ["Multiline", [f"{re.escape(name)}/"]] for name in (*_FIRST, *sorted(groups))}
+    found = {
+        name: chart for name, chart in charts.items() if name in groups
+    }  # a tag is matched by its beginning
+    scores = {name: chart for name, chart in found.items() if name in _FIRST}
+    rest = {name: chart for name, chart in found.items() if name not in _FIRST}
+    return {title: part for title, part in (("each task", scores), ("each task: learning", rest)) if part}
+
+
 def _hparams(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return five columns: TensorBoard's page shows five, in alphabetical order."""
-    both = [own for _, own in methods_of(config).values()]
-    options = [", ".join(f"{key}={value}" for key, value in own.items()) or "none" for own in both]
+    """Return all settings that may change a result, as text: numbers would be shown as 0.0000 and 2.0e+5."""
+    methods = methods_of(config)
+    are_equal = methods["critic"] == methods["actor"]
+    options = {
+        f"method.{key}" if are_equal else f"method.{network}.{key}": value
+        for network, (_, own) in methods.items()
+        for key, value in own.items()
+    }
+    of_methods = ("method", "critic_method", "actor_method")
+    others = {
+        key: value
+        for key, value in flat(config).items()
+        if key not in INCIDENTAL and not key.startswith(of_methods)
+    }
+    settings = {"method": method_label(config), **options, **others}
     return {
-        "method": method_label(config),
-        "method_options": " / ".join(dict.fromkeys(options)),
-        "seed": str(config.get("seed")),  # the page would write numbers as 0.0000 and 2.0e+5
-        "steps": f"{config.get('steps', 0):,}",
-        "tasks": ", ".join(map(str, config.get("tasks", ()))),
+        key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for key, value in settings.items()
     }

@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.plugins.hparams.backend_context import Context as BackendContext
 
-from mtrl.runs.jsonl import drop_after, read_history
-from mtrl.runs.log import Evaluation, RunInfo, Stamp
+from mtrl.runs.jsonl import JsonLines, drop_after, read_history
+from mtrl.runs.log import SINKS, Evaluation, Log, RunInfo, Stamp
 from mtrl.runs.tensorboard import _hparams
-from tests.helpers.logs import CONFIG, NUM_ENVS, RESULT, TASKS, curve, events, log_steps, open_log
+from tests.helpers.logs import CONFIG, NUM_ENVS, RESULT, TASKS, VERSIONS, curve, events, log_steps, open_log
 from tests.helpers.short_runs import lines
 
 # -- lines --------------------------------------------------------------------------------------------------
@@ -49,9 +57,7 @@ def test_values_that_are_not_finite_are_null_and_no_point(tmp_path: Path) -> Non
     (line,) = lines(tmp_path / "metrics.jsonl")
     assert line["a/b"] is None and line["a/c"] is None
     assert line["success"] == {"reach-v3": None, "push-v3": 1.0}
-    assert events(tmp_path).Tags()["scalars"] == []
-    assert events(tmp_path / "tasks/reach-v3").Tags()["scalars"] == []
-    assert events(tmp_path / "tasks/push-v3").Tags()["scalars"] == ["1_success/each_task"]
+    assert events(tmp_path).Tags()["scalars"] == ["success/push-v3"]
 
 
 def test_per_task_values_must_match_the_tasks(tmp_path: Path) -> None:
@@ -113,7 +119,7 @@ def test_curves_are_over_vector_steps(tmp_path: Path) -> None:
     log.evaluation(log.stamp(20, NUM_ENVS), RESULT, final=False)
     log.close()
     assert curve(tmp_path, "train/critic_loss") == [(10, 10.0), (20, 20.0)]
-    assert curve(tmp_path / "tasks/push-v3", "each_task/alpha") == [(10, -10.0), (20, -20.0)]
+    assert curve(tmp_path, "alpha/push-v3") == [(10, -10.0), (20, -20.0)]
     means = {
         "1_success/all_tasks": 0.5,
         "3_success_at_last_step/all_tasks": 0.25,
@@ -121,13 +127,8 @@ def test_curves_are_over_vector_steps(tmp_path: Path) -> None:
     }
     for tag, value in means.items():
         assert curve(tmp_path, tag) == [(20, value)]
-    reach = {
-        "1_success/each_task": 0.75,
-        "3_success_at_last_step/each_task": 0.25,
-        "2_return/each_task": 250.0,
-    }
-    for tag, value in reach.items():
-        assert curve(tmp_path / "tasks/reach-v3", tag) == [(20, value)]
+    for group, value in {"success": 0.75, "success_last": 0.25, "return": 250.0}.items():
+        assert curve(tmp_path, f"{group}/reach-v3") == [(20, value)]
 
 
 def test_success_is_the_first_group_of_charts(tmp_path: Path) -> None:
@@ -137,20 +138,40 @@ def test_success_is_the_first_group_of_charts(tmp_path: Path) -> None:
     )
     log.evaluation(log.stamp(1, NUM_ENVS), RESULT, final=False)
     log.close()
-    tags = [
-        tag for place in (tmp_path, tmp_path / "tasks/push-v3") for tag in events(place).Tags()["scalars"]
-    ]
+    tags = events(tmp_path).Tags()["scalars"]
     assert sorted({tag.split("/")[0] for tag in tags})[:2] == ["1_success", "2_return"]
     assert {"1_success/training_episodes", "env/restarts"} < set(tags)
 
 
-def test_a_directory_has_one_event_file_and_one_for_each_task(tmp_path: Path) -> None:
+def test_a_run_is_one_run_of_tensorboard(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     log_steps(log, [1])
     log.close()
     log.close()
-    for place in (tmp_path, *(tmp_path / "tasks" / task for task in TASKS)):
-        assert len(list(place.glob("events.out.tfevents.*"))) == 1
+    board = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    assert list(board.Runs()) == ["."]
+    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 1
+
+
+def test_each_number_by_task_has_one_chart_of_all_tasks(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log.metrics(log.stamp(1, NUM_ENVS), {}, {"alpha": [1.0, 2.0], "training_success": [0.0, 0.5]})
+    log.evaluation(log.stamp(2, NUM_ENVS), RESULT, final=False)
+    log.close()
+    charts = {
+        chart.title: list(chart.multiline.tag) for part in _charts(tmp_path).category for chart in part.chart
+    }
+    assert list(charts) == ["success", "training_success", "success_last", "return", "alpha"]
+    tags = events(tmp_path).Tags()["scalars"]
+    for title, (expression,) in charts.items():  # TensorBoard's own rule: a tag begins with the expression
+        shown = [tag for tag in tags if re.match(expression, tag)]
+        assert sorted(shown) == sorted(f"{title}/{task}" for task in TASKS)
+
+
+def _charts(run_dir: Path) -> Any:
+    """The layout that TensorBoard shows: it takes the last that a run wrote."""
+    content = events(run_dir).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    return layout_pb2.Layout.FromString(content)
 
 
 def test_the_configuration_is_text_and_hyper_parameters(tmp_path: Path) -> None:
@@ -164,25 +185,49 @@ def test_the_configuration_is_text_and_hyper_parameters(tmp_path: Path) -> None:
     assert yaml.safe_load(block) == {**CONFIG, "tasks": list(TASKS)}
     assert "| mujoco | 3.3.0 |" in text["versions"]
 
-    data = plugin_data_pb2.HParamsPluginData
-    contents = {tag: data.FromString(content) for tag, content in found.PluginTagToContent("hparams").items()}
-    start = contents["_hparams_/session_start_info"].session_start_info.hparams
-    shown = sorted(start)[:5]  # the page shows the first five
-    assert shown == ["method", "method_options", "seed", "steps", "tasks"]
-    assert start["method"].string_value == "cagrad"
-    assert start["method_options"].string_value == "c=0.4"
-    assert start["seed"].string_value == "3"
-    assert start["tasks"].string_value == "reach-v3, push-v3"
-    experiment = contents["_hparams_/experiment"].experiment
-    assert [info.name.tag for info in experiment.metric_infos] == ["1_success/all_tasks"]
-    assert "1_success/all_tasks" not in found.Tags()["scalars"]  # no made-up point at step 0
+    start = _settings(tmp_path)
+    assert start["method"] == "cagrad"
+    assert start["method.c"] == "0.4"
+    assert (start["seed"], start["sac.gamma"], start["tasks"]) == ("3", "0.99", "reach-v3, push-v3")
+
+
+def test_hyper_parameters_show_all_that_a_grid_varies_and_the_final_scores(tmp_path: Path) -> None:
+    for index, gamma in enumerate((0.9, 0.95)):
+        config = {**CONFIG, "sac": {"gamma": gamma}, "method_options": {"c": 0.1 + index}}
+        info = RunInfo(tmp_path / str(index), TASKS, config, VERSIONS, None)
+        info.path.mkdir()
+        log = Log(info, JsonLines(), [SINKS["tensorboard"]()])
+        log_steps(log, [10])
+        for step in (10, 20):
+            log.evaluation(log.stamp(step, NUM_ENVS), RESULT, final=step == 20)
+        log.close()
+    # What TensorBoard's page asks its server for.
+    board = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    flags = SimpleNamespace(generic_data="auto", max_reload_threads=1)
+    provider = MultiplexerDataProvider(board, str(tmp_path))
+    context = BackendContext(TBContext(data_provider=provider, flags=flags, logdir=str(tmp_path)))
+    experiment = context.experiment_from_metadata(
+        RequestContext(), "", True, context.hparams_metadata(RequestContext(), ""), []
+    )
+    assert {info.name for info in experiment.hparam_infos if info.differs} == {"sac.gamma", "method.c"}
+    first = [info.name.tag for info in experiment.metric_infos][:3]  # the page shows the first five
+    assert first == ["1_success/all_tasks", "2_return/all_tasks", "3_success_at_last_step/all_tasks"]
+    assert curve(tmp_path / "1", first[0]) == [(10, 0.5), (20, 0.5)]
 
 
 def test_hyper_parameters_name_the_methods_of_both_networks() -> None:
     own = {"critic_method": "nash_mtl", "critic_method_options": {"max_norm": 1}, "actor_method": "pcgrad"}
     shown = _hparams({**CONFIG, **own})
     assert shown["method"] == "nash_mtl / pcgrad"
-    assert shown["method_options"] == "max_norm=1 / none"
+    assert {key: value for key, value in shown.items() if key.startswith("method.")} == {
+        "method.critic.max_norm": "1"
+    }
+
+
+def _settings(run_dir: Path) -> dict[str, str]:
+    content = events(run_dir).PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    found = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: value.string_value for name, value in found.items()}
 
 
 # -- resume -------------------------------------------------------------------------------------------------
@@ -217,7 +262,7 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
         (line["vector_step"], line["train/critic_loss"]) for line in metrics
     ]
     assert curve(tmp_path, "1_success/all_tasks") == [(20, 0.5)]
-    assert [point for point, _ in curve(tmp_path / "tasks/push-v3", "1_success/each_task")] == [20]
+    assert [point for point, _ in curve(tmp_path, "success/push-v3")] == [20]
 
 
 def test_resume_between_two_lines_or_before_the_first(tmp_path: Path) -> None:

@@ -11,24 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 import mtrl
 from mtrl.runs.log import Evaluation, RunInfo, Stamp
 from mtrl.runs.tensorboard import TensorBoard
-from tests.helpers.logs import NUM_ENVS, RESULT, TASKS, log_steps, open_log
+from tests.helpers.logs import NUM_ENVS, RESULT, TASKS, curve, events, log_steps, open_log
 from tests.helpers.short_runs import lines
 
 
-def test_curves_of_tasks_with_hostile_names_stay_in_the_run(tmp_path: Path) -> None:
+def test_curves_of_tasks_with_hostile_names_stay_in_the_run_and_apart(tmp_path: Path) -> None:
     run = tmp_path / "a/b/run"
     run.mkdir(parents=True)
-    names = ("../../../outside", str(tmp_path / "absolute"), "a/b", "a-b", "push-v3")
+    names = ("../../../outside", str(tmp_path / "absolute"), "a/b", "a_b", "a b", "push-v3")
     sink = TensorBoard()
     sink.open(RunInfo(run, names, {"method": "mean"}, {}, None))
+    sink.metrics(Stamp(1, 1, 0.0), {}, {"alpha": {name: float(index) for index, name in enumerate(names)}})
     sink.close()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert len(list((run / "tasks").iterdir())) == len(names)
-    assert list((run / "tasks/push-v3").iterdir())
+    assert len(list(run.iterdir())) == 1
+    tags = events(run).Tags()["scalars"]
+    assert sorted(curve(run, tag)[0][1] for tag in tags) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert "alpha/push-v3" in tags
+
+
+def test_a_run_of_a_former_version_keeps_its_curves_of_tasks_and_goes_on_in_one_file(tmp_path: Path) -> None:
+    (tmp_path / "tasks/push-v3").mkdir(parents=True)
+    writer = SummaryWriter(str(tmp_path / "tasks/push-v3"))
+    writer.add_scalar("each_task/alpha", 7.0, 10)
+    writer.close()
+    log = open_log(tmp_path, 10)
+    log_steps(log, [20])
+    log.close()
+    assert curve(tmp_path / "tasks/push-v3", "each_task/alpha") == [(10, 7.0)]
+    assert curve(tmp_path, "alpha/push-v3") == [(20, -20.0)]
 
 
 # -- a user's own sinks -------------------------------------------------------------------------------------
@@ -152,7 +168,6 @@ def test_event_files_of_a_resumed_run_sort_last_even_if_the_clock_was_set_back(
     former = {path.name for path in tmp_path.rglob("events.out.tfevents.*")}
     monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)
     open_log(tmp_path, 40).close()
-    for place in (tmp_path, *(tmp_path / "tasks" / task for task in TASKS)):
-        first, second = sorted(path.name for path in place.glob("events.out.tfevents.*"))
-        assert first in former
-        assert second not in former
+    first, second = sorted(path.name for path in tmp_path.glob("events.out.tfevents.*"))
+    assert first in former
+    assert second not in former
