@@ -24,7 +24,7 @@ _STEPS_PER_SECOND = 80  # upstream's real time: 5 physics steps of 2.5 ms each
 _STEPS_PER_FRAME = 4  # software rendering takes a fifth of a second per frame
 _GOAL = 0  # of the filmed episode
 _BLOCK = 16  # of the codec, which would stretch pictures of other sizes
-_CAPTION_HEIGHT = 48
+CAPTION_HEIGHT = 48  # pixels, below each frame
 
 
 def record(
@@ -130,7 +130,7 @@ def _captioned(frame: Frame, facts: tuple[str, str]) -> Frame:
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = (-(-size // _BLOCK) * _BLOCK for size in frame.shape[:2])
-    picture = Image.new("RGB", (width, height + _CAPTION_HEIGHT))
+    picture = Image.new("RGB", (width, height + CAPTION_HEIGHT))
     picture.paste(Image.fromarray(np.ascontiguousarray(frame)))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(16)
     for line, text in enumerate(facts):

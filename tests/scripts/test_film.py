@@ -1,0 +1,45 @@
+"""The film of README: videos of tasks side by side in one GIF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("imageio_ffmpeg", reason="needs the extra [video]")
+
+import film
+import imageio.v2 as imageio
+from PIL import Image
+
+from mtrl.training.video import CAPTION_HEIGHT
+
+COLOURS = {"reach-v3": (200, 40, 40), "push-v3": (40, 40, 200)}
+
+
+@pytest.mark.dear
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio's pipes
+def test_videos_are_side_by_side_in_real_time_without_their_captions(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{task}.mp4" for task in COLOURS]
+    for path, colour, seconds in zip(paths, COLOURS.values(), (2, 1), strict=True):
+        picture = np.zeros((96 + CAPTION_HEIGHT, 96, 3), np.uint8)
+        picture[:96] = colour  # the caption stays black
+        imageio.mimwrite(path, [picture] * (20 * seconds), fps=20)
+    out = tmp_path / "film.gif"
+    assert film.main([*map(str, paths), str(out), "--columns", "2", "--width", "64", "--fps", "10"]) == 0
+    opened: Any = Image.open(out)
+    with opened as found:
+        assert found.info["loop"] == 0
+        assert found.size == (128, 64 + 16)  # two square pictures below their names
+        total = 0
+        for index in range(found.n_frames):
+            found.seek(index)
+            total += found.info["duration"]
+            frame = np.asarray(found.convert("RGB"), int)
+            # The shorter video shows its last frame until the longer one ends.
+            for column, colour in enumerate(COLOURS.values()):
+                middle = frame[20:-2, 64 * column + 2 : 64 * column + 62]
+                assert np.abs(middle - colour).max() < 40
+    assert 2000 <= total <= 3000  # of two seconds, and one for the last frame
