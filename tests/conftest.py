@@ -1,16 +1,21 @@
-"""Settings of the whole suite: one thread per process, and a goal cache that is not the user's."""
+"""Settings of the whole suite: one thread per process, and a goal cache that is not the user's.
+
+Tests that need a GPU run without the extra [test] as well, on a cluster for instance. Files that import one
+of its packages are then left out, and the end of pytest's output names these packages.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 # Tensors are small here: threads would only wait for one another, and for those of the suite's other process.
 # Set before torch is imported, here and in the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import hypothesis
 import pytest
 import torch
 
@@ -18,9 +23,46 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# A busy machine is no defect, and every run of the suite sees the same examples.
-hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
-hypothesis.settings.load_profile("suite")
+PACKAGES = (
+    "clarabel", "cvxpy", "hatchling", "hypothesis", "matplotlib", "pandas", "quadprog", "sklearn", "torchjd",
+    "triton",
+)  # fmt: skip
+MISSING = [name for name in PACKAGES if find_spec(name) is None]
+if "hypothesis" not in MISSING:
+    import hypothesis
+
+    # A busy machine is no defect, and every run of the suite sees the same examples.
+    hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+    hypothesis.settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the settings of pyproject.toml for plug-ins that are missing."""
+    if find_spec("xdist") is None:
+        for name in ("--numprocesses", "--maxprocesses", "--dist"):
+            parser.addoption(name, help="of pytest-xdist, which is not installed")
+    if find_spec("pytest_timeout") is None:
+        parser.addini("timeout", help="of pytest-timeout, which is not installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the marker of a plug-in that is missing."""
+    config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which packages' tests are left out."""
+    if MISSING:
+        terminalreporter.write_line(f"without the extra [test]: tests of {', '.join(MISSING)} were left out")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out a file that imports a missing package."""
+    if not MISSING or collection_path.suffix != ".py":
+        return None
+    imports = rf"^(?:import|from) (?:{'|'.join(MISSING)})\b"
+    source = collection_path.read_text(encoding="utf-8")
+    return True if re.search(imports, source, flags=re.MULTILINE) else None
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 from hatchling.builders.wheel import WheelBuilder
 
 import mtrl
+from tests.conftest import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -89,3 +91,17 @@ def test_combiners_and_gradients_need_torch_and_numpy_alone() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stderr == ""
     assert done.stdout == "mtrl.Config needs 'pydantic': pip install 'mtrl-torch[train]'.\n"
+
+
+@pytest.mark.slow
+def test_gpu_tests_are_collected_with_torch_numpy_pytest_and_the_extra_train_alone() -> None:
+    """As on a cluster. A name that sys.modules has without a module counts as missing."""
+    missing = dict.fromkeys(("xdist", "pytest_timeout", *PACKAGES))
+    code = f"import sys, pytest; sys.modules.update({missing!r}); sys.exit(pytest.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "-m", "gpu", "--collect-only", "-p", "no:cacheprovider"]
+    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("test_a_replayed_update_equals_an_eager_one[cagrad]", "test_gramians_on_cuda_are_those"):
+        assert name in done.stdout
+    assert "tests of clarabel, cvxpy" in done.stdout

@@ -235,7 +235,7 @@ class Staging:
         """Start the copy to the device; later operations on the current stream see its result."""
         if self._sent is not None:
             self._device_tensor.copy_(self.host, non_blocking=True)
-            self._sent.record()
+            self._sent.record(self._stream())
 
     def wait(self) -> None:
         """Wait until the last `send` has read the host's tensor."""
@@ -246,8 +246,11 @@ class Staging:
         """Copy from the device, and wait for the copy and all earlier work on the current stream."""
         if self._sent is not None:
             self.host.copy_(self._device_tensor, non_blocking=True)
-            self._sent.record()
+            self._sent.record(self._stream())
             self._sent.synchronize()
+
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self._device_tensor.device)  # which need not be the current device
 
 
 def resolve_device(name: str) -> torch.device:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import cvxpy as cp
 import numpy as np
 from torch import Tensor
 
@@ -22,7 +21,7 @@ def best_worst_improvement_in_ball(jacobian: Tensor, c: float) -> float:
     mean = rows.mean(axis=0)
     # In units of |g0| and with rows of unit length: the solver's tolerances are absolute.
     length = float(np.linalg.norm(mean))
-    return length * _best(rows, lambda direction: [cp.norm(direction - mean / length) <= c])
+    return length * _best(rows, lambda cp, direction: [cp.norm(direction - mean / length) <= c])
 
 
 def best_worst_improvement_in_cap(jacobian: Tensor, c: float) -> float:
@@ -30,14 +29,14 @@ def best_worst_improvement_in_cap(jacobian: Tensor, c: float) -> float:
     rows = _row_space(jacobian)
     mean = rows.mean(axis=0)
     axis = mean / np.linalg.norm(mean)
-    return _best(rows, lambda direction: [cp.norm(direction) <= 1.0, axis @ direction >= c])
+    return _best(rows, lambda cp, direction: [cp.norm(direction) <= 1.0, axis @ direction >= c])
 
 
 def best_common_improvement(jacobian: Tensor) -> float:
     """max_d min_i <g_i, d> / |g_i| over |d| <= 1: zero where the parameters are Pareto-stationary."""
     rows = _row_space(jacobian)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return _best(rows, lambda direction: [cp.norm(direction) <= 1.0])
+    return _best(rows, lambda cp, direction: [cp.norm(direction) <= 1.0])
 
 
 def _row_space(jacobian: Tensor) -> np.ndarray:
@@ -46,13 +45,15 @@ def _row_space(jacobian: Tensor) -> np.ndarray:
 
 
 def _best(rows: np.ndarray, constraints: Any) -> float:
+    import cvxpy as cp  # here, because tests of a GPU import this file and may lack it
+
     norms = np.linalg.norm(rows, axis=1)
     there = norms > 0.0  # no direction improves a task without a gradient
     rows, norms = rows[there], norms[there]
     smallest = float(norms.min())
     direction, worst = cp.Variable(rows.shape[1]), cp.Variable()
     improvements = (rows / norms[:, None]) @ direction >= worst * (smallest / norms)
-    problem = cp.Problem(cp.Maximize(worst), [improvements, *constraints(direction)])
+    problem = cp.Problem(cp.Maximize(worst), [improvements, *constraints(cp, direction)])
     for tolerance in _TOLERANCES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an inaccurate solution: the status says it

@@ -11,6 +11,8 @@ from mtrl.combiners.fs_mtl import FSMTL
 from tests.helpers.evaluators import Linear, Quadratics
 from tests.helpers.matrices import jacobian
 
+pytest.importorskip("torchjd")  # one of all methods
+
 MADE = {name: make_combiner(name, num_tasks=3) for name in COMBINERS}
 UNFIT = sorted(name for name, made in MADE.items() if made.positive_losses or made.preconditioned)
 BASES = sorted(name for name, made in MADE.items() if name not in UNFIT and not made.needs_also)

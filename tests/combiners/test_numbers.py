@@ -14,12 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mtrl.combiners import COMBINERS, GramCombiner, make_combiner
 from mtrl.combiners.solvers import projections
 from mtrl.combiners.solvers.hull import project
+from tests.combiners.calls import NAMES
 from tests.combiners.oracles import ORACLES
 from tests.helpers.evaluators import Linear
 from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian
 
-TAKES_ONE_JACOBIAN = sorted(name for name in COMBINERS if not ORACLES[name].make(name, 5).needs_also)
+TAKES_ONE_JACOBIAN = sorted(name for name in NAMES if not ORACLES[name].make(name, 5).needs_also)
 
 
 def drawn(tasks: int, parameters: int, seed: int = 0) -> Tensor:

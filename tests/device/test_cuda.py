@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from mtrl.agents.sac.agent import SACAgent
 from mtrl.agents.sac.noise_hold import NoiseHold
 from mtrl.combiners import COMBINERS
 from mtrl.device import cpu
-from mtrl.device.cuda import WARM_UP_CALLS, GraphedStep, SideStream
+from mtrl.device.cuda import WARM_UP_CALLS, GraphedStep, SideStream, Staging
 from tests.helpers.agents import ACTION, CPU, OBS, TASKS, sac_agent, sac_config
 
 CUDA = torch.device("cuda")
@@ -87,17 +88,24 @@ def test_a_replayed_update_equals_an_eager_one(method: str) -> None:
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.gpu
-def test_a_graph_takes_up_a_restored_state() -> None:
-    source, target = _agent("nash_mtl", CUDA), _agent("nash_mtl", CUDA, seed=1)
+@pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=pytest.mark.gpu)], ids=str)
+@pytest.mark.parametrize("updates_before", [0, WARM_UP_CALLS + 3])
+def test_a_graph_takes_up_a_restored_state_and_leaves_its_source_alone(
+    device: torch.device, updates_before: int
+) -> None:
+    source, undisturbed, target = (_agent("nash_mtl", device, seed) for seed in (0, 0, 1))
+    for _ in range(updates_before):  # of which the last are replays of a graph
+        target.update_from_replay()
     for _ in range(WARM_UP_CALLS + 3):
-        source.update_from_replay()
+        for agent in (source, undisturbed):
+            agent.update_from_replay()
     target.load_state(source.state())
     for _ in range(WARM_UP_CALLS + 3):
-        for agent in (source, target):
+        for agent in (source, undisturbed, target):
             agent.update_from_replay()
-    for mine, expected in zip(target.update.parameters(), source.update.parameters(), strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+    for agent in (source, target):
+        for mine, expected in zip(agent.update.parameters(), undisturbed.update.parameters(), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.gpu
@@ -152,6 +160,7 @@ class Accelerator:
         self.captured_on: list[Any] = []
         self.waits: list[Any] = []  # streams and events that some stream has waited for
         self.current: Any = "default"
+        self.devices: list[Any] = []  # whose current streams were asked for
         accelerator = self
 
         class Stream:
@@ -215,7 +224,7 @@ class Accelerator:
 
         for name, fake in {
             "Event": Event, "Stream": Stream, "stream": stream, "device": device, "CUDAGraph": Graph,
-            "graph": Capture, "current_stream": lambda device=None: self.current, "set_stream": set_stream,
+            "graph": Capture, "current_stream": self.asked, "set_stream": set_stream,
             "synchronize": lambda device=None: None, "graph_pool_handle": lambda: (0, 1),
             "current_device": lambda: 1,
         }.items():  # fmt: skip
@@ -223,6 +232,19 @@ class Accelerator:
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *_: None, raising=False)
         self.default = default
+
+    def asked(self, device: Any = None) -> Any:
+        self.devices.append(device)
+        return self.current
+
+
+def test_copies_are_waited_for_on_their_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator, zeros = Accelerator(monkeypatch, valid=True), torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *sizes, pin_memory=False, **options: zeros(*sizes, **options))
+    place = mock.Mock(is_cuda=True, shape=(2,), dtype=torch.float32, device=torch.device("cuda:1"))
+    staging = Staging(place)
+    staging.send()
+    assert accelerator.devices == [torch.device("cuda:1")]
 
 
 def test_a_failed_capture_says_why_and_leaves_stream_and_allocator_as_they_were(

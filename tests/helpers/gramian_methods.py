@@ -1,12 +1,13 @@
-"""Independent references of the methods that need the Gramian alone, and what they imply for a direction."""
+"""Independent references of the methods that need the Gramian alone, and what they imply for a direction.
+
+Their solvers are imported where they are used: tests on a GPU need the rest of this file alone.
+"""
 
 from __future__ import annotations
 
 import math
 
-import cvxpy as cp
 import numpy as np
-import quadprog
 import scipy.optimize
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ def shortest_in_hull(jacobian: Tensor) -> Tensor:
 
 def shortest_within_caps(jacobian: Tensor, cap: float) -> float:
     """Length of capped MGDA's direction by an active-set solver: min |G'w| over the simplex with w <= cap."""
+    import quadprog
+
     tasks = len(jacobian)
     norms = jacobian.norm(dim=1)
     unit = jacobian / norms.unsqueeze(-1)
@@ -42,6 +45,8 @@ def shortest_within_caps(jacobian: Tensor, cap: float) -> float:
 
 def projected_on_cone(jacobian: Tensor) -> Tensor:
     """UPGrad's direction by an active-set solver: one program per task in the weights of unit gradients."""
+    import quadprog
+
     tasks = len(jacobian)
     norms = jacobian.norm(dim=1)
     unit = jacobian / norms.unsqueeze(-1)
@@ -56,6 +61,8 @@ def projected_on_cone(jacobian: Tensor) -> Tensor:
 
 def best_steered_improvement(jacobian: Tensor, balance: float, c: float) -> float:
     """IMGrad's primal by a conic solver: max over |e| <= 1 of min_i <g_i, (1.5 - rho) g0 + rho c |g0| e>."""
+    import cvxpy as cp
+
     rows = np.linalg.qr(jacobian.numpy().T)[1].T
     norms = np.linalg.norm(rows, axis=1)
     mean = rows.mean(axis=0)

@@ -6,7 +6,6 @@ The solvers: a conic one, an active-set QP solver, plain loops.
 from __future__ import annotations
 
 import numpy as np
-import quadprog
 import torch
 from mtrl_benchmarks._conic import best_worst_improvement_in_ball, best_worst_improvement_in_cap
 from torch import Tensor
@@ -14,6 +13,8 @@ from torch import Tensor
 
 def direction_oriented(jacobian: Tensor, lam: float) -> Tensor:
     """SDMGrad: w on the simplex minimises 1/2 w'Mw + lam w'Mu; returns (g_w + lam g0) / (1 + lam)."""
+    import quadprog
+
     tasks = jacobian.shape[0]
     gram = (jacobian @ jacobian.T).numpy()
     scale = np.trace(gram) / tasks
