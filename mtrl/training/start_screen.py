@@ -9,8 +9,10 @@ import torch
 
 from mtrl.config.labels import RESTART, method_label
 from mtrl.config.schema import Config
+from mtrl.device.cpu import precision_on
 from mtrl.envs import TaskVectorEnv
 
+_PRODUCTS = {"highest": "float32", "high": "TF32", "medium": "bfloat16"}
 _LONG_RUN_STEPS = 500_000  # vector steps; the laptop preset makes fewer
 
 
@@ -39,7 +41,7 @@ def describe(
             f"{config.steps:,} vector steps, seed {config.seed}",
         ),
         *agent_facts.items(),
-        ("device", _device_name(device)),
+        ("device", _device_name(device, config.train.matmul_precision)),
         ("environments", f"{envs.num_envs} in {envs.num_workers} worker processes"),
         ("run", str(path)),
     ]
@@ -53,6 +55,12 @@ def describe(
             "Without a GPU this protocol may take days; the progress bar shows the time left. "
             "`--preset laptop` trains MT10 on two CPU cores within an hour."
         )
+    one_each = config.env.envs_per_task == 1 and config.train.updates_per_step == 1
+    if device.type == "cuda" and config.tasks == ("MT10",) and one_each and config.steps > _LONG_RUN_STEPS:
+        notes.append(
+            "`--preset mt10_fast` makes as many updates from as many transitions in a quarter of the vector "
+            "steps, with four copies of each task."
+        )
     return f"mtrl: {benchmark}, {method_label(vars(config))}", facts, notes
 
 
@@ -64,9 +72,10 @@ def _episodes(config: Config) -> str:
     return f"{trained} steps per episode ({measured} in evaluations)"
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: torch.device, precision: str) -> str:
     if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
+        products = _PRODUCTS[precision_on(device, precision)]
+        return f"cuda ({torch.cuda.get_device_name(device)}, products in {products})"
     threads = torch.get_num_threads()
     return f"cpu ({threads} thread{'s' if threads > 1 else ''})"
 

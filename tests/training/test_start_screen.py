@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
-from mtrl.config.schema import Config, EnvConfig, EvalConfig
+from mtrl.config.presets import build_config, load_preset
+from mtrl.config.schema import Config, EnvConfig, EvalConfig, TrainConfig
 from mtrl.envs import build_suite
 from mtrl.envs.metaworld.suite import MetaWorldSuite
 from mtrl.envs.suite import TaskSuite
@@ -24,12 +25,12 @@ class _Envs:
 
 
 def _describe(
-    steps: int, suite: TaskSuite | None = None, **settings: Any
+    steps: int, suite: TaskSuite | None = None, device: str = "cpu", **settings: Any
 ) -> tuple[dict[str, str], list[str]]:
     envs: Any = _Envs(suite)
-    config = Config(tasks=_Envs.task_names, steps=steps, **settings)
+    config = Config(steps=steps, **{"tasks": _Envs.task_names, **settings})
     facts = {"networks": "two"}
-    _, lines, notes = describe(config, facts, envs, Path("somewhere"), 0, torch.device("cpu"))
+    _, lines, notes = describe(config, facts, envs, Path("somewhere"), 0, torch.device(device))
     return dict(lines), notes
 
 
@@ -38,6 +39,27 @@ def test_a_long_run_on_a_cpu_points_to_the_laptop_preset() -> None:
     assert facts["networks"] == "two"
     assert len(notes) == 1
     assert "--preset laptop" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("precision", "products"), [("auto", "TF32"), ("highest", "float32"), ("medium", "bfloat16")]
+)
+def test_on_a_gpu_the_precision_of_products_is_stated(
+    precision: Literal["auto", "highest", "medium"], products: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    facts, notes = _describe(90_000, device="cuda", train=TrainConfig(matmul_precision=precision))
+    assert facts["device"] == f"cuda (a card, products in {products})"
+    assert notes == []
+
+
+def test_the_whole_protocol_on_a_gpu_points_to_its_fast_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    (note,) = _describe(2_000_000, device="cuda", tasks=("MT10",))[1]
+    assert "--preset mt10_fast" in note
+    fast = build_config(load_preset("mt10_fast"))
+    assert _describe(fast.steps, device="cuda", tasks=("MT10",), env=fast.env, train=fast.train)[1] == []
+    assert _describe(2_000_000, device="cuda", tasks=("MT50",))[1] == []
 
 
 def test_both_lengths_of_episodes_are_stated_where_they_differ() -> None:
