@@ -77,6 +77,10 @@ def assert_all_is_there(runs: dict[str, Run], folder: Path, *, shorter: int) -> 
     assert "my_file:Inverse" in (folder / "report" / "report.html").read_text(encoding="utf-8")
     actions, _ = mtrl.load_policy(folder / "policy").predict(np.zeros((4, 2), np.float32))
     assert actions.shape == (4, 2)
+    saved = yaml.safe_load((folder / "runs" / "gated" / "config.yaml").read_text())["network"]
+    assert (saved["options"], saved["critic_options"]) == ({"width": 24}, {"width": 48})
+    gated = mtrl.load_policy(folder / "gated_policy", architecture="my_network.py:Gated")
+    assert gated.predict(np.zeros((4, 2), np.float32))[0].shape == (4, 2)
 
 
 def test_every_file_and_command_works_from_the_shell_and_from_python(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mtrl.networks.base import Parameters
 from mtrl.networks.gaussian import bounded_log_std
-from mtrl.networks.identity import Kind, Rows, TaskIdentity
+from mtrl.networks.identity import PROJECTION, Kind, Rows, TaskIdentity
 from mtrl.networks.initial import Fresh, FromLayout, Layout, Shape, at_least, constant, orthogonal
 from mtrl.networks.layers import Weights
 
@@ -103,9 +103,8 @@ class SimbaV2(FromLayout):
 
     def project(self, parameters: Parameters) -> None:
         """Set the weights of every output unit to length 1, in place (`Projects`)."""
-        for name in self.layout().shared:
-            if name.endswith(".weight") and not name.startswith("identity"):
-                weight = parameters[name]
+        for name, weight in parameters.items():
+            if name.endswith(".weight") and name != f"{PROJECTION}.weight":
                 weight.div_(torch.linalg.vector_norm(weight, dim=-1, keepdim=True).clamp(min=_SMALLEST))
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,6 +224,23 @@ def test_sizes_of_networks_that_differ_by_role_are_the_published_ones(case: str)
     name, options, expected = OF_ROLE[case]
     role = options.get("role", "critic")
     assert tuple(count(name, role, tasks, options) for tasks in (10, 50)) == expected
+
+
+def test_the_page_of_networks_has_these_sizes() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "," in line]
+    table = {row[0]: row[1:] for row in rows if len(row) == 6}
+    for name, options, small, large in COUNTS.values():
+        numbers = [f"{number:,}" for number in (*small, *large)]
+        assert any(row[:4] == numbers for row in table.values()), (name, options)
+    table = {name: row for name, row in table.items() if name.startswith("`")}
+    for name, row in table.items():  # the perceptron as large as each critic
+        outputs = 101 if name.startswith(("`brc`", "`simba_v2`")) else 1
+        critic, options = int(row[1].replace(",", "")), {"width": int(row[4]), "outputs": outputs}
+        assert count("mlp", "critic", 10, options) == pytest.approx(critic, rel=3e-3), name
+    ours = [number for *_, numbers in OF_ROLE.values() for number in numbers]
+    stated = {cell for name, row in table.items() for cell in row if name[1:4] in ("brc", "sim")}
+    assert {f"{number:,}" for number in ours} <= stated
 
 
 def test_every_network_of_the_library_is_compared_with_a_plain_one() -> None:

@@ -1,4 +1,4 @@
-"""Each network through a whole run of the debug preset: train, kill, resume, evaluate, export, report."""
+"""Each network through a whole run of the debug preset: killed, resumed, evaluated, exported, reported."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ IDENTITY = {name: ["--network.task-identity", "embedding"] for name in ("mlp", "
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_trains_resumes_evaluates_exports_and_reports(network: str, tmp_path: Path) -> None:
-    flags = ["--preset", "debug", "--network", network, "--method", "cagrad", *IDENTITY.get(network, [])]
-    flags += ["--steps", "100", "--train.checkpoint-interval", "20", "--train.warmup-steps", "12"]
-    flags += ["--train.num-threads", "1", "--env.num-workers", "1"]
+    text = f"--preset debug --tasks reach-v3 drawer-close-v3 --network {network} --method cagrad"
+    text += " --steps 100 --train.checkpoint-interval 20 --train.warmup-steps 12"
+    flags = [*text.split(), *IDENTITY.get(network, []), "--train.num-threads", "1", "--env.num-workers", "1"]
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     kill_and_resume(flags, killed)
     assert main_train([*flags, "--run-dir", str(undisturbed)]) == 0
@@ -33,7 +33,7 @@ def test_a_network_trains_resumes_evaluates_exports_and_reports(network: str, tm
     policy = mtrl.load_policy(export_run(killed))
     obs = np.random.default_rng(0).normal(size=(len(policy.task_names), 39)).astype(np.float32)
     actions, _ = policy.predict(obs)
-    assert actions.shape == (10, 4) and np.isfinite(actions).all()
+    assert actions.shape == (2, 4) and np.isfinite(actions).all()
     card = (killed / "policy" / "README.md").read_text()
     assert f"* network: {network} {'' if network == 'soft_modules' else '2x'}32" in card
     assert main_report([str(killed), "--out", str(tmp_path / "report")]) == 0
