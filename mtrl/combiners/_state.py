@@ -180,16 +180,18 @@ class Learned(Stateful):
         self.first = nn.Buffer(torch.zeros(size, dtype=torch.float64))
         self.second = nn.Buffer(torch.zeros(size, dtype=torch.float64))
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
+        self._betas = nn.Buffer(torch.tensor([_BETA1, _BETA2], dtype=torch.float64), persistent=False)
 
     def update(self, gradient: Tensor) -> None:
         """Take one step against `gradient` [size]."""
-        gradient = gradient + self.weight_decay * self.value
+        if self.weight_decay > 0.0:
+            gradient = torch.add(gradient, self.value, alpha=self.weight_decay)
         self.step.add_(1.0)
         self.first.lerp_(gradient, 1.0 - _BETA1)
-        self.second.lerp_(gradient.square(), 1.0 - _BETA2)
-        first = self.first / (1.0 - _BETA1**self.step)
-        second = self.second / (1.0 - _BETA2**self.step)
-        self.value.sub_(self.lr * first / (second.sqrt() + _EPS))
+        self.second.mul_(_BETA2).addcmul_(gradient, gradient, value=1.0 - _BETA2)
+        start = 1.0 - self._betas**self.step
+        root = (self.second / start[1]).sqrt_().add_(_EPS)
+        self.value.addcdiv_(self.first, root.mul_(start[0]), value=-self.lr)
 
 
 _LEAST = 1e-8  # what the authors of FAMO and of DB-MTL add under their logarithms
@@ -214,12 +216,12 @@ class LossOrigin(Stateful):
             self.lowest = nn.Buffer(torch.full((num_tasks,), torch.inf, dtype=torch.float64))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the measured losses [T], float64; a loss below the origin lowers it first."""
+        """Return the measured losses [..., T], float64; a loss below the origin lowers it first."""
         exact = losses.detach().to(torch.float64)
         if not self.shifts:
             return exact.clamp(min=_LEAST)
-        self.lowest.copy_(torch.minimum(self.lowest, exact))
-        return exact - self.lowest + 1.0
+        torch.minimum(self.lowest, exact if exact.dim() == 1 else exact.amin(dim=0), out=self.lowest)
+        return (exact - self.lowest).add_(1.0)
 
 
 # Random numbers come from a stream and a counter in a method's state, so that a resume is exact. A number is

@@ -1,10 +1,9 @@
 """ConFIG: the direction that has the same cosine with all task gradients."""
 
-import torch
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.imtl_g import equal_projections
+from mtrl.combiners.solvers.equal import equal_projections
 
 
 class ConFIG(GramCombiner):
@@ -23,18 +22,4 @@ class ConFIG(GramCombiner):
     papers = ("liu2025config",)
 
     def _weights(self, gram: Tensor) -> Tensor:
-        return config_weights(gram)
-
-
-def config_weights(gram: Tensor) -> Tensor:
-    """Return the weights [T] of ConFIG's direction for the Gramian [T, T]."""
-    equal, cosine, inverse = equal_projections(gram)
-    tasks = len(equal)
-    rounding = tasks * torch.finfo(gram.dtype).eps
-    # A largest weight of 1: where no direction exists the solution itself is as large as 1 / ridge.
-    scaled = equal / equal.abs().amax().clamp(min=1e-300)
-    products = cosine @ scaled
-    # Below the cosines' rounding error the squared length is unknown; the direction then vanishes.
-    square = (scaled @ products).clamp(min=rounding * scaled.abs().sum().square())
-    length = (products * gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()).sum() / tasks
-    return scaled * inverse * length / torch.where(square > 0.0, square, 1.0)
+        return equal_projections(gram, projected=True)

@@ -9,7 +9,7 @@ from mtrl.combiners._checks import check_number
 from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners._state import move_rows
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import lengths_of, weighted_sum
+from mtrl.combiners.solvers.gramian import lengths_of, one_over, weighted_sum
 
 
 class DBMTL(PositiveLosses, JacobianCombiner):
@@ -49,10 +49,9 @@ class DBMTL(PositiveLosses, JacobianCombiner):
         self.prepare(jacobian[0])
         assert losses is not None
         self.step.add_(1.0)
-        kept = self.beta / self.step**self.sigma
+        kept = self.beta * self.step**-self.sigma
         move_rows(self.average, kept, (1.0 - kept) / self.origin(losses), jacobian)
         lengths = lengths_of(self.average)
-        inverse = torch.where(lengths > 0.0, lengths, torch.inf).reciprocal()
-        total = inverse.sum()
-        self.last_weights.copy_(inverse / torch.where(total > 0.0, total, 1.0))
+        inverse = one_over(lengths)
+        self.last_weights.copy_(inverse / inverse.sum().clamp(min=1e-300))
         return weighted_sum(lengths.amax() * inverse, self.average).to(jacobian.dtype)

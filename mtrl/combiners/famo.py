@@ -53,7 +53,7 @@ class FAMO(PositiveLosses, LossCombiner):
         return torch.softmax(self.xi.value - self.origin(losses).log(), dim=0)
 
     def _after_step(self, losses: Tensor) -> None:
-        after = self.origin(losses).log()  # first: it may lower the origin of both
-        fall = self.origin(self.before).log() - after
+        before, after = self.origin(torch.stack((self.before, losses.to(self.before.dtype)))).log()
+        fall = before - after
         z = torch.softmax(self.xi.value, dim=0)
         self.xi.update(z * (fall - z @ fall))

@@ -51,14 +51,12 @@ class GradNorm(PositiveLosses, JacobianCombiner):
         self.initial.copy_(torch.where(self.logits.step == 0.0, measured, self.initial))
         left = measured / self.initial
         weights = torch.softmax(self.logits.value, dim=0)
-        self._learn(weights * self.num_tasks, lengths_of(jacobian), (left / left.mean()) ** self.alpha)
         self.last_weights.copy_(weights)
+        lengths = weights * lengths_of(jacobian)
+        mean = lengths.mean()
+        above = torch.addcmul(lengths, mean, (left / left.mean()) ** self.alpha, value=-1.0).sign()
+        # The derivative by w_t, times w_t, in units of the mean length. Through the softmax w / T of the
+        # logits: a step along all of them at once changes nothing.
+        slope = lengths / mean.clamp(min=1e-300) * above
+        self.logits.update(torch.addcmul(slope, weights, slope.sum(), value=-1.0))
         return weighted_sum(weights, jacobian)
-
-    def _learn(self, weights: Tensor, norms: Tensor, factors: Tensor) -> None:
-        mean = (weights * norms).mean()
-        norms = norms / torch.where(mean > 0.0, mean, 1.0)
-        lengths = weights * norms
-        slope = norms * torch.sign(lengths - lengths.mean() * factors)
-        # Through the softmax: w_t / T is its value, so a step along all logits at once changes nothing.
-        self.logits.update(weights * (slope - (weights * slope).mean()))

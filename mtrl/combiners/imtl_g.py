@@ -1,10 +1,9 @@
 """IMTL-G: the direction with the same projection onto every task's unit gradient."""
 
-import torch
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.gramian import cosines, rounding_ridge
+from mtrl.combiners.solvers.equal import equal_projections
 
 
 class IMTLG(GramCombiner):
@@ -24,28 +23,4 @@ class IMTLG(GramCombiner):
     papers = ("liu2021imtl",)
 
     def _weights(self, gram: Tensor) -> Tensor:
-        equal, _, inverse = equal_projections(gram)
-        # Unit sum first: the solution itself may be as large as 1 / ridge.
-        raw = equal / equal.sum().clamp(min=1e-300) * inverse
-        total = raw.sum().abs().maximum(1e-3 * raw.abs().sum())
-        return raw / torch.where(total > 0.0, total, 1.0)
-
-
-def equal_projections(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return v, C and 1 / |g_i|, float64, for the Gramian [T, T]: C v = 1, where C are the cosines.
-
-    A ridge r makes C definite. Each further solve, for what the ridge left of the equations, multiplies its
-    effect along eigenvectors of C by r / (r + eigenvalue). Along those at the level of rounding, where no
-    solution exists, the ridge is only divided by the number of solves.
-    """
-    exact = gram.to(torch.float64)
-    cosine, inverse = cosines(exact)
-    tasks = len(exact)
-    unit = torch.eye(tasks, dtype=cosine.dtype, device=cosine.device)
-    ridged = torch.add(cosine, unit, alpha=tasks * rounding_ridge(gram))
-    factor = torch.linalg.cholesky_ex(ridged, check_errors=False)[0]
-    present = (exact.diagonal() > 0.0).to(exact.dtype).unsqueeze(-1)
-    equal = torch.cholesky_solve(present, factor)
-    for _ in range(5):
-        equal = equal + torch.cholesky_solve(torch.addmm(present, cosine, equal, alpha=-1.0), factor)
-    return equal.squeeze(-1), cosine, inverse
+        return equal_projections(gram, projected=False)

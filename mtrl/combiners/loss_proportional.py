@@ -1,11 +1,10 @@
 """Loss-proportional steps: each task's part of the step is proportional to its loss."""
 
-import torch
 from torch import Tensor
 
 from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import lengths_of, weighted_sum
+from mtrl.combiners.solvers.gramian import lengths_of, one_over, weighted_sum
 
 
 class LossProportional(PositiveLosses, JacobianCombiner):
@@ -28,10 +27,7 @@ class LossProportional(PositiveLosses, JacobianCombiner):
         assert losses is not None
         measured = self.origin(losses)
         lengths = lengths_of(jacobian)
-        parts = torch.where(lengths > 0.0, measured / measured.amax(), 0.0)
-        total = parts.sum()
-        parts = parts / torch.where(total > 0.0, total, 1.0)
-        ratios = parts / torch.where(lengths > 0.0, lengths, 1.0)
-        everything = ratios.sum()
-        self.last_weights.copy_(ratios / torch.where(everything > 0.0, everything, 1.0))
+        parts = measured / measured.amax() * (lengths > 0.0)
+        ratios = parts / parts.sum().clamp(min=1e-300) * one_over(lengths)
+        self.last_weights.copy_(ratios / ratios.sum().clamp(min=1e-300))
         return weighted_sum(lengths.mean() * ratios, jacobian)

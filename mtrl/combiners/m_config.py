@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_decay, check_number
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
-from mtrl.combiners.conflict_free import config_weights
+from mtrl.combiners.solvers.equal import equal_projections
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
 
@@ -67,7 +67,7 @@ class MConFIG(JacobianCombiner):
         start = 1.0 - self.beta1 ** counts.clamp(min=1).to(torch.float64)
         # Weights for the corrected means, means / start, without a second tensor of their size.
         gram = gramian(self.means)
-        weights = config_weights(gram / torch.outer(start, start).to(gram.dtype))
+        weights = equal_projections(gram / torch.outer(start, start).to(gram.dtype), projected=True)
         self.last_weights.copy_(torch.where(known, weights, 0.0))
         step = self._scaled(weighted_sum(weights / start, self.means), known)
         return torch.where(known, step, 0.0).to(row.dtype)

@@ -9,7 +9,7 @@ from mtrl.combiners._checks import check_number
 from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners._state import move_rows
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import gramian, lengths_of, weighted_sum
+from mtrl.combiners.solvers.gramian import gramian, lengths_of, one_over, weighted_sum
 
 
 class MoCo(PositiveLosses, JacobianCombiner):
@@ -61,10 +61,10 @@ class MoCo(PositiveLosses, JacobianCombiner):
         self.prepare(jacobian[0])
         self.step.add_(1.0)
         lengths = lengths_of(jacobian)
-        inverse = torch.where(lengths > 0.0, lengths, torch.inf).reciprocal()
-        moved = self.beta / self.step**self.beta_sigma
-        move_rows(self.tracked, 1.0 - moved, moved * self.origin(losses) * inverse, jacobian)
-        slope = gramian(self.tracked).to(torch.float64) @ self.w + self.rho * self.w
-        self.w.copy_(torch.softmax(self.w - self.gamma / self.step**self.gamma_sigma * slope, dim=0))
+        moved = self.beta * self.step**-self.beta_sigma
+        move_rows(self.tracked, 1.0 - moved, moved * self.origin(losses) * one_over(lengths), jacobian)
+        slope = torch.add(gramian(self.tracked).to(torch.float64) @ self.w, self.w, alpha=self.rho)
+        steps = self.step**-self.gamma_sigma
+        self.w.copy_(torch.addcmul(self.w, steps, slope, value=-self.gamma).softmax(dim=0))
         self.last_weights.copy_(self.w)
         return weighted_sum(self.w, self.tracked).to(jacobian.dtype)

@@ -84,8 +84,14 @@ def lengths_of(rows: Tensor) -> Tensor:
     """Return the lengths [T] of rows [T, P], float64; finite for all finite rows."""
     peaks = _peaks(rows)
     parts = [torch.linalg.vector_norm(block, dim=1).double() for block in _scaled_blocks(rows, peaks)]
-    lengths: Tensor = peaks.double() * torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    inner = torch.linalg.vector_norm(torch.stack(parts), dim=0) if len(parts) > 1 else parts[0]
+    lengths: Tensor = peaks * inner
     return lengths
+
+
+def one_over(lengths: Tensor) -> Tensor:
+    """Return one over lengths, 0 for a length of 0."""
+    return lengths.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0)
 
 
 def lengths_and_cosines(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,15 +100,16 @@ def lengths_and_cosines(rows: Tensor) -> tuple[Tensor, Tensor]:
     They are finite for all finite rows.
     """
     peaks = _peaks(rows)
-    gram = torch.stack([gramian(block).double() for block in _scaled_blocks(rows, peaks)]).sum(dim=0)
+    parts = [gramian(block).double() for block in _scaled_blocks(rows, peaks)]
+    gram = torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
     lengths = gram.diagonal().sqrt()
-    scales = torch.outer(lengths, lengths)
-    return peaks.double() * lengths, torch.where(scales > 0.0, gram / scales, 0.0)
+    return peaks * lengths, gram / torch.outer(lengths, lengths).clamp(min=1e-300)
 
 
 def _peaks(rows: Tensor) -> Tensor:
-    """Return the largest absolute entry [T] of each row."""
-    return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
+    """Return the largest absolute entry [T] of each row, or a number beside which a row is zero."""
+    peaks: Tensor = torch.linalg.vector_norm(rows, torch.inf, dim=1)
+    return peaks.clamp(min=torch.finfo(rows.dtype).tiny)
 
 
 def _scaled_blocks(rows: Tensor, peaks: Tensor) -> Iterator[Tensor]:
@@ -111,9 +118,8 @@ def _scaled_blocks(rows: Tensor, peaks: Tensor) -> Iterator[Tensor]:
     Plain squares overflow float32 at 1e19 and vanish at 1e-23. Memory for all quotients would take longer
     than what is computed from them.
     """
-    scale = torch.where(peaks > 0.0, peaks, 1.0).unsqueeze(-1)
     for part in column_blocks(rows):
-        yield rows[:, part] / scale
+        yield rows[:, part] / peaks.unsqueeze(-1)
 
 
 def column_blocks(rows: Tensor) -> list[slice]:

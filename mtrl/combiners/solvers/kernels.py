@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mtrl.combiners.solvers.kernels_newton import bargain, capped
+from mtrl.combiners.solvers.kernels_newton import bargain, capped, equal
 from mtrl.combiners.solvers.kernels_path import ball, cone, hull, next_power_of_2, projected
 from mtrl.combiners.solvers.kernels_surgery import surgery
 from mtrl.combiners.solvers.path import tolerance_of
@@ -46,6 +46,9 @@ def planned(
             alpha, ridge, added, bound, steps = numbers
             constants = dict(zip(names, (alpha, ridge, added, bound, int(steps)), strict=True))
             return bargain, 1, (gram,), constants | options
+        case "equal":
+            projected_too, ridge = numbers
+            return equal, 1, (gram,), {"PROJECTED": bool(projected_too), "RIDGE": ridge, **options}
         case "cone_weights" | "cone_projection":
             units = name == "cone_weights"
             constants = {"UNITS": units, "RIDGE": numbers[0], "TOLERANCE": tolerance_of(0.0)}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtrl.combiners import COMBINERS, GramCombiner
 from mtrl.combiners.pcgrad import PCGrad
-from mtrl.combiners.solvers import backends, bargaining, hull, projections, surgery, worst_case
+from mtrl.combiners.solvers import backends, bargaining, equal, hull, projections, surgery, worst_case
 from tests.combiners.oracles import ORACLES
 from tests.combiners.solvers.problems import DTYPES, KINDS, drawn, gramian_of
 
@@ -111,6 +111,8 @@ SOLVES: dict[
         ),
         square,
     ),
+    "sum 1": (lambda gram, eps: equal.equal_projections(gram, projected=False), None),
+    "equal": (lambda gram, eps: equal.equal_projections(gram, projected=True), None),
     "surgery": (lambda gram, eps: surgery.projected(gram, orders(gram)), square),
     "vaccine": (lambda gram, eps: vaccine(gram), None),
 }
@@ -152,7 +154,10 @@ def compare(
         by_kernel(patch)
     found = call(gram.to(DEVICE), eps)
     found = found.cpu() if isinstance(found, Tensor) else tuple(part.cpu() for part in found)
-    if name == "vaccine":  # a closed form
+    if name in ("equal", "sum 1"):  # the direction, relative to the terms that it is the sum of
+        apart, terms = found - expected, expected.abs() @ exact.diagonal().sqrt()
+        assert float((apart @ exact @ apart).clamp(min=0.0).sqrt()) <= 1e-6 * float(terms)
+    elif name == "vaccine":  # a closed form
         lengths = exact.diagonal().clamp(min=0.0).sqrt()
         apart = (found[0] - expected[0]) * lengths
         assert float(apart.abs().max()) <= 1e-6 * float((expected[0] * lengths).abs().max())
@@ -244,7 +249,7 @@ types = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
 reader = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 numbers = {"hull": [1e-7], "ball": [1e-7], "cone": [0.3, 1e-7], "capped": [0.3, 1e-7], "surgery": [],
            "bargain": [2.0, 1e-6, 1e-6, 1e-6, 38], "cone_weights": [1e-6], "cone_projection": [1e-6],
-           "vaccine": [0.1]}
+           "vaccine": [0.1], "equal": [1, 1e-6]}
 plans = [(name, given) for name, given in numbers.items()]
 plans += [("around", [0.3, 1e-7, referred, scaled]) for referred in (0, 1) for scaled in (0, 1)]
 assert {name for name, _ in plans} == {name for name, one in PROBLEMS.items() if one.most_tasks}
