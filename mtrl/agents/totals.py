@@ -56,7 +56,7 @@ class TaskTotals(nn.Module):
 
     def _whole(self, means: Tensor, tasks: Tensor | None) -> Tensor:
         """Lay out means [N] of some tasks as [T], 0 for the other tasks."""
-        return means if tasks is None else means.new_zeros(self.sums.shape[1]).index_copy(0, tasks, means)
+        return means if tasks is None else means.new_zeros(self.sums.shape[1]).index_copy_(0, tasks, means)
 
     def pop_means(self) -> dict[str, Tensor]:
         """Return the means since the last call, then start again: [T], and 0-dim norms of the directions."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
-from mtrl.combiners._state import HostCounter, LossOrigin, draw_tasks, next_tasks
+from mtrl.combiners._random import draw_tasks, next_tasks
+from mtrl.combiners._state import HostCounter, LossOrigin
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner
 from mtrl.combiners.registry import make_combiner
 

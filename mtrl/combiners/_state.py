@@ -1,10 +1,9 @@
-"""State of methods: buffers that can be reset, a learned vector, origins of losses, random numbers.
+"""State of methods: buffers that can be reset, a learned vector, origins of losses.
 
 Buffers are written in place, so that a checkpoint holds all state and a CUDA graph can be replayed over it.
 Nothing here waits for the device.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice
 
-_WORD = 2**64 - 1
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -217,75 +215,8 @@ class LossOrigin(Stateful):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Return the measured losses [..., T], float64; a loss below the origin lowers it first."""
-        exact = losses.detach().to(torch.float64)
+        losses = losses.detach()
         if not self.shifts:
-            return exact.clamp(min=_LEAST)
-        torch.minimum(self.lowest, exact if exact.dim() == 1 else exact.amin(dim=0), out=self.lowest)
-        return (exact - self.lowest).add_(1.0)
-
-
-# Random numbers come from a stream and a counter in a method's state, so that a resume is exact. A number is
-# a hash of (stream, step, key): different streams draw different numbers at every step.
-
-
-def stream_key(stream: int, member: int = 0) -> int:
-    """Return an int64 key for `stream` in [0, 2^63) and the number of a method within another."""
-    value = 0
-    for part in (stream, member):  # splitmix64, part by part; zeros give zero
-        value = (value + part * 0x9E3779B97F4A7C15) & _WORD
-        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
-        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _WORD
-        value ^= value >> 31
-    return value - 2**64 if value >= 2**63 else value
-
-
-def scrambled(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
-    """Return pseudo-random int64 numbers of the shape of `keys` (distinct int64).
-
-    `step` and `stream` (from `stream_key`) are int64 [1]. This is the finaliser of splitmix64 with logical
-    shifts, on wrapping 64-bit integers.
-    """
-    value = (keys + step * 0x1E3779B97F4A7C15) ^ stream
-    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return value ^ ((value >> 31) & 0x1FFFFFFFF)
-
-
-def draw_tasks(num_tasks: int, count: int, step: Tensor, stream: Tensor) -> Tensor:
-    """Return `count` of the tasks 0..num_tasks - 1 without repetition, int64, equally likely at each step."""
-    keys = torch.arange(1, num_tasks + 1, dtype=torch.int64, device=step.device)
-    return scrambled(keys, step, stream).argsort()[:count]
-
-
-def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tensor:
-    """Return the `count` tasks of a cyclic order, int64 [T], whose turn it is at `step`.
-
-    Each step continues where the one before ended. The stream draws the start: all tasks are equally likely.
-    """
-    tasks = len(order)
-    begin = (uniform(1, torch.zeros_like(step), stream) * tasks).to(torch.int64)
-    places = torch.arange(count, dtype=torch.int64, device=order.device) + begin + step * count
-    return order.index_select(0, places.remainder(tasks))
-
-
-def uniform(count: int, step: Tensor, stream: Tensor, begin: int = 0) -> Tensor:
-    """Return pseudo-random numbers in [0, 1), float64: `count` of a sequence from number `begin` on."""
-    keys = torch.arange(begin + 1, begin + count + 1, dtype=torch.int64, device=step.device)
-    return _upper_bits(scrambled(keys, step, stream)) * 2.0**-53
-
-
-def words(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
-    """Return pseudo-random int32 numbers of the shape of `keys` (distinct int64)."""
-    return (scrambled(keys, step, stream) >> 32).to(torch.int32)
-
-
-def normals(count: int, step: Tensor, stream: Tensor) -> Tensor:
-    """Return `count` pseudo-random standard normal numbers, float64 (Box and Muller)."""
-    keys = torch.arange(1, 2 * count + 1, dtype=torch.int64, device=step.device).view(2, count)
-    drawn = (_upper_bits(scrambled(keys, step, stream)) + 0.5) * 2.0**-53  # in (0, 1): log(0) cannot occur
-    return (-2.0 * drawn[0].log()).sqrt() * (2.0 * math.pi * drawn[1]).cos()
-
-
-def _upper_bits(numbers: Tensor) -> Tensor:
-    """Return the upper 53 bits of int64 numbers as integers in float64, which holds them exactly."""
-    return ((numbers >> 11) & 0x1FFFFFFFFFFFFF).to(torch.float64)
+            return losses.to(torch.float64).clamp(min=_LEAST)
+        torch.minimum(self.lowest, losses if losses.dim() == 1 else losses.amin(dim=0), out=self.lowest)
+        return (losses - self.lowest).add_(1.0)

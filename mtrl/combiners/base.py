@@ -25,7 +25,8 @@ from mtrl.combiners._checks import (
     check_products,
     sum_shows_finite,
 )
-from mtrl.combiners._state import Stateful, stream_key
+from mtrl.combiners._random import stream_key
+from mtrl.combiners._state import Stateful
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
 _AWAITS_LOSSES = "awaits_losses"  # in a `state_dict`: a step was taken whose `after_step` is still to come

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_finite
 from mtrl.combiners._families import forward_requirements, make_base
-from mtrl.combiners._state import scrambled
+from mtrl.combiners._random import scrambled
 from mtrl.combiners.base import Combiner, JacobianCombiner
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_count, check_number
 from mtrl.combiners._families import Wrapper
-from mtrl.combiners._state import words
+from mtrl.combiners._random import words
 from mtrl.combiners.base import LossCombiner
 from mtrl.combiners.solvers.gramian import column_blocks, weighted_sum
 
@@ -89,7 +89,7 @@ class DropGrad(Wrapper):
         kept = 1.0 - rate
         # Of the 2^32 numbers that can be drawn those below this one keep an entry.
         bound = (kept * 2.0**32 - 2.0**31).clamp(max=2.0**31 - 1.0).to(torch.int32)
-        inverse, spread = kept.reciprocal().to(jacobian.dtype), (2.0 * rate / kept).sqrt().float()
+        inverse = kept.reciprocal().to(jacobian.dtype)
         # A hash per column times an odd hash per row, modulo 2^32: hashing every entry takes a hundred times
         # as long as the mean. Within a row the numbers are as independent as the hashes of the columns.
         own = -torch.arange(1, len(jacobian) + 1, dtype=torch.int64, device=jacobian.device)
@@ -103,5 +103,5 @@ class DropGrad(Wrapper):
                 yield columns, (jacobian[:, columns] * noise).mul_(inverse).to(jacobian.dtype)
             else:  # sqrt(2) erfinv of uniform numbers on (-1, 1) is normal
                 uniform = drawn.float().mul_(2.0**-31).clamp_(-_LARGEST, _LARGEST)
-                noise = uniform.erfinv_().mul_(spread).add_(1.0)
+                noise = uniform.erfinv_().mul_((2.0 * rate / kept).sqrt().float()).add_(1.0)
                 yield columns, (jacobian[:, columns] * noise).to(jacobian.dtype)

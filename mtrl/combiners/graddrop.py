@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._state import uniform
+from mtrl.combiners._random import uniform
 from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers.gramian import column_blocks
 

@@ -48,10 +48,9 @@ class GradNorm(PositiveLosses, JacobianCombiner):
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
         measured = self.origin(losses)
-        self.initial.copy_(torch.where(self.logits.step == 0.0, measured, self.initial))
+        torch.where(self.logits.step == 0.0, measured, self.initial, out=self.initial)
         left = measured / self.initial
-        weights = torch.softmax(self.logits.value, dim=0)
-        self.last_weights.copy_(weights)
+        weights = torch.softmax(self.logits.value, dim=0, out=self.last_weights)
         lengths = weights * lengths_of(jacobian)
         mean = lengths.mean()
         above = torch.addcmul(lengths, mean, (left / left.mean()) ** self.alpha, value=-1.0).sign()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._state import scrambled
+from mtrl.combiners._random import scrambled
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.surgery import projected
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._state import normals
+from mtrl.combiners._random import normals
 from mtrl.combiners.base import LossCombiner
 
 

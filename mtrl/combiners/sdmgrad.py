@@ -100,5 +100,6 @@ class SDMGrad(GramCombiner):
 
 def shifted(gram: Tensor, lam: float) -> Tensor:
     """Return the Gramian of g_i + lam g0; the objective is the norm of their mix over the simplex."""
-    linear = lam * gram.mean(dim=-1)
-    return gram + linear.unsqueeze(-1) + (linear + lam * linear.mean())
+    linear = gram.mean(dim=-1)
+    row = torch.add(linear, linear.mean(), alpha=lam)
+    return torch.add(torch.add(gram, linear.unsqueeze(-1), alpha=lam), row, alpha=lam)

@@ -189,7 +189,7 @@ class TaskGradients:
         self._blame(whole)
         if first:
             ones = _ones_like(whole)
-            self.evaluated = ones if tasks is None else torch.zeros_like(ones).index_fill(0, tasks, 1.0)
+            self.evaluated = ones if tasks is None else torch.zeros_like(ones).index_fill_(0, tasks, 1.0)
             self.losses = whole
         if first or moved is not None:
             parts = [part.flatten() for part in heads]
@@ -208,7 +208,7 @@ class TaskGradients:
             self._trouble.add_(values, alpha=0.0)  # 0 times a number, NaN otherwise
 
     def _whole(self, values: Tensor, tasks: Tensor | None) -> Tensor:
-        return values if tasks is None else values.new_zeros(self._num_tasks).index_copy(0, tasks, values)
+        return values if tasks is None else values.new_zeros(self._num_tasks).index_copy_(0, tasks, values)
 
 
 class StepReport(NamedTuple):

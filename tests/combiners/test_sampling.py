@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import make_combiner
-from mtrl.combiners._state import draw_tasks
+from mtrl.combiners._random import draw_tasks
 from tests.helpers.evaluators import Linear
 from tests.helpers.matrices import jacobian
 from tests.helpers.properties import assert_best_in_ball, assert_direction_oriented

@@ -281,7 +281,7 @@ class SACUpdate(nn.Module):
         if self.sac.temperature == "shared":  # the mean over tasks, as of one loss over the whole batch
             gradient = gradient.mean(0, keepdim=True)
         elif seen.tasks is not None:
-            gradient = torch.zeros_like(self.log_alpha).index_copy(0, seen.tasks, gradient)
+            gradient = torch.zeros_like(self.log_alpha).index_copy_(0, seen.tasks, gradient)
         adam_step(self.temperature_optimizer, self.log_alpha, gradient)
 
     def _as_seen(self, batch: Batch) -> Batch:

@@ -52,8 +52,9 @@ def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
         if weights.dtype != torch.float64 or jacobian.dtype != torch.float32:
             return weights.to(jacobian.dtype) @ jacobian
         # The rounded weights and their remainders share one pass over the Jacobian, which takes the time.
-        rounded = weights.float()
-        whole, rest = torch.stack((rounded, (weights - rounded).float())) @ jacobian
+        pair = jacobian.new_empty(2, len(weights))
+        torch.sub(weights, pair[0].copy_(weights), out=pair[1])
+        whole, rest = pair @ jacobian
     combined: Tensor = whole + rest
     return combined
 

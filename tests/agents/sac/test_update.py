@@ -13,7 +13,7 @@ from torch import Tensor
 from mtrl.agents.sac.replay import Batch
 from mtrl.agents.sac.update import SACUpdate, Work
 from mtrl.combiners import COMBINERS, make_combiner
-from mtrl.combiners._state import draw_tasks
+from mtrl.combiners._random import draw_tasks
 from mtrl.errors import UserError
 from mtrl.networks.gaussian import sample_action
 from tests.combiners.oracles import ORACLES

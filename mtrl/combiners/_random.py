@@ -1,0 +1,101 @@
+"""Random numbers of methods: a hash of a stream, a step and a key, all of them in a method's state.
+
+A resume is exact therefore, and a CUDA graph draws new numbers in each replay. Different streams draw
+different numbers at every step. Nothing here waits for the device.
+"""
+
+import math
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.solvers.backends import has_numbers
+
+_WORD = 2**64 - 1
+
+
+def stream_key(stream: int, member: int = 0) -> int:
+    """Return an int64 key for `stream` in [0, 2^63) and the number of a method within another."""
+    value = 0
+    for part in (stream, member):  # splitmix64, part by part; zeros give zero
+        value = (value + part * 0x9E3779B97F4A7C15) & _WORD
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _WORD
+        value ^= value >> 31
+    return value - 2**64 if value >= 2**63 else value
+
+
+def scrambled(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
+    """Return pseudo-random int64 numbers of the shape of `keys` (distinct int64).
+
+    `step` and `stream` (from `stream_key`) are int64 [1].
+    """
+    if has_numbers(keys):
+        return _hashed(keys, step, stream)
+    drawn: Tensor = _scrambled(keys, step, stream)
+    return drawn
+
+
+def _hashed(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
+    """Return the finaliser of splitmix64 with logical shifts, on wrapping 64-bit integers."""
+    value = (keys + step * 0x1E3779B97F4A7C15) ^ stream
+    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return value ^ ((value >> 31) & 0x1FFFFFFFF)
+
+
+# One launch on CUDA instead of thirteen.
+@torch.library.custom_op("mtrl::scrambled", mutates_args=())
+def _scrambled(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
+    if not keys.is_cuda or find_spec("triton") is None:
+        return _hashed(keys, step, stream)
+    from mtrl.combiners.solvers.kernels_hash import launch
+
+    with torch.cuda.device_of(keys):
+        return launch(keys, step, stream)
+
+
+@_scrambled.register_fake
+def _(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
+    return torch.empty_like(keys)
+
+
+def draw_tasks(num_tasks: int, count: int, step: Tensor, stream: Tensor) -> Tensor:
+    """Return `count` of the tasks 0..num_tasks - 1 without repetition, int64, equally likely at each step."""
+    keys = torch.arange(1, num_tasks + 1, dtype=torch.int64, device=step.device)
+    return scrambled(keys, step, stream).argsort()[:count]
+
+
+def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tensor:
+    """Return the `count` tasks of a cyclic order, int64 [T], whose turn it is at `step`.
+
+    Each step continues where the one before ended. The stream draws the start: all tasks are equally likely.
+    """
+    tasks = len(order)
+    begin = (uniform(1, torch.zeros_like(step), stream) * tasks).to(torch.int64)
+    places = torch.arange(count, dtype=torch.int64, device=order.device) + begin + step * count
+    return order.index_select(0, places.remainder(tasks))
+
+
+def uniform(count: int, step: Tensor, stream: Tensor, begin: int = 0) -> Tensor:
+    """Return pseudo-random numbers in [0, 1), float64: `count` of a sequence from number `begin` on."""
+    keys = torch.arange(begin + 1, begin + count + 1, dtype=torch.int64, device=step.device)
+    return _upper_bits(scrambled(keys, step, stream)) * 2.0**-53
+
+
+def words(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
+    """Return pseudo-random int32 numbers of the shape of `keys` (distinct int64)."""
+    return (scrambled(keys, step, stream) >> 32).to(torch.int32)
+
+
+def normals(count: int, step: Tensor, stream: Tensor) -> Tensor:
+    """Return `count` pseudo-random standard normal numbers, float64 (Box and Muller)."""
+    keys = torch.arange(1, 2 * count + 1, dtype=torch.int64, device=step.device).view(2, count)
+    drawn = (_upper_bits(scrambled(keys, step, stream)) + 0.5) * 2.0**-53  # in (0, 1): log(0) cannot occur
+    return (-2.0 * drawn[0].log()).sqrt() * (2.0 * math.pi * drawn[1]).cos()
+
+
+def _upper_bits(numbers: Tensor) -> Tensor:
+    """Return the upper 53 bits of int64 numbers as integers in float64, which holds them exactly."""
+    return ((numbers >> 11) & 0x1FFFFFFFFFFFFF).to(torch.float64)
