@@ -1,10 +1,12 @@
 """EMTL: evens out the tasks' relative contributions, loss over gradient norm."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.solvers.backends import Array, problem, solve
 from mtrl.combiners.solvers.gramian import lengths_and_cosines, weighted_sum
 
 
@@ -38,24 +40,26 @@ class EMTL(JacobianCombiner):
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
         lengths, cosine = lengths_and_cosines(jacobian)
-        present = lengths > 0.0
-        count = present.sum().clamp(min=1).to(torch.float64)
-        # Lengths and losses in units of their means over tasks with a gradient. Squares must not overflow.
-        inverse = torch.where(present, lengths, torch.inf).reciprocal() * (lengths.sum() / count)
-        inverse = inverse.clamp(max=1e100)
-        exact = torch.where(present, losses.to(torch.float64), 0.0)
-        size = exact.abs().sum() / count
-        contributions = exact / torch.where(size > 0.0, size, 1.0) * inverse
-        apart = torch.where(present, contributions - contributions.sum() / count, 0.0)
-        extra = 2.0 * self.lam / count * apart * inverse
-        weights = (1.0 + self._share(extra, lengths, cosine) * extra) / self.num_tasks
+        weights = solve("emtl", cosine, (lengths, losses.to(torch.float64)), (self.lam,))
         self.last_weights.copy_(weights)
         return weighted_sum(weights, jacobian)
 
-    def _share(self, extra: Tensor, lengths: Tensor, cosine: Tensor) -> Tensor:
-        """Return the share in [0, 1] of the `extra` weights [T] that both bounds allow."""
-        relative = lengths / lengths.amax().clamp(min=1e-300)
-        # Each task's improvement under the mean, and what `extra` adds to it.
-        before, change = cosine @ relative, cosine @ (extra * relative)
-        worse = torch.where((change < 0.0) & (before > 0.0), before / -change, torch.inf)
-        return torch.minimum(worse.amin(), extra.abs().amax().clamp(min=1e-300).reciprocal()).clamp(max=1.0)
+
+@problem("emtl", lambda tasks: (tasks,))
+def _emtl(cosine: Array, lengths: Array, losses: Array, lam: float) -> Array:
+    there = lengths > 0.0
+    count = max(there.sum(), 1)
+    # Lengths and losses in units of their means over tasks with a gradient. Squares must not overflow.
+    inverse = (lengths.sum() / count / np.where(there, lengths, np.inf)).clip(max=1e100)
+    exact = np.where(there, losses, 0.0)
+    size = abs(exact).sum() / count
+    contributions = exact / (size if size > 0.0 else 1.0) * inverse
+    extra = 2.0 * lam / count * there * (contributions - contributions.sum() / count) * inverse
+    relative = lengths / lengths.max().clip(1e-300)
+    # Each task's improvement under the mean, and what `extra` adds to it: the largest share of `extra` that
+    # turns none of them round and keeps weights positive.
+    before, change = cosine @ relative, cosine @ (extra * relative)
+    worse = np.where((change < 0.0) & (before > 0.0), before / -change, np.inf)
+    share = np.minimum(worse.min(), 1.0 / abs(extra).max().clip(1e-300)).clip(max=1.0)
+    weights: Array = (1.0 + share * extra) / len(lengths)
+    return weights

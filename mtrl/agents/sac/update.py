@@ -48,6 +48,11 @@ class Work(NamedTuple):
         rows = (part if part is None else part.index_select(0, tasks) for part in self[1:])
         return Work._make((self.batch.of_tasks(tasks), *rows))
 
+    def for_actor(self, tasks: Tensor | None) -> list[Tensor]:
+        """Observations, temperatures and noise of these tasks, which is all that the actor's loss needs."""
+        parts = [self.batch.obs, self.alpha, self.noise]
+        return parts if tasks is None else [part.index_select(0, tasks) for part in parts]
+
 
 class CriticAux(NamedTuple):
     """What one evaluation of the critics' losses compared; N tasks."""
@@ -235,11 +240,11 @@ class SACUpdate(nn.Module):
         self, work: Sequence[Work], parameters: Parameters, index: int, tasks: Tensor | None
     ) -> tuple[Tensor, ActorAux]:
         """Actor losses [T] on batch `index`, or [N] of some tasks (`LossFunction`)."""
-        own = work[index].of_tasks(tasks)
-        sampled = sample_action(self._policy(parameters, own.batch.obs, tasks), own.noise)
-        values = self._values(self.critic.flat.named(), own.batch.obs, sampled.action, tasks)
+        obs, alpha, noise = work[index].for_actor(tasks)
+        sampled = sample_action(self._policy(parameters, obs, tasks), noise)
+        values = self._values(self.critic.flat.named(), obs, sampled.action, tasks)
         log_prob, value = sampled.log_prob.mean(1), self.critic_outputs.value(values).mean(1)
-        return losses.actor_loss(log_prob, value, own.alpha), ActorAux(log_prob.detach(), value.detach())
+        return losses.actor_loss(log_prob, value, alpha), ActorAux(log_prob.detach(), value.detach())
 
     @torch.no_grad()
     def target_of(self, own: Work, tasks: Tensor | None = None) -> Tensor:

@@ -1,11 +1,12 @@
 """Weights of the direction that projects equally onto all unit gradients (IMTL-G, ConFIG)."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mtrl.combiners.solvers.backends import Array, problem, solve
 from mtrl.combiners.solvers.gramian import rounding_ridge
-from mtrl.combiners.solvers.path import solved, units_of
+from mtrl.combiners.solvers.path import units_of
 
 SOLVES = 6
 
@@ -33,10 +34,12 @@ def _equal(gram: Array, projected: float, ridge: float) -> Array:
     tasks = len(gram)
     cosines, inverse, _ = units_of(gram)
     there = np.where(inverse > 0.0, 1.0, 0.0)
-    matrix = cosines + np.eye(tasks) * ridge
+    # Cholesky's factors, because those of LU would not give opposite gradients the same weight.
+    factor = torch.linalg.cholesky_ex(torch.from_numpy(cosines + np.eye(tasks) * ridge))[0]
     equal = np.zeros(tasks)
     for _ in range(SOLVES):
-        equal = equal + solved(matrix, (there - cosines @ equal)[:, None])[:, 0]
+        left = torch.from_numpy(there - cosines @ equal).unsqueeze(-1)
+        equal = equal + torch.cholesky_solve(left, factor)[:, 0].numpy()
     # Scaled first: where no direction exists the solution itself is as large as 1 / ridge.
     if projected:
         equal = equal / abs(equal).max().clip(1e-300)

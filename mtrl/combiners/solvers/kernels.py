@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from mtrl.combiners.solvers.kernels_newton import bargain, capped, equal
+from mtrl.combiners.solvers.kernels_newton import bargain, capped
 from mtrl.combiners.solvers.kernels_path import ball, cone, hull, next_power_of_2, projected
 from mtrl.combiners.solvers.kernels_surgery import surgery
+from mtrl.combiners.solvers.kernels_weights import emtl, equal
 from mtrl.combiners.solvers.path import tolerance_of
 from mtrl.combiners.solvers.worst_case import LEAST_COSINE
 
@@ -46,6 +47,8 @@ def planned(
             alpha, ridge, added, bound, steps = numbers
             constants = dict(zip(names, (alpha, ridge, added, bound, int(steps)), strict=True))
             return bargain, 1, (gram,), constants | options
+        case "emtl":
+            return emtl, 1, (gram, *vectors), {"LAM": numbers[0], **options}
         case "equal":
             projected_too, ridge = numbers
             return equal, 1, (gram,), {"PROJECTED": bool(projected_too), "RIDGE": ridge, **options}

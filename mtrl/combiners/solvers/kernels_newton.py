@@ -1,4 +1,4 @@
-"""Kernels of the solvers of linear systems: caps and bargains by Newton's steps, equal projections."""
+"""Kernels of the solvers that take Newton's steps: caps and bargains; see `kernels_path`."""
 
 # mypy: ignore-errors
 # RUF059: in a loop Triton lets a name have one type only, so `_` cannot take several unused results.
@@ -7,10 +7,7 @@
 import triton
 import triton.language as tl
 
-from mtrl.combiners.solvers.equal import SOLVES
 from mtrl.combiners.solvers.kernels_path import diagonal, gramian, made, times, units
-
-_SOLVES = tl.constexpr(SOLVES)
 
 
 @triton.jit
@@ -154,35 +151,3 @@ def bargain(
         if (_violation(plain, factor, other, ALPHA) < 0.01 * violated) & real:
             a = other
     tl.store(out + index, tl.where(there, a * alone, 0.0), mask=index < tasks)
-
-
-@triton.jit
-def equal(gram, out, tasks, PROJECTED: tl.constexpr, RIDGE: tl.constexpr, N: tl.constexpr):
-    """`equal.equal_projections`: weights [T]."""
-    index = tl.arange(0, N)
-    exact = gramian(gram, tasks, index)
-    cosines, inverse, _, present = units(exact, index)
-    there = tl.where(present, 1.0, inverse * 0.0)
-    solution = there * 0.0
-    ridged = tl.where(index[:, None] == index[None, :], cosines + RIDGE, cosines)
-    inverted, _, _, _, _, _ = made(ridged, there, there, index >= 0, index)
-    for _ in range(_SOLVES):
-        solution += times(inverted, there - times(cosines, solution))
-    if PROJECTED:
-        largest = tl.max(tl.abs(solution), 0)
-        solution = solution / tl.where(largest > 1e-300, largest, 1e-300)
-        products = times(cosines, solution)
-        square = tl.sum(solution * products, 0)
-        size = tl.sum(tl.abs(solution), 0)
-        least = RIDGE / 16.0 * size * size
-        square = tl.where(square > least, square, least)
-        squares = diagonal(exact, index)
-        length = tl.sum(products * tl.sqrt(tl.where(squares > 0.0, squares, 0.0)), 0) / tasks.to(tl.float64)
-        weights = solution * inverse * length / tl.where(square > 0.0, square, 1.0)
-    else:
-        total = tl.sum(solution, 0)
-        raw = solution / tl.where(total > 1e-300, total, 1e-300) * inverse
-        total, least = tl.abs(tl.sum(raw, 0)), 1e-3 * tl.sum(tl.abs(raw), 0)
-        total = tl.where(total > least, total, least)
-        weights = raw / tl.where(total > 0.0, total, 1.0)
-    tl.store(out + index, weights, mask=index < tasks)
