@@ -88,7 +88,6 @@ class Combiner(Stateful, ABC):
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
     capturable: bool = True  # it waits for the device in `solvers.backends.by_host` only: CUDA graphs hold it
-    solves: bool = False  # has weights of `solvers`, which a CUDA device finds itself up to MOST_TASKS tasks
     multiplies_gradients: bool = False  # it forms products or squares of gradients, which overflow
     shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
     # Whether `_combine` checks gradients and direction itself, by sums that it forms anyway. This belongs to

@@ -35,7 +35,6 @@ class CAGrad(GramCombiner):
 
     name = "cagrad"
     papers = ("liu2021cagrad",)
-    solves = True
 
     def __init__(
         self,

@@ -33,7 +33,6 @@ class CAGradFast(Sampled):
 
     name = "cagrad_fast"
     papers = ("liu2021cagrad",)
-    solves = True
     multiplies_gradients = True
 
     def __init__(

@@ -27,7 +27,6 @@ class CappedMGDA(GramCombiner):
     name = "capped_mgda"
     papers = ("hu2026cappedmgda",)
     credit = "The problem is the paper's, but its text could not be read; the solver is this project's."
-    solves = True
 
     def __init__(self, *, num_tasks: int, cap: float = 0.3) -> None:
         super().__init__(num_tasks=num_tasks)

@@ -27,7 +27,6 @@ class ConicGrad(GramCombiner):
 
     name = "conicgrad"
     papers = ("hassanpour2025conicgrad",)
-    solves = True
 
     def __init__(self, *, num_tasks: int, c: float = 0.5) -> None:
         super().__init__(num_tasks=num_tasks)

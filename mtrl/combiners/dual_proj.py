@@ -25,7 +25,6 @@ class DualProj(GramCombiner):
 
     name = "dual_proj"
     papers = ("lopezpaz2017gem",)
-    solves = True
 
     def __init__(self, *, num_tasks: int, preference: tuple[float, ...] = ()) -> None:
         super().__init__(num_tasks=num_tasks)

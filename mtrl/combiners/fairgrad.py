@@ -34,7 +34,6 @@ class FairGrad(GramCombiner):
 
     name = "fairgrad"
     papers = ("ban2024fairgrad",)
-    solves = True
 
     def __init__(
         self, *, num_tasks: int, alpha: float = 2.0, solver: Literal["exact", "paper"] = "exact"

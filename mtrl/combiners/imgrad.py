@@ -34,7 +34,6 @@ class IMGrad(GramCombiner):
 
     name = "imgrad"
     papers = ("zhou2025imgrad",)
-    solves = True
 
     def __init__(self, *, num_tasks: int, c: float = 0.5, rescale: Literal[0, 1, 2] = 1) -> None:
         super().__init__(num_tasks=num_tasks)

@@ -21,7 +21,6 @@ class MGDA(GramCombiner):
 
     name = "mgda"
     papers = ("desideri2012mgda", "sener2018mgda")
-    solves = True
 
     def _weights(self, gram: Tensor) -> Tensor:
         return shortest_in_hull(gram, eps=torch.finfo(gram.dtype).eps)

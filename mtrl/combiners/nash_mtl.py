@@ -29,7 +29,6 @@ class NashMTL(GramCombiner):
 
     name = "nash_mtl"
     papers = ("navon2022nashmtl",)
-    solves = True
 
     def __init__(self, *, num_tasks: int, max_norm: float = 1.0, refresh_every: int = 1) -> None:
         super().__init__(num_tasks=num_tasks)

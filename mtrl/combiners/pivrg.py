@@ -27,7 +27,6 @@ class PIVRG(GramCombiner):
 
     name = "pivrg"
     papers = ("qin2025pivrg",)
-    solves = True
 
     def __init__(self, *, num_tasks: int, temperature: float = 1.0) -> None:
         super().__init__(num_tasks=num_tasks)

@@ -34,7 +34,6 @@ class SDMGrad(GramCombiner):
 
     name = "sdmgrad"
     papers = ("xiao2023sdmgrad",)
-    solves = True
 
     def __init__(
         self,

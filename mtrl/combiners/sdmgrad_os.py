@@ -29,7 +29,6 @@ class SDMGradOS(Sampled):
 
     name = "sdmgrad_os"
     papers = ("xiao2023sdmgrad",)
-    solves = True
     multiplies_gradients = True
     evaluates_all = False
 

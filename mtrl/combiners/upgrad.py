@@ -26,7 +26,6 @@ class UPGrad(GramCombiner):
 
     name = "upgrad"
     papers = ("quinton2024jacobian",)
-    solves = True
 
     def __init__(self, *, num_tasks: int, preference: tuple[float, ...] = ()) -> None:
         super().__init__(num_tasks=num_tasks)

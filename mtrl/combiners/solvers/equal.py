@@ -32,9 +32,10 @@ def equal_projections(gram: Tensor, *, projected: bool) -> Tensor:
 @problem("equal", lambda tasks: (tasks,))
 def _equal(gram: Array, projected: float, ridge: float) -> Array:
     tasks = len(gram)
-    cosines, inverse, _ = units_of(gram)
+    inverse = units_of(gram).inverse
     there = np.where(inverse > 0.0, 1.0, 0.0)
-    # Cholesky's factors, because those of LU would not give opposite gradients the same weight.
+    # Rounded alike on and off the diagonal: opposite gradients then have the same weight.
+    cosines = gram * inverse[:, None] * inverse[None, :]
     factor = torch.linalg.cholesky_ex(torch.from_numpy(cosines + np.eye(tasks) * ridge))[0]
     equal = np.zeros(tasks)
     for _ in range(SOLVES):
