@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtrl.training.video import CAPTION_HEIGHT
+from mtrl.training.video import CAPTION_HEIGHT, FRAMES_PER_SECOND
 
 _NAME_HEIGHT = 16  # pixels, for the task's name above its picture
 _COLOURS = 96  # one palette for all frames: pixels that do not change cost nothing
@@ -24,9 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--columns", type=int, default=5, help="videos beside each other")
     parser.add_argument("--width", type=int, default=160, help="of each, in pixels")
-    parser.add_argument("--fps", type=int, default=10, help="frames per second; the film runs in real time")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how much of each video is shown")
+    parser.add_argument("--speed", type=float, default=1.0, help="1: as fast as the arm; below: slower")
+    parser.add_argument("--every", type=int, default=1, help="every which frame is kept; fewer are smaller")
     flags = parser.parse_args(arguments)
-    films = [_frames(path, flags.width, flags.fps) for path in flags.videos]
+    most = round(flags.seconds * FRAMES_PER_SECOND)
+    films = [_frames(path, flags.width, most)[:: flags.every] for path in flags.videos]
     width, height = flags.width, max(film[0].height for film in films) + _NAME_HEIGHT
     columns = min(flags.columns, len(films))
     size = (columns * width, -(-len(films) // columns) * height)
@@ -44,22 +48,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     both = Image.fromarray(np.concatenate([np.asarray(frames[0]), np.asarray(frames[-1])]))
     palette = both.quantize(_COLOURS)
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    durations = [1000 // flags.fps] * len(others) + [int(1000 * _LAST_SECONDS)]
+    each = round(1000 * flags.every / (FRAMES_PER_SECOND * flags.speed))
+    durations = [each] * len(others) + [round(1000 * _LAST_SECONDS)]
     first.save(flags.out, save_all=True, append_images=others, duration=durations, loop=0)
     seconds, length = sum(durations) / 1000, flags.out.stat().st_size
     print(f"{flags.out}: {size[0]} x {size[1]}, {seconds:.1f} s, {length:,} bytes")
     return 0
 
 
-def _frames(path: Path, width: int, fps: int) -> list[Image.Image]:
-    """Return the frames of a video without captions, fewer and smaller."""
+def _frames(path: Path, width: int, most: int) -> list[Image.Image]:
+    """Return the first frames of a video without captions, smaller."""
     import imageio.v2 as imageio
 
     reader: Any = imageio.get_reader(path)
     with reader:
-        step = max(1, round(reader.get_meta_data()["fps"] / fps))
-        frames = enumerate(reader.iter_data())
-        pictures = [np.asarray(frame)[:-CAPTION_HEIGHT] for index, frame in frames if index % step == 0]
+        frames = itertools.islice(reader.iter_data(), most)
+        pictures = [np.asarray(frame)[:-CAPTION_HEIGHT] for frame in frames]
     size = (width, round(width * pictures[0].shape[0] / pictures[0].shape[1]))
     return [Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS) for picture in pictures]
 

@@ -22,6 +22,7 @@ Frame = NDArray[np.uint8]
 
 _STEPS_PER_SECOND = 80  # upstream's real time: 5 physics steps of 2.5 ms each
 _STEPS_PER_FRAME = 4  # software rendering takes a fifth of a second per frame
+FRAMES_PER_SECOND = _STEPS_PER_SECOND / _STEPS_PER_FRAME
 _GOAL = 0  # of the filmed episode
 _BLOCK = 16  # of the codec, which would stretch pictures of other sizes
 CAPTION_HEIGHT = 48  # pixels, below each frame
@@ -60,8 +61,7 @@ def record(
         scene = suite(name)
         scene.camera = camera or next(iter(scene.cameras), None)
         frames = _film(policy, scene, envs, task * envs.envs_per_task, seed)
-        rate = _STEPS_PER_SECOND / _STEPS_PER_FRAME
-        imageio.mimwrite(files[name], [*frames], fps=rate, macro_block_size=_BLOCK)
+        imageio.mimwrite(files[name], [*frames], fps=FRAMES_PER_SECOND, macro_block_size=_BLOCK)
     return list(files.values())
 
 

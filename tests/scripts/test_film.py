@@ -21,14 +21,19 @@ COLOURS = {"reach-v3": (200, 40, 40), "push-v3": (40, 40, 200)}
 
 @pytest.mark.dear
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio's pipes
-def test_videos_are_side_by_side_in_real_time_without_their_captions(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "seconds"), [((), 2.0), (("--seconds", "1.5", "--speed", ".5", "--every", "3"), 3.0)]
+)
+def test_videos_are_side_by_side_at_a_known_speed_without_their_captions(
+    flags: tuple[str, ...], seconds: float, tmp_path: Path
+) -> None:
     paths = [tmp_path / f"{task}.mp4" for task in COLOURS]
-    for path, colour, seconds in zip(paths, COLOURS.values(), (2, 1), strict=True):
+    for path, colour, length in zip(paths, COLOURS.values(), (2, 1), strict=True):
         picture = np.zeros((96 + CAPTION_HEIGHT, 96, 3), np.uint8)
         picture[:96] = colour  # the caption stays black
-        imageio.mimwrite(path, [picture] * (20 * seconds), fps=20)
+        imageio.mimwrite(path, [picture] * (20 * length), fps=20)
     out = tmp_path / "film.gif"
-    assert film.main([*map(str, paths), str(out), "--columns", "2", "--width", "64", "--fps", "10"]) == 0
+    assert film.main([*map(str, paths), str(out), "--columns", "2", "--width", "64", *flags]) == 0
     opened: Any = Image.open(out)
     with opened as found:
         assert found.info["loop"] == 0
@@ -42,4 +47,4 @@ def test_videos_are_side_by_side_in_real_time_without_their_captions(tmp_path: P
             for column, colour in enumerate(COLOURS.values()):
                 middle = frame[20:-2, 64 * column + 2 : 64 * column + 62]
                 assert np.abs(middle - colour).max() < 40
-    assert 2000 <= total <= 3000  # of two seconds, and one for the last frame
+    assert total == pytest.approx(1000 * (seconds + 1), abs=310)  # a second for the last frame
