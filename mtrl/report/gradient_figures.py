@@ -1,4 +1,4 @@
-"""Figures of the tasks' gradients: cosines, conflicts, norms, and the weights that a method gives them."""
+"""Figures of logs: training episodes by task; gradients of the tasks, and the weights that they get."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ from mtrl.runs.log import STEP_LABEL
 _MOST_PANELS = 12  # rows that a figure with a panel for each row has at most
 _POINTS = 60  # points that a line of a figure keeps at most
 _WEIGHT = "Weight that each method gives a task's gradient."
+_EPISODES = "Episodes of training, with exploration, that ended between two log lines."
 _NORM = "Norm of each task's gradient before combining."
 
 
 def gradient_figures(comparison: Comparison) -> Iterator[Build]:
-    """Yield, for critic and actor, the figures that logged numbers may fill."""
+    """Yield the figures that logged numbers may fill: of training episodes, then for critic and actor."""
+    yield partial(_per_task, comparison, "training", comparison.measure, _EPISODES)
     for network in signals.NETWORKS:
         yield partial(_conflict, comparison, network)
         if len(comparison.tasks) > 1:
             yield partial(_cosines, comparison, network)
-            yield partial(_per_task, comparison, network, "weight", _WEIGHT, log=False)
-            yield partial(_per_task, comparison, network, "grad_norm", _NORM, log=True)
+            yield partial(_per_task, comparison, network, "weight", _WEIGHT)
+            yield partial(_per_task, comparison, network, "grad_norm", _NORM)
 
 
 def _conflict(comparison: Comparison, network: signals.Network, room: Room) -> Figure | None:
@@ -96,10 +98,10 @@ def _cosines(comparison: Comparison, network: signals.Network, room: Room) -> Fi
 
 
 def _per_task(
-    comparison: Comparison, network: signals.Network, quantity: str, caption: str, room: Room, *, log: bool
+    comparison: Comparison, source: signals.Source, quantity: str, caption: str, room: Room
 ) -> Figure | None:
     rows = _panel_rows(comparison, room)
-    known = {row: signals.per_task(comparison, row, network, quantity) for row in rows}
+    known = {row: signals.per_task(comparison, row, source, quantity) for row in rows}
     found = {row: series for row, series in known.items() if series is not None}
     if not found:
         return None
@@ -107,20 +109,20 @@ def _per_task(
     # the others.
     titles = [row.label for row in found]
     width, tasks = 2.3 if len(found) > 2 else 3.2, short_names(comparison.tasks)[: room.tasks]
-    drawing, grid = panels(room, len(found), width, 1.7, 4, titles, sharex=True, sharey=log)
+    drawing, grid = panels(room, len(found), width, 1.7, 4, titles, sharex=True, sharey=quantity != "weight")
     for axes, series in zip(grid, found.values(), strict=True):
         steps, values = _thinned(series)
         for number in range(len(tasks)):
             axes.plot(steps, values[:, number], linewidth=1.2, **line_style(number))
-        if log:
+        if quantity == "grad_norm":
             axes.set_yscale("log")
             number_axis(axes.yaxis)
-    name = {"weight": "weight", "grad_norm": "gradient norm"}[quantity]
+    name = {"grad_norm": "gradient norm", "success": "success rate"}.get(quantity, quantity)
     legend(room, drawing, grid[0].get_lines(), tasks, "upper")
     name_axes(drawing, grid, STEP_LABEL, name)
-    title = f"{network.capitalize()}: {name}s of the tasks"
+    title = f"{source.capitalize()}: {name}s of the tasks"
     return Figure(
-        f"{network}-{quantity.replace('_', '-')}",
+        f"{source}-{quantity.replace('_', '-')}",
         title,
         f"{caption} Mean over seeds.{only_best(rows, comparison)}{only_first(tasks, comparison)}",
         drawing,

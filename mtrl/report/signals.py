@@ -18,6 +18,7 @@ from mtrl.report.load import Line, Run
 from mtrl.report.table import Cell, Table
 
 Network = Literal["critic", "actor"]
+Source = Literal["critic", "actor", "training"]  # of numbers by task; "training": its episodes
 NETWORKS: tuple[Network, ...] = ("critic", "actor")
 _MOST_LINES = 128  # of a log that are read, evenly spread: enough for a figure and for a mean over training
 _SCALARS = ("conflict_fraction", "cos_mean", "cos_min", "direction_norm_ratio")
@@ -49,9 +50,12 @@ def scalar(comparison: Comparison, row: Group, network: Network, quantity: str) 
     return _mean_series(comparison, row, (network, quantity))
 
 
-def per_task(comparison: Comparison, row: Group, network: Network, quantity: str) -> Series | None:
-    """Return numbers per task over time [K, T]: `weight`, `grad_norm` or `loss`; None where not logged."""
-    return _mean_series(comparison, row, (network, quantity))
+def per_task(comparison: Comparison, row: Group, source: Source, quantity: str) -> Series | None:
+    """Return numbers per task over time [K, T]; None where not logged.
+
+    Of a network `weight`, `grad_norm` and `loss`, of training episodes `success` and `return`.
+    """
+    return _mean_series(comparison, row, (source, quantity))
 
 
 def cosines(comparison: Comparison, row: Group, network: Network) -> Floats | None:
@@ -178,10 +182,14 @@ def _numbers(line: Line, tasks: Sequence[str]) -> Iterator[tuple[tuple[str, str]
             plain = line.get("weight") if (network, quantity) == ("critic", "weight") else None
             value = line.get(f"{network}_{quantity}", line.get(f"{network}/{quantity}", plain))
             if value is not None:
-                yield (
-                    (network, quantity),
-                    np.array([value.get(task) for task in tasks], dtype=np.float32),
-                )  # half the memory
+                yield (network, quantity), _by_task(value, tasks)
+    for quantity in ("success", "return"):
+        if (value := line.get(f"training_{quantity}")) is not None:
+            yield ("training", quantity), _by_task(value, tasks)
+
+
+def _by_task(value: Any, tasks: Sequence[str]) -> Any:
+    return np.array([value.get(task) for task in tasks], dtype=np.float32)  # half the memory of float64
 
 
 def _matrix(value: Any, tasks: Sequence[str]) -> Floats:

@@ -15,7 +15,7 @@ import yaml
 
 from mtrl.cli.report import main as main_report
 from mtrl.errors import UserError
-from mtrl.report import Comparison, compare, write_report
+from mtrl.report import Comparison, compare, signals, write_report
 from mtrl.report.page import _summary as summary
 from mtrl.report.stats import Interval
 from mtrl.report.tables import all_tables
@@ -41,6 +41,11 @@ def _metrics(conflict: float) -> list[dict[str, Any]]:
         line[f"grad/{network}_cos_mean"] = -conflict
         line[f"{network}_grad_norm"] = {task: 3.0 - index for index, task in enumerate(TASKS)}
         line[f"{network}_cosine"] = {a: {b: 1.0 if a == b else -conflict for b in TASKS} for a in TASKS}
+    line["training_success"] = {
+        TASKS[0]: 1.0,
+        TASKS[1]: conflict,
+        TASKS[2]: None,
+    }  # none of its episodes ended
     line["weight"] = line["actor_weight"] = {task: 1.0 + index for index, task in enumerate(TASKS)}
     return [{"vector_step": 10, "env_steps": 30, "wall_s": 1.0, "time/update_ms": 0.0}, line]
 
@@ -134,6 +139,18 @@ def test_paired_differences_are_between_runs_of_one_seed(tmp_path: Path) -> None
         assert rows["pcgrad"][name] == pytest.approx((0.0, 0.0, 0.0))
 
 
+def test_training_success_by_task_is_the_mean_over_seeds_of_what_was_logged(tmp_path: Path) -> None:
+    for seed, conflict in enumerate((0.2, 0.6)):
+        write_run(
+            tmp_path / str(seed), dict.fromkeys(TASKS, (0.0, 0.5)), seed=seed, metrics=_metrics(conflict)
+        )
+    comparison = compare([tmp_path])
+    series = signals.per_task(comparison, comparison.groups[0], "training", "success")
+    assert series is not None
+    assert series.steps.tolist() == [20]  # the line of the warm-up has none
+    np.testing.assert_allclose(series.values, [[1.0, 0.4, np.nan]], rtol=1e-6)
+
+
 def test_rank_agreement_over_methods_and_over_tasks(sweep: Path) -> None:
     comparison = compare([sweep])
     assert _rows(comparison, "agreement-methods")["critic: conflict fraction"]["tau"] == pytest.approx(-1.0)
@@ -222,7 +239,15 @@ def test_page_holds_its_figures_and_escapes_what_runs_are_called(sweep: Path, tm
     assert "&lt;b&gt;.py:Mine" in page
     assert "<b>.py" not in page
     assert "mtrl-report &#39;a b&#39; --out c" in page
-    scores = {"curves", "curves-per-task", "final", "profile", "improvement", "update-time"}
+    scores = {
+        "curves",
+        "curves-per-task",
+        "final",
+        "profile",
+        "improvement",
+        "update-time",
+        "training-success",
+    }
     gradients = {f"{network}-{kind}" for network in ("critic", "actor") for kind in CONFLICT}
     assert {path.stem for path in report.files if path.suffix == ".png"} == scores | gradients
     assert len([source for source in sources if source.startswith("data:")]) == len(scores | gradients)
