@@ -320,7 +320,8 @@ def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
     """Scale a vector in place to a Euclidean norm of at most max_norm; return its norm before (0-dim)."""
     norm: Tensor = torch.linalg.vector_norm(gradient)
     if max_norm is not None and math.isfinite(max_norm):
-        excess = norm + 1e-6 if max_norm == 1.0 else (norm + 1e-6) / max_norm
+        excess = norm + 1e-6
+        excess = excess if max_norm == 1.0 else excess / max_norm  # at the usual bound one launch less
         gradient.div_(excess.clamp(min=1.0))
     return norm
 

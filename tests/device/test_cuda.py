@@ -134,6 +134,48 @@ def test_acting_by_graph_follows_the_parameters() -> None:
             agent.update.actor.flat.vector.add_(0.01)
 
 
+@pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=pytest.mark.gpu)], ids=str)
+def test_actions_beside_the_updates_are_those_of_the_snapshot(device: torch.device) -> None:
+    config = sac_config("mean", sac={"act_on_snapshot": True}, train={"warmup_steps": 1})
+    agent = sac_agent(config, envs_per_task=16, device=device)
+    _observe(agent, 0)
+    for number in range(WARM_UP_CALLS + 5):
+        obs = np.random.default_rng(number).normal(size=(TASKS * 16, OBS)).astype(np.float32)
+        present = agent.update.actor.flat.vector.detach().clone()
+        agent.learn(0.5)  # on CUDA this still runs when the agent acts
+        found = agent.act(obs)
+        noise = agent._explore._noise
+        expected = agent.update.act(torch.from_numpy(obs).view(TASKS, 16, OBS).to(device), noise)
+        assert agent.update.snapshot is not None
+        assert torch.equal(agent.update.snapshot, present)
+        assert not torch.equal(agent.update.snapshot, agent.update.actor.flat.vector)
+        torch.testing.assert_close(
+            torch.from_numpy(found), expected.flatten(0, 1).cpu(), rtol=1e-5, atol=1e-6
+        )
+        _observe(agent, number + 1)
+
+
+@pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=pytest.mark.gpu)], ids=str)
+def test_stored_vector_steps_are_those_of_a_cpu(device: torch.device) -> None:
+    options = {"reward_scaling": "return", "n_step": 3, "curriculum": 0.5}
+    agents = [sac_agent(sac_config("mean", replay=options), envs_per_task=4, device=d) for d in (device, CPU)]
+    random = np.random.default_rng(0)
+    for step in range(40):  # more than the ring holds, and more calls than the warm-up of a graph
+        flags = random.random((3, TASKS * 4)) < 0.2
+        numbers = [random.normal(size=(TASKS * 4, size)).astype(np.float32) for size in (OBS, ACTION, OBS)]
+        reward = random.normal(size=TASKS * 4).astype(np.float32)
+        lost = flags[2] if step % 3 == 0 else np.zeros_like(flags[2])
+        for agent in agents:
+            agent.observe(Transitions(numbers[0], numbers[1], reward, numbers[2], flags[0], flags[1], lost))
+    (found, expected) = (agent.replay for agent in agents)
+    torch.testing.assert_close(found._rows.cpu(), expected._rows, rtol=0, atol=0)
+    assert torch.equal(found._ended.cpu(), expected._ended)
+    assert (found.size, found._next) == (expected.size, expected._next)
+    assert int(found._newest) == (found._next // 4 - 1) % (found.capacity // 4)
+    assert found.reward_scale is not None
+    torch.testing.assert_close(found.reward_scale.cpu(), expected.reward_scale, rtol=1e-6, atol=0)
+
+
 @pytest.mark.gpu
 def test_a_step_that_cannot_be_captured_goes_on_eagerly_with_one_warning() -> None:
     counter, seen = torch.zeros((), device=CUDA), []

@@ -1,6 +1,7 @@
-"""Sums on a GPU have a fixed order: an update has no atomic additions and nothing that cannot repeat.
+"""What an update and the storing of a vector step would do on a GPU, seen on the meta device.
 
-Seen by a dispatch mode, on the meta device where a GPU takes another way than a CPU.
+Sums have a fixed order: there is no atomic addition and nothing that torch refuses where results must repeat.
+Storing is one graph: nothing is read back, nothing copied from the host.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrl.agents.sac.losses import Atoms, _shared_out, project
+from mtrl.agents.sac.replay import Replay
 from mtrl.agents.sac.returns import ReturnScale
 from mtrl.combiners import COMBINERS, make_combiner
 from mtrl.combiners.solvers import hull
@@ -69,6 +71,33 @@ def test_an_update_on_a_gpu_adds_in_a_fixed_order(preset: str, method: str) -> N
     with Varying() as seen:
         assert _nodes.count(preset, method, 3).nodes > 100
     assert seen.found == []
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reward_scaling": "ema"},
+        {"reward_scaling": "return", "return_quantile": 0.99, "n_step": 3, "curriculum": 0.6},
+    ],
+    ids=["plain", "ema", "everything"],
+)
+def test_storing_a_vector_step_leaves_the_host_alone(options: dict[str, Any], complete: bool) -> None:
+    sizes: dict[str, Any] = {
+        "num_tasks": 3,
+        "capacity_per_task": 40,
+        "envs_per_task": 4,
+        "obs_dim": 6,
+        "action_dim": 2,
+    }
+    counts = _nodes.Counts(1, "high")
+    with _nodes._stand_ins():
+        replay = Replay(**sizes, device=_nodes.META, seed=0, **options)
+        with _nodes._Counter(counts), Varying() as seen:
+            replay._store(complete)
+    assert counts.nodes > 0
+    assert counts.host_reads == counts.host_copies == seen.found == []
 
 
 def test_what_runs_beside_the_update_adds_in_a_fixed_order() -> None:
