@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.config.presets import INCIDENTAL, MISSING, differences, flat
+from mtrl.config.presets import INCIDENTAL, MISSING, OF_NETWORK, differences, flat
 from mtrl.errors import UserError
 from mtrl.report import stats
 from mtrl.report.load import Run, read_runs
@@ -50,6 +50,7 @@ _NOT_SIMULATION = (
 )  # fmt: skip
 _METHODS = ("method", "critic_method", "actor_method")
 _OPTIONS = tuple(f"{key}_options." for key in _METHODS)
+_NETWORK_OPTIONS = tuple(f"network.{key}." for key in OF_NETWORK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,14 +223,17 @@ def group(runs: Sequence[Run]) -> list[Group]:
         rows.setdefault(key, []).append(run)
     methods = [row[0].method for row in rows.values()]
     differing = _differing(configurations)
-    within = {
-        name: _differing([own for own, method in zip(configurations, methods, strict=True) if method == name])
-        for name in dict.fromkeys(methods)
-    }
-    # Options of different methods differ anyway, so a label only names what differs within its method.
+    networks = [str(settings.get("network.architecture")) for settings in configurations]
+    within, of_network = (_differing_within(configurations, names) for names in (methods, networks))
+    # Options of different methods, or networks, differ anyway, so a label only names what differs within.
     shown = [
-        [key for key in differing if key in within[method] or not key.startswith((*_OPTIONS, *_METHODS))]
-        for method in methods
+        [
+            key
+            for key in differing
+            if key in within[method] or not key.startswith((*_OPTIONS, *_METHODS))
+            if key in of_network[network] or not key.startswith(_NETWORK_OPTIONS)
+        ]
+        for method, network in zip(methods, networks, strict=True)
     ]
     short = _short({key for keys in shown for key in keys})
     labels = []
@@ -339,6 +343,16 @@ def _words(settings: Mapping[str, Any], keys: Sequence[str], names: Mapping[str,
 def _differing(configurations: Sequence[Mapping[str, Any]]) -> set[str]:
     keys = {key for settings in configurations for key in settings}
     return {key for key in keys if len({repr(settings.get(key, MISSING)) for settings in configurations}) > 1}
+
+
+def _differing_within(
+    configurations: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, set[str]]:
+    """Return, for each name, in what the configurations of that name differ."""
+    return {
+        name: _differing([own for own, of in zip(configurations, names, strict=True) if of == name])
+        for name in dict.fromkeys(names)
+    }
 
 
 def _text(value: Any) -> str:

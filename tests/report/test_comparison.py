@@ -67,6 +67,21 @@ def test_an_option_that_is_not_set_is_as_one_that_a_run_of_before_did_not_have(t
     assert groups[1].label == "preference=1.0, 2.0"
 
 
+def test_networks_are_named_and_their_options_where_one_network_has_several(tmp_path: Path) -> None:
+    def run(name: str, architecture: str, **options: int) -> Run:
+        network = {"architecture": architecture, "options": options}
+        return read_run(write_run(tmp_path / name, {"a": [0.5]}, config={"network": network}))
+
+    runs = [run("0", "mlp"), run("1", "moore", experts=4), run("2", "care", experts=6, embedding=50)]
+    assert [row.label for row in group(runs)] == [
+        "architecture=mlp", "architecture=moore", "architecture=care"
+    ]  # fmt: skip
+    runs.append(run("3", "moore", experts=6))
+    assert [row.label for row in group(runs)][1:] == [
+        "architecture=moore, experts=4", "architecture=care", "architecture=moore, experts=6"
+    ]  # fmt: skip
+
+
 def test_options_that_tell_no_rows_apart_are_not_in_the_labels(tmp_path: Path) -> None:
     methods = {"mean": {}, "cagrad": {"c": 0.1, "rescale": 1}, "sdmgrad": {"lam": 0.6}}
     runs = [
