@@ -38,6 +38,9 @@ class TaskIdentity:
         num_tasks: T.
         width: columns of "embedding" and "file".
         rows: the given numbers of "file".
+
+    Raises:
+        ValueError: rows without "file" or "file" without rows; not one row of one length per task.
     """
 
     def __init__(self, kind: Kind, num_tasks: int, width: int = 32, rows: Rows | None = None) -> None:
