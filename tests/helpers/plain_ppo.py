@@ -31,6 +31,7 @@ def ppo_config(
     ppo: Mapping[str, Any] | None = None,
     copies: int = COPIES,
     methods: Mapping[str, Any] | None = None,
+    seed: int = 0,
     **network: Any,
 ) -> Config:
     """Configuration of networks of two layers; keyword arguments left over are `network`'s."""
@@ -38,6 +39,7 @@ def ppo_config(
     lengths = {"rollout_steps": STEPS, "epochs": EPOCHS, "minibatches": MINIBATCHES}
     return Config(
         agent="ppo",
+        seed=seed,
         method=method,
         **(methods or {}),
         env=EnvConfig(envs_per_task=copies),

@@ -108,6 +108,7 @@ class Rollout:
         rows[..., : self.obs_dim] = self._incoming[..., : self.obs_dim]
         rows[..., self.obs_dim : after_raw] = raw
         rows[..., after_raw : after_raw + 4] = self._incoming[..., self.obs_dim :]
+        rows[..., after_raw + 4 :] = 0.0  # of the rollout before, which a checkpoint should not hold
         if bool(ended.any()) or self.position == self.steps - 1:
             self._successor_staging.wait()
             self._successor_staging.host.copy_(next_obs)
