@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import mtrl
-from mtrl.config.schema import EnvConfig, NetworkConfig, SacConfig
+from mtrl.config.schema import EnvConfig, NetworkConfig, PpoConfig, SacConfig
 from mtrl.errors import UserError
 from mtrl.export.run import export_run
 from mtrl.networks.base import NETWORKS
@@ -56,6 +56,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "own module": {"network": NetworkConfig(architecture=OWN, options={"width": 12})},
     "embedding": {"network": NetworkConfig(**SMALL, task_identity="embedding")},
     **{name: {"network": NetworkConfig(**SMALL, architecture=name)} for name in NETWORKS if name != "mlp"},
+    "ppo": {"agent": "ppo", "network": NetworkConfig(**SMALL, observation_norm="warmup")},
+    "ppo, clipped": {"agent": "ppo", "ppo": PpoConfig(squash="clip", minibatches=1)},
 }
 
 
@@ -144,23 +146,40 @@ def test_torch_numpy_and_safetensors_are_enough(tmp_path: Path) -> None:
     assert np.load(tmp_path / "actions.npy").tobytes() == wanted.tobytes()
 
 
-def test_the_files_say_all_that_is_needed_to_act(tmp_path: Path) -> None:
-    random_run(tmp_path / "run", **CONFIGURATIONS["standardised"])
+@pytest.mark.parametrize("name", ["standardised", "ppo", "ppo, clipped"])
+def test_the_files_say_all_that_is_needed_to_act(name: str, tmp_path: Path) -> None:
+    random_run(tmp_path / "run", **CONFIGURATIONS[name])
     folder = export_run(tmp_path / "run")
-    tensors = load_file(folder / "policy.safetensors")
-    arguments = json.loads((folder / "policy.json").read_text())["network"]["arguments"]
-    obs = observations()
-    x = (obs - tensors["observation.mean"]) / tensors["observation.deviation"]
-    assert 0 < (np.abs(x) > 10).sum() < x.size / 2  # the clip at ten deviations is seen at work
-    x = np.clip(x, -10, 10).reshape(TASKS, COPIES, OBS_DIM)
+    tensors, spec = load_file(folder / "policy.safetensors"), json.loads((folder / "policy.json").read_text())
+    arguments, x = spec["network"]["arguments"], observations()
+    if spec["standardises_observations"]:
+        x = (x - tensors["observation.mean"]) / tensors["observation.deviation"]
+        assert 0 < (np.abs(x) > 10).sum() < x.size / 2  # the clip at ten deviations is seen at work
+        x = np.clip(x, -10, 10)
+    x = x.reshape(TASKS, COPIES, OBS_DIM)
     for layer in range(arguments["depth"]):
         x = x @ tensors[f"actor.{layer}.weight"][0].T + tensors[f"actor.{layer}.bias"][0]
         if layer == 0:
             x = x + tensors["actor.0.task"][0][:, None]
         x = np.maximum(x, 0)
     outputs = x @ tensors["actor.head.weight"][0].T + tensors["actor.head.bias"][0]
-    wanted = np.tanh(outputs[..., :ACTION_DIM]).reshape(-1, ACTION_DIM)
-    np.testing.assert_allclose(mtrl.load_policy(folder).predict(obs)[0], wanted, rtol=0, atol=1e-5)
+    raw = outputs[..., :ACTION_DIM].reshape(-1, ACTION_DIM)
+    assert (np.abs(raw) > 1).any()
+    assert spec["squash"] == ("clip" if name == "ppo, clipped" else "tanh")
+    wanted = np.clip(raw, -1, 1) if spec["squash"] == "clip" else np.tanh(raw)
+    found, _ = mtrl.load_policy(folder).predict(observations())
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_squash_of_another_version_is_refused_and_earlier_files_have_tanh(exported: Path) -> None:
+    spec = json.loads((exported / "policy.json").read_text())
+    before, _ = mtrl.load_policy(exported).predict(observations())
+    del spec["squash"]
+    (exported / "policy.json").write_text(json.dumps(spec))
+    assert mtrl.load_policy(exported).predict(observations())[0].tobytes() == before.tobytes()
+    (exported / "policy.json").write_text(json.dumps({**spec, "squash": "sine"}))
+    with pytest.raises(UserError, match="is damaged"):
+        mtrl.load_policy(exported)
 
 
 def test_samples_follow_the_policy_s_gaussian(exported: Path) -> None:
