@@ -1,6 +1,6 @@
 # Every check, defined once: people, .ci/run and GitHub type these. All of them need an activated environment
 # with the extra [dev]; `quick`, `test` and `slow` need [test] alone.
-.PHONY: help fix quick test slow check docs smoke ci bench release mutate chaos
+.PHONY: help fix quick test slow check docs smoke nodes ci bench release mutate chaos
 
 help: ## this list
 	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' Makefile
@@ -34,7 +34,10 @@ smoke: ## a short training on MT10, its evaluation, ten faults
 	python scripts/evaluate.py "$$runs/cagrad" --episodes 1 && \
 	python scripts/chaos.py --faults 10 --methods cagrad famo --out "$$runs/chaos"
 
-ci: check docs smoke ## what must pass before a change lands, besides the tests
+nodes: ## bounds on what updates launch on a GPU, two minutes; needs none
+	pytest tests/scripts/test_nodes.py -m slow
+
+ci: check docs smoke nodes ## what must pass before a change lands, besides the tests
 
 bench: ## combiners and updates next to their peers, a few minutes
 	python scripts/benchmark.py combiners --tasks 10 50

@@ -146,7 +146,8 @@ def count(preset: str, method: str, tasks: int) -> Counts:
     if method == "torchjd":
         options["aggregator"] = "UPGrad"
     own = {"method": method, "method_options": options, "tasks": ("MT10",)}
-    config = build_config(load_preset(preset), own)
+    replay = {"replay": {"capacity_per_task": 10_000}}  # its size changes no operation
+    config = build_config(load_preset(preset), own, replay)
     updates = (config.steps - config.train.warmup_steps) * config.train.updates_per_step
     spec = TaskSpec(tuple(f"task {number}" for number in range(tasks)), config.env.envs_per_task, 39, 4)
     precision = precision_on(torch.device("cuda"), config.train.matmul_precision)

@@ -1,0 +1,63 @@
+"""Bounds on what an update launches on a GPU: whoever unrolls a loop into small operations sees it here."""
+
+from __future__ import annotations
+
+import pytest
+from mtrl_benchmarks import _nodes
+
+from mtrl.combiners import COMBINERS
+from mtrl.config.presets import build_config, load_preset, preset_names
+
+pytestmark = pytest.mark.slow  # `make ci` runs them
+
+MEAN = 200  # nodes of joint training
+RATIO = 1.5  # of a method's nodes to the mean's
+# Methods that need more, with their ratio and the reason.
+MORE = {
+    "fs_mtl": (3.5, "two Jacobians"),
+    "modo": (3.5, "three Jacobians"),
+    "cagrad_fast": (2.5, "a backward pass of the mean loss beside a Jacobian of some tasks"),
+    "blocks": (2.0, "a solve for each module of both networks"),
+    "m_config": (2.0, "its own moments with corrections by task, beside Adam's step of the heads"),
+    "famo": (1.8, "one more forward pass of both networks"),
+}
+# What the host does between two graphs, once for each network.
+HOST = {"aligned_mtl": "eigenvalues", "torchjd": "another library"}
+
+
+@pytest.mark.parametrize(("preset", "tasks"), [("mt10", 10), ("mt50", 50)])
+def test_every_method_is_few_nodes_and_reads_nothing(preset: str, tasks: int) -> None:
+    mean = _nodes.count(preset, "mean", tasks)
+    assert mean.nodes <= MEAN
+    for method in COMBINERS:
+        counts = _nodes.count(preset, method, tasks)
+        ratio = MORE.get(method, (RATIO, ""))[0]
+        assert counts.nodes <= ratio * mean.nodes, method
+        assert counts.nodes > RATIO * mean.nodes or method not in MORE, f"{method} needs no exception"
+        assert len(counts.host_reads) == (2 if method in HOST else 0), (method, counts.host_reads)
+        assert not counts.host_copies, (method, counts.host_copies)
+
+
+def _presets() -> list[tuple[str, int]]:
+    """Presets that train SAC on Meta-World and their numbers of tasks; `brc` draws networks for minutes."""
+    configs = {name: build_config(load_preset(name)) for name in preset_names() if name != "brc"}
+    return [
+        (name, 50 if config.tasks == ("MT50",) else 10)
+        for name, config in configs.items()
+        if (config.agent, config.suite) == ("sac", "metaworld")
+    ]
+
+
+@pytest.mark.parametrize(("preset", "tasks"), _presets())
+def test_a_solve_adds_few_nodes_with_every_presets_networks(preset: str, tasks: int) -> None:
+    mean, cagrad = (_nodes.count(preset, method, tasks) for method in ("mean", "cagrad"))
+    assert cagrad.nodes <= RATIO * mean.nodes
+    assert not cagrad.host_reads + mean.host_reads
+    assert not cagrad.host_copies + mean.host_copies
+
+
+def test_more_tasks_than_a_kernel_holds_are_solved_between_two_graphs() -> None:
+    few, many = (_nodes.count("mt10", "cagrad", tasks) for tasks in (64, 65))
+    assert not few.host_reads
+    assert len(many.host_reads) == 2
+    assert many.nodes <= few.nodes
