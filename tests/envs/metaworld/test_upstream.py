@@ -110,8 +110,9 @@ def test_the_oracle_of_this_file_is_upstreams_own_code() -> None:
     assert sawyer_reach_v3.Rotation is Rotation
 
 
-def test_mt10_equals_upstream_with_random_and_scripted_actions() -> None:
-    compare(BENCHMARKS["MT10"], episodes=["random", "scripted", "mixed"], steps=60, reward_version="v2")
+def test_tasks_equal_upstream_with_random_and_scripted_actions() -> None:
+    """All tasks: slow, below."""
+    compare(BENCHMARKS["MT10"][1::2], episodes=["random", "scripted", "mixed"], steps=60, reward_version="v2")
 
 
 def test_the_first_reward_version_equals_upstreams() -> None:
