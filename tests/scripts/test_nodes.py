@@ -51,7 +51,8 @@ def _presets() -> list[tuple[str, int]]:
 @pytest.mark.parametrize(("preset", "tasks"), _presets())
 def test_a_solve_adds_few_nodes_with_every_presets_networks(preset: str, tasks: int) -> None:
     mean, cagrad = (_nodes.count(preset, method, tasks) for method in ("mean", "cagrad"))
-    assert cagrad.nodes <= RATIO * mean.nodes
+    # PaCo's gradients are products of two factors, which are summed and multiplied part by part.
+    assert cagrad.nodes <= (2.1 if preset.startswith("paco") else RATIO) * mean.nodes
     assert not cagrad.host_reads + mean.host_reads
     assert not cagrad.host_copies + mean.host_copies
 

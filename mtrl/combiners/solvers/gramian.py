@@ -53,7 +53,8 @@ def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
             return weights.to(jacobian.dtype) @ jacobian
         # The rounded weights and their remainders share one pass over the Jacobian, which takes the time.
         pair = jacobian.new_empty(2, *weights.shape)
-        torch.sub(weights, pair[0].copy_(weights), out=pair[1])
+        exact = weights.detach()
+        torch.sub(exact, pair[0].copy_(exact), out=pair[1])
         whole, rest = pair @ jacobian
     combined: Tensor = whole + rest
     return combined
