@@ -81,6 +81,7 @@ class SACUpdate(nn.Module):
         critic_arguments: of the critics'.
         num_batches: K, the number of independent batches that `step` takes.
         target_entropy: of each task's policy, in nats; by default minus the number of action dimensions.
+        snapshot: the actor's parameters that exploration acts with; None: the present ones.
     """
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
