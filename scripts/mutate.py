@@ -56,7 +56,7 @@ MUTATIONS = (
     Mutation("R9", "mtrl/training/loop.py", "for network, tasks in self.state.agent.failures().items():",
              "for network, tasks in {}.items():",
              f"{_FAULTS}::test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name"),
-    Mutation("R10", "mtrl/combiners/pcgrad.py", "torch.where(squares > 0.0, squares, 1.0)", "squares",
+    Mutation("R10", "mtrl/combiners/solvers/surgery.py", "np.where(squares > 0.0, squares, 1.0)", "squares",
              "tests/combiners/test_every_method.py::test_zero_gradients_give_no_direction"),
     Mutation("R11", "mtrl/runs/checkpoint_writer.py",
              "if last or self._failures[kind] >= MAX_FAILURES:", "if False:",
@@ -98,8 +98,8 @@ MUTATIONS = (
              "tests/agents/sac/test_agent.py::test_a_checkpoint_of_another_device_goes_on"),
     Mutation("R27", "mtrl/runs/checkpoint.py", "    if differing:\n", "    if False:\n",
              f"{_SAVED}::test_another_suite_is_refused_unless_allowed"),
-    Mutation("R28", "mtrl/agents/sac/agent.py", 'self.update.load_state_dict(state["update"])',
-             'self.update.load_state_dict({k: v for k, v in state["update"].items() if "combiner" not in k}, '
+    Mutation("R28", "mtrl/agents/sac/agent.py", "self.update.load_state_dict(update)",
+             'self.update.load_state_dict({k: v for k, v in update.items() if "combiner" not in k}, '
              "strict=False)",
              "tests/agents/sac/test_agent.py::test_saved_state_continues_bit_for_bit[famo]"),
     Mutation("R29", "mtrl/runs/lock.py",
