@@ -166,7 +166,7 @@ def check(folder: Path, mutation: Mutation) -> str:
 def main() -> int:
     """Check the rows named on the command line, or all."""
     parser = argparse.ArgumentParser(
-        description="Remove protections of docs/reliability.md; a test must notice."
+        description="Remove protections of docs/reliability.md: tests must fail."
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to check, such as R10; all by default")
     rows = parser.parse_args().rows
