@@ -47,7 +47,7 @@ _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GE
 _THEIRS: Mapping[str, Mapping[str, Any]] = {
     "sac": {
         "max_grad_norm": None, "actor_average_rate": None, "final_lr_fraction": 1.0, "q_reduce": "min",
-        "actor_every": 1, "noise_hold": 1, "noise_spread": 1.0,
+        "actor_every": 1, "noise_hold": 1, "noise_spread": 1.0, "act_on_snapshot": False,
     },
     "network": {
         "architecture": "mlp", "actor_layer_norm": False, "critic_layer_norm": False, "critic_block": "mlp",
