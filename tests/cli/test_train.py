@@ -174,7 +174,7 @@ def test_train_script_without_tasks_says_what_to_give(
 MISTAKES = [
     ("--sac.gama 3", "unknown flag '--sac.gama'. Did you mean '--sac.gamma'?"),
     ("--gamma 3", "unknown flag '--gamma'. Did you mean '--sac.gamma'?"),
-    ("--lr 3e-4", "Did you mean --sac.actor-lr or --sac.critic-lr or --sac.temperature-lr?"),
+    ("--lr 3e-4", "Did you mean --sac.actor-lr or --sac.critic-lr or --sac.temperature-lr"),
     ("--device cuda:1", "CUDA_VISIBLE_DEVICES=1 and device cuda."),
     ("--tasks reach-v3,push-v3", "Separate tasks by spaces: --tasks reach-v3 push-v3."),
     ("--batch-per-tsk=3", "Did you mean '--sac.batch-per-task'?"),
