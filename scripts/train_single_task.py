@@ -52,7 +52,7 @@ _THEIRS: Mapping[str, Mapping[str, Any]] = {
     "network": {
         "architecture": "mlp", "actor_layer_norm": False, "critic_layer_norm": False, "critic_block": "mlp",
         "critic_loss": "squared", "observation_norm": "none", "weight_decay": 0.0,
-        "initialisation": "he_uniform",
+        "initialisation": "he_uniform", "critic_dtype": "float32",
     },
     "train": {"warmup_updates": 0},
     "replay": {"reward_scaling": "none", "n_step": 1, "curriculum": 1.0},
