@@ -183,7 +183,7 @@ def test_a_thousand_tasks_fit_into_memory(name: str) -> None:
 def cost(call: Callable[[], object], other: Callable[[], object]) -> float:
     """Least CPU seconds of one call over those of the other, in turns: a busy machine slows both alike."""
     times: list[list[float]] = [[], []]
-    for _ in range(9):
+    for _ in range(25):
         for own, act in zip(times, (call, other), strict=True):
             begin = time.process_time()
             act()
@@ -221,7 +221,7 @@ def test_a_check_costs_little_beside_the_method(name: str) -> None:
         with combiner.unchecked():
             combined()
 
-    assert cost(combined, unchecked) <= 1.3
+    assert cost(combined, unchecked) <= 1.3  # 1.00 to 1.15 on a machine that does nothing else
 
 
 @pytest.mark.parametrize("kind", ["binary", "gaussian"])
