@@ -62,7 +62,7 @@ LONG = {"every": 50, "normscale": 50}
 
 
 @pytest.mark.dear
-@pytest.mark.parametrize("method", ["cagrad", "every", "turns", "aligned_mtl", "famo"])
+@pytest.mark.parametrize("method", ["every", "turns", "aligned_mtl"])
 def test_a_replayed_update_equals_an_eager_one(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recording.install(monkeypatch)
     options = {"refresh_every": 3} if method == "every" else {}

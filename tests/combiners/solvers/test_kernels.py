@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import COMBINERS, GramCombiner
+from mtrl.combiners._random import _hashed
 from mtrl.combiners.pcgrad import PCGrad
 from mtrl.combiners.solvers import backends, bargaining, equal, hull, projections, surgery, worst_case
 from tests.combiners.oracles import ORACLES
@@ -292,6 +293,14 @@ for tasks in map(int, sys.argv[1:]):
 def test_kernels_compile_for_a_gpu_that_is_not_there_and_stay_in_its_registers(tasks: int) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     subprocess.run([sys.executable, "-c", _COMPILE, str(tasks)], env=environment, check=True)
+
+
+def test_the_hash_of_random_numbers_is_the_hosts() -> None:
+    from mtrl.combiners.solvers.kernels_hash import launch
+
+    keys = torch.arange(-700, 1500, device=DEVICE).view(2, -1)
+    step, stream = torch.tensor([[12345], [-(2**63) + 7]], device=DEVICE)
+    assert torch.equal(launch(keys, step, stream), _hashed(keys, step, stream))
 
 
 def test_on_other_devices_a_solve_is_one_operation() -> None:
