@@ -205,7 +205,8 @@ def _config(path: Path) -> dict[str, Any]:
         "steps": type(config["steps"]) is int and 0 <= config["steps"] <= _LARGEST_STEP,
         "seed": type(config["seed"]) is int,
     }
-    kinds |= {key: isinstance(config.get(key, {}), dict | None) for key in ("env", "eval", "train", "sac")}
+    sections = ("env", "eval", "train", "sac", "ppo")
+    kinds |= {key: isinstance(config.get(key, {}), dict | None) for key in sections}
     wrong = [key for key, is_right in kinds.items() if not is_right]
     if wrong:
         raise UserError(
