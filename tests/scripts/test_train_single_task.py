@@ -85,6 +85,7 @@ def test_no_setting_is_left_out_in_silence() -> None:
         *("lr_hold_fraction", "temperature", "critic_loss_bound", "q_bound"),
         *("heads", "task_identity", "options", "value_bins", "value_low", "value_high"),
         *("actor_options", "critic_options", "identity_width", "identity_file"),
+        *("return_bound", "return_quantile"),  # of reward_scaling=return, which is named
     }
     sections = {"sac": SacConfig, "network": NetworkConfig, "replay": ReplayConfig}
     for name, section in sections.items():
