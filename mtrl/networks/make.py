@@ -168,10 +168,27 @@ def describe_network(architecture: str, arguments: Mapping[str, Any]) -> str:
     return ", ".join([*words, *(f"{name.replace('_', ' ')} {value}" for name, value in options.items())])
 
 
-def unused_settings(config: NetworkConfig) -> list[str]:
+def network_facts(
+    config: NetworkConfig, arguments: Mapping[str, Mapping[str, Any]], trained: int
+) -> dict[str, str]:
+    """Return lines of the start screen: the networks, and settings that the architecture does not use.
+
+    Args:
+        config: of the networks.
+        arguments: of each network by its name on the screen.
+        trained: number of trained parameters of them all.
+    """
+    sizes = [f"{name} {describe_network(config.architecture, of)}" for name, of in arguments.items()]
+    facts = {"networks": f"{'; '.join(sizes)}; {trained:,} trained parameters"}
+    if unused := _unused_settings(config):
+        facts["not used"] = f"{', '.join(unused)}, by {config.architecture}"
+    return facts
+
+
+def _unused_settings(config: NetworkConfig) -> list[str]:
     """Return settings of `network` that are not at their defaults and that the architecture does not take.
 
-    A preset that was made for the mlp may set them; the start screen names them.
+    A preset that was made for the mlp may set them.
     """
     fields = dataclasses.fields(config)
     taken = {

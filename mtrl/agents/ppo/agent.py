@@ -25,6 +25,7 @@ from mtrl.device.cuda import load_in_place
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
 from mtrl.errors import UserError
+from mtrl.networks.make import network_facts
 
 SLICE_SECONDS = 1.0  # after which `learn` returns, so that signals are answered
 
@@ -204,13 +205,10 @@ class PPOAgent:
     def facts(self) -> dict[str, str]:
         """Return sizes for the start screen; allocates the rollout, which may raise UserError."""
         network, ppo, parts = self.config.network, self.config.ppo, self.memory()
-        sizes = network.architecture
-        if sizes == "mlp":
-            actor = f"actor {network.actor_depth}x{network.actor_width}"
-            sizes = f"{actor}, critic {network.critic_depth}x{network.critic_width}"
+        arguments = {"actor": self.update.actor_arguments, "critic": self.update.critic_arguments}
         rows = ppo.rollout_steps * self.spec.envs_per_task
         return {
-            "networks": f"{sizes}, {self.parameter_count:,} trained parameters",
+            **network_facts(network, arguments, self.parameter_count),
             "rollout": f"{rows:,} rows per task in {ppo.rollout_steps:,} vector steps, {ppo.epochs} x "
             f"{ppo.minibatches} minibatches of {self._batch} rows per task",
             "memory": ", ".join(f"{name} {count / 2**20:.0f} MiB" for name, count in parts.items()),

@@ -58,6 +58,7 @@ class PPOUpdate(nn.Module):
 
     Attributes:
         actor_arguments: of the actor's network, as `make_network` takes them.
+        critic_arguments: of the critic's.
         num_batches: K, the number of independent minibatches that `step` takes.
         explained_variance: of the newest rollout's values, [T].
     """
@@ -71,9 +72,9 @@ class PPOUpdate(nn.Module):
             self.observation_norm = ObservationNorm(spec.obs_dim).to(device)
         sizes: dict[str, Any] = {"stack": 1, "inputs": spec.obs_dim, "task_names": spec.task_names}
         self.actor_arguments = network_arguments(network, "actor", **sizes, outputs=2 * spec.action_dim)
-        critic_arguments = network_arguments(network, "critic", **sizes, outputs=1)
+        self.critic_arguments = network_arguments(network, "critic", **sizes, outputs=1)
         self.actor_network = make_network(network.architecture, self.actor_arguments)
-        self.critic_network = make_network(network.architecture, critic_arguments)
+        self.critic_network = make_network(network.architecture, self.critic_arguments)
         self.pop_art = PopArt(spec.num_tasks).to(device) if config.ppo.value_norm == "pop_art" else None
         initial = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
 

@@ -27,7 +27,7 @@ from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
 from mtrl.errors import UserError
 from mtrl.gradients.per_task import Evaluation
-from mtrl.networks.make import describe_network, unused_settings
+from mtrl.networks.make import network_facts
 
 _TEMPERATURES = (1e-7, 1e4)  # no reward scale needs a temperature outside: it has diverged
 
@@ -271,11 +271,8 @@ class SACAgent:
         """Return sizes for the start screen; allocates the replay, which may raise UserError."""
         network, parts = self.config.network, self.memory()
         arguments = {"actor": self.update.actor_arguments, "critics": self.update.critic_arguments}
-        sizes = [f"{role} {describe_network(network.architecture, of)}" for role, of in arguments.items()]
-        unused = unused_settings(network)
         return {
-            "networks": f"{'; '.join(sizes)}; {self.parameter_count:,} trained parameters",
-            **({"not used": f"{', '.join(unused)}, by {network.architecture}"} if unused else {}),
+            **network_facts(network, arguments, self.parameter_count),
             "batch": f"{self.config.sac.batch_per_task} transitions per task",
             "memory": ", ".join(f"{name} {_size(count)}" for name, count in parts.items()),
         }

@@ -183,4 +183,4 @@ def test_start_screen_says_how_much_an_update_takes_in() -> None:
     assert config.env == EnvConfig(envs_per_task=4)
     facts = ppo_agent(config).facts()
     assert facts["rollout"] == "64 rows per task in 16 vector steps, 3 x 4 minibatches of 16 rows per task"
-    assert "critic 2x16" in facts["networks"]
+    assert "critic mlp 2x16" in facts["networks"]
