@@ -17,6 +17,7 @@ from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, Tas
 from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner
 from mtrl.agents.sac.episode_starts import EpisodeStarts
+from mtrl.agents.sac.former import translated
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
@@ -326,11 +327,7 @@ class SACAgent:
     def load_state(self, parts: Mapping[str, Any]) -> None:
         """Restore `state`: bit for bit on the same kind of device, else with fresh noise (`RandomStream`)."""
         state = parts["agent"]
-        update = dict(state["update"])
-        if self.update.averaged_actor is not None:
-            # A checkpoint without it has a plain average, which goes on as it is.
-            update.setdefault("average_start", torch.zeros((), dtype=torch.float64))
-        self.update.load_state_dict(update)
+        self.update.load_state_dict(translated(state["update"]))
         for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
             load_in_place(optimizer, saved)
         self._noise_stream.load_state(state["noise"])
