@@ -186,8 +186,8 @@ def test_totals_and_failures_of_former_checkpoints_are_read() -> None:
     other.load_state(state)
     means = other.update.totals.pop_means()
     # Where each row stood: `_PER_TASK` of the former version.
-    former = dict(critic_loss=0, actor_loss=1, value=2, alpha=4, critic_grad_norm=5, actor_grad_norm=6)
-    for name, row in former.items():
+    rows = zip(("critic_loss", "actor_loss", "value", "alpha"), (0, 1, 2, 4), strict=True)
+    for name, row in (*rows, ("critic_grad_norm", 5), ("actor_grad_norm", 6)):
         torch.testing.assert_close(means[name], sums[row] / counts[row])
     torch.testing.assert_close(means["log_prob"], -sums[3] / counts[3])
     assert float(means["critic/update_norm"]) == 2.0
