@@ -23,7 +23,8 @@ from mtrl.registry import REQUIRED, Registry
 
 _DESCRIPTION = (
     "Train one multi-task agent; --method combines the gradients of its tasks. `--method NAME --help` shows "
-    "that method's options, and so do --suite and --network."
+    "that method's options, and so do --suite and --network. MW+ stands for the Meta-World+ protocol "
+    "(arXiv 2505.11289)."
 )
 # Keys with flags of another name: every flag about methods begins with --method.
 _FLAGS = {"critic_method": "method.critic", "actor_method": "method.actor"}

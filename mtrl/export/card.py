@@ -12,7 +12,7 @@ _USE = """\
 import mtrl
 
 policy = mtrl.load_policy("."{own})  # needs torch, numpy and safetensors
-actions, _ = policy.predict(observations)  # [tasks, {obs}] -> [tasks, {act}], rows in the order above
+actions, _ = policy.predict(observations)  # [tasks, {obs}] -> [tasks, {act}], rows as in policy.task_names
 action, _ = policy.for_task("{task}").predict(observation)  # [{obs}] -> [{act}]
 """
 
@@ -121,7 +121,7 @@ def _facts(policy: Mapping[str, Any]) -> dict[str, Any]:
     return facts | {
         "seed": config["seed"],
         "vector steps": f"{policy['vector_step']:,} of {config['steps']:,}, "
-        f"{env['envs_per_task']} environments per task",
+        f"{env['envs_per_task']} environment{'s' if env['envs_per_task'] > 1 else ''} per task",
         "episodes": f"{env['max_episode_steps']} steps in training, {length} in the evaluation",
         "network": describe_network(policy["network"]["architecture"], policy["network"]["arguments"]),
         "observations": f"{policy['obs_dim']} numbers"

@@ -97,10 +97,12 @@ class Policy:
         rows = rows[None] if single else rows
         tasks = len(self.task_names)
         if rows.ndim != 2 or rows.shape[1] != self._obs_dim or len(rows) % tasks or not len(rows):
+            obs, found = self._obs_dim, f"found {list(np.shape(observation))}."
+            if tasks == 1:
+                raise UserError(f"observations must have shape [{obs}] or [N, {obs}]; {found}")
             raise UserError(
-                f"observations must have shape [N, {self._obs_dim}], N a multiple of {tasks} "
-                f"({'one row for each task' if tasks > 1 else self.task_names[0]}, or more); found "
-                f"{list(np.shape(observation))}. policy.for_task(name) takes those of one task."
+                f"observations must have shape [N, {obs}], N a multiple of {tasks} (one row for each "
+                f"task, or more); {found} policy.for_task(name) takes those of one task."
             )
         # Copied to memory of torch, which is aligned as in evaluations: rounding depends on the alignment.
         obs = torch.empty(tasks, len(rows) // tasks, self._obs_dim, device=self._flat.vector.device)

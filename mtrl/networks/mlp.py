@@ -34,7 +34,7 @@ TASK_EMBEDDING = "0.task"  # joint [S, T, H], per task [T, S, H]: the first weig
 
 
 class MLP(FromLayout):
-    """S stacked multi-layer perceptrons, a `Network`.
+    """A multi-layer perceptron; S of them are stacked.
 
     Args:
         stack: S.

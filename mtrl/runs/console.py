@@ -54,7 +54,8 @@ def evaluation_table(result: "Evaluation", *, console: Console | None = None) ->
     tables = (result.success, result.success_last, result.episode_return)
     of_tasks = zip(*(table.mean(axis=1) for table in tables), strict=True)
     means = (result.mean_success, result.mean_success_last, result.mean_return)
-    header = [f"task ({result.episodes_per_task} episodes each)", "success", "last step", "return"]
+    several = "s" if result.episodes_per_task > 1 else ""
+    header = [f"task ({result.episodes_per_task} episode{several} each)", "success", "last step", "return"]
     rows = [
         [name, _success(success), _success(last), f"{episode_return:.1f}"]
         for name, (success, last, episode_return) in zip(

@@ -274,7 +274,7 @@ def test_the_card_tells_every_task_s_success_and_whose_parameters_these_are(tmp_
     assert "| task-2 | - | - | 0.0 |" in body
     assert spec["config"]["critic_method"] == "cagrad"
     assert "* actor method: mean" in body
-    assert "* vector steps: 30 of 60, 1 environments per task" in body
+    assert "* vector steps: 30 of 60, 1 environment per task" in body
     assert "at vector step 20; the exported parameters are newer, from vector step 30" in body
 
 
