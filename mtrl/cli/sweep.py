@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from mtrl.cli import command, importing
-from mtrl.cli.flags import parse_command
+from mtrl.cli.flags import fields_of, given, parse_command
 from mtrl.config.presets import load_preset
+from mtrl.config.schema import Config
 from mtrl.config.values import settings
 from mtrl.errors import UserError
 
@@ -61,6 +63,7 @@ class _Flags:
 @command
 def main(arguments: list[str]) -> int:
     """Run a sweep; return 0 if all trials have finished, 1 if some have failed, else as `mtrl-train`."""
+    _refuse_settings(arguments)
     flags = parse_command(_Flags, arguments)
     if flags is None:
         return 0
@@ -105,6 +108,20 @@ def main(arguments: list[str]) -> int:
             return error.exit_code
         raise
     return _end(state, out)
+
+
+def _refuse_settings(arguments: Sequence[str]) -> None:
+    """Raise a UserError for a flag of mtrl-train that is no flag of a sweep."""
+    own = {option.name for option in fields_of(_Flags)}
+    of_runs = {option.name for option in fields_of(Config)}
+    for flag in given(arguments):
+        key = flag.removeprefix("--").replace("-", "_")
+        name = key.partition(".")[0]
+        if name in of_runs - own and f"{name}s" not in own:  # --method, --seed: "Did you mean" says enough
+            raise UserError(
+                f"{flag} is a setting of the trials; a sweep takes it as --set {key}=VALUE, or as "
+                f"--grid {key}=VALUE,VALUE to compare values."
+            )
 
 
 def _end(state: State, out: Path) -> int:

@@ -97,11 +97,11 @@ class Policy:
         rows = rows[None] if single else rows
         tasks = len(self.task_names)
         if rows.ndim != 2 or rows.shape[1] != self._obs_dim or len(rows) % tasks or not len(rows):
-            obs, found = self._obs_dim, f"found {list(np.shape(observation))}."
+            size, found = self._obs_dim, f"found {list(np.shape(observation))}."
             if tasks == 1:
-                raise UserError(f"observations must have shape [{obs}] or [N, {obs}]; {found}")
+                raise UserError(f"observations must have shape [{size}] or [N, {size}]; {found}")
             raise UserError(
-                f"observations must have shape [N, {obs}], N a multiple of {tasks} (one row for each "
+                f"observations must have shape [N, {size}], N a multiple of {tasks} (one row for each "
                 f"task, or more); {found} policy.for_task(name) takes those of one task."
             )
         # Copied to memory of torch, which is aligned as in evaluations: rounding depends on the alignment.

@@ -7,6 +7,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, NamedTuple
 
 from mtrl.report.stats import Interval
@@ -35,12 +36,15 @@ def plain(text: str) -> str:
 def number(value: float, decimals: int = 2) -> str:
     """Return a number as people read it.
 
-    It is rounded to nine digits first, so that sums of the same numbers in another order give the same text.
+    It is rounded to nine digits first, so that sums of the same numbers in another order give the same text,
+    and then as in school: halves away from zero (.175 to .18, .225 to .23).
     """
     if math.isnan(value):
         return MISSING
-    rounded = round(value, 9)
-    text = f"{rounded:,.{decimals}f}"
+    if not abs(value) < 1e15:  # nine digits mean nothing there, and infinity has none
+        return f"{value:,.{decimals}f}"
+    rounded = Decimal(repr(round(float(value), 9))).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
+    text = f"{rounded:,f}"
     return text if float(text.replace(",", "")) else text.replace("-", "")
 
 

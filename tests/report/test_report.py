@@ -309,6 +309,10 @@ def test_one_number_has_one_text_however_it_was_added_up() -> None:
     assert up != down
     assert number(up) == number(down) == number(0.675)
     assert number(-1e-12) == "0.00"
+    # Halves go up in all rows: formatted as binary fractions, .175 went down and .225 up.
+    assert [number(value) for value in (0.175, 0.225, 0.125, -0.175)] == ["0.18", "0.23", "0.13", "-0.18"]
+    assert number(1e30, 0) == f"{1e30:,.0f}"
+    assert number(float("inf")) == "inf"
     assert number(float("nan")) == "\N{EN DASH}"
 
 

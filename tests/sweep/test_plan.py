@@ -190,3 +190,24 @@ def test_progress_reads_a_run_again_only_after_a_change(
     longer = trial._replace(config=dataclasses.replace(trial.config, steps=1_000))
     assert not progress(longer).finished
     assert len(read) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--steps 200", "--steps is a setting of the trials; a sweep takes it as --set steps=VALUE"),
+        (
+            "--sac.actor-lr=1e-3",
+            "--sac.actor-lr is a setting of the trials; a sweep takes it as --set sac.a",
+        ),
+        ("--method cagrad", "unknown flag '--method'. Did you mean '--methods'?"),
+        ("--seed 3", "unknown flag '--seed'. Did you mean '--seeds'?"),
+    ],
+)
+def test_flags_of_a_training_are_told_how_a_sweep_takes_them(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mtrl.cli.sweep import main
+
+    assert main(["--tasks", "MT10", "--methods", "mean", *words.split()]) == 2
+    assert message in capsys.readouterr().err
