@@ -2,7 +2,9 @@
 
 An entry is called as `plugin(config, spec, device)` and returns a `mtrl.agents.base.Agent`. It may have an
 attribute `check`, called as `check(config, num_tasks)` before anything starts. `check` raises UserError for
-settings that the agent cannot train with.
+settings that the agent cannot train with. An attribute `unread` names sections of the configuration and
+settings in them, such as "sac" or "train.warmup_steps", that the agent does not read: the command line
+refuses their flags.
 """
 
 from mtrl.registry import Registry

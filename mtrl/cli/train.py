@@ -83,7 +83,7 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
         layers.append({"tasks": tasks})
     tasks_known = any("tasks" in layer for layer in layers) or "--tasks" in flags_given
     with importing():
-        from mtrl.training.resolve import WITH_OPTIONS, resolve, written_out
+        from mtrl.training.resolve import WITH_OPTIONS, resolve, unread_settings, written_out
 
     base = written_out(build_config(*layers, _chosen(arguments)))
     members = [*_config_flags(Config, base), *_run_flags(preset)]
@@ -114,6 +114,7 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
         if any("," in task for task in values["tasks"]) and "--tasks" in flags_given:
             raise UserError(f"{error} Separate tasks by spaces: --tasks reach-v3 push-v3.") from None
         raise
+    _refuse_unread(flags_given, config.agent, unread_settings(config))
     if own.print_config:
         print(config_text(config), end="")
         return 0
@@ -128,6 +129,14 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
             trust=own.trust,
         ).exit_code
     return train(config, run_dir=Path(own.run_dir) if own.run_dir else None).exit_code
+
+
+def _refuse_unread(flags_given: Sequence[str], agent: str, unread: Sequence[str]) -> None:
+    """Raise a UserError for a flag whose setting the agent does not read. Presets may set it all the same."""
+    for flag in flags_given:
+        key = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if any(key == name or key.startswith(f"{name}.") for name in unread):
+            raise UserError(f"agent {agent} does not read {key}; found {flag}. Leave it out.")
 
 
 def _spelled_out(argument: str) -> str:

@@ -85,6 +85,11 @@ def written_out(config: Config) -> Config:
     return dataclasses.replace(config, **changes)
 
 
+def unread_settings(config: Config) -> tuple[str, ...]:
+    """Return the sections and settings that the agent says it does not read."""
+    return tuple(getattr(AGENTS[config.agent], "unread", ()))
+
+
 def check_same_run(config: Config, path: Path) -> None:
     """Raise UserError if the run in `path` has another configuration than `config`; names each difference.
 

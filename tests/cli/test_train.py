@@ -172,6 +172,9 @@ def test_train_script_without_tasks_says_what_to_give(
 
 
 MISTAKES = [
+    ("--agent ppo --sac.gamma .9", "agent ppo does not read sac.gamma; found --sac.gamma. Leave it out."),
+    ("--agent ppo --train.warmup-steps 9", "agent ppo does not read train.warmup_steps; found"),
+    ("--ppo.epochs 3", "agent sac does not read ppo.epochs; found --ppo.epochs. Leave it out."),
     ("--sac.gama 3", "unknown flag '--sac.gama'. Did you mean '--sac.gamma'?"),
     ("--gamma 3", "unknown flag '--gamma'. Did you mean '--sac.gamma'?"),
     ("--lr 3e-4", "Did you mean --sac.actor-lr or --sac.critic-lr or --sac.temperature-lr"),

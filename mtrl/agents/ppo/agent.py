@@ -43,6 +43,8 @@ class PPOAgent:
         updates: number of steps on minibatches so far.
     """
 
+    unread = ("sac", "replay", "train.warmup_steps", "train.warmup_updates", "train.updates_per_step")
+
     @staticmethod
     def check(config: Config, num_tasks: int) -> None:
         """Refuse settings that PPO cannot train with, before anything starts.

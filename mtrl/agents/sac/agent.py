@@ -46,6 +46,8 @@ class SACAgent:
         updates: number of updates so far.
     """
 
+    unread = ("ppo",)
+
     @staticmethod
     def check(config: Config, num_tasks: int) -> None:
         """Refuse settings that SAC cannot train with, before anything starts.
