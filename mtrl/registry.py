@@ -150,7 +150,9 @@ def load_object(path: str, kind: str) -> Any:
         return getattr(module, name)
     except AttributeError:
         public = [key for key in vars(module) if not key.startswith("_")]
-        raise UserError(unknown_name(f"name in {place}", name, public)) from None
+        # Rather what the file defines than what it imports.
+        own = [key for key in public if getattr(vars(module)[key], "__module__", "") == module.__name__]
+        raise UserError(unknown_name(f"name in {place}", name, own or public)) from None
 
 
 def locate(path: str) -> Path | None:

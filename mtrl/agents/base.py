@@ -118,6 +118,13 @@ class Agent(Protocol):
 
 
 @runtime_checkable
+class CountsUpdates(Protocol):
+    """An agent that tells how many updates it has made, over all resumes."""
+
+    updates: int
+
+
+@runtime_checkable
 class NotesSuccess(Protocol):
     """An agent that learns from how often tasks succeed."""
 

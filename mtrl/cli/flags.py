@@ -185,16 +185,27 @@ def _check_flags(arguments: Sequence[str], members: Members) -> None:
     for flag in given(arguments):
         if flag not in known:
             options = list(_known_flags([m for m in members if isinstance(m, Group)], ""))
-            chosen = peek(arguments, flag.rpartition(".")[0])
+            section = flag.rpartition(".")[0]
+            chosen = peek(arguments, section) or _defaults(members).get(section)
             raise UserError(_unknown_flag(flag, known, options, chosen))
+
+
+def _defaults(members: Members) -> dict[str, str]:
+    """Return the defaults that are names, of flags on the first level."""
+    flags = [member for member in members if not isinstance(member, Group) and member.flag]
+    return {_dashed(m.flag): m.option.default for m in flags if isinstance(m.option.default, str)}
 
 
 def _unknown_flag(flag: str, known: Sequence[str], options: Sequence[str], chosen: str | None) -> str:
     """Return the message for an unknown flag; without a dot, it is also compared with last parts of names."""
-    section, dot, _ = flag.rpartition(".")
-    if dot and section in known and not any(name.startswith(f"{section}.") for name in options):
+    section, dot, option = flag.rpartition(".")
+    if dot and section in known:
         value = f" {chosen}" if chosen else ""
-        return f"{section}{value} has no options; found {flag}."
+        own = {name.rpartition(".")[2]: name for name in options if name.startswith(f"{section}.")}
+        if not own:
+            return f"{section}{value} has no options; found {flag}."
+        if not did_you_mean(option, own, cutoff=0.6):
+            return f"{section}{value} has the options {', '.join(own.values())}; found {flag}."
     last = {name.rpartition(".")[2].removeprefix("--"): name for name in reversed(known)}
     candidates = {name: name for name in known} | ({} if dot else last)
     leaf = flag.removeprefix("--")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 
@@ -49,8 +50,9 @@ def mtl_step(
         heads: for each task the module or parameters that it alone uses. They step by their own task's
             gradient, which no method weighs. A head may be frozen or empty.
         max_norm: bound on the norm of the whole gradient, heads included; unused by a preconditioned method.
-        micro_batches: number of batches whose mean is one step's batch. Their Jacobians are added up before
-            they are combined; adding up combined directions would be another method.
+        micro_batches: number of batches whose mean is one step's batch. Their Jacobians are averaged
+            before they are combined, so do not divide the losses by their number. Adding up combined
+            directions would be another method.
         scaler: of automatic mixed precision. Methods see gradients without the scale. An overflow skips the
             step and lowers the scale, as without a combiner.
         distributed: average losses and Jacobians over the processes of the default group, so that all combine
@@ -72,6 +74,8 @@ def mtl_step(
     """
     _check_call(combiner, losses, optimizer, max_norm, micro_batches, accumulate)
     chunk_size = check_chunk(chunk_size, batched)
+    if scaler is not None and not hasattr(scaler, "is_enabled"):
+        raise ValueError(f"scaler must be a torch.amp.GradScaler or None; found {scaler!r}.")
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
     processes = Processes(distributed, _device(optimizer))
     scope = processes.together(lambda: scope_of(combiner, model, heads, optimizer))
@@ -131,6 +135,11 @@ def _check_call(
         raise ValueError(f"max_norm must be a number above 0 or None; found {max_norm!r}.")
     if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
         raise ValueError(f"micro_batches must be a positive integer; found {micro_batches!r}.")
+    if callable(losses) and not _takes_one(losses):
+        raise ValueError(
+            "losses is called with the number of a batch and must take it: `lambda batch: ...`; found "
+            f"{losses!r}, which does not."
+        )
     reason = ""
     if combiner.looks_again:
         reason = f"{combiner.name} looks at the losses after the step, too"
@@ -145,6 +154,18 @@ def _check_call(
             f"{combiner.name} is an optimiser of its own, which sees no gradients but those of the tasks: "
             "accumulate=True cannot add others. Make them a task, or use another method."
         )
+
+
+def _takes_one(function: Callable[..., object]) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # built in: it has no signature to look at
+        return True
+    try:
+        signature.bind(0)
+    except TypeError:
+        return False
+    return True
 
 
 def _device(optimizer: torch.optim.Optimizer) -> torch.device:

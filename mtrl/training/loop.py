@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtrl.agents.base import NotesSuccess
+from mtrl.agents.base import CountsUpdates, NotesSuccess
 from mtrl.config.presets import save_config
 from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
@@ -155,6 +155,12 @@ class TrainingLoop:
         if self.final is None:
             self.progress.message(advice)
             return TrainResult(self.requests.exit_code or 0, None, self.path, elapsed, step)
+        agent = self.state.agent
+        if isinstance(agent, CountsUpdates) and not agent.updates:
+            console.warning(
+                f"the agent has made no update: {step:,} vector steps end within its warm-up or its first "
+                "rollout. These are results of an untrained policy."
+            )
         console.evaluation_table(self.final)
         split = ", ".join(
             f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in self._spent().items()

@@ -148,6 +148,11 @@ REFUSED: dict[str, tuple[Callable[[Problem], dict[str, Any]], str]] = {
         lambda p: {"micro_batches": 0},
         "micro_batches must be a positive integer",
     ),
+    "a function without a batch": (
+        lambda p: {"losses": lambda: p.losses()},
+        "is called with the number of a batch",
+    ),
+    "no scaler": (lambda p: {"scaler": True}, "scaler must be a torch.amp.GradScaler or None; found True"),
     "no whole number of tasks": (lambda p: {"chunk_size": 0}, "chunk_size must be a positive number"),
 }
 

@@ -131,6 +131,14 @@ def test_a_signal_to_the_process_group_saves_and_exits_with_its_code(
     assert step == int(output.split("stopped at vector step ")[1].split(";")[0].replace(",", ""))
 
 
+@pytest.mark.parametrize(("steps", "untrained"), [(14, True), (17, False)])
+def test_a_run_that_ends_before_its_first_update_says_so(
+    steps: int, untrained: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(counting(steps=steps), run_dir=tmp_path / "run")  # 15 vector steps of warm-up
+    assert ("the agent has made no update" in capsys.readouterr().err) == untrained
+
+
 def test_evaluation_leaves_training_untouched(tmp_path: Path, undisturbed: Path) -> None:
     often = tmp_path / "often"  # eight evaluations of three episodes; the other has one on its way, of one
     train(counting(eval=EvalConfig(interval=7, episodes_per_task=3, final_episodes_per_task=2)), often)
