@@ -81,7 +81,11 @@ def parse(members: Members, arguments: Sequence[str]) -> dict[str, Any]:
         with contextlib.redirect_stderr(box):
             parsed = tyro.cli(_tyro_type(members), args=list(arguments))
     except SystemExit:
-        raise UserError(_first_paragraph(box.getvalue())) from None
+        message = _first_paragraph(box.getvalue())
+        strays = message.removeprefix("Unrecognized options: ").removesuffix(". See --help.")
+        if strays != message and not strays.startswith("-"):
+            message = f"expected a flag before '{strays}', as in --method cagrad. See --help."
+        raise UserError(message) from None
     return _values(parsed, members)
 
 

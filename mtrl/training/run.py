@@ -282,7 +282,7 @@ def _run(
         agent = build_agent(config, suite, device)
         if (allocate := getattr(agent, "allocate", None)) is not None:
             allocate()  # a lack of memory shows here, not after a minute in which environments start
-        console.say("starting the environments (the first run of a seed also draws its goals)")
+        console.say("starting the environments (the first start may take a minute)")
         notify = console.once()  # both sets of environments give the same warnings about the suite
         workers = training_workers(config, device)
         envs = build_envs(config, num_workers=workers, notify=notify, suite=suite)

@@ -26,7 +26,9 @@ def describe(
 ) -> tuple[str, list[tuple[str, str]], list[str]]:
     """Return title, facts and notes of the start screen."""
     names = ", ".join(envs.task_names) if envs.num_tasks <= 10 else f"{envs.num_tasks} of {config.suite}"
-    benchmark = config.tasks[0] if len(config.tasks) == 1 else f"{envs.num_tasks} tasks"
+    # "MT10" says which tasks they are, a suite's "all" does not.
+    named = len(config.tasks) == 1 and config.tasks[0] != "all"
+    benchmark = config.tasks[0] if named else f"{envs.num_tasks} tasks"
     suite = "".join(
         f"{name.replace('_', ' ')} {value}, "
         for name, value in config.suite_options.items()

@@ -190,7 +190,7 @@ MISTAKES = [
     ("--env.num-workers x", "env.num_workers must be an integer or null; found 'x' (text)."),
     ("--sac.gamma", "Missing value for argument"),
     ("--sac.gamma --seed 3", "Missing value for argument"),
-    ("stray", "Unrecognized options: stray"),
+    ("stray", "expected a flag before 'stray', as in --method cagrad."),
     ("--sac.temperature shard", "value for sac.temperature 'shard'. Did you mean 'shared'?"),
     ("--device gpu", "unknown value for device 'gpu'. Did you mean 'cpu'? Valid: auto, cpu, cuda."),
     ("--method cagard", "unknown method 'cagard'. Did you mean 'cagrad'? Valid: adatask,"),
