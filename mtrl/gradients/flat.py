@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -27,6 +27,16 @@ class Slice(NamedTuple):
         """View of this parameter in rows [T, P]: [T, *shape], or [T, S, ...] of each task's own row."""
         view = rows[:, self.start : self.stop].view(-1, *self.shape)
         return view.diagonal(dim1=0, dim2=2).movedim(-1, 0) if self.own_row else view
+
+
+def joint_views(parts: Iterable[Slice], vector: Tensor) -> dict[str, Tensor]:
+    """Views by name of parameters in a vector [P], each in its shape."""
+    return {part.name: part.joint(vector) for part in parts}
+
+
+def per_task_views(parts: Iterable[Slice], rows: Tensor) -> dict[str, Tensor]:
+    """Views by name of parameters in rows [T, P], each with a leading task axis."""
+    return {part.name: part.per_task(rows) for part in parts}
 
 
 class FlatParameters(nn.Module):
@@ -84,7 +94,7 @@ class FlatParameters(nn.Module):
         Another vector is rounded as `seen` is, unless told not to: then views of it may be written to.
         """
         source = self.seen if vector is None else vector.to(self.seen.dtype) if rounded else vector
-        return {part.name: part.joint(source) for part in self._slices}
+        return joint_views(self._slices, source)
 
     @torch.no_grad()
     def round(self) -> None:

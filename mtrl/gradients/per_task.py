@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner
 from mtrl.gradients.adam import adam_step, make_adam
 from mtrl.gradients.columns import combination, gramian_of
-from mtrl.gradients.flat import FlatParameters, Slice
+from mtrl.gradients.flat import FlatParameters, Slice, joint_views, per_task_views
 from mtrl.networks.base import Parameters, PlacedParameters
 
 # Maps named parameters, the number of a batch and an int64 index [N] of tasks (None: all T) to losses, [N] or
@@ -110,8 +110,8 @@ class TaskGradients:
         """Return the gradient [P] of `weights_of(losses) @ losses` by one ordinary backward."""
         parts, shared, heads = self._flat.shared_slices, self._seen, self._head_leaves(None)
         direction = torch.empty_like(shared)
-        leaves = {part.name: part.joint(shared).requires_grad_() for part in parts}
-        places = {part.name: part.joint(direction) for part in parts}
+        leaves = {name: value.requires_grad_() for name, value in joint_views(parts, shared).items()}
+        places = joint_views(parts, direction)
         losses, aux = self._loss_function(PlacedParameters({**leaves, **heads}, places), 0, None)
         weights = weights_of(losses.detach()).to(losses.dtype)
         # Shared parameters take the weighted gradient, heads the unweighted one of their own task, so there
@@ -137,20 +137,22 @@ class TaskGradients:
         jacobian = self._next_jacobian(self._num_tasks if tasks is None else len(tasks))
         leaves, heads = self._per_task_leaves(offset, tasks), self._head_leaves(own_offset)
         mine = heads if tasks is None else {k: head.index_select(0, tasks) for k, head in heads.items()}
-        # In rows of some tasks, own-row parameters are no view of the Jacobian: `_store` scatters theirs.
-        places = {
-            part.name: part.per_task(jacobian)
-            for part in flat.shared_slices
-            if tasks is None or not part.own_row
-        }
+        # In rows of some tasks, own-row parameters are no view of the Jacobian: `_scatter` writes theirs.
+        placed = [part for part in flat.shared_slices if tasks is None or not part.own_row]
+        places = per_task_views(placed, jacobian)
         parameters = PlacedParameters({**leaves, **mine}, places, whole=whole)
         losses, aux = self._loss_function(parameters, batch, tasks)
         gradients = _gradients(losses, _ones_like(losses), [*leaves.values(), *heads.values()])
         self._note(losses.detach(), gradients[len(leaves) :], Evaluation(batch, tasks, aux), moved=own_offset)
         self._factors = parameters.outer_products
         for part, gradient in zip(flat.shared_slices, gradients, strict=False):
-            if part.name not in self._factors:
-                _store(jacobian, part, gradient, tasks)
+            if part.name in self._factors:
+                continue
+            if part.name not in places:
+                assert tasks is not None
+                _scatter(jacobian, part, gradient, tasks)
+            elif not _same_place(gradient, places[part.name]):  # else its layer has written it
+                places[part.name].copy_(gradient)
         return jacobian
 
     def _next_jacobian(self, rows: int) -> Tensor:
@@ -166,7 +168,7 @@ class TaskGradients:
         rows = self._seen.expand(self._num_tasks, -1)
         if offset is not None:
             rows = (self.parameters + offset).to(rows.dtype)
-        values = {part.name: part.per_task(rows) for part in self._flat.shared_slices}
+        values = per_task_views(self._flat.shared_slices, rows)
         if tasks is not None:
             values = {name: _of_tasks(value, tasks) for name, value in values.items()}
         return {name: value.requires_grad_() for name, value in values.items()}
@@ -174,7 +176,7 @@ class TaskGradients:
     def _head_leaves(self, offset: Tensor | None) -> dict[str, Tensor]:
         dtype = self._flat.seen.dtype
         source = self._flat.seen if offset is None else self._flat.vector.detach()
-        leaves = {part.name: part.joint(source) for part in self._flat.head_slices}
+        leaves = joint_views(self._flat.head_slices, source)
         if offset is not None:
             sizes = [value[0].numel() for value in leaves.values()]
             parts = zip(leaves.items(), offset.split(sizes, dim=1), strict=True)
@@ -333,13 +335,8 @@ def _of_tasks(rows: Tensor, tasks: Tensor) -> Tensor:
     return rows.index_select(0, tasks)
 
 
-def _store(jacobian: Tensor, part: Slice, gradient: Tensor, tasks: Tensor | None) -> None:
-    """Write a parameter's gradient [N, ...] into the Jacobian [N, P], unless its layer has written it."""
-    if tasks is None or not part.own_row:
-        destination = part.per_task(jacobian)
-        if not _same_place(gradient, destination):
-            destination.copy_(gradient)
-        return
+def _scatter(jacobian: Tensor, part: Slice, gradient: Tensor, tasks: Tensor) -> None:
+    """Write the gradient [N, S, ...] of a parameter with a row per task into the Jacobian [N, P]."""
     block = jacobian[:, part.start : part.stop].view(-1, *part.shape)
     row = tasks.view(-1, *[1] * (block.dim() - 1)).expand(-1, block.shape[1], 1, *block.shape[3:])
     block.zero_().scatter_(2, row, gradient.unsqueeze(2))
