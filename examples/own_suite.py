@@ -64,7 +64,7 @@ class Boat:
         self.position, self.goal = state["position"], state["goal"]
 
     def render(self) -> NDArray[np.uint8]:
-        """Return a picture, for videos."""
+        """Return a picture, for videos; this world draws none, so `--video` cannot be used with it."""
         raise NotImplementedError
 
     def close(self) -> None:

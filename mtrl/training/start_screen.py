@@ -44,7 +44,10 @@ def describe(
         ),
         *agent_facts.items(),
         ("device", _device_name(device, config.train.matmul_precision)),
-        ("environments", f"{envs.num_envs} in {envs.num_workers} worker processes"),
+        (
+            "environments",
+            f"{envs.num_envs} in {envs.num_workers} worker process{'es' if envs.num_workers > 1 else ''}",
+        ),
         ("run", str(path)),
     ]
     if start:
