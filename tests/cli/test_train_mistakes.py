@@ -1,0 +1,82 @@
+"""Mistakes on the command line of a training: one sentence, exit code 2, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mtrl.cli.train import main as main_train
+from tests.cli.conftest import Calls
+
+MISTAKES = [
+    ("--agent ppo --sac.gamma .9", "agent ppo does not read sac.gamma; found --sac.gamma. Leave it out."),
+    ("--agent ppo --train.warmup-steps 9", "agent ppo does not read train.warmup_steps; found"),
+    ("--ppo.epochs 3", "agent sac does not read ppo.epochs; found --ppo.epochs. Leave it out."),
+    ("--method.c .3", "--method mean has the options --method.weights; found --method.c."),
+    ("--method pcgrad --method.c .3", "--method pcgrad has no options; found --method.c."),
+    ("--sac.gama 3", "unknown flag '--sac.gama'. Did you mean '--sac.gamma'?"),
+    ("--gamma 3", "unknown flag '--gamma'. Did you mean '--sac.gamma'?"),
+    ("--lr 3e-4", "Did you mean --sac.actor-lr or --sac.critic-lr or --sac.temperature-lr"),
+    ("--device cuda:1", "CUDA_VISIBLE_DEVICES=1 and device cuda."),
+    ("--tasks reach-v3,push-v3", "Separate tasks by spaces: --tasks reach-v3 push-v3."),
+    ("--batch-per-tsk=3", "Did you mean '--sac.batch-per-task'?"),
+    ("--stesp 3", "Did you mean '--steps'?"),
+    ("--no-such-thing-at-all", "unknown flag '--no-such-thing-at-all'."),
+    ("--sac.gamma x", "sac.gamma must be a finite number; found 'x' (text)."),
+    ("--seed 2e3", "seed must be an integer; found 2000.0. Write 2000."),
+    ("--env.num-workers x", "env.num_workers must be an integer or null; found 'x' (text)."),
+    ("--sac.gamma", "Missing value for argument"),
+    ("--sac.gamma --seed 3", "Missing value for argument"),
+    ("stray", "expected a flag before 'stray', as in --method cagrad."),
+    ("--sac.temperature shard", "value for sac.temperature 'shard'. Did you mean 'shared'?"),
+    ("--device gpu", "unknown value for device 'gpu'. Did you mean 'cpu'? Valid: auto, cpu, cuda."),
+    ("--method cagard", "unknown method 'cagard'. Did you mean 'cagrad'? Valid: adatask,"),
+    ("--method", "Missing value for argument"),
+    ("--method cagrad --method.cc 3", "unknown flag '--method.cc'. Did you mean '--method.c'?"),
+    ("--method cagrad --method.c x", "method_options.c must be a finite number; found 'x' (text)."),
+    ("--method cagrad --method.c -3", "method cagrad: c "),
+    ("--method famo", "famo needs positive losses and the actor's loss may be negative."),
+    ("--method famo", "--method.shift minimum"),
+    ("--method imtl_g --method.c 3", "--method imtl_g has no options; found --method.c."),
+    ("--method.actor cagrad --method.actor.d 3", "--method.actor cagrad has the options --method.actor.c, "),
+    ("--method cagrad --method.actor.c 3", "--method.actor has no options; found --method.actor.c."),
+    ("--suite metaword", "unknown suite 'metaword'. Did you mean 'metaworld'?"),
+    ("--suite.reward-version v3", "Did you mean 'v2'?"),
+    ("--agent sca", "unknown agent 'sca'. Did you mean 'sac'?"),
+    ("--network.architecture mpl", "unknown network 'mpl'. Did you mean 'mlp'?"),
+    ("--method absent.py:Mine", "absent.py' for the method."),
+    ("--method absent_module:Mine", "no module 'absent_module'"),
+    ("--preset mt01", "unknown preset 'mt01'. Did you mean"),
+    ("--preset absent.yaml", "cannot read absent.yaml: No such file or directory."),
+    ("--tasks push-v2", "'push-v2'. Did you mean 'push-v3'?"),
+    ("--tasks mt10", "'mt10'. Did you mean 'MT10'?"),
+    ("--tasks", "tasks must name at least one; found none."),
+    ("--tasks MT10 reach-v3", "cannot be combined"),
+    ("--tasks reach-v3 reach-v3", "reach-v3 more than once"),
+    ("--sac.batch-per-task -3", "sac.batch_per_task must be positive; found -3."),
+    ("--sac.gamma nan", "sac.gamma must be a finite number; found 'nan' (text)."),
+    ("--steps 0", "steps must be positive"),
+    ("--train.warmup-steps 100", "sac.batch_per_task must be at most"),
+    ("--resume somewhere --seed 3", "--resume continues a run with its own configuration"),
+    ("--seed 3 --resume=somewhere", "found --seed"),
+    ("--resume", "Missing value for argument"),
+    ("--allow-version-mismatch", "needs a checkpoint; found neither --resume nor --resume-or-start"),
+    ("--resume somewhere --steps -5", "--steps must be positive; found -5."),
+    ("--resume somewhere --steps x", "--steps must be an integer or null; found 'x' (text)."),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_mistake_gives_one_message_code_2_and_leaves_nothing(
+    line: str, message: str, calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_train(line.split(), preset="mt10", tasks=("MT10",)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert calls.made == []
+    assert os.listdir(tmp_path) == []
