@@ -25,6 +25,11 @@ from mtrl.networks.base import Parameters, PlacedParameters
 LossFunction = Callable[[Parameters, int, Tensor | None], tuple[Tensor, Any]]
 
 
+# Jacobians by their place in a step and the number of chosen tasks, None: all. Rows of a choice hold own-row
+# parameters elsewhere than those of all tasks, also where all are chosen.
+Buffers = dict[tuple[int, int | None], Tensor]
+
+
 class Evaluation(NamedTuple):
     """One evaluation of a network's losses within a step."""
 
@@ -40,8 +45,8 @@ class TaskGradients:
         flat: the network's parameters.
         loss_function: the losses.
         num_tasks: T.
-        buffers: Jacobians of the steps before, by their place in a step and their number of rows. They are
-            overwritten: otherwise the system would map and clear tens of megabytes at each step.
+        buffers: Jacobians of the steps before. They are overwritten: otherwise the system would map and clear
+            tens of megabytes at each step.
         temperatures: [T], for methods that read them.
         trouble: [T], becomes NaN for a task with a non-finite loss or gradient and stays as it is for others.
             `weighted` forms no gradients of single tasks and looks at losses only. None: not wanted.
@@ -64,7 +69,7 @@ class TaskGradients:
         flat: FlatParameters,
         loss_function: LossFunction,
         num_tasks: int,
-        buffers: dict[tuple[int, int], Tensor],
+        buffers: Buffers,
         temperatures: Tensor | None = None,
         trouble: Tensor | None = None,
     ) -> None:
@@ -134,7 +139,7 @@ class TaskGradients:
             columns = (flat.num_shared, offset.shape[1] - flat.num_shared)
             offset, own_offset = offset.split(columns, dim=1)
             own_offset = own_offset if columns[1] else None  # the heads stay
-        jacobian = self._next_jacobian(self._num_tasks if tasks is None else len(tasks))
+        jacobian = self._next_jacobian(None if tasks is None else len(tasks))
         leaves, heads = self._per_task_leaves(offset, tasks), self._head_leaves(own_offset)
         mine = heads if tasks is None else {k: head.index_select(0, tasks) for k, head in heads.items()}
         # In rows of some tasks, own-row parameters are no view of the Jacobian: `_scatter` writes theirs.
@@ -155,10 +160,10 @@ class TaskGradients:
                 places[part.name].copy_(gradient)
         return jacobian
 
-    def _next_jacobian(self, rows: int) -> Tensor:
+    def _next_jacobian(self, chosen: int | None) -> Tensor:
         # Zeros at first: a task's row is never written where own-row parameters of other tasks lie.
         self._used += 1
-        key = (self._used, rows)
+        key, rows = (self._used, chosen), self._num_tasks if chosen is None else chosen
         if key not in self._buffers:
             self._buffers[key] = self._seen.new_zeros(rows, self._flat.num_shared)
         return self._buffers[key]
@@ -248,7 +253,7 @@ class Descent(nn.Module):
         combiner.partition(parameters.module_sizes)
         combiner.prepare(parameters.seen[: parameters.num_shared])
         self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps, weight_decay=weight_decay)
-        self._jacobians: dict[tuple[int, int], Tensor] = {}
+        self._jacobians: Buffers = {}
         # 0, or NaN for a task with a non-finite loss or gradient; the last entry is for directions.
         self._trouble: Tensor = nn.Buffer(torch.zeros(combiner.num_tasks + 1), persistent=False)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.gradients.flat import FlatParameters
-from mtrl.gradients.per_task import TaskGradients, clip_by_norm
+from mtrl.gradients.per_task import Buffers, TaskGradients, clip_by_norm
 from mtrl.networks.base import Parameters
 from mtrl.networks.mlp import MLP
 
@@ -43,7 +43,7 @@ def _losses(network: MLP, inputs: Tensor, targets: Tensor, parameters: Mapping[s
 def _gradients(
     flat: FlatParameters,
     losses: Callable[[Parameters, int, Tensor | None], Tensor],
-    buffers: dict[tuple[int, int], Tensor] | None = None,
+    buffers: Buffers | None = None,
     trouble: Tensor | None = None,
 ) -> TaskGradients:
     def loss_function(parameters: Parameters, batch: int, tasks: Tensor | None) -> tuple[Tensor, int]:
@@ -154,7 +154,7 @@ def test_some_tasks_alone_give_their_rows(heads: bool, one_hot: bool) -> None:
         return _losses(network, inputs[tasks], targets[tasks], parameters)
 
     reference = _loop(network, flat, inputs, targets)
-    buffers: dict[tuple[int, int], Tensor] = {}
+    buffers: Buffers = {}
     for order in ([2, 0], [1, 3]):  # the second step reuses the first one's memory
         gradients = _gradients(flat, losses, buffers)
         jacobian = gradients(tasks=torch.tensor(order))
@@ -164,6 +164,20 @@ def test_some_tasks_alone_give_their_rows(heads: bool, one_hot: bool) -> None:
         torch.testing.assert_close(gradients.losses, expected)
         assert gradients.evaluated.tolist() == [task in order for task in range(TASKS)]
         torch.testing.assert_close(gradients.head_gradient, reference[order, flat.num_shared :].sum(0))
+
+
+def test_all_tasks_in_another_order_leave_nothing_in_the_next_step_s_rows() -> None:
+    network, flat, inputs, targets = _problem(one_hot=True)
+
+    def losses(parameters: Mapping[str, Tensor], _: int, tasks: Tensor | None) -> Tensor:
+        rows = slice(None) if tasks is None else tasks
+        return _losses(network, inputs[rows], targets[rows], parameters)
+
+    reference = _loop(network, flat, inputs, targets)[:, : flat.num_shared]
+    buffers: Buffers = {}
+    for tasks in (torch.tensor([3, 1, 0, 2]), None, torch.tensor([1, 0, 2, 3])):
+        rows = _gradients(flat, losses, buffers)(tasks=tasks)
+        torch.testing.assert_close(rows, reference if tasks is None else reference[tasks])
 
 
 def test_jacobians_of_one_step_live_side_by_side() -> None:
