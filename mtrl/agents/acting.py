@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtrl.agents.base import TaskSpec
 from mtrl.device.cuda import GraphedStep, SideStream, Staging
+from mtrl.errors import UserError
 
 
 class ActingPolicy:
@@ -43,7 +44,17 @@ class ActingPolicy:
         self._graphed = GraphedStep(self._step, device, what="acting")
 
     def __call__(self, obs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the actions as a new array; waits for the device."""
+        """Return the actions as a new array; waits for the device.
+
+        Raises:
+            UserError: observations of another shape.
+        """
+        tasks, copies, size = self._obs.shape
+        if obs.shape != (tasks * copies, size):
+            raise UserError(
+                f"expected observations [{tasks * copies}, {size}], {copies} for each of {tasks} tasks; "
+                f"found {list(obs.shape)}. Ask the agent for a policy of as many copies as environments."
+            )
         with nullcontext() if self._beside is None else self._beside.use():
             self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
             self._to_device.send()

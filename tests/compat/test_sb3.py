@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mtrl.config.schema import EnvConfig
+import mtrl
+from mtrl.config.schema import EnvConfig, PpoConfig
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import UserError
+from mtrl.export.run import export_run
 from mtrl.training.evaluate import evaluate
 from mtrl.training.resolve import build_agent, build_envs
 from tests.helpers.counting_env import ACTION_DIM, END, SUCCEED, CountingSuite
 from tests.helpers.short_runs import config as short_config
+from tests.helpers.short_runs import random_run
 
 pytest.importorskip("stable_baselines3")
 
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
@@ -95,24 +99,63 @@ def test_the_library_s_replay_holds_true_successors_and_time_limits(bridged: SB3
     assert np.array_equal(replay.timeouts[: 2 * HORIZON], wanted == HORIZON - 1)
 
 
-def test_its_evaluation_of_our_agent_equals_ours() -> None:
-    options: dict[str, Any] = {
-        "environments": {"usual": "Pendulum-v1", "light": {"id": "Pendulum-v1", "kwargs": {"g": 5.0}}}
-    }
-    config = short_config(
-        suite="gymnasium",
-        tasks=("usual", "light"),
-        suite_options=options,
-        env=EnvConfig(envs_per_task=2, max_episode_steps=15),
+def test_the_library_s_rollout_bootstraps_time_limits_and_nothing_else(
+    bridged: SB3VecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A critic that always says 10 shows where it was asked for the value of a final observation."""
+    gamma, steps = 0.5, 2 * HORIZON
+    model = PPO("MlpPolicy", bridged, n_steps=steps, batch_size=8, n_epochs=1, gamma=gamma, device="cpu")
+    monkeypatch.setattr(
+        type(model.policy), "predict_values", lambda _, obs: torch.full((len(obs), 1), 10.0), raising=True
     )
+    model.learn(total_timesteps=steps * bridged.num_envs)
+    count = np.arange(steps) % HORIZON + 1
+    code = np.array([1, 1, 2, 2])
+    wanted = 100 * code + count[:, None] + gamma * 10.0 * (count == HORIZON)[:, None]
+    np.testing.assert_allclose(model.rollout_buffer.rewards, wanted)
+
+
+OPTIONS = {"environments": {"usual": "Pendulum-v1", "light": {"id": "Pendulum-v1", "kwargs": {"g": 5.0}}}}
+AGENTS: dict[str, dict[str, Any]] = {
+    "sac": {},
+    "ppo": {"agent": "ppo"},
+    "ppo, clipped": {"agent": "ppo", "ppo": PpoConfig(squash="clip")},
+}
+
+
+@pytest.mark.parametrize("changes", AGENTS.values(), ids=AGENTS)
+def test_its_evaluation_of_our_agents_and_of_exported_policies_equals_ours(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {
+        **changes,
+        "suite": "gymnasium",
+        "tasks": ("usual", "light"),
+        "suite_options": OPTIONS,
+        "env": EnvConfig(envs_per_task=2, max_episode_steps=15),
+    }
+    config, agent = random_run(tmp_path / "run", **changes)
+    exported = mtrl.load_policy(export_run(tmp_path / "run"))
     with closing(build_envs(config, num_workers=1)) as envs:
-        agent = build_agent(config, envs, torch.device("cpu"))
         policy = agent.policy(2)
         ours = evaluate(policy, envs, 2).episode_return
+        assert np.ptp(ours) > 0
         bridge = SB3VecEnv(envs)
-        bridge.set_options({"goal": np.array([0, 1, 0, 1])})
-        theirs, lengths = evaluate_policy(
-            Predictor(policy), VecMonitor(bridge), n_eval_episodes=4, return_episode_rewards=True
-        )
-    assert lengths == [15] * 4
-    np.testing.assert_allclose(sorted(theirs), sorted(ours.flatten()), rtol=1e-5)
+        for predictor in (Predictor(policy), exported):
+            bridge.set_options({"goal": np.array([0, 1, 0, 1])})
+            theirs, lengths = evaluate_policy(
+                predictor, VecMonitor(bridge), n_eval_episodes=4, return_episode_rewards=True
+            )
+            assert lengths == [15] * 4
+            np.testing.assert_allclose(sorted(theirs), sorted(ours.flatten()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sac", "ppo"])
+def test_what_a_predictor_cannot_do_is_said_in_a_sentence(name: str, bridged: SB3VecEnv) -> None:
+    agent = build_agent(short_config(agent=name), bridged.envs, torch.device("cpu"))
+    obs = bridged.reset()
+    with pytest.raises(UserError, match=r"is deterministic; mtrl.load_policy\(...\) samples as well"):
+        Predictor(agent.policy(2)).predict(obs, deterministic=False)
+    expected = r"expected observations \[2, 8\], 1 for each of 2 tasks; found \[4, 8\]"
+    with pytest.raises(UserError, match=expected):
+        Predictor(agent.policy(1)).predict(obs)

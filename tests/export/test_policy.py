@@ -57,6 +57,11 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "embedding": {"network": NetworkConfig(**SMALL, task_identity="embedding")},
     **{name: {"network": NetworkConfig(**SMALL, architecture=name)} for name in NETWORKS if name != "mlp"},
     "ppo": {"agent": "ppo", "network": NetworkConfig(**SMALL, observation_norm="warmup")},
+    **{
+        f"ppo, {name}": {"agent": "ppo", "network": NetworkConfig(**SMALL, architecture=name)}
+        for name in NETWORKS
+        if name != "mlp"
+    },
     "ppo, clipped": {"agent": "ppo", "ppo": PpoConfig(squash="clip", minibatches=1)},
 }
 

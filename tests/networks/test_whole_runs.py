@@ -1,4 +1,4 @@
-"""Each network through a whole run of the debug preset: killed, resumed, evaluated, exported, reported."""
+"""Each network of each agent in a run of the debug preset: killed, resumed, evaluated, exported, reported."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ from tests.helpers.short_runs import assert_same_run, lines
 from tests.training.test_run import kill_and_resume
 
 IDENTITY = {name: ["--network.task-identity", "embedding"] for name in ("mlp", "brc", "simba", "simba_v2")}
+AGENTS = {
+    "sac": "--train.warmup-steps 12",
+    # Rollouts of 16 vector steps: the first checkpoint falls into one.
+    "ppo": "--agent ppo --ppo.rollout-steps 16 --ppo.value-norm pop_art",
+}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_network_trains_resumes_evaluates_exports_and_reports(network: str, tmp_path: Path) -> None:
+def test_a_network_trains_resumes_evaluates_exports_and_reports(
+    network: str, agent: str, tmp_path: Path
+) -> None:
     text = f"--preset debug --tasks reach-v3 drawer-close-v3 --network {network} --method cagrad"
-    text += " --steps 100 --train.checkpoint-interval 20 --train.warmup-steps 12"
+    text += f" --steps 100 --train.checkpoint-interval 20 {AGENTS[agent]}"
     flags = [*text.split(), *IDENTITY.get(network, []), "--train.num-threads", "1", "--env.num-workers", "1"]
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     kill_and_resume(flags, killed)
