@@ -66,19 +66,29 @@ def dense(parameters: Parameters, name: str, x: Tensor, identity: Tensor | None 
     rows = None if bias is None else bias_rows(bias)
     if identity is not None:
         rows = identity if rows is None else rows + identity
-    place = parameters.claim_place(f"{name}.weight") if isinstance(parameters, PlacedParameters) else None
-    return linear(x, weight, rows, place)
+    place = bias_place = None
+    if isinstance(parameters, PlacedParameters):
+        place = parameters.claim_place(f"{name}.weight")
+        if bias is not None and identity is None:  # else the gradient of `rows` is not that of the bias
+            bias_place = parameters.claim_place(f"{name}.bias")
+    return linear(x, weight, rows, place, bias_place)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, place: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    place: Tensor | None = None,
+    bias_place: Tensor | None = None,
+) -> Tensor:
     """Apply a linear layer to x [S, T, B, I]; bias is [S, 1 or T, O] or None.
 
     The weight is joint, [S, O, I], or per task, [T, S, O, I]. Its gradient is written to `place`, if there is
-    one (`PlacedParameters`).
+    one (`PlacedParameters`), and that of the bias to `bias_place`, [S, O] or [T, S, O].
     """
     if weight.dim() == 3 and place is None:
         return _joint_product(x, weight, bias)
-    result: Tensor = _Linear.apply(x, weight, bias, place)  # type: ignore[no-untyped-call]
+    result: Tensor = _Linear.apply(x, weight, bias, place, bias_place)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -92,7 +102,7 @@ def _joint_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """Linear layer that writes weight gradients to their place, those of tasks apart if the weight has tasks.
+    """Linear layer that writes its gradients to their places, those of tasks apart if the weight has tasks.
 
     A per-task weight that is the same for all tasks arrives as a stride-0 expansion. Then the outputs and the
     input gradients are one product over all T*B rows each, and only the weight gradients are batched over
@@ -100,9 +110,17 @@ class _Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, place: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        place: Tensor | None,
+        bias_place: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.place, ctx.bias_tasks = place, 0 if bias is None else bias.shape[1]
+        ctx.place, ctx.bias_place = place, bias_place
+        ctx.bias_tasks = 0 if bias is None else bias.shape[1]
         joint = _joint(weight)
         if joint is not None:
             return _joint_product(x, joint, bias)
@@ -110,7 +128,7 @@ class _Linear(torch.autograd.Function):
         return product if bias is None else product.add_(bias.unsqueeze(2))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         stack, tasks, batch, _ = x.shape
         grad_weight = weight.new_empty(weight.shape) if ctx.place is None else ctx.place
@@ -122,14 +140,19 @@ class _Linear(torch.autograd.Function):
                 torch.bmm(grad[network].mT, x[network], out=grad_weight[:, network])
         grad_bias = None
         if ctx.bias_tasks:
-            grad_bias = grad.sum(2) if ctx.bias_tasks > 1 else grad.sum((1, 2)).unsqueeze(1)
+            shape = (stack, ctx.bias_tasks, grad.shape[-1])
+            grad_bias = grad.new_empty(shape) if ctx.bias_place is None else bias_rows(ctx.bias_place)
+            if ctx.bias_tasks > 1:
+                torch.sum(grad, 2, out=grad_bias)
+            else:
+                torch.sum(grad, (1, 2), out=grad_bias.squeeze(1))
         grad_x = None
         if ctx.needs_input_grad[0]:
             if joint is not None:
                 grad_x = torch.bmm(rows, joint).view(x.shape)
             else:
                 grad_x = torch.matmul(grad, weight.transpose(0, 1))
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def _joint(weight: Tensor) -> Tensor | None:
