@@ -99,7 +99,7 @@ MUTATIONS = (
              "tests/agents/sac/test_agent.py::test_a_checkpoint_of_another_device_goes_on"),
     Mutation("R27", "mtrl/runs/checkpoint.py", "    if differing:\n", "    if False:\n",
              f"{_SAVED}::test_another_suite_is_refused_unless_allowed"),
-    Mutation("R28", "mtrl/agents/sac/agent.py", 'self.update.load_state_dict(translated(state["update"]))',
+    Mutation("R28", "mtrl/agents/actor_critic.py", 'self.update.load_state_dict(state["update"])',
              'self.update.load_state_dict({k: v for k, v in state["update"].items() if "combiner" not in k}, '
              "strict=False)",
              "tests/agents/sac/test_agent.py::test_saved_state_continues_bit_for_bit[famo]"),

@@ -133,8 +133,8 @@ def _stand_ins() -> Iterator[None]:
     with ExitStack() as stack:
         for module in ("gradients.per_task", "agents.sac.update"):
             stack.enter_context(mock.patch(f"mtrl.{module}.make_adam", _Adam))
-        for module in ("agent", "replay", "noise_hold"):
-            stack.enter_context(mock.patch(f"mtrl.agents.sac.{module}.RandomStream", _Stream))
+        for module in ("actor_critic", "sac.replay", "sac.noise_hold"):
+            stack.enter_context(mock.patch(f"mtrl.agents.{module}.RandomStream", _Stream))
         yield
 
 

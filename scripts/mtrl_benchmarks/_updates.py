@@ -1,4 +1,4 @@
-"""The updates that `benchmark.py update` times: ours and Stable-Baselines3's, on random transitions."""
+"""The updates that `benchmark.py update` times: our agents' and Stable-Baselines3's, on random data."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtrl.agents.base import TaskSpec
+from mtrl.agents.base import TaskSpec, Transitions
+from mtrl.agents.ppo.agent import PPOAgent
 from mtrl.agents.sac.agent import SACAgent
 from mtrl.agents.sac.replay import Replay
 from mtrl.config.presets import build_config, load_preset
-from mtrl.config.schema import Config, NetworkConfig, ReplayConfig, SacConfig
+from mtrl.config.schema import Config, EnvConfig, NetworkConfig, PpoConfig, ReplayConfig, SacConfig
 from mtrl.envs import ACTION_SIZE, OBS_SIZE
 from mtrl.networks.make import Role, make_network, network_arguments
 from mtrl.training.resolve import resolve
 from mtrl_benchmarks import report
 
 _STORED = 1000  # transitions per task to sample from
+_MINIBATCHES = 2  # of a rollout of PPO
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Shapes of an update: T tasks, hidden layers of `width` and `depth`, B transitions per task."""
+    """Shapes of an update: T tasks, hidden layers of `width` and `depth`, B transitions or rows per task."""
 
     tasks: int
     width: int
@@ -35,6 +37,7 @@ class Problem:
     batch_per_task: int
     device: torch.device
     architecture: str = "mlp"
+    agent: str = "sac"
 
     @property
     def network(self) -> NetworkConfig:
@@ -49,11 +52,12 @@ class Problem:
 
     @property
     def parameters(self) -> int:
-        """Parameters of an actor and two critics."""
+        """Parameters of an actor and two critics of SAC, or one of PPO."""
         names = tuple(f"task {number}" for number in range(self.tasks))
+        stack, actions = (2, ACTION_SIZE) if self.agent == "sac" else (1, 0)
         sizes: dict[Role, dict[str, int]] = {
             "actor": {"stack": 1, "inputs": OBS_SIZE, "outputs": 2 * ACTION_SIZE},
-            "critic": {"stack": 2, "inputs": OBS_SIZE + ACTION_SIZE, "outputs": 1, "actions": ACTION_SIZE},
+            "critic": {"stack": stack, "inputs": OBS_SIZE + actions, "outputs": 1, "actions": actions},
         }
         made: list[Any] = [
             make_network(self.architecture, network_arguments(self.network, role, **of, task_names=names))
@@ -72,8 +76,20 @@ class Problem:
 
     @property
     def sac(self) -> SacConfig:
-        """Hyper-parameters of the agent."""
+        """Hyper-parameters of SAC."""
         return SacConfig(batch_per_task=self.batch_per_task)
+
+    def config(self, method: str) -> Config:
+        """Configuration of the agent with a method."""
+        ppo = PpoConfig(rollout_steps=_MINIBATCHES * self.batch_per_task, minibatches=_MINIBATCHES)
+        return Config(
+            agent=self.agent,
+            network=self.network,
+            sac=self.sac,
+            ppo=ppo,
+            method=method,
+            replay=ReplayConfig(capacity_per_task=_STORED),
+        )
 
     def replay(self) -> Replay:
         """Return a buffer with random transitions."""
@@ -102,38 +118,62 @@ def fill(replay: Replay) -> None:
     replay.add(normal(replay.obs_dim), action, normal(), normal(replay.obs_dim), running)
 
 
-def ours(problem: Problem, method: str) -> Callable[[], None]:
-    """Return one update of the agent, sampling included."""
-    config = Config(
-        network=problem.network,
-        sac=problem.sac,
-        method=method,
-        replay=ReplayConfig(capacity_per_task=_STORED),
-    )
-    return _agent(config, problem.tasks, problem.device).update_from_replay
-
-
 def of_preset(name: str, method: str) -> Config:
-    """Return a preset's configuration with another method, and a replay that is quickly filled."""
-    layer = {"method": method, "replay": {"capacity_per_task": _STORED}}
+    """Return a preset's configuration with another method of both networks; "preset" keeps its own."""
+    layer: dict[str, Any] = {}
+    if method != "preset":
+        layer = {f"{network}_method": method for network in ("critic", "actor")}
+        layer |= {f"{key}_options": {} for key in layer}
     return resolve(build_config(load_preset(name), layer))
 
 
-def actor_period(config: Config, tasks: int, device: torch.device) -> Callable[[], None]:
-    """Return `sac.actor_every` updates of the agent, of which one moves the actor."""
-    agent = _agent(config, tasks, device)
+def update_of(config: Config, tasks: int, device: torch.device) -> tuple[Callable[[], None], int]:
+    """Return what updates an agent on data already gathered, and how many updates a call makes.
+
+    SAC samples from a replay; a call makes the updates from one step of a delayed actor to the next. A call
+    of PPO takes a step on a minibatch; what is done once for each rollout is left out.
+    """
+    if config.agent == "ppo":
+        return _ppo(config, tasks, device).update_from_rollout, 1
+    agent = _sac(config, tasks, device)
 
     def updates() -> None:
         for _ in range(config.sac.actor_every):
             agent.update_from_replay()
 
-    return updates
+    return updates, config.sac.actor_every
 
 
-def _agent(config: Config, tasks: int, device: torch.device) -> SACAgent:
-    names = tuple(f"task {number}" for number in range(tasks))
-    agent = SACAgent(config, TaskSpec(names, _STORED, OBS_SIZE, ACTION_SIZE), device)
+def rows_of_a_step(config: Config) -> int:
+    """Return the transitions or rows per task that an update sees."""
+    ppo = config.ppo
+    rows = ppo.rollout_steps * config.env.envs_per_task // ppo.minibatches
+    return rows if config.agent == "ppo" else config.sac.batch_per_task
+
+
+def _spec(tasks: int, copies: int) -> TaskSpec:
+    return TaskSpec(tuple(f"task {number}" for number in range(tasks)), copies, OBS_SIZE, ACTION_SIZE)
+
+
+def _sac(config: Config, tasks: int, device: torch.device) -> SACAgent:
+    quickly_filled = replace(config, replay=replace(config.replay, capacity_per_task=_STORED))
+    agent = SACAgent(quickly_filled, _spec(tasks, _STORED), device)
     fill(agent.replay)
+    return agent
+
+
+def _ppo(config: Config, tasks: int, device: torch.device) -> PPOAgent:
+    """Return an agent with a full rollout of two minibatches, from which it learns for ever."""
+    rows = rows_of_a_step(config)
+    steps = _MINIBATCHES * rows
+    endless = replace(config.ppo, rollout_steps=steps, minibatches=_MINIBATCHES, epochs=10**9)
+    config = replace(config, env=EnvConfig(), ppo=endless)
+    agent = PPOAgent(config, _spec(tasks, 1), device)
+    random, runs = np.random.default_rng(0), np.zeros(tasks, bool)
+    for _ in range(steps):
+        obs, after = random.normal(size=(2, tasks, OBS_SIZE)).astype(np.float32)
+        reward = random.normal(size=tasks).astype(np.float32)
+        agent.observe(Transitions(obs, agent.act(obs), reward, after, runs, runs, runs))
     return agent
 
 

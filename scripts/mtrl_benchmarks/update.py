@@ -1,11 +1,12 @@
-"""Time one update of the agent: by method, next to per-task backward passes and to Stable-Baselines3's SAC.
+"""Time one update of an agent: by method, next to per-task backward passes and to Stable-Baselines3's SAC.
 
 All implementations do the same work on transitions of the same shapes: twin critics, actor, temperatures and
 target networks. They take turns, round by round, so that a machine whose speed drifts treats them alike; ms
 is the median over the rounds. `share_of_floor` is the time of the update's matrix products at the speed of a
-large product on this device over ms. `parameters` are those of an actor and two critics. With `--preset` it
-is our update alone, with a preset's settings for ten tasks; ms is then the mean over the updates from one
-step of a delayed actor to the next.
+large product on this device over ms. `parameters` are those of an actor and two critics. With `--agent ppo`
+it is a step on a minibatch, of an actor and one critic, without peers. With `--preset` it is our update
+alone, with the settings of presets for ten tasks; ms is then the mean over the updates from one step of a
+delayed actor to the next. There `--methods preset` stands for the preset's own methods.
 """
 
 from __future__ import annotations
@@ -58,7 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
     parser.add_argument("--matmul-precision", choices=["auto", "highest", "high", "medium"], default="auto")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds; each times every row once")
-    parser.add_argument("--preset", metavar="NAME", help="networks, batch and agent of a preset, no peers")
+    parser.add_argument("--agent", choices=["sac", "ppo"], default="sac", help="ppo: no peers")
+    parser.add_argument(
+        "--preset",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="networks, batch and agent of presets, no peers",
+    )
     parser.add_argument("--no-peers", action="store_true", help="leave out the other implementations")
     parser.add_argument(
         "--cpu-seconds", action="store_true", help="count the process's CPU time: for a busy machine"
@@ -77,8 +85,8 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
     device = resolve_device(arguments.device)
     rows: list[report.Row] = []
     with cpu.settings(arguments.threads, arguments.matmul_precision, device):
-        if arguments.preset is not None:
-            return _measure_preset(arguments, device)
+        if arguments.preset:
+            return _measure_presets(arguments, device)
         for tasks in arguments.tasks:
             for width in arguments.widths:
                 for network in arguments.network:
@@ -91,22 +99,26 @@ def _measure(
 ) -> list[report.Row]:
     from mtrl_benchmarks import _updates
 
-    problem = _updates.Problem(tasks, width, arguments.depth, arguments.batch_per_task, device, network)
-    ours = {"mtrl" if network == "mlp" else f"mtrl, {network}": problem}
+    shape = (tasks, width, arguments.depth, arguments.batch_per_task, device)
+    problem = _updates.Problem(*shape, network, arguments.agent)
+    plain, prefix = network == "mlp" and arguments.agent == "sac", "mtrl"
+    if arguments.agent != "sac":
+        prefix += f", {arguments.agent}"
+    ours = {prefix if network == "mlp" else f"{prefix}, {network}": problem}
     if arguments.equal_size:
         equal = problem.mlp_of_this_size()
-        ours[f"mtrl, as large as {network}"] = equal
+        ours[f"{prefix}, as large as {network}"] = equal
     steps: dict[tuple[str, str], Step] = {}
     for method in arguments.methods:
         for name, own in ours.items():
-            steps[name, method] = _updates.ours(own, method)
-        if not arguments.no_peers and network == "mlp":
+            steps[name, method], _ = _updates.update_of(own.config(method), tasks, device)
+        if not arguments.no_peers and plain:
             _add_peers(steps, problem, method)
     times = _rounds(steps, arguments, device)
     if arguments.profile is not None:
         profiled = [step for (implementation, _), step in steps.items() if implementation in ours]
         _updates.profile(profiled, arguments.profile)
-    floor = _updates.floor_ms(problem)
+    floor = _updates.floor_ms(problem) if plain else 0.0
     rows: list[report.Row] = []
     for (implementation, method), ms in times.items():
         mean, own = times.get((implementation, "mean")), ours.get(implementation, problem)
@@ -121,26 +133,29 @@ def _measure(
                 "device": str(device),
                 "ms": ms,
                 "ratio_to_mean": ms / mean if mean else None,
-                "share_of_floor": floor / ms if own == problem and network == "mlp" else None,
+                "share_of_floor": floor / ms if own == problem and plain else None,
             }
         )
     return rows
 
 
-def _measure_preset(arguments: argparse.Namespace, device: torch.device) -> list[report.Row]:
+def _measure_presets(arguments: argparse.Namespace, device: torch.device) -> list[report.Row]:
     from mtrl_benchmarks import _updates
 
-    configs = {method: _updates.of_preset(arguments.preset, method) for method in arguments.methods}
-    steps: dict[tuple[str, str], Step] = {
-        (f"mtrl, {arguments.preset}", method): _updates.actor_period(config, _PRESET_TASKS, device)
-        for method, config in configs.items()
-    }
+    steps: dict[tuple[str, str], Step] = {}
+    updates: dict[tuple[str, str], int] = {}
+    configs = {}
+    for preset in arguments.preset:
+        for method in arguments.methods:
+            key = (f"mtrl, {preset}", method)
+            configs[key] = _updates.of_preset(preset, method)
+            steps[key], updates[key] = _updates.update_of(configs[key], _PRESET_TASKS, device)
     times = _rounds(steps, arguments, device)
     if arguments.profile is not None:
         _updates.profile(list(steps.values()), arguments.profile)
     rows: list[report.Row] = []
-    for (implementation, method), period in times.items():
-        network, sac = configs[method].network, configs[method].sac
+    for key, period in times.items():
+        (implementation, method), network = key, configs[key].network
         mean = times.get((implementation, "mean"))
         rows.append(
             {
@@ -149,9 +164,9 @@ def _measure_preset(arguments: argparse.Namespace, device: torch.device) -> list
                 "tasks": _PRESET_TASKS,
                 "width": f"{network.actor_width}, {network.critic_width}",
                 "parameters": None,
-                "batch_per_task": sac.batch_per_task,
+                "batch_per_task": _updates.rows_of_a_step(configs[key]),
                 "device": str(device),
-                "ms": period / sac.actor_every,
+                "ms": period / updates[key],
                 "ratio_to_mean": period / mean if mean else None,
                 "share_of_floor": None,
             }

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from mtrl_benchmarks import _implementations, _measures, _published, _timing, command, report
+from mtrl_benchmarks import _implementations, _measures, _published, _timing, _updates, command, report
 from mtrl_benchmarks._families import EXTREME, FAMILIES, jacobian, widened
 from mtrl_benchmarks.combiners import ACCURACY_KEYS, ROW_KEYS
 from mtrl_benchmarks.command import main as main_benchmark
 from mtrl_benchmarks.nodes import ROW_KEYS as NODE_KEYS
 from torch import Tensor
+
+from mtrl.networks.base import NETWORKS
 
 TINY = ["--parameters", "60", "--repetitions", "1", "--seconds", "1"]
 
@@ -236,26 +238,59 @@ def test_tables_align_and_json_has_no_nan(tmp_path: Path) -> None:
     }
 
 
-def test_a_presets_update_is_timed_with_all_its_settings(tmp_path: Path) -> None:
-    arguments = [
-        "update",
-        "--preset",
-        "laptop",
-        "--methods",
-        "mean",
-        "cagrad",
-        "--rounds",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    assert main_benchmark([*arguments, "--json", str(tmp_path / "b.json")]) == 0
+def test_updates_of_presets_are_timed_with_all_their_settings(tmp_path: Path) -> None:
+    flags = "update --preset laptop ppo_laptop --methods preset mean cagrad --rounds 1 --device cpu"
+    assert main_benchmark([*flags.split(), "--json", str(tmp_path / "b.json")]) == 0
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
-    assert [(row["implementation"], row["method"], row["width"]) for row in rows] == [
-        ("mtrl, laptop", "mean", "128, 256"),
-        ("mtrl, laptop", "cagrad", "128, 256"),
+    found = [(row["implementation"], row["method"], row["width"], row["batch_per_task"]) for row in rows]
+    assert found == [
+        *[("mtrl, laptop", method, "128, 256", 32) for method in ("preset", "mean", "cagrad")],
+        *[("mtrl, ppo_laptop", method, "128, 256", 250) for method in ("preset", "mean", "cagrad")],
     ]
     assert all(row["ms"] > 0 for row in rows)
+
+
+def test_a_method_takes_the_place_of_both_of_a_preset() -> None:
+    own = _updates.of_preset("toppo_mt10", "preset").methods()
+    assert (own["critic"][0], own["critic"][1]["alpha"], own["actor"][0]) == ("fairgrad", 1.0, "pcgrad")
+    changed = _updates.of_preset("toppo_mt10", "cagrad").methods()
+    assert changed["critic"] == changed["actor"] == _updates.of_preset("mt10", "cagrad").methods()["actor"]
+
+
+def test_ppo_is_timed_on_minibatches_of_a_rollout_without_an_end(tmp_path: Path) -> None:
+    flags = "update --agent ppo --network mlp moore --equal-size --methods mean cagrad --tasks 3 --widths 16"
+    flags += f" --depth 2 --batch-per-task 8 --rounds 3 --device cpu --json {tmp_path / 'b.json'}"
+    assert main_benchmark(flags.split()) == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    found = {(row["implementation"], row["method"]): row for row in rows}
+    names = ("ppo", "ppo, as large as mlp", "ppo, moore", "ppo, as large as moore")
+    assert set(found) == {(f"mtrl, {name}", method) for name in names for method in ("mean", "cagrad")}
+    # An actor of 8 outputs and one critic, both with 39 observations, a one-hot of 3 tasks, 2 layers.
+    hidden = 2 * ((39 + 3 + 1) * 16 + 17 * 16)
+    assert found["mtrl, ppo", "mean"]["parameters"] == hidden + 17 * 8 + 17
+    problem = _updates.Problem(3, 16, 2, 8, torch.device("cpu"), agent="ppo")
+    update, number = _updates.update_of(problem.config("mean"), 3, problem.device)
+    agent = update.__self__  # type: ignore[attr-defined]
+    before = agent.update.actor.flat.vector.detach().clone()
+    for _ in range(5):
+        update()
+    assert (number, agent.updates, agent.behind()) == (1, 5, True)
+    assert not torch.equal(agent.update.actor.flat.vector.detach(), before)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("agent", ["sac", "ppo"])
+def test_directions_cost_at_most_a_third_more_than_the_mean_for_every_network(
+    agent: str, tmp_path: Path
+) -> None:
+    flags = f"update --agent {agent} --methods mean cagrad --tasks 10 --rounds 5 --threads 1 --cpu-seconds"
+    flags += f" --no-peers --device cpu --json {tmp_path / 'b.json'} --network"
+    assert main_benchmark([*flags.split(), *NETWORKS]) == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    ratios = {row["implementation"]: row["ratio_to_mean"] for row in rows if row["method"] == "cagrad"}
+    assert len(ratios) == len(NETWORKS)
+    assert all(ratio <= 1.3 for ratio in ratios.values()), ratios
 
 
 def test_networks_are_timed_beside_a_perceptron_of_their_size(tmp_path: Path) -> None:

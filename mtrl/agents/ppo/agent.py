@@ -8,39 +8,31 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
-from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
+from mtrl.agents.actor_critic import ActorCriticAgent
+from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
 from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner
 from mtrl.agents.ppo.rollout import Rollout, rollout_bytes
 from mtrl.agents.ppo.update import PPOUpdate
-from mtrl.agents.totals import as_metrics
 from mtrl.combiners.inverse_alpha import InverseAlpha
 from mtrl.config.schema import Config
-from mtrl.device.cuda import load_in_place
 from mtrl.device.random_stream import RandomStream
-from mtrl.device.resources import check_fits
 from mtrl.errors import UserError
-from mtrl.networks.make import network_facts
 
 SLICE_SECONDS = 1.0  # after which `learn` returns, so that signals are answered
 
 
-class PPOAgent:
+class PPOAgent(ActorCriticAgent[PPOUpdate]):
     """One agent for all tasks (`mtrl.agents.base.Agent`); the rollout is allocated at its first use.
 
     It fills a rollout with one policy, then it is `behind` and `learn` goes through the rollout: first what
     its rows are worth, then `ppo.epochs` times all of its minibatches. Pauses of `learn` change no number.
     Permutations are drawn before each epoch, so a captured step gets the same rows as an eager one, and a
-    checkpoint holds what remains of an epoch.
-
-    Attributes:
-        update: networks, combiners and optimisers, and the steps that change them.
-        updates: number of steps on minibatches so far.
+    checkpoint holds what remains of an epoch. An update is a step on one minibatch.
     """
 
     unread = ("sac", "replay", "train.warmup_steps", "train.warmup_updates", "train.updates_per_step")
@@ -75,15 +67,11 @@ class PPOAgent:
                 )
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
-        self.config, self.spec, self.device = config, spec, device
-        self.update = PPOUpdate(config, spec, device)
-        self.updates = 0
-        self._noise_stream = RandomStream(seeds.integer(config.seed, "agent"), device)
+        super().__init__(config, spec, device, PPOUpdate(config, spec, device))
         self._row_stream = RandomStream(seeds.integer(config.seed, "replay"), device)
         lead = (spec.num_tasks, spec.envs_per_task)
         self._raw = torch.zeros(*lead, spec.action_dim, device=device)  # of the newest actions
         self._explore = ActingPolicy(self._explored, spec, self._draw_noise, device)
-        self._fitted = self.update.observation_norm is None
         self._assessed = False
         self._epoch = self._minibatch = 0  # done of this update, and of this epoch
         rows = config.ppo.rollout_steps * spec.envs_per_task
@@ -100,12 +88,7 @@ class PPOAgent:
         Raises:
             UserError: the rollout or the gradients of a step do not fit into the device's memory.
         """
-        check_fits(
-            self.jacobian_bytes,
-            self.device,
-            what=f"the gradients of {self.spec.num_tasks} tasks",
-            advice="Use smaller networks (network.critic_width) or a method that looks at losses alone.",
-        )
+        self._check_gradients_fit()
         return Rollout(
             num_tasks=self.spec.num_tasks,
             envs_per_task=self.spec.envs_per_task,
@@ -140,39 +123,34 @@ class PPOAgent:
             return
         began = time.perf_counter()
         self.update.anneal(progress)
-        if not self._assessed:
-            self._assess()
         while self.rollout.full:
-            self._next_minibatch()
+            self.update_from_rollout()
             if time.perf_counter() - began > SLICE_SECONDS:
                 break
         self.wait()  # otherwise steps would pile up on a device, and a signal would wait for all of them
 
-    def note_success(self, rates: NDArray[Any]) -> None:
-        """Hand the tasks' success rates [T] to methods that look at them (`pivrg`)."""
-        for network in (self.update.critic, self.update.actor):
-            network.combiner.note_success(torch.from_numpy(rates))
+    def update_from_rollout(self) -> None:
+        """Take the next step on a minibatch of a full rollout; after the last one the rollout is empty."""
+        ppo, batch = self.config.ppo, self._batch
+        if not self._assessed:
+            self._assess()
+        if self._minibatch == 0:
+            keys = torch.rand(self._order.shape, generator=self._row_stream.generator, device=self.device)
+            self._order.copy_(keys.argsort(dim=-1))  # a permutation for each task
+        first = self._minibatch * batch
+        self._rows.copy_(self._order[..., first : first + batch])
+        self._captured()
+        self.updates += 1
+        self._minibatch = (self._minibatch + 1) % ppo.minibatches
+        self._epoch += self._minibatch == 0
+        if self._epoch == ppo.epochs:
+            self._epoch, self._assessed = 0, False
+            self.rollout.clear()
 
     def wait(self) -> None:
         """Wait for the work that `learn` started."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
-
-    def policy(self, envs_per_task: int) -> Policy:
-        """Return the deterministic policy for T*E observations."""
-        spec = self.spec._replace(envs_per_task=envs_per_task)
-        return ActingPolicy(lambda obs, _: self.update.mode(obs), spec, None, self.device)
-
-    def gaussian_policy(self) -> GaussianPolicy:
-        """Return what `policy` computes, as data."""
-        update, norm = self.update, self.update.observation_norm
-        return GaussianPolicy(
-            self.config.network.architecture,
-            update.actor_arguments,
-            update.actor.flat.named(),
-            None if norm is None else (norm.mean, norm.deviation),
-            self.config.ppo.squash,
-        )
 
     def metrics(self) -> Metrics:
         """Return means over the steps since the last call, with the newest rollout's and combiners' numbers.
@@ -187,17 +165,10 @@ class PPOAgent:
         if update.pop_art is not None:
             values["return_mean"] = update.pop_art.mean
             values["return_deviation"] = update.pop_art.deviation
-        scalars, per_task = as_metrics(values, critic=update.critic, actor=update.actor)
-        for name in ("critic_loss", "actor_loss", "entropy", "kl", "clip_fraction", "explained_variance"):
-            scalars[f"train/{name}"] = float(per_task[name].mean())
-        scalars["train/actor_lr"] = float(update.actor.optimizer.param_groups[0]["lr"])
-        return Metrics(scalars, per_task)
-
-    def failures(self) -> dict[str, list[int]]:
-        """Return the tasks whose losses or gradients were non-finite, by network."""
-        networks = {"critic": self.update.critic, "actor": self.update.actor}
-        flags = {name: network.failures.nonzero().flatten().tolist() for name, network in networks.items()}
-        return {name: tasks for name, tasks in flags.items() if tasks}
+        named = ("critic_loss", "actor_loss", "entropy", "kl", "clip_fraction", "explained_variance")
+        metrics = self._logged(values, *named)
+        metrics.scalars["train/actor_lr"] = float(update.actor.optimizer.param_groups[0]["lr"])
+        return metrics
 
     def bounds(self) -> dict[str, Bound]:
         """Return the range of the divergence between the rollout's policy and its successors."""
@@ -206,49 +177,25 @@ class PPOAgent:
 
     def facts(self) -> dict[str, str]:
         """Return sizes for the start screen; allocates the rollout, which may raise UserError."""
-        network, ppo, parts = self.config.network, self.config.ppo, self.memory()
-        arguments = {"actor": self.update.actor_arguments, "critic": self.update.critic_arguments}
+        ppo = self.config.ppo
         rows = ppo.rollout_steps * self.spec.envs_per_task
-        return {
-            **network_facts(network, arguments, self.parameter_count),
-            "rollout": f"{rows:,} rows per task in {ppo.rollout_steps:,} vector steps, {ppo.epochs} x "
-            f"{ppo.minibatches} minibatches of {self._batch} rows per task",
-            "memory": ", ".join(f"{name} {count / 2**20:.0f} MiB" for name, count in parts.items()),
-        }
+        told = (
+            f"{rows:,} rows per task in {ppo.rollout_steps:,} vector steps, {ppo.epochs} x "
+            f"{ppo.minibatches} minibatches of {self._batch} rows per task"
+        )
+        return self._facts("critic", rollout=told)
 
     @property
-    def parameter_count(self) -> int:
-        """Number of trained parameters of actor and critic."""
-        return sum(parameter.numel() for parameter in self.update.parameters())
-
-    @property
-    def jacobian_bytes(self) -> int:
-        """Bytes of the per-task gradients that actor and critic keep."""
-        return self.update.actor.jacobian_bytes + self.update.critic.jacobian_bytes
-
-    def memory(self) -> dict[str, int]:
-        """Return the bytes that training takes on the device, by purpose."""
+    def data_memory(self) -> dict[str, int]:
+        """Bytes of the rollout; allocates it."""
         spec, rows = self.spec, self.rollout.rows.shape[1]
-        # Each parameter has a gradient and two moments of Adam.
-        trained = 4 * sum(value.nbytes for value in self.update.parameters())
-        return {
-            "rollout": rollout_bytes(spec.num_tasks, rows, spec.obs_dim, spec.action_dim),
-            "networks and optimisers": trained + sum(value.nbytes for value in self.update.buffers()),
-            "per-task gradients": self.jacobian_bytes,
-        }
+        return {"rollout": rollout_bytes(spec.num_tasks, rows, spec.obs_dim, spec.action_dim)}
 
     def state(self) -> dict[str, Any]:
         """Return the parts "policy" (all that acting needs), "agent" and "rollout"."""
         return {
             "policy": self.policy_state(),
-            "agent": {
-                "update": dict(self.update.state_dict()),
-                "optimizers": [optimizer.state_dict()["state"] for optimizer in self.update.optimizers],
-                "noise": self._noise_stream.state(),
-                "row_order": self._row_stream.state(),
-                "fitted": self._fitted,
-                "updates": self.updates,
-            },
+            "agent": {**self._own_state(), "row_order": self._row_stream.state()},
             "rollout": {
                 **self.rollout.state(),
                 "assessed": self._assessed,
@@ -258,36 +205,16 @@ class PPOAgent:
             },
         }
 
-    def policy_state(self) -> dict[str, Tensor]:
-        """Return the parameters that evaluation acts with."""
-        policy, norm = {"parameters": self.update.actor.flat.vector.detach()}, self.update.observation_norm
-        if norm is not None:
-            policy |= {"observation_mean": norm.mean, "observation_deviation": norm.deviation}
-        return policy
-
     def load_state(self, parts: Mapping[str, Any]) -> None:
         """Restore `state`: bit for bit on the same kind of device, else with fresh noise (`RandomStream`)."""
         state, rollout = parts["agent"], parts["rollout"]
-        self.update.load_state_dict(state["update"])
-        for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
-            load_in_place(optimizer, saved)
-        self._noise_stream.load_state(state["noise"])
+        self._load_own_state(state)
         self._row_stream.load_state(state["row_order"])
-        self._fitted, self.updates = state["fitted"], state["updates"]
         self.rollout.load_state(rollout)
         self._assessed, self._epoch = rollout["assessed"], rollout["epoch"]
         self._minibatch = rollout["minibatch"]
         if rollout["order"] is not None:
             self._order.copy_(rollout["order"])
-
-    @torch.no_grad()
-    def load_policy(self, part: Mapping[str, Tensor]) -> None:
-        """Restore what `policy` needs."""
-        self.update.actor.flat.vector.copy_(part["parameters"])
-        norm = self.update.observation_norm
-        if norm is not None:
-            norm.mean.copy_(part["observation_mean"])
-            norm.deviation.copy_(part["observation_deviation"])
 
     def _assess(self) -> None:
         norm = self.update.observation_norm
@@ -299,22 +226,6 @@ class PPOAgent:
         self.update.assess(self.rollout, self._batch)
         self._assessed = True
 
-    def _next_minibatch(self) -> None:
-        """Take the next step of this update; after the last one the rollout is empty."""
-        ppo, batch = self.config.ppo, self._batch
-        if self._minibatch == 0:
-            keys = torch.rand(self._order.shape, generator=self._row_stream.generator, device=self.device)
-            self._order.copy_(keys.argsort(dim=-1))  # a permutation for each task
-        first = self._minibatch * batch
-        self._rows.copy_(self._order[..., first : first + batch])
-        self._captured()
-        self.updates += 1
-        self._minibatch = (self._minibatch + 1) % ppo.minibatches
-        self._epoch += self._minibatch == 0
-        if self._epoch == ppo.epochs:
-            self._epoch, self._assessed = 0, False
-            self.rollout.clear()
-
     def _step_once(self) -> None:
         self.update.step([self.rollout.gather(rows) for rows in self._rows])
 
@@ -322,11 +233,3 @@ class PPOAgent:
         assert noise is not None
         self._raw.copy_(self.update.draw(obs, noise))
         return self.update.squashed(self._raw)
-
-    def _draw_noise(self, noise: Tensor) -> Tensor:
-        return noise.normal_(generator=self._noise_stream.generator)
-
-    def _by_task(self, values: NDArray[Any]) -> Tensor:
-        """Return values [T*E, ...] as a tensor [T, E, ...]."""
-        shape = (self.spec.num_tasks, self.spec.envs_per_task, *values.shape[1:])
-        return torch.from_numpy(values).view(shape)

@@ -9,32 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mtrl import seeds
+from mtrl.agents.actor_critic import ActorCritic
 from mtrl.agents.base import TaskSpec
-from mtrl.agents.methods import network_descent
 from mtrl.agents.ppo.advantages import advantages, explained_variance, standardised
 from mtrl.agents.ppo.pop_art import PopArt
 from mtrl.agents.ppo.rollout import Minibatch, Rollout
-from mtrl.agents.totals import TaskTotals
 from mtrl.config.schema import Config
 from mtrl.gradients.adam import set_lr
-from mtrl.gradients.per_task import Descent
-from mtrl.networks.base import Network, Parameters
+from mtrl.networks.base import Parameters
 from mtrl.networks.gaussian import (
     deviation,
-    mode_action,
     raw_action,
     raw_entropy,
     raw_log_prob,
     squashed,
 )
-from mtrl.networks.make import make_network, network_arguments
-from mtrl.networks.observation_norm import ObservationNorm
 
 _OF_ACTOR = ("entropy", "std", "kl", "clip_fraction")
 
@@ -48,7 +42,7 @@ class ActorAux(NamedTuple):
     clip_fraction: Tensor  # of rows whose ratio lies beyond the clip
 
 
-class PPOUpdate(nn.Module):
+class PPOUpdate(ActorCritic):
     """The networks, combiners and optimisers of PPO, and the steps that change them.
 
     Args:
@@ -57,61 +51,34 @@ class PPOUpdate(nn.Module):
         device: of the parameters.
 
     Attributes:
-        actor_arguments: of the actor's network, as `make_network` takes them.
-        critic_arguments: of the critic's.
-        num_batches: K, the number of independent minibatches that `step` takes.
         explained_variance: of the newest rollout's values, [T].
     """
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
-        super().__init__()
-        self.num_tasks, self.ppo = spec.num_tasks, config.ppo
-        network = config.network
-        self.observation_norm: ObservationNorm | None = None
-        if network.observation_norm == "warmup":
-            self.observation_norm = ObservationNorm(spec.obs_dim).to(device)
-        sizes: dict[str, Any] = {"stack": 1, "inputs": spec.obs_dim, "task_names": spec.task_names}
-        self.actor_arguments = network_arguments(network, "actor", **sizes, outputs=2 * spec.action_dim)
-        self.critic_arguments = network_arguments(network, "critic", **sizes, outputs=1)
-        self.actor_network = make_network(network.architecture, self.actor_arguments)
-        self.critic_network = make_network(network.architecture, self.critic_arguments)
-        self.pop_art = PopArt(spec.num_tasks).to(device) if config.ppo.value_norm == "pop_art" else None
-        initial = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
-
-        def descent(made: Network, role: Literal["critic", "actor"], lr: float) -> Descent:
-            fresh = made.initial_parameters(initial)
-            if role == "critic" and self.pop_art is not None:
-                fresh = fresh._replace(heads=fresh.heads | PopArt.heads(spec.num_tasks))
-            eps, max_norm = config.ppo.adam_eps, config.ppo.max_grad_norm
-            return network_descent(config, role, made, fresh, spec, device, lr=lr, eps=eps, max_norm=max_norm)
-
-        # The actor first: both networks draw their parameters from one stream.
-        self.actor = descent(self.actor_network, "actor", config.ppo.actor_lr)
-        self.critic = descent(self.critic_network, "critic", config.ppo.critic_lr)
-        self.num_batches = max(self.actor.combiner.num_batches, self.critic.combiner.num_batches)
+        pops = config.ppo.value_norm == "pop_art"
+        super().__init__(
+            config,
+            spec,
+            device,
+            config.ppo,
+            critic={"stack": 1, "inputs": spec.obs_dim, "outputs": 1},
+            critic_heads=PopArt.heads(spec.num_tasks) if pops else {},
+            totals=("critic_loss", "actor_loss", *_OF_ACTOR),
+            squash=config.ppo.squash,
+        )
+        self.ppo = config.ppo
+        self.pop_art = PopArt(spec.num_tasks).to(device) if pops else None
         self.entropy_weight: Tensor = nn.Buffer(torch.tensor(config.ppo.entropy, device=device))
         self.explained_variance: Tensor = nn.Buffer(torch.zeros(spec.num_tasks, device=device))
-        self.totals = TaskTotals(("critic_loss", "actor_loss", *_OF_ACTOR), spec.num_tasks).to(device)
-
-    @property
-    def optimizers(self) -> tuple[torch.optim.Adam, ...]:
-        """Of the actor and the critic."""
-        return self.actor.optimizer, self.critic.optimizer
 
     @torch.no_grad()
     def draw(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Return samples of the policy before squashing, [T, E, A], for observations [T, E, O]."""
         return raw_action(self.policy_outputs(self.actor.flat.named(), self.standardised(obs)), noise)
 
-    @torch.no_grad()
-    def mode(self, obs: Tensor) -> Tensor:
-        """Return the deterministic policy's actions [T, E, A] in [-1, 1]."""
-        outputs = self.policy_outputs(self.actor.flat.named(), self.standardised(obs))
-        return mode_action(outputs, self.ppo.squash)
-
     def squashed(self, raw: Tensor) -> Tensor:
         """Return the actions [T, E, A] in [-1, 1] of samples."""
-        return squashed(raw, self.ppo.squash)
+        return squashed(raw, self.squash)
 
     @torch.no_grad()
     def assess(self, rollout: Rollout, rows: int) -> None:
@@ -201,10 +168,6 @@ class PPOUpdate(nn.Module):
         last = ppo.entropy if ppo.final_entropy is None else ppo.final_entropy
         self.entropy_weight.fill_(ppo.entropy + progress * (last - ppo.entropy))
 
-    def policy_outputs(self, parameters: Parameters, obs: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """Outputs of the actor's network [T, B, 2A] for standardised observations."""
-        return self.actor_network.apply(parameters, obs, tasks)[0]
-
     def value_outputs(self, parameters: Parameters, obs: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Outputs of the critic [T, B] for standardised observations; parameters of the same tasks."""
         outputs = self.critic_network.apply(parameters, obs, tasks)[0].squeeze(-1)
@@ -213,11 +176,6 @@ class PPOUpdate(nn.Module):
     def values(self, outputs: Tensor) -> Tensor:
         """Values [T, B] in units of reward of the critic's outputs [T, B]."""
         return outputs if self.pop_art is None else self.pop_art.value(outputs)
-
-    def standardised(self, obs: Tensor) -> Tensor:
-        """Return observations as the networks see them."""
-        result: Tensor = obs if self.observation_norm is None else self.observation_norm(obs)
-        return result
 
     def _as_seen(self, batch: Minibatch) -> Minibatch:
         advantage = batch.advantage

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
-from mtrl.agents.base import Bound, Floats, GaussianPolicy, Metrics, Policy, TaskSpec, Transitions
+from mtrl.agents.actor_critic import ActorCriticAgent
+from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
 from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner
 from mtrl.agents.sac.episode_starts import EpisodeStarts
@@ -21,29 +21,21 @@ from mtrl.agents.sac.former import translated
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
-from mtrl.agents.totals import as_metrics
 from mtrl.config.schema import Config
-from mtrl.device.cuda import SideStream, load_in_place
-from mtrl.device.random_stream import RandomStream
-from mtrl.device.resources import check_fits
+from mtrl.device.cuda import SideStream
 from mtrl.errors import UserError
 from mtrl.gradients.per_task import Evaluation
-from mtrl.networks.make import network_facts
 
 _TEMPERATURES = (1e-7, 1e4)  # no reward scale needs a temperature outside: it has diverged
 
 
-class SACAgent:
+class SACAgent(ActorCriticAgent[SACUpdate]):
     """One agent for all tasks (`mtrl.agents.base.Agent`); the replay is allocated at its first use.
 
     It warms up with uniformly random actions for `train.warmup_steps` vector steps, or longer if restarted
     environments have left less than a batch. The first `learn` after that makes `train.warmup_updates`
     additional updates. Random numbers come from streams of the agent and are drawn before each update: so a
     captured update gets the same numbers as an eager one, and a checkpoint holds the streams.
-
-    Attributes:
-        update: networks, combiners and optimisers, and the step that changes them.
-        updates: number of updates so far.
     """
 
     unread = ("ppo",)
@@ -86,14 +78,11 @@ class SACAgent:
         network_combiner(config, "actor", num_tasks)
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
-        self.config, self.spec, self.device = config, spec, device
-        self.update = SACUpdate(config, spec, device)
-        self.updates = 0
+        super().__init__(config, spec, device, SACUpdate(config, spec, device))
         self._evaluations: list[Evaluation] = []  # of the critics' losses in the newest update
         self._observed = 0  # vector steps
         self._starts = EpisodeStarts(spec, config.sac.gamma)
         self._exploration = seeds.generator(config.seed, "exploration")
-        self._noise_stream = RandomStream(seeds.integer(config.seed, "agent"), device)
         self._hold: NoiseHold | None = None
         if config.sac.noise_hold > 1:
             lead = (spec.num_tasks, spec.envs_per_task)
@@ -106,8 +95,6 @@ class SACAgent:
             draw = spread_over_copies(draw, config.sac.noise_spread, spec.envs_per_task, device)
         self._beside = SideStream(device) if config.sac.act_on_snapshot else None
         self._explore = ActingPolicy(self.update.act, spec, draw, device, self._beside)
-        self._policies: dict[int, Policy] = {}  # of evaluations, by their copies of each task
-        self._fitted = self.update.observation_norm is None
         batches, sizes = self.update.num_batches, (spec.num_tasks, config.sac.batch_per_task)
         self._rows = torch.zeros(batches, *sizes, dtype=torch.int64, device=device)
         self._noise = torch.zeros(batches, 2, *sizes, spec.action_dim, device=device)
@@ -121,12 +108,7 @@ class SACAgent:
         Raises:
             UserError: the replay or the gradients of an update do not fit into the device's memory.
         """
-        check_fits(
-            self.jacobian_bytes,
-            self.device,
-            what=f"the gradients of {self.spec.num_tasks} tasks",
-            advice="Use smaller networks (network.critic_width) or a method that looks at losses alone.",
-        )
+        self._check_gradients_fit()
         replay = self.config.replay
         return Replay(
             num_tasks=self.spec.num_tasks,
@@ -196,33 +178,10 @@ class SACAgent:
         self._evaluations = self._captured(self.updates % self.config.sac.actor_every == 0)
         self.updates += 1
 
-    def note_success(self, rates: NDArray[np.float64]) -> None:
-        """Hand the tasks' success rates [T] to methods that look at them (`pivrg`)."""
-        for network in (self.update.critic, self.update.actor):
-            network.combiner.note_success(torch.from_numpy(rates))
-
     def wait(self) -> None:
         """Wait for the updates that `learn` started, unless a snapshot acts."""
         if self.device.type == "cuda" and self._beside is None:
             torch.cuda.current_stream(self.device).synchronize()
-
-    def policy(self, envs_per_task: int) -> Policy:
-        """Return the deterministic policy for T*E observations; it follows the parameters."""
-        # Kept, because on CUDA each policy captures a graph.
-        if envs_per_task not in self._policies:
-            spec = self.spec._replace(envs_per_task=envs_per_task)
-            self._policies[envs_per_task] = ActingPolicy(self.update.act, spec, None, self.device)
-        return self._policies[envs_per_task]
-
-    def gaussian_policy(self) -> GaussianPolicy:
-        """Return what `policy` computes, as data."""
-        update, norm = self.update, self.update.observation_norm
-        return GaussianPolicy(
-            self.config.network.architecture,
-            update.actor_arguments,
-            update.actor.flat.named(update.acting),
-            None if norm is None else (norm.mean, norm.deviation),
-        )
 
     def metrics(self) -> Metrics:
         """Return means over the updates since the last call, and the combiners' metrics of the newest one."""
@@ -235,12 +194,9 @@ class SACAgent:
             values["td_error"] = error
         if self.replay.reward_scale is not None:
             values["reward_scale"] = self.replay.reward_scale
-        values |= self._calibration()
-        scalars, per_task = as_metrics(values, critic=self.update.critic, actor=self.update.actor)
-        scalars["train/ent_coef"] = float(per_task["alpha"].mean())
-        for name in ("critic_loss", "actor_loss", "entropy"):
-            scalars[f"train/{name}"] = float(per_task[name].mean())
-        return Metrics(scalars, per_task)
+        metrics = self._logged(values | self._calibration(), "critic_loss", "actor_loss", "entropy")
+        metrics.scalars["train/ent_coef"] = float(metrics.per_task["alpha"].mean())
+        return metrics
 
     def _calibration(self) -> dict[str, Tensor]:
         """Return, by task, the critics' values of episodes' first actions and what the episodes brought."""
@@ -252,12 +208,6 @@ class SACAgent:
             "start_value": torch.where(realised.isnan(), torch.nan, value).nanmean(1),
             "start_return": (realised.nanmean(1) / scale).float(),
         }
-
-    def failures(self) -> dict[str, list[int]]:
-        """Return the tasks whose losses or gradients were non-finite, by network."""
-        networks = {"critic": self.update.critic, "actor": self.update.actor}
-        flags = {name: network.failures.nonzero().flatten().tolist() for name, network in networks.items()}
-        return {name: tasks for name, tasks in flags.items() if tasks}
 
     def bounds(self) -> dict[str, Bound]:
         """Return the ranges of critic loss, actor loss (about minus Q) and temperature."""
@@ -272,86 +222,41 @@ class SACAgent:
 
     def facts(self) -> dict[str, str]:
         """Return sizes for the start screen; allocates the replay, which may raise UserError."""
-        network, parts = self.config.network, self.memory()
-        arguments = {"actor": self.update.actor_arguments, "critics": self.update.critic_arguments}
-        return {
-            **network_facts(network, arguments, self.parameter_count),
-            "batch": f"{self.config.sac.batch_per_task} transitions per task",
-            "memory": ", ".join(f"{name} {_size(count)}" for name, count in parts.items()),
-        }
+        return self._facts("critics", batch=f"{self.config.sac.batch_per_task} transitions per task")
 
     @property
-    def parameter_count(self) -> int:
-        """Number of trained parameters: actor, critics, temperatures; target networks do not count."""
-        return sum(parameter.numel() for parameter in self.update.parameters())
-
-    @property
-    def jacobian_bytes(self) -> int:
-        """Bytes of the per-task gradients that actor and critic keep."""
-        return self.update.actor.jacobian_bytes + self.update.critic.jacobian_bytes
-
-    def memory(self) -> dict[str, int]:
-        """Return the bytes that training takes on the device, by purpose."""
+    def data_memory(self) -> dict[str, int]:
+        """Bytes of the replay; allocates it."""
         spec, capacity = self.spec, self.replay.capacity
-        # Each parameter has a gradient and two moments of Adam. Buffers: targets, states of combiners.
-        trained = 4 * sum(value.nbytes for value in self.update.parameters())
-        return {
-            "replay": replay_bytes(spec.num_tasks, capacity, spec.obs_dim, spec.action_dim),
-            "networks and optimisers": trained + sum(value.nbytes for value in self.update.buffers()),
-            "per-task gradients": self.jacobian_bytes,
-        }
+        return {"replay": replay_bytes(spec.num_tasks, capacity, spec.obs_dim, spec.action_dim)}
 
     def state(self) -> dict[str, Any]:
         """Return the parts "policy" (all that acting needs), "agent", "replay" and the replay's pieces."""
         return {
             "policy": self.policy_state(),
             "agent": {
-                "update": dict(self.update.state_dict()),
-                "optimizers": [optimizer.state_dict()["state"] for optimizer in self.update.optimizers],
-                "noise": self._noise_stream.state(),
+                **self._own_state(),
                 "exploration": self._exploration.bit_generator.state,
                 "noise_hold": None if self._hold is None else self._hold.state_dict(),
                 "starts": self._starts.state_dict(),
-                "fitted": self._fitted,
                 "observed": self._observed,
-                "updates": self.updates,
             },
             **self.replay.state_parts(),
         }
 
-    def policy_state(self) -> dict[str, Tensor]:
-        """Return the parameters that evaluation acts with."""
-        policy, norm = {"parameters": self.update.acting}, self.update.observation_norm
-        if norm is not None:
-            policy |= {"observation_mean": norm.mean, "observation_deviation": norm.deviation}
-        return policy
-
     def load_state(self, parts: Mapping[str, Any]) -> None:
         """Restore `state`: bit for bit on the same kind of device, else with fresh noise (`RandomStream`)."""
         state = parts["agent"]
-        self.update.load_state_dict(translated(state["update"]))
-        for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
-            load_in_place(optimizer, saved)
-        self._noise_stream.load_state(state["noise"])
+        self._load_own_state({**state, "update": translated(state["update"])})
         self._exploration.bit_generator.state = state["exploration"]
         if self._hold is not None:
             self._hold.load_state_dict(state["noise_hold"])
         if "starts" in state:  # older checkpoints have none
             self._starts.load_state_dict(state["starts"])
-        self._fitted = state["fitted"]
-        self._observed, self.updates = state["observed"], state["updates"]
+        self._observed = state["observed"]
         self.replay.load_state_parts(parts)
         if self._beside is not None:
             self._beside.mark()
-
-    @torch.no_grad()
-    def load_policy(self, part: Mapping[str, Tensor]) -> None:
-        """Restore what `policy` needs."""
-        self.update.acting.copy_(part["parameters"])
-        norm = self.update.observation_norm
-        if norm is not None:
-            norm.mean.copy_(part["observation_mean"])
-            norm.deviation.copy_(part["observation_deviation"])
 
     def _fit_observations(self) -> None:
         """Fix the standardisation of observations when warm-up is over, before anything depends on it."""
@@ -364,9 +269,6 @@ class SACAgent:
             self.update.take_snapshot()  # the last `act` has returned, so nobody reads the former one
             self._beside.mark()
 
-    def _draw_noise(self, noise: Tensor) -> Tensor:
-        return noise.normal_(generator=self._noise_stream.generator)
-
     def _update_once(self, actor_too: bool) -> list[Evaluation]:
         batches = [self.replay.gather(rows) for rows in self._rows]
         evaluations = self.update.step(batches, self._noise, actor_too=actor_too)
@@ -374,12 +276,3 @@ class SACAgent:
             for batch, tasks, errors in self.update.td_errors(evaluations):
                 self.replay.curriculum.note(self._rows[batch], errors, tasks)
         return evaluations
-
-    def _by_task(self, values: NDArray[Any]) -> Tensor:
-        """Return values [T*E, ...] as a tensor [T, E, ...]."""
-        shape = (self.spec.num_tasks, self.spec.envs_per_task, *values.shape[1:])
-        return torch.from_numpy(values).view(shape)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mtrl import seeds
+from mtrl.agents.actor_critic import ActorCritic
 from mtrl.agents.base import TaskSpec
-from mtrl.agents.methods import network_descent
 from mtrl.agents.sac import losses
 from mtrl.agents.sac.losses import Atoms, CriticOutputs
 from mtrl.agents.sac.replay import Batch
-from mtrl.agents.totals import TaskTotals
 from mtrl.config.schema import Config
 from mtrl.gradients.adam import adam_step, make_adam, set_lr
-from mtrl.gradients.per_task import Descent, Evaluation
-from mtrl.networks.base import Network, Parameters
-from mtrl.networks.gaussian import mode_action, noisy_action, sample_action
-from mtrl.networks.make import make_network, network_arguments
-from mtrl.networks.observation_norm import ObservationNorm
+from mtrl.gradients.per_task import Evaluation
+from mtrl.networks.base import Parameters
+from mtrl.networks.gaussian import noisy_action, sample_action
 
 _TOTALS = ("critic_loss", "actor_loss", "log_prob", "value", "alpha")
 
@@ -68,7 +64,7 @@ class ActorAux(NamedTuple):
     value: Tensor  # [N], the critics', of the sampled actions, mean over samples
 
 
-class SACUpdate(nn.Module):
+class SACUpdate(ActorCritic):
     """The networks, temperatures, combiners and optimisers of SAC, and the step that changes them.
 
     Args:
@@ -77,53 +73,19 @@ class SACUpdate(nn.Module):
         device: of the parameters.
 
     Attributes:
-        actor_arguments: of the actor's network, as `make_network` takes them.
-        critic_arguments: of the critics'.
-        num_batches: K, the number of independent batches that `step` takes.
         target_entropy: of each task's policy, in nats; by default minus the number of action dimensions.
         snapshot: the actor's parameters that exploration acts with; None: the present ones.
     """
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
-        super().__init__()
-        self.num_tasks, self.sac = spec.num_tasks, config.sac
-        wanted = config.sac.target_entropy
-        self.target_entropy = -float(spec.action_dim) if wanted is None else wanted
-        network = config.network
+        network, seen, action = config.network, spec.obs_dim, spec.action_dim
         atoms = Atoms(network.value_low, network.value_high, network.value_bins)
-        self.critic_outputs = CriticOutputs(network.critic_loss, config.sac.q_reduce, atoms)
-        self.observation_norm: ObservationNorm | None = None
-        if network.observation_norm == "warmup":
-            self.observation_norm = ObservationNorm(spec.obs_dim).to(device)
-        seen, action = spec.obs_dim, spec.action_dim
-        self.actor_arguments = network_arguments(
-            network, "actor", stack=1, inputs=seen, outputs=2 * action, task_names=spec.task_names
-        )
-        self.critic_arguments = network_arguments(
-            network,
-            "critic",
-            stack=2,
-            inputs=seen + action,
-            outputs=self.critic_outputs.number,
-            task_names=spec.task_names,
-            actions=action,
-        )
-        self.actor_network = make_network(network.architecture, self.actor_arguments)
-        self.critic_network = make_network(network.architecture, self.critic_arguments)
-        initial = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
-
-        def descent(made: Network, role: Literal["critic", "actor"], lr: float) -> Descent:
-            dtype = getattr(torch, network.critic_dtype) if role == "critic" else None
-            fresh = made.initial_parameters(initial)
-            eps, max_norm = config.sac.adam_eps, config.sac.max_grad_norm
-            return network_descent(
-                config, role, made, fresh, spec, device, lr=lr, eps=eps, max_norm=max_norm, dtype=dtype
-            )
-
-        # The actor first: both networks draw their parameters from one stream.
-        self.actor = descent(self.actor_network, "actor", config.sac.actor_lr)
-        self.critic = descent(self.critic_network, "critic", config.sac.critic_lr)
-        self.num_batches = max(self.actor.combiner.num_batches, self.critic.combiner.num_batches)
+        outputs = CriticOutputs(network.critic_loss, config.sac.q_reduce, atoms)
+        sizes = {"stack": 2, "inputs": seen + action, "outputs": outputs.number, "actions": action}
+        super().__init__(config, spec, device, config.sac, critic=sizes, critic_heads={}, totals=_TOTALS)
+        self.sac, self.critic_outputs = config.sac, outputs
+        wanted = config.sac.target_entropy
+        self.target_entropy = -float(action) if wanted is None else wanted
         self.target = nn.Buffer(self.critic.flat.vector.detach().clone())
         # What exploration acts with during the updates; in checkpoints, since a resumed run acts with it.
         snapshot = config.sac.act_on_snapshot
@@ -138,12 +100,11 @@ class SACUpdate(nn.Module):
         start = torch.full((temperatures,), config.sac.initial_temperature, device=device).log()
         self.log_alpha = nn.Parameter(start)
         self.temperature_optimizer = make_adam(self.log_alpha, lr=config.sac.temperature_lr)
-        self.totals = TaskTotals(_TOTALS, spec.num_tasks).to(device)
 
     @property
     def optimizers(self) -> tuple[torch.optim.Adam, ...]:
         """Of the actor, the critics and the temperatures."""
-        return self.actor.optimizer, self.critic.optimizer, self.temperature_optimizer
+        return *super().optimizers, self.temperature_optimizer
 
     @property
     def alpha(self) -> Tensor:
@@ -153,7 +114,7 @@ class SACUpdate(nn.Module):
     @property
     def acting(self) -> Tensor:
         """Parameters of the deterministic policy: the actor's, averaged if `actor_average_rate` is set."""
-        return self.actor.flat.vector.detach() if self.averaged_actor is None else self.averaged_actor
+        return super().acting if self.averaged_actor is None else self.averaged_actor
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor | None) -> Tensor:
@@ -162,10 +123,10 @@ class SACUpdate(nn.Module):
         With standard normal noise [T, E, A] these are samples of the policy, of its snapshot if one is kept;
         without noise the mode of `acting`.
         """
-        obs = self._standardised(obs)
         if noise is None:
-            return mode_action(self._policy(self.actor.flat.named(self.acting), obs))
-        return noisy_action(self._policy(self.actor.flat.named(self.snapshot), obs), noise)
+            return self.mode(obs)
+        acting = self.actor.flat.named(self.snapshot)
+        return noisy_action(self.policy_outputs(acting, self.standardised(obs)), noise)
 
     @torch.no_grad()
     def take_snapshot(self) -> None:
@@ -177,7 +138,7 @@ class SACUpdate(nn.Module):
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return the critics' value [T, E] of actions [T, E, A] at observations [T, E, O]."""
         return self.critic_outputs.value(
-            self._values(self.critic.flat.named(), self._standardised(obs), action)
+            self._values(self.critic.flat.named(), self.standardised(obs), action)
         )
 
     def step(self, batches: Sequence[Batch], noise: Tensor, *, actor_too: bool = True) -> list[Evaluation]:
@@ -242,7 +203,7 @@ class SACUpdate(nn.Module):
     ) -> tuple[Tensor, ActorAux]:
         """Actor losses [T] on batch `index`, or [N] of some tasks (`LossFunction`)."""
         obs, alpha, noise = work[index].for_actor(tasks)
-        sampled = sample_action(self._policy(parameters, obs, tasks), noise)
+        sampled = sample_action(self.policy_outputs(parameters, obs, tasks), noise)
         values = self._values(self.critic.flat.named(), obs, sampled.action, tasks)
         log_prob, value = sampled.log_prob.mean(1), self.critic_outputs.value(values).mean(1)
         return losses.actor_loss(log_prob, value, alpha), ActorAux(log_prob.detach(), value.detach())
@@ -250,7 +211,7 @@ class SACUpdate(nn.Module):
     @torch.no_grad()
     def target_of(self, own: Work, tasks: Tensor | None = None) -> Tensor:
         """Targets of the critics for work of all tasks, or of the tasks of an index [N]."""
-        outputs = self._policy(self.actor.flat.named(), own.batch.next_obs, tasks)
+        outputs = self.policy_outputs(self.actor.flat.named(), own.batch.next_obs, tasks)
         next_action = sample_action(outputs, own.next_noise)
         frozen = self.critic.flat.named(self.target)
         next_q = self._values(frozen, own.batch.next_obs, next_action.action, tasks)
@@ -292,16 +253,8 @@ class SACUpdate(nn.Module):
 
     def _as_seen(self, batch: Batch) -> Batch:
         """Return a batch with standardised observations."""
-        obs, next_obs = self._standardised(batch.obs), self._standardised(batch.next_obs)
+        obs, next_obs = self.standardised(batch.obs), self.standardised(batch.next_obs)
         return batch._replace(obs=obs, next_obs=next_obs)
-
-    def _standardised(self, obs: Tensor) -> Tensor:
-        result: Tensor = obs if self.observation_norm is None else self.observation_norm(obs)
-        return result
-
-    def _policy(self, parameters: Parameters, obs: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """Outputs of the actor's network [T, B, 2A]."""
-        return self.actor_network.apply(parameters, obs, tasks).squeeze(0)
 
     def _values(
         self, parameters: Parameters, obs: Tensor, action: Tensor, tasks: Tensor | None = None

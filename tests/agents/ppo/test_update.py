@@ -158,7 +158,7 @@ def test_in_the_first_minibatch_the_policy_is_that_of_the_rollout(value_norm: st
 
         agent.update.actor_loss = noted  # type: ignore[assignment,method-assign]
         agent._assess()
-        agent._next_minibatch()
+        agent.update_from_rollout()
         (losses, aux) = seen[0]
         assert float(aux.kl.abs().max()) < 1e-6
         assert float(aux.clip_fraction.max()) == 0.0

@@ -1,0 +1,261 @@
+"""What the agents share: an actor and a critic with a method each, and what is stored and told of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mtrl import seeds
+from mtrl.agents.acting import ActingPolicy
+from mtrl.agents.base import GaussianPolicy, Metrics, Policy, TaskSpec
+from mtrl.agents.methods import network_combiner
+from mtrl.agents.totals import TaskTotals, as_metrics
+from mtrl.config.schema import Config, PpoConfig, SacConfig
+from mtrl.device.cuda import load_in_place
+from mtrl.device.random_stream import RandomStream
+from mtrl.device.resources import check_fits
+from mtrl.gradients.flat import FlatParameters
+from mtrl.gradients.per_task import Descent
+from mtrl.networks.base import Network, Parameters, Projects
+from mtrl.networks.gaussian import Squash, mode_action
+from mtrl.networks.make import make_network, network_arguments, network_facts
+from mtrl.networks.observation_norm import ObservationNorm
+
+
+class ActorCritic(nn.Module):
+    """The networks of an agent, their methods and their optimisers; base of what steps them.
+
+    Args:
+        config: of the run. Only `network`, `seed` and the methods are read.
+        spec: sizes.
+        device: of the parameters.
+        settings: of the agent.
+        critic: of its network: stack, inputs, outputs, and which of the inputs are actions.
+        critic_heads: task heads [T, ...] beside those of the critic's network.
+        totals: names of the numbers that each step counts.
+        squash: how a sample of the policy becomes an action.
+
+    Attributes:
+        actor_arguments: of the actor's network, as `make_network` takes them.
+        critic_arguments: of the critic's.
+        num_batches: K, the number of independent batches that a step takes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        spec: TaskSpec,
+        device: torch.device,
+        settings: SacConfig | PpoConfig,
+        *,
+        critic: Mapping[str, int],
+        critic_heads: Parameters,
+        totals: Collection[str],
+        squash: Squash = "tanh",
+    ) -> None:
+        super().__init__()
+        self.num_tasks, self.squash, network = spec.num_tasks, squash, config.network
+        self.observation_norm: ObservationNorm | None = None
+        if network.observation_norm == "warmup":
+            self.observation_norm = ObservationNorm(spec.obs_dim).to(device)
+        actor = {"stack": 1, "inputs": spec.obs_dim, "outputs": 2 * spec.action_dim}
+        names = spec.task_names
+        self.actor_arguments = network_arguments(network, "actor", **actor, task_names=names)
+        self.critic_arguments = network_arguments(network, "critic", **critic, task_names=names)
+        self.actor_network = make_network(network.architecture, self.actor_arguments)
+        self.critic_network = make_network(network.architecture, self.critic_arguments)
+        # The actor first: both networks draw their parameters from one stream.
+        stream = torch.Generator().manual_seed(seeds.integer(config.seed, "networks"))
+
+        def descent(role: Literal["actor", "critic"], made: Network, lr: float, heads: Parameters) -> Descent:
+            fresh = made.initial_parameters(stream)
+            rounds = role == "critic" and network.critic_dtype != "float32"
+            dtype = getattr(torch, network.critic_dtype) if rounds else None
+            return Descent(
+                FlatParameters(*fresh._replace(heads=fresh.heads | dict(heads)), dtype=dtype).to(device),
+                network_combiner(config, role, spec.num_tasks).to(device),
+                lr=lr,
+                eps=settings.adam_eps,
+                max_norm=settings.max_grad_norm,
+                weight_decay=network.weight_decay,
+                project=made.project if isinstance(made, Projects) else None,
+            ).to(device)
+
+        self.actor = descent("actor", self.actor_network, settings.actor_lr, {})
+        self.critic = descent("critic", self.critic_network, settings.critic_lr, critic_heads)
+        self.num_batches = max(self.actor.combiner.num_batches, self.critic.combiner.num_batches)
+        self.totals = TaskTotals(tuple(totals), spec.num_tasks).to(device)
+
+    @property
+    def optimizers(self) -> tuple[torch.optim.Adam, ...]:
+        """Of the actor and the critic."""
+        return self.actor.optimizer, self.critic.optimizer
+
+    @property
+    def acting(self) -> Tensor:
+        """Parameters of the deterministic policy."""
+        return self.actor.flat.vector.detach()
+
+    @torch.no_grad()
+    def mode(self, obs: Tensor) -> Tensor:
+        """Return the deterministic policy's actions [T, E, A] in [-1, 1] for observations [T, E, O]."""
+        outputs = self.policy_outputs(self.actor.flat.named(self.acting), self.standardised(obs))
+        return mode_action(outputs, self.squash)
+
+    def policy_outputs(self, parameters: Parameters, obs: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """Return outputs of the actor's network [T, B, 2A] for standardised observations [T, B, O]."""
+        return self.actor_network.apply(parameters, obs, tasks)[0]
+
+    def standardised(self, obs: Tensor) -> Tensor:
+        """Return observations as the networks see them."""
+        result: Tensor = obs if self.observation_norm is None else self.observation_norm(obs)
+        return result
+
+
+Update = TypeVar("Update", bound=ActorCritic)
+
+
+class ActorCriticAgent(Generic[Update]):
+    """An agent of an actor and a critic without its data and its learning (`mtrl.agents.base.Agent`).
+
+    Attributes:
+        update: networks, combiners and optimisers, and the steps that change them.
+        updates: number of updates so far.
+    """
+
+    def __init__(self, config: Config, spec: TaskSpec, device: torch.device, update: Update) -> None:
+        self.config, self.spec, self.device, self.update = config, spec, device, update
+        self.updates = 0
+        self._noise_stream = RandomStream(seeds.integer(config.seed, "agent"), device)
+        self._policies: dict[int, Policy] = {}  # of evaluations, by their copies of each task
+        self._fitted = update.observation_norm is None  # whether observations are standardised for good
+
+    @property
+    @abstractmethod
+    def data_memory(self) -> dict[str, int]:
+        """Bytes on the device of what the agent learns from, by purpose."""
+
+    def policy(self, envs_per_task: int) -> Policy:
+        """Return the deterministic policy for T*E observations; it follows the parameters."""
+        # Kept, because on CUDA each policy captures a graph.
+        if envs_per_task not in self._policies:
+            spec = self.spec._replace(envs_per_task=envs_per_task)
+            self._policies[envs_per_task] = ActingPolicy(
+                lambda obs, _: self.update.mode(obs), spec, None, self.device
+            )
+        return self._policies[envs_per_task]
+
+    def gaussian_policy(self) -> GaussianPolicy:
+        """Return what `policy` computes, as data."""
+        update, norm = self.update, self.update.observation_norm
+        return GaussianPolicy(
+            self.config.network.architecture,
+            update.actor_arguments,
+            update.actor.flat.named(update.acting),
+            None if norm is None else (norm.mean, norm.deviation),
+            update.squash,
+        )
+
+    def note_success(self, rates: NDArray[Any]) -> None:
+        """Hand the tasks' success rates [T] to methods that look at them (`pivrg`)."""
+        for network in (self.update.critic, self.update.actor):
+            network.combiner.note_success(torch.from_numpy(rates))
+
+    def failures(self) -> dict[str, list[int]]:
+        """Return the tasks whose losses or gradients were non-finite, by network."""
+        networks = {"critic": self.update.critic, "actor": self.update.actor}
+        flags = {name: network.failures.nonzero().flatten().tolist() for name, network in networks.items()}
+        return {name: tasks for name, tasks in flags.items() if tasks}
+
+    def _logged(self, values: Mapping[str, Tensor], *averaged: str) -> Metrics:
+        """Return values [T] and the combiners' metrics as a log line; "train/..." are means over tasks."""
+        scalars, per_task = as_metrics(values, critic=self.update.critic, actor=self.update.actor)
+        scalars |= {f"train/{name}": float(per_task[name].mean()) for name in averaged}
+        return Metrics(scalars, per_task)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained parameters; those of target networks do not count."""
+        return sum(parameter.numel() for parameter in self.update.parameters())
+
+    @property
+    def jacobian_bytes(self) -> int:
+        """Bytes of the per-task gradients that actor and critic keep."""
+        return self.update.actor.jacobian_bytes + self.update.critic.jacobian_bytes
+
+    def memory(self) -> dict[str, int]:
+        """Return the bytes that training takes on the device, by purpose; allocates what it learns from."""
+        # Each parameter has a gradient and two moments of Adam. Buffers: targets, states of combiners.
+        trained = 4 * sum(value.nbytes for value in self.update.parameters())
+        return {
+            **self.data_memory,
+            "networks and optimisers": trained + sum(value.nbytes for value in self.update.buffers()),
+            "per-task gradients": self.jacobian_bytes,
+        }
+
+    def _facts(self, critic: str, **own: str) -> dict[str, str]:
+        """Return lines of the start screen, where the critic has this name; may raise UserError."""
+        arguments = {"actor": self.update.actor_arguments, critic: self.update.critic_arguments}
+        sizes = ", ".join(f"{name} {_size(count)}" for name, count in self.memory().items())
+        networks = network_facts(self.config.network, arguments, self.parameter_count)
+        return {**networks, **own, "memory": sizes}
+
+    def _check_gradients_fit(self) -> None:
+        """Raise UserError if the gradients of a step do not fit into the device's memory."""
+        check_fits(
+            self.jacobian_bytes,
+            self.device,
+            what=f"the gradients of {self.spec.num_tasks} tasks",
+            advice="Use smaller networks (network.critic_width) or a method that looks at losses alone.",
+        )
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return the parameters that evaluation acts with."""
+        policy, norm = {"parameters": self.update.acting}, self.update.observation_norm
+        if norm is not None:
+            policy |= {"observation_mean": norm.mean, "observation_deviation": norm.deviation}
+        return policy
+
+    @torch.no_grad()
+    def load_policy(self, part: Mapping[str, Tensor]) -> None:
+        """Restore what `policy` needs."""
+        self.update.acting.copy_(part["parameters"])
+        norm = self.update.observation_norm
+        if norm is not None:
+            norm.mean.copy_(part["observation_mean"])
+            norm.deviation.copy_(part["observation_deviation"])
+
+    def _own_state(self) -> dict[str, Any]:
+        """Return what part "agent" holds of networks, noise and progress."""
+        return {
+            "update": dict(self.update.state_dict()),
+            "optimizers": [optimizer.state_dict()["state"] for optimizer in self.update.optimizers],
+            "noise": self._noise_stream.state(),
+            "fitted": self._fitted,
+            "updates": self.updates,
+        }
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Restore `_own_state`."""
+        self.update.load_state_dict(state["update"])
+        for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
+            load_in_place(optimizer, saved)
+        self._noise_stream.load_state(state["noise"])
+        self._fitted, self.updates = state["fitted"], state["updates"]
+
+    def _draw_noise(self, noise: Tensor) -> Tensor:
+        return noise.normal_(generator=self._noise_stream.generator)
+
+    def _by_task(self, values: NDArray[Any]) -> Tensor:
+        """Return values [T*E, ...] as a tensor [T, E, ...]."""
+        shape = (self.spec.num_tasks, self.spec.envs_per_task, *values.shape[1:])
+        return torch.from_numpy(values).view(shape)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
