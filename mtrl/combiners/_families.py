@@ -179,10 +179,11 @@ class Sampled(JacobianCombiner):
         self._singles = min(check_count("sampled", sampled), num_tasks) - pooled
         given = torch.tensor(check_order("order", order, num_tasks), dtype=torch.int64)
         self.order = nn.Buffer(given, persistent=False)  # an option of the run, not its state
+        self._tasks = nn.Buffer(torch.arange(num_tasks), persistent=False)
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _draw(self) -> Tensor:
         """Return the tasks of this update, int64 [n]; the update ends with `step.add_(1)`."""
         if len(self.order):
             return next_tasks(self.order, self._singles, self.step, self.stream)
-        return draw_tasks(self.num_tasks, self._singles, self.step, self.stream)
+        return draw_tasks(self._tasks, self._singles, self.step, self.stream)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice
+from mtrl.combiners.solvers.adam import take_step
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -158,10 +159,6 @@ def move_rows(state: Tensor, kept: Tensor, added: Tensor, rows: Tensor) -> None:
     state.mul_(kept).addcmul_(rows, added)
 
 
-# Adam's defaults (Kingma and Ba, ICLR 2015), used by all methods that learn their weights.
-_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
-
-
 class Learned(Stateful):
     """A vector `value` [size], float64, zero at first, updated by Adam, whose state is in buffers too.
 
@@ -178,18 +175,10 @@ class Learned(Stateful):
         self.first = nn.Buffer(torch.zeros(size, dtype=torch.float64))
         self.second = nn.Buffer(torch.zeros(size, dtype=torch.float64))
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
-        self._betas = nn.Buffer(torch.tensor([_BETA1, _BETA2], dtype=torch.float64), persistent=False)
 
     def update(self, gradient: Tensor) -> None:
-        """Take one step against `gradient` [size]."""
-        if self.weight_decay > 0.0:
-            gradient = torch.add(gradient, self.value, alpha=self.weight_decay)
-        self.step.add_(1.0)
-        self.first.lerp_(gradient, 1.0 - _BETA1)
-        self.second.mul_(_BETA2).addcmul_(gradient, gradient, value=1.0 - _BETA2)
-        start = 1.0 - self._betas**self.step
-        root = (self.second / start[1]).sqrt_().add_(_EPS)
-        self.value.addcdiv_(self.first, root.mul_(start[0]), value=-self.lr)
+        """Take one step against `gradient` [size], float64."""
+        take_step(self.value, self.first, self.second, self.step, gradient, self.lr, self.weight_decay)
 
 
 _LEAST = 1e-8  # what the authors of FAMO and of DB-MTL add under their logarithms

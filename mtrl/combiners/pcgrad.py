@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._random import scrambled
+from mtrl.combiners._random import shuffled
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.surgery import projected
 
@@ -27,14 +27,12 @@ class PCGrad(GramCombiner):
         others = [[other for other in range(num_tasks) if other != task] for task in range(num_tasks)]
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
         self._others = nn.Buffer(torch.tensor(others, dtype=torch.int64), persistent=False)
-        keys = torch.arange(1, num_tasks * (num_tasks - 1) + 1, dtype=torch.int64)
-        self._keys = nn.Buffer(keys.view(num_tasks, num_tasks - 1), persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         return projected(gram, self.draw_orders())
 
     def draw_orders(self) -> Tensor:
         """Return a random order of the other tasks for each task [T, T-1]; advances the counter."""
-        order = self._others.gather(1, scrambled(self._keys, self.step, self.stream).argsort(dim=1))
+        order = shuffled(self._others, self.step, self.stream)
         self.step.add_(1)
         return order

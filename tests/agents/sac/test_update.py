@@ -275,7 +275,7 @@ def test_objective_sampling_touches_nothing_of_the_other_tasks() -> None:
     for network in (agent.critic, agent.actor):
         network.combiner.seed(7)  # one stream: the same tasks in both
     stream = agent.critic.combiner.stream.clone()
-    drawn = draw_tasks(TASKS, 2, stream, torch.zeros(1, dtype=torch.int64))
+    drawn = draw_tasks(torch.arange(TASKS), 2, stream, torch.zeros(1, dtype=torch.int64))
     batch = _batch(torch.Generator().manual_seed(0))
     (other,) = set(range(TASKS)) - set(drawn.tolist())
     batch.obs[other] = math.nan

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.combiners import COMBINERS, GramCombiner
-from mtrl.combiners._random import _hashed
+from mtrl.combiners import COMBINERS, GramCombiner, _state
+from mtrl.combiners._random import _hashed, _sorted
 from mtrl.combiners.pcgrad import PCGrad
-from mtrl.combiners.solvers import backends, bargaining, equal, hull, projections, surgery, worst_case
+from mtrl.combiners.solvers import adam, backends, bargaining, equal, hull, projections, surgery, worst_case
 from tests.combiners.oracles import ORACLES
 from tests.combiners.solvers.problems import DTYPES, KINDS, drawn, gramian_of
 
@@ -253,6 +253,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from mtrl.combiners.solvers.backends import PROBLEMS
 from mtrl.combiners.solvers.kernels import planned
+from mtrl.combiners.solvers.kernels_adam import adam
+from mtrl.combiners.solvers.kernels_hash import hashed, shuffled
 import mtrl.combiners
 
 target = GPUTarget("cuda", 90, 32)
@@ -285,6 +287,16 @@ for tasks in map(int, sys.argv[1:]):
                 usage = subprocess.run([reader, "-res-usage", file.name], capture_output=True, text=True)
             stack = int(re.search("STACK:(\\d+)", usage.stdout)[1])
             assert stack <= 32, (name, tasks, usage.stdout)  # calls, such as of divisions, take a few bytes
+    size = {"N": triton.next_power_of_2(tasks)}
+    for kernel, kind, pointers, constants in (
+        (hashed, "*i64", 4, {"BLOCK": 1024}),
+        (shuffled, "*i64", 4, size),
+        (adam, "*fp64", 5, {"LR": 0.1, "DECAY": 0.1, **size}),
+    ):
+        names = kernel.arg_names
+        signature = dict(zip(names, [kind] * pointers + ["i32"])) | dict.fromkeys(constants, "constexpr")
+        values = {(names.index(key),): value for key, value in constants.items()}
+        triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=values), target=target)
 """
 
 
@@ -301,6 +313,31 @@ def test_the_hash_of_random_numbers_is_the_hosts() -> None:
     keys = torch.arange(-700, 1500, device=DEVICE).view(2, -1)
     step, stream = torch.tensor([[12345], [-(2**63) + 7]], device=DEVICE)
     assert torch.equal(launch(keys, step, stream), _hashed(keys, step, stream))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (1, 50), (10, 9)])
+def test_random_orders_are_the_hosts(shape: tuple[int, int]) -> None:
+    from mtrl.combiners.solvers.kernels_hash import launch_shuffle
+
+    items = torch.arange(shape[0] * shape[1], device=DEVICE).mul(7).view(shape)
+    step, stream = torch.tensor([[12345], [-(2**63) + 7]], device=DEVICE)
+    assert torch.equal(launch_shuffle(items, step, stream), _sorted(items, step, stream))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_a_step_of_learned_weights_is_torchs_adam(decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtrl.combiners.solvers.kernels_adam import launch
+
+    monkeypatch.setattr(adam, "stepped", launch)
+    learned = _state.Learned(5, lr=0.1, weight_decay=decay).to(DEVICE)
+    value = torch.zeros(5, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    reference_adam = torch.optim.Adam([value], lr=0.1, weight_decay=decay)
+    for step in range(4):
+        value.grad = torch.linspace(-1.0, 2.0, 5, dtype=torch.float64, device=DEVICE) * (step - 1.5)
+        learned.update(value.grad.clone())
+        reference_adam.step()
+        torch.testing.assert_close(learned.value, value.detach(), rtol=1e-12, atol=1e-12)
+    assert int(learned.step) == 4
 
 
 def test_on_other_devices_a_solve_is_one_operation() -> None:
