@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -14,17 +14,19 @@ from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.base import GaussianPolicy, Metrics, Policy, TaskSpec
 from mtrl.agents.methods import network_combiner
-from mtrl.agents.totals import TaskTotals, as_metrics
 from mtrl.config.schema import Config, PpoConfig, SacConfig
 from mtrl.device.cuda import load_in_place
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
-from mtrl.gradients.flat import FlatParameters
-from mtrl.gradients.per_task import Descent
+from mtrl.gradients.descent import Descent, StepReport
+from mtrl.gradients.per_task import FlatParameters
 from mtrl.networks.base import Network, Parameters, Projects
 from mtrl.networks.gaussian import Squash, mode_action
+from mtrl.networks.layers import ObservationNorm
 from mtrl.networks.make import make_network, network_arguments, network_facts
-from mtrl.networks.observation_norm import ObservationNorm
+
+_NORMS = ("critic_grad_norm", "critic/update_norm", "actor_grad_norm", "actor/update_norm")
+_MOST_TASKS_IN_PAIRS = 25  # a log line with a number for each pair of 50 tasks would take 70 kB
 
 
 class ActorCritic(nn.Module):
@@ -37,7 +39,8 @@ class ActorCritic(nn.Module):
         settings: of the agent.
         critic: of its network: stack, inputs, outputs, and which of the inputs are actions.
         critic_heads: task heads [T, ...] beside those of the critic's network.
-        totals: names of the numbers that each step counts.
+        of_actor: names of the means that the actor's losses have in their `aux` (`TaskTotals`).
+        others: names of the numbers that each step counts besides.
         squash: how a sample of the policy becomes an action.
 
     Attributes:
@@ -55,7 +58,8 @@ class ActorCritic(nn.Module):
         *,
         critic: Mapping[str, int],
         critic_heads: Parameters,
-        totals: Collection[str],
+        of_actor: Sequence[str],
+        others: Sequence[str] = (),
         squash: Squash = "tanh",
     ) -> None:
         super().__init__()
@@ -89,7 +93,7 @@ class ActorCritic(nn.Module):
         self.actor = descent("actor", self.actor_network, settings.actor_lr, {})
         self.critic = descent("critic", self.critic_network, settings.critic_lr, critic_heads)
         self.num_batches = max(self.actor.combiner.num_batches, self.critic.combiner.num_batches)
-        self.totals = TaskTotals(tuple(totals), spec.num_tasks).to(device)
+        self.totals = TaskTotals(of_actor, spec.num_tasks, others).to(device)
 
     @property
     def optimizers(self) -> tuple[torch.optim.Adam, ...]:
@@ -114,6 +118,59 @@ class ActorCritic(nn.Module):
     def standardised(self, obs: Tensor) -> Tensor:
         """Return observations as the networks see them."""
         result: Tensor = obs if self.observation_norm is None else self.observation_norm(obs)
+        return result
+
+
+class TaskTotals(nn.Module):
+    """Sums over updates; an update counts for a task only if it evaluated that task.
+
+    Args:
+        of_actor: names of the means that the actor's losses have in their `aux`.
+        num_tasks: T.
+        others: names of numbers that come from neither network.
+    """
+
+    def __init__(self, of_actor: Sequence[str], num_tasks: int, others: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._of_actor = ("actor_loss", *of_actor)
+        self._names = ("critic_loss", *self._of_actor, *others, *_NORMS)
+        # For each name a row of sums and a row that counts the updates in the sum.
+        self.sums: Tensor = nn.Buffer(torch.zeros(2 * len(self._names), num_tasks))
+        self._constants: Tensor = nn.Buffer(torch.stack((self.sums[0], self.sums[0] + 1)), persistent=False)
+
+    def add(self, critic: StepReport, actor: StepReport | None, **others: Tensor) -> None:
+        """Count one update; `actor` is None if the actor made no step, `others` are values [T]."""
+        zeros, ones = self._constants
+        # By name: values [T], and 1 for the tasks for which they count. Names left out do not count.
+        found = {name: (values, ones) for name, values in others.items()}
+        found["critic_loss"] = (critic.losses, critic.evaluated)
+        if actor is not None:
+            first = actor.evaluations[0]
+            rows = [actor.losses, *(self._whole(means, first.tasks) for means in first.aux)]
+            found |= {name: (row, actor.evaluated) for name, row in zip(self._of_actor, rows, strict=True)}
+        for name, report in (("critic", critic), ("actor", actor)):
+            if report is not None:
+                found[f"{name}/update_norm"] = (report.gradient_norm.expand_as(ones), ones)
+                if report.task_norms is not None:
+                    found[f"{name}_grad_norm"] = (report.task_norms, report.evaluated)
+        pairs = [found.get(name, (zeros, zeros)) for name in self._names]
+        # Two launches on CUDA, however many totals there are.
+        self.sums += torch.stack([row.to(zeros.dtype) for pair in pairs for row in pair])
+
+    def _whole(self, means: Tensor, tasks: Tensor | None) -> Tensor:
+        """Lay out means [N] of some tasks as [T], 0 for the other tasks."""
+        return means if tasks is None else means.new_zeros(self.sums.shape[1]).index_copy_(0, tasks, means)
+
+    def pop_means(self) -> dict[str, Tensor]:
+        """Return the means since the last call, then start again: [T], and 0-dim norms of the directions."""
+        sums, counts = self.sums[::2], self.sums[1::2]
+        result = dict(zip(self._names, (sums / counts.clamp(min=1)).unbind(), strict=True))
+        for name in ("critic_grad_norm", "actor_grad_norm"):
+            if not counts[self._names.index(name)].any():  # the method forms no gradients of single tasks
+                del result[name]
+        for name in ("critic/update_norm", "actor/update_norm"):
+            result[name] = result[name][0]
+        self.sums.zero_()
         return result
 
 
@@ -174,7 +231,7 @@ class ActorCriticAgent(Generic[Update]):
 
     def _logged(self, values: Mapping[str, Tensor], *averaged: str) -> Metrics:
         """Return values [T] and the combiners' metrics as a log line; "train/..." are means over tasks."""
-        scalars, per_task = as_metrics(values, critic=self.update.critic, actor=self.update.actor)
+        scalars, per_task = _as_metrics(values, critic=self.update.critic, actor=self.update.actor)
         scalars |= {f"train/{name}": float(per_task[name].mean()) for name in averaged}
         return Metrics(scalars, per_task)
 
@@ -255,6 +312,28 @@ class ActorCriticAgent(Generic[Update]):
         """Return values [T*E, ...] as a tensor [T, E, ...]."""
         shape = (self.spec.num_tasks, self.spec.envs_per_task, *values.shape[1:])
         return torch.from_numpy(values).view(shape)
+
+
+def _as_metrics(values: Mapping[str, Tensor], *, critic: Descent, actor: Descent) -> Metrics:
+    """Return the numbers of one log line: [T] and [T, T] by task, 0-dim ones as "grad/...".
+
+    `values` are joined by those of the networks' combiners.
+    """
+    values = dict(values)
+    for name, network in (("critic", critic), ("actor", actor)):
+        values |= {f"{name}/{key}": value for key, value in network.combiner.metrics().items()}
+    arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}
+    scalars: dict[str, float] = {}
+    # "weight" is the critics': people compare these. The actor's get a name of their own.
+    per_task = {"weight": arrays.pop("critic/weights"), "actor_weight": arrays.pop("actor/weights")}
+    for name, array in arrays.items():
+        if array.ndim == 2 and len(array) > _MOST_TASKS_IN_PAIRS:
+            continue
+        if array.ndim:
+            per_task[name.replace("/", "_")] = array
+        else:
+            scalars[f"grad/{name.replace('/', '_')}"] = float(array)
+    return Metrics(scalars, per_task)
 
 
 def _size(count: int) -> str:

@@ -38,6 +38,8 @@ class CapturedUpdate(Generic[Result]):
 
     def __call__(self, *key: Hashable) -> Result:
         """Update once."""
+        if self._graphed.eager:  # Python runs, and moves the counters itself
+            return self._step(*key)
         before = self._values()
         phases = [phase for combiner in self._combiners for phase in combiner.phases()]
         result, moved = self._graphed(key, *phases)

@@ -38,17 +38,14 @@ class JacobianAt(Protocol):
     @property
     def losses(self) -> Tensor:
         """Losses [T] of the first evaluation at the current parameters, detached."""
-        ...
 
     @property
     def parameters(self) -> Tensor:
         """Current shared parameters [P], detached."""
-        ...
 
     @property
     def heads(self) -> tuple[Tensor, Tensor]:
         """Parameters of the task heads and their gradients so far, [T, h] each; h = 0 without heads."""
-        ...
 
     def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
         """Return the Jacobian [T, P], by default at the current parameters.
@@ -59,11 +56,9 @@ class JacobianAt(Protocol):
             batch: number of the independent batch.
             tasks: int64 [N] without repetition; only these are evaluated, and the result is [N, P].
         """
-        ...
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient [P] of `weights_of(losses) @ losses`, losses and weights [T]: one backward."""
-        ...
 
 
 class Combiner(Stateful, ABC):
@@ -71,8 +66,8 @@ class Combiner(Stateful, ABC):
 
     A method derives from LossCombiner or GramCombiner and implements `_weights`, or from JacobianCombiner and
     implements `_combine`. State lives in buffers that are written in place (see `Stateful`), so that `reset`,
-    checkpoints and CUDA graphs cover all of it. A bad input raises ValueError; inside an update (`unchecked`)
-    inputs are not checked, since a check waits for the device.
+    checkpoints and CUDA graphs cover all of it. A bad input raises ValueError; an update checks no inputs
+    (`skip_checks`), since a check waits for the device.
     """
 
     name: ClassVar[str] = ""
@@ -232,13 +227,18 @@ class Combiner(Stateful, ABC):
         """Raise ValueError if an input, called `kind`, is on another device."""
         check_device(self.name, self.last_weights.device, kind, device)
 
+    def skip_checks(self) -> None:
+        """Check no inputs from now on, in this method and those within it; a check waits for the device."""
+        for module in self.modules():
+            if isinstance(module, Combiner):
+                module._checked = False
+
     @contextmanager
     def unchecked(self) -> Iterator[None]:
-        """Switch off input checks, which wait for the device, for use inside an update."""
+        """Switch off input checks for a while; `skip_checks` does so for good."""
         members = [module for module in self.modules() if isinstance(module, Combiner)]
         before = [member._checked for member in members]
-        for member in members:
-            member._checked = False
+        self.skip_checks()
         try:
             yield
         finally:

@@ -35,6 +35,9 @@ class GraphedStep(Generic[Result]):
         what: names the step in the warning.
         capturable: False if `step` is known to synchronise with the host; it stays eager without a warning.
         host_calls: makes what runs in it pass its calls that need the host to the given `between`.
+
+    Attributes:
+        eager: whether no call is captured or replayed; True also after a capture has failed.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class GraphedStep(Generic[Result]):
         host_calls: Callable[[Between], AbstractContextManager[None]] | None = None,
     ) -> None:
         self._step, self._device, self._what = step, device, what
-        self._eager = device.type != "cuda" or not capturable
+        self.eager = device.type != "cuda" or not capturable
         self._host_calls = host_calls or (lambda _: nullcontext())
         self._calls: dict[tuple[Hashable, ...], int] = {}
         self._captured: dict[tuple[Hashable, ...], tuple[list[Callable[[], None]], Result]] = {}
@@ -57,7 +60,7 @@ class GraphedStep(Generic[Result]):
 
     def __call__(self, *key: Hashable) -> Result:
         """Run the step once, on the current stream."""
-        if self._eager:
+        if self.eager:
             return self._step(*key)
         if key in self._captured:
             parts, result = self._captured[key]
@@ -113,7 +116,7 @@ class GraphedStep(Generic[Result]):
         if not isinstance(cause, RuntimeError):
             raise cause
         torch.cuda.synchronize(self._device)
-        self._eager = True
+        self.eager = True
         reason = str(cause).splitlines()[0]
         text = f"{self._what} cannot be captured as a CUDA graph and runs eagerly: {reason}"
         warnings.warn(text, RuntimeWarning, stacklevel=2)

@@ -15,12 +15,12 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mtrl.errors import UserError, unknown_name
-from mtrl.gradients.flat import FlatParameters
+from mtrl.gradients.per_task import FlatParameters
 from mtrl.networks.base import NETWORKS, SIZES, Network
 from mtrl.networks.gaussian import Squash, mode_action, raw_action, squashed
 from mtrl.networks.initial import Layout
+from mtrl.networks.layers import ObservationNorm
 from mtrl.networks.make import make_network
-from mtrl.networks.observation_norm import ObservationNorm
 from mtrl.registry import options_of
 
 FORMAT = 1

@@ -6,55 +6,56 @@ Inner products and the weighted sum of such columns take one pass over G, not on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
-from mtrl.gradients.flat import Slice
-
-Factors = Mapping[str, tuple[Tensor, Tensor]]  # see `PlacedParameters.outer_products`
 
 
-def gramian_of(jacobian: Tensor, parts: Sequence[Slice], factors: Factors) -> Tensor:
-    """Return the Gramian [T, T] of a Jacobian [T, P]; columns with factors are not read."""
-    if not factors:
-        return gramian(jacobian)
+class OuterProducts(NamedTuple):
+    """Columns start to stop of a Jacobian: per task [S, K, M] numbers, the outer product of its factors."""
+
+    start: int
+    stop: int
+    left: Tensor  # [T, S, K]
+    right: Tensor  # [T, S, M]
+
+
+def gramian_of(jacobian: Tensor, known: Sequence[OuterProducts]) -> Tensor:
+    """Return the Gramian [T, T] of a Jacobian [T, P]; `known` columns, in their order, are not read."""
     gram = jacobian.new_zeros(len(jacobian), len(jacobian), dtype=torch.float64)
-    for start, stop, known in _ranges(parts, factors):
-        if known is None:
-            gram += gramian(jacobian[:, start:stop])
+    for columns in _ranges(jacobian, known):
+        if isinstance(columns, Tensor):
+            gram += gramian(columns)
             continue
-        left, right = known
-        for network in range(left.shape[1]):
+        for network in range(columns.left.shape[1]):
             # The inner product of two outer products is the product of their factors' inner products.
-            gram += gramian(left[:, network].double()) * gramian(right[:, network])
+            gram += gramian(columns.left[:, network].double()) * gramian(columns.right[:, network])
     return gram.to(torch.promote_types(jacobian.dtype, torch.float32))
 
 
-def combination(weights: Tensor, jacobian: Tensor, parts: Sequence[Slice], factors: Factors) -> Tensor:
-    """Return `weights @ jacobian` [P], see `weighted_sum`; columns with factors are not read."""
-    if not factors:
-        return weighted_sum(weights, jacobian)
-    result = jacobian.new_empty(jacobian.shape[1])
-    for start, stop, known in _ranges(parts, factors):
-        if known is None:
-            result[start:stop] = weighted_sum(weights, jacobian[:, start:stop])
+def combination(weights: Tensor, jacobian: Tensor, known: Sequence[OuterProducts]) -> Tensor:
+    """Return `weights @ jacobian` [P], see `weighted_sum`; `known` columns, in their order, are not read."""
+    sums = []
+    for columns in _ranges(jacobian, known):
+        if isinstance(columns, Tensor):
+            sums.append(weighted_sum(weights, columns))
             continue
-        left, right = known
-        shares = (weights.double().view(-1, 1, 1) * left).permute(1, 2, 0)  # [S, K, T]
-        sums = [weighted_sum(own, right[:, network]) for network, own in enumerate(shares)]
-        result[start:stop] = torch.stack(sums).flatten()
-    return result
+        shares = (weights.double().view(-1, 1, 1) * columns.left).permute(1, 2, 0)  # [S, K, T]
+        sums += [weighted_sum(own, columns.right[:, network]).flatten() for network, own in enumerate(shares)]
+    return torch.cat(sums)
 
 
-def _ranges(parts: Sequence[Slice], factors: Factors) -> list[tuple[int, int, tuple[Tensor, Tensor] | None]]:
-    """Return the columns of each part with its factors, and between them ranges without any."""
-    ranges: list[tuple[int, int, tuple[Tensor, Tensor] | None]] = []
-    for name, group in groupby(parts, key=lambda part: part.name if part.name in factors else None):
-        members = list(group)
-        known = None if name is None else factors[name]
-        ranges.append((members[0].start, members[-1].stop, known))
-    return ranges
+def _ranges(jacobian: Tensor, known: Sequence[OuterProducts]) -> Iterator[Tensor | OuterProducts]:
+    """Yield `known` columns, and what lies before, between and behind them as views of the Jacobian."""
+    start = 0
+    for columns in known:
+        if columns.start > start:
+            yield jacobian[:, start : columns.start]
+        yield columns
+        start = columns.stop
+    if start < jacobian.shape[1]:
+        yield jacobian[:, start:]

@@ -1,24 +1,117 @@
-"""Per-task gradients of one network, and the descent step along their combination. Knows no agent.
-
-A step evaluates losses and gradients as the combiner asks for them (`TaskGradients`), combines them, clips
-the result and moves the parameters (`Descent`).
-"""
+"""One network's parameters in one vector, and the gradients of its tasks' losses by it. Knows no agent."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners import Combiner, GramCombiner, LossCombiner
-from mtrl.gradients.adam import adam_step, make_adam
-from mtrl.gradients.columns import combination, gramian_of
-from mtrl.gradients.flat import FlatParameters, Slice, joint_views, per_task_views
-from mtrl.networks.base import Parameters, PlacedParameters
+from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+from mtrl.gradients.columns import OuterProducts, combination, gramian_of
+from mtrl.networks.base import Parameters
+from mtrl.networks.layers import PlacedParameters
+
+
+class Slice(NamedTuple):
+    """Where one parameter lies in the vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    own_row: bool  # the shape is [S, T, ...], and task t uses row t alone
+
+    def joint(self, vector: Tensor) -> Tensor:
+        """View of this parameter, in its shape, in a vector [P]."""
+        return vector[self.start : self.stop].view(self.shape)
+
+    def per_task(self, rows: Tensor) -> Tensor:
+        """View of this parameter in rows [T, P]: [T, *shape], or [T, S, ...] of each task's own row."""
+        view = rows[:, self.start : self.stop].view(-1, *self.shape)
+        return view.diagonal(dim1=0, dim2=2).movedim(-1, 0) if self.own_row else view
+
+
+def joint_views(parts: Iterable[Slice], vector: Tensor) -> dict[str, Tensor]:
+    """Views by name of parameters in a vector [P], each in its shape."""
+    return {part.name: part.joint(vector) for part in parts}
+
+
+def per_task_views(parts: Iterable[Slice], rows: Tensor) -> dict[str, Tensor]:
+    """Views by name of parameters in rows [T, P], each with a leading task axis."""
+    return {part.name: part.per_task(rows) for part in parts}
+
+
+class FlatParameters(nn.Module):
+    """Named parameters of one network in one vector [P + H]: P shared ones, then H of the task heads.
+
+    `own_rows` names shared parameters [S, T, ...] of which task t's loss uses row t alone, such as an
+    embedding of the task identity. Their per-task form is [T, S, ...].
+
+    With a `dtype` of half precision networks compute with a rounded copy, and so do their gradients. The
+    vector itself, which the optimiser moves, keeps its precision: steps below the rounding would be lost.
+    """
+
+    def __init__(
+        self,
+        shared: Mapping[str, Tensor],
+        heads: Mapping[str, Tensor] | None = None,
+        own_rows: Collection[str] = (),
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        named = [*shared.items(), *(heads or {}).items()]
+        self._slices: list[Slice] = []
+        start = 0
+        for name, value in named:
+            stop = start + value.numel()
+            self._slices.append(Slice(name, tuple(value.shape), start, stop, name in own_rows))
+            start = stop
+        self.shared_slices, self.head_slices = self._slices[: len(shared)], self._slices[len(shared) :]
+        self.num_shared = sum(value.numel() for value in shared.values())
+        self.vector = nn.Parameter(torch.cat([value.detach().flatten() for _, value in named]))
+        rounds = dtype not in (None, self.vector.dtype)
+        self._rounded = nn.Buffer(self.vector.detach().to(dtype), persistent=False) if rounds else None
+        if rounds:
+            self.register_load_state_dict_post_hook(_round_again)  # type: ignore[no-untyped-call]
+
+    @property
+    def module_sizes(self) -> list[int]:
+        """How many of the P shared parameters belong to each layer, by the part of a name before its dot."""
+        layers = groupby(self.shared_slices, key=lambda part: part.name.rpartition(".")[0])
+        return [sum(part.stop - part.start for part in layer) for _, layer in layers]
+
+    @property
+    def shared(self) -> Tensor:
+        """Shared parameters [P], detached."""
+        return self.vector.detach()[: self.num_shared]
+
+    @property
+    def seen(self) -> Tensor:
+        """All parameters [P + H] as networks compute with them, detached."""
+        return self.vector.detach() if self._rounded is None else self._rounded
+
+    def named(self, vector: Tensor | None = None, *, rounded: bool = True) -> dict[str, Tensor]:
+        """Views by name of `seen`, or of another vector; shared parameters are joint.
+
+        Another vector is rounded as `seen` is, unless told not to: then views of it may be written to.
+        """
+        source = self.seen if vector is None else vector.to(self.seen.dtype) if rounded else vector
+        return joint_views(self._slices, source)
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Renew what networks compute with, after the vector has moved."""
+        if self._rounded is not None:
+            self._rounded.copy_(self.vector)
+
+
+def _round_again(flat: FlatParameters, _: Any) -> None:
+    flat.round()
+
 
 # Maps named parameters, the number of a batch and an int64 index [N] of tasks (None: all T) to losses, [N] or
 # [T], and a detached `aux` for the caller. Shared parameters may have a leading axis of these tasks.
@@ -106,10 +199,12 @@ class TaskGradients:
     def combined(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient [P] of `weights @ losses` for `weights_of(Gramian)`, Gramian [T, T]."""
         jacobian = self._evaluate(None, 0, None, whole=False)
-        gram = gramian_of(jacobian, self._flat.shared_slices, self._factors)
+        known = self._known
+        gram = gramian_of(jacobian, known) if known else gramian(jacobian)
         # The diagonal holds the squared norms of the rows: this saves a pass over the Jacobian.
         self._note_norms(gram.diagonal().sqrt(), None)
-        return combination(weights_of(gram), jacobian, self._flat.shared_slices, self._factors)
+        weights = weights_of(gram)
+        return combination(weights, jacobian, known) if known else weighted_sum(weights, jacobian)
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient [P] of `weights_of(losses) @ losses` by one ordinary backward."""
@@ -133,7 +228,7 @@ class TaskGradients:
     def _evaluate(
         self, offset: Tensor | None, batch: int, tasks: Tensor | None, *, whole: bool = True
     ) -> Tensor:
-        """Return the Jacobian; unless `whole`, columns with `_factors` may be left as they were."""
+        """Return the Jacobian; unless `whole`, the columns `_known` may be left as they were."""
         flat, own_offset = self._flat, None
         if offset is not None:
             columns = (flat.num_shared, offset.shape[1] - flat.num_shared)
@@ -149,9 +244,14 @@ class TaskGradients:
         losses, aux = self._loss_function(parameters, batch, tasks)
         gradients = _gradients(losses, _ones_like(losses), [*leaves.values(), *heads.values()])
         self._note(losses.detach(), gradients[len(leaves) :], Evaluation(batch, tasks, aux), moved=own_offset)
-        self._factors = parameters.outer_products
+        factors = parameters.outer_products
+        self._known = [
+            OuterProducts(part.start, part.stop, *factors[part.name])
+            for part in flat.shared_slices
+            if part.name in factors
+        ]
         for part, gradient in zip(flat.shared_slices, gradients, strict=False):
-            if part.name in self._factors:
+            if part.name in factors:
                 continue
             if part.name not in places:
                 assert tasks is not None
@@ -216,121 +316,6 @@ class TaskGradients:
 
     def _whole(self, values: Tensor, tasks: Tensor | None) -> Tensor:
         return values if tasks is None else values.new_zeros(self._num_tasks).index_copy_(0, tasks, values)
-
-
-class StepReport(NamedTuple):
-    """The outcome of one descent step, as device tensors; see `TaskGradients`."""
-
-    losses: Tensor  # [T], 0 for tasks that were not evaluated
-    evaluated: Tensor  # [T], 1 or 0
-    gradient_norm: Tensor  # 0-dim, of the combined gradient before clipping
-    task_norms: Tensor | None  # [T], of the tasks' gradients; None: the method never forms them
-    evaluations: list[Evaluation]
-
-
-class Descent(nn.Module):
-    """One network with its optimiser and its combiner.
-
-    A preconditioned direction is applied as theta - lr * direction, without clipping and Adam. Task heads
-    always step by Adam. Weight decay is decoupled (AdamW) and acts on all parameters. Non-finite steps are
-    applied, so look at `failures` before saving.
-    """
-
-    def __init__(
-        self,
-        parameters: FlatParameters,
-        combiner: Combiner,
-        *,
-        lr: float,
-        eps: float,
-        max_norm: float | None,
-        weight_decay: float = 0.0,
-        project: Callable[[Parameters], None] | None = None,  # of the network (`Projects`)
-    ) -> None:
-        super().__init__()
-        self.flat, self.combiner, self._project = parameters, combiner, project
-        self.max_norm = None if combiner.preconditioned else max_norm
-        combiner.partition(parameters.module_sizes)
-        combiner.prepare(parameters.seen[: parameters.num_shared])
-        self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps, weight_decay=weight_decay)
-        self._jacobians: Buffers = {}
-        # 0, or NaN for a task with a non-finite loss or gradient; the last entry is for directions.
-        self._trouble: Tensor = nn.Buffer(torch.zeros(combiner.num_tasks + 1), persistent=False)
-
-    @property
-    def jacobian_bytes(self) -> int:
-        """Bytes of the Jacobians that exist at once during a step."""
-        if isinstance(self.combiner, LossCombiner):
-            return 0
-        entries = self.combiner.num_tasks * self.flat.num_shared
-        return self.combiner.jacobians * entries * self.flat.seen.element_size()
-
-    @property
-    def failures(self) -> Tensor:
-        """The tasks [T] that have made a step non-finite since the start, bool."""
-        wrong = self._trouble.isnan()
-        # If no single task is to blame (an overflow of the sum, a solver), all tasks are named.
-        return wrong[:-1] | (wrong[-1] & ~wrong[:-1].any())
-
-    def step(self, loss_function: LossFunction, temperatures: Tensor | None = None) -> StepReport:
-        """Take one descent step; `temperatures` [T] are for methods that read them.
-
-        The order is fixed: combine, clip, check for non-finite numbers, move, project, look at the losses
-        again. Nothing reads back to the host, so that a CUDA graph can hold a step.
-        """
-        combiner, trouble = self.combiner, self._trouble
-        gradients = TaskGradients(
-            self.flat, loss_function, combiner.num_tasks, self._jacobians, temperatures, trouble[:-1]
-        )
-        with combiner.unchecked():
-            gradient = _direction(combiner, gradients).to(self.flat.vector.dtype)
-        if self.flat.head_slices:
-            gradient = torch.cat((gradient, gradients.head_gradient))
-        norm = clip_by_norm(gradient, self.max_norm)
-        trouble[-1:].add_(norm, alpha=0.0)
-        if combiner.preconditioned:
-            self._plain_step(gradient[: self.flat.num_shared])
-        adam_step(self.optimizer, self.flat.vector, gradient)
-        if self._project is not None:
-            with torch.no_grad():
-                self._project(self.flat.named(self.flat.vector.detach(), rounded=False))
-        self.flat.round()
-        if combiner.looks_again:
-            self._look_again(loss_function)
-        return StepReport(gradients.losses, gradients.evaluated, norm, gradients.norms, gradients.evaluations)
-
-    def _plain_step(self, direction: Tensor) -> None:
-        lr = self.optimizer.param_groups[0]["lr"]
-        self.flat.shared.sub_(lr * direction)
-        direction.zero_()  # Adam steps the heads next, and must leave the shared parameters alone
-
-    @torch.no_grad()
-    def _look_again(self, loss_function: LossFunction) -> None:
-        losses, _ = loss_function(self.flat.named(), 0, None)
-        # After a failed step all losses are non-finite, which is no fault of these tasks.
-        failed = self._trouble.isnan().any()
-        self._trouble[:-1].add_(losses.masked_fill(failed, 0.0), alpha=0.0)
-        with self.combiner.unchecked():
-            self.combiner.after_step(losses)
-
-
-def _direction(combiner: Combiner, gradients: TaskGradients) -> Tensor:
-    """Return the combined direction [P], to be overwritten, at the least cost that the method allows."""
-    if isinstance(combiner, LossCombiner):
-        return gradients.weighted(combiner.weights)
-    if isinstance(combiner, GramCombiner) and combiner.gramian_suffices:
-        return gradients.combined(combiner.weights)
-    return combiner.direction(gradients).clone()  # which may be state of the method
-
-
-def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
-    """Scale a vector in place to a Euclidean norm of at most max_norm; return its norm before (0-dim)."""
-    norm: Tensor = torch.linalg.vector_norm(gradient)
-    if max_norm is not None and math.isfinite(max_norm):
-        excess = norm + 1e-6
-        excess = excess if max_norm == 1.0 else excess / max_norm  # at the usual bound one launch less
-        gradient.div_(excess.clamp(min=1.0))
-    return norm
 
 
 def _of_tasks(rows: Tensor, tasks: Tensor) -> Tensor:

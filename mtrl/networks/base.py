@@ -27,40 +27,6 @@ class InitialParameters(NamedTuple):
     own_rows: frozenset[str]  # names of shared parameters [S, T, ...]; task t's loss depends on row t alone
 
 
-class PlacedParameters(dict[str, Tensor]):
-    """Parameters, and the places in the Jacobian or in the direction where their gradients belong.
-
-    A layer may write the gradient of its parameter straight to its place, which saves a copy of the Jacobian.
-    `TaskGradients` copies the gradients that come as tensors of their own.
-
-    Args:
-        values: the parameters.
-        places: by name.
-        whole: whether all places must be written.
-
-    Attributes:
-        whole: likewise; also true after a second use of a parameter. While it is false, the backward of a
-            layer may note factors of a gradient instead of writing it.
-        outer_products: such factors by a parameter's name, left [N, S, K] and right [N, S, M]: each task's
-            gradient is their outer product, [S, K, M] numbers.
-    """
-
-    def __init__(self, values: Parameters, places: Parameters, *, whole: bool = True) -> None:
-        super().__init__(values)
-        self._places, self.whole = dict(places), whole
-        self.outer_products: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def claim_place(self, name: str) -> Tensor | None:
-        """Return the place of a parameter's gradient; None if there is none or it has been claimed.
-
-        Only one use of a parameter may write there. If a network uses a parameter twice, autograd adds up two
-        gradients, and both cannot lie in one place.
-        """
-        place = self._places.pop(name, None)
-        self.whole |= place is None
-        return place
-
-
 class Network(Protocol):
     """S networks of one architecture for T tasks, mapping inputs [T, B, I] to outputs [S, T, B, outputs].
 

@@ -1,17 +1,57 @@
 """Layers on joint or per-task parameters; linear ones write weight gradients per task into the Jacobian.
 
+In front of all of them a network may see standardised observations (`ObservationNorm`).
+
 x is [S, T, B, I]: S networks, or S*n experts of them, on B rows of each of T tasks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtrl.networks.base import Parameters, PlacedParameters
+from mtrl.networks.base import Parameters
+
+_SMALLEST_DEVIATION = 1e-2  # 1 cm in Meta-World, so that a coordinate at rest at first is not blown up
+_CLIP = 10.0  # deviations
+
+
+class PlacedParameters(dict[str, Tensor]):
+    """Parameters, and the places in the Jacobian or in the direction where their gradients belong.
+
+    A layer may write the gradient of its parameter straight to its place, which saves a copy of the Jacobian.
+    `TaskGradients` copies the gradients that come as tensors of their own.
+
+    Args:
+        values: the parameters.
+        places: by name.
+        whole: whether all places must be written.
+
+    Attributes:
+        whole: likewise; also true after a second use of a parameter. While it is false, the backward of a
+            layer may note factors of a gradient instead of writing it.
+        outer_products: such factors by a parameter's name, left [N, S, K] and right [N, S, M]: each task's
+            gradient is their outer product, [S, K, M] numbers.
+    """
+
+    def __init__(self, values: Parameters, places: Parameters, *, whole: bool = True) -> None:
+        super().__init__(values)
+        self._places, self.whole = dict(places), whole
+        self.outer_products: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def claim_place(self, name: str) -> Tensor | None:
+        """Return the place of a parameter's gradient; None if there is none or it has been claimed.
+
+        Only one use of a parameter may write there. If a network uses a parameter twice, autograd adds up two
+        gradients, and both cannot lie in one place.
+        """
+        place = self._places.pop(name, None)
+        self.whole |= place is None
+        return place
 
 
 class Weights(NamedTuple):
@@ -32,9 +72,7 @@ class Weights(NamedTuple):
 
     def layers(self, name: str, count: int, x: Tensor) -> Tensor:
         """Apply the linear layers NAME.0, ..., NAME.(count - 1) with ReLU between them, none at the end."""
-        for number in range(count):
-            x = self.dense(f"{name}.{number}", torch.relu(x) if number else x)
-        return x
+        return perceptron(self.parameters, [f"{name}.{number}" for number in range(count)], x, torch.relu)
 
     def vector(self, name: str) -> Tensor:
         """Return a shared vector [S, O] as [S, 1 or N, 1, O], which broadcasts over the rows of a batch."""
@@ -72,6 +110,32 @@ def dense(parameters: Parameters, name: str, x: Tensor, identity: Tensor | None 
         if bias is not None and identity is None:  # else the gradient of `rows` is not that of the bias
             bias_place = parameters.claim_place(f"{name}.bias")
     return linear(x, weight, rows, place, bias_place)
+
+
+def perceptron(
+    parameters: Parameters,
+    names: Sequence[str],
+    x: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    *,
+    normalised: bool = False,
+    identity: Tensor | None = None,
+) -> Tensor:
+    """Apply the linear layers `names` in turn, with `activation` between them and none at the end.
+
+    Args:
+        parameters: NAME.weight and NAME.bias of each layer.
+        names: of the layers.
+        x: [S, T, B, I].
+        activation: elementwise.
+        normalised: whether the last axis is normalised before each activation. Without gain and bias: the
+            next layer can learn them, and they cost more than the norm.
+        identity: [S, T, O], is added to the first layer's output.
+    """
+    for name in names[:-1]:
+        x, identity = dense(parameters, name, x, identity), None
+        x = activation(F.layer_norm(x, x.shape[-1:]) if normalised else x)
+    return dense(parameters, names[-1], x, identity)
 
 
 def linear(
@@ -160,3 +224,29 @@ def _joint(weight: Tensor) -> Tensor | None:
     if weight.dim() == 3:
         return weight
     return weight[0] if weight.stride(0) == 0 else None
+
+
+class ObservationNorm(nn.Module):
+    """Standardises each coordinate by its mean and deviation in a run's first ones; identity before `fit`.
+
+    All tasks share the statistics, since a coordinate that rests at first in one task moves in another.
+    They never change after `fit`, so that the policy stays a fixed function of the observation.
+
+    Args:
+        obs_dim: O.
+    """
+
+    def __init__(self, obs_dim: int) -> None:
+        super().__init__()
+        self.mean = nn.Buffer(torch.zeros(obs_dim))
+        self.deviation = nn.Buffer(torch.ones(obs_dim))
+
+    def fit(self, obs: Tensor) -> None:
+        """Set mean and deviation [O] from observations [..., O]."""
+        rows = obs.flatten(0, -2).double()
+        self.mean.copy_(rows.mean(0))
+        self.deviation.copy_(rows.std(0, correction=0).clamp(min=_SMALLEST_DEVIATION))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Standardise observations [..., O]."""
+        return ((obs - self.mean) / self.deviation).clamp_(-_CLIP, _CLIP)

@@ -22,7 +22,7 @@ from mtrl.networks.initial import (
     orthogonal,
     uniform,
 )
-from mtrl.networks.layers import Weights, bias_rows, dense
+from mtrl.networks.layers import Weights, dense, perceptron
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
 }
+_EPS = 1e-5  # of LayerNorm, torch's default
 TASK_EMBEDDING = "0.task"  # joint [S, T, H], per task [T, S, H]: the first weight's columns of the one-hot
 
 
@@ -126,32 +127,30 @@ class MLP(FromLayout):
     def apply(self, parameters: Parameters, inputs: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Map inputs [T, B, I] to outputs [S, T, B, outputs] (`Network.apply`)."""
         joint = parameters["0.weight"].dim() == 3
-        inputs = self.identity.append(Weights(parameters, tasks, joint), inputs)
+        if self.identity.columns:
+            inputs = self.identity.append(Weights(parameters, tasks, joint), inputs)
         if joint and tasks is not None:
             parameters = self._rows_of(parameters, tasks)
-        x = inputs.expand(self.stack, *inputs.shape)
-        before = x
-        for layer in range(self.layers):
-            identity = None
-            if layer == 0 and self.one_hot:  # an embedding is cheaper than a product with one-hot columns
-                own = parameters[TASK_EMBEDDING]
-                identity = own if joint else own.transpose(0, 1)
-            x = dense(parameters, str(layer), x, identity)
-            if self.layer_norm or self.residual:
-                # Without gain and bias: the next layer can learn them, and they cost more than the norm.
-                x = F.layer_norm(x, (self.width,))
-            if not self.residual:
-                x = self.activation(x)
-                continue
-            gain, shift = (
-                bias_rows(parameters[f"{layer}.{name}"]).unsqueeze(2) for name in ("gain", "shift")
-            )
-            x = torch.addcmul(shift, x, gain)
-            # Layers 1 and 2 are a block, then 3 and 4; the second adds the block's input to its output.
-            x = x + before if layer and layer % 2 == 0 else self.activation(x)
-            if layer % 2 == 0:
-                before = x
-        return dense(parameters, "head", x)
+        x, identity = inputs.expand(self.stack, *inputs.shape), None
+        if self.one_hot:  # an embedding is cheaper than a product with one-hot columns
+            own = parameters[TASK_EMBEDDING]
+            identity = own if joint else own.transpose(0, 1)
+        if self.residual:
+            return self._blocks(Weights(parameters, None, joint), x, identity)
+        names, normalised = [*map(str, range(self.layers)), "head"], self.layer_norm
+        return perceptron(parameters, names, x, self.activation, normalised=normalised, identity=identity)
+
+    def _blocks(self, weights: Weights, x: Tensor, identity: Tensor | None) -> Tensor:
+        """Apply the input layer, the residual blocks and the head."""
+
+        def normalised(layer: int, x: Tensor, identity: Tensor | None = None) -> Tensor:
+            name = str(layer)
+            return weights.layer_norm(name, dense(weights.parameters, name, x, identity), eps=_EPS)
+
+        x = self.activation(normalised(0, x, identity))
+        for layer in range(1, self.layers, 2):
+            x = x + normalised(layer + 1, self.activation(normalised(layer, x)))
+        return weights.dense("head", x)
 
     def _rows_of(self, parameters: Parameters, tasks: Tensor) -> Parameters:
         """Return joint parameters with the embeddings and heads of the tasks of an index [N] only."""

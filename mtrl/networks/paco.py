@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.networks.base import Parameters, PlacedParameters
+from mtrl.networks.base import Parameters
 from mtrl.networks.initial import (
     Draw,
     Fresh,
@@ -21,7 +21,7 @@ from mtrl.networks.initial import (
     normal,
     uniform,
 )
-from mtrl.networks.layers import linear
+from mtrl.networks.layers import PlacedParameters, linear
 
 _TABLE = "mixture.table"
 

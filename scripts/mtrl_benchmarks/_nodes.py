@@ -131,7 +131,7 @@ class _Adam:
 @contextmanager
 def _stand_ins() -> Iterator[None]:
     with ExitStack() as stack:
-        for module in ("gradients.per_task", "agents.sac.update"):
+        for module in ("gradients.descent", "agents.sac.update"):
             stack.enter_context(mock.patch(f"mtrl.{module}.make_adam", _Adam))
         for module in ("actor_critic", "sac.replay", "sac.noise_hold"):
             stack.enter_context(mock.patch(f"mtrl.agents.{module}.RandomStream", _Stream))

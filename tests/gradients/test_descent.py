@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import COMBINERS, LossCombiner, make_combiner
-from mtrl.gradients.flat import FlatParameters
-from mtrl.gradients.per_task import Descent, TaskGradients
+from mtrl.gradients.descent import Descent
+from mtrl.gradients.per_task import FlatParameters, TaskGradients
 from tests.helpers.loss_methods import sac_options
 
 TASKS, SHARED, HEAD = 3, 6, 2

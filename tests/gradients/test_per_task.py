@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.gradients.flat import FlatParameters
-from mtrl.gradients.per_task import Buffers, TaskGradients, clip_by_norm
+from mtrl.gradients.descent import clip_by_norm
+from mtrl.gradients.per_task import Buffers, FlatParameters, TaskGradients
 from mtrl.networks.base import Parameters
 from mtrl.networks.mlp import MLP
 

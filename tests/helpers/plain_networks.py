@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtrl.gradients.flat import FlatParameters
+from mtrl.gradients.per_task import FlatParameters
 from tests.helpers.evaluators import Evaluator
 
 Named = dict[str, Tensor]

@@ -12,8 +12,7 @@ from torch import Tensor
 from mtrl.combiners import make_combiner
 from mtrl.config.schema import NetworkConfig
 from mtrl.errors import UserError
-from mtrl.gradients.flat import FlatParameters
-from mtrl.gradients.per_task import Buffers, TaskGradients
+from mtrl.gradients.per_task import Buffers, FlatParameters, TaskGradients
 from mtrl.networks.base import NETWORKS, Parameters
 from mtrl.networks.make import make_network, network_arguments, network_facts
 from tests.helpers.plain_networks import PLAIN, PlainEvaluator

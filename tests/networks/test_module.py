@@ -12,8 +12,7 @@ from mtrl.agents.sac.replay import Batch
 from mtrl.agents.sac.update import SACUpdate
 from mtrl.combiners import make_combiner
 from mtrl.errors import UserError
-from mtrl.gradients.flat import FlatParameters
-from mtrl.gradients.per_task import TaskGradients
+from mtrl.gradients.per_task import FlatParameters, TaskGradients
 from mtrl.networks.make import ModuleNetwork
 from mtrl.networks.mlp import TASK_EMBEDDING
 from tests.helpers.agents import ACTION, OBS, TASKS, WIDTH, sac_config, sac_update

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mtrl.networks.observation_norm import ObservationNorm
+from mtrl.networks.layers import ObservationNorm
 
 
 def test_identity_before_and_standardised_after_fitting() -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners import make_combiner
-from mtrl.gradients.flat import FlatParameters
-from mtrl.gradients.per_task import Descent
+from mtrl.gradients.descent import Descent
+from mtrl.gradients.per_task import FlatParameters
 from mtrl.networks.base import Parameters
 from mtrl.networks.identity import TABLE
 from mtrl.networks.make import make_network

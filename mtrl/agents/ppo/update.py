@@ -20,7 +20,7 @@ from mtrl.agents.ppo.advantages import advantages, explained_variance, standardi
 from mtrl.agents.ppo.pop_art import PopArt
 from mtrl.agents.ppo.rollout import Minibatch, Rollout
 from mtrl.config.schema import Config
-from mtrl.gradients.adam import set_lr
+from mtrl.gradients.descent import set_lr
 from mtrl.networks.base import Parameters
 from mtrl.networks.gaussian import (
     deviation,
@@ -63,7 +63,7 @@ class PPOUpdate(ActorCritic):
             config.ppo,
             critic={"stack": 1, "inputs": spec.obs_dim, "outputs": 1},
             critic_heads=PopArt.heads(spec.num_tasks) if pops else {},
-            totals=("critic_loss", "actor_loss", *_OF_ACTOR),
+            of_actor=_OF_ACTOR,
             squash=config.ppo.squash,
         )
         self.ppo = config.ppo
@@ -126,8 +126,7 @@ class PPOUpdate(ActorCritic):
         critic = self.critic.step(partial(self.critic_loss, work))
         actor = self.actor.step(partial(self.actor_loss, work))
         with torch.no_grad():
-            of_actor = self.totals.of_actor(_OF_ACTOR, actor)
-            self.totals.add({"critic_loss": (critic.losses, critic.evaluated), **of_actor}, critic, actor)
+            self.totals.add(critic, actor)
 
     def critic_loss(
         self, work: Sequence[Minibatch], parameters: Parameters, index: int, tasks: Tensor | None

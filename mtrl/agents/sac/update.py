@@ -20,12 +20,10 @@ from mtrl.agents.sac import losses
 from mtrl.agents.sac.losses import Atoms, CriticOutputs
 from mtrl.agents.sac.replay import Batch
 from mtrl.config.schema import Config
-from mtrl.gradients.adam import adam_step, make_adam, set_lr
+from mtrl.gradients.descent import adam_step, make_adam, set_lr
 from mtrl.gradients.per_task import Evaluation
 from mtrl.networks.base import Parameters
 from mtrl.networks.gaussian import noisy_action, sample_action
-
-_TOTALS = ("critic_loss", "actor_loss", "log_prob", "value", "alpha")
 
 
 class Work(NamedTuple):
@@ -82,8 +80,18 @@ class SACUpdate(ActorCritic):
         atoms = Atoms(network.value_low, network.value_high, network.value_bins)
         outputs = CriticOutputs(network.critic_loss, config.sac.q_reduce, atoms)
         sizes = {"stack": 2, "inputs": seen + action, "outputs": outputs.number, "actions": action}
-        super().__init__(config, spec, device, config.sac, critic=sizes, critic_heads={}, totals=_TOTALS)
+        super().__init__(
+            config,
+            spec,
+            device,
+            config.sac,
+            critic=sizes,
+            critic_heads={},
+            of_actor=ActorAux._fields,
+            others=("alpha",),
+        )
         self.sac, self.critic_outputs = config.sac, outputs
+        self._critic_dtype = self.critic.flat.seen.dtype
         wanted = config.sac.target_entropy
         self.target_entropy = -float(action) if wanted is None else wanted
         self.target = nn.Buffer(self.critic.flat.vector.detach().clone())
@@ -171,10 +179,7 @@ class SACUpdate(ActorCritic):
             self.target.lerp_(self.critic.flat.vector, self.sac.tau)
             if actor_too:
                 self._average()
-            numbers = {"critic_loss": (critic.losses, critic.evaluated), "alpha": (alpha, self.totals.ones)}
-            if actor is not None:
-                numbers |= self.totals.of_actor(("log_prob", "value"), actor)
-            self.totals.add(numbers, critic, actor)
+            self.totals.add(critic, actor, alpha=alpha)
         return critic.evaluations
 
     def _average(self) -> None:
@@ -260,5 +265,5 @@ class SACUpdate(ActorCritic):
         self, parameters: Parameters, obs: Tensor, action: Tensor, tasks: Tensor | None = None
     ) -> Tensor:
         """Both critics' values [2, T, B], or logits [2, T, B, N] of a distribution."""
-        inputs = torch.cat((obs, action), dim=-1).to(self.critic.flat.seen.dtype)
+        inputs = torch.cat((obs, action), dim=-1).to(self._critic_dtype)
         return self.critic_network.apply(parameters, inputs, tasks).squeeze(-1).to(obs.dtype)

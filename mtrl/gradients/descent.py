@@ -1,0 +1,159 @@
+"""Descent of one network along the combined gradients of its tasks, by Adam. Knows no agent.
+
+A step evaluates losses and gradients as the combiner asks for them (`TaskGradients`), combines them, clips
+the result and moves the parameters. On CUDA a graph can hold it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.combiners import Combiner, GramCombiner, LossCombiner
+from mtrl.gradients.per_task import Buffers, Evaluation, FlatParameters, LossFunction, TaskGradients
+from mtrl.networks.base import Parameters
+
+
+class StepReport(NamedTuple):
+    """The outcome of one descent step, as device tensors; see `TaskGradients`."""
+
+    losses: Tensor  # [T], 0 for tasks that were not evaluated
+    evaluated: Tensor  # [T], 1 or 0
+    gradient_norm: Tensor  # 0-dim, of the combined gradient before clipping
+    task_norms: Tensor | None  # [T], of the tasks' gradients; None: the method never forms them
+    evaluations: list[Evaluation]
+
+
+class Descent(nn.Module):
+    """One network with its optimiser and its combiner.
+
+    A preconditioned direction is applied as theta - lr * direction, without clipping and Adam. Task heads
+    always step by Adam. Weight decay is decoupled (AdamW) and acts on all parameters. Non-finite steps are
+    applied, so look at `failures` before saving. From here on the combiner checks no inputs (`skip_checks`).
+    """
+
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        combiner: Combiner,
+        *,
+        lr: float,
+        eps: float,
+        max_norm: float | None,
+        weight_decay: float = 0.0,
+        project: Callable[[Parameters], None] | None = None,  # of the network (`Projects`)
+    ) -> None:
+        super().__init__()
+        self.flat, self.combiner, self._project = parameters, combiner, project
+        self.max_norm = None if combiner.preconditioned else max_norm
+        combiner.skip_checks()
+        combiner.partition(parameters.module_sizes)
+        combiner.prepare(parameters.seen[: parameters.num_shared])
+        self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps, weight_decay=weight_decay)
+        self._jacobians: Buffers = {}
+        # 0, or NaN for a task with a non-finite loss or gradient; the last entry is for directions.
+        self._trouble: Tensor = nn.Buffer(torch.zeros(combiner.num_tasks + 1), persistent=False)
+
+    @property
+    def jacobian_bytes(self) -> int:
+        """Bytes of the Jacobians that exist at once during a step."""
+        if isinstance(self.combiner, LossCombiner):
+            return 0
+        entries = self.combiner.num_tasks * self.flat.num_shared
+        return self.combiner.jacobians * entries * self.flat.seen.element_size()
+
+    @property
+    def failures(self) -> Tensor:
+        """The tasks [T] that have made a step non-finite since the start, bool."""
+        wrong = self._trouble.isnan()
+        # If no single task is to blame (an overflow of the sum, a solver), all tasks are named.
+        return wrong[:-1] | (wrong[-1] & ~wrong[:-1].any())
+
+    def step(self, loss_function: LossFunction, temperatures: Tensor | None = None) -> StepReport:
+        """Take one descent step; `temperatures` [T] are for methods that read them.
+
+        The order is fixed: combine, clip, check for non-finite numbers, move, project, look at the losses
+        again. Nothing reads back to the host, so that a CUDA graph can hold a step.
+        """
+        combiner, trouble = self.combiner, self._trouble
+        gradients = TaskGradients(
+            self.flat, loss_function, combiner.num_tasks, self._jacobians, temperatures, trouble[:-1]
+        )
+        gradient = _direction(combiner, gradients).to(self.flat.vector.dtype)
+        if self.flat.head_slices:
+            gradient = torch.cat((gradient, gradients.head_gradient))
+        norm = clip_by_norm(gradient, self.max_norm)
+        trouble[-1:].add_(norm, alpha=0.0)
+        if combiner.preconditioned:
+            self._plain_step(gradient[: self.flat.num_shared])
+        adam_step(self.optimizer, self.flat.vector, gradient)
+        if self._project is not None:
+            with torch.no_grad():
+                self._project(self.flat.named(self.flat.vector.detach(), rounded=False))
+        self.flat.round()
+        if combiner.looks_again:
+            self._look_again(loss_function)
+        return StepReport(gradients.losses, gradients.evaluated, norm, gradients.norms, gradients.evaluations)
+
+    def _plain_step(self, direction: Tensor) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.flat.shared.sub_(lr * direction)
+        direction.zero_()  # Adam steps the heads next, and must leave the shared parameters alone
+
+    @torch.no_grad()
+    def _look_again(self, loss_function: LossFunction) -> None:
+        losses, _ = loss_function(self.flat.named(), 0, None)
+        # After a failed step all losses are non-finite, which is no fault of these tasks.
+        failed = self._trouble.isnan().any()
+        self._trouble[:-1].add_(losses.masked_fill(failed, 0.0), alpha=0.0)
+        self.combiner.after_step(losses)
+
+
+def _direction(combiner: Combiner, gradients: TaskGradients) -> Tensor:
+    """Return the combined direction [P], to be overwritten, at the least cost that the method allows."""
+    if isinstance(combiner, LossCombiner):
+        return gradients.weighted(combiner.weights)
+    if isinstance(combiner, GramCombiner) and combiner.gramian_suffices:
+        return gradients.combined(combiner.weights)
+    return combiner.direction(gradients).clone()  # which may be state of the method
+
+
+def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
+    """Scale a vector in place to a Euclidean norm of at most max_norm; return its norm before (0-dim)."""
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    if max_norm is not None and math.isfinite(max_norm):
+        excess = norm + 1e-6
+        excess = excess if max_norm == 1.0 else excess / max_norm  # at the usual bound one launch less
+        gradient.div_(excess.clamp(min=1.0))
+    return norm
+
+
+def make_adam(
+    parameter: Tensor, *, lr: float, eps: float = 1e-8, weight_decay: float = 0.0
+) -> torch.optim.Adam:
+    """Return fused Adam for one tensor, AdamW with weight decay; on CUDA a graph can capture its step."""
+    kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
+    if not parameter.is_cuda:
+        return kind([parameter], lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+    step_size = torch.tensor(lr, device=parameter.device)  # a number would be frozen into the graph
+    return kind([parameter], lr=step_size, eps=eps, weight_decay=weight_decay, fused=True, capturable=True)
+
+
+def set_lr(optimizer: torch.optim.Adam, lr: float) -> None:
+    """Change the step size, also that of steps in a captured CUDA graph."""
+    group = optimizer.param_groups[0]
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def adam_step(optimizer: torch.optim.Adam, parameter: Tensor, gradient: Tensor) -> None:
+    """Take a step of Adam along a gradient of the parameter's shape."""
+    parameter.grad = gradient
+    optimizer.step()
+    parameter.grad = None
