@@ -30,6 +30,8 @@ INCIDENTAL = (
 MISSING = "not recorded"
 OF_NETWORK = ("options", "actor_options", "critic_options")
 """Keys of the section `network` that hold options of its architecture: of both networks, and over these."""
+_OF_ONE_NETWORK = ("critic_method", "actor_method")
+"""Methods of one network, over `method`."""
 
 
 def owner_of(key: str) -> str | None:
@@ -65,7 +67,8 @@ def load_preset(name: str) -> dict[str, Any]:
 def build_config(*layers: Mapping[str, Any]) -> Config:
     """Return the Config of `layers` merged over the dataclass defaults; the last layer is the strongest.
 
-    A layer that names another method, suite or architecture drops the options of the former one.
+    A layer that names another method, suite or architecture drops the options of the former one. A layer that
+    names `method` means both networks: it drops the methods that weaker layers chose for one of them.
 
     Raises:
         UserError: unknown key (nearest name given), wrong type, value out of range, conflicting values.
@@ -194,7 +197,13 @@ def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any], section: Any = None) -> dict[str, Any]:
     """Return `layer` merged over `base`; `section` is the class whose fields these are, None for options."""
     merged = dict(base)
-    for key in base:
+    if section is Config and "method" in layer:
+        # "--preset toppo_mt10 --method cagrad" asks for cagrad on both networks.
+        for key in _OF_ONE_NETWORK:
+            if key not in layer:
+                merged.pop(key, None)
+                merged.pop(f"{key}_options", None)
+    for key in tuple(merged):
         if owner := owner_of(key):
             before = base.get(owner, getattr(section, owner, None))
             if layer.get(owner, before) != before:

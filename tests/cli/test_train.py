@@ -4,6 +4,7 @@ import inspect
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -103,6 +104,11 @@ def test_each_network_may_have_a_method_of_its_own(calls: Calls) -> None:
     assert (config.method, config.critic_method, config.actor_method) == ("mean", "cagrad", "fs_mtl")
     assert config.critic_method_options["c"] == 0.3
     assert config.actor_method_options["rho"] == 0.1
+
+
+def test_a_method_on_the_command_line_replaces_both_of_a_preset(calls: Calls) -> None:
+    assert train_mt10("--preset", "toppo_mt10", "--method", "cagrad") == 0
+    assert calls.config.methods() == {network: ("cagrad", ANY) for network in ("critic", "actor")}
 
 
 def test_the_base_of_a_wrapper_has_options_of_its_own(

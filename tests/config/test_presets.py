@@ -154,6 +154,21 @@ def test_options_stay_with_the_method_they_were_given_for() -> None:
     assert build_config(network, {"network": {"architecture": "mlp"}}).network.options == {}
 
 
+def test_a_method_for_both_networks_is_not_overruled_by_a_weaker_layer(tmp_path: Path) -> None:
+    preset = load_preset("toppo_mt10")
+    assert [name for name, _ in build_config(preset).methods().values()] == ["fairgrad", "pcgrad"]
+    for method in ("cagrad", "mean"):  # mean is also what the preset leaves `method` at
+        config = build_config(preset, {"method": method})
+        assert [name for name, _ in config.methods().values()] == [method, method]
+        assert not config.critic_method_options
+    config = build_config(preset, {"method": "cagrad", "actor_method": "nash_mtl"})
+    assert [name for name, _ in config.methods().values()] == ["cagrad", "nash_mtl"]
+    child = load_preset(write(tmp_path, "extends: toppo_mt10\nmethod: cagrad\n"))
+    assert [name for name, _ in build_config(child).methods().values()] == ["cagrad", "cagrad"]
+    former = build_config(preset, {"seed": 3})
+    assert build_config(config_to_dict(former)) == former  # one layer that names all of them
+
+
 def test_extends_merges_the_chain_of_presets(tmp_path: Path) -> None:
     write(tmp_path, "extends: mt50\nseed: 5\nsac: {gamma: 0.9, tau: 0.5}\n", "base.yaml")
     child = write(tmp_path, "extends: base.yaml\nsac: {gamma: 0.8}\nmethod_defaults: {cagrad: {c: 0.3}}\n")
