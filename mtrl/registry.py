@@ -6,6 +6,7 @@ Imports the standard library only: `--help` lists names without importing the pl
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -46,6 +47,8 @@ class Registry(Mapping[str, Any]):
             plug-in may name further such arguments in an attribute `given`.
         wrappers: whether a pair of options NAME and NAME_options names another plug-in of this kind, which
             this one wraps, and its options.
+        bibliography: a BibTeX file. A plug-in's attribute `papers` has keys of it, or whole entries, and
+            `credit` is a sentence where there is more to say or no paper.
     """
 
     def __init__(
@@ -55,8 +58,10 @@ class Registry(Mapping[str, Any]):
         given: Collection[str] = (),
         *,
         wrappers: bool = False,
+        bibliography: Path | None = None,
     ) -> None:
         self.kind, self.given, self.wrappers = kind, frozenset(given), wrappers
+        self._bibliography = bibliography
         self._plugins: dict[str, Any] = dict(builtin)
 
     def register(self, name: str, plugin: Any) -> None:
@@ -85,6 +90,20 @@ class Registry(Mapping[str, Any]):
     def summary(self, name: str) -> str:
         """Return the first line of the docstring of the plug-in of that name."""
         return (inspect.getdoc(self[name]) or "").partition("\n")[0]
+
+    @functools.cached_property
+    def references(self) -> dict[str, str]:
+        """Entries of the bibliography by their keys."""
+        if self._bibliography is None:
+            return {}
+        text = self._bibliography.read_text(encoding="utf-8").strip()
+        return {re.split(r"[{,]", entry)[1]: entry for entry in text.split("\n\n")}
+
+    def citation(self, name: str) -> tuple[str, str]:
+        """Return what to cite for the plug-in of that name: its sentence, and BibTeX; "" for none."""
+        plugin = self[name]
+        entries = (self.references.get(key, key) for key in getattr(plugin, "papers", ()))
+        return getattr(plugin, "credit", ""), "\n\n".join(entries)
 
     def __getitem__(self, name: str) -> Any:
         """Return the plug-in of that name, or the one that "package.module:Name" names.
@@ -118,9 +137,14 @@ def options_of(plugin: Any, given: Collection[str] = ()) -> dict[str, Option]:
     The type is the annotation, else the type of the default; the meaning is the entry under `Args:` of the
     docstring. Raises UserError for an annotation that cannot be evaluated.
     """
-    made_by: Any = plugin.__init__ if inspect.isclass(plugin) else plugin
+    typed = plugin
+    if inspect.isclass(plugin):
+        owner = next(base for base in plugin.__mro__ if "__init__" in vars(base))
+        # The constructor of a dataclass has types of fields that it may inherit from another module, where
+        # their names are known.
+        typed = owner if "__dataclass_params__" in vars(owner) else plugin.__init__
     try:
-        hints = typing.get_type_hints(made_by, include_extras=True)
+        hints = typing.get_type_hints(typed, include_extras=True)
     except NameError as error:
         raise UserError(f"the types of {plugin.__name__}'s arguments cannot be read: {error}.") from error
     documented: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What docs/api.md and docs/methods.md say about every method: options and papers, read from the methods."""
+"""What pages say about every plug-in of a kind: options of methods, and papers, read from the plug-ins."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mtrl.agents import AGENTS
 from mtrl.combiners import COMBINERS, _checks, make_combiner
-from mtrl.combiners.references import entries as references
-from mtrl.registry import Option
+from mtrl.networks.base import NETWORKS
+from mtrl.registry import Option, Registry
 
-OPTIONS, PAPERS = "<!-- options of methods -->", "<!-- papers of methods -->"
+OPTIONS = "<!-- options of methods -->"
+PAPERS = {f"<!-- papers of {kind.kind}s -->": kind for kind in (COMBINERS, NETWORKS, AGENTS)}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs' event: replace a mark by a section per method."""
-    for mark, section in ((OPTIONS, options_of), (PAPERS, papers_of)):
+    """MkDocs' event: replace a mark by a section per plug-in."""
+    if OPTIONS in markdown:
+        markdown = markdown.replace(OPTIONS, "\n\n".join(map(options_of, COMBINERS)))
+    for mark, registry in PAPERS.items():
         if mark in markdown:
-            markdown = markdown.replace(mark, "\n\n".join(map(section, COMBINERS)))
+            sections = (papers_of(registry, name) for name in registry)
+            markdown = markdown.replace(mark, "\n\n".join(sections))
     return markdown
 
 
-def papers_of(method: str) -> str:
+def papers_of(registry: Registry, name: str) -> str:
     """Return a heading, the sentence about the sources, and their BibTeX."""
-    cls = COMBINERS[method]
-    entries = "\n\n".join(references()[key] for key in cls.papers)
+    credit, entries = registry.citation(name)
     block = f"```bibtex\n{entries}\n```" if entries else ""
-    return "\n\n".join(filter(None, (f"### `{method}`", cls.credit, block)))
+    return "\n\n".join(filter(None, (f"### `{name}`", credit, block)))
 
 
 def options_of(method: str) -> str:

@@ -7,10 +7,13 @@ settings in them, such as "sac" or "train.warmup_steps", that the agent does not
 refuses their flags.
 """
 
+from pathlib import Path
+
 from mtrl.registry import Registry
 
 AGENTS = Registry(
     "agent",
     {"sac": "mtrl.agents.sac.agent:SACAgent", "ppo": "mtrl.agents.ppo.agent:PPOAgent"},
     given=("config", "spec", "device"),
+    bibliography=Path(__file__).with_name("references.bib"),
 )

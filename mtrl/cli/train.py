@@ -23,8 +23,8 @@ from mtrl.registry import REQUIRED, Registry
 
 _DESCRIPTION = (
     "Train one multi-task agent; --method combines the gradients of its tasks. `--method NAME --help` shows "
-    "that method's options, and so do --suite and --network. MW+ stands for the Meta-World+ protocol "
-    "(arXiv 2505.11289)."
+    "that method's options and what to cite, and so do --suite, --network and --agent. MW+ stands for the "
+    "Meta-World+ protocol (arXiv 2505.11289)."
 )
 # Keys with flags of another name: every flag about methods begins with --method.
 _FLAGS = {"critic_method": "method.critic", "actor_method": "method.actor"}
@@ -83,18 +83,14 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
         layers.append({"tasks": tasks})
     tasks_known = any("tasks" in layer for layer in layers) or "--tasks" in flags_given
     with importing():
-        from mtrl.training.resolve import WITH_OPTIONS, resolve, unread_settings, written_out
+        from mtrl.training.resolve import resolve, unread_settings, written_out
 
     base = written_out(build_config(*layers, _chosen(arguments)))
     members = [*_config_flags(Config, base), *_run_flags(preset)]
     if wants_help(arguments):
         if not tasks_known:
             members = [_without_default(member) if member.flag == "tasks" else member for member in members]
-        named = any(flag == "--method" or flag.startswith("--method.") for flag in flags_given)
-        below = [_citations(base) if named else _list("methods", WITH_OPTIONS["method"])]
-        if "--network.architecture" not in flags_given:
-            below.append(_list("networks", WITH_OPTIONS["architecture"]))
-        flags.print_help(members, _DESCRIPTION, "\n".join(below))
+        flags.print_help(members, _DESCRIPTION, _below_help(base, flags_given))
         return 0
     values = flags.parse(members, arguments)
     if not tasks_known:
@@ -237,16 +233,23 @@ def _without_default(member: Flag | Group) -> Flag | Group:
     return member._replace(option=member.option._replace(default=REQUIRED))
 
 
-def _citations(config: Config) -> str:
-    """Return what to cite for the chosen methods and those that they wrap."""
-    from mtrl.combiners import COMBINERS
-    from mtrl.combiners.references import citation
+def _below_help(config: Config, flags_given: Sequence[str]) -> str:
+    """Return what to cite for the plug-ins that flags name; for others what there is to choose from."""
+    from mtrl.training.resolve import WITH_OPTIONS, citations
 
-    names: dict[str, None] = {}
-    for name, options in config.methods().values():
-        names |= dict.fromkeys((name, *(options[base] for base in COMBINERS.wrapped(options))))
-    found = {name: citation(COMBINERS[name]) for name in names}
-    return "\n".join(f"to cite for {name}:\n{text}\n" for name, text in found.items() if text)
+    chosen = {
+        "method": any(flag == "--method" or flag.startswith("--method.") for flag in flags_given),
+        "network": "--network.architecture" in flags_given,
+        "agent": "--agent" in flags_given,
+    }
+    lists = {"method": WITH_OPTIONS["method"], "network": WITH_OPTIONS["architecture"]}
+    parts = []
+    for kind, named in citations(config).items():
+        if chosen[kind]:
+            parts += [f"to cite for {name}:\n{text}\n" for name, text in named.items() if text]
+        elif kind in lists:
+            parts.append(_list(f"{kind}s", lists[kind]))
+    return "\n".join(parts)
 
 
 def _list(title: str, registry: Registry) -> str:

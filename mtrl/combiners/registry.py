@@ -9,7 +9,13 @@ from mtrl.combiners.base import Combiner
 from mtrl.errors import UserError, did_you_mean
 from mtrl.registry import Registry
 
-COMBINERS = Registry("method", {}, given=("num_tasks",), wrappers=True)
+COMBINERS = Registry(
+    "method",
+    {},
+    given=("num_tasks",),
+    wrappers=True,
+    bibliography=Path(__file__).with_name("references.bib"),
+)
 
 
 def scan() -> None:
@@ -19,7 +25,7 @@ def scan() -> None:
         TypeError: a file does not define exactly one concrete Combiner with a name of its own.
     """
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem.startswith("_") or path.stem in ("base", "references", "registry"):
+        if path.stem.startswith("_") or path.stem in ("base", "registry"):
             continue
         module = importlib.import_module(f"mtrl.combiners.{path.stem}")
         found = [

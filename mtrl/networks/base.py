@@ -9,6 +9,7 @@ each network, or 1 for a parameter that the stacked networks share.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -82,4 +83,5 @@ NETWORKS = Registry(
         "film": "mtrl.networks.film:FiLM",
     },
     given=(*SIZES, *OF_IDENTITY, "actions", "role"),
+    bibliography=Path(__file__).with_name("references.bib"),
 )

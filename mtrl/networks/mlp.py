@@ -50,7 +50,7 @@ class MLP(FromLayout):
         per_task_heads: a last layer per task on a shared torso.
         head_range: the last layer's weights start uniformly in +-head_range.
         residual: depth - 1 residual blocks of two layers follow the input layer; each layer is normalised
-            with gain and bias (BroNet, arXiv 2405.16158).
+            with gain and bias (BroNet; Nauman et al., NeurIPS 2024, arXiv 2405.16158).
         initialisation: of the weights; biases start at 0. "he_uniform": hidden layers He-uniform, the last
             layer uniform in +-head_range, as in the public Meta-World+ code. "orthogonal": hidden layers with
             gain sqrt 2 (the columns of the one-hot identity among themselves), the last layer with head_gain.
@@ -60,6 +60,8 @@ class MLP(FromLayout):
         identity_rows: the given numbers of task_identity "file".
     """
 
+    papers = ("nauman2024bro",)
+    credit = "A perceptron has no paper; its residual blocks (network.critic_block residual) are BroNet's."
     # Fields of the configuration's `network` that `network_arguments` passes to this class.
     given = (
         *("width", "depth", "activation", "layer_norm", "per_task_heads", "head_range", "residual"),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mtrl.networks.base import Parameters
+from mtrl.networks.families import Sized
 from mtrl.networks.initial import (
     Fresh,
-    FromLayout,
     Layout,
     at_least,
     dense_layer,
@@ -23,7 +23,7 @@ _SMALLEST = 1e-8  # added to lengths, so that equal experts give no NaN (metawor
 
 
 @dataclass(kw_only=True, eq=False)
-class MOORE(FromLayout):
+class MOORE(Sized):
     """MOORE: experts made orthogonal for each sample, mixed by weights of the task, with a head per task.
 
     Experts v_i are perceptrons without an activation at their end and without the task identity. Gram-Schmidt
@@ -37,27 +37,17 @@ class MOORE(FromLayout):
     [-10, 2]. Heads are not combined: each follows its own task's gradient.
 
     Args:
-        stack: S.
-        num_tasks: T.
-        inputs: I.
-        outputs: units of each head.
         task_identity: "one_hot", which stands for W and the heads.
         width: units per layer of an expert.
         depth: layers of an expert.
         experts: number of experts; 4 on MT10 and 6 on MT50 in the paper.
     """
 
-    stack: int
-    num_tasks: int
-    inputs: int
-    outputs: int
-    task_identity: str = "one_hot"
-    width: int = 400
     depth: int = 3
     experts: int = 4
 
+    papers = ("hendawy2024moore",)
     given = ("width", "depth")
-    identities = ("one_hot",)
 
     def __post_init__(self) -> None:
         at_least(1, width=self.width, depth=self.depth, experts=self.experts)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mtrl.networks.base import Parameters
+from mtrl.networks.families import Sized
 from mtrl.networks.initial import (
     Draw,
     Fresh,
-    FromLayout,
     Layout,
     Shape,
     at_least,
@@ -27,7 +27,7 @@ _TABLE = "mixture.table"
 
 
 @dataclass(kw_only=True, eq=False)
-class PaCo(FromLayout):
+class PaCo(Sized):
     """PaCo: the parameters of a task are its combination of K sets of parameters.
 
     theta_t = sum_k W[t, k] phi_k holds for all weights and biases of a perceptron with ReLU, its last layer
@@ -42,10 +42,6 @@ class PaCo(FromLayout):
     not reset. Log deviations are clamped to [-20, 2] by the agent, not to [-10, 2].
 
     Args:
-        stack: S.
-        num_tasks: T.
-        inputs: I.
-        outputs: units of the last layer.
         task_identity: "one_hot", which stands for W.
         width: units per hidden layer.
         depth: hidden layers.
@@ -53,18 +49,12 @@ class PaCo(FromLayout):
         sets: K; 5 on MT10 in the paper, 20 on MT50 in metaworld-algorithms.
     """
 
-    stack: int
-    num_tasks: int
-    inputs: int
-    outputs: int
-    task_identity: str = "one_hot"
-    width: int = 400
     depth: int = 3
     head_range: float = 1e-3
     sets: int = 5
 
+    papers = ("sun2022paco",)
     given = ("width", "depth", "head_range")
-    identities = ("one_hot",)
 
     def __post_init__(self) -> None:
         at_least(1, width=self.width, depth=self.depth, sets=self.sets)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mtrl.networks.base import Parameters
-from mtrl.networks.initial import Draw, Fresh, FromLayout, Layout, at_least, constant, dense_layer, uniform
+from mtrl.networks.families import Sized
+from mtrl.networks.initial import Draw, Fresh, Layout, at_least, constant, dense_layer, uniform
 from mtrl.networks.layers import Weights
 
 _BIAS = 0.1
@@ -17,7 +18,7 @@ _LAST_RANGE = 3e-3
 
 
 @dataclass(kw_only=True, eq=False)
-class SoftModules(FromLayout):
+class SoftModules(Sized):
     """Soft modularisation: layers of modules, mixed by a routing network that sees task and state.
 
     With f = W1 relu(W0 x) and a row z_t per task, e = E1 relu(E0 relu(z_t * f)) gives the routing: p_0 = R0
@@ -34,10 +35,6 @@ class SoftModules(FromLayout):
     rows too, one bias for all tasks stands beside it.
 
     Args:
-        stack: S.
-        num_tasks: T.
-        inputs: I.
-        outputs: units of the last layer.
         task_identity: "one_hot", which stands for the rows z_t.
         width: units of f and z (400).
         layers: of modules; 2 on MT10 and 4 on MT50 in the paper's code.
@@ -46,19 +43,13 @@ class SoftModules(FromLayout):
         routing_width: units of the routing network.
     """
 
-    stack: int
-    num_tasks: int
-    inputs: int
-    outputs: int
-    task_identity: str = "one_hot"
-    width: int = 400
     layers: int = 2
     modules: int = 2
     module_width: int = 256
     routing_width: int = 256
 
+    papers = ("yang2020softmodules",)
     given = ("width",)
-    identities = ("one_hot",)
 
     def __post_init__(self) -> None:
         at_least(1, width=self.width, modules=self.modules)

@@ -63,6 +63,22 @@ def resolve(config: Config) -> Config:
     return completed
 
 
+def citations(config: Config) -> dict[str, dict[str, str]]:
+    """Return what to cite for methods, with those that they wrap, network and agent: kind -> name -> text.
+
+    The text is a sentence about the sources, where there is one, and BibTeX; "" for a plug-in without.
+    """
+    methods: list[str] = []
+    for name, options in config.methods().values():
+        methods += [name, *(options[base] for base in COMBINERS.wrapped(options))]
+    of = {"method": (COMBINERS, methods), "network": (NETWORKS, [config.network.architecture])}
+    of["agent"] = (AGENTS, [config.agent])
+    return {
+        kind: {name: "\n".join(filter(None, registry.citation(name))) for name in names}
+        for kind, (registry, names) in of.items()
+    }
+
+
 def written_out(config: Config) -> Config:
     """Return `config` with every option of its plug-ins written out; checks types, builds nothing."""
     _ = AGENTS[config.agent]  # raises if there is none

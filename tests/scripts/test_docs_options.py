@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import docs_options
 import pytest
 
 from mtrl.combiners import COMBINERS, make_combiner
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("method", [name for name in COMBINERS if name != "torchjd"])
@@ -47,9 +50,13 @@ def test_every_method_and_every_option_is_on_the_page() -> None:
     assert docs_options.on_page_markdown("another page") == "another page"
 
 
-def test_the_papers_of_a_method_stand_on_the_page_of_methods() -> None:
-    page = docs_options.on_page_markdown(docs_options.PAPERS)
-    rows = {name: page.split(f"### `{name}`\n")[1].split("### `")[0] for name in COMBINERS}
-    assert "navon2022nashmtl" in rows["nash_mtl"]
-    assert "bibtex" not in rows["mean"]
-    assert all(row.strip() for row in rows.values())
+@pytest.mark.parametrize("mark", docs_options.PAPERS)
+def test_the_papers_of_every_plug_in_stand_on_a_page(mark: str) -> None:
+    registry = docs_options.PAPERS[mark]
+    assert any(mark in page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    page = docs_options.on_page_markdown(mark)
+    rows = {name: page.split(f"### `{name}`\n")[1].split("### `")[0] for name in registry}
+    for name, row in rows.items():
+        assert row.strip()
+        assert ("bibtex" in row) == bool(registry[name].papers)
+        assert all(key in row for key in registry[name].papers)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
 
 import pytest
 
 from mtrl.combiners import COMBINERS
 from mtrl.errors import UserError
+from mtrl.networks import identity
+from mtrl.networks.simba import SimBa
 from mtrl.registry import REQUIRED, Option, Registry, options_of
 from mtrl.training.resolve import complete
 
@@ -52,6 +55,13 @@ class Child(Example):
     """
 
 
+@dataclass(kw_only=True, eq=False)
+class OwnNetwork(SimBa):
+    """A dataclass that inherits fields whose types this module does not import."""
+
+    steps: int = DEFAULT
+
+
 def in_order(*, order: tuple[int, ...] = ()) -> None: ...
 
 
@@ -72,6 +82,12 @@ def test_options_are_the_arguments_that_nobody_else_gives() -> None:
     ]
     child = THINGS.options("child")
     assert child == options | {"steps": Option("steps", int, 25, "explained anew.")}
+
+
+def test_fields_of_a_dataclass_have_the_types_of_the_module_that_names_them() -> None:
+    types = {name: option.annotation for name, option in options_of(OwnNetwork).items()}
+    assert types == {name: get_type_hints(OwnNetwork)[name] for name in types}
+    assert types["steps"] is int and types["identity_rows"] == identity.Rows | None
 
 
 def test_types_come_from_defaults_where_there_are_no_annotations() -> None:

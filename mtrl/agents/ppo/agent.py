@@ -33,8 +33,15 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
     its rows are worth, then `ppo.epochs` times all of its minibatches. Pauses of `learn` change no number.
     Permutations are drawn before each epoch, so a captured step gets the same rows as an eager one, and a
     checkpoint holds what remains of an epoch. An update is a step on one minibatch.
+
+    Source: Schulman et al., "Proximal Policy Optimization Algorithms" (2017, arXiv 1707.06347), with
+    generalised advantage estimates (Schulman et al., ICLR 2016, arXiv 1506.02438). Options: values by PopArt
+    (van Hasselt et al., NeurIPS 2016, arXiv 1602.07714; per task: Hessel et al., AAAI 2019, arXiv 1809.04474)
+    and the other parts of TOPPO (Li et al., 2026, arXiv 2605.11473), see docs/ppo.md.
     """
 
+    papers = ("schulman2017ppo", "schulman2016gae", "hasselt2016popart", "hessel2019popart", "li2026toppo")
+    credit = "PPO and its advantages; PopArt where ppo.value_norm is pop_art; TOPPO for its presets."
     unread = ("sac", "replay", "train.warmup_steps", "train.warmup_updates", "train.updates_per_step")
 
     @staticmethod

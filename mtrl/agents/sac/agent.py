@@ -36,8 +36,12 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
     environments have left less than a batch. The first `learn` after that makes `train.warmup_updates`
     additional updates. Random numbers come from streams of the agent and are drawn before each update: so a
     captured update gets the same numbers as an eager one, and a checkpoint holds the streams.
+
+    Source: Haarnoja et al., "Soft Actor-Critic" (ICML 2018, arXiv 1801.01290), with temperatures that follow
+    the entropy (Haarnoja et al., 2018, arXiv 1812.05905), one for each task.
     """
 
+    papers = ("haarnoja2018sac", "haarnoja2018temperature")
     unread = ("ppo",)
 
     @staticmethod
