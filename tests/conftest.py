@@ -72,10 +72,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
-@pytest.fixture(autouse=True)
-def one_worker_where_no_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def one_worker_where_no_number_is_given() -> Iterator[None]:
     """To start a second costs more than it saves."""
-    monkeypatch.setattr("mtrl.envs.engine.vector.available_cores", lambda: 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtrl.envs.engine.vector.available_cores", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,12 +9,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 import mtrl
+from mtrl.cli.train import main as main_train
 from mtrl.report.load import Run, read_run
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
@@ -60,54 +62,53 @@ def followed(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> dic
     return {path.name: read_run(path) for path in (folder / "runs").iterdir()}
 
 
-def assert_all_is_there(runs: dict[str, Run], folder: Path, *, shorter: int) -> None:
-    """Each command did its part; the page's runs were `shorter` times as short as printed."""
-    assert len(runs) == 6
-    assert all(run.finished or name == "watched" for name, run in runs.items())
-    saved = yaml.safe_load((folder / "runs" / "inverse" / "config.yaml").read_text())
-    assert (saved["method"], saved["method_options"], saved["steps"]) == (
-        "my_file:Inverse",
-        {"power": 0.5},
-        400 // shorter,
-    )
-    for name in ("watched", "best"):
-        step, success = (folder / "runs" / name / "best.txt").read_text().split()
-        assert int(step) % (100 // shorter) == 0
-        assert 0.0 <= float(success) <= 1.0
-    assert "my_file:Inverse" in (folder / "report" / "report.html").read_text(encoding="utf-8")
-    actions, _ = mtrl.load_policy(folder / "policy").predict(np.zeros((4, 2), np.float32))
-    assert actions.shape == (4, 2)
-    saved = yaml.safe_load((folder / "runs" / "gated" / "config.yaml").read_text())["network"]
-    assert (saved["options"], saved["critic_options"]) == ({"width": 24}, {"width": 48})
-    gated = mtrl.load_policy(folder / "gated_policy", architecture="my_network.py:Gated")
-    assert gated.predict(np.zeros((4, 2), np.float32))[0].shape == (4, 2)
-
-
-def test_every_file_and_command_works_from_the_shell_and_from_python(
+def test_every_training_of_the_page_finds_its_files_and_options(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A fifth of the page's steps: enough to save, evaluate, resume and update, too few to learn."""
+    """Their configurations are printed; what they train is slow, below."""
+    files, commands = files_and_commands(PAGE.read_text(encoding="utf-8"))
+    for name, body in files.items():
+        (folder / name).write_text(body, encoding="utf-8")
+    found = {}
+    for program, *arguments in commands:
+        if program == "mtrl-train" and "--resume" not in arguments:
+            assert main_train([*arguments, "--print-config"]) == 0, capsys.readouterr().err
+            found[arguments[-1]] = yaml.safe_load(capsys.readouterr().out)
+    assert found.keys() >= {f"runs/{name}" for name in ("mean", "inverse", "gated", "climber")}
+    _assert_chosen(found["runs/inverse"], found["runs/gated"])
+    assert found["runs/climber"]["agent"] == "climber.py:build"
 
-    def fifth(found: re.Match[str]) -> str:
-        return f"{found[1]}{int(found[2]) // 5}"
 
-    numbers = r"((?:^|--|warmup_)steps:? |interval: |batch_per_task: )(\d+)"
-    page = re.sub(numbers, fifth, PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert_all_is_there(followed(page, folder, capsys), folder, shorter=5)
+def _assert_chosen(inverse: dict[str, Any], gated: dict[str, Any]) -> None:
+    """Assert that the configurations name the page's method and network, with the options of its commands."""
+    assert (inverse["method"], inverse["method_options"]) == ("my_file:Inverse", {"power": 0.5})
+    network = gated["network"]
+    assert (network["options"], network["critic_options"]) == ({"width": 24}, {"width": 48})
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # half a minute on a machine that is not busy
-def test_what_the_page_trains_learns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_file_and_command_works_and_what_the_page_trains_learns(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = followed(PAGE.read_text(encoding="utf-8"), folder, capsys)
-    assert_all_is_there(runs, folder, shorter=1)
+    assert len(runs) == 6
+    assert all(run.finished or name == "watched" for name, run in runs.items())
+    saved = {name: yaml.safe_load((folder / f"runs/{name}/config.yaml").read_text()) for name in runs}
+    _assert_chosen(saved["inverse"], saved["gated"])
+    assert saved["inverse"]["steps"] == 400
     # Three corners of four at least: how soon the last one is learnt differs with the version of torch.
     for name in ("mean", "inverse", "watched", "best"):
         assert runs[name].evaluations[-1]["mean_success"] >= 0.75
     climbed = [line["mean_return"] for line in runs["climber"].evaluations]
     assert climbed[-1] > climbed[0] / 2  # returns are minus distances
     for name in ("watched", "best"):
-        assert float((folder / "runs" / name / "best.txt").read_text().split()[1]) >= 0.75
+        step, success = (folder / "runs" / name / "best.txt").read_text().split()
+        assert int(step) % 100 == 0
+        assert float(success) >= 0.75
+    assert "my_file:Inverse" in (folder / "report" / "report.html").read_text(encoding="utf-8")
     actions, _ = mtrl.load_policy(folder / "policy").predict(np.zeros((4, 2), np.float32))
     corners = np.array([[0, 1], [0, -1], [1, 0], [-1, 0]])
     assert ((actions * corners).sum(axis=1) > 0.5).sum() >= 3
+    gated_policy = mtrl.load_policy(folder / "gated_policy", architecture="my_network.py:Gated")
+    assert gated_policy.predict(np.zeros((4, 2), np.float32))[0].shape == (4, 2)

@@ -50,13 +50,10 @@ def test_mistake_in_a_real_process(tmp_path: Path, encoding: str) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow  # in one process: tests/cli/test_train.py and test_evaluate.py
 @pytest.mark.parametrize(
     ("script", "arguments"),
-    [
-        pytest.param("train.py", ["--resume", "absent"], marks=pytest.mark.slow),
-        ("train_mt10.py", ["--resume", "."]),
-        pytest.param("evaluate.py", ["absent"], marks=pytest.mark.slow),
-    ],
+    [("train.py", ["--resume", "absent"]), ("train_mt10.py", ["--resume", "."]), ("evaluate.py", ["absent"])],
 )
 def test_a_directory_without_a_run_is_refused_by_the_real_training(
     tmp_path: Path, script: str, arguments: list[str]

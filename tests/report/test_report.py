@@ -66,12 +66,6 @@ def sweep(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest),
-    )
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 

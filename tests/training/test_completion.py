@@ -31,7 +31,9 @@ def evaluated(run: Path) -> list[tuple[int, bool]]:
     return [(line["vector_step"], line["final"]) for line in lines(run / "evaluations.jsonl")]
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["on the way", "at the end"])
+@pytest.mark.parametrize(
+    "number", [pytest.param(0, id="on the way", marks=pytest.mark.slow), pytest.param(1, id="at the end")]
+)
 def test_an_evaluation_that_failed_is_made_on_resume(
     number: int, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +102,7 @@ def test_a_longer_run_goes_on_from_a_complete_one(half: Path, undisturbed: Path)
     assert_same_run(undisturbed, half)
 
 
-@pytest.mark.parametrize("killed_at", [30, 60])
+@pytest.mark.parametrize("killed_at", [pytest.param(30, marks=pytest.mark.slow), 60])
 def test_an_extended_run_that_is_killed_before_an_evaluation_ends_as_an_undisturbed_one(
     killed_at: int, half: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

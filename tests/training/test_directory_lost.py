@@ -34,8 +34,19 @@ def _taken(run: Path) -> None:
     (run / "run.owner").write_text('{"pid": 1, "host": "other"}')
 
 
-@pytest.mark.parametrize("lose", [shutil.rmtree, _moved, _unmounted, _taken])
-@pytest.mark.parametrize(("kind", "step"), [("log", 10), ("checkpoint", 25), ("evaluation", 60)])
+LOSSES = (shutil.rmtree, _moved, _unmounted, _taken)
+EVENTS = (("log", 10), ("checkpoint", 25), ("evaluation", 60))
+
+
+@pytest.mark.parametrize(
+    ("lose", "kind", "step"),
+    [
+        # Each loss and each event once; all pairs are slow.
+        pytest.param(lose, *event, marks=[] if row % len(EVENTS) == column else [pytest.mark.slow])
+        for row, lose in enumerate(LOSSES)
+        for column, event in enumerate(EVENTS)
+    ],
+)
 def test_a_run_whose_directory_is_gone_stops_and_never_says_complete(
     lose: Callable[[Path], Any], kind: str, step: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,26 +38,35 @@ def in_slice(patch: pytest.MonkeyPatch, number: int, signal_number: int) -> None
     patch.setattr(SlicedAgent, "learn", signalled)
 
 
-def test_slices_come_after_the_step_that_asks_for_them_and_before_the_next_action(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    agents: list[Any] = []
+@pytest.fixture(scope="module")
+def undisturbed_slices(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """A run that nothing happens to, and what its agent was asked for; to be read only."""
+    run, agents = tmp_path_factory.mktemp("slices") / "run", list[SlicedAgent]()
     made = SlicedAgent.__init__
 
     def noted(self: SlicedAgent, *arguments: Any) -> None:
         made(self, *arguments)
         agents.append(self)
 
-    monkeypatch.setattr(SlicedAgent, "__init__", noted)
-    train(SETTINGS, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SlicedAgent, "__init__", noted)
+        train(SETTINGS, run)
+    return run, agents[0].record
+
+
+def test_slices_come_after_the_step_that_asks_for_them_and_before_the_next_action(
+    undisturbed_slices: tuple[Path, list[Any]],
+) -> None:
+    run, record = undisturbed_slices
     rollouts = [["act"] * ROLLOUT + [end / 27] * SLICES for end in (6, 12, 18, 24)]
-    assert agents[0].record == [*(event for rollout in rollouts for event in rollout), *["act"] * 3]
-    logged = [line["train/slices"] for line in lines(tmp_path / "run/metrics.jsonl")]
+    assert record == [*(event for rollout in rollouts for event in rollout), *["act"] * 3]
+    logged = [line["train/slices"] for line in lines(run / "metrics.jsonl")]
     assert logged == [4, 8, 12, 16, 16]
 
 
-def test_a_stop_in_the_middle_saves_there_and_the_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
-    train(SETTINGS, tmp_path / "undisturbed")
+def test_a_stop_in_the_middle_saves_there_and_the_resumed_run_is_the_undisturbed_one(
+    tmp_path: Path, undisturbed_slices: tuple[Path, list[Any]]
+) -> None:
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         in_slice(patch, 6, signal.SIGTERM)  # the second of four, after vector step 12
@@ -70,11 +79,12 @@ def test_a_stop_in_the_middle_saves_there_and_the_resumed_run_is_the_undisturbed
         assert resume_training(run).steps == 12
     assert load_checkpoint(run)[1]["rest"]["left"] == 1
     assert resume_training(run).exit_code == 0
-    assert_same_run(tmp_path / "undisturbed", run)
+    assert_same_run(undisturbed_slices[0], run)
 
 
-def test_a_warning_in_the_middle_saves_there_and_a_later_kill_repeats_no_line(tmp_path: Path) -> None:
-    train(SETTINGS, tmp_path / "undisturbed")
+def test_a_warning_in_the_middle_saves_there_and_a_later_kill_repeats_no_line(
+    tmp_path: Path, undisturbed_slices: tuple[Path, list[Any]]
+) -> None:
     run = tmp_path / "run"
 
     def killed(event: Event) -> None:
@@ -88,4 +98,4 @@ def test_a_warning_in_the_middle_saves_there_and_a_later_kill_repeats_no_line(tm
     assert load_checkpoint(run)[1]["rest"]["left"] == 2
     assert [line["vector_step"] for line in lines(run / "metrics.jsonl")] == [6, 12]
     assert resume_training(run).exit_code == 0
-    assert_same_run(tmp_path / "undisturbed", run)
+    assert_same_run(undisturbed_slices[0], run)

@@ -27,10 +27,21 @@ SHORT: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("log", ["metrics.jsonl", "evaluations.jsonl"])
-@pytest.mark.parametrize("when", [("log", 20), ("checkpoint", 30)], ids=["on the way", "at the end"])
+ON_THE_WAY, AT_THE_END = ("log", 20), ("checkpoint", 30)
+
+
+@pytest.mark.parametrize(
+    ("log", "when"),
+    [
+        ("metrics.jsonl", ON_THE_WAY),
+        ("evaluations.jsonl", AT_THE_END),
+        pytest.param("metrics.jsonl", AT_THE_END, marks=pytest.mark.slow),
+        pytest.param("evaluations.jsonl", ON_THE_WAY, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_run_whose_log_is_removed_or_replaced_stops(
-    when: tuple[str, int], log: str, tmp_path: Path
+    log: str, when: tuple[str, int], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
 

@@ -36,8 +36,8 @@ from tests.helpers.short_runs import COUNTING, TASKS, assert_same_run, config, c
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-# One of the losses alone, one of the Gramian, one that asks for gradients at other parameters.
-QUICK = {"famo", "cagrad", "fs_mtl"}
+# One of the losses alone, one that asks for gradients elsewhere; cagrad has every ingredient, below.
+QUICK = {"famo", "fs_mtl"}
 METHODS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(COMBINERS)]
 
 
@@ -234,6 +234,7 @@ def test_every_ingredient_of_the_recipe_survives_a_resume(tmp_path: Path) -> Non
 # -- real Meta-World ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.meta
 def test_a_run_of_metaworld_resumes_as_well(tmp_path: Path) -> None:
     assert_resumes(config(steps=30), tmp_path)
@@ -283,6 +284,7 @@ def assert_everything_written(run: Path, tasks: Sequence[str]) -> None:
     assert max(metrics["weight"].values()) > min(metrics["weight"].values()) > 0
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_equal_to_undisturbed(tmp_path: Path, undisturbed: Path) -> None:
     slowly = counting(suite_options={"step_seconds": 0.02})  # so that it is killed on its way
     save_config(slowly, tmp_path / "slowly.yaml")

@@ -167,7 +167,9 @@ def test_a_stop_while_the_environments_start_leaves_a_run_that_can_be_resumed(
     assert_same_run(undisturbed, tmp_path / "run")
 
 
-@pytest.mark.parametrize("kind", ["log", "checkpoint", "evaluation"])
+@pytest.mark.parametrize(
+    "kind", ["checkpoint", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("log", "evaluation"))]
+)
 def test_a_hang_up_right_after_something_was_written_is_not_lost(kind: str, tmp_path: Path) -> None:
     heard: list[Event] = []
 

@@ -159,7 +159,7 @@ def test_terminated_transitions_are_not_bootstrapped() -> None:
 
 @pytest.mark.dear
 @pytest.mark.parametrize("method", sorted(COMBINERS))
-@pytest.mark.parametrize("heads", ["shared", "per_task"])
+@pytest.mark.parametrize("heads", ["shared", pytest.param("per_task", marks=pytest.mark.slow)])
 def test_every_method_trains_and_stays_finite(method: str, heads: str) -> None:
     agent = _agent(method, heads=heads)
     before = agent.actor.flat.vector.detach().clone()
@@ -258,7 +258,7 @@ def test_actor_and_critic_share_no_combiner_state() -> None:
 
 
 @pytest.mark.parametrize("method", sorted(COMBINERS))
-@pytest.mark.parametrize("field", ["reward", "obs"])
+@pytest.mark.parametrize("field", ["obs", pytest.param("reward", marks=pytest.mark.slow)])
 def test_a_task_with_non_finite_numbers_is_named_and_no_other(method: str, field: str) -> None:
     agent = _agent(method)
     _run(agent, 2)

@@ -81,47 +81,52 @@ def test_norm_equals_numpys_bit_for_bit(numbers: list[float], stride: int) -> No
 
 
 INSTALLED = """
+import os, sys
 import metaworld, numpy, scipy.spatial.transform
 from metaworld.envs import sawyer_reach_v3 as reach
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils import reward_utils
 from mtrl.envs.metaworld import fast_functions
 from mtrl.envs.metaworld import speedups
-{before}
-notes = speedups.install(SawyerXYZEnv) + speedups.install(SawyerXYZEnv)
-print(SawyerXYZEnv.step.__module__, reach.Rotation.__module__, reach.np.linalg.norm.__module__,
-      reward_utils.tolerance.__module__)
-assert numpy.linalg.norm is not fast_functions.norm
-assert scipy.spatial.transform.Rotation is not fast_functions._QuickRotation
-print(len(set(notes)), *notes)
+
+def check(before):
+    exec(before)
+    notes = speedups.install(SawyerXYZEnv) + speedups.install(SawyerXYZEnv)
+    print(SawyerXYZEnv.step.__module__, reach.Rotation.__module__, reach.np.linalg.norm.__module__,
+          reward_utils.tolerance.__module__)
+    assert numpy.linalg.norm is not fast_functions.norm
+    assert scipy.spatial.transform.Rotation is not fast_functions._QuickRotation
+    print(len(set(notes)), *notes, flush=True)
+
+for before in sys.argv[1:]:  # each in a process without the replacements; the imports take a second
+    child = os.fork()
+    if not child:
+        check(before)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 """
+CASES = [  # what is changed before; whose step, Rotation, norm and tolerance there are then; what is noted
+    ("", "mtrl mtrl mtrl mtrl", "0"),
+    (
+        "speedups.metaworld_version = lambda: '3.2.0'",
+        "metaworld scipy numpy metaworld",
+        "1 metaworld 3.2.0",
+    ),
+    (
+        "fast_functions.quaternion = lambda m: m[0]",
+        "mtrl scipy mtrl mtrl",
+        "1 environments are somewhat slower: scipy's Rotation",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("before", "modules", "note"),
-    [
-        ("", ["mtrl", "mtrl", "mtrl", "mtrl"], "0"),
-        (
-            "speedups.metaworld_version = lambda: '3.2.0'",
-            ["metaworld", "scipy", "numpy", "metaworld"],
-            "1 metaworld 3.2.0",
-        ),
-        (
-            "fast_functions.quaternion = lambda m: m[0]",
-            ["mtrl", "scipy", "mtrl", "mtrl"],
-            "1 environments are somewhat slower: scipy's Rotation",
-        ),
-    ],
-)
-def test_replacements_are_for_the_known_version_and_equal_bits_only(
-    before: str, modules: list[str], note: str
-) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", INSTALLED.format(before=before)], capture_output=True, text=True, check=True
-    )
-    first, second = run.stdout.splitlines()
-    assert [name.partition(".")[0] for name in first.split()] == modules
-    assert second.startswith(note)
+def test_replacements_are_for_the_known_version_and_equal_bits_only() -> None:
+    command = [sys.executable, "-c", INSTALLED, *(before for before, _, _ in CASES)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == 2 * len(CASES)
+    for (before, modules, note), found, noted in zip(CASES, lines[::2], lines[1::2], strict=True):
+        assert [name.partition(".")[0] for name in found.split()] == modules.split(), before
+        assert noted.startswith(note), before
 
 
 def episode(suite: type[MetaWorldSuite]) -> list[StepResult]:
