@@ -129,7 +129,8 @@ class NetworkConfig:
     value_high: float = 10.0
     """Highest atom, in units of scaled reward (FastTD3, BRC: 10)."""
     observation_norm: Literal["none", "warmup"] = "none"
-    """`warmup`: standardise observations by their mean and deviation over the warm-up of all tasks."""
+    """`warmup`: standardise observations by their mean and deviation over the warm-up of all tasks
+    (of PPO: over its first rollout)."""
     task_identity: Literal["one_hot", "embedding", "file", "none"] = "one_hot"
     """What the first layer gets of the task (MW+: one_hot; the mtrl line: none). `embedding`: a learnt vector
     of length 1; `file`: the numbers in identity_file, projected to such a vector."""

@@ -158,8 +158,8 @@ class TrainingLoop:
         agent = self.state.agent
         if isinstance(agent, CountsUpdates) and not agent.updates:
             console.warning(
-                f"the agent has made no update: {step:,} vector steps end within its warm-up or its first "
-                "rollout. These are results of an untrained policy."
+                f"the agent has made no update: {step:,} vector steps end within its warm-up or before "
+                "its first full rollout to learn from. These are results of an untrained policy."
             )
         console.evaluation_table(self.final)
         split = ", ".join(

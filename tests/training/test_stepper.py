@@ -104,3 +104,25 @@ def test_an_agent_learns_from_rewards_in_another_unit_and_returns_keep_their_own
     np.testing.assert_allclose(each["training_return"], own.sum(1) / 2, rtol=1e-6)
     assert means["rollout/ep_rew_mean"] < 0
     np.testing.assert_array_equal(each["training_success"], [1.0, 0.0])
+
+
+def test_where_a_resumed_run_begins_new_episodes_its_agent_sees_where_the_last_step_led() -> None:
+    """PPO bootstraps that step from there; the first step after the resume is no transition."""
+    settings = config(**COUNTING, steps=9, env=EnvConfig(resume="restart"))
+    moves: list[Any] = []
+    with closing(build_envs(settings, num_workers=1)) as envs:
+        state = RunState(settings, envs, torch.device("cpu"))
+        stepper = Stepper(settings, state)
+        stepper.begin()
+        for step in range(3):
+            stepper.vector_step(step)
+        resumed: Any = RunState(settings, envs, torch.device("cpu"))
+        resumed.load(state.tree())
+        resumed.agent.observe = moves.append
+        for step in (3, 4):
+            Stepper(settings, resumed).vector_step(step)
+    assert state.obs is not None
+    first, second = moves
+    assert first.lost.all() and not second.lost.any()
+    np.testing.assert_array_equal(first.obs, state.obs)
+    assert not np.array_equal(second.obs, first.next_obs)

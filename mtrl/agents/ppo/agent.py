@@ -32,7 +32,8 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
     It fills a rollout with one policy, then it is `behind` and `learn` goes through the rollout: first what
     its rows are worth, then `ppo.epochs` times all of its minibatches. Pauses of `learn` change no number.
     Permutations are drawn before each epoch, so a captured step gets the same rows as an eager one, and a
-    checkpoint holds what remains of an epoch. An update is a step on one minibatch.
+    checkpoint holds what remains of an epoch. An update is a step on one minibatch. With
+    `network.observation_norm: warmup` the first rollout gives the statistics of observations alone.
 
     Source: Schulman et al., "Proximal Policy Optimization Algorithms" (2017, arXiv 1707.06347), with
     generalised advantage estimates (Schulman et al., ICLR 2016, arXiv 1506.02438). Options: values by PopArt
@@ -127,6 +128,9 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
     def learn(self, progress: float) -> None:
         """Learn from a full rollout for about a second; without one, do nothing."""
         if not self.rollout.full:
+            return
+        if not self._fitted:
+            self._fit()
             return
         began = time.perf_counter()
         self.update.anneal(progress)
@@ -223,13 +227,19 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         if rollout["order"] is not None:
             self._order.copy_(rollout["order"])
 
-    def _assess(self) -> None:
+    def _fit(self) -> None:
+        """Take the statistics of observations from the first rollout, which serves for nothing else.
+
+        Its actions are those of a policy that saw other inputs. Some networks' fresh outputs are far from 0,
+        so the ratios of the two policies' densities would be without bounds.
+        """
         norm = self.update.observation_norm
-        if not self._fitted and norm is not None:
-            # The first rollout was drawn without a standardisation, but from fresh networks, whose outputs
-            # are about 0 for inputs of any scale: its policy is that of the standardised observations.
-            norm.fit(self.rollout.obs)
-            self._fitted = True
+        assert norm is not None
+        norm.fit(self.rollout.obs)
+        self._fitted = True
+        self.rollout.clear()
+
+    def _assess(self) -> None:
         self.update.assess(self.rollout, self._batch)
         self._assessed = True
 

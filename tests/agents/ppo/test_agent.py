@@ -17,7 +17,8 @@ from tests.helpers.agents import ACTION, OBS, TASKS
 from tests.helpers.checkpoints import assert_same
 from tests.helpers.plain_ppo import COPIES, EPOCHS, MINIBATCHES, STEPS, Story, fill, ppo_agent, ppo_config
 
-UPDATED = STEPS + EPOCHS * MINIBATCHES
+FITTED = STEPS + 1  # pieces of work: the first rollout, which gives the statistics of observations alone
+UPDATED = FITTED + STEPS + EPOCHS * MINIBATCHES
 FULL: dict[str, Any] = {
     "ppo": {"value_norm": "pop_art", "entropy": 0.01, "final_lr_fraction": 0.1},
     "methods": {"critic_method": "fairgrad", "actor_method": "pcgrad"},
@@ -46,6 +47,12 @@ def test_settings_that_ppo_cannot_train_with_are_refused(changes: dict[str, Any]
         PPOAgent.check(ppo_config(**changes), TASKS)
 
 
+def _fit_and_fill(agent: PPOAgent, story: Story) -> None:
+    fill(agent, story)
+    agent.learn(0.0)
+    fill(agent, story)
+
+
 def _advance(agent: PPOAgent, story: Story, pieces: int) -> None:
     """Vector steps and minibatches alike count as a piece, in the order of a run."""
     for _ in range(pieces):
@@ -59,16 +66,18 @@ def _advance(agent: PPOAgent, story: Story, pieces: int) -> None:
 @pytest.mark.parametrize(
     "stopped",
     [
-        pytest.param(5, id="in a rollout"),
-        pytest.param(STEPS + 3, id="in an epoch"),
-        pytest.param(STEPS + MINIBATCHES, id="between epochs"),
-        pytest.param(STEPS, id="before the update", marks=pytest.mark.slow),
+        pytest.param(STEPS, id="before the statistics"),
+        pytest.param(FITTED + 5, id="in a rollout"),
+        pytest.param(FITTED + STEPS + 3, id="in an epoch"),
+        pytest.param(FITTED + STEPS + MINIBATCHES, id="between epochs"),
+        pytest.param(5, id="in the first rollout", marks=pytest.mark.slow),
+        pytest.param(FITTED + STEPS, id="before the update", marks=pytest.mark.slow),
         pytest.param(UPDATED, id="after it", marks=pytest.mark.slow),
         pytest.param(UPDATED + STEPS + 1, id="in the second update", marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_anywhere_it_goes_on_bit_for_bit(stopped: int) -> None:
-    total = 2 * UPDATED + 3
+    total = 2 * UPDATED - FITTED + 3
     undisturbed, story = ppo_agent(ppo_config(**FULL)), Story()
     _advance(undisturbed, story, total)
     first, story = ppo_agent(ppo_config(**FULL)), Story()
@@ -88,7 +97,7 @@ def test_pauses_of_learning_change_no_number(monkeypatch: pytest.MonkeyPatch) ->
     agents = [ppo_agent(ppo_config(**FULL)) for _ in range(2)]
     for agent, seconds in zip(agents, (-1.0, 1e9), strict=True):
         monkeypatch.setattr(agent_module, "SLICE_SECONDS", seconds)
-        fill(agent, Story())
+        _fit_and_fill(agent, Story())
         calls = 0
         while agent.behind():
             agent.learn(0.5)
@@ -127,8 +136,10 @@ def test_actions_are_squashed_samples_and_evaluation_takes_the_mean(squash: str)
     np.testing.assert_allclose(found, np.tile(wanted, (TASKS, 1)), rtol=0, atol=0.05)
 
 
-def test_observations_are_standardised_by_the_first_rollout_for_good() -> None:
+def test_the_first_rollout_gives_the_statistics_of_observations_and_nothing_else() -> None:
     agent, story = ppo_agent(ppo_config(observation_norm="warmup")), Story()
+    networks = (agent.update.actor, agent.update.critic)
+    fresh = [network.flat.vector.detach().clone() for network in networks]
     steps = fill(agent, story)
     agent.learn(0.0)
     norm = agent.update.observation_norm
@@ -136,15 +147,32 @@ def test_observations_are_standardised_by_the_first_rollout_for_good() -> None:
     seen = np.concatenate([moved.obs for moved, _ in steps])
     np.testing.assert_allclose(norm.mean.numpy(), seen.mean(0), rtol=0, atol=1e-6)
     np.testing.assert_allclose(norm.deviation.numpy(), seen.std(0), rtol=1e-5)
+    for network, vector in zip(networks, fresh, strict=True):
+        assert torch.equal(network.flat.vector, vector)
+    assert not agent.behind()
     before = norm.mean.clone()
     fill(agent, story)
-    agent.learn(0.0)
+    while agent.behind():
+        agent.learn(0.0)
     assert torch.equal(norm.mean, before)
+    assert agent.updates == EPOCHS * MINIBATCHES
+
+
+@pytest.mark.parametrize("network", ["brc", "simba"])
+def test_a_network_whose_first_policy_depends_on_the_units_of_observations_learns(network: str) -> None:
+    """Its policy on standardised observations has nothing in common with that on raw ones."""
+    agent, story = ppo_agent(ppo_config(architecture=network, observation_norm="warmup")), Story()
+    for _ in range(2):
+        while not agent.behind():
+            story.obs = 0.6 + 0.1 * story.obs  # metres
+            story.follow(agent)
+        agent.learn(0.0)
+    assert agent.updates and not agent.failures()
 
 
 def test_log_lines_have_the_numbers_of_each_task_and_only_after_updates() -> None:
     agent, story = ppo_agent(ppo_config(**FULL)), Story()
-    fill(agent, story)
+    _fit_and_fill(agent, story)
     agent.learn(0.0)
     metrics = agent.metrics()
     names = (

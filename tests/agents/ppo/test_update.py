@@ -147,6 +147,8 @@ def _plain_critic_loss(update: Any, named: dict[str, Tensor], batch: Minibatch, 
 def test_in_the_first_minibatch_the_policy_is_that_of_the_rollout(value_norm: str) -> None:
     agent = ppo_agent(ppo_config(ppo={"value_norm": value_norm}, observation_norm="warmup"))
     story = Story()
+    fill(agent, story)
+    agent.learn(0.0)  # takes the statistics of observations
     for _ in range(2):
         fill(agent, story)
         seen: list[Any] = []
