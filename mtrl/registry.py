@@ -166,17 +166,20 @@ def load_object(path: str, kind: str) -> Any:
     """Return the object that "package.module:Name" or "path/to/file.py:Name" names; messages call it `kind`.
 
     Modules are also looked up in the working directory, as by `python -m`. Raises UserError if there is no
-    such file, module or name.
+    such file, module or name, or if it names what cannot be called.
     """
     place, _, name = path.rpartition(":")
     module = _load_file(Path(place), kind) if place.endswith(".py") else _import(place, kind)
     try:
-        return getattr(module, name)
+        found = getattr(module, name)
     except AttributeError:
         public = [key for key in vars(module) if not key.startswith("_")]
         # Rather what the file defines than what it imports.
         own = [key for key in public if getattr(vars(module)[key], "__module__", "") == module.__name__]
         raise UserError(unknown_name(f"name in {place}", name, own or public)) from None
+    if not callable(found):
+        raise UserError(f"a {kind} must be a class or a function; found a {type(found).__name__}, '{path}'.")
+    return found
 
 
 def locate(path: str) -> Path | None:

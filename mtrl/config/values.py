@@ -105,7 +105,7 @@ def from_text(text: str, annotation: Any) -> Any:
 
 
 class YamlLoader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a number (for YAML 1.1 it is text) and refuses a key given twice.
+    """SafeLoader that reads 3e-4, -.5 and .5e3 as numbers (for YAML 1.1 they are text), and no key twice.
 
     It also refuses documents whose aliases unfold to very many values or contain themselves.
     """
@@ -145,8 +145,8 @@ def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
 
 YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
+    re.compile(r"[-+]?(\d+(\.\d*)?[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?)$"),
+    list("-+.0123456789"),
 )
 
 

@@ -95,8 +95,9 @@ def read_rows(path: str, task_names: Sequence[str]) -> list[list[float]]:
     Raises:
         UserError: no such file, not of that form, a task without numbers, or rows of different lengths.
     """
+    content = _content(path)
     try:
-        found = json.loads(_content(path))
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"network.identity_file: {path} is not JSON: {error}.") from error
     if not isinstance(found, Mapping) or not all(map(_is_row, found.values())):
@@ -110,7 +111,9 @@ def read_rows(path: str, task_names: Sequence[str]) -> list[list[float]]:
     rows = [[float(number) for number in found.get(name, by_stem.get(_stem(name)))] for name in task_names]
     lengths = {len(row) for row in rows}
     if len(lengths) > 1 or 0 in lengths:
-        raise UserError(f"{path} must have as many numbers for each task; found {sorted(lengths)}.")
+        raise UserError(
+            f"{path} must have as many numbers for each task, at least one; found {sorted(lengths)}."
+        )
     return rows
 
 

@@ -48,6 +48,11 @@ MISTAKES = [
     ("--network.architecture mpl", "unknown network 'mpl'. Did you mean 'mlp'?"),
     ("--method absent.py:Mine", "absent.py' for the method."),
     ("--method absent_module:Mine", "no module 'absent_module'"),
+    *(
+        (f"--{kind} os:path", f"a {kind} must be a class or a function; found a module, 'os:path'.")
+        for kind in ("agent", "method", "network", "suite")
+    ),
+    ("--ppo.gamma -.5 --agent ppo", "ppo.gamma must be at least 0; found -0.5."),
     ("--preset mt01", "unknown preset 'mt01'. Did you mean"),
     ("--preset absent.yaml", "cannot read absent.yaml: No such file or directory."),
     ("--tasks push-v2", "'push-v2'. Did you mean 'push-v3'?"),

@@ -236,7 +236,10 @@ def test_unknown_preset_and_missing_file_are_named() -> None:
         load_preset("absent.yaml")
 
 
-@pytest.mark.parametrize(("text", "value"), [("3e-4", 3e-4), ("1E-8", 1e-8), ("1", 1.0), ("2.5e-3", 2.5e-3)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3e-4", 3e-4), ("1E-8", 1e-8), ("1", 1.0), ("2.5e-3", 2.5e-3), ("+.5", 0.5), (".5e3", 500.0)],
+)
 def test_numbers_are_read_as_people_write_them(tmp_path: Path, text: str, value: float) -> None:
     loaded = load_preset(write(tmp_path, f"sac: {{actor_lr: {text}}}"))["sac"]["actor_lr"]
     assert type(loaded) is float
