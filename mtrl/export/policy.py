@@ -166,9 +166,13 @@ def load_policy(
         if described and not _is_as_small(architecture, spec["arguments"], tensors):
             raise UserError(f"it describes a larger network than that in {TENSORS_NAME}.")
         network = make_network(architecture, spec["arguments"])
-    except UserError as error:
+        fresh = network.initial_parameters(torch.Generator().manual_seed(0))
+    except (
+        UserError,
+        TypeError,
+    ) as error:  # TypeError: an argument of another kind, as text for a range
         raise UserError(f"'{folder / SPEC_NAME}': {error}") from None
-    flat = FlatParameters(*network.initial_parameters(torch.Generator().manual_seed(0)))
+    flat = FlatParameters(*fresh)
     named = flat.named()
     found = {name.removeprefix(PARAMETER): tensor for name, tensor in tensors.items()}
     if {name: value.shape for name, value in named.items()} != {n: v.shape for n, v in found.items()}:

@@ -16,6 +16,7 @@ from mtrl.networks.initial import (
     Fresh,
     FromLayout,
     Layout,
+    at_least,
     dense_layer,
     he_uniform,
     norm_layer,
@@ -58,6 +59,9 @@ class MLP(FromLayout):
             Stable-Baselines3.
         identity_width: columns of a learnt or projected task identity.
         identity_rows: the given numbers of task_identity "file".
+
+    Raises:
+        ValueError: no layer or unit, or an unknown activation.
     """
 
     papers = ("nauman2024bro",)
@@ -94,6 +98,9 @@ class MLP(FromLayout):
         self.identity = TaskIdentity(
             "none" if self.one_hot else task_identity, num_tasks, identity_width, identity_rows
         )
+        at_least(1, width=width, depth=depth)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; found {activation!r}.")
         self.width, self.depth, self.layer_norm = width, depth, layer_norm
         self.activation = ACTIVATIONS[activation]
         self.per_task_heads, self.head_range = per_task_heads, head_range

@@ -340,6 +340,21 @@ def test_a_network_larger_than_its_file_is_refused_before_it_takes_memory(
         mtrl.load_policy(exported)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"activation": "relo"}, {"activation": []}, {"width": 0}, {"head_range": "x"}, {"head_range": None}],
+    ids=str,
+)
+def test_an_argument_that_the_network_cannot_take_is_a_user_s_error(
+    changes: dict[str, Any], exported: Path
+) -> None:
+    spec = json.loads((exported / "policy.json").read_text())
+    spec["network"]["arguments"] |= changes
+    (exported / "policy.json").write_text(json.dumps(spec))
+    with pytest.raises(UserError, match=r"policy\.json"):
+        mtrl.load_policy(exported)
+
+
 @pytest.mark.parametrize("key", ["sha256", "tasks", "obs_dim", "network", "format"])
 @pytest.mark.parametrize("value", [None, [], {}, "x", -1, 1e999, "absent"])
 def test_a_description_that_lacks_something_is_a_user_s_error(key: str, value: Any, exported: Path) -> None:
