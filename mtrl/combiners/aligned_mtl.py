@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_choice
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.backends import Array, problem, solve
+from mtrl.combiners.solvers.backends import problem, solve
+from mtrl.combiners.solvers.operations import Array
 
 
 class AlignedMTL(GramCombiner):
@@ -48,7 +49,7 @@ _SQUARES: dict[str, Callable[[Array], float]] = {
 }
 
 
-@problem("aligned", lambda tasks: (tasks,), most_tasks=0)
+@problem("aligned", lambda tasks: (tasks,))
 def _aligned(gram: Array, scale: float, least: float) -> Array:
     # The routine raises for values that are not finite; the weights must carry them on instead.
     if not np.isfinite(gram).all():

@@ -1,13 +1,18 @@
 """EMTL: evens out the tasks' relative contributions, loss over gradient norm."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.backends import Array, problem, solve
+from mtrl.combiners.solvers import operations as op
+from mtrl.combiners.solvers.backends import one_text, solve
 from mtrl.combiners.solvers.gramian import lengths_and_cosines, weighted_sum
+from mtrl.combiners.solvers.operations import Array
+from mtrl.combiners.solvers.path import larger, or_one, smaller
+
+_LONGEST = 1e100  # one over a length, whose square must not overflow
+_TINY = 1e-300  # instead of zero in a divisor
 
 
 class EMTL(JacobianCombiner):
@@ -45,21 +50,24 @@ class EMTL(JacobianCombiner):
         return weighted_sum(weights, jacobian)
 
 
-@problem("emtl", lambda tasks: (tasks,))
-def _emtl(cosine: Array, lengths: Array, losses: Array, lam: float) -> Array:
+@one_text("emtl")
+def weigh(cosine: Array, lengths: Array, losses: Array, tasks: int, lam: float) -> Array:
+    """Return the weights of `EMTL`."""
     there = lengths > 0.0
-    count = max(there.sum(), 1)
-    # Lengths and losses in units of their means over tasks with a gradient. Squares must not overflow.
-    inverse = (lengths.sum() / count / np.where(there, lengths, np.inf)).clip(max=1e100)
-    exact = np.where(there, losses, 0.0)
-    size = abs(exact).sum() / count
-    contributions = exact / (size if size > 0.0 else 1.0) * inverse
-    extra = 2.0 * lam / count * there * (contributions - contributions.sum() / count) * inverse
-    relative = lengths / lengths.max().clip(1e-300)
+    count = larger(op.real(1.0), op.total(op.where(there, 1.0, lengths * 0.0)))
+    # Lengths and losses in units of their means over tasks with a gradient.
+    inverse = op.where(there, op.total(lengths) / count / op.where(there, lengths, 1.0), 0.0)
+    inverse = op.where(inverse > _LONGEST, _LONGEST, inverse)
+    exact = op.where(there, losses, 0.0)
+    contributions = exact / or_one(op.total(abs(exact)) / count) * inverse
+    apart = op.where(there, contributions - op.total(contributions) / count, 0.0)
+    extra = 2.0 * lam / count * apart * inverse
+    relative = lengths / larger(_TINY + count * 0.0, op.largest(lengths))
     # Each task's improvement under the mean, and what `extra` adds to it: the largest share of `extra` that
     # turns none of them round and keeps weights positive.
-    before, change = cosine @ relative, cosine @ (extra * relative)
-    worse = np.where((change < 0.0) & (before > 0.0), before / -change, np.inf)
-    share = np.minimum(worse.min(), 1.0 / abs(extra).max().clip(1e-300)).clip(max=1.0)
-    weights: Array = (1.0 + share * extra) / len(lengths)
+    before = op.times(cosine, relative)
+    change = op.times(cosine, extra * relative)
+    worse = op.where((change < 0.0) & (before > 0.0), before / op.where(change < 0.0, -change, 1.0), op.INF)
+    share = smaller(op.smallest(worse), 1.0 / larger(_TINY + count * 0.0, op.largest(abs(extra))))
+    weights: Array = (1.0 + smaller(op.real(1.0), share) * extra) / op.real(tasks)
     return weights

@@ -11,17 +11,17 @@ too. Where an update is a CUDA graph, such a solve divides it into two graphs (`
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[Any]
+from mtrl.combiners.solvers.operations import Array
 
-MOST_TASKS = 64  # of a kernel whose registers hold the problem
+MOST_TASKS = 62  # of a kernel whose registers hold the problem and two more rows
 
 
 class Problem(NamedTuple):
@@ -36,7 +36,7 @@ PROBLEMS: dict[str, Problem] = {}
 
 
 def problem(
-    name: str, shape: Callable[[int], tuple[int, ...]], most_tasks: int = MOST_TASKS
+    name: str, shape: Callable[[int], tuple[int, ...]], most_tasks: int = 0
 ) -> Callable[[Callable[..., Any]], Any]:
     """Register a function as the solver on the host of the problem `name`; see `Problem`."""
 
@@ -45,6 +45,32 @@ def problem(
         return host
 
     return register
+
+
+def one_text(
+    name: str, shape: Callable[[int], tuple[int, ...]] = lambda tasks: (tasks,), most_tasks: int = MOST_TASKS
+) -> Callable[[Callable[..., Any]], Any]:
+    """Register a text of `operations` as the solver of the problem `name`, on the host and on devices."""
+
+    def register(text: Callable[..., Any]) -> Callable[..., Any]:
+        PROBLEMS[name] = Problem(partial(by_numpy, text), shape, most_tasks)
+        return text
+
+    return register
+
+
+def by_numpy(text: Callable[..., Any], gram: Array, *given: Any) -> Array:
+    """Return what a text of `operations` makes of a Gramian [T, T], vectors [T] and numbers."""
+    vectors = [padded(one) for one in given if isinstance(one, np.ndarray)]
+    found = text(padded(gram), *vectors, len(gram), *given[len(vectors) :])
+    return np.stack(found) if isinstance(found, tuple) else found
+
+
+def padded(values: Array) -> Array:
+    """Return a vector or matrix with room for three more tasks, which have zero gradients."""
+    larger = np.zeros([size + 3 for size in values.shape])
+    larger[tuple(slice(size) for size in values.shape)] = values
+    return larger
 
 
 def in_one_launch(name: str, tasks: int) -> bool:
@@ -129,6 +155,7 @@ def _on_host(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequen
     exact = symmetric(gram.to("cpu", torch.float64).numpy())
     with np.errstate(all="ignore"):  # numbers that are not finite pass, as on a device
         found = PROBLEMS[name].host(exact, *(vector.cpu().numpy() for vector in vectors), *numbers)
+    found = found[..., : PROBLEMS[name].shape(len(exact))[-1]]
     return torch.from_numpy(found).to(gram.device)
 
 

@@ -13,12 +13,12 @@ Three things keep the number of Newton's steps small:
 
 import math
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import Array, problem, solve
-from mtrl.combiners.solvers.path import solved
+from mtrl.combiners.solvers import operations as op
+from mtrl.combiners.solvers.backends import one_text, solve
+from mtrl.combiners.solvers.operations import Array
+from mtrl.combiners.solvers.path import larger
 
 _TO_BOUNDARY = 0.95
 # After a step of this relative length only rounding is left, since convergence is quadratic.
@@ -44,58 +44,62 @@ def bargaining_weights(matrix: Tensor, *, ridge: float, alpha: float = 1.0) -> T
     return solve("bargain", matrix, numbers=(alpha, ridge, added, bound, _enough(alpha)))
 
 
-@problem("bargain", lambda tasks: (tasks,))
-def _bargain(matrix: Array, alpha: float, ridge: float, added: float, bound: float, steps: float) -> Array:
-    plain, factor, alone, there = _scaled(matrix, alpha)
-    ridged = plain + np.eye(len(plain)) * (factor * added)
-    a = _stepped(ridged, factor, np.ones(len(plain)), alpha, int(steps), bound)
+def _enough(alpha: float) -> int:
+    """Return how many steps reach rounding level for norms over eight decades, at most 95 % down a step."""
+    return 12 if alpha == 1.0 else math.ceil(18.0 + 10.0 * alpha)
+
+
+@one_text("bargain")
+def bargain(
+    gram: Array, tasks: int, alpha: float, ridge: float, added: float, bound: float, steps: int
+) -> Array:
+    """Return the weights of `bargaining_weights`."""
+    squares = op.diagonal(gram)
+    there = squares > 0.0
+    squares = op.where(there, squares, 1.0)
+    # M in the tasks' units, and the factor of phi' there. A zero gradient is replaced by a unit gradient
+    # orthogonal to all others, whose equation a = 1 solves.
+    alone = op.power(squares, -alpha / (1.0 + alpha))
+    factor = squares * alone * alone
+    plain = op.with_diagonal(gram * alone[:, None] * alone[None, :], factor)
+    a = _stepped(
+        op.with_diagonal(plain, factor + factor * added), factor, factor * 0.0 + 1.0, alpha, steps, bound
+    )
     violated = _violation(plain, factor, a, alpha)
     if not violated < _SOLVED:
         exact = _stepped(plain, factor, a, alpha, _WITHOUT_RIDGE, 0.0)
         # Newton's steps converge quadratically if there is a solution. If there is none, the weights grow
         # slowly without end, and those with the ridge are kept. A solution whose a'Ma does not exceed the
         # rounding error of its terms exists only through the rounding of M, and does not count either.
-        real = exact @ (plain @ exact) > _NOISE * ridge * (exact @ factor**0.5) ** 2
-        if _violation(plain, factor, exact, alpha) < 0.01 * violated and real:
+        lengths = op.total(exact * op.root(factor))
+        real = op.total(exact * op.times(plain, exact)) > _NOISE * ridge * lengths * lengths
+        if (_violation(plain, factor, exact, alpha) < 0.01 * violated) & real:
             a = exact
-    return np.where(there, a * alone, 0.0)
-
-
-def _enough(alpha: float) -> int:
-    """Return how many steps reach rounding level for norms over eight decades, at most 95 % down a step."""
-    return 12 if alpha == 1.0 else math.ceil(18.0 + 10.0 * alpha)
-
-
-def _scaled(matrix: Array, alpha: float) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
-    """Return M in the tasks' units, the factor of phi' there, the units, and which tasks have a gradient."""
-    squares = matrix.diagonal()
-    there = squares > 0.0
-    squares = np.where(there, squares, 1.0)
-    alone = squares ** (-alpha / (1.0 + alpha))
-    # A zero gradient is replaced by a unit gradient orthogonal to all others, whose equation a = 1 solves.
-    both = there[:, None] & there[None, :]
-    scaled = np.where(both, matrix * alone[:, None] * alone[None, :], np.eye(len(matrix)))
-    return scaled, squares * alone**2, alone, there
+    result: Array = op.where(there, a * alone, 0.0)
+    return result
 
 
 def _violation(matrix: Array, factor: Array, a: Array, alpha: float) -> float:
     """Return the largest |(Ma)_i / phi'(a_i) - 1|."""
-    return float(abs((matrix @ a) * a ** (1.0 / alpha) / factor - 1.0).max())
+    found: float = op.largest(abs(op.times(matrix, a) * op.power(a, 1.0 / alpha) / factor - 1.0))
+    return found
 
 
-def _stepped(matrix: Array, factor: Array, a: Array, alpha: float, steps: int, bound: float) -> Array:
-    """Return `a` after at most `steps` Newton steps; ends after one of relative length below `bound`."""
-    power, share = 1.0 / alpha, alpha / (1.0 + alpha)
-    unit = np.eye(len(matrix))
-    for _ in range(steps):
-        product = matrix @ a
+def _stepped(matrix: Array, factor: Array, a: Array, alpha: float, most: int, bound: float) -> Array:
+    """Return `a` after at most `most` Newton steps; ends after one of relative length below `bound`."""
+    own = op.diagonal(matrix)
+    steps = 0
+    while steps < most:
+        steps += 1
+        product = op.times(matrix, a)
         # The minimum along the ray t a, then Newton's step (H^-1 of the gradient), relative to a.
-        radial = (a @ (factor * a**-power) / (a @ product)) ** share
+        pull = factor * op.power(a, -1.0 / alpha)
+        radial = op.power(op.total(a * pull) / op.total(a * product), alpha / (1.0 + alpha))
         a = a * radial
-        pull = factor * a**-power
-        hessian = matrix + unit * (power * pull / a)
-        relative = solved(hessian, (product * radial - pull)[:, None])[:, 0] / a
-        a = a - a * relative * (_TO_BOUNDARY / relative.max().clip(_TO_BOUNDARY))
-        if abs(relative).max() < bound:
-            break
+        pull = pull * op.power(radial, -1.0 / alpha)
+        hessian = op.with_diagonal(matrix, own + 1.0 / alpha * pull / a)
+        relative = op.solved(hessian, product * radial - pull) / a
+        a = a - a * relative * (_TO_BOUNDARY / larger(_TO_BOUNDARY, op.largest(relative)))
+        if op.largest(abs(relative)) < bound:
+            steps = most
     return a

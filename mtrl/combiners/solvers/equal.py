@@ -1,14 +1,15 @@
 """Weights of the direction that projects equally onto all unit gradients (IMTL-G, ConFIG)."""
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import Array, problem, solve
+from mtrl.combiners.solvers import operations as op
+from mtrl.combiners.solvers.backends import one_text, solve
 from mtrl.combiners.solvers.gramian import rounding_ridge
-from mtrl.combiners.solvers.path import units_of
+from mtrl.combiners.solvers.operations import Array
+from mtrl.combiners.solvers.path import larger, or_one, units_of
 
-SOLVES = 6
+_SOLVES = 6
+_TINY = 1e-300  # instead of zero in a divisor
 
 
 def equal_projections(gram: Tensor, *, projected: bool) -> Tensor:
@@ -29,28 +30,28 @@ def equal_projections(gram: Tensor, *, projected: bool) -> Tensor:
     return solve("equal", gram, numbers=(float(projected), len(gram) * rounding_ridge(gram)))
 
 
-@problem("equal", lambda tasks: (tasks,))
-def _equal(gram: Array, projected: float, ridge: float) -> Array:
-    tasks = len(gram)
-    inverse = units_of(gram).inverse
-    there = np.where(inverse > 0.0, 1.0, 0.0)
+@one_text("equal")
+def equal(gram: Array, tasks: int, projected: bool, ridge: float) -> Array:
+    """Return the weights of `equal_projections`."""
+    _, inverse, _, there = units_of(gram)
     # Rounded alike on and off the diagonal: opposite gradients then have the same weight.
     cosines = gram * inverse[:, None] * inverse[None, :]
-    factor = torch.linalg.cholesky_ex(torch.from_numpy(cosines + np.eye(tasks) * ridge))[0]
-    equal = np.zeros(tasks)
-    for _ in range(SOLVES):
-        left = torch.from_numpy(there - cosines @ equal).unsqueeze(-1)
-        equal = equal + torch.cholesky_solve(left, factor)[:, 0].numpy()
+    inverse_of = op.inverted(op.with_diagonal(cosines, op.diagonal(cosines) + ridge))
+    found = there * 0.0
+    solves = _SOLVES
+    while solves > 0:
+        solves -= 1
+        found = found + op.times(inverse_of, there - op.times(cosines, found))
     # Scaled first: where no direction exists the solution itself is as large as 1 / ridge.
     if projected:
-        equal = equal / abs(equal).max().clip(1e-300)
-        products = cosines @ equal
+        found = found / op.at_least(op.largest(abs(found)), _TINY)
+        products = op.times(cosines, found)
         # Below the cosines' rounding error the squared length is unknown; the direction then vanishes.
-        square = (equal @ products).clip(ridge / 16.0 * abs(equal).sum() ** 2)
-        length = (products * gram.diagonal().clip(0.0) ** 0.5).sum() / tasks
-        weights: Array = equal * inverse * length / (square if square > 0.0 else 1.0)
-        return weights
-    raw = equal / equal.sum().clip(1e-300) * inverse
-    total = max(abs(raw.sum()), 1e-3 * abs(raw).sum())
-    scaled: Array = raw / (total if total > 0.0 else 1.0)
-    return scaled
+        size = op.total(abs(found))
+        square = op.at_least(op.total(found * products), ridge / 16.0 * size * size)
+        length = op.total(products * op.root(op.at_least(op.diagonal(gram), 0.0))) / tasks
+        weights: Array = found * inverse * length / or_one(square)
+    else:
+        raw = found / op.at_least(op.total(found), _TINY) * inverse
+        weights = raw / or_one(larger(1e-3 * op.total(abs(raw)), abs(op.total(raw))))
+    return weights

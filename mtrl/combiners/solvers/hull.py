@@ -5,18 +5,17 @@ bind, which rounding errors can turn round where gradients depend on each other.
 interior-point steps instead, which need no such decision and solve about fifteen small systems.
 """
 
-from typing import Any, NamedTuple
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import Array, problem, solve
-from mtrl.combiners.solvers.path import follow, solved, tolerance_of, units_of
+from mtrl.combiners.solvers import operations as op
+from mtrl.combiners.solvers.backends import one_text, solve
+from mtrl.combiners.solvers.operations import Array
+from mtrl.combiners.solvers.path import follow, larger, or_one, smaller, tolerance_of, units_of
 
 _STEPS = 40  # 6 to 30 are needed; only dependent gradients in float32 took up to 40
 _TO_BOUNDARY = 0.995  # share of the way to the nearest bound that a step may use
-# Steps end at this gap, relative to the objective plus one. In the units of `_steps`, 1 is the squared length
+# Steps end at this gap, relative to the objective plus one. In the units of `capped`, 1 is the squared length
 # of the shortest gradient.
 _SOLVED = 1e-16
 _ROOM = 1e-9  # if the sum of the caps exceeds 1 by less than this, all caps bind
@@ -31,20 +30,18 @@ def shortest_in_hull(gram: Tensor, *, eps: float) -> Tensor:
     weights that cancel them are the solution, with g_w = 0. Zero gradients weigh nothing (see `units_of`).
     `eps` is the relative rounding error of the Gramian's entries.
     """
-    return solve("hull", gram, numbers=(eps,))
+    return solve("hull", gram, numbers=(tolerance_of(eps),))
 
 
-@problem("hull", lambda tasks: (tasks,))
-def _hull(gram: Array, eps: float) -> Array:
-    units = units_of(gram)
-    there = np.where(units.inverse > 0.0, 1.0, 0.0)
-    end = follow(units.cosines, there, -units.amounts, to_length=False, tolerance=tolerance_of(eps))
-    total = (end.dual * units.amounts).sum()
-    if not total > 0.0:
-        return np.full(len(gram), 1.0 / len(gram))
-    weights: Array = end.dual * units.inverse / total
-    whole: Array = weights / weights.sum()
-    return whole
+@one_text("hull")
+def hull(gram: Array, tasks: int, tolerance: float) -> Array:
+    """Return the weights of `shortest_in_hull`."""
+    cosines, inverse, amounts, there = units_of(gram)
+    _, dual, _ = follow(cosines, there, -amounts, tasks, False, False, tolerance)
+    weights = dual * inverse / or_one(op.total(dual * amounts))
+    whole = op.total(weights)
+    result: Array = op.where(whole > 0.0, weights / or_one(whole), 1.0 / op.real(tasks))
+    return result
 
 
 def project(point: Tensor) -> Tensor:
@@ -76,107 +73,102 @@ def shortest_capped(gram: Tensor, cap: float, *, eps: float) -> Tensor:
     Gradients fade out on the way to zero (see `units_of`). `eps` is the relative rounding error of the
     Gramian's entries.
     """
-    return solve("capped", gram, numbers=(cap, eps))
+    return solve("capped", gram, numbers=(cap, tolerance_of(eps)))
 
 
-@problem("capped", lambda tasks: (tasks,))
-def _capped(gram: Array, cap: float, eps: float) -> Array:
-    tasks = len(gram)
-    units = units_of(gram)
-    there = np.where(units.inverse > 0.0, 1.0, 0.0)
-    number = there.sum()
-    some = max(number, 1.0)
-    room = number * max(cap, 1.0 / tasks) - 1.0
+@one_text("capped")
+def capped(gram: Array, tasks: int, cap: float, tolerance: float) -> Array:
+    """Return the weights of `shortest_capped`."""
+    cosines, _, amounts, there = units_of(gram)
+    count = op.real(tasks)
+    number = op.total(there)
+    some = or_one(number)
+    room = number * op.select(cap * count > 1.0, cap, 1.0 / count) - 1.0
     mixed = there / some
     if not room <= _ROOM:
+        present = there > 0.0
+        own = op.where(present, amounts, 1.0)
+        # Equal weights at first. Zero gradients have no part in a'v = 1, so that their v goes to 0.
+        v = op.where(present, 1.0 / (own * some), 0.5)
         # The cap times the number of tasks with a gradient is room + 1.
-        own_cap = (max(room, 0.0) + 1.0) / some
-        mixed = _steps(units.cosines, units.amounts, own_cap, there, tolerance_of(eps))
-    mixed = mixed * (1.0 + min(room, 0.0))
-    rest = (1.0 - mixed.sum()) / max(tasks - number, 1.0)
-    weights: Array = mixed + (1.0 - there) * max(rest, 0.0)
-    return weights
+        t = op.where(present, (op.at_least(room, 0.0) + 1.0) / some / own - v, 0.5)
+        # Any positive multipliers with z - y = Cv - nu a are feasible. These make the products v z and t y
+        # about equal, as on the central path, which allows long first steps.
+        pull = op.times(cosines, v)
+        nu = op.total(v * pull)  # a'v = 1: the multiplier if all were free
+        slope = pull - nu * amounts
+        level = op.total(abs(slope) * v) / op.total(v * 0.0 + 1.0) + 1e-3
+        z = op.at_least(slope, 0.0) + level / v
+        y = op.at_least(-slope, 0.0) + level / t
+        steps = _STEPS
+        while steps > 0:
+            steps -= 1
+            gap = op.total(v * z + t * y)
+            if gap <= _SOLVED * (1.0 + op.total(v * op.times(cosines, v))):
+                steps = 0
+            else:
+                v, t, z, y, nu = _stepped(cosines, amounts, v, t, z, y, nu, gap, tolerance)
+        mixed = v * amounts / op.total(v * amounts)
+    mixed = mixed * (1.0 + smaller(room * 0.0, room))
+    # Zero gradients share what the caps of the others leave.
+    rest = op.at_least(1.0 - op.total(mixed), 0.0) / or_one(count - number)
+    result: Array = mixed + (1.0 - there) * rest
+    return result
 
 
-class _Point(NamedTuple):
-    """An iterate of the steps, or a step itself."""
-
-    v: Array
-    t: Array
-    z: Array
-    y: Array
-    nu: float
-
-
-def _steps(cosines: Array, amounts: Array, cap: float, there: Array, ridge: float) -> Array:
-    absent = there == 0.0
-    own = np.where(absent, 1.0, amounts)
-    # Equal weights at first. Zero gradients have no part in a'v = 1, so that their v goes to 0.
-    v = there / (own * there.sum()) + absent * 0.5
-    t = np.where(absent, 0.5, cap / own - v)
-    point = _start(cosines, amounts, v, t)
-    for _ in range(_STEPS):
-        gap = (point.v * point.z).sum() + (point.t * point.y).sum()
-        value = point.v @ cosines @ point.v
-        if gap <= _SOLVED * (1.0 + value):
-            break
-        point = _stepped(cosines, amounts, point, gap, ridge)
-    weights: Array = point.v * amounts / (point.v * amounts).sum()
-    return weights
-
-
-def _start(cosines: Array, amounts: Array, v: Array, t: Array) -> _Point:
-    # Any positive multipliers with z - y = Cv - nu a are feasible. These make the products v z and t y about
-    # equal, as on the central path, which allows long first steps.
-    pull = cosines @ v
-    nu = v @ pull  # a'v = 1: the multiplier if all were free
-    slope = pull - nu * amounts
-    level = (abs(slope) * v).sum() / len(v) + 1e-3
-    return _Point(v, t, slope.clip(0.0) + level / v, (-slope).clip(0.0) + level / v, nu)
-
-
-def _stepped(cosines: Array, amounts: Array, at: _Point, gap: float, ridge: float) -> _Point:
-    many = 2 * len(amounts)
+def _stepped(
+    cosines: Array,
+    amounts: Array,
+    v: Array,
+    t: Array,
+    z: Array,
+    y: Array,
+    nu: float,
+    gap: float,
+    ridge: float,
+) -> tuple[Array, Array, Array, Array, float]:
+    """Return the next v, t, z, y and nu."""
     # Eliminating dz and dy from Newton's equations leaves the matrix C + diag(z / v + y / t) for dv. A ridge
     # keeps it definite whatever rounding did to the cosines. It only shortens steps: the residual `slope` is
     # computed without the ridge, and the next step corrects what is left.
-    matrix = cosines + (at.z / at.v + at.y / at.t + ridge) * np.eye(len(cosines))
-    slope = cosines @ at.v - at.nu * amounts - at.z + at.y
-    lack = 1.0 - amounts @ at.v
-
-    def step(low: Array, high: Array) -> _Point:
-        """Newton's step towards v z + v dz + z dv = v z + low, and likewise `high` for t y."""
-        right = np.stack((low / at.v - high / at.t - slope, amounts), 1)
-        free, along = solved(matrix, right).T
-        nu = (lack - amounts @ free) / (amounts @ along)
-        v = free + nu * along
-        return _Point(v, -v, (low - at.z * v) / at.v, (high + at.y * v) / at.t, nu)
-
+    inverse = op.inverted(op.with_diagonal(cosines, op.diagonal(cosines) + ridge + z / v + y / t))
+    slope = op.times(cosines, v) - nu * amounts - z + y
+    lack = 1.0 - op.total(amounts * v)
+    along = op.times(inverse, amounts)
     # The predictor aims at products of 0. `left` is the share of the products that would remain after it. The
     # corrector aims at products of left^3 times their mean, so that a good predictor means little centring,
     # and takes the predictor's second-order terms dv dz and dt dy into account.
-    first = step(-at.v * at.z, -at.t * at.y)
-    share = _share(at, first)
-    there = _moved(at, first, share)
-    left = ((there.v * there.z).sum() + (there.t * there.y).sum()) / gap
-    centre = left**3 * gap / many
-    second = step(
-        centre - at.v * at.z - first.v * first.z,
-        centre - at.t * at.y - first.t * first.y,
-    )
-    moved = _moved(at, second, _share(at, second))
+    weight = op.total(amounts * along)
+    centre = gap * 0.0
+    share = centre
+    dnu = centre
+    dv = v * 0.0
+    dz = dv
+    dy = dv
+    rounds = 2
+    while rounds > 0:
+        rounds -= 1
+        # Newton's step towards v z + v dz + z dv = v z + low, and likewise `high` for t y; dt is -dv.
+        low = centre - v * z - dv * dz
+        high = centre - t * y + dv * dy
+        free = op.times(inverse, low / v - high / t - slope)
+        dnu = (lack - op.total(amounts * free)) / weight
+        dv = free + dnu * along
+        dz = (low - z * dv) / v
+        dy = (high + y * dv) / t
+        # The part of the step that keeps all of v, t, z and y positive.
+        fastest = op.largest(op.at_least(op.at_least(-dv / v, dv / t), op.at_least(-dz / z, -dy / y)))
+        share = _TO_BOUNDARY / larger(_TO_BOUNDARY, fastest)
+        if rounds > 0:
+            products = (v + share * dv) * (z + share * dz) + (t - share * dv) * (y + share * dy)
+            left = op.total(products) / gap
+            centre = left * left * left * gap / op.total(v * 0.0 + 2.0)
     # At the limit of rounding a step may not be finite; the previous point is kept then.
-    return moved if np.isfinite(moved.v.sum() + moved.z.sum() + moved.y.sum() + moved.nu) else at
-
-
-def _share(at: _Point, step: _Point) -> float:
-    """The part of a step that keeps all of v, t, z and y positive."""
-    values, changes = np.concatenate(at[:4]), np.concatenate(step[:4])
-    shrinks = changes < 0.0
-    room = np.where(shrinks, values / np.where(shrinks, -changes, 1.0), np.inf)
-    return min(float(room.min()) * _TO_BOUNDARY, 1.0)
-
-
-def _moved(at: _Point, step: _Point, share: float) -> _Point:
-    pairs: Any = zip(at, step, strict=True)
-    return _Point(*(value + share * change for value, change in pairs))
+    far = op.total(v + z + y) + nu + share * (op.total(dv + dz + dy) + dnu)
+    if abs(far) < op.INF:
+        v = v + share * dv
+        t = t - share * dv
+        z = z + share * dz
+        y = y + share * dy
+        nu = nu + share * dnu
+    return v, t, z, y, nu

@@ -1,16 +1,152 @@
-"""Launches of the kernels that solve problems on a CUDA device."""
+"""The kernels that solve problems on a CUDA device, one launch per solve, and their launches.
+
+A kernel reads a problem, calls the solver of its host (see `operations`), and writes what it returns. Tests
+run kernels without a GPU. Loops end as soon as the solution is reached, which costs no read on the host.
+"""
+
+# mypy: ignore-errors
+# ruff: noqa: ANN001, ANN201, ANN202, D103
 
 from collections.abc import Sequence
 from typing import Any
 
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from mtrl.combiners.solvers.kernels_newton import bargain, capped
-from mtrl.combiners.solvers.kernels_path import ball, cone, hull, next_power_of_2, projected
+from mtrl.combiners import emtl
+from mtrl.combiners.solvers import bargaining, equal, hull, projections, worst_case
+from mtrl.combiners.solvers.kernels_operations import compiled
 from mtrl.combiners.solvers.kernels_surgery import surgery
-from mtrl.combiners.solvers.kernels_weights import emtl, equal
-from mtrl.combiners.solvers.path import tolerance_of
-from mtrl.combiners.solvers.worst_case import LEAST_COSINE
+
+_hull, _capped = compiled(hull.hull), compiled(hull.capped)
+_around, _cone = compiled(worst_case.around), compiled(worst_case.cone)
+_in_ball, _bargain = compiled(worst_case.in_ball), compiled(bargaining.bargain)
+_weigh, _equal = compiled(emtl.weigh), compiled(equal.equal)
+_projection, _unit_projection = compiled(projections.projection), compiled(projections.unit_projection)
+
+
+@triton.jit
+def _gramian(gram, tasks, N: tl.constexpr):
+    """A symmetric Gramian in float64, with zeros beyond the tasks."""
+    index = tl.arange(0, N)
+    within = (index[:, None] < tasks) & (index[None, :] < tasks)
+    some = tl.load(gram + index[:, None] * tasks + index[None, :], mask=within, other=0.0)
+    other = tl.load(gram + index[None, :] * tasks + index[:, None], mask=within, other=0.0)
+    return (some.to(tl.float64) + other.to(tl.float64)) / 2.0
+
+
+@triton.jit
+def _read(vector, tasks, N: tl.constexpr):
+    index = tl.arange(0, N)
+    return tl.load(vector + index, mask=index < tasks, other=0.0)
+
+
+@triton.jit
+def _write(out, values, count):
+    index = tl.arange(0, values.shape[0])
+    tl.store(out + index, values, mask=index < count)
+
+
+@triton.jit
+def hull_kernel(gram, out, tasks, TOLERANCE: tl.constexpr, N: tl.constexpr):
+    _write(out, _hull(_gramian(gram, tasks, N), tasks, TOLERANCE), tasks)
+
+
+@triton.jit
+def capped_kernel(gram, out, tasks, CAP: tl.constexpr, TOLERANCE: tl.constexpr, N: tl.constexpr):
+    _write(out, _capped(_gramian(gram, tasks, N), tasks, CAP, TOLERANCE), tasks)
+
+
+@triton.jit
+def ball_kernel(gram, linear, out, tasks, TOLERANCE: tl.constexpr, N: tl.constexpr):
+    weights, dual = _in_ball(_gramian(gram, tasks, N), _read(linear, tasks, N), tasks, TOLERANCE)
+    _write(out, weights, tasks)
+    _write(out + tasks, dual, tasks)
+
+
+@triton.jit
+def around_kernel(
+    gram,
+    reference,
+    factor,
+    out,
+    tasks,
+    C: tl.constexpr,
+    TOLERANCE: tl.constexpr,
+    HAS_REFERENCE: tl.constexpr,
+    HAS_FACTOR: tl.constexpr,
+    N: tl.constexpr,
+):
+    centre = tl.where(tl.arange(0, N) < tasks, 1.0 / tasks.to(tl.float64), 0.0)
+    if HAS_REFERENCE:
+        centre = _read(reference, tasks, N)
+    scale = tl.full([], 1.0, tl.float64)
+    if HAS_FACTOR:
+        scale = tl.load(factor)
+    weights, dual = _around(_gramian(gram, tasks, N), centre, tasks, scale, C, TOLERANCE)
+    _write(out, weights, tasks)
+    _write(out + tasks, dual, tasks)
+
+
+@triton.jit
+def cone_kernel(gram, out, tasks, C: tl.constexpr, TOLERANCE: tl.constexpr, N: tl.constexpr):
+    _write(out, _cone(_gramian(gram, tasks, N), tasks, C, TOLERANCE), tasks + 3)
+
+
+@triton.jit
+def bargain_kernel(
+    gram,
+    out,
+    tasks,
+    ALPHA: tl.constexpr,
+    RIDGE: tl.constexpr,
+    ADDED: tl.constexpr,
+    BOUND: tl.constexpr,
+    STEPS: tl.constexpr,
+    N: tl.constexpr,
+):
+    _write(out, _bargain(_gramian(gram, tasks, N), tasks, ALPHA, RIDGE, ADDED, BOUND, STEPS), tasks)
+
+
+@triton.jit
+def equal_kernel(gram, out, tasks, PROJECTED: tl.constexpr, RIDGE: tl.constexpr, N: tl.constexpr):
+    _write(out, _equal(_gramian(gram, tasks, N), tasks, PROJECTED, RIDGE), tasks)
+
+
+@triton.jit
+def emtl_kernel(cosines, lengths, losses, out, tasks, LAM: tl.constexpr, N: tl.constexpr):
+    given = _gramian(cosines, tasks, N)
+    _write(out, _weigh(given, _read(lengths, tasks, N), _read(losses, tasks, N), tasks, LAM), tasks)
+
+
+@triton.jit
+def projection_kernel(gram, wanted, out, tasks, RIDGE: tl.constexpr, N: tl.constexpr):
+    _write(out, _projection(_gramian(gram, tasks, N), _read(wanted, tasks, N), tasks, RIDGE), tasks)
+
+
+@triton.jit
+def projections_kernel(gram, out, tasks, RIDGE: tl.constexpr, N: tl.constexpr):
+    program = tl.program_id(0)
+    unit = tl.where(tl.arange(0, N) == program, tl.full([], 1.0, tl.float64), 0.0)
+    _write(out + program * tasks, _unit_projection(_gramian(gram, tasks, N), unit, tasks, RIDGE), tasks)
+
+
+# The kernel of a problem of `backends.PROBLEMS`, and whether it takes a program for each task instead of one.
+_KERNELS = {
+    "hull": (hull_kernel, False),
+    "capped": (capped_kernel, False),
+    "ball": (ball_kernel, False),
+    "around": (around_kernel, False),
+    "cone": (cone_kernel, False),
+    "bargain": (bargain_kernel, False),
+    "equal": (equal_kernel, False),
+    "emtl": (emtl_kernel, False),
+    "cone_projection": (projection_kernel, False),
+    "cone_weights": (projections_kernel, True),
+    "surgery": (surgery, True),
+    "vaccine": (surgery, True),
+}
 
 
 def launch(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence[float], out: Tensor) -> None:
@@ -23,45 +159,17 @@ def planned(
     name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence[float]
 ) -> tuple[Any, int, tuple[Tensor, ...], dict[str, Any]]:
     """Return the kernel of a problem, its number of programs, its inputs, and its constants and options."""
-    tasks = len(gram)
-    size = next_power_of_2(max(tasks + (name == "cone"), 2))
+    kernel, by_task = _KERNELS[name]
+    tasks, inputs = len(gram), (gram, *vectors)
+    # Flags and counts are whole numbers, which a kernel needs as such.
+    values = [int(number) if number == int(number) else number for number in numbers]
+    if name in ("around", "surgery", "vaccine"):  # which have two vectors or less
+        inputs = (gram, vectors[0], vectors[-1]) if vectors else (gram, gram, gram)
+    if name in ("surgery", "vaccine"):
+        values = [name == "vaccine", *values]
+    names = kernel.arg_names[len(inputs) + 2 : -1]  # behind the output and the number of tasks
+    # The tableau of a path has two rows more than tasks, and a cone is one more task.
+    size = triton.next_power_of_2(max(tasks + {"cone": 3, "surgery": 0, "vaccine": 0}.get(name, 2), 2))
     # So many warps that a matrix [N, N] and its tableau stay in registers: 32 of a thread's 255 each at most.
-    options: dict[str, Any] = {"N": size, "num_warps": max(1, min(size, 64) ** 2 // 512)}
-    match name:
-        case "hull":
-            return hull, 1, (gram,), {"TOLERANCE": tolerance_of(*numbers), **options}
-        case "ball" | "around":
-            c, eps, referred, scaled = numbers if name == "around" else (1.0, *numbers, False, False)
-            kind = 0 if name == "ball" else 1 if referred else 2
-            constants = {"C": c, "KIND": kind, "SCALED": bool(scaled), "TOLERANCE": tolerance_of(eps)}
-            first, last = (vectors[0], vectors[-1]) if vectors else (gram, gram)
-            return ball, 1, (gram, first, last), constants | options
-        case "cone":
-            c, eps = numbers
-            return cone, 1, (gram,), {"C": max(c, LEAST_COSINE), "TOLERANCE": tolerance_of(eps), **options}
-        case "capped":
-            cap, eps = numbers
-            return capped, 1, (gram,), {"CAP": cap, "TOLERANCE": tolerance_of(eps), **options}
-        case "bargain":
-            names = ("ALPHA", "RIDGE", "ADDED", "BOUND", "STEPS")
-            alpha, ridge, added, bound, steps = numbers
-            constants = dict(zip(names, (alpha, ridge, added, bound, int(steps)), strict=True))
-            return bargain, 1, (gram,), constants | options
-        case "emtl":
-            return emtl, 1, (gram, *vectors), {"LAM": numbers[0], **options}
-        case "equal":
-            projected_too, ridge = numbers
-            return equal, 1, (gram,), {"PROJECTED": bool(projected_too), "RIDGE": ridge, **options}
-        case "cone_weights" | "cone_projection":
-            units = name == "cone_weights"
-            constants = {"UNITS": units, "RIDGE": numbers[0], "TOLERANCE": tolerance_of(0.0)}
-            return (
-                projected,
-                tasks if units else 1,
-                (gram, gram if units else vectors[0]),
-                constants | options,
-            )
-        case "surgery" | "vaccine":
-            constants = {"BETA": numbers[0] if numbers else 0.0, "VACCINE": name == "vaccine"}
-            return surgery, tasks, (gram, vectors[0], vectors[-1]), constants | options
-    raise ValueError(f"no kernel for the problem {name!r}.")
+    options = {"N": size, "num_warps": max(1, min(size, 64) ** 2 // 512)}
+    return kernel, tasks if by_task else 1, inputs, {**dict(zip(names, values, strict=True)), **options}

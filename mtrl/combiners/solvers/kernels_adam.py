@@ -1,4 +1,4 @@
-"""A step of Adam for weights that a method learns, in one launch; see `kernels_path`."""
+"""A step of Adam for weights that a method learns, in one launch; see `kernels`."""
 
 # mypy: ignore-errors
 # ruff: noqa: ANN001, ANN201

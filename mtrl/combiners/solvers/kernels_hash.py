@@ -1,4 +1,4 @@
-"""Random numbers and orders of `_random` in one launch each; see `kernels_path`."""
+"""Random numbers and orders of `_random` in one launch each; see `kernels`."""
 
 # mypy: ignore-errors
 # ruff: noqa: ANN001, ANN201, ANN202

@@ -1,4 +1,4 @@
-"""Kernels of the solver that changes gradients one after the other; see `kernels_path` and `surgery`."""
+"""Kernels of the solver that changes gradients one after the other; see `kernels` and `surgery`."""
 
 # mypy: ignore-errors
 # ruff: noqa: ANN001, ANN201, ANN202
@@ -20,7 +20,7 @@ def _row(gram, tasks, index, number):
 
 
 @triton.jit
-def surgery(gram, order, targets, out, tasks, BETA: tl.constexpr, VACCINE: tl.constexpr, N: tl.constexpr):
+def surgery(gram, order, targets, out, tasks, VACCINE: tl.constexpr, BETA: tl.constexpr, N: tl.constexpr):
     """Row `program_id` of what `surgery.projected` adds, or `turned` adds and makes of the targets."""
     index = tl.arange(0, N)
     task = tl.program_id(0)

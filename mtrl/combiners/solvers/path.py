@@ -15,11 +15,10 @@ The solutions of all min-max methods are ends of such paths: |x| = 1 for CAGrad,
 quadratic programs; Markowitz's critical line and least-angle regression walk the same way.
 """
 
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
-
-from mtrl.combiners.solvers.backends import Array
+from mtrl.combiners.solvers import operations as op
+from mtrl.combiners.solvers.operations import Array
 
 # Squared length, relative to the longest gradient, at which a gradient counts half. A gradient that is 1e12
 # times shorter than the longest still counts to 8 digits.
@@ -33,33 +32,32 @@ _CANCELLED = 4.0  # a mix of gradients cancels if its squared length is below th
 _AGAIN = 0.125  # share of the bound for a task that was replaced before: two tasks could take turns for ever
 _SHAKY = 1e-6  # a pivot on a squared distance below this costs digits: the tableau is then computed anew
 _CLEARLY = 1e-2  # a unit gradient at this squared distance is independent in any dtype
+_NEARLY_ONE = 1.0 - 1e-6  # a squared length that differs from 1 by rounding is above this
 
 
-class Units(NamedTuple):
-    """Unit gradients and how the gradients themselves follow from them."""
-
-    cosines: Array  # [T, T], with ones on the diagonal; fading gradients have more there
-    inverse: Array  # [T], one over the length; 0 for a zero gradient
-    amounts: Array  # [T], one over the length in units of the largest of these; 0 for a zero gradient
-
-
-def units_of(gram: Array) -> Units:
-    """Return the unit gradients of a Gramian [T, T].
+def units_of(gram: Array) -> tuple[Array, Array, Array, Array]:
+    """Return the unit gradients of a Gramian [N, N], and how the gradients themselves follow from them.
 
     No direction changes the task of a zero gradient, so maximisations of the worst improvement leave it out.
     To keep methods continuous in the gradients, a gradient of length rho relative to the longest gets the
     share rho^2 / (rho^2 + 1e-32). The improvement required of its task is multiplied by this share, and the
     squared length of its unit gradient is divided by it.
+
+    Returns:
+        cosines: [N, N], with ones on the diagonal; fading gradients have more there.
+        inverse: [N], one over the length; 0 for a zero gradient.
+        amounts: [N], one over the length in units of the largest of these; 0 for a zero gradient.
+        there: [N], 1 for a gradient that is not zero, otherwise 0.
     """
-    squares = gram.diagonal().clip(0.0)
-    there = squares > 0.0
-    inverse = np.where(there, squares**-0.5, 0.0)
-    fading = np.where(there, squares.max() / squares * _FADING, 0.0) + 1.0
+    squares = op.diagonal(gram)
+    present = squares > 0.0
+    exact = op.where(present, squares, 1.0)
+    inverse = op.where(present, 1.0 / op.root(exact), 0.0)
+    fading = op.where(present, op.largest(op.where(present, squares, 0.0)) / exact * _FADING, 0.0) + 1.0
     cosines = gram * inverse[:, None] * inverse[None, :]
-    np.fill_diagonal(cosines, fading)  # ones also for gradients that are left out
     shares = inverse / fading
-    most = shares.max()
-    return Units(cosines, inverse, shares / (most if most > 0.0 else 1.0))
+    amounts = shares / or_one(op.largest(shares))
+    return op.with_diagonal(cosines, fading), inverse, amounts, op.where(present, 1.0, shares * 0.0)
 
 
 def tolerance_of(eps: float) -> float:
@@ -67,190 +65,159 @@ def tolerance_of(eps: float) -> float:
     return max(8.0 * eps, 1e-11)
 
 
-class PathEnd(NamedTuple):
-    """Where a path ended."""
+def larger(first: Any, second: Any) -> Any:
+    """Return the larger of two numbers, the first if they cannot be compared."""
+    return op.select(second > first, second, first)
 
-    weights: Array  # [T], v
-    length: float  # |x|
-    stuck: bool  # whether no x reaches a larger nu; v then belongs to the largest nu, and |x| < 1
-    ray: Array  # [T] >= 0; where stuck, weights of unit gradients that cancel, otherwise zeros
 
-    @property
-    def dual(self) -> Array:
-        """The dual's weights of the unit gradients up to a factor: v, or the ray of a stuck path."""
-        return self.ray if self.stuck else self.weights
+def smaller(first: Any, second: Any) -> Any:
+    """Return the smaller of two numbers, the first if they cannot be compared."""
+    return op.select(second < first, second, first)
+
+
+def or_one(value: Any) -> Any:
+    """Return a positive number, or 1: a divisor."""
+    return op.select(value > 0.0, value, 1.0)
 
 
 def follow(
     cosines: Array,
     amounts: Array,
     offsets: Array,
-    *,
+    tasks: int,
     to_length: bool,
+    with_last: bool,
     tolerance: float,
-    first: int | None = None,
-) -> PathEnd:
+) -> tuple[Array, Array, float]:
     """Follow the path to |x| = 1 (`to_length`) or to nu = 0.
 
     Args:
-        cosines: C [T, T]; a task that is left out has zeros off the diagonal, and amount and offset zero.
-        amounts: n [T].
-        offsets: q [T].
+        cosines: C [N, N], N >= T + 2; a task that is left out has zeros off the diagonal.
+        amounts: n [N], 0 for a task that is left out.
+        offsets: q [N], likewise.
+        tasks: T.
         to_length: Whether the path ends at |x| = 1 instead of nu = 0.
+        with_last: Whether the last task, of zero amount and negative offset, is in A from the beginning.
         tolerance: Rounding error of a cosine, which decides when gradients count as dependent.
-        first: A task of zero amount and negative offset, which is in A from the beginning.
+
+    Returns:
+        weights: v [N].
+        dual: The dual's weights [N] of the unit gradients up to a factor. They are v, except where no x
+            reaches a larger nu. v then belongs to the largest nu, and these are weights of gradients that
+            cancel.
+        length: |x|, which is below 1 where no x reaches a larger nu.
     """
-    tasks = len(amounts)
-    tableau = _tableau(cosines, amounts, offsets)
-    active, replaced = np.zeros(tasks, bool), np.zeros(tasks, bool)
-    reached = stuck = shaky = False
-    ray, amount = np.zeros(tasks), -np.inf
-    # A rate is a difference of amounts and counts as zero below their rounding error. `most` is the largest
-    # such error among the tasks that were at a corner so far.
-    slowest, most = amounts * (tolerance * _STEEP), 0.0
-    if first is not None:
-        tableau = _pivoted(tableau, active, first)
-    for _ in range(10 * tasks + 50):  # random problems with 25 tasks have up to 47 corners
-        # For the present A, values - nu rates are the weights of the tasks in A and the slacks of the others.
-        # Each that falls reaches 0 at nu = values / rates, and the first of these is the next corner.
-        values, rates = tableau[:tasks, tasks], tableau[:tasks, tasks + 1]
-        # The slack of an exact copy of a task in A has the rate 0 up to the rounding error of A's rates.
-        copied = np.where(active, abs(rates), 0.0).sum() * _ROUNDING
-        corners = np.where(rates > slowest + (most + copied), values / rates, np.inf)
-        nearest = int(corners.argmin())
-        corner = amount if amount > corners[nearest] else corners[nearest]
-        end = _root(-tableau[-2, -2], -tableau[-2, -1], -tableau[-1, -1]) if to_length else 0.0
-        amount = corner if corner < end else end
-        if end <= corner:
-            reached = True
-            break
-        # A gradient that is a mix of those in A cannot enter by itself, because C_AA would become singular.
-        # Its weight grows at the same nu and x while the weights of the mix shrink. The first of these to
-        # reach 0 leaves A, and the gradient takes its place. If none shrinks, gradients cancel, and nu cannot
-        # grow further.
-        own = tableau[nearest, nearest]  # squared distance of this gradient from the span of A
-        most = max(most, slowest[nearest])
-        if not own > _CLEARLY:
-            mix = np.where(active, -tableau[:tasks, nearest], 0.0)  # of the nearest vector in that span
-            bound = tolerance * (1.0 + mix @ mix)
-            if replaced[nearest]:
-                bound = bound * _AGAIN
-            if not active[nearest] and own < bound:
-                # If task i leaves, the squared distance grows by mix_i^2 / (C_AA^-1)_ii. Where this is below
-                # the bound, mix_i is a rounding error, and task i is no candidate for leaving,
-                share = mix * mix > bound * tableau.diagonal()[:tasks]
-                alone = (-mix).clip(0.0)
-                alone[nearest] = 1.0
-                # unless the gradients do not cancel without these tasks.
-                share = share | (alone @ (cosines @ alone) > _CANCELLED * bound)
-                shrinks = (mix > 0.0) & share
-                room = np.where(shrinks, (values - amount * rates) / np.where(shrinks, mix, 1.0), np.inf)
-                leaving = int(room.argmin())
-                if room[leaving] == np.inf:
-                    stuck, ray = True, alone
-                    break
-                tableau = _pivoted(tableau, active, leaving)
-                replaced[leaving] = True
-            shaky = shaky or own < _SHAKY
-        tableau = _pivoted(tableau, active, nearest)
-        if shaky:
-            tableau = _made(cosines, amounts, offsets, active)
-    amount = amount if abs(amount) < np.inf else 0.0  # infinite while A is empty
-    weights, square = _refined(cosines, amounts, offsets, active, amount, to_length and reached)
-    # Rounding can make the equations of the last set singular; the weights of the tableau are used then.
-    if not np.isfinite(weights).all():
-        on_the_way = np.where(active, tableau[:tasks, tasks] - amount * tableau[:tasks, tasks + 1], 0.0)
-        weights = np.where(np.isfinite(weights), weights, on_the_way.clip(0.0))
-    # A length that differs from 1 by rounding is made 1. Where the path got stuck, x is shorter.
-    length = (square if square > 1.0 - 1e-6 else 1.0) ** 0.5
-    return PathEnd(weights / length if to_length else weights, max(square, 0.0) ** 0.5 / length, stuck, ray)
-
-
-def _refined(
-    cosines: Array, amounts: Array, offsets: Array, active: Array, amount: float, reached: bool
-) -> tuple[Array, float]:
-    """Return v and |x|^2 for the last set A of the path, free of the rounding errors of its pivots.
-
-    Solves C_AA v_A = nu n_A - q_A with the given cosines. Where |x| = 1 was `reached`, nu is computed anew.
-    Tasks with a negative weight leave A, and the equations are solved again without them: clipping the
-    weight alone would violate the equations of the others.
-    """
-    beside = np.stack((offsets, amounts), 1)
-    for _ in range(len(amounts) + 1):
-        among = active[:, None] & active[None, :]
-        matrix = np.where(among, cosines, 0.0)
-        np.fill_diagonal(matrix, np.where(active, cosines.diagonal(), 1.0))
-        right = np.where(active[:, None], beside, 0.0)
-        both = solved(matrix, right)
-        if reached:
-            squares = right.T @ both
-            nu = _root(squares[0, 0], squares[0, 1], squares[1, 1])
-            amount = nu if nu < np.inf else amount  # infinite if A is empty
-        weights = amount * both[:, 1] - both[:, 0]
-        lost = weights < 0.0
-        if not lost.any():
-            break
-        active = active & ~lost
-    # |x|^2 = v'Cv = v'(nu n - q) by the equations of v. v'Cv itself would lose all digits where gradients
-    # nearly cancel and weights are large.
-    square = (weights.clip(0.0) * np.where(active, amount * amounts - offsets, 0.0)).sum()
-    return weights.clip(0.0), square
-
-
-def _made(cosines: Array, amounts: Array, offsets: Array, active: Array) -> Array:
-    """Return the tableau after pivots on all of A, computed by one stable solve.
-
-    With K the first tableau and B the rest: [K_AA^-1, -K_AA^-1 K_AB; K_BA K_AA^-1, K_BB - K_BA K_AA^-1 K_AB].
-    """
-    whole = _tableau(cosines, amounts, offsets)
-    inside = np.concatenate((active, [False, False]))
-    unit = np.eye(len(whole))
-    matrix = np.where(inside[:, None] & inside[None, :], whole, np.where(inside[:, None], 0.0, unit))
-    right = np.concatenate((np.where(inside[:, None], whole, 0.0), np.where(inside[:, None], unit, 0.0)), 1)
-    both = solved(matrix, right)
-    shares, inverse = both[:, : len(whole)], both[:, len(whole) :]
-    outside = whole - whole @ shares
-    across = np.where(inside[None, :], inverse, -shares)
-    return np.where(inside[:, None], across, np.where(inside[None, :], shares.T, outside))
-
-
-def _tableau(cosines: Array, amounts: Array, offsets: Array) -> Array:
     # The rows of s = q - nu n + C v, bordered by q and n. Pivots on A turn the corner [2, 2] into minus
     # q'C_AA^-1 q, q'C_AA^-1 n and n'C_AA^-1 n, the coefficients of |x|^2 as a function of nu.
-    beside = np.stack((offsets, amounts), 1)
-    return np.block([[cosines, beside], [beside.T, np.zeros((2, 2))]])
+    whole = op.joined(op.joined(cosines, offsets, tasks), amounts, tasks + 1)
+    tableau = whole
+    index = op.indices(amounts)
+    active = amounts < 0.0  # none
+    replaced = active
+    if with_last:
+        tableau = op.pivoted(tableau, tasks - 1)
+        active = index == tasks - 1
+    # A rate is a difference of amounts and counts as zero below their rounding error. `most` is the largest
+    # such error among the tasks that were at a corner so far.
+    slowest = op.where(index < tasks, amounts * (tolerance * _STEEP), op.INF)
+    most = op.real(0.0)
+    amount = op.real(-op.INF)
+    ray = amounts * 0.0
+    reached = False
+    stuck = False
+    shaky = False
+    corners_left = 10 * tasks + 50  # random problems with 25 tasks have up to 47 corners
+    while corners_left > 0:
+        corners_left -= 1
+        # For the present A, values - nu rates are the weights of the tasks in A and the slacks of the others.
+        # Each that falls reaches 0 at nu = values / rates, and the first of these is the next corner.
+        values = op.column(tableau, tasks)
+        rates = op.column(tableau, tasks + 1)
+        # The slack of an exact copy of a task in A has the rate 0 up to the rounding error of A's rates.
+        copied = op.total(op.where(active, abs(rates), 0.0)) * _ROUNDING
+        corners = op.where(rates > slowest + (most + copied), values / rates, op.INF)
+        nearest = op.lowest(corners)
+        corner = larger(op.entry(corners, nearest), amount)
+        end = op.real(0.0)
+        if to_length:
+            end = _where_one(-op.entry(values, tasks), -op.entry(rates, tasks), -op.entry(rates, tasks + 1))
+        amount = smaller(end, corner)
+        if end <= corner:
+            reached = True
+            corners_left = 0
+        else:
+            # A gradient that is a mix of those in A cannot enter by itself, because C_AA would become
+            # singular. Its weight grows at the same nu and x while the weights of the mix shrink. The first
+            # of these to reach 0 leaves A, and the gradient takes its place. If none shrinks, gradients
+            # cancel, and nu cannot grow further.
+            most = larger(most, op.entry(slowest, nearest))
+            products = op.column(tableau, nearest)
+            own = op.entry(products, nearest)  # squared distance of this gradient from the span of A
+            if not own > _CLEARLY:
+                mix = op.where(active, -products, 0.0)  # of the nearest vector in that span
+                bound = tolerance * (1.0 + op.total(mix * mix))
+                bound = op.select(op.holds(replaced, nearest), bound * _AGAIN, bound)
+                if (not op.holds(active, nearest)) and own < bound:
+                    # If task i leaves, the squared distance grows by mix_i^2 / (C_AA^-1)_ii. Where this is
+                    # below the bound, mix_i is a rounding error, and task i is no candidate for leaving,
+                    # unless the gradients do not cancel without these tasks.
+                    alone = op.where(index == nearest, 1.0, op.at_least(-mix, 0.0))
+                    apart = op.total(alone * op.times(cosines, alone))
+                    least = op.select(apart > _CANCELLED * bound, 0.0, bound)
+                    shrinks = (mix > 0.0) & (mix * mix > least * op.diagonal(tableau))
+                    room = op.where(shrinks, (values - amount * rates) / op.where(shrinks, mix, 1.0), op.INF)
+                    leaving = op.lowest(room)
+                    if op.entry(room, leaving) == op.INF:
+                        stuck = True
+                        ray = alone
+                        corners_left = 0
+                    else:
+                        tableau = op.pivoted(tableau, leaving)
+                        active = op.flipped(active, leaving)
+                        replaced = replaced | (index == leaving)
+                shaky = shaky | (own < _SHAKY)
+            if not stuck:
+                tableau = op.pivoted(tableau, nearest)
+                active = op.flipped(active, nearest)
+                if shaky:
+                    tableau = op.made(whole, active)
+    amount = op.select(abs(amount) < op.INF, amount, 0.0)  # infinite while A is empty
+    on_the_way = op.column(tableau, tasks) - amount * op.column(tableau, tasks + 1)
+    on_the_way = op.where(active, op.at_least(on_the_way, 0.0), 0.0)
+    # The weights of the last set, free of the rounding errors of the pivots: C_AA v_A = nu n_A - q_A is
+    # solved with the given cosines. Where |x| = 1 was reached, nu is computed anew. Tasks with a negative
+    # weight leave A, and the equations are solved again without them: clipping the weight alone would violate
+    # the equations of the others.
+    weights = ray
+    repairs = tasks + 1
+    while repairs > 0:
+        repairs -= 1
+        free, along = op.solutions(whole, active, tasks)
+        if to_length:
+            nu = _where_one(op.total(offsets * free), op.total(offsets * along), op.total(amounts * along))
+            amount = op.select(reached & (nu < op.INF), nu, amount)  # infinite if A is empty
+        weights = amount * along - free
+        lost = weights < 0.0
+        if not op.any_of(lost):
+            repairs = 0
+        active = active & ~lost
+    weights = op.at_least(weights, 0.0)
+    # |x|^2 = v'Cv = v'(nu n - q) by the equations of v. v'Cv itself would lose all digits where gradients
+    # nearly cancel and weights are large.
+    square = op.total(weights * op.where(active, amount * amounts - offsets, 0.0))
+    # Rounding can make the equations of the last set singular; the weights of the tableau are used then.
+    weights = op.where(abs(weights) < op.INF, weights, on_the_way)
+    length = op.real(1.0)
+    if to_length:  # a length that differs from 1 by rounding is made 1
+        length = op.root(op.select(square > _NEARLY_ONE, square, 1.0))
+        weights = weights / length
+    return weights, op.where(stuck, ray, weights), op.root(larger(square, 0.0)) / length
 
 
-def solved(matrix: Array, right: Array) -> Array:
-    """Return `matrix^-1 right`; NaN where there is none."""
-    try:
-        return np.linalg.solve(matrix, right)
-    except np.linalg.LinAlgError:
-        return right * np.nan
-
-
-def _root(qq: float, qn: float, nn: float) -> float:
+def _where_one(qq: Any, qn: Any, nn: Any) -> Any:
     """Return the larger nu at which |x|^2 = nn nu^2 - 2 qn nu + qq is 1; infinite where nu changes nothing.
 
     |x|^2 = v'Cv with v_A = C_AA^-1 (nu n_A - q_A); along the path it grows with nu.
     """
-    if not nn > 0.0:
-        return np.inf
     square = qn * qn - nn * (qq - 1.0)
-    root: float = (qn + (0.0 if square < 0.0 else square) ** 0.5) / nn
-    return root
-
-
-def _pivoted(tableau: Array, active: Array, index: int) -> Array:
-    """Exchange slack and weight of one task: it enters A or leaves it, which `active` notes in place.
-
-    Its row s_i = p v_i + ... is solved for v_i, which is then inserted into all other rows.
-    """
-    column = tableau[:, index].copy()
-    row = tableau[index] / -column[index]
-    row[index] = 1.0 / column[index]
-    tableau[:, index] = 0.0
-    tableau = tableau + column[:, None] * row[None, :]
-    tableau[index] = row
-    active[index] = not active[index]
-    return tableau
+    return op.select(nn > 0.0, (qn + op.root(larger(square, 0.0))) / or_one(nn), op.INF)

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import Array, problem, solve
+from mtrl.combiners.solvers import operations as op
+from mtrl.combiners.solvers.backends import MOST_TASKS, one_text, padded, problem, solve
 from mtrl.combiners.solvers.gramian import cosines
-from mtrl.combiners.solvers.path import follow, tolerance_of, units_of
+from mtrl.combiners.solvers.operations import Array
+from mtrl.combiners.solvers.path import follow, or_one, tolerance_of, units_of
 
 _TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
 _START = 1.0  # least value of x and y at the start of the interior-point steps
@@ -27,6 +29,8 @@ _EXACT_STEPS = 3
 _MOST_ENTRIES = 2**25  # of the matrices [T, T] of the programs that are solved at once, 256 MiB
 _SOLVED = 1e-12  # violation of optimality at which a program of unit gradients counts as solved
 _SPLITTING_STEPS = 16  # more steps would help only dependent gradients, and those not enough
+# Of dependent cosines (see `follow`): the ridge keeps them apart.
+_TOLERANCE = tolerance_of(0.0)
 _SHIFT, _RELAXATION = 0.1, 1.6  # step size and over-relaxation (below 2) of the splitting
 
 
@@ -40,7 +44,7 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
     return solve("cone_weights", matrix, numbers=(ridge,))
 
 
-@problem("cone_weights", lambda tasks: (tasks, tasks))
+@problem("cone_weights", lambda tasks: (tasks, tasks), MOST_TASKS)
 @torch.no_grad()
 def _cone_weights(gram: Array, ridge: float) -> Array:
     cosine, unit = _scaled(torch.from_numpy(gram), ridge=ridge)
@@ -56,7 +60,7 @@ def _cone_weights(gram: Array, ridge: float) -> Array:
         if float(violated.amax()) < bound:
             break
     else:
-        x = _walked(cosine, x, violated, bound)
+        x = _walked(cosine, unit, x, violated, bound)
     weights: Array = (x + unit).numpy()
     return weights
 
@@ -71,17 +75,27 @@ def cone_projection(gram: Tensor, weights: Tensor, *, ridge: float) -> Tensor:
     return solve("cone_projection", gram, (weights,), (ridge,))
 
 
-@problem("cone_projection", lambda tasks: (tasks,))
-def _cone_projection(gram: Array, wanted: Array, ridge: float) -> Array:
-    units = units_of(gram)
-    there = np.where(units.inverse > 0.0, 1.0, 0.0)
-    parts = wanted * gram.diagonal().clip(0.0) ** 0.5
-    most = parts.max()
-    parts = parts / (most if most > 0.0 else 1.0)
-    matrix = units.cosines + np.eye(len(gram)) * ridge
-    end = follow(matrix, there, (matrix * parts).sum(1), to_length=False, tolerance=tolerance_of(0.0))
-    found: Array = wanted + end.weights * units.inverse * most
-    return found
+@one_text("cone_projection")
+def projection(gram: Array, wanted: Array, tasks: int, ridge: float) -> Array:
+    """Return the weights of `cone_projection`."""
+    cosines, inverse, _, there = units_of(gram)
+    parts = wanted * op.root(op.at_least(op.diagonal(gram), 0.0))
+    most = or_one(op.largest(parts))
+    added: Array = _added(cosines, there, parts / most, tasks, ridge) * inverse * most
+    return wanted + added
+
+
+def unit_projection(gram: Array, unit: Array, tasks: int, ridge: float) -> Array:
+    """Return one row of `cone_weights`, given that row of the identity matrix."""
+    cosines, _, _, there = units_of(gram)
+    return unit + _added(cosines, there, unit, tasks, ridge)
+
+
+def _added(cosines: Array, there: Array, parts: Array, tasks: int, ridge: float) -> Array:
+    """Return weights >= 0 of the shortest x with g_i.x >= -g_i.g0 for unit gradients, g0 = parts @ G."""
+    matrix = op.with_diagonal(cosines, op.diagonal(cosines) + ridge)
+    weights, _, _ = follow(matrix, there, op.times(matrix, parts), tasks, False, False, _TOLERANCE)
+    return weights
 
 
 def violation(cosine: Tensor, weights: Tensor) -> Tensor:
@@ -120,20 +134,13 @@ def _splitting_steps(cosine: Tensor, unit: Tensor, at_once: int) -> Tensor:
     return state.clamp(min=0.0)
 
 
-def _walked(cosine: Tensor, x: Tensor, violated: Tensor, bound: float) -> Tensor:
-    # The shortest x @ G with y = C x + C e_i >= 0: the end nu = 0 of a path with amounts 1, offsets C e_i.
+def _walked(cosine: Tensor, unit: Tensor, x: Tensor, violated: Tensor, bound: float) -> Tensor:
     x = x.clone()
-    matrix = cosine.numpy()
+    # These cosines include the ridge already.
+    matrix, there = padded(cosine.numpy()), padded(np.ones(len(cosine)))
     for program in torch.nonzero(violated[:, 0] > bound)[:, 0].tolist():
-        # These cosines include the ridge, which keeps them independent: no tolerance is needed.
-        end = follow(
-            matrix,
-            np.ones(len(matrix)),
-            matrix[:, program],
-            to_length=False,
-            tolerance=tolerance_of(0.0),
-        )
-        walked = torch.from_numpy(end.weights)
+        added = _added(matrix, there, padded(unit[program].numpy()), len(cosine), 0.0)
+        walked = torch.from_numpy(added[: len(cosine)])
         product = cosine @ walked + cosine[program]
         if float(torch.minimum(walked, product).abs().amax()) < float(violated[program]):
             x[program] = walked

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import Array, problem, solve
+from mtrl.combiners.solvers.backends import problem, solve
+from mtrl.combiners.solvers.operations import Array
 
 _MOST_TASKS = 1024  # of a kernel, whose blocks hold a row of the Gramian
 SMALLEST_SINE = 1e-3  # of a target angle: turning towards it multiplies a gradient's length by up to 1000
@@ -21,7 +22,7 @@ def projected(gram: Tensor, order: Tensor) -> Tensor:
     Row t of `order` [T, T-1] is the order in which task t's gradient meets the others. It loses its part
     along those with which its product is negative.
     """
-    return _mean(solve("surgery", gram, (order,)))
+    return _mean(solve("surgery", gram, (order,), (0.0,)))
 
 
 def turned(gram: Tensor, order: Tensor, targets: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -39,7 +40,7 @@ def _mean(added: Tensor) -> Tensor:
 
 
 @problem("surgery", lambda tasks: (tasks, tasks), _MOST_TASKS)
-def _surgery(gram: Array, order: Array) -> Array:
+def _surgery(gram: Array, order: Array, _: float) -> Array:
     squares = gram.diagonal()
     inverse = 1.0 / np.where(squares > 0.0, squares, 1.0)
     return _in_order(gram, order, lambda products, others: -products.clip(max=0.0) * inverse[others])

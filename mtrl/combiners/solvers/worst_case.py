@@ -10,8 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import MOST_TASKS, Array, has_numbers, problem, solve, symmetric
-from mtrl.combiners.solvers.path import follow, tolerance_of, units_of
+from mtrl.combiners.solvers import operations as op
+from mtrl.combiners.solvers.backends import (
+    MOST_TASKS,
+    by_numpy,
+    has_numbers,
+    one_text,
+    padded,
+    problem,
+    solve,
+    symmetric,
+)
+from mtrl.combiners.solvers.operations import Array
+from mtrl.combiners.solvers.path import follow, larger, or_one, tolerance_of, units_of
 
 
 class ConeSolution(NamedTuple):
@@ -35,18 +46,35 @@ def best_around(
     `best_in_ball` with linear_i = g_i.g0 / (c |g0|), which is multiplied by `factor` [1].
     """
     vectors = [vector for vector in (reference, factor) if vector is not None]
-    given = (float(reference is not None), float(factor is not None))
-    weights, dual = solve("around", gram, vectors, (c, eps, *given))
+    numbers = (c, tolerance_of(eps), float(reference is not None), float(factor is not None))
+    weights, dual = solve("around", gram, vectors, numbers)
     return weights, dual
 
 
-@problem("around", lambda tasks: (2, tasks))
+@problem("around", lambda tasks: (2, tasks), MOST_TASKS)
 def _around(gram: Array, *given: Any) -> Array:
-    (*vectors, c, eps, has_reference, has_factor) = given
-    centre = vectors[0] if has_reference else 1.0 / len(gram)
-    linear, radius = _gains(gram, centre, c)
-    step, dual = _in_ball(gram, linear * vectors[-1] if has_factor else linear, eps)
-    return np.stack((step * radius + centre, dual))
+    (*vectors, c, tolerance, has_reference, has_factor) = given
+    centre = vectors[0] if has_reference else np.full(len(gram), 1.0 / len(gram))
+    return by_numpy(around, gram, centre, float(vectors[-1][0]) if has_factor else 1.0, c, tolerance)
+
+
+def around(
+    gram: Array, centre: Array, tasks: int, factor: float, c: float, tolerance: float
+) -> tuple[Array, Array]:
+    """Return the weights of `best_around` and the dual."""
+    linear, radius = gains(gram, centre, tasks, c)
+    step, dual = in_ball(gram, linear * factor, tasks, tolerance)
+    return step * radius + centre, dual
+
+
+def gains(gram: Any, centre: Any, tasks: int, c: float) -> tuple[Any, Any]:
+    """Return g_i.g0 over the radius c |g0| [N], for g0 = centre @ G, and this radius; arrays or tensors."""
+    products = op.times(gram, centre)
+    square = op.total(products * centre)
+    # A square below the rounding error of this sum is noise: g0 and the radius then count as zero.
+    square = square * (square > _NO_LENGTH * op.total(op.diagonal(gram)) / tasks)
+    radius = c * op.root(square)
+    return products / (radius + (radius == 0.0)), radius
 
 
 def around_gap(
@@ -61,14 +89,15 @@ def around_gap(
 
     0 where g0, and so the ball, vanishes by the Gramian's rounding.
     """
-    centre: Any = 1.0 / len(gram) if reference is None else reference
-    exact: Any = symmetric(gram.detach().to(torch.float64))
+    tasks = len(gram)
+    exact = symmetric(gram.detach().to(torch.float64))
+    centre = exact.new_full((tasks,), 1.0 / tasks) if reference is None else reference.detach()
     if has_numbers(gram):
         # In the solver's arithmetic: where g0 nearly cancels, another rounding of g_i.g0 is another problem.
-        array = centre if reference is None else reference.detach().numpy()
-        linear, radius = (torch.as_tensor(part) for part in _gains(exact.numpy(), array, c))
+        linear, radius = gains(padded(exact.numpy()), padded(centre.numpy()), tasks, c)
+        linear, radius = torch.from_numpy(linear[:tasks]), torch.as_tensor(radius)
     else:
-        linear, radius = _gains(exact, centre, c)
+        linear, radius = gains(exact, centre, tasks, c)
     step = (weights - centre) / torch.where(radius > 0.0, radius, torch.inf)
     gap = ball_gap(gram, linear if factor is None else linear * factor, step, dual)
     return torch.where(radius > 0.0, gap, 0.0)
@@ -83,34 +112,18 @@ def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> tuple[Tensor, T
     relative rounding error of the Gramian's entries. Returns the weights of x and the dual [T], a point of
     the simplex, both float64.
     """
-    weights, dual = solve("ball", gram, (linear.to(torch.float64),), (eps,))
+    weights, dual = solve("ball", gram, (linear.to(torch.float64),), (tolerance_of(eps),))
     return weights, dual
 
 
-@problem("ball", lambda tasks: (2, tasks))
-def _ball(gram: Array, linear: Array, eps: float) -> Array:
-    return np.stack(_in_ball(gram, linear, eps))
-
-
-def _gains(gram: Any, centre: Any, c: float) -> tuple[Any, Any]:
-    """Return g_i.g0 over the radius c |g0| [T], for g0 = centre @ G, and this radius; arrays or tensors."""
-    products = (gram * centre).sum(1)
-    square = (products * centre).sum()
-    # A square below the rounding error of this sum is noise: g0 and the radius then count as zero.
-    square = square * (square > _NO_LENGTH * gram.diagonal().sum() / len(gram))
-    radius = c * square**0.5
-    return products / (radius + (radius == 0.0)), radius
-
-
-def _in_ball(gram: Array, linear: Array, eps: float) -> tuple[Array, Array]:
-    """Return the step and the dual of `best_in_ball`."""
-    units = units_of(gram)
-    offsets = linear * units.inverse
-    end = follow(units.cosines, units.amounts, offsets, to_length=True, tolerance=tolerance_of(eps))
-    dual = end.dual * units.inverse
-    total = dual.sum()
-    dual = dual / total if total > 0.0 else dual + 1.0 / len(dual)
-    return end.weights * units.inverse, dual
+@one_text("ball", lambda tasks: (2, tasks))
+def in_ball(gram: Array, linear: Array, tasks: int, tolerance: float) -> tuple[Array, Array]:
+    """Return the weights of `best_in_ball` and the dual."""
+    cosines, inverse, amounts, _ = units_of(gram)
+    step, dual, _ = follow(cosines, amounts, linear * inverse, tasks, True, False, tolerance)
+    dual = dual * inverse
+    whole = op.total(dual)
+    return step * inverse, op.where(whole > 0.0, dual / or_one(whole), 1.0 / op.real(tasks))
 
 
 def ball_gap(gram: Tensor, linear: Tensor, solution: Tensor, dual: Tensor) -> Tensor:
@@ -133,28 +146,29 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
     them is stretched to length 1. It stays in the cone, and no direction harms the worst task less per
     progress along g0.
     """
-    found = solve("cone", gram, numbers=(c, eps))
+    found = solve("cone", gram, numbers=(max(c, LEAST_COSINE), tolerance_of(eps)))
     return ConeSolution(found[:-2], found[-2], found[-1])
 
 
-@problem("cone", lambda tasks: (tasks + 3,), MOST_TASKS - 1)  # its mean gradient is one more
-def _cone(gram: Array, c: float, eps: float) -> Array:
-    units = units_of(gram)
-    products = gram.sum(1) / len(gram)
-    length = (products.sum() / len(gram)).clip(0.0) ** 0.5
-    some = float(length > 0.0)
-    column = products * units.inverse / (length if some else 1.0) * some
-    cosines = np.block([[units.cosines, column[:, None]], [column[None, :], np.ones((1, 1))]])
-    end = follow(
-        cosines,
-        np.append(units.amounts, 0.0),
-        np.append(np.zeros(len(gram)), some * -max(c, LEAST_COSINE)),
-        to_length=True,
-        tolerance=tolerance_of(eps),
-        first=len(gram),
+@one_text("cone", lambda tasks: (tasks + 3,), MOST_TASKS - 1)  # its mean gradient is one more
+def cone(gram: Array, tasks: int, c: float, tolerance: float) -> Array:
+    """Return the weights, the length and the reach of `ConeSolution`, one behind the other."""
+    cosines, inverse, amounts, _ = units_of(gram)
+    index = op.indices(amounts)
+    last = index == tasks
+    mean = op.where(index < tasks, 1.0 / op.real(tasks), 0.0)
+    products = op.times(gram, mean)
+    square = op.total(products * mean)
+    length = op.root(larger(square * 0.0, square))
+    some = op.select(length > 0.0, op.real(1.0), op.real(0.0))
+    beside = op.where(last, 1.0, products * inverse / or_one(length) * some)
+    offsets = op.where(last, -c * some, 0.0)
+    weights, _, reach = follow(
+        op.joined(cosines, beside, tasks), amounts, offsets, tasks + 1, True, True, tolerance
     )
-    weights = end.weights * np.append(units.inverse, some) / (end.length if end.length > 0.0 else 1.0)
-    return np.concatenate((weights, [length, end.length]))
+    weights = weights * op.where(last, some, inverse) / or_one(reach)
+    found: Array = op.where(index == tasks + 1, length, op.where(index == tasks + 2, reach, weights))
+    return found
 
 
 def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
