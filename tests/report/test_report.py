@@ -221,6 +221,7 @@ def test_tables_and_page_need_no_matplotlib(
     assert "<table>" in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.mark.slow  # seconds of drawing; a page with fewer figures: test_strangers
 @needs_matplotlib
 def test_page_holds_its_figures_and_escapes_what_runs_are_called(sweep: Path, tmp_path: Path) -> None:
     write_run(sweep / "own", dict.fromkeys(TASKS, (0.0, 0.5)), method="<b>.py:Mine", seed=5)

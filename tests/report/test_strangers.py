@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -61,8 +62,16 @@ def test_a_report_of_oddly_named_tasks_and_methods_is_drawn(
     assert all(character.isprintable() or character == "\n" for character in printed)
     page = (tmp_path / "out/report.html").read_text()
     assert "<script>" not in page
+    assert "&lt;script&gt;" in page
     assert "\x1b" not in page
-    assert len(list((tmp_path / "out/figures").glob("*.pdf"))) >= 3
+    figures = [path.stem for path in (tmp_path / "out/figures").glob("*.pdf")]
+    assert len(figures) >= 3
+    sources = re.findall(r"""(?:src|href)=["']([^"']*)""", page)
+    assert all(source.startswith(("data:image/svg+xml;base64,", "#")) for source in sources)
+    assert len([source for source in sources if source.startswith("data:")]) == len(figures)
+    for name in figures:
+        assert (tmp_path / f"out/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (tmp_path / f"out/figures/{name}.svg").read_text()
 
 
 def test_the_page_shows_no_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,16 +106,14 @@ def test_dropping_the_last_reference_ends_the_workers() -> None:
     assert gone(pids)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
-)
-def test_workers_ignore_what_a_scheduler_sends_to_every_process_of_a_job(number: int) -> None:
+def test_workers_ignore_what_a_scheduler_sends_to_every_process_of_a_job() -> None:
     with make() as envs:
         envs.reset()
-        for pid in envs.worker_pids:
-            os.kill(pid, number)
-        envs.step(action(0, 0.0))
-        assert envs.restarts == 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            for pid in envs.worker_pids:
+                os.kill(pid, number)
+            envs.step(action(0, 0.0))
+            assert envs.restarts == 0, number
 
 
 def test_a_step_interrupted_in_the_learner_can_be_waited_for_again() -> None:
