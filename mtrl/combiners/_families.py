@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
-from mtrl.combiners._random import draw_tasks, next_tasks
+from mtrl.combiners._random import next_tasks, shuffled
 from mtrl.combiners._state import HostCounter, LossOrigin
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner
 from mtrl.combiners.registry import make_combiner
@@ -179,11 +179,11 @@ class Sampled(JacobianCombiner):
         self._singles = min(check_count("sampled", sampled), num_tasks) - pooled
         given = torch.tensor(check_order("order", order, num_tasks), dtype=torch.int64)
         self.order = nn.Buffer(given, persistent=False)  # an option of the run, not its state
-        self._tasks = nn.Buffer(torch.arange(num_tasks), persistent=False)
+        self._tasks = nn.Buffer(torch.arange(num_tasks).unsqueeze(0), persistent=False)
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def _draw(self) -> Tensor:
-        """Return the tasks of this update, int64 [n]; the update ends with `step.add_(1)`."""
+        """Return all tasks, int64 [T], first those of this update; the update ends with `step.add_(1)`."""
         if len(self.order):
             return next_tasks(self.order, self._singles, self.step, self.stream)
-        return draw_tasks(self._tasks, self._singles, self.step, self.stream)
+        return shuffled(self._tasks, self.step, self.stream)[0]

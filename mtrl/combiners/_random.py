@@ -91,19 +91,14 @@ def _(items: Tensor, step: Tensor, stream: Tensor) -> Tensor:
     return torch.empty_like(items)
 
 
-def draw_tasks(tasks: Tensor, count: int, step: Tensor, stream: Tensor) -> Tensor:
-    """Return `count` of `tasks`, int64 [T], without repetition; all are equally likely at each step."""
-    return shuffled(tasks.unsqueeze(0), step, stream)[0, :count]
-
-
 def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tensor:
-    """Return the `count` tasks of a cyclic order, int64 [T], whose turn it is at `step`.
+    """Return a cyclic order, int64 [T], from the first of those `count` tasks on whose turn it is at `step`.
 
     Each step continues where the one before ended. The stream draws the start: all tasks are equally likely.
     """
     tasks = len(order)
     begin = (uniform(1, torch.zeros_like(step), stream) * tasks).to(torch.int64)
-    places = torch.arange(count, dtype=torch.int64, device=order.device) + begin + step * count
+    places = torch.arange(tasks, dtype=torch.int64, device=order.device) + begin + step * count
     return order.index_select(0, places.remainder(tasks))
 
 

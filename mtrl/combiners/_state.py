@@ -203,9 +203,19 @@ class LossOrigin(Stateful):
             self.lowest = nn.Buffer(torch.full((num_tasks,), torch.inf, dtype=torch.float64))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Return the measured losses [..., T], float64; a loss below the origin lowers it first."""
+        """Return the measured losses [T], float64; a loss below the origin lowers it first."""
         losses = losses.detach()
         if not self.shifts:
             return losses.to(torch.float64).clamp(min=_LEAST)
-        torch.minimum(self.lowest, losses if losses.dim() == 1 else losses.amin(dim=0), out=self.lowest)
+        self.lower(losses)
         return (losses - self.lowest).add_(1.0)
+
+    def lower(self, losses: Tensor) -> None:
+        """Lower the origin to these losses [T] where they are below it."""
+        if self.shifts:
+            torch.minimum(self.lowest, losses.detach(), out=self.lowest)
+
+    def logarithms(self, losses: Tensor) -> Tensor:
+        """Return the logarithms of the measured losses [T], float64, none of which is below the origin."""
+        losses = losses.detach()
+        return (losses - self.lowest).log1p_() if self.shifts else self(losses).log_()

@@ -60,6 +60,9 @@ class JacobianAt(Protocol):
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient [P] of `weights_of(losses) @ losses`, losses and weights [T]: one backward."""
 
+    def pooled(self, order: Tensor, singles: int) -> Tensor:
+        """Return gradients [N + 1, P] of the first N tasks of an order [T] and of the others' mean loss."""
+
 
 class Combiner(Stateful, ABC):
     """Base of all methods: input checks, the last weights, a random stream, state that survives a resume.
@@ -99,8 +102,7 @@ class Combiner(Stateful, ABC):
             raise ValueError(f"num_tasks must be a positive integer; found {num_tasks!r}.")
         super().__init__(num_tasks)
         self.num_tasks = num_tasks
-        self._checked = True
-        self._awaits_losses = False
+        self._checked, self._awaits_losses = True, False
         self.last_weights = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
         self.stream = nn.Buffer(torch.zeros(1, dtype=torch.int64))
         del self._first["stream"]  # `seed` chooses it, and a reset keeps the choice
@@ -178,8 +180,7 @@ class Combiner(Stateful, ABC):
         """
         if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < 2**63:
             raise ValueError(f"stream must be an integer in [0, 2^63); found {stream!r}.")
-        members = [module for module in self.modules() if isinstance(module, Combiner)]
-        for index, member in enumerate(members):
+        for index, member in enumerate(one for one in self.modules() if isinstance(one, Combiner)):
             member.stream.fill_(stream_key(stream, index))
 
     @property
@@ -236,13 +237,12 @@ class Combiner(Stateful, ABC):
     @contextmanager
     def unchecked(self) -> Iterator[None]:
         """Switch off input checks for a while; `skip_checks` does so for good."""
-        members = [module for module in self.modules() if isinstance(module, Combiner)]
-        before = [member._checked for member in members]
+        before = {one: one._checked for one in self.modules() if isinstance(one, Combiner)}
         self.skip_checks()
         try:
             yield
         finally:
-            for member, checked in zip(members, before, strict=True):
+            for member, checked in before.items():
                 member._checked = checked
 
     def _taken(self, kind: str, value: Tensor) -> Tensor:

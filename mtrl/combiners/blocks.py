@@ -1,6 +1,7 @@
 """Blocks: a method applied to each module's parameters by itself."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_finite
 from mtrl.combiners._families import forward_requirements, make_base
 from mtrl.combiners._random import scrambled
-from mtrl.combiners.base import Combiner, JacobianCombiner
+from mtrl.combiners.base import Combiner, GramCombiner, JacobianCombiner
+from mtrl.combiners.solvers.gramian import weighted_sums
 
 
 class Blocks(JacobianCombiner):
@@ -112,14 +114,22 @@ class Blocks(JacobianCombiner):
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         sizes = self._columns(jacobian.shape[1])
-        bases = [cast(Combiner, base) for base in self.bases]
-        directions = []
-        for base, block in zip(bases, jacobian.split(sizes, dim=1), strict=True):
-            with base.unchecked():  # the blocks were checked together, before any base moves
-                directions.append(base.combine(block, losses))
-        direction = torch.cat(directions)
-        weights = [base.last_weights * (size / sum(sizes)) for base, size in zip(bases, sizes, strict=True)]
-        self.last_weights.copy_(torch.stack(weights).sum(dim=0))
+        bases, blocks = [cast(Combiner, base) for base in self.bases], jacobian.split(sizes, dim=1)
+        with ExitStack() as stack:
+            for base in bases:  # the blocks were checked together, before any base moves
+                stack.enter_context(base.unchecked())
+            if type(bases[0])._combine is GramCombiner._combine:
+                members = [cast(GramCombiner, base) for base in bases]
+                pairs = zip(members, blocks, strict=True)
+                # Its direction is this weighted sum, which takes fewer launches for all blocks together.
+                weights = [base.weights(base._gramian(block)) for base, block in pairs]
+                direction = weighted_sums(weights, jacobian, sizes)
+            else:
+                parts = [base.combine(block, losses) for base, block in zip(bases, blocks, strict=True)]
+                direction = torch.cat(parts)
+        shares = [size / sum(sizes) for size in sizes]
+        weighed = torch._foreach_mul([base.last_weights for base in bases], shares)
+        torch.sum(torch.stack(weighed), dim=0, out=self.last_weights)
         return direction
 
     def _after_step(self, losses: Tensor) -> None:

@@ -16,9 +16,9 @@ from mtrl.combiners.solvers.worst_case import best_around
 class CAGradFast(Sampled):
     """CAGrad-Fast: CAGrad on the gradients of a few sampled tasks and one gradient of all the others.
 
-    Liu et al., NeurIPS 2021 (arXiv:2110.14048), equation 4. An update takes the mean gradient g0 by one
-    ordinary backward pass and `sampled - 1` task gradients. All other tasks are pooled into one more: (T g0 -
-    sum of the sampled) / (T - sampled + 1). The ball is still centred at g0.
+    Liu et al., NeurIPS 2021 (arXiv:2110.14048), equation 4. An update takes `sampled - 1` task gradients. All
+    other tasks are pooled into one more, the gradient of their mean loss. The ball is still centred at the
+    mean gradient of all tasks.
 
     Args:
         sampled: Gradients that enter the problem, the pooled one included (authors: 4 MT10, 8 MT50); T or
@@ -50,17 +50,23 @@ class CAGradFast(Sampled):
         reference = torch.full((self._singles + 1,), 1.0 / num_tasks, dtype=torch.float64)
         reference[-1] = 1.0 - self._singles / num_tasks
         self._reference = nn.Buffer(reference, persistent=False)
+        members = torch.ones(self._singles + 1, dtype=torch.float64)
+        members[-1] = num_tasks - self._singles
+        self._divisors = nn.Buffer(members * self._divisor, persistent=False)
+        self._places = nn.Buffer(torch.arange(num_tasks).clamp(max=self._singles), persistent=False)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        tasks = self._draw()
-        return self._direction(jacobian.index_select(0, tasks), jacobian.mean(dim=0), tasks)
+        order = self._draw()
+        alone, others = order.tensor_split([self._singles])
+        pooled = jacobian.index_select(0, others).mean(dim=0, keepdim=True)
+        return self._direction(torch.cat((jacobian.index_select(0, alone), pooled)), order)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return the direction [P]; only the sampled tasks and the mean loss are differentiated."""
-        mean = jacobian_at.weighted(lambda losses: torch.full_like(losses, 1.0 / self.num_tasks))
-        tasks = self._draw()
-        rows = jacobian_at(tasks=tasks) if self._singles else mean.new_empty(0, len(mean))
-        return self._direction(self._seen(rows, tasks), mean, tasks)
+        """Return the direction [P]; of tasks that were not sampled only the mean loss is differentiated."""
+        order = self._draw()
+        gradients = jacobian_at.pooled(order, self._singles)
+        self._seen(gradients[:-1], order[: self._singles])
+        return self._direction(gradients, order)
 
     def _check_pooled(self, gram: Tensor, tasks: Tensor) -> None:
         if not bool(gram.isfinite().all()):
@@ -71,17 +77,14 @@ class CAGradFast(Sampled):
                 "losses by a constant."
             )
 
-    def _direction(self, rows: Tensor, mean: Tensor, tasks: Tensor) -> Tensor:
-        rest = self.num_tasks - self._singles
-        pooled = (self.num_tasks * mean - rows.sum(dim=0)) / rest
-        gradients = torch.cat((rows, pooled.unsqueeze(0)))
+    def _direction(self, gradients: Tensor, order: Tensor) -> Tensor:
         gram = gramian(gradients)
         if self._checked:
-            self._check_pooled(gram, tasks)
+            self._check_pooled(gram, order[: self._singles])
         self.step.add_(1)
         eps = torch.finfo(gram.dtype).eps
-        weights = best_around(gram, self.c, eps=eps, reference=self._reference)[0] / self._divisor
+        weights = best_around(gram, self.c, eps=eps, reference=self._reference)[0]
         # The tasks that were not sampled share the weight of the pooled gradient.
-        shared = (weights[-1] / rest).expand(self.num_tasks)
-        self.last_weights.copy_(shared.index_copy(0, tasks, weights[:-1]))
-        return weighted_sum(weights, gradients)
+        shares = (weights / self._divisors).index_select(0, self._places)
+        self.last_weights.index_copy_(0, order, shares)
+        return weighted_sum(weights / self._divisor, gradients)

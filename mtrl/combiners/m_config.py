@@ -46,40 +46,50 @@ class MConFIG(JacobianCombiner):
         self.pseudo: Tensor
         self.second: Tensor
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
+        # What `_corrections` needs of each running mean and of the two moments: the updates between two
+        # renewals, how many of them were over at update 0 (its first renewal ends one), and the decay.
+        turns = [(num_tasks, num_tasks - task, beta1) for task in range(num_tasks)]
+        moments = [(1, 2 - num_tasks, beta1), (1, 2 - num_tasks, beta2)]
+        between, over, decays = zip(*turns, *moments, strict=True)
+        self._between = nn.Buffer(torch.tensor(between), persistent=False)
+        self._over = nn.Buffer(torch.tensor(over), persistent=False)
+        self._decays = nn.Buffer(torch.tensor(decays, dtype=torch.float64), persistent=False)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the step [P]; evaluates only the task whose turn it is."""
         task = self.step % self.num_tasks
-        return self._renewed(self._seen(jacobian_at(tasks=task), task))
+        return self._renewed(self._seen(jacobian_at(tasks=task), task), task)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        return self._renewed(jacobian.index_select(0, self.step % self.num_tasks))
-
-    def _renewed(self, row: Tensor) -> Tensor:
-        self.prepare(row[0])
         task = self.step % self.num_tasks
-        moved = self.means.index_select(0, task).lerp(row.to(self.means.dtype), 1.0 - self.beta1)
-        self.means.index_copy_(0, task, moved)
-        self.step.add_(1)
-        numbers = torch.arange(self.num_tasks, device=self.step.device)
-        counts = (self.step - 1 - numbers).div(self.num_tasks, rounding_mode="floor") + 1
-        known = (counts > 0).all()
-        start = 1.0 - self.beta1 ** counts.clamp(min=1).to(torch.float64)
-        # Weights for the corrected means, means / start, without a second tensor of their size.
-        gram = gramian(self.means)
-        weights = equal_projections(gram / torch.outer(start, start).to(gram.dtype), projected=True)
-        self.last_weights.copy_(torch.where(known, weights, 0.0))
-        step = self._scaled(weighted_sum(weights / start, self.means), known)
-        return torch.where(known, step, 0.0).to(row.dtype)
+        return self._renewed(jacobian.index_select(0, task), task)
 
-    def _scaled(self, combined: Tensor, known: Tensor) -> Tensor:
-        # Steps since all means are known; the moments do not change before.
-        step = (self.step - self.num_tasks + 1).clamp(min=1).to(torch.float64)
-        pseudo = combined * (1.0 - self.beta1**step).to(combined.dtype)
-        gradient = (pseudo - self.beta1 * self.pseudo) / (1.0 - self.beta1)
-        second = self.second.lerp(gradient.square(), 1.0 - self.beta2)
-        self.pseudo.copy_(torch.where(known, pseudo, self.pseudo))
-        self.second.copy_(torch.where(known, second, self.second))
-        root = (self.second[0] / (1.0 - self.beta2**step).to(combined.dtype)).sqrt()
+    def _renewed(self, row: Tensor, task: Tensor) -> Tensor:
+        self.prepare(row[0])
+        moved = self.means.index_select(0, task).lerp_(row.to(self.means.dtype), 1.0 - self.beta1)
+        self.means.index_copy_(0, task, moved)
+        start, start_pseudo, start_second = self._corrections().split((self.num_tasks, 1, 1))
+        # Weights for the corrected means, means / start, without a second tensor of their size.
+        gram = gramian(self.means).div_(torch.outer(start, start))
+        weights = equal_projections(gram, projected=True)
+        # While a mean is unknown nothing moves: zero weights also leave the two moments at zero.
+        weights.masked_fill_(self.step < self.num_tasks - 1, 0.0)
+        self.last_weights.copy_(weights)
+        combined = weighted_sum(weights.div_(start), self.means)
+        step = self._scaled(combined, start_pseudo[0], start_second[0])
+        self.step.add_(1)
+        return step.to(row.dtype)
+
+    def _corrections(self) -> Tensor:
+        """Return 1 - decay^renewals of the means and of the two moments [T + 2], as after this update."""
+        renewals = (self.step + self._over).div_(self._between, rounding_mode="floor")
+        return 1.0 - self._decays ** renewals.clamp_(min=1)
+
+    def _scaled(self, combined: Tensor, start_pseudo: Tensor, start_second: Tensor) -> Tensor:
+        pseudo = combined * start_pseudo
+        gradient = torch.sub(pseudo, self.pseudo[0], alpha=self.beta1).div_(1.0 - self.beta1)
+        self.pseudo.copy_(pseudo)
+        self.second.lerp_(gradient.square_(), 1.0 - self.beta2)
         # The authors' direction is T times as long, beside the same eps.
-        return combined / (root + self.eps / self.num_tasks)
+        root = (self.second[0] / start_second).sqrt_().add_(self.eps / self.num_tasks)
+        return combined.div_(root)

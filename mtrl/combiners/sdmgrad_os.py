@@ -39,12 +39,12 @@ class SDMGradOS(Sampled):
         self.lam = check_number("lam", lam, low=0.0)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        tasks = self._draw()
+        tasks = self._draw()[: self._singles]
         return self._direction(jacobian.index_select(0, tasks), tasks)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P]; evaluates only the tasks of this update."""
-        tasks = self._draw()
+        tasks = self._draw()[: self._singles]
         return self._direction(self._seen(jacobian_at(tasks=tasks), tasks), tasks)
 
     def _direction(self, rows: Tensor, tasks: Tensor) -> Tensor:

@@ -83,14 +83,18 @@ class Descent(nn.Module):
         gradients = TaskGradients(
             self.flat, loss_function, combiner.num_tasks, self._jacobians, temperatures, trouble[:-1]
         )
-        gradient = _direction(combiner, gradients).to(self.flat.vector.dtype)
+        direction, fresh = _direction(combiner, gradients)
+        gradient = direction.to(self.flat.vector.dtype)
         if self.flat.head_slices:
             gradient = torch.cat((gradient, gradients.head_gradient))
+        elif not fresh and self.max_norm is not None:
+            gradient = gradient.clone()  # clipping overwrites it
         norm = clip_by_norm(gradient, self.max_norm)
         trouble[-1:].add_(norm, alpha=0.0)
         if combiner.preconditioned:
-            self._plain_step(gradient[: self.flat.num_shared])
-        adam_step(self.optimizer, self.flat.vector, gradient)
+            self._plain_step(gradient)
+        else:
+            adam_step(self.optimizer, self.flat.vector, gradient)
         if self._project is not None:
             with torch.no_grad():
                 self._project(self.flat.named(self.flat.vector.detach(), rounded=False))
@@ -99,27 +103,30 @@ class Descent(nn.Module):
             self._look_again(loss_function)
         return StepReport(gradients.losses, gradients.evaluated, norm, gradients.norms, gradients.evaluations)
 
-    def _plain_step(self, direction: Tensor) -> None:
-        lr = self.optimizer.param_groups[0]["lr"]
-        self.flat.shared.sub_(lr * direction)
-        direction.zero_()  # Adam steps the heads next, and must leave the shared parameters alone
+    def _plain_step(self, gradient: Tensor) -> None:
+        group = self.optimizer.param_groups[0]
+        direction, of_heads = gradient.tensor_split([self.flat.num_shared])
+        self.flat.shared.sub_(group["lr"] * direction)
+        if self.flat.head_slices or group["weight_decay"]:  # both are Adam's, which leaves the others alone
+            adam_step(self.optimizer, self.flat.vector, torch.cat((torch.zeros_like(direction), of_heads)))
 
     @torch.no_grad()
     def _look_again(self, loss_function: LossFunction) -> None:
         losses, _ = loss_function(self.flat.named(), 0, None)
         # After a failed step all losses are non-finite, which is no fault of these tasks.
-        failed = self._trouble.isnan().any()
-        self._trouble[:-1].add_(losses.masked_fill(failed, 0.0), alpha=0.0)
+        failed = self._trouble.any()  # numbers are 0 or NaN, which counts as true
+        trouble = self._trouble[:-1]
+        trouble.add_(torch.where(failed, trouble, losses), alpha=0.0)
         self.combiner.after_step(losses)
 
 
-def _direction(combiner: Combiner, gradients: TaskGradients) -> Tensor:
-    """Return the combined direction [P], to be overwritten, at the least cost that the method allows."""
+def _direction(combiner: Combiner, gradients: TaskGradients) -> tuple[Tensor, bool]:
+    """Return the direction [P], at the least cost that the method allows, and that it is no state of it."""
     if isinstance(combiner, LossCombiner):
-        return gradients.weighted(combiner.weights)
+        return gradients.weighted(combiner.weights), True
     if isinstance(combiner, GramCombiner) and combiner.gramian_suffices:
-        return gradients.combined(combiner.weights)
-    return combiner.direction(gradients).clone()  # which may be state of the method
+        return gradients.combined(combiner.weights), True
+    return combiner.direction(gradients), False
 
 
 def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:

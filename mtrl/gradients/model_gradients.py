@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mtrl.gradients.random_states import random_states, replayed
 from mtrl.gradients.scope import Overflow, Processes, Scope, all_finite
 from mtrl.gradients.task_jacobian import (
     NONE_USED,
@@ -100,13 +100,28 @@ class ModelGradients:
         if offset is not None:
             return self._moved(offset, batch)
 
+        count = self._num_tasks if tasks is None else len(tasks)
+        return self._rows(batch, lambda losses: losses if tasks is None else losses[tasks], count)
+
+    def pooled(self, order: Tensor, singles: int) -> Tensor:
+        """Return gradients of some tasks and of the mean loss of the others; see `JacobianAt`."""
+
+        def chosen(losses: Tensor) -> Tensor:
+            alone, others = losses[order].tensor_split([singles])
+            return torch.cat((alone, others.mean(0, keepdim=True)))
+
+        return self._rows(0, chosen, singles + 1)
+
+    def _rows(self, batch: int, chosen: Callable[[Tensor], Tensor], count: int) -> Tensor:
+        """Return the gradients [N, P] of the N = `count` losses that `chosen` makes of the tasks' losses."""
+
         def rows(losses: Tensor, graph: Graph) -> Tensor:
-            chosen = losses if tasks is None else losses[tasks]
-            jacobian, used = jacobian_rows(self._scaled(chosen), self._scope.shared, graph, self._chunk_size)
+            scaled = self._scaled(chosen(losses))
+            jacobian, used = jacobian_rows(scaled, self._scope.shared, graph, self._chunk_size)
             self._used |= used
             return self._unscaled(jacobian)
 
-        return self._evaluate(batch, rows, self._num_tasks if tasks is None else len(tasks))
+        return self._evaluate(batch, rows, count)
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient [P] of `weights_of(losses) @ losses` by one backward pass per micro-batch."""
@@ -215,9 +230,9 @@ class ModelGradients:
         """Return the losses [T] of a batch, with the random numbers of its first evaluation in this step."""
         function = self._require_function()
         if number not in self._random:
-            self._random[number] = _random_states(self._device)
+            self._random[number] = random_states(self._device)
             return loss_vector(function(number), self._num_tasks)
-        with _replayed(self._random[number], self._device):
+        with replayed(self._random[number], self._device):
             return loss_vector(function(number), self._num_tasks)
 
     def _require_function(self) -> Callable[[int], Losses]:
@@ -353,30 +368,6 @@ class ModelGradients:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-
-
-def _random_states(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state(device))
-    return states
-
-
-@contextmanager
-def _replayed(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """Draw random numbers from these states on; afterwards the generators continue from where they were."""
-    now = _random_states(device)
-    _set_random_states(states, device)
-    try:
-        yield
-    finally:
-        _set_random_states(now, device)
-
-
-def _set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[1], device)
 
 
 def _flat(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> Tensor:

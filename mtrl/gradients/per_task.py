@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from mtrl.gradients.columns import OuterProducts, combination, gramian_of
+from mtrl.gradients.rows import of_tasks, same_place, scatter, write
 from mtrl.networks.base import Parameters
 from mtrl.networks.layers import PlacedParameters
 
@@ -192,17 +193,28 @@ class TaskGradients:
 
     def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
         """Return the Jacobian [T, P], or [N, P] of `tasks`, by one batched backward; see `JacobianAt`."""
-        jacobian = self._evaluate(offset, batch, tasks)
-        self._note_norms(torch.linalg.vector_norm(jacobian, dim=1, dtype=self.parameters.dtype), tasks)
+        jacobian, losses = self._evaluate(offset, batch, tasks)
+        norms = torch.linalg.vector_norm(jacobian, dim=1, dtype=self.parameters.dtype)
+        self._note_numbers(tasks, losses, norms)
         return jacobian
+
+    def pooled(self, order: Tensor, singles: int) -> Tensor:
+        """Return gradients of some tasks and of the mean loss of the others; see `JacobianAt`.
+
+        Gradients of single tasks among the others are formed by layers that do not write to their places.
+        """
+        rows, losses = self._evaluate(None, 0, order, singles=singles)
+        self._note_numbers(order, losses)
+        rows[-1].div_(len(order) - singles)
+        return rows
 
     def combined(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradient [P] of `weights @ losses` for `weights_of(Gramian)`, Gramian [T, T]."""
-        jacobian = self._evaluate(None, 0, None, whole=False)
+        jacobian, losses = self._evaluate(None, 0, None, whole=False)
         known = self._known
         gram = gramian_of(jacobian, known) if known else gramian(jacobian)
         # The diagonal holds the squared norms of the rows: this saves a pass over the Jacobian.
-        self._note_norms(gram.diagonal().sqrt(), None)
+        self._note_numbers(None, losses, gram.diagonal().sqrt())
         weights = weights_of(gram)
         return combination(weights, jacobian, known) if known else weighted_sum(weights, jacobian)
 
@@ -218,32 +230,47 @@ class TaskGradients:
         # are two backward passes (the second reaches the heads alone).
         gradients = _gradients(losses, weights, list(leaves.values()), retain_graph=bool(heads))
         own = _gradients(losses, _ones_like(losses), list(heads.values())) if heads else ()
-        self._note(losses.detach(), own, Evaluation(0, None, aux))
+        self._note_evaluation(Evaluation(0, None, aux), own)
+        self._note_numbers(None, losses.detach())
         pairs = [(places[part.name], value) for part, value in zip(parts, gradients, strict=True)]
-        apart = [pair for pair in pairs if not _same_place(*pair)]
+        apart = [pair for pair in pairs if not same_place(*pair)]
         if apart:  # one launch on CUDA
             torch._foreach_copy_([place for place, _ in apart], [value for _, value in apart])
         return direction
 
     def _evaluate(
-        self, offset: Tensor | None, batch: int, tasks: Tensor | None, *, whole: bool = True
-    ) -> Tensor:
-        """Return the Jacobian; unless `whole`, the columns `_known` may be left as they were."""
+        self,
+        offset: Tensor | None,
+        batch: int,
+        tasks: Tensor | None,
+        *,
+        whole: bool = True,
+        singles: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return Jacobian and losses; unless `whole`, the columns `_known` may be left as they were.
+
+        With `singles` the last row is the sum over all `tasks` but so many, which come first.
+        """
         flat, own_offset = self._flat, None
         if offset is not None:
             columns = (flat.num_shared, offset.shape[1] - flat.num_shared)
             offset, own_offset = offset.split(columns, dim=1)
             own_offset = own_offset if columns[1] else None  # the heads stay
-        jacobian = self._next_jacobian(None if tasks is None else len(tasks))
+        chosen = None if tasks is None else len(tasks) if singles is None else singles + 1
+        jacobian = self._next_jacobian(chosen)
         leaves, heads = self._per_task_leaves(offset, tasks), self._head_leaves(own_offset)
         mine = heads if tasks is None else {k: head.index_select(0, tasks) for k, head in heads.items()}
-        # In rows of some tasks, own-row parameters are no view of the Jacobian: `_scatter` writes theirs.
+        # In rows of some tasks, own-row parameters are no view of the Jacobian: `scatter` writes theirs.
         placed = [part for part in flat.shared_slices if tasks is None or not part.own_row]
         places = per_task_views(placed, jacobian)
-        parameters = PlacedParameters({**leaves, **mine}, places, whole=whole)
+        pools = singles is not None
+        parameters = PlacedParameters({**leaves, **mine}, places, whole=whole, pooled=pools)
         losses, aux = self._loss_function(parameters, batch, tasks)
+        if pools and parameters.used_again:  # autograd cannot add up gradients in pooled places
+            losses, aux = self._loss_function({**leaves, **mine}, batch, tasks)
         gradients = _gradients(losses, _ones_like(losses), [*leaves.values(), *heads.values()])
-        self._note(losses.detach(), gradients[len(leaves) :], Evaluation(batch, tasks, aux), moved=own_offset)
+        of_heads = gradients[len(leaves) :]
+        self._note_evaluation(Evaluation(batch, tasks, aux), of_heads, moved=own_offset is not None)
         factors = parameters.outer_products
         self._known = [
             OuterProducts(part.start, part.stop, *factors[part.name])
@@ -255,10 +282,10 @@ class TaskGradients:
                 continue
             if part.name not in places:
                 assert tasks is not None
-                _scatter(jacobian, part, gradient, tasks)
-            elif not _same_place(gradient, places[part.name]):  # else its layer has written it
-                places[part.name].copy_(gradient)
-        return jacobian
+                scatter(jacobian[:, part.start : part.stop].view(-1, *part.shape), gradient, tasks)
+            elif not same_place(gradient, places[part.name]):  # else its layer has written it
+                write(places[part.name], gradient)
+        return jacobian, losses.detach()
 
     def _next_jacobian(self, chosen: int | None) -> Tensor:
         # Zeros at first: a task's row is never written where own-row parameters of other tasks lie.
@@ -275,7 +302,7 @@ class TaskGradients:
             rows = (self.parameters + offset).to(rows.dtype)
         values = per_task_views(self._flat.shared_slices, rows)
         if tasks is not None:
-            values = {name: _of_tasks(value, tasks) for name, value in values.items()}
+            values = {name: of_tasks(value, tasks) for name, value in values.items()}
         return {name: value.requires_grad_() for name, value in values.items()}
 
     def _head_leaves(self, offset: Tensor | None) -> dict[str, Tensor]:
@@ -288,54 +315,32 @@ class TaskGradients:
             leaves = {name: (value + part.view(value.shape)).to(dtype) for (name, value), part in parts}
         return {name: value.requires_grad_() for name, value in leaves.items()}
 
-    def _note(
-        self, losses: Tensor, heads: tuple[Tensor, ...], evaluation: Evaluation, moved: Tensor | None = None
+    def _note_evaluation(
+        self, evaluation: Evaluation, of_heads: tuple[Tensor, ...], moved: bool = False
     ) -> None:
-        tasks, first = evaluation.tasks, not self.evaluations
-        whole = self._whole(losses, tasks)
-        self._blame(whole)
-        if first:
-            ones = _ones_like(whole)
-            self.evaluated = ones if tasks is None else torch.zeros_like(ones).index_fill_(0, tasks, 1.0)
-            self.losses = whole
-        if first or moved is not None:
-            parts = [part.flatten() for part in heads]
-            self.head_gradient = (torch.cat(parts) if parts else losses.new_empty(0)).to(losses.dtype)
+        if moved or not self.evaluations:
+            dtype = self.parameters.dtype
+            parts = [part.flatten() for part in of_heads]
+            self.head_gradient = (torch.cat(parts) if parts else self._seen.new_empty(0)).to(dtype)
         if all(seen.tasks is not None for seen in self.evaluations):
             self.evaluations.append(evaluation)
 
-    def _note_norms(self, norms: Tensor, tasks: Tensor | None) -> None:
-        whole = self._whole(norms, tasks)
-        self._blame(whole)
-        if self.norms is None:
-            self.norms = whole
+    def _note_numbers(self, tasks: Tensor | None, losses: Tensor, norms: Tensor | None = None) -> None:
+        """Note losses and norms [N] of the evaluated tasks, laid out as [T] with 0 for the others."""
+        numbers = [losses, _ones_like(losses)] if norms is None else [losses, _ones_like(losses), norms]
+        if tasks is not None:  # three launches for all of them
+            rows = torch.stack(numbers)
+            numbers = [*rows.new_zeros(len(rows), self._num_tasks).index_copy_(1, tasks, rows)]
+        if not hasattr(self, "losses"):
+            self.losses, self.evaluated = numbers[:2]
+        self._blame(numbers[0])
+        if norms is not None:
+            self._blame(numbers[2])
+            self.norms = numbers[2] if self.norms is None else self.norms
 
     def _blame(self, values: Tensor) -> None:
         if self._trouble is not None:
             self._trouble.add_(values, alpha=0.0)  # 0 times a number, NaN otherwise
-
-    def _whole(self, values: Tensor, tasks: Tensor | None) -> Tensor:
-        return values if tasks is None else values.new_zeros(self._num_tasks).index_copy_(0, tasks, values)
-
-
-def _of_tasks(rows: Tensor, tasks: Tensor) -> Tensor:
-    """Return the rows [N, ...] of some tasks; an expansion of one row stays an expansion."""
-    if rows.stride(0) == 0:
-        return rows[:1].expand(len(tasks), *rows.shape[1:])
-    return rows.index_select(0, tasks)
-
-
-def _scatter(jacobian: Tensor, part: Slice, gradient: Tensor, tasks: Tensor) -> None:
-    """Write the gradient [N, S, ...] of a parameter with a row per task into the Jacobian [N, P]."""
-    block = jacobian[:, part.start : part.stop].view(-1, *part.shape)
-    row = tasks.view(-1, *[1] * (block.dim() - 1)).expand(-1, block.shape[1], 1, *block.shape[3:])
-    block.zero_().scatter_(2, row, gradient.unsqueeze(2))
-
-
-def _same_place(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors of one shape begin at the same number (also on the meta device)."""
-    storages = (one.untyped_storage()._cdata, other.untyped_storage()._cdata)
-    return storages[0] == storages[1] and one.storage_offset() == other.storage_offset()
 
 
 def _gradients(

@@ -30,26 +30,35 @@ class PlacedParameters(dict[str, Tensor]):
         values: the parameters.
         places: by name.
         whole: whether all places must be written.
+        pooled: whether the last row of the places, [N + 1, ...] for T tasks, is the sum over all tasks but
+            the first N.
 
     Attributes:
+        used_again: whether a place was asked for that has been claimed.
         whole: likewise; also true after a second use of a parameter. While it is false, the backward of a
             layer may note factors of a gradient instead of writing it.
         outer_products: such factors by a parameter's name, left [N, S, K] and right [N, S, M]: each task's
             gradient is their outer product, [S, K, M] numbers.
     """
 
-    def __init__(self, values: Parameters, places: Parameters, *, whole: bool = True) -> None:
+    def __init__(
+        self, values: Parameters, places: Parameters, *, whole: bool = True, pooled: bool = False
+    ) -> None:
         super().__init__(values)
-        self._places, self.whole = dict(places), whole
+        self._places, self._taken = dict(places), set[str]()
+        self.whole, self._pooled, self.used_again = whole, pooled, False
         self.outer_products: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def claim_place(self, name: str) -> Tensor | None:
+    def claim_place(self, name: str, *, pools: bool = False) -> Tensor | None:
         """Return the place of a parameter's gradient; None if there is none or it has been claimed.
 
         Only one use of a parameter may write there. If a network uses a parameter twice, autograd adds up two
-        gradients, and both cannot lie in one place.
+        gradients, and both cannot lie in one place. `pools` says that the caller can write pooled places.
         """
-        place = self._places.pop(name, None)
+        self.used_again |= name in self._taken
+        place = None if self._pooled and not pools else self._places.pop(name, None)
+        if place is not None:
+            self._taken.add(name)
         self.whole |= place is None
         return place
 
@@ -106,9 +115,9 @@ def dense(parameters: Parameters, name: str, x: Tensor, identity: Tensor | None 
         rows = identity if rows is None else rows + identity
     place = bias_place = None
     if isinstance(parameters, PlacedParameters):
-        place = parameters.claim_place(f"{name}.weight")
+        place = parameters.claim_place(f"{name}.weight", pools=True)
         if bias is not None and identity is None:  # else the gradient of `rows` is not that of the bias
-            bias_place = parameters.claim_place(f"{name}.bias")
+            bias_place = parameters.claim_place(f"{name}.bias", pools=True)
     return linear(x, weight, rows, place, bias_place)
 
 
@@ -199,14 +208,25 @@ class _Linear(torch.autograd.Function):
         rows, joint = grad.reshape(stack, tasks * batch, -1), _joint(weight)
         if weight.dim() == 3:
             torch.bmm(rows.mT, x.reshape(stack, tasks * batch, -1), out=grad_weight)
-        else:
+        elif len(grad_weight) == tasks:
             for network in range(stack):
                 torch.bmm(grad[network].mT, x[network], out=grad_weight[:, network])
+        else:
+            alone = len(grad_weight) - 1
+            for network in range(stack):
+                torch.bmm(grad[network, :alone].mT, x[network, :alone], out=grad_weight[:alone, network])
+            torch.bmm(grad[:, alone:].flatten(1, 2).mT, x[:, alone:].flatten(1, 2), out=grad_weight[-1])
+            grad_weight = grad_weight[:1].expand(weight.shape)  # of a shape that autograd takes
         grad_bias = None
         if ctx.bias_tasks:
             shape = (stack, ctx.bias_tasks, grad.shape[-1])
             grad_bias = grad.new_empty(shape) if ctx.bias_place is None else bias_rows(ctx.bias_place)
-            if ctx.bias_tasks > 1:
+            if grad_bias.shape[1] != ctx.bias_tasks:  # pooled places
+                alone = grad_bias.shape[1] - 1
+                torch.sum(grad[:, :alone], 2, out=grad_bias[:, :alone])
+                torch.sum(grad[:, alone:], (1, 2), out=grad_bias[:, alone])
+                grad_bias = grad_bias[:, :1].expand(shape)
+            elif ctx.bias_tasks > 1:
                 torch.sum(grad, 2, out=grad_bias)
             else:
                 torch.sum(grad, (1, 2), out=grad_bias.squeeze(1))

@@ -120,7 +120,8 @@ class _Adam:
 
     def __init__(self, parameter: Tensor, *, lr: float, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         self._parameter, self._step = parameter, torch.empty((), device=META)
-        self.param_groups = [{"lr": torch.empty((), device=META), "params": [parameter]}]
+        step_size = torch.empty((), device=META)
+        self.param_groups = [{"lr": step_size, "weight_decay": weight_decay, "params": [parameter]}]
 
     def step(self) -> None:
         assert self._parameter.grad is not None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import make_combiner
-from mtrl.combiners._random import draw_tasks
+from mtrl.combiners._random import shuffled
 from tests.helpers.evaluators import Linear
 from tests.helpers.matrices import jacobian
 from tests.helpers.properties import assert_best_in_ball, assert_direction_oriented
@@ -18,14 +18,14 @@ ZERO = torch.zeros(1, dtype=torch.int64)
 
 
 def test_draws_are_without_repetition_equally_frequent_and_follow_the_counter() -> None:
-    counts, tasks = torch.zeros(10), torch.arange(10)
+    counts, tasks = torch.zeros(10), torch.arange(10).unsqueeze(0)
     for step in range(2000):
-        drawn = draw_tasks(tasks, 4, torch.tensor([step]), ZERO)
+        drawn = shuffled(tasks, torch.tensor([step]), ZERO)[0, :4]
         assert len(set(drawn.tolist())) == 4
         counts[drawn] += 1.0
     # Each count is binomial(2000, 0.4), standard deviation 22.
     assert (counts - 800.0).abs().max() < 100.0
-    assert torch.equal(*(draw_tasks(tasks, 4, torch.tensor([7]), ZERO) for _ in range(2)))
+    assert torch.equal(*(shuffled(tasks, torch.tensor([7]), ZERO) for _ in range(2)))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -180,6 +180,38 @@ def test_all_tasks_in_another_order_leave_nothing_in_the_next_step_s_rows() -> N
         torch.testing.assert_close(rows, reference if tasks is None else reference[tasks])
 
 
+@pytest.mark.parametrize("order", [[2, 0, 3, 1], [1, 3, 0, 2]])
+@pytest.mark.parametrize("singles", range(TASKS))
+@pytest.mark.parametrize("kind", ["heads", "one_hot", "twice", "no places"])
+def test_pooled_gradients_are_rows_and_the_mean_of_the_others(
+    kind: str, singles: int, order: list[int]
+) -> None:
+    network, flat, inputs, targets = _problem(heads=kind == "heads", one_hot=kind == "one_hot")
+
+    def losses(parameters: Mapping[str, Tensor], _: int, tasks: Tensor | None) -> Tensor:
+        rows = slice(None) if tasks is None else tasks
+        if kind == "no places":  # as a network whose layers are not ours
+            parameters = dict(parameters)
+        values = _losses(network, inputs[rows], targets[rows], parameters)
+        if kind == "twice":  # a network that uses its parameters again
+            values = values + _losses(network, inputs[rows] + 1, targets[rows], parameters)
+        return values
+
+    reference = _loop(network, flat, inputs, targets)
+    if kind == "twice":
+        reference = reference + _loop(network, flat, inputs + 1, targets)
+    shared = reference[:, : flat.num_shared]
+    buffers: Buffers = {}
+    for tasks in (order, order[::-1]):  # the second step reuses the first one's memory
+        gradients = _gradients(flat, losses, buffers)
+        rows = gradients.pooled(torch.tensor(tasks), singles)
+        expected = torch.cat((shared[tasks[:singles]], shared[tasks[singles:]].mean(dim=0, keepdim=True)))
+        torch.testing.assert_close(rows, expected)
+        torch.testing.assert_close(gradients.losses, losses(flat.named(), 0, None))
+        assert gradients.evaluated.tolist() == [1.0] * TASKS
+        torch.testing.assert_close(gradients.head_gradient, reference[:, flat.num_shared :].sum(0))
+
+
 def test_jacobians_of_one_step_live_side_by_side() -> None:
     network, flat, inputs, targets = _problem()
     gradients = _gradients(flat, lambda p, _, tasks: _losses(network, inputs, targets, p))

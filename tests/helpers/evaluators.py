@@ -51,6 +51,12 @@ class Evaluator:
         self.backwards += 1
         return weights_of(self.losses).to(self.losses.dtype) @ self.gradients_at(0.0)
 
+    def pooled(self, order: Tensor, singles: int) -> Tensor:
+        rows = self.gradients_at(0.0)
+        alone = self(tasks=order[:singles]) if singles else rows[:0]
+        self.backwards += 1
+        return torch.cat((alone, rows[order[singles:]].mean(dim=0, keepdim=True)))
+
 
 class Linear(Evaluator):
     """The same gradients everywhere: `rows` in every batch, or with `further` those of each batch."""

@@ -16,10 +16,6 @@ RATIO = 1.5  # of a method's nodes to the mean's
 MORE = {
     "fs_mtl": (3.5, "two Jacobians"),
     "modo": (3.5, "three Jacobians"),
-    "cagrad_fast": (2.5, "a backward pass of the mean loss beside a Jacobian of some tasks"),
-    "blocks": (2.0, "a solve for each module of both networks"),
-    "m_config": (2.0, "its own moments with corrections by task, beside Adam's step of the heads"),
-    "famo": (1.8, "one more forward pass of both networks"),
 }
 # What the host does between two graphs, once for each network.
 HOST = {"aligned_mtl": "eigenvalues", "torchjd": "another library"}

@@ -35,17 +35,24 @@ class Work(NamedTuple):
     noise: Tensor  # [T, B, A], for actions at the observations
     target: Tensor | None = None  # of the critics, [T, B] or [T, B, N]; None: not computed yet
 
-    def of_tasks(self, tasks: Tensor | None) -> Work:
-        """The rows of the tasks of an index [N]; None: all of it."""
-        if tasks is None:
-            return self
-        rows = (part if part is None else part.index_select(0, tasks) for part in self[1:])
-        return Work._make((self.batch.of_tasks(tasks), *rows))
+    def for_target(self, tasks: Tensor | None) -> Work:
+        """What the critics' target and loss need of these tasks; the actor's noise stays that of all."""
+        alpha, next_noise = _of_tasks(tasks, self.alpha, self.next_noise)
+        return self._replace(batch=self.batch.of_tasks(tasks), alpha=alpha, next_noise=next_noise)
+
+    def for_critic(self, tasks: Tensor | None) -> list[Tensor]:
+        """Observations, actions and known targets of these tasks, which the critics' loss needs."""
+        assert self.target is not None
+        return _of_tasks(tasks, self.batch.obs, self.batch.action, self.target)
 
     def for_actor(self, tasks: Tensor | None) -> list[Tensor]:
         """Observations, temperatures and noise of these tasks, which is all that the actor's loss needs."""
-        parts = [self.batch.obs, self.alpha, self.noise]
-        return parts if tasks is None else [part.index_select(0, tasks) for part in parts]
+        return _of_tasks(tasks, self.batch.obs, self.alpha, self.noise)
+
+
+def _of_tasks(tasks: Tensor | None, *parts: Tensor) -> list[Tensor]:
+    """The rows of the tasks of an index [N]; None: all of them. Each selection is a launch."""
+    return list(parts) if tasks is None else [part.index_select(0, tasks) for part in parts]
 
 
 class CriticAux(NamedTuple):
@@ -198,9 +205,12 @@ class SACUpdate(ActorCritic):
         self, work: Sequence[Work], parameters: Parameters, index: int, tasks: Tensor | None
     ) -> tuple[Tensor, CriticAux]:
         """Critic losses [T] on batch `index`, or [N] of some tasks (`LossFunction`)."""
-        own = work[index].of_tasks(tasks)
-        target = self.target_of(own, tasks) if own.target is None else own.target
-        outputs = self._values(parameters, own.batch.obs, own.batch.action, tasks)
+        if work[index].target is None:
+            own = work[index].for_target(tasks)
+            obs, action, target = own.batch.obs, own.batch.action, self.target_of(own, tasks)
+        else:
+            obs, action, target = work[index].for_critic(tasks)
+        outputs = self._values(parameters, obs, action, tasks)
         return self.critic_outputs.error(outputs, target), CriticAux(outputs.detach(), target)
 
     def actor_loss(
@@ -239,8 +249,13 @@ class SACUpdate(ActorCritic):
         In units of scaled reward, over one batch: a rough estimate that costs nothing extra. None if the
         method looked at some of the tasks only.
         """
-        whole = [seen.aux for seen in evaluations if seen.tasks is None]
-        return self.critic_outputs.distance(*whole[0]).mean(dim=(0, 2)) if whole else None
+        for seen in evaluations:
+            if seen.tasks is None or len(seen.tasks) == self.num_tasks:
+                error = self.critic_outputs.distance(*seen.aux).mean(dim=(0, 2))
+                return (
+                    error if seen.tasks is None else torch.empty_like(error).index_copy_(0, seen.tasks, error)
+                )
+        return None
 
     def td_errors(self, evaluations: Sequence[Evaluation]) -> list[tuple[int, Tensor | None, Tensor]]:
         """Distances of single samples: for each evaluation its batch, tasks (None: all) and errors [N, B]."""

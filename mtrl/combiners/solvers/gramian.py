@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,28 @@ def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
         whole, rest = pair @ jacobian
     combined: Tensor = whole + rest
     return combined
+
+
+def weighted_sums(weights: Sequence[Tensor], jacobian: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the weighted sum [P] of each block of columns, with weights [T] of its own; see `weighted_sum`.
+
+    Args:
+        weights: one vector per block.
+        jacobian: [T, P].
+        sizes: of the blocks, which add up to P.
+    """
+    blocks = jacobian.split(list(sizes), dim=1)
+    if jacobian.dtype != torch.float32 or any(own.dtype != torch.float64 for own in weights):
+        return torch.cat([weighted_sum(own, block) for own, block in zip(weights, blocks, strict=True)])
+    # As in `weighted_sum`; but for the products each operation is for all blocks.
+    exact = torch.stack(list(weights)).detach()
+    pairs = jacobian.new_empty(2, *exact.shape)
+    torch.sub(exact, pairs[0].copy_(exact), out=pairs[1])
+    sums = jacobian.new_empty(2, jacobian.shape[1])
+    with _full_precision(jacobian.device.type):
+        for pair, block, place in zip(pairs.unbind(1), blocks, sums.split(list(sizes), dim=1), strict=True):
+            torch.mm(pair, block, out=place)
+    return sums[0] + sums[1]
 
 
 def cosines(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mtrl.agents.sac.replay import Batch
 from mtrl.agents.sac.update import SACUpdate, Work
 from mtrl.combiners import COMBINERS, make_combiner
-from mtrl.combiners._random import draw_tasks
+from mtrl.combiners._random import shuffled
 from mtrl.errors import UserError
 from mtrl.networks.gaussian import sample_action
 from tests.combiners.oracles import ORACLES
@@ -275,7 +275,7 @@ def test_objective_sampling_touches_nothing_of_the_other_tasks() -> None:
     for network in (agent.critic, agent.actor):
         network.combiner.seed(7)  # one stream: the same tasks in both
     stream = agent.critic.combiner.stream.clone()
-    drawn = draw_tasks(torch.arange(TASKS), 2, stream, torch.zeros(1, dtype=torch.int64))
+    drawn = shuffled(torch.arange(TASKS).unsqueeze(0), torch.zeros_like(stream), stream)[0, :2]
     batch = _batch(torch.Generator().manual_seed(0))
     (other,) = set(range(TASKS)) - set(drawn.tolist())
     batch.obs[other] = math.nan
