@@ -1,4 +1,4 @@
-"""Draw success over minutes: of each task of one run, or the means of several. RUN_DIR [RUN_DIR ...] OUT.png."""
+"""Draw success over minutes: of each task of one run, or the means of several. RUN_DIR ... OUT.png."""
 
 from __future__ import annotations
 
