@@ -289,7 +289,11 @@ class ActorCriticAgent(Generic[Update]):
 
     def _own_state(self) -> dict[str, Any]:
         """Return what part "agent" holds of networks, noise and progress."""
+        networks = (self.update.critic, self.update.actor)
+        # Where a log line is due before the next step; all other states keep the entries they always had.
+        due = bool(self.update.totals.sums.any())
         return {
+            **({"newest_step": [_of_newest_step(network) for network in networks]} if due else {}),
             "update": dict(self.update.state_dict()),
             "optimizers": [optimizer.state_dict()["state"] for optimizer in self.update.optimizers],
             "noise": self._noise_stream.state(),
@@ -303,6 +307,10 @@ class ActorCriticAgent(Generic[Update]):
         for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
             load_in_place(optimizer, saved)
         self._noise_stream.load_state(state["noise"])
+        due = state.get("newest_step", ({}, {}))
+        for network, saved in zip((self.update.critic, self.update.actor), due, strict=True):
+            for name, value in _of_newest_step(network).items():
+                value.copy_(saved.get(name, value))
         self._fitted, self.updates = state["fitted"], state["updates"]
 
     def _draw_noise(self, noise: Tensor) -> Tensor:
@@ -312,6 +320,16 @@ class ActorCriticAgent(Generic[Update]):
         """Return values [T*E, ...] as a tensor [T, E, ...]."""
         shape = (self.spec.num_tasks, self.spec.envs_per_task, *values.shape[1:])
         return torch.from_numpy(values).view(shape)
+
+
+def _of_newest_step(network: Descent) -> dict[str, Tensor]:
+    """Return the buffers that a combiner does not save itself, by name.
+
+    Its numbers for a log line are computed from them, and the first line after a resume may come before the
+    first step.
+    """
+    saved = network.combiner.state_dict()
+    return {name: value for name, value in network.combiner.named_buffers() if name not in saved}
 
 
 def _as_metrics(values: Mapping[str, Tensor], *, critic: Descent, actor: Descent) -> Metrics:

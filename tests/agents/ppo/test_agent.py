@@ -92,6 +92,18 @@ def test_interrupted_anywhere_it_goes_on_bit_for_bit(stopped: int) -> None:
     assert second.updates == 2 * EPOCHS * MINIBATCHES
 
 
+@pytest.mark.parametrize("method", ["fairgrad", "upgrad", "nash_mtl"])
+def test_a_log_line_after_a_resume_and_before_a_step_is_that_of_the_undisturbed_run(method: str) -> None:
+    first, second = (ppo_agent(ppo_config(method)) for _ in range(2))
+    fill(first, Story())
+    while first.behind():
+        first.learn(0.0)
+    second.load_state({name: copied(part) for name, part in first.state().items()})
+    found, expected = second.metrics(), first.metrics()
+    assert found.scalars == expected.scalars and "grad/critic_cos_min" in found.scalars
+    np.testing.assert_equal(found.per_task, expected.per_task)
+
+
 @pytest.mark.usefixtures("one_minibatch_at_a_time")
 def test_pauses_of_learning_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     agents = [ppo_agent(ppo_config(**FULL)) for _ in range(2)]
