@@ -16,8 +16,13 @@ import pytest
 import yaml
 
 import mtrl
+from mtrl.cli.evaluate import main as main_evaluate
+from mtrl.cli.export import main as main_export
+from mtrl.cli.report import main as main_report
 from mtrl.cli.train import main as main_train
 from mtrl.report.load import Run, read_run
+from tests.helpers.short_runs import assert_same_run
+from tests.training.test_run import kill_and_resume
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
@@ -92,16 +97,19 @@ def test_every_file_and_command_works_and_what_the_page_trains_learns(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = followed(PAGE.read_text(encoding="utf-8"), folder, capsys)
-    assert len(runs) == 6
+    assert len(runs) == 7
     assert all(run.finished or name == "watched" for name, run in runs.items())
     saved = {name: yaml.safe_load((folder / f"runs/{name}/config.yaml").read_text()) for name in runs}
     _assert_chosen(saved["inverse"], saved["gated"])
     assert saved["inverse"]["steps"] == 400
+    assert saved["gated_ppo"]["agent"] == "ppo"
     # Three corners of four at least: how soon the last one is learnt differs with the version of torch.
     for name in ("mean", "inverse", "watched", "best"):
         assert runs[name].evaluations[-1]["mean_success"] >= 0.75
     climbed = [line["mean_return"] for line in runs["climber"].evaluations]
     assert climbed[-1] > climbed[0] / 2  # returns are minus distances
+    assert runs["climber"].evaluations[-1]["vector_step"] == 900  # after a resume at 600
+    assert (folder / "climber_report" / "report.html").exists()
     for name in ("watched", "best"):
         step, success = (folder / "runs" / name / "best.txt").read_text().split()
         assert int(step) % 100 == 0
@@ -112,3 +120,41 @@ def test_every_file_and_command_works_and_what_the_page_trains_learns(
     assert ((actions * corners).sum(axis=1) > 0.5).sum() >= 3
     gated_policy = mtrl.load_policy(folder / "gated_policy", architecture="my_network.py:Gated")
     assert gated_policy.predict(np.zeros((4, 2), np.float32))[0].shape == (4, 2)
+
+
+OWN = {
+    "an agent": ["--agent", "climber.py:build"],
+    "a network with SAC": ["--network", "my_network.py:Gated", "--method", "cagrad"],
+    "a network with PPO": [
+        *("--network", "my_network.py:Gated", "--method", "cagrad", "--agent", "ppo"),
+        *("--ppo.rollout-steps", "30", "--ppo.minibatches", "6", "--ppo.value-norm", "pop_art"),
+        *("--ppo.target-kl", "0.01"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", OWN.values(), ids=OWN)
+def test_a_plug_in_of_the_page_survives_sigkill_bit_for_bit_and_is_evaluated_exported_and_reported(
+    own: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, body in files_and_commands(PAGE.read_text(encoding="utf-8"))[0].items():
+        (folder / name).write_text(body, encoding="utf-8")
+    # The kill comes before the end; episodes of 20 steps and rollouts of 30 are under way then.
+    steps = "800" if own == OWN["an agent"] else "300"
+    flags = ["--preset", "points.yaml", "--steps", steps, "--train.checkpoint-interval", "70", *own]
+    killed, undisturbed = folder / "runs" / "killed", folder / "runs" / "undisturbed"
+    kill_and_resume(flags, killed, folder)
+    assert main_train([*flags, "--run-dir", str(undisturbed)]) == 0
+    assert_same_run(undisturbed, killed)
+    assert main_evaluate([str(killed), "--episodes", "2", "--trust"]) == 0
+    assert main_report([str(killed), "--out", str(folder / "report")]) == 0
+    capsys.readouterr()
+    code = main_export([str(killed), "--out", str(folder / "policy"), "--trust"])
+    if own == OWN["an agent"]:
+        assert code == 2
+        assert "the agent climber.py:build cannot be exported: it has no method" in capsys.readouterr().err
+    else:
+        assert code == 0
+        policy = mtrl.load_policy(folder / "policy", architecture="my_network.py:Gated")
+        assert policy.predict(np.zeros((4, 2), np.float32))[0].shape == (4, 2)

@@ -230,6 +230,10 @@ class PpoConfig:
     """Adam step size of the critic."""
     final_lr_fraction: Fraction = 1.0
     """Final share of both step sizes, which fall linearly (MW+: 1, constant; CleanRL: down to 0)."""
+    target_kl: Positive | None = None
+    """Divergence (nats) of an update at which the actor's step size aims: after each update it is divided by
+    1.5 above twice this and multiplied by 1.5 below half of it, within 1e-5 to 1e-2 (arXiv 2109.11978: .01).
+    final_lr_fraction then holds for the critic alone. None: no adaptation."""
     adam_eps: Positive = 1e-5
     """Adam epsilon (MW+, CleanRL, Stable-Baselines3: 1e-5)."""
     max_grad_norm: Positive | None = 1.0

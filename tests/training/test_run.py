@@ -292,13 +292,16 @@ def test_killed_and_resumed_is_bit_equal_to_undisturbed(tmp_path: Path, undistur
     assert_same_run(undisturbed, tmp_path / "killed")
 
 
-def kill_and_resume(flags: list[str], run: Path) -> None:
-    """Train in a process of its own, kill it after its first checkpoint, and resume in this process."""
+def kill_and_resume(flags: list[str], run: Path, folder: Path = ROOT) -> None:
+    """Train in a process of its own, kill it after its first checkpoint, and resume in this process.
+
+    Code that flags name lies in `folder`, which is this process's working directory if it is not ROOT.
+    """
     command = [sys.executable, str(SCRIPTS / "train.py"), *flags, "--run-dir", str(run)]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        command, stdout=subprocess.DEVNULL, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     wait_for(lambda: process.poll() is not None or list((run / "checkpoints").glob("step_*")))
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert main_train(["--resume", str(run)]) == 0
+    assert main_train(["--resume", str(run), "--trust"]) == 0

@@ -17,7 +17,7 @@ from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
 from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner
 from mtrl.agents.ppo.rollout import Rollout, rollout_bytes
-from mtrl.agents.ppo.update import PPOUpdate
+from mtrl.agents.ppo.update import STEP_SIZES, PPOUpdate
 from mtrl.combiners.inverse_alpha import InverseAlpha
 from mtrl.config.schema import Config
 from mtrl.device.random_stream import RandomStream
@@ -38,11 +38,18 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
     Source: Schulman et al., "Proximal Policy Optimization Algorithms" (2017, arXiv 1707.06347), with
     generalised advantage estimates (Schulman et al., ICLR 2016, arXiv 1506.02438). Options: values by PopArt
     (van Hasselt et al., NeurIPS 2016, arXiv 1602.07714; per task: Hessel et al., AAAI 2019, arXiv 1809.04474)
-    and the other parts of TOPPO (Li et al., 2026, arXiv 2605.11473), see docs/ppo.md.
+    and the other parts of TOPPO (Li et al., 2026, arXiv 2605.11473), see docs/ppo.md; a step size that
+    follows the divergence (Rudin et al., CoRL 2021, arXiv 2109.11978).
     """
 
-    papers = ("schulman2017ppo", "schulman2016gae", "hasselt2016popart", "hessel2019popart", "li2026toppo")
-    credit = "PPO and its advantages; PopArt where ppo.value_norm is pop_art; TOPPO for its presets."
+    papers = (
+        *("schulman2017ppo", "schulman2016gae", "hasselt2016popart", "hessel2019popart", "li2026toppo"),
+        "rudin2021walk",
+    )
+    credit = (
+        "PPO and its advantages; PopArt where ppo.value_norm is pop_art; TOPPO for its presets; Rudin et al. "
+        "where ppo.target_kl is set."
+    )
     unread = ("sac", "replay", "train.warmup_steps", "train.warmup_updates", "train.updates_per_step")
 
     @staticmethod
@@ -50,8 +57,8 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         """Refuse settings that PPO cannot train with, before anything starts.
 
         Raises:
-            UserError: minibatches of unequal size, a critic of another kind, or a method that cannot combine
-                PPO's losses.
+            UserError: minibatches of unequal size, a critic of another kind, a step size that cannot adapt,
+                or a method that cannot combine PPO's losses.
         """
         ppo, copies = config.ppo, config.env.envs_per_task
         rows = ppo.rollout_steps * copies
@@ -59,6 +66,12 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
             raise UserError(
                 "ppo.minibatches must divide the rows of a task, ppo.rollout_steps x env.envs_per_task = "
                 f"{rows}; found {ppo.minibatches}. Change one of the three."
+            )
+        if ppo.target_kl is not None and not STEP_SIZES[0] <= ppo.actor_lr <= STEP_SIZES[1]:
+            raise UserError(
+                f"with ppo.target_kl the actor's step size stays between {STEP_SIZES[0]:g} and "
+                f"{STEP_SIZES[1]:g}; found ppo.actor_lr = {ppo.actor_lr:g}. Start between them, or leave "
+                "ppo.target_kl out."
             )
         for setting, only in (("critic_loss", "squared"), ("critic_dtype", "float32")):
             if (found := getattr(config.network, setting)) != only:
@@ -155,6 +168,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         self._minibatch = (self._minibatch + 1) % ppo.minibatches
         self._epoch += self._minibatch == 0
         if self._epoch == ppo.epochs:
+            self.update.adapt(self.rollout, batch)
             self._epoch, self._assessed = 0, False
             self.rollout.clear()
 
@@ -183,7 +197,9 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
 
     def bounds(self) -> dict[str, Bound]:
         """Return the range of the divergence between the rollout's policy and its successors."""
-        advice = "Lower ppo.actor_lr or ppo.epochs, or let the step sizes fall (ppo.final_lr_fraction)."
+        advice = (
+            "Lower ppo.actor_lr or ppo.epochs, or let the step sizes fall (ppo.final_lr_fraction, target_kl)."
+        )
         return {"kl": Bound(-1e-3, self.config.ppo.kl_bound, advice)}
 
     def facts(self) -> dict[str, str]:
@@ -204,9 +220,10 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
 
     def state(self) -> dict[str, Any]:
         """Return the parts "policy" (all that acting needs), "agent" and "rollout"."""
+        adapting = {} if self.config.ppo.target_kl is None else {"actor_lr": self.update.actor_lr}
         return {
             "policy": self.policy_state(),
-            "agent": {**self._own_state(), "row_order": self._row_stream.state()},
+            "agent": {**self._own_state(), "row_order": self._row_stream.state(), **adapting},
             "rollout": {
                 **self.rollout.state(),
                 "assessed": self._assessed,
@@ -221,6 +238,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         state, rollout = parts["agent"], parts["rollout"]
         self._load_own_state(state)
         self._row_stream.load_state(state["row_order"])
+        self.update.actor_lr = state.get("actor_lr", self.update.actor_lr)
         self.rollout.load_state(rollout)
         self._assessed, self._epoch = rollout["assessed"], rollout["epoch"]
         self._minibatch = rollout["minibatch"]

@@ -30,6 +30,7 @@ from mtrl.networks.gaussian import (
     squashed,
 )
 
+STEP_SIZES = (1e-5, 1e-2)  # between which the actor's step size adapts
 _OF_ACTOR = ("entropy", "std", "kl", "clip_fraction")
 
 
@@ -52,6 +53,7 @@ class PPOUpdate(ActorCritic):
 
     Attributes:
         explained_variance: of the newest rollout's values, [T].
+        actor_lr: the actor's step size, as the updates so far have left it (`ppo.target_kl`).
     """
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
@@ -66,7 +68,7 @@ class PPOUpdate(ActorCritic):
             of_actor=_OF_ACTOR,
             squash=config.ppo.squash,
         )
-        self.ppo = config.ppo
+        self.ppo, self.actor_lr = config.ppo, config.ppo.actor_lr
         self.pop_art = PopArt(spec.num_tasks).to(device) if pops else None
         self.entropy_weight: Tensor = nn.Buffer(torch.tensor(config.ppo.entropy, device=device))
         self.explained_variance: Tensor = nn.Buffer(torch.zeros(spec.num_tasks, device=device))
@@ -90,15 +92,11 @@ class PPOUpdate(ActorCritic):
         """
         ppo, parameters = self.ppo, self.critic.flat.named()
         log_prob, advantage, target = rollout.learnt_from
-        acting = self.actor.flat.named()
-
-        def old_log_prob(obs: Tensor, raw: Tensor) -> Tensor:
-            return raw_log_prob(self.policy_outputs(acting, obs), raw)
 
         def values(obs: Tensor) -> Tensor:
             return self.values(self.value_outputs(parameters, obs))
 
-        log_prob.copy_(self._in_parts(old_log_prob, rows, rollout.obs, rollout.raw))
+        log_prob.copy_(self._in_parts(self._log_prob, rows, rollout.obs, rollout.raw))
         value = self._in_parts(values, rows, rollout.obs).unflatten(1, (rollout.steps, rollout.envs))
         reward, terminated, ended, lost = rollout.outcome
         following = torch.cat((value[:, 1:], torch.zeros_like(value[:, :1])), dim=1)
@@ -153,19 +151,39 @@ class PPOUpdate(ActorCritic):
         entropy = raw_entropy(outputs)
         losses = _mean(surrogate - self.entropy_weight * entropy, own.weight)
         with torch.no_grad():
-            # Never negative and of small variance (Schulman, 2020, "Approximating KL divergence").
-            kl = ratio - 1.0 - log_ratio
-            beyond = ((ratio - 1.0).abs() > clip).to(kl.dtype)
-            rows = (entropy, deviation(outputs).mean(-1), kl, beyond)
+            beyond = ((ratio - 1.0).abs() > clip).to(ratio.dtype)
+            rows = (entropy, deviation(outputs).mean(-1), _divergence(log_ratio, ratio), beyond)
             return losses, ActorAux(*(_mean(row.detach(), own.weight) for row in rows))
 
     def anneal(self, progress: float) -> None:
         """Set step sizes and the entropy's weight for `progress` in [0, 1] through the run."""
         ppo = self.ppo
-        for optimizer, lr in zip(self.optimizers, (ppo.actor_lr, ppo.critic_lr), strict=True):
-            set_lr(optimizer, lr * (1.0 - progress * (1.0 - ppo.final_lr_fraction)))
+        share = 1.0 - progress * (1.0 - ppo.final_lr_fraction)
+        set_lr(self.actor.optimizer, ppo.actor_lr * share if ppo.target_kl is None else self.actor_lr)
+        set_lr(self.critic.optimizer, ppo.critic_lr * share)
         last = ppo.entropy if ppo.final_entropy is None else ppo.final_entropy
         self.entropy_weight.fill_(ppo.entropy + progress * (last - ppo.entropy))
+
+    def adapt(self, rollout: Rollout, rows: int) -> None:
+        """Choose the actor's next step size by how far the update of a rollout went, if `ppo.target_kl`.
+
+        Once for each rollout, because it reads the divergence back to the host. It is the mean over tasks of
+        that of all rows, `rows` of each task at a time.
+        """
+        if self.ppo.target_kl is not None:
+            divergence = float(self.divergence(rollout, rows).mean())
+            self.actor_lr = adapted(self.actor_lr, divergence, self.ppo.target_kl)
+
+    @torch.no_grad()
+    def divergence(self, rollout: Rollout, rows: int) -> Tensor:
+        """Return the estimated KL(policy of an assessed rollout, policy now) of each task, [T] in nats."""
+        now = self._in_parts(self._log_prob, rows, rollout.obs, rollout.raw)
+        log_ratio = now - rollout.learnt_from[0]
+        return _mean(_divergence(log_ratio, log_ratio.exp()), rollout.weight)
+
+    def _log_prob(self, obs: Tensor, raw: Tensor) -> Tensor:
+        """Log-probabilities [T, R] of samples at standardised observations, under the policy now."""
+        return raw_log_prob(self.policy_outputs(self.actor.flat.named(), obs), raw)
 
     def value_outputs(self, parameters: Parameters, obs: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Outputs of the critic [T, B] for standardised observations; parameters of the same tasks."""
@@ -191,3 +209,22 @@ class PPOUpdate(ActorCritic):
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
     """Mean [N] over the rows [N, B] of weight 1; 0 without any."""
     return (values * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+
+
+def _divergence(log_ratio: Tensor, ratio: Tensor) -> Tensor:
+    """Estimate of the divergence at each row: never negative and of small variance.
+
+    Schulman, 2020, "Approximating KL divergence", the third estimator.
+    """
+    return ratio - 1.0 - log_ratio
+
+
+def adapted(lr: float, divergence: float, target: float) -> float:
+    """Return a smaller step size after an update that went too far, a larger one after one that hardly moved.
+
+    Rudin et al. (CoRL 2021, arXiv 2109.11978), with the factors and bounds of their code (rsl_rl). Deviation:
+    that code decides at each minibatch and moves the critic's step size too.
+    """
+    if divergence > 2.0 * target:
+        return max(lr / 1.5, STEP_SIZES[0])
+    return min(lr * 1.5, STEP_SIZES[1]) if divergence < 0.5 * target else lr

@@ -37,6 +37,7 @@ def one_minibatch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"ppo": {"minibatches": 5}}, r"must divide the rows of a task, .* = 32; found 5\."),
         ({"critic_loss": "categorical"}, "network.critic_loss must be squared; found categorical"),
         ({"critic_dtype": "bfloat16"}, "network.critic_dtype must be float32; found bfloat16"),
+        ({"ppo": {"target_kl": 0.01, "actor_lr": 0.1}}, r"between 1e-05 and 0.01; found ppo.actor_lr = 0\.1"),
         ({"method": "inverse_alpha"}, "reads temperatures, which agent ppo does not have"),
         ({"method": "famo"}, "famo needs positive losses and the actor's loss may be negative"),
     ],

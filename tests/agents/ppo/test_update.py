@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from mtrl.agents.ppo.agent import PPOAgent
 from mtrl.agents.ppo.rollout import Minibatch
+from mtrl.agents.ppo.update import adapted
 from mtrl.combiners import COMBINERS
 from mtrl.gradients.per_task import LossFunction, TaskGradients
 from tests.helpers.agents import OBS, TASKS
@@ -265,3 +267,69 @@ def test_step_sizes_and_the_weight_of_the_entropy_move_linearly() -> None:
         lrs = [optimizer.param_groups[0]["lr"] for optimizer in agent.update.optimizers]
         assert lrs == pytest.approx([3e-4 * factor, 1e-3 * factor])
         assert float(agent.update.entropy_weight) == pytest.approx(0.005 * (1 - progress))
+
+
+@pytest.mark.parametrize(
+    ("lr", "divergence", "expected"),
+    [
+        (3e-4, 0.0201, 2e-4),  # more than twice the target of .01
+        (3e-4, 0.02, 3e-4),
+        (3e-4, 0.005, 3e-4),
+        (3e-4, 0.0049, 4.5e-4),  # less than half of it
+        (1.2e-5, 9.0, 1e-5),
+        (9e-3, 0.0, 1e-2),
+        (3e-4, float("nan"), 3e-4),
+    ],
+)
+def test_a_step_size_follows_the_divergence_by_the_published_rule(
+    lr: float, divergence: float, expected: float
+) -> None:
+    assert adapted(lr, divergence, 0.01) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_divergence_is_that_of_torch_distributions_over_all_rows_that_count() -> None:
+    agent, story = ppo_agent(ppo_config(ppo={"actor_lr": 0.01})), Story()
+    lost = np.zeros(story.rows, bool)
+    lost[[0, 3]] = True  # the first copy of the first task, the second copy of the second one
+    story.follow(agent, lost=lost)
+    fill(agent, story)
+    rollout = agent.rollout
+
+    def log_prob() -> Tensor:
+        outputs = agent.update.policy_outputs(agent.update.actor.flat.named(), rollout.obs).detach()
+        mean, log_std = outputs.chunk(2, dim=-1)
+        result: Tensor = Normal(mean, log_std.exp()).log_prob(rollout.raw).sum(-1)
+        return result
+
+    before = log_prob()
+    for _ in range(5):
+        agent.update_from_rollout()
+    moved = log_prob() - before
+    estimate = moved.exp() - 1 - moved
+    counts = torch.ones_like(estimate)
+    counts[0, 0] = counts[1, 1] = 0.0
+    expected = (estimate * counts).sum(1) / counts.sum(1)
+    assert (expected > 1e-4).all()
+    torch.testing.assert_close(agent.update.divergence(rollout, BATCH), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("target", "factor"), [(1e-9, 1 / 1.5), (1e9, 1.5)])
+def test_the_actor_s_step_size_adapts_between_rollouts_and_survives_a_resume(
+    target: float, factor: float
+) -> None:
+    settings = {"target_kl": target, "final_lr_fraction": 0.1, "critic_lr": 1e-3}
+    agent, story = ppo_agent(ppo_config(ppo=settings)), Story()
+    for number, progress in enumerate((0.0, 0.5, 1.0)):
+        fill(agent, story)
+        while agent.behind():
+            agent.learn(progress)
+        lrs = [optimizer.param_groups[0]["lr"] for optimizer in agent.update.optimizers]
+        assert lrs == pytest.approx([3e-4 * factor**number, 1e-3 * (1 - 0.9 * progress)])
+    resumed = ppo_agent(ppo_config(ppo=settings))
+    resumed.load_state(agent.state())
+    assert resumed.update.actor_lr == agent.update.actor_lr == pytest.approx(3e-4 * factor**3)
+    state = agent.state()
+    del state["agent"]["actor_lr"]  # a checkpoint of a run without the option
+    fresh = ppo_agent(ppo_config(ppo=settings))
+    fresh.load_state(state)
+    assert fresh.update.actor_lr == 3e-4
