@@ -1,6 +1,6 @@
 # Every check, defined once: people, .ci/run and GitHub type these. All of them need an activated environment
 # with the extra [dev]; `quick`, `test` and `slow` need [test] alone.
-.PHONY: help fix quick test slow check docs smoke nodes ci bench release mutate chaos
+.PHONY: help fix quick test slow check docs smoke nodes kernels ci bench release mutate chaos
 
 help: ## this list
 	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ smoke: ## a short training on MT10, its evaluation, ten faults
 
 nodes: ## bounds on what updates launch on a GPU, two minutes; needs none
 	pytest tests/scripts/test_nodes.py -m slow
+
+kernels: ## kernels and host on all families of problems, up to 64 tasks, two minutes; needs no GPU
+	pytest tests/combiners/solvers/test_kernels.py -m slow -k all_families
 
 ci: check docs smoke nodes ## what must pass before a change lands, besides the tests
 

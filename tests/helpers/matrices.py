@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mtrl_benchmarks._families import FAMILIES, jacobian
+from mtrl_benchmarks._families import EXTREME, FAMILIES, jacobian
 
-__all__ = ["FAMILIES", "jacobian"]
+__all__ = ["EXTREME", "FAMILIES", "jacobian"]

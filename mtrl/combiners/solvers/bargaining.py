@@ -60,7 +60,7 @@ def bargain(
     # M in the tasks' units, and the factor of phi' there. A zero gradient is replaced by a unit gradient
     # orthogonal to all others, whose equation a = 1 solves.
     alone = op.power(squares, -alpha / (1.0 + alpha))
-    factor = squares * alone * alone
+    factor = op.power(squares, (1.0 - alpha) / (1.0 + alpha))
     plain = op.with_diagonal(gram * alone[:, None] * alone[None, :], factor)
     a = _stepped(
         op.with_diagonal(plain, factor + factor * added), factor, factor * 0.0 + 1.0, alpha, steps, bound
@@ -71,8 +71,9 @@ def bargain(
         # Newton's steps converge quadratically if there is a solution. If there is none, the weights grow
         # slowly without end, and those with the ridge are kept. A solution whose a'Ma does not exceed the
         # rounding error of its terms exists only through the rounding of M, and does not count either.
-        lengths = op.total(exact * op.root(factor))
-        real = op.total(exact * op.times(plain, exact)) > _NOISE * ridge * lengths * lengths
+        own = op.where(there, exact, 0.0)
+        lengths = op.total(own * op.root(factor))
+        real = op.total(own * op.times(plain, own)) > _NOISE * ridge * lengths * lengths
         if (_violation(plain, factor, exact, alpha) < 0.01 * violated) & real:
             a = exact
     result: Array = op.where(there, a * alone, 0.0)

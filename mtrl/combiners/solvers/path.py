@@ -23,6 +23,7 @@ from mtrl.combiners.solvers.operations import Array
 # Squared length, relative to the longest gradient, at which a gradient counts half. A gradient that is 1e12
 # times shorter than the longest still counts to 8 digits.
 _FADING = 1e-32
+_FADED = 1e100  # a gradient that fades more than this is as good as zero
 
 _STEEP = 0.1  # a rate below this share of the rounding error of the amounts counts as zero
 _ROUNDING = 1e-14  # relative rounding error of a sum over the tasks in double precision
@@ -53,7 +54,8 @@ def units_of(gram: Array) -> tuple[Array, Array, Array, Array]:
     present = squares > 0.0
     exact = op.where(present, squares, 1.0)
     inverse = op.where(present, 1.0 / op.root(exact), 0.0)
-    fading = op.where(present, op.largest(op.where(present, squares, 0.0)) / exact * _FADING, 0.0) + 1.0
+    fading = op.largest(op.where(present, squares, 0.0)) * _FADING / exact
+    fading = op.where(present, op.where(fading > _FADED, _FADED, fading), 0.0) + 1.0
     cosines = gram * inverse[:, None] * inverse[None, :]
     shares = inverse / fading
     amounts = shares / or_one(op.largest(shares))

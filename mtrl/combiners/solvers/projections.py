@@ -88,7 +88,8 @@ def projection(gram: Array, wanted: Array, tasks: int, ridge: float) -> Array:
 def unit_projection(gram: Array, unit: Array, tasks: int, ridge: float) -> Array:
     """Return one row of `cone_weights`, given that row of the identity matrix."""
     cosines, _, _, there = units_of(gram)
-    return unit + _added(cosines, there, unit, tasks, ridge)
+    whole = op.with_diagonal(cosines, there * 0.0 + 1.0)  # of unit gradients none fades
+    return unit + _added(whole, there, unit, tasks, ridge)
 
 
 def _added(cosines: Array, there: Array, parts: Array, tasks: int, ridge: float) -> Array:

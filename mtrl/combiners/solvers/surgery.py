@@ -42,8 +42,8 @@ def _mean(added: Tensor) -> Tensor:
 @problem("surgery", lambda tasks: (tasks, tasks), _MOST_TASKS)
 def _surgery(gram: Array, order: Array, _: float) -> Array:
     squares = gram.diagonal()
-    inverse = 1.0 / np.where(squares > 0.0, squares, 1.0)
-    return _in_order(gram, order, lambda products, others: -products.clip(max=0.0) * inverse[others])
+    squares = np.where(squares > 0.0, squares, 1.0)
+    return _in_order(gram, order, lambda products, others: -products.clip(max=0.0) / squares[others])
 
 
 @problem("vaccine", lambda tasks: (2, tasks, tasks), _MOST_TASKS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.matrices import FAMILIES, jacobian
+from tests.helpers.matrices import EXTREME, FAMILIES, jacobian
 
 # The families, and some of them with norms that spread over 10^-k to 10^k.
 KINDS = [
@@ -23,6 +25,46 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["double", "single"])
 sizes = pytest.mark.parametrize(
     "tasks", [3, 10, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 25, 50, 64))]
 )
+
+
+# Rows made of others, and rows whose squares reach the ends of the dtype's range.
+MADE: dict[str, Callable[[Tensor], Tensor]] = {
+    "zero": lambda rows: rows.index_fill(0, torch.arange(0, len(rows), 3), 0.0),
+    "cancelling": lambda rows: rows - rows.mean(dim=0),
+    "exactly_cancelling": lambda rows: _cancelled((8.0 * rows[1:]).round()),
+    "opposite": lambda rows: torch.cat((rows[:1], -0.7 * rows[:1], rows[2:]))[: len(rows)],
+    "all_opposite": lambda rows: torch.cat((rows[::2], -rows[::2]))[: len(rows)],
+    "twins": lambda rows: torch.cat((rows[::2], rows[::2]))[: len(rows)],
+    "one_gradient": lambda rows: rows[:1].repeat(len(rows), 1),
+    "rank_one": lambda rows: rows[:, :1] * rows[:1],
+    "line": lambda rows: rows[:, :1].sign() * rows[:1] + 1e-2 * rows,
+}
+SCALED: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "one_long": lambda rows, long, short: torch.cat((long * rows[:1], rows[1:])),
+    "all_long": lambda rows, long, short: long * rows,
+    "some_short": lambda rows, long, short: torch.cat((short * rows[::2], rows[1::2])),
+    "all_short": lambda rows, long, short: short * rows,
+}
+# All that a kernel solves as the host does.
+ALL_KINDS = [*KINDS, ("iid", 6.0), *((name, 0.0) for name in (*EXTREME, *MADE, *SCALED))]
+
+
+def problem(family: str, decades: float, tasks: int, seed: int, dtype: torch.dtype) -> Tensor:
+    """The Gramian of one of `ALL_KINDS`."""
+    if family in MADE:
+        rows = MADE[family](drawn("iid", decades, tasks, seed))
+    elif family in SCALED:
+        limits = torch.finfo(dtype)
+        long, short = 1e-4 * limits.max**0.5, 1e2 * (limits.tiny * limits.eps) ** 0.5
+        rows = SCALED[family](drawn("iid", decades, tasks, seed), long, short)
+    else:
+        rows = drawn(family, decades, tasks, seed)
+    return gramian_of(rows, dtype)
+
+
+def _cancelled(rows: Tensor) -> Tensor:
+    """Whole numbers and minus their sum."""
+    return torch.cat((rows, -rows.sum(dim=0, keepdim=True)))
 
 
 def drawn(family: str, decades: float, tasks: int, seed: int) -> Tensor:
