@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.solvers import operations as op
-from mtrl.combiners.solvers.backends import one_text, solve
+from mtrl.combiners.solvers.backends import MOST_TASKS, one_text, problem, solve
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import follow, larger, or_one, smaller, tolerance_of, units_of
 
@@ -76,7 +76,12 @@ def shortest_capped(gram: Tensor, cap: float, *, eps: float) -> Tensor:
     return solve("capped", gram, numbers=(cap, tolerance_of(eps)))
 
 
-@one_text("capped")
+@problem("capped", lambda tasks: (tasks,), MOST_TASKS)
+def _capped(gram: Array, cap: float, tolerance: float) -> Array:
+    # Zero gradients beyond the tasks would take part in the steps' centring and make them shorter.
+    return capped(gram, len(gram), cap, tolerance)
+
+
 def capped(gram: Array, tasks: int, cap: float, tolerance: float) -> Array:
     """Return the weights of `shortest_capped`."""
     cosines, _, amounts, there = units_of(gram)
