@@ -26,7 +26,7 @@ from tests.helpers import plain_triton
 @pytest.mark.dear
 @pytest.mark.skipif(DEVICE == "cuda", reason="sums on a GPU have another order")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of divisions in the interpreter
-@pytest.mark.parametrize("family", ["conflicting", "opposite"])
+@pytest.mark.parametrize("family", ["conflicting", pytest.param("opposite", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SOLVES)
 def test_kernels_on_numpy_give_the_bits_of_tritons_interpreter(name: str, family: str) -> None:
     gram = problem(family, 0.0, 3, 3, torch.float32)
