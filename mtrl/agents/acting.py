@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.agents.base import TaskSpec
+from mtrl.device.cpu import one_thread
 from mtrl.device.cuda import GraphedStep, SideStream, Staging
 from mtrl.errors import UserError
 
@@ -55,7 +56,7 @@ class ActingPolicy:
                 f"expected observations [{tasks * copies}, {size}], {copies} for each of {tasks} tasks; "
                 f"found {list(obs.shape)}. Ask the agent for a policy of as many copies as environments."
             )
-        with nullcontext() if self._beside is None else self._beside.use():
+        with one_thread(self._obs.device), nullcontext() if self._beside is None else self._beside.use():
             self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
             self._to_device.send()
             if self._noise is not None and self._draw is not None:
