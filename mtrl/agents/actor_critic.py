@@ -87,6 +87,8 @@ class ActorCritic(nn.Module):
                 eps=settings.adam_eps,
                 max_norm=settings.max_grad_norm,
                 weight_decay=network.weight_decay,
+                # Those heads are the agent's, as PopArt's change of units; a decay would move all values.
+                undecayed=sum(head.numel() for head in heads.values()),
                 project=made.project if isinstance(made, Projects) else None,
             ).to(device)
 

@@ -141,7 +141,8 @@ class NetworkConfig:
     initialisation: Literal["he_uniform", "orthogonal"] = "he_uniform"
     """Of the mlp's weights (MW+: he_uniform; PPO in CleanRL and Stable-Baselines3: orthogonal)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay of actor and critics, per unit of step size (AdamW; BRC: 1e-4, SimBa: 1e-2)."""
+    """Decoupled weight decay (AdamW) per unit of step size, of all parameters of actor and critics, as in the
+    authors' code of BRC (1e-4) and SimBa (1e-2); not of PopArt's scale and shift of each task."""
 
 
 @settings("sac.")

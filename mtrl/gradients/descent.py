@@ -32,8 +32,18 @@ class Descent(nn.Module):
     """One network with its optimiser and its combiner.
 
     A preconditioned direction is applied as theta - lr * direction, without clipping and Adam. Task heads
-    always step by Adam. Weight decay is decoupled (AdamW) and acts on all parameters. Non-finite steps are
-    applied, so look at `failures` before saving. From here on the combiner checks no inputs (`skip_checks`).
+    always step by Adam. Non-finite steps are applied, so look at `failures` before saving. From here on the
+    combiner checks no inputs (`skip_checks`).
+
+    Args:
+        parameters: of the network.
+        combiner: of its tasks' gradients.
+        lr: step size.
+        eps: of Adam.
+        max_norm: bound of the combined gradient's norm; None: none.
+        weight_decay: decoupled, as AdamW's: before a step parameters shrink by lr * weight_decay.
+        undecayed: how many numbers at the end of the vector do not shrink.
+        project: of the network (`Projects`).
     """
 
     def __init__(
@@ -45,15 +55,17 @@ class Descent(nn.Module):
         eps: float,
         max_norm: float | None,
         weight_decay: float = 0.0,
-        project: Callable[[Parameters], None] | None = None,  # of the network (`Projects`)
+        undecayed: int = 0,
+        project: Callable[[Parameters], None] | None = None,
     ) -> None:
         super().__init__()
         self.flat, self.combiner, self._project = parameters, combiner, project
+        self._weight_decay, self._decayed = weight_decay, parameters.vector.numel() - undecayed
         self.max_norm = None if combiner.preconditioned else max_norm
         combiner.skip_checks()
         combiner.partition(parameters.module_sizes)
         combiner.prepare(parameters.seen[: parameters.num_shared])
-        self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps, weight_decay=weight_decay)
+        self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps)
         self._jacobians: Buffers = {}
         # 0, or NaN for a task with a non-finite loss or gradient; the last entry is for directions.
         self._trouble: Tensor = nn.Buffer(torch.zeros(combiner.num_tasks + 1), persistent=False)
@@ -76,8 +88,8 @@ class Descent(nn.Module):
     def step(self, loss_function: LossFunction, temperatures: Tensor | None = None) -> StepReport:
         """Take one descent step; `temperatures` [T] are for methods that read them.
 
-        The order is fixed: combine, clip, check for non-finite numbers, move, project, look at the losses
-        again. Nothing reads back to the host, so that a CUDA graph can hold a step.
+        The order is fixed: combine, clip, check for non-finite numbers, shrink, move, project, look at the
+        losses again. Nothing reads back to the host, so that a CUDA graph can hold a step.
         """
         combiner, trouble = self.combiner, self._trouble
         gradients = TaskGradients(
@@ -91,6 +103,8 @@ class Descent(nn.Module):
             gradient = gradient.clone()  # clipping overwrites it
         norm = clip_by_norm(gradient, self.max_norm)
         trouble[-1:].add_(norm, alpha=0.0)
+        if self._weight_decay:
+            self._shrink()
         if combiner.preconditioned:
             self._plain_step(gradient)
         else:
@@ -103,11 +117,15 @@ class Descent(nn.Module):
             self._look_again(loss_function)
         return StepReport(gradients.losses, gradients.evaluated, norm, gradients.norms, gradients.evaluations)
 
+    def _shrink(self) -> None:
+        own = self.flat.vector.detach()[: self._decayed]
+        step_size = torch.as_tensor(self.optimizer.param_groups[0]["lr"], dtype=own.dtype)
+        own.addcmul_(own, step_size, value=-self._weight_decay)  # one launch on CUDA
+
     def _plain_step(self, gradient: Tensor) -> None:
-        group = self.optimizer.param_groups[0]
         direction, of_heads = gradient.tensor_split([self.flat.num_shared])
-        self.flat.shared.sub_(group["lr"] * direction)
-        if self.flat.head_slices or group["weight_decay"]:  # both are Adam's, which leaves the others alone
+        self.flat.shared.sub_(self.optimizer.param_groups[0]["lr"] * direction)
+        if self.flat.head_slices:  # Adam's, which leaves the others alone
             adam_step(self.optimizer, self.flat.vector, torch.cat((torch.zeros_like(direction), of_heads)))
 
     @torch.no_grad()
@@ -139,15 +157,12 @@ def clip_by_norm(gradient: Tensor, max_norm: float | None) -> Tensor:
     return norm
 
 
-def make_adam(
-    parameter: Tensor, *, lr: float, eps: float = 1e-8, weight_decay: float = 0.0
-) -> torch.optim.Adam:
-    """Return fused Adam for one tensor, AdamW with weight decay; on CUDA a graph can capture its step."""
-    kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
+def make_adam(parameter: Tensor, *, lr: float, eps: float = 1e-8) -> torch.optim.Adam:
+    """Return fused Adam for one tensor; on CUDA a graph can capture its step."""
     if not parameter.is_cuda:
-        return kind([parameter], lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+        return torch.optim.Adam([parameter], lr=lr, eps=eps, fused=True)
     step_size = torch.tensor(lr, device=parameter.device)  # a number would be frozen into the graph
-    return kind([parameter], lr=step_size, eps=eps, weight_decay=weight_decay, fused=True, capturable=True)
+    return torch.optim.Adam([parameter], lr=step_size, eps=eps, fused=True, capturable=True)
 
 
 def set_lr(optimizer: torch.optim.Adam, lr: float) -> None:

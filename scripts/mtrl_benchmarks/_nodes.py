@@ -118,10 +118,10 @@ class _Stream:
 class _Adam:
     """Stands in for fused Adam, which the meta device lacks: a kernel for the count and one for the step."""
 
-    def __init__(self, parameter: Tensor, *, lr: float, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
+    def __init__(self, parameter: Tensor, *, lr: float, eps: float = 1e-8) -> None:
         self._parameter, self._step = parameter, torch.empty((), device=META)
         step_size = torch.empty((), device=META)
-        self.param_groups = [{"lr": step_size, "weight_decay": weight_decay, "params": [parameter]}]
+        self.param_groups = [{"lr": step_size, "params": [parameter]}]
 
     def step(self) -> None:
         assert self._parameter.grad is not None

@@ -223,6 +223,20 @@ def test_weight_decay_is_that_of_adamw() -> None:
     torch.testing.assert_close(flat.named()["h"], heads.detach())
 
 
+@pytest.mark.parametrize("method", ["mean", "cagrad", "famo", "adatask"])
+def test_the_end_of_the_vector_may_be_spared_the_decay_whatever_the_method(method: str) -> None:
+    problem, decayed = Problem(), SHARED + 2 * HEAD  # the last task's head is spared
+    start, moved = torch.cat((problem.start, problem.heads.flatten())), []
+    for decay in (0.0, 0.5):
+        flat = FlatParameters({"w": problem.start.clone()}, {"h": problem.heads.clone()})
+        combiner = make_combiner(method, num_tasks=TASKS)
+        settings = {"lr": 0.01, "eps": 1e-8, "max_norm": None, "undecayed": HEAD}
+        Descent(flat, combiner, weight_decay=decay, **settings).step(problem)  # type: ignore[arg-type]
+        moved.append(flat.vector.detach().clone())
+    torch.testing.assert_close(moved[0][:decayed] - moved[1][:decayed], 0.01 * 0.5 * start[:decayed])
+    assert torch.equal(moved[0][decayed:], moved[1][decayed:])
+
+
 @pytest.mark.parametrize("method", ["mean", "cagrad", "famo"])
 def test_a_network_may_move_its_parameters_back_after_each_step(method: str) -> None:
     """Also before a method looks at the losses again."""

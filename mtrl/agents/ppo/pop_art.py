@@ -20,7 +20,7 @@ class PopArt(nn.Module):
     be rescaled for each of them.
 
     Deviation from these papers: sample statistics of the whole run (Welford) instead of a moving average, as
-    the digests of TOPPO (arXiv 2605.11473) say.
+    digests of TOPPO (arXiv 2605.11473) say; its own text on this could not be read.
 
     Attributes:
         mean: [T], in units of reward.

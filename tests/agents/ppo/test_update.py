@@ -251,6 +251,26 @@ def test_methods_of_all_kinds_move_both_networks(method: str) -> None:
     assert not agent.failures()
 
 
+@pytest.mark.usefixtures("double_precision")
+def test_weight_decay_acts_on_the_networks_and_not_on_pop_art() -> None:
+    """Also where the network has task heads of its own, which do decay."""
+    agents = [
+        ppo_agent(ppo_config(ppo={"value_norm": "pop_art"}, heads="per_task", weight_decay=decay))
+        for decay in (0.0, 0.5)
+    ]
+    start = [agents[0].update.critic.flat.named(), agents[0].update.actor.flat.named()]
+    start = [{name: value.clone() for name, value in named.items()} for named in start]
+    moved = []
+    for agent in agents:
+        agent.update.step([_minibatch()])
+        moved.append([agent.update.critic.flat.named(), agent.update.actor.flat.named()])
+    for before, plain, decayed in zip(start, *moved, strict=True):
+        for name, value in before.items():
+            lost = 0.0 if name.startswith("pop_art") else 3e-4 * 0.5
+            torch.testing.assert_close(plain[name] - decayed[name], lost * value, rtol=1e-8, atol=1e-15)
+    assert {"pop_art.gain", "pop_art.shift", "head.weight"} <= start[0].keys()
+
+
 def test_toppo_s_methods_are_one_for_each_network() -> None:
     methods = {"critic_method": "fairgrad", "critic_method_options": {"alpha": 1.0}, "actor_method": "pcgrad"}
     agent = ppo_agent(ppo_config(methods=methods))
