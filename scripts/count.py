@@ -3,7 +3,7 @@
     python scripts/count.py             # a table
     python scripts/count.py --json      # the same as one line of JSON
 
-One update is that of the preset `laptop` with CAGrad, critics and actor, on random transitions; not the
+One update is that of the preset `sac_laptop` with CAGrad, critics and actor, on random transitions; not the
 first, which allocates. Lines are distinct lines that ran. A call from file to file is a call of a function
 of the library by a function of another of its files, neither of them in a solver.
 """
@@ -71,9 +71,9 @@ def library() -> dict[str, int]:
 
 
 def update() -> Trace:
-    """Trace one update of `laptop` with CAGrad."""
+    """Trace one update of `sac_laptop` with CAGrad."""
     small = {"replay": {"capacity_per_task": 2_000}, "tasks": ("MT10",), "method": "cagrad"}
-    config = build_config(load_preset("laptop"), small)
+    config = build_config(load_preset("sac_laptop"), small)
     copies = config.env.envs_per_task
     spec = TaskSpec(tuple(f"task {number}" for number in range(10)), copies, 39, 4)
     agent: Any = AGENTS["sac"](config, spec, torch.device("cpu"))

@@ -22,7 +22,7 @@ STORED = json.loads((Path(__file__).parent / "helpers" / "fingerprints.json").re
 @pytest.mark.dear
 @pytest.mark.parametrize(
     "recipe",
-    [pytest.param(recipe, marks=[] if recipe == "laptop" else [pytest.mark.slow]) for recipe in RECIPES],
+    [pytest.param(recipe, marks=[] if recipe == "sac_laptop" else [pytest.mark.slow]) for recipe in RECIPES],
 )
 @pytest.mark.parametrize("method", sorted({name.rpartition("/")[2] for name in STORED}))
 def test_updates_are_those_before(method: str, recipe: str) -> None:

@@ -2,7 +2,8 @@
 
 For each method: the environments alone, the update alone, then the loop that overlaps them, from the same
 parts. `overlap_efficiency` is the longer of the two over the loop's time per vector step: 1 if acting,
-transfers and bookkeeping cost nothing and the shorter one hides behind the longer one entirely.
+transfers and bookkeeping cost nothing and the shorter one hides behind the longer one entirely. PPO learns
+while the environments wait: its `update_ms` is measured in the loop and its overlap is below 1 by design.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ def _measure_here(config: Config, steps: int, device: torch.device) -> report.Ro
     from mtrl.training.resolve import build_envs, training_workers
     from mtrl.training.stepper import RunState, Stepper
 
+    # Enough data for an update; PPO's first rollout may give statistics alone, so it is not timed.
     warmup = max(100, -(-config.sac.batch_per_task // config.env.envs_per_task))
+    if config.agent == "ppo":
+        warmup = config.ppo.rollout_steps
+        steps = -(-(steps + _WARMUP) // warmup) * warmup - _WARMUP  # whole rollouts, each with its updates
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, warmup_steps=warmup))
     envs = build_envs(config, num_workers=training_workers(config, device))
     try:
@@ -82,12 +87,14 @@ def _measure_here(config: Config, steps: int, device: torch.device) -> report.Ro
         stepper = Stepper(config, state)
         stepper.begin()
         for step in range(warmup):
-            stepper.vector_step(step)
+            _vector_step(stepper, step)
+        before = dict(stepper.seconds)
         loop_ms = _loop_ms(stepper, warmup, steps, device)
-        act_ms = 1e3 * stepper.seconds["act"] / (steps + _WARMUP)
-        assert isinstance(state.agent, SACAgent)
-        update = state.agent.update_from_replay
-        update_ms = config.train.updates_per_step * _milliseconds(update, steps, device)
+        in_loop = {name: stepper.seconds[name] - before[name] for name in ("act", "update")}
+        act_ms, update_ms = (1e3 * spent / (steps + _WARMUP) for spent in in_loop.values())
+        if isinstance(state.agent, SACAgent):  # learns while the environments step, so it is timed alone
+            update = state.agent.update_from_replay
+            update_ms = config.train.updates_per_step * _milliseconds(update, steps, device)
         env_ms = _env_ms(stepper, steps)
     finally:
         envs.close()
@@ -105,13 +112,19 @@ def _measure_here(config: Config, steps: int, device: torch.device) -> report.Ro
     }
 
 
+def _vector_step(stepper: Stepper, step: int) -> None:
+    """Make a vector step, with the learning of an agent that learns between steps."""
+    stepper.vector_step(step)
+    stepper.catch_up(step + 1, lambda: True)
+
+
 def _loop_ms(stepper: Stepper, start: int, steps: int, device: torch.device) -> float:
     for step in range(start, start + _WARMUP):
-        stepper.vector_step(step)
+        _vector_step(stepper, step)
     _synchronise(device)
     began = time.perf_counter()
     for step in range(start + _WARMUP, start + _WARMUP + steps):
-        stepper.vector_step(step)
+        _vector_step(stepper, step)
     _synchronise(device)
     return 1e3 * (time.perf_counter() - began) / steps
 

@@ -32,6 +32,7 @@ SHIPPED = [
     "mt10_fast",
     "mt50",
     "mtrl_compat",
+    "sac_laptop",
     "single_task",
 ]
 

@@ -60,7 +60,7 @@ def test_an_operation_that_varies_is_found() -> None:
 @pytest.mark.parametrize(
     ("preset", "method"),
     [
-        ("laptop", "mean"),  # its critics are distributions, its returns span several steps
+        ("sac_laptop", "mean"),  # its critics are distributions, its returns span several steps
         *(
             pytest.param("mt10", method, marks=[] if method in QUICK else pytest.mark.slow)
             for method in sorted(set(COMBINERS) - {"torchjd"})

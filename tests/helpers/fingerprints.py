@@ -25,7 +25,7 @@ from mtrl.training.resolve import resolve
 
 _SMALL = {"network": {"actor_width": 32, "critic_width": 32}, "replay": {"capacity_per_task": 2_000}}
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "laptop": ("laptop", {}),
+    "sac_laptop": ("sac_laptop", {}),
     "laptop_v1": ("laptop_v1", {}),
     "mt10 with task heads": ("mt10", {"network": {"heads": "per_task"}, "sac": {"batch_per_task": 8}}),
 }
