@@ -2,9 +2,10 @@
 
 An entry is called as `plugin(config, spec, device)` and returns a `mtrl.agents.base.Agent`. It may have an
 attribute `check`, called as `check(config, num_tasks)` before anything starts. `check` raises UserError for
-settings that the agent cannot train with. An attribute `unread` names sections of the configuration and
-settings in them, such as "sac" or "train.warmup_steps", that the agent does not read: the command line
-refuses their flags.
+settings that the agent cannot train with. An attribute `unread`, called as `unread(config)`, returns the
+sections of the configuration and the settings, such as "sac" or "train.warmup_steps", that have no effect:
+name -> what follows it to say why, such as "is not read by the agent ppo". The command line and sweeps refuse
+them, and the start screen names those that are not at their defaults.
 """
 
 from pathlib import Path

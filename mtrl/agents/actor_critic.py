@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.base import GaussianPolicy, Metrics, Policy, TaskSpec
 from mtrl.agents.methods import network_combiner
+from mtrl.agents.unread import unread_settings
 from mtrl.config.schema import Config, PpoConfig, SacConfig
 from mtrl.device.cuda import load_in_place
 from mtrl.device.random_stream import RandomStream
@@ -23,7 +24,7 @@ from mtrl.gradients.per_task import FlatParameters
 from mtrl.networks.base import Network, Parameters, Projects
 from mtrl.networks.gaussian import Squash, mode_action
 from mtrl.networks.layers import ObservationNorm
-from mtrl.networks.make import make_network, network_arguments, network_facts
+from mtrl.networks.make import describe_network, make_network, network_arguments
 
 _NORMS = ("critic_grad_norm", "critic/update_norm", "actor_grad_norm", "actor/update_norm")
 _MOST_TASKS_IN_PAIRS = 25  # a log line with a number for each pair of 50 tasks would take 70 kB
@@ -185,7 +186,15 @@ class ActorCriticAgent(Generic[Update]):
     Attributes:
         update: networks, combiners and optimisers, and the steps that change them.
         updates: number of updates so far.
+        of_other_agents: sections and settings that it never reads.
     """
+
+    of_other_agents: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def unread(cls, config: Config) -> dict[str, str]:
+        """Return the settings that have no effect in a run, as `unread_settings`."""
+        return unread_settings(config, cls.of_other_agents)
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device, update: Update) -> None:
         self.config, self.spec, self.device, self.update = config, spec, device, update
@@ -261,8 +270,10 @@ class ActorCriticAgent(Generic[Update]):
         """Return lines of the start screen, where the critic has this name; may raise UserError."""
         arguments = {"actor": self.update.actor_arguments, critic: self.update.critic_arguments}
         sizes = ", ".join(f"{name} {_size(count)}" for name, count in self.memory().items())
-        networks = network_facts(self.config.network, arguments, self.parameter_count)
-        return {**networks, **own, "memory": sizes}
+        architecture = self.config.network.architecture
+        networks = "; ".join(f"{name} {describe_network(architecture, of)}" for name, of in arguments.items())
+        networks += f"; {self.parameter_count:,} trained parameters"
+        return {"networks": networks, **own, "memory": sizes}
 
     def _check_gradients_fit(self) -> None:
         """Raise UserError if the gradients of a step do not fit into the device's memory."""

@@ -83,7 +83,7 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
         layers.append({"tasks": tasks})
     tasks_known = any("tasks" in layer for layer in layers) or "--tasks" in flags_given
     with importing():
-        from mtrl.training.resolve import resolve, unread_settings, written_out
+        from mtrl.training.resolve import resolve, why_unread, written_out
 
     base = written_out(build_config(*layers, _chosen(arguments)))
     members = [*_config_flags(Config, base), *_run_flags(preset)]
@@ -110,7 +110,9 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
         if any("," in task for task in values["tasks"]) and "--tasks" in flags_given:
             raise UserError(f"{error} Separate tasks by spaces: --tasks reach-v3 push-v3.") from None
         raise
-    _refuse_unread(flags_given, config.agent, unread_settings(config))
+    for flag in flags_given:
+        if why := why_unread(config, _key(flag)):  # a preset may set it all the same
+            raise UserError(f"{_key(flag)} {why}; found {flag}. Leave it out.")
     if own.print_config:
         print(config_text(config), end="")
         return 0
@@ -127,12 +129,14 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     return train(config, run_dir=Path(own.run_dir) if own.run_dir else None).exit_code
 
 
-def _refuse_unread(flags_given: Sequence[str], agent: str, unread: Sequence[str]) -> None:
-    """Raise a UserError for a flag whose setting the agent does not read. Presets may set it all the same."""
-    for flag in flags_given:
-        key = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
-        if any(key == name or key.startswith(f"{name}.") for name in unread):
-            raise UserError(f"agent {agent} does not read {key}; found {flag}. Leave it out.")
+def _key(flag: str) -> str:
+    """Return the dotted name of a flag's setting; options of a plug-in follow its name."""
+    key = flag.removeprefix("--").replace("-", "_")
+    for owner, name in _FLAGS.items():
+        if f"{key}.".startswith(f"{name}."):
+            key = owner + key.removeprefix(name)
+    section, dot, last = key.rpartition(".")
+    return f"{section}{dot}{last.removeprefix('no_')}"
 
 
 def _spelled_out(argument: str) -> str:

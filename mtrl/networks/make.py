@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +25,6 @@ _HEAD_RANGE = {"actor": 1e-3, "critic": 3e-3}
 _HEAD_GAIN = {"actor": 1e-2, "critic": 1.0}  # of PPO in CleanRL and Stable-Baselines3
 Role = Literal["actor", "critic"]
 _UNSAID = (*SIZES, *OF_IDENTITY, "actions", "role", "head_range")
-# Settings of `network` that an architecture may leave unused, and the argument that stands for each.
-_FIELDS = {
-    "actor_width": "width", "actor_depth": "depth", "critic_width": "width", "critic_depth": "depth",
-    "activation": "activation", "actor_layer_norm": "layer_norm", "critic_layer_norm": "layer_norm",
-    "critic_block": "residual", "initialisation": "initialisation",
-}  # fmt: skip
 
 
 def make_network(architecture: str, arguments: Mapping[str, Any]) -> Network:
@@ -166,41 +159,6 @@ def describe_network(architecture: str, arguments: Mapping[str, Any]) -> str:
         options = {}
     words = [" ".join([architecture, *([sizes] if sizes else [])])]
     return ", ".join([*words, *(f"{name.replace('_', ' ')} {value}" for name, value in options.items())])
-
-
-def network_facts(
-    config: NetworkConfig, arguments: Mapping[str, Mapping[str, Any]], trained: int
-) -> dict[str, str]:
-    """Return lines of the start screen: the networks, and settings that the architecture does not use.
-
-    Args:
-        config: of the networks.
-        arguments: of each network by its name on the screen.
-        trained: number of trained parameters of them all.
-    """
-    sizes = [f"{name} {describe_network(config.architecture, of)}" for name, of in arguments.items()]
-    facts = {"networks": f"{'; '.join(sizes)}; {trained:,} trained parameters"}
-    if unused := _unused_settings(config):
-        facts["not used"] = f"{', '.join(unused)}, by {config.architecture}"
-    return facts
-
-
-def _unused_settings(config: NetworkConfig) -> list[str]:
-    """Return settings of `network` that are not at their defaults and that the architecture does not take.
-
-    A preset that was made for the mlp may set them.
-    """
-    fields = dataclasses.fields(config)
-    taken = {
-        name for name, of in _FIELDS.items() if of in vars(NETWORKS[config.architecture]).get("given", ())
-    }
-    defaults = type(config)()
-    return [
-        f"network.{field.name}"
-        for field in fields
-        if field.name in _FIELDS and field.name not in taken
-        if getattr(config, field.name) != getattr(defaults, field.name)
-    ]
 
 
 def _is_module(cls: Any) -> bool:

@@ -15,7 +15,7 @@ from mtrl.config.schema import Config
 from mtrl.errors import UserError
 from mtrl.report.load import Run, read_run
 from mtrl.runs.directory import CONFIG_NAME, LOG_NAMES
-from mtrl.training.resolve import check_same_run, resolve
+from mtrl.training.resolve import check_same_run, resolve, why_unread
 
 
 class Trial(NamedTuple):
@@ -87,6 +87,10 @@ def plan(
                 folder = _folder(method, values, method if grown else method_label(vars(config)))
                 name = f"{folder}/seed{seed}"
                 trials.append(Trial(name, config, out / name))
+    for key in (*settings, *grid):
+        reasons = [why_unread(trial.config, key) for trial in trials]
+        if all(reasons):
+            raise UserError(f"{key} {reasons[0]}; found it in --set or --grid. Leave it out.")
     doubled = {name for name, count in Counter(trial.name for trial in trials).items() if count > 1}
     if doubled:
         raise UserError(f"the sweep names a run twice: {', '.join(sorted(doubled))}. Give each value once.")

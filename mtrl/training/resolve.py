@@ -101,9 +101,28 @@ def written_out(config: Config) -> Config:
     return dataclasses.replace(config, **changes)
 
 
-def unread_settings(config: Config) -> tuple[str, ...]:
-    """Return the sections and settings that the agent says it does not read."""
-    return tuple(getattr(AGENTS[config.agent], "unread", ()))
+def why_unread(config: Config, key: str) -> str | None:
+    """Return why the setting of that dotted name has no effect in a run, to follow its name; else None."""
+    for name, why in _unread(config).items():
+        if key == name or key.startswith(f"{name}."):
+            return why
+    if None in (config.critic_method, config.actor_method) or key.partition(".")[0] != "method":
+        return None
+    return "is not read where critic and actor have methods of their own"
+
+
+def unread_facts(config: Config) -> dict[str, str]:
+    """Return the line of the start screen on settings without effect that are not at their defaults."""
+    values, defaults = flat(config_to_dict(config)), flat(config_to_dict(Config()))
+    changed = [key for key, value in values.items() if value != defaults.get(key, value)]
+    unread = [name for name in _unread(config) if any(f"{key}.".startswith(f"{name}.") for key in changed)]
+    return {"not used": ", ".join(unread)} if unread else {}
+
+
+def _unread(config: Config) -> dict[str, str]:
+    """Return what the agent says of settings and sections that have no effect: name -> why."""
+    unread = getattr(AGENTS[config.agent], "unread", None)
+    return {} if unread is None else dict(unread(config))
 
 
 def check_same_run(config: Config, path: Path) -> None:

@@ -38,6 +38,7 @@ from mtrl.training.resolve import (
     settle_resume,
     suite_of,
     training_workers,
+    unread_facts,
 )
 from mtrl.training.start_screen import describe
 from mtrl.training.stepper import RunState
@@ -310,7 +311,7 @@ def _run(
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
         stack.enter_context(closing(eval_envs))
         eval_envs.hurry_when(lambda: requests.stop)
-        own = state.agent.facts()
+        own = {**state.agent.facts(), **unread_facts(config)}
         if state.restart_steps:
             steps = ", ".join(f"{number:,}" for number in state.restart_steps)
             own["replaced"] = f"workers at vector steps {steps}: an undisturbed run has other numbers"

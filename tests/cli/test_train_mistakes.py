@@ -11,9 +11,23 @@ from mtrl.cli.train import main as main_train
 from tests.cli.conftest import Calls
 
 MISTAKES = [
-    ("--agent ppo --sac.gamma .9", "agent ppo does not read sac.gamma; found --sac.gamma. Leave it out."),
-    ("--agent ppo --train.warmup-steps 9", "agent ppo does not read train.warmup_steps; found"),
-    ("--ppo.epochs 3", "agent sac does not read ppo.epochs; found --ppo.epochs. Leave it out."),
+    ("--agent ppo --sac.gamma .9", "sac.gamma is not read by the agent ppo; found --sac.gamma. Leave it out"),
+    ("--agent ppo --train.warmup-steps 9", "train.warmup_steps is not read by the agent ppo; found"),
+    ("--ppo.epochs 3", "ppo.epochs is not read by the agent sac; found --ppo.epochs. Leave it out."),
+    (
+        "--network.value-bins 9",
+        "network.value_bins is read only where network.critic_loss is categorical or histogram, which is "
+        "squared; found --network.value-bins. Leave it out.",
+    ),
+    ("--agent ppo --network.value-high=5", "network.value_high is read only where network.critic_loss is"),
+    ("--network moore --network.no-actor-layer-norm", "is not read by the network moore; found --network.no"),
+    ("--network.identity-width 8", "where network.task_identity is embedding or file, which is one_hot;"),
+    ("--sac.lr-hold-fraction .5", "where sac.final_lr_fraction is below 1, which is 1.0; found"),
+    (
+        "--method cagrad --method.critic famo --method.actor mean",
+        "method is not read where critic and actor have methods of their own; found --method. Leave it out.",
+    ),
+    ("--method.critic famo --method.actor cagrad --method.weights 1", "method.weights is not read where"),
     ("--method.c .3", "--method mean has the options --method.weights; found --method.c."),
     ("--method pcgrad --method.c .3", "--method pcgrad has no options; found --method.c."),
     ("--sac.gama 3", "unknown flag '--sac.gama'. Did you mean '--sac.gamma'?"),

@@ -14,7 +14,7 @@ from mtrl.config.schema import NetworkConfig
 from mtrl.errors import UserError
 from mtrl.gradients.per_task import Buffers, FlatParameters, TaskGradients
 from mtrl.networks.base import NETWORKS, Parameters
-from mtrl.networks.make import make_network, network_arguments, network_facts
+from mtrl.networks.make import describe_network, make_network, network_arguments
 from tests.helpers.plain_networks import PLAIN, PlainEvaluator
 
 TASKS, ROWS, INPUTS, OUTPUTS = 4, 3, 5, 2
@@ -247,16 +247,11 @@ def test_every_network_of_the_library_is_compared_with_a_plain_one() -> None:
     assert {name for name, _ in SMALL.values()} == set(NETWORKS) - {"mlp"} == set(PLAIN)
 
 
-def test_the_start_screen_names_the_networks_and_settings_that_they_do_not_use() -> None:
-    config = NetworkConfig(
-        architecture="moore", actor_width=32, actor_layer_norm=True, options={"experts": 4}
-    )
+def test_the_start_screen_names_a_network_and_its_options() -> None:
+    config = NetworkConfig(architecture="moore", actor_width=32, options={"experts": 4})
     sizes: dict[str, Any] = {"stack": 1, "inputs": 39, "outputs": 8, "task_names": ("a", "b")}
-    facts = network_facts(config, {"actor": network_arguments(config, "actor", **sizes)}, 1234)
-    assert facts == {
-        "networks": "actor moore 3x32, experts 4; 1,234 trained parameters",
-        "not used": "network.actor_layer_norm, by moore",
-    }
+    words = describe_network("moore", network_arguments(config, "actor", **sizes))
+    assert words == "moore 3x32, experts 4"
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,12 @@ def test_lists_and_words_are_values_of_a_grid() -> None:
 
 @pytest.mark.parametrize(
     ("grid", "message"),
-    [("sac.gama=0.9", "sac.gama"), ("sac.gamma=2", "sac.gamma"), ("sac.gamma=.9,.9", "twice")],
+    [
+        ("sac.gama=0.9", "sac.gama"),
+        ("sac.gamma=2", "sac.gamma"),
+        ("sac.gamma=.9,.9", "twice"),
+        ("network.value_bins=9,21", "network.value_bins is read only where .* found it in --set or --grid"),
+    ],
 )
 def test_mistakes_are_found_before_anything_starts(grid: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):

@@ -9,10 +9,10 @@ import torch
 from mtrl import train
 from mtrl.agents import AGENTS
 from mtrl.combiners import make_combiner
-from mtrl.config import Config, EnvConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
-from mtrl.config.presets import build_config, load_preset
+from mtrl.config import Config, EnvConfig, NetworkConfig, PpoConfig, ReplayConfig, SacConfig, TrainConfig
+from mtrl.config.presets import build_config, load_preset, preset_names
 from mtrl.errors import UserError
-from mtrl.training.resolve import build_envs, resolve, training_workers
+from mtrl.training.resolve import build_envs, resolve, training_workers, unread_facts, why_unread
 
 
 def test_every_option_is_written_out() -> None:
@@ -140,3 +140,31 @@ def test_evaluations_play_the_goals_of_the_runs_own_seed(monkeypatch: pytest.Mon
     for evaluation in (False, True):
         build_envs(Config(seed=7, tasks=("reach-v3",)), num_workers=1, evaluation=evaluation)
     assert seeds == [7, 7]
+
+
+def test_the_start_screen_names_settings_without_effect() -> None:
+    moore: dict[str, Any] = {"architecture": "moore", "actor_layer_norm": True, "value_bins": 5}
+    assert unread_facts(Config(network=NetworkConfig(**moore))) == {
+        "not used": "network.value_bins, network.actor_layer_norm"
+    }
+    ppo = Config(agent="ppo", sac=SacConfig(gamma=0.9), train=TrainConfig(warmup_steps=5))
+    assert unread_facts(ppo) == {"not used": "sac, train.warmup_steps"}
+    assert unread_facts(Config()) == {}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_of_the_library_has_no_setting_without_effect(name: str) -> None:
+    for_both_agents = {"not used": "ppo"} if name == "debug" else {}
+    assert unread_facts(build_config(load_preset(name), {"tasks": ["MT10"]})) == for_both_agents
+
+
+def test_an_agent_of_ones_own_may_say_what_it_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(config: Config, spec: Any, device: Any) -> None: ...
+
+    monkeypatch.setitem(AGENTS._plugins, "own", build)
+    config = Config(agent="own", ppo=PpoConfig(epochs=3), sac=SacConfig(gamma=0.5))
+    assert unread_facts(config) == {}
+    build.unread = lambda config: {"ppo": "is not read by the agent own"}  # type: ignore[attr-defined]
+    assert unread_facts(config) == {"not used": "ppo"}
+    assert why_unread(config, "ppo.epochs") == "is not read by the agent own"
+    assert why_unread(config, "sac.gamma") is None

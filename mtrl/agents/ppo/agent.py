@@ -50,7 +50,9 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         "PPO and its advantages; PopArt where ppo.value_norm is pop_art; TOPPO for its presets; Rudin et al. "
         "where ppo.target_kl is set."
     )
-    unread = ("sac", "replay", "train.warmup_steps", "train.warmup_updates", "train.updates_per_step")
+    of_other_agents = (
+        *("sac", "replay", "train.warmup_steps", "train.warmup_updates", "train.updates_per_step"),
+    )
 
     @staticmethod
     def check(config: Config, num_tasks: int) -> None:

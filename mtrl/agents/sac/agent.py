@@ -42,7 +42,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
     """
 
     papers = ("haarnoja2018sac", "haarnoja2018temperature")
-    unread = ("ppo",)
+    of_other_agents = ("ppo",)
 
     @staticmethod
     def check(config: Config, num_tasks: int) -> None:

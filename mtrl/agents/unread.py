@@ -1,0 +1,64 @@
+"""Settings that a run with actor and critic does not read, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from mtrl.config.schema import Config
+from mtrl.networks.base import NETWORKS
+
+
+class _Only(NamedTuple):
+    """Where a setting is read: only where another one is as it says."""
+
+    other: str
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _where(other: str, *values: str) -> _Only:
+    return _Only(other, " or ".join(values), lambda found: found in values)
+
+
+_DISTRIBUTION = _where("network.critic_loss", "categorical", "histogram")
+_GUARDED = _where("train.on_divergence", "warn", "stop")
+_ONLY = {
+    "network.value_bins": _DISTRIBUTION,
+    "network.value_low": _DISTRIBUTION,
+    "network.value_high": _DISTRIBUTION,
+    "network.identity_width": _where("network.task_identity", "embedding", "file"),
+    "network.critic_layer_norm": _where("network.critic_block", "mlp"),  # blocks have norms of their own
+    "replay.return_bound": _where("replay.reward_scaling", "return"),
+    "sac.lr_hold_fraction": _Only("sac.final_lr_fraction", "below 1", lambda found: found < 1),
+    "sac.critic_loss_bound": _GUARDED,
+    "sac.q_bound": _GUARDED,
+    "ppo.kl_bound": _GUARDED,
+}
+# Settings of `network` that an architecture may leave unread, and the argument that stands for each.
+_OF_ARCHITECTURE = {
+    "actor_width": "width", "actor_depth": "depth", "critic_width": "width", "critic_depth": "depth",
+    "activation": "activation", "actor_layer_norm": "layer_norm", "critic_layer_norm": "layer_norm",
+    "critic_block": "residual", "initialisation": "initialisation",
+}  # fmt: skip
+
+
+def unread_settings(config: Config, of_other_agents: Sequence[str]) -> dict[str, str]:
+    """Return what follows the name of a setting or section to say why it has no effect: name -> words.
+
+    Args:
+        config: of the run.
+        of_other_agents: sections and settings that the agent never reads.
+    """
+    reasons = {}
+    for name, only in _ONLY.items():
+        section, _, field = only.other.partition(".")
+        value = getattr(getattr(config, section), field)
+        if not only.holds(value):
+            reasons[name] = f"is read only where {only.other} is {only.words}, which is {value}"
+    architecture = config.network.architecture
+    taken = vars(NETWORKS[architecture]).get("given", ())
+    for field, argument in _OF_ARCHITECTURE.items():
+        if argument not in taken:
+            reasons[f"network.{field}"] = f"is not read by the network {architecture}"
+    return reasons | dict.fromkeys(of_other_agents, f"is not read by the agent {config.agent}")
