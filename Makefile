@@ -37,10 +37,10 @@ smoke: ## a short training on MT10, its evaluation, ten faults
 nodes: ## bounds on what updates launch on a GPU, two minutes; needs none
 	pytest tests/scripts/test_nodes.py -m slow
 
-kernels: ## kernels and host on all families of problems, up to 62 tasks, minutes; needs no GPU
+kernels: ## kernels and host on all families of problems, up to 62 tasks, three minutes; needs no GPU
 	pytest tests/combiners/solvers/test_kernels.py -m slow -k 'all_families or on_numpy'
 
-ci: check docs smoke nodes ## what must pass before a change lands, besides the tests
+ci: check docs smoke nodes kernels ## what must pass before a change lands, besides the tests
 
 bench: ## combiners and updates next to their peers, a few minutes
 	python scripts/benchmark.py combiners --tasks 10 50

@@ -9,7 +9,7 @@ from mtrl.combiners.solvers import operations as op
 from mtrl.combiners.solvers.backends import one_text, solve
 from mtrl.combiners.solvers.gramian import lengths_and_cosines, weighted_sum
 from mtrl.combiners.solvers.operations import Array
-from mtrl.combiners.solvers.path import larger, or_one, smaller
+from mtrl.combiners.solvers.path import larger, or_one, smaller, tolerance_of
 
 _LONGEST = 1e100  # one over a length, whose square must not overflow
 _TINY = 1e-300  # instead of zero in a divisor
@@ -45,14 +45,15 @@ class EMTL(JacobianCombiner):
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
         lengths, cosine = lengths_and_cosines(jacobian)
-        weights = solve("emtl", cosine, (lengths, losses.to(torch.float64)), (self.lam,))
+        numbers = (self.lam, tolerance_of(torch.finfo(jacobian.dtype).eps))
+        weights = solve("emtl", cosine, (lengths, losses.to(torch.float64)), numbers)
         self.last_weights.copy_(weights)
         return weighted_sum(weights, jacobian)
 
 
 @one_text("emtl")
-def weigh(cosine: Array, lengths: Array, losses: Array, tasks: int, lam: float) -> Array:
-    """Return the weights of `EMTL`."""
+def weigh(cosine: Array, lengths: Array, losses: Array, tasks: int, lam: float, tolerance: float) -> Array:
+    """Return the weights of `EMTL`, for cosines with an error of `tolerance`."""
     there = lengths > 0.0
     count = larger(op.real(1.0), op.total(op.where(there, 1.0, lengths * 0.0)))
     # Lengths and losses in units of their means over tasks with a gradient.
@@ -64,8 +65,9 @@ def weigh(cosine: Array, lengths: Array, losses: Array, tasks: int, lam: float) 
     extra = 2.0 * lam / count * apart * inverse
     relative = lengths / larger(_TINY + count * 0.0, op.largest(lengths))
     # Each task's improvement under the mean, and what `extra` adds to it: the largest share of `extra` that
-    # turns none of them round and keeps weights positive.
+    # turns none of them round and keeps weights positive. Where gradients cancel, an improvement is rounding.
     before = op.times(cosine, relative)
+    before = op.where(before > tolerance * op.times(abs(cosine), relative), before, 0.0)
     change = op.times(cosine, extra * relative)
     worse = op.where((change < 0.0) & (before > 0.0), before / op.where(change < 0.0, -change, 1.0), op.INF)
     share = smaller(op.smallest(worse), 1.0 / larger(_TINY + count * 0.0, op.largest(abs(extra))))

@@ -21,7 +21,8 @@ class GradVac(PCGrad):
 
     Deviations from the paper: the mean instead of the sum of the gradients; one target per pair for all
     parameters (the paper also has one per layer); a target angle has a sine of at least 1e-3. The orders come
-    from a counter in the state. Pairs with a zero gradient keep their target.
+    from a counter in the state. Pairs with a zero gradient, or one that the others cancelled, keep their
+    target.
     """
 
     name = "gradvac"

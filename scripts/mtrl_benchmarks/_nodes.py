@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtrl.agents import AGENTS
+from mtrl.agents import AGENTS, actor_critic
 from mtrl.agents.base import TaskSpec
+from mtrl.agents.sac import noise_hold, replay, update
 from mtrl.combiners import COMBINERS
 from mtrl.combiners.solvers.backends import handed_to
 from mtrl.config.presets import build_config, load_preset
 from mtrl.device.cpu import precision_on
+from mtrl.gradients import descent
 
 META = torch.device("meta")
 
@@ -132,10 +134,10 @@ class _Adam:
 @contextmanager
 def _stand_ins() -> Iterator[None]:
     with ExitStack() as stack:
-        for module in ("gradients.descent", "agents.sac.update"):
-            stack.enter_context(mock.patch(f"mtrl.{module}.make_adam", _Adam))
-        for module in ("actor_critic", "sac.replay", "sac.noise_hold"):
-            stack.enter_context(mock.patch(f"mtrl.agents.{module}.RandomStream", _Stream))
+        for module in (descent, update):
+            stack.enter_context(mock.patch.object(module, "make_adam", _Adam))
+        for module in (actor_critic, replay, noise_hold):
+            stack.enter_context(mock.patch.object(module, "RandomStream", _Stream))
         yield
 
 
@@ -147,8 +149,8 @@ def count(preset: str, method: str, tasks: int) -> Counts:
     if method == "torchjd":
         options["aggregator"] = "UPGrad"
     own = {"method": method, "method_options": options, "tasks": ("MT10",)}
-    replay = {"replay": {"capacity_per_task": 10_000}}  # its size changes no operation
-    config = build_config(load_preset(preset), own, replay)
+    small = {"replay": {"capacity_per_task": 10_000}}  # its size changes no operation
+    config = build_config(load_preset(preset), own, small)
     updates = (config.steps - config.train.warmup_steps) * config.train.updates_per_step
     spec = TaskSpec(tuple(f"task {number}" for number in range(tasks)), config.env.envs_per_task, 39, 4)
     precision = precision_on(torch.device("cuda"), config.train.matmul_precision)

@@ -6,6 +6,7 @@ import torch
 from mtrl.combiners import make_combiner
 from mtrl.combiners.gradvac import GradVac
 from mtrl.combiners.pcgrad import PCGrad
+from mtrl.combiners.solvers import surgery
 from tests.helpers.gramian_methods import turned
 from tests.helpers.matrices import jacobian
 
@@ -53,6 +54,17 @@ def test_pairs_without_a_cosine_keep_their_target() -> None:
     assert torch.equal(combiner.targets[1], before[1])
     assert torch.equal(combiner.targets[:, 1], before[:, 1])
     assert combiner.targets[0, 2] != before[0, 2]
+
+
+@pytest.mark.parametrize("parts", [(0.3, -0.7, 1.9), (0.1, -3.0, 0.6), (5.0, -0.011, 0.2)])
+def test_a_gradient_that_another_cancelled_keeps_its_targets(parts: tuple[float, ...]) -> None:
+    line = torch.tensor(parts, dtype=torch.float64).unsqueeze(1) * jacobian("iid", 1, seed=7)
+    rows = torch.cat((line, jacobian("iid", 2, seed=8, parameters=line.shape[1])))
+    order = torch.tensor([[1, 2, 3, 4], [0, 2, 3, 4], [1, 0, 3, 4], [0, 1, 2, 4], [0, 1, 2, 3]])
+    _, targets = surgery.turned(rows @ rows.T, order, torch.zeros(5, 5).double(), 0.5)
+    # The first three tasks meet their opposite first, after which nothing is left of them.
+    assert torch.equal(targets[:3].count_nonzero(dim=1), torch.ones(3))
+    assert targets[0, 1] == targets[1, 0] == targets[2, 1] == pytest.approx(-0.5)
 
 
 def test_an_update_that_is_not_finite_leaves_the_targets_alone() -> None:

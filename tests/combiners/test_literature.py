@@ -17,6 +17,7 @@ from mtrl.combiners.m_config import MConFIG
 from mtrl.combiners.moco import MoCo
 from mtrl.combiners.sdmgrad import SDMGrad
 from mtrl.combiners.stch import STCH
+from tests.combiners.solvers.problems import MADE
 from tests.helpers.evaluators import Linear
 from tests.helpers.literature import config_direction, simplex_projection
 from tests.helpers.matrices import jacobian
@@ -195,6 +196,20 @@ def test_no_task_that_the_mean_improves_gets_worse(tasks: int, lam: float) -> No
         assert weights.max() <= 2.0 + 1e-12
         moved += bool((weights - 1.0).abs().max() > 0.05)
     assert moved >= 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("tasks", [3, 10, 33])
+def test_where_gradients_cancel_no_rounding_decides(tasks: int, dtype: torch.dtype) -> None:
+    """In exact arithmetic the mean improves no task, in whatever order the tasks are."""
+    for seed in range(5):
+        rows = MADE["exactly_cancelling"](jacobian("iid", tasks, seed)).to(dtype)
+        losses = torch.linspace(-1.0, 2.0, tasks).to(dtype)
+        order = torch.randperm(tasks, generator=torch.Generator().manual_seed(seed))
+        given, shuffled = (make_combiner("emtl", num_tasks=tasks, lam=1.0) for _ in range(2))
+        given.combine(rows, losses)
+        shuffled.combine(rows[order], losses[order])
+        torch.testing.assert_close(shuffled.last_weights, given.last_weights[order], rtol=1e-4, atol=1e-6)
 
 
 def test_temperatures_are_asked_for() -> None:

@@ -25,13 +25,13 @@ _KINDS: dict[Any, int] = {bool: 0, BOOL: 0, int: 1, I32: 1, I64: 1, float: 2, F3
 _SINGLE = 2.0**-126, float(np.finfo(np.float32).max)  # numbers beyond are of double precision
 
 
-def run(kernel: Any, programs: int, *given: Any, **constants: Any) -> None:
-    """Run a function decorated by `triton.jit` on CPU tensors, which are its pointers, and integers."""
+def run(kernel: Any, programs: range, *given: Any, **constants: Any) -> None:
+    """Run programs of a function decorated by `triton.jit` on CPU tensors, its pointers, and integers."""
     function = _translated(kernel.fn)
     constants.pop("num_warps", None)
     arguments = [_Pointer(one) if isinstance(one, torch.Tensor) else _Value(np.int32(one)) for one in given]
     with np.errstate(all="ignore"):  # numbers that are not finite pass, and integers wrap, as on a device
-        for program in range(programs):
+        for program in programs:
             _LANGUAGE.program_id = lambda axis, program=program: _Value(np.int32(program))
             function(*arguments, **constants)
 
@@ -43,7 +43,7 @@ class Kernel:
         self.kernel = kernel
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
-        return partial(run, self.kernel, *grid)
+        return partial(run, self.kernel, range(*grid))
 
 
 @cache

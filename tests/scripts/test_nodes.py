@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from mtrl_benchmarks import _nodes
 
@@ -59,3 +63,18 @@ def test_more_tasks_than_a_kernel_holds_are_solved_between_two_graphs() -> None:
     assert not few.host_reads
     assert len(many.host_reads) == 2
     assert many.nodes <= few.nodes
+
+
+# In a process of its own, where the count is the first to import the agents.
+_COUNT = """
+from mtrl_benchmarks import _nodes
+_nodes.count("mt10", "mean", 2)
+from mtrl.agents.sac import update
+from mtrl.gradients import descent
+assert update.make_adam is descent.make_adam and update.make_adam.__module__ == descent.__name__
+"""
+
+
+def test_counting_leaves_no_stand_in_behind() -> None:
+    scripts = Path(_nodes.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", _COUNT], cwd=scripts, check=True)

@@ -21,8 +21,7 @@ from mtrl.combiners.solvers.kernels_surgery import surgery
 
 _hull, _capped = compiled(hull.hull), compiled(hull.capped)
 _around, _cone = compiled(worst_case.around), compiled(worst_case.cone)
-_in_ball, _bargain = compiled(worst_case.in_ball), compiled(bargaining.bargain)
-_weigh, _equal = compiled(emtl.weigh), compiled(equal.equal)
+_bargain, _equal, _weigh = compiled(bargaining.bargain), compiled(equal.equal), compiled(emtl.weigh)
 _projection, _unit_projection = compiled(projections.projection), compiled(projections.unit_projection)
 
 
@@ -56,13 +55,6 @@ def hull_kernel(gram, out, tasks, TOLERANCE: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def capped_kernel(gram, out, tasks, CAP: tl.constexpr, TOLERANCE: tl.constexpr, N: tl.constexpr):
     _write(out, _capped(_gramian(gram, tasks, N), tasks, CAP, TOLERANCE), tasks)
-
-
-@triton.jit
-def ball_kernel(gram, linear, out, tasks, TOLERANCE: tl.constexpr, N: tl.constexpr):
-    weights, dual = _in_ball(_gramian(gram, tasks, N), _read(linear, tasks, N), tasks, TOLERANCE)
-    _write(out, weights, tasks)
-    _write(out + tasks, dual, tasks)
 
 
 @triton.jit
@@ -115,9 +107,13 @@ def equal_kernel(gram, out, tasks, PROJECTED: tl.constexpr, RIDGE: tl.constexpr,
 
 
 @triton.jit
-def emtl_kernel(cosines, lengths, losses, out, tasks, LAM: tl.constexpr, N: tl.constexpr):
+def emtl_kernel(
+    cosines, lengths, losses, out, tasks, LAM: tl.constexpr, TOLERANCE: tl.constexpr, N: tl.constexpr
+):
     given = _gramian(cosines, tasks, N)
-    _write(out, _weigh(given, _read(lengths, tasks, N), _read(losses, tasks, N), tasks, LAM), tasks)
+    _write(
+        out, _weigh(given, _read(lengths, tasks, N), _read(losses, tasks, N), tasks, LAM, TOLERANCE), tasks
+    )
 
 
 @triton.jit
@@ -136,7 +132,6 @@ def projections_kernel(gram, out, tasks, RIDGE: tl.constexpr, N: tl.constexpr):
 _KERNELS = {
     "hull": (hull_kernel, False),
     "capped": (capped_kernel, False),
-    "ball": (ball_kernel, False),
     "around": (around_kernel, False),
     "cone": (cone_kernel, False),
     "bargain": (bargain_kernel, False),

@@ -6,8 +6,9 @@
 import triton
 import triton.language as tl
 
-from mtrl.combiners.solvers.surgery import SMALLEST_SINE
+from mtrl.combiners.solvers.surgery import LOST, SMALLEST_SINE
 
+_LOST = tl.constexpr(LOST)
 _LEAST = tl.constexpr(SMALLEST_SINE**2)
 
 
@@ -29,6 +30,7 @@ def surgery(gram, order, targets, out, tasks, VACCINE: tl.constexpr, BETA: tl.co
     added = tl.where(index < tasks, 0.0, zero)
     square = tl.sum(tl.where(index == task, products, 0.0), 0)
     running = tl.sqrt(tl.where(square > 0.0, square, 0.0))
+    least = _LOST * running
     moved = added
     if VACCINE:
         moved = tl.load(targets + task * tasks + index, mask=index < tasks, other=0.0)
@@ -41,7 +43,7 @@ def surgery(gram, order, targets, out, tasks, VACCINE: tl.constexpr, BETA: tl.co
         if VACCINE:
             target = tl.sum(tl.where(here, moved, 0.0), 0)
             length = tl.sqrt(tl.where(square > 0.0, square, 0.0))
-            cosine = product / (running * length)
+            cosine = product / tl.where(running > least, running * length, float("nan"))
             cosine = tl.where(cosine > 1.0, 1.0, tl.where(cosine < -1.0, -1.0, cosine))
             met = target + BETA * (cosine - target)
             moved = tl.where(here, tl.where(tl.abs(met) < float("inf"), met, target), moved)

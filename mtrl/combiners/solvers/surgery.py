@@ -13,6 +13,7 @@ from mtrl.combiners.solvers.backends import problem, solve
 from mtrl.combiners.solvers.operations import Array
 
 _MOST_TASKS = 1024  # of a kernel, whose blocks hold a row of the Gramian
+LOST = 1e-7  # a gradient that projections shortened to this share of its length is rounding error
 SMALLEST_SINE = 1e-3  # of a target angle: turning towards it multiplies a gradient's length by up to 1000
 
 
@@ -49,12 +50,12 @@ def _surgery(gram: Array, order: Array, _: float) -> Array:
 @problem("vaccine", lambda tasks: (2, tasks, tasks), _MOST_TASKS)
 def _vaccine(gram: Array, order: Array, targets: Array, beta: float) -> Array:
     lengths = gram.diagonal().clip(0.0) ** 0.5
-    running, moved, tasks = lengths, targets.copy(), np.arange(len(gram))
+    running, least, moved, tasks = lengths, LOST * lengths, targets.copy(), np.arange(len(gram))
 
     def share(products: Array, others: Array) -> Array:
         nonlocal running
         length, target = lengths[others], targets[tasks, others]
-        cosine = (products / (running * length)).clip(-1.0, 1.0)
+        cosine = (products / np.where(running > least, running * length, np.nan)).clip(-1.0, 1.0)
         met = target + beta * (cosine - target)
         moved[tasks, others] = np.where(np.isfinite(met), met, target)
         below = cosine < target

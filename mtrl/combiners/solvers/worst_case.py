@@ -22,7 +22,7 @@ from mtrl.combiners.solvers.backends import (
     symmetric,
 )
 from mtrl.combiners.solvers.operations import Array
-from mtrl.combiners.solvers.path import follow, larger, or_one, tolerance_of, units_of
+from mtrl.combiners.solvers.path import follow, or_one, tolerance_of, units_of
 
 
 class ConeSolution(NamedTuple):
@@ -33,7 +33,8 @@ class ConeSolution(NamedTuple):
     reach: Tensor  # 0-dim, length before stretching; below 1 where gradients cancel
 
 
-_NO_LENGTH = 1e-16  # |g0|^2 below this part of the mean squared norm is rounding error
+# |g0|^2 below this part of the mean squared norm is the rounding error of its sum, four units of it.
+_NO_LENGTH = 1e-15
 LEAST_COSINE = 1e-8  # lower bound of c; with c = 0 the shortest x is zero where gradients cancel
 
 
@@ -43,7 +44,7 @@ def best_around(
     """Solve max_d min_i g_i.d in |d - g0| <= c |g0|; returns the weights of d and the dual [T], float64.
 
     g0 = reference @ G, by default the mean gradient. With d = g0 + c |g0| x the problem is that of
-    `best_in_ball` with linear_i = g_i.g0 / (c |g0|), which is multiplied by `factor` [1].
+    `in_ball` with linear_i = g_i.g0 / (c |g0|), which is multiplied by `factor` [1].
     """
     vectors = [vector for vector in (reference, factor) if vector is not None]
     numbers = (c, tolerance_of(eps), float(reference is not None), float(factor is not None))
@@ -69,12 +70,16 @@ def around(
 
 def gains(gram: Any, centre: Any, tasks: int, c: float) -> tuple[Any, Any]:
     """Return g_i.g0 over the radius c |g0| [N], for g0 = centre @ G, and this radius; arrays or tensors."""
+    products, length = products_with(gram, centre, tasks)
+    radius = c * length
+    return products / (radius + (radius == 0.0)), radius
+
+
+def products_with(gram: Any, centre: Any, tasks: int) -> tuple[Any, Any]:
+    """Return g_i.g0 [N] for g0 = centre @ G, and |g0|, 0 if only rounding is left; arrays or tensors."""
     products = op.times(gram, centre)
     square = op.total(products * centre)
-    # A square below the rounding error of this sum is noise: g0 and the radius then count as zero.
-    square = square * (square > _NO_LENGTH * op.total(op.diagonal(gram)) / tasks)
-    radius = c * op.root(square)
-    return products / (radius + (radius == 0.0)), radius
+    return products, op.root(square * (square > _NO_LENGTH * op.total(op.diagonal(gram)) / tasks))
 
 
 def around_gap(
@@ -103,22 +108,14 @@ def around_gap(
     return torch.where(radius > 0.0, gap, 0.0)
 
 
-def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
-    """Solve max over |x| <= 1 of min_i (g_i.x + linear_i), for the Gramian [T, T] and linear [T].
+def in_ball(gram: Array, linear: Array, tasks: int, tolerance: float) -> tuple[Array, Array]:
+    """Solve max over |x| <= 1 of min_i (g_i.x + linear_i), for the Gramian [N, N] and linear [N].
 
     CAGrad's problem with x = (d - g0) / (c |g0|) and linear = g_i.g0 / (c |g0|). Its dual minimises |g_w| +
     linear . w over the simplex. Zero gradients do not enter the minimum (see `units_of`). Where gradients
-    cancel, several x are optimal. The shortest of them is returned; it is shorter than 1. `eps` is the
-    relative rounding error of the Gramian's entries. Returns the weights of x and the dual [T], a point of
-    the simplex, both float64.
+    cancel, several x are optimal. The shortest of them is returned; it is shorter than 1. Returns the weights
+    of x and the dual, a point of the simplex.
     """
-    weights, dual = solve("ball", gram, (linear.to(torch.float64),), (tolerance_of(eps),))
-    return weights, dual
-
-
-@one_text("ball", lambda tasks: (2, tasks))
-def in_ball(gram: Array, linear: Array, tasks: int, tolerance: float) -> tuple[Array, Array]:
-    """Return the weights of `best_in_ball` and the dual."""
     cosines, inverse, amounts, _ = units_of(gram)
     step, dual, _ = follow(cosines, amounts, linear * inverse, tasks, True, False, tolerance)
     dual = dual * inverse
@@ -157,9 +154,7 @@ def cone(gram: Array, tasks: int, c: float, tolerance: float) -> Array:
     index = op.indices(amounts)
     last = index == tasks
     mean = op.where(index < tasks, 1.0 / op.real(tasks), 0.0)
-    products = op.times(gram, mean)
-    square = op.total(products * mean)
-    length = op.root(larger(square * 0.0, square))
+    products, length = products_with(gram, mean, tasks)
     some = op.select(length > 0.0, op.real(1.0), op.real(0.0))
     beside = op.where(last, 1.0, products * inverse / or_one(length) * some)
     offsets = op.where(last, -c * some, 0.0)
@@ -179,8 +174,7 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     where e0 has a weight.
     """
     squares = gram.diagonal().clamp(min=0.0)
-    products = gram.mean(dim=-1)
-    length = products.mean().clamp(min=0.0).sqrt()
+    products, length = products_with(gram, torch.full_like(solution[:-1], 1.0 / len(gram)), len(gram))
     column = products / torch.where(length > 0.0, length, 1.0)
     tasks, eta = solution[:-1], solution[-1]
     gains = gram @ tasks + eta * column

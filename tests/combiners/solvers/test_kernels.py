@@ -63,7 +63,10 @@ def test_kernels_solve_as_the_host(kind: tuple[str, float]) -> None:
 @pytest.mark.parametrize("kind", ALL_KINDS, ids=str)
 @pytest.mark.parametrize("name", SOLVES)
 def test_kernels_solve_all_families_as_the_host(name: str, kind: tuple[str, float]) -> None:
-    assert not failures([name], kind, [1, 2, 10, 25, backends.MOST_TASKS])
+    # On NumPy a path of dependent gradients takes seconds where a pivot on each of 62 tasks is made at each
+    # corner, and UPGrad walks one for each task.
+    paths = name == "projections" and kind[0] in ("near_opposite_5", "rank_one")
+    assert not failures([name], kind, [1, 2, 10, 25, 40 if paths else backends.MOST_TASKS])
 
 
 def test_a_single_task_and_no_gradient_at_all_are_solved() -> None:
@@ -98,16 +101,16 @@ import mtrl.combiners
 target = GPUTarget("cuda", 90, 32)
 types = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
 reader = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-numbers = {"hull": [1e-7], "ball": [1e-7], "cone": [0.3, 1e-7], "capped": [0.3, 1e-7], "surgery": [0.0],
+numbers = {"hull": [1e-7], "cone": [0.3, 1e-7], "capped": [0.3, 1e-7], "surgery": [0.0],
            "bargain": [2.0, 1e-6, 1e-6, 1e-6, 38], "cone_weights": [1e-6], "cone_projection": [1e-6],
-           "vaccine": [0.1], "equal": [1, 1e-6], "emtl": [0.1]}
+           "vaccine": [0.1], "equal": [1, 1e-6], "emtl": [0.1, 1e-6]}
 plans = [(name, given) for name, given in numbers.items()]
 plans += [("around", [0.3, 1e-7, referred, scaled]) for referred in (0, 1) for scaled in (0, 1)]
 assert {name for name, _ in plans} == {name for name, one in PROBLEMS.items() if one.most_tasks}
 for tasks in map(int, sys.argv[1:]):
     for name, given in plans:
         count = min(tasks, PROBLEMS[name].most_tasks)
-        many = {"emtl": 2, "around": 2, "ball": 1, "cone_projection": 1}.get(name, 0)
+        many = {"emtl": 2, "around": 2, "cone_projection": 1}.get(name, 0)
         vectors = [torch.zeros(count, dtype=torch.float64)] * many
         if name in ("surgery", "vaccine"):
             vectors = [torch.zeros(count, count - 1, dtype=torch.int64), torch.zeros(count, count).double()]

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.worst_case import best_in_ball, best_in_cone
-from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes, symmetric
+from mtrl.combiners.solvers.backends import by_numpy
+from mtrl.combiners.solvers.path import tolerance_of
+from mtrl.combiners.solvers.worst_case import best_around, best_in_cone, in_ball
+from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, problem, sizes, symmetric
+
+
+def best_in_ball(gram: Tensor, linear: Tensor, *, eps: float) -> Tensor:
+    """The weights of the best step and the dual [2, T]."""
+    with np.errstate(all="ignore"):
+        found = by_numpy(in_ball, symmetric(gram).numpy(), linear.numpy(), tolerance_of(eps))
+    return torch.from_numpy(found[:, : len(gram)])
 
 
 def gap_in_ball(gram: Tensor, linear: Tensor, weights: Tensor, dual: Tensor) -> float:
@@ -84,8 +94,9 @@ def test_a_gramian_whose_entries_are_rounded_apart_is_no_other_problem(seed: int
     noise = torch.rand(10, 10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.5
     lengths = exact.diagonal().sqrt()
     apart = exact + (noise - noise.T) * 6e-8 * torch.outer(lengths, lengths)  # as products on some CPUs are
-    linear = exact.mean(dim=1) / exact.mean().sqrt()
-    weights, dual = best_in_ball(apart, linear, eps=torch.finfo(torch.float32).eps)
+    linear, radius = exact.mean(dim=1) / exact.mean().sqrt(), exact.mean().sqrt()
+    weights, dual = best_around(apart, 1.0, eps=torch.finfo(torch.float32).eps)
+    weights = (weights - 0.1) / radius
     assert gap_in_ball(exact, linear, weights, dual) <= 1e-5
 
 
@@ -96,6 +107,16 @@ def test_gradients_that_cancel_leave_the_shortest_of_the_best_steps() -> None:
     # Of the first two tasks one gains what the other loses: 0.4 is the best, and the third has it already.
     torch.testing.assert_close(weights @ rows, torch.tensor([0.1, 0.0], dtype=torch.float64))
     torch.testing.assert_close(dual, torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tasks", [3, 7, 10, 25, 33, 50])
+def test_a_mean_of_which_only_rounding_is_left_makes_no_cone(tasks: int) -> None:
+    for seed in range(4):
+        # Whole numbers that cancel exactly; the weights 1/T are rounded.
+        gram = problem("exactly_cancelling", 0.0, tasks, seed, torch.float64)
+        found = best_in_cone(gram, 0.5, eps=2e-16)
+        assert found.length == 0.0
+        assert found.weights[-1] == 0.0
 
 
 def test_nothing_is_lost_between_norms_twelve_decades_apart() -> None:
