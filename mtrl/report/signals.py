@@ -148,8 +148,8 @@ def _read(run: Run, tasks: Sequence[str]) -> _Logged:
                 matrix = line.get(f"{network}_cosine", line.get(f"{network}/cosine"))
                 if matrix is not None:
                     matrices.setdefault(network, []).append(_matrix(matrix, tasks))
-            if line.get("time/update_ms"):
-                update_ms.append(float(line["time/update_ms"]))
+            if updates := line.get("time/updates_per_step"):  # logs of former versions do not say it
+                update_ms.append(float(line["time/update_ms"]) / float(updates))
             if (rate := line.get("rollout/success_rate")) is not None:
                 success.append(float(rate))
         except (TypeError, ValueError, AttributeError) as error:
@@ -157,8 +157,6 @@ def _read(run: Run, tasks: Sequence[str]) -> _Logged:
                 f"metrics of '{run.path}' at vector step {line['vector_step']}: expected numbers, numbers by "
                 f"task or numbers by pair of tasks ({error})."
             ) from error
-    asked = (run.config.get("train") or {}).get("updates_per_step", 1)
-    updates = asked if isinstance(asked, int) and asked > 0 else 1
     return _Logged(
         {
             key: Series(np.array(sorted(found)), np.array([found[step] for step in sorted(found)]))
@@ -166,7 +164,7 @@ def _read(run: Run, tasks: Sequence[str]) -> _Logged:
         },
         {network: stats.mean_of_known(np.array(found), axis=0) for network, found in matrices.items()},
         float(np.mean(success)) if success else np.nan,
-        float(np.median(update_ms)) / updates if update_ms else np.nan,
+        float(np.median(update_ms)) if update_ms else np.nan,
     )
 
 

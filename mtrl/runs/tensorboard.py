@@ -35,7 +35,9 @@ _RENAMED = {
     "rollout/ep_rew_mean": "2_return/training_episodes",
 }
 _FIRST = ("success", "training_success", "success_last", "return")  # of the charts of all tasks
-_ABOUT = f"The horizontal axis of all curves is {STEP_LABEL}."
+_ABOUT = (
+    f"The horizontal axis of all curves is {STEP_LABEL}. docs/results-schema.md says what each number is."
+)
 
 
 class TensorBoard:

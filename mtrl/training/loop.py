@@ -75,7 +75,7 @@ class TrainingLoop:
         self.seconds = {"evaluation": 0.0, "checkpoint": 0.0}
         self.final: Evaluation | None = None
         self.began = time.perf_counter()
-        self.last_log = (self.began, 0)  # wall clock, vector step
+        self.last_log = (self.began, 0, 0)  # wall clock, vector step, updates of the agent
         self.spent_at_log = self._spent()
 
     def run(self, start: int, *, resumed: bool, evaluated: bool) -> TrainResult:
@@ -100,7 +100,7 @@ class TrainingLoop:
 
     def _run(self, start: int, *, resumed: bool, evaluated: bool) -> TrainResult:
         self.began = time.perf_counter()
-        self.last_log = (self.began, start)
+        self.last_log = (self.began, start, self._updates() or 0)
         self.saving.saved_at = start if resumed else None  # nothing new to save if no step is made
         self.stepper.begin()
         if self.config.train.keep_best:
@@ -155,8 +155,7 @@ class TrainingLoop:
         if self.final is None:
             self.progress.message(advice)
             return TrainResult(self.requests.exit_code or 0, None, self.path, elapsed, step)
-        agent = self.state.agent
-        if isinstance(agent, CountsUpdates) and not agent.updates:
+        if self._updates() == 0:
             console.warning(
                 f"the agent has made no update: {step:,} vector steps end within its warm-up or before "
                 "its first full rollout to learn from. These are results of an untrained policy."
@@ -203,14 +202,16 @@ class TrainingLoop:
 
     def _speed(self, step: int) -> dict[str, float]:
         """Return what the log says about time and workers since the last log line."""
-        now, total = time.perf_counter(), self._spent()
+        now, total, updates = time.perf_counter(), self._spent(), self._updates()
         vector_steps = step - self.last_log[1]
         each = max(vector_steps, 1)  # none lies between a resume in the middle of learning and its log line
         spent = {name: seconds - self.spent_at_log[name] for name, seconds in total.items()}
         elapsed = now - self.last_log[0] - spent["evaluation"] - spent["checkpoint"]
-        self.last_log, self.spent_at_log = (now, step), total
+        made = {} if updates is None else {"time/updates_per_step": (updates - self.last_log[2]) / each}
+        self.last_log, self.spent_at_log = (now, step, updates or 0), total
         rate, envs = vector_steps / max(elapsed, 1e-9), self.state.envs
         return {
+            **made,
             "time/fps": rate * envs.num_envs,
             "time/vector_steps_per_second": rate,
             "time/total_timesteps": float(step * envs.num_envs),
@@ -218,6 +219,10 @@ class TrainingLoop:
             **({"env/last_restart_step": float(steps[-1])} if (steps := self.state.restart_steps) else {}),
             **{f"time/{name}_ms": 1e3 * spent[name] / each for name in self.stepper.seconds},
         }
+
+    def _updates(self) -> int | None:
+        """Return how many updates the agent has made, if it counts them."""
+        return self.state.agent.updates if isinstance(self.state.agent, CountsUpdates) else None
 
     def _raise_if_failed(self) -> None:
         names = self.state.envs.task_names

@@ -35,6 +35,7 @@ def _metrics(conflict: float) -> list[dict[str, Any]]:
         "env_steps": 60,
         "wall_s": 9.0,
         "time/update_ms": 7.0 + conflict,
+        "time/updates_per_step": 1.0,
     }
     for network in ("critic", "actor"):
         line[f"grad/{network}_conflict_fraction"] = conflict
@@ -100,6 +101,25 @@ def test_learning_table_has_thresholds_and_times(sweep: Path) -> None:
     assert row["area under curve"].value == pytest.approx((0.5 + 1.5 * 1.25 / 6) / 2)
     assert (row["steps to 0.5"], row["seconds to 0.5"], row["steps to 0.75"]) == ("10", "5", "never")
     assert row["ms per update"] == pytest.approx(7.4)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"time/updates_per_step": 4.0}, 2.0),
+        ({"time/updates_per_step": 0.64}, 12.5),
+        ({"time/updates_per_step": 0.0}, None),
+        ({}, None),  # a log of a former version
+    ],
+)
+def test_milliseconds_per_update_are_those_of_the_updates_that_were_made(
+    said: dict[str, float], expected: float | None, tmp_path: Path
+) -> None:
+    line = {"vector_step": 20, "env_steps": 60, "wall_s": 9.0, "time/update_ms": 8.0, **said}
+    success = dict.fromkeys(TASKS, (0.5, 0.5))
+    write_run(tmp_path / "run", success, metrics=[line])
+    found = _rows(compare([tmp_path]), "learning")["mean"]["ms per update"]
+    assert found == pytest.approx(np.nan if expected is None else expected, nan_ok=True)
 
 
 def test_paired_differences_are_between_runs_of_one_seed(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def one_minibatch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stop_in_an_update_or_in_a_rollout_changes_no_number(tmp_path: Path) -> None:
     config, run = counting(**SETTINGS), tmp_path / "run"
     train(config, tmp_path / "undisturbed")
+    made = [line["time/updates_per_step"] for line in lines(tmp_path / "undisturbed" / "metrics.jsonl")]
+    assert made == [0, 2, 0, 2, 0, 2, 0, 0]  # 8 after each rollout, over the 4 vector steps of a line
     learn, act = PPOAgent.learn, PPOAgent.act
 
     def stop_in_update(self: PPOAgent, progress: float) -> None:
