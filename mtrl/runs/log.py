@@ -161,15 +161,13 @@ class Log:
         run: the run.
         record: the files that reports and resume read (`mtrl.runs.jsonl.JsonLines`); its errors are raised.
         sinks: further sinks; one that fails is closed.
-        wall_before: working time of earlier processes of a resumed run, in seconds.
     """
 
-    def __init__(
-        self, run: RunInfo, record: Record, sinks: Sequence[Sink] = (), *, wall_before: float = 0.0
-    ) -> None:
+    def __init__(self, run: RunInfo, record: Record, sinks: Sequence[Sink] = ()) -> None:
         self._tasks = run.task_names
         self._record = record
         self._sinks = list(sinks)
+        wall_before = 0.0 if run.resumed_at is None else run.resumed_at.wall_s  # of earlier processes
         self._started = time.monotonic() - wall_before
         record.open(run)
         self._each(lambda sink: sink.open(run))

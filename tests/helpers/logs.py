@@ -31,12 +31,11 @@ NUM_ENVS = 6  # three copies of two tasks
 
 
 def open_log(run_dir: Path, resume_step: int | None = None, *sinks: Sink) -> Log:
-    wall, resumed_at = 0.0, None
+    resumed_at = None
     if resume_step is not None:
-        wall = drop_after(run_dir, resume_step).wall_s
-        resumed_at = Stamp(resume_step, NUM_ENVS * resume_step, wall)
+        resumed_at = Stamp(resume_step, NUM_ENVS * resume_step, drop_after(run_dir, resume_step).wall_s)
     info = RunInfo(run_dir, TASKS, CONFIG, VERSIONS, resumed_at)
-    return Log(info, JsonLines(), [SINKS["tensorboard"](), *sinks], wall_before=wall)
+    return Log(info, JsonLines(), [SINKS["tensorboard"](), *sinks])
 
 
 def log_steps(log: Log, steps: list[int], offset: float = 0.0) -> None:

@@ -67,8 +67,14 @@ def test_a_callback_may_stop_and_the_run_resumes_as_if_undisturbed(tmp_path: Pat
 
     result = train(counting(), tmp_path / "run", callbacks=[stop_at_40])
     assert (result.exit_code, result.evaluation, result.steps) == (0, None, 40)
+    metrics, evaluations = tmp_path / "run/metrics.jsonl", tmp_path / "run/evaluations.jsonl"
+    hour = re.sub(r'"wall_s": [\d.]+', '"wall_s": 3600.0', metrics.read_text())
+    metrics.write_text(hour)
     assert resume_training(tmp_path / "run").evaluation is not None
     assert_same_run(undisturbed, tmp_path / "run")
+    # Working time goes on from what the first process had written.
+    assert [line["wall_s"] >= 3600.0 for line in lines(metrics)] == [True] * 6
+    assert [line["wall_s"] >= 3600.0 for line in lines(evaluations)] == [False, True]
 
 
 def test_a_defect_of_a_callback_ends_the_run_and_what_was_saved_resumes(
