@@ -9,11 +9,13 @@ are errors. `tests/combiners/solvers/test_kernels.py` compares both on every ker
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dis import get_instructions
 from functools import cache, partial
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -159,6 +161,32 @@ for _name in ("add", "sub", "mul", "and_", "or_", "xor", "rshift", "lt", "le", "
     setattr(_Value, f"__{_name.strip('_')}__", _forward)
     if _name not in ("lt", "le", "gt", "ge", "eq", "ne"):
         setattr(_Value, f"__r{_name.strip('_')}__", _reflected)
+
+
+@contextmanager
+def rounded_otherwise(seed: int) -> Iterator[None]:
+    """Round half of all products to a neighbour of what they are, at random.
+
+    A device fuses products with sums, and adds in another order.
+    """
+    generator = np.random.default_rng(seed)
+    exact, _ = _binary(operator.mul)
+
+    def times(left: Any, right: Any) -> _Value:
+        found: _Value = exact(left, right)
+        if found.data.dtype == F64:
+            draws, sizes = generator.random(found.shape), np.abs(found.data)
+            side = np.where(draws < 0.25, np.inf, -np.inf)
+            # The neighbours of the smallest numbers are far away, and a square of 1 is not above 1.
+            kept = (draws > 0.5) | (sizes < 1e-290) | (sizes == 1.0)
+            found.data = np.where(kept, found.data, np.nextafter(found.data, side))[()]
+        return found
+
+    with (
+        mock.patch.object(_Value, "__mul__", times),
+        mock.patch.object(_Value, "__rmul__", lambda right, left: times(left, right)),
+    ):
+        yield
 
 
 class _Pointer:

@@ -25,37 +25,40 @@ def surgery(gram, order, targets, out, tasks, VACCINE: tl.constexpr, BETA: tl.co
     """Row `program_id` of what `surgery.projected` adds, or `turned` adds and makes of the targets."""
     index = tl.arange(0, N)
     task = tl.program_id(0)
-    products = _row(gram, tasks, index, task)
-    zero = products * 0.0
-    added = tl.where(index < tasks, 0.0, zero)
-    square = tl.sum(tl.where(index == task, products, 0.0), 0)
-    running = tl.sqrt(tl.where(square > 0.0, square, 0.0))
-    least = _LOST * running
+    squares = tl.load(gram + index * (tasks + 1), mask=index < tasks, other=0.0).to(tl.float64)
+    lengths = tl.sqrt(tl.where(squares > 0.0, squares, 0.0))
+    inverse = tl.where(lengths > 0.0, 1.0 / lengths, 0.0)
+    scale = tl.sum(tl.where(index == task, inverse, 0.0), 0)
+    products = _row(gram, tasks, index, task) * scale * inverse
+    running = tl.where(scale > 0.0, scale * 0.0 + 1.0, 0.0)
+    added = inverse * 0.0
     moved = added
     if VACCINE:
         moved = tl.load(targets + task * tasks + index, mask=index < tasks, other=0.0)
     for place in range(tasks - 1):
         other = tl.load(order + task * (tasks - 1) + place)
-        row = _row(gram, tasks, index, other)
         here = index == other
+        scale = tl.sum(tl.where(here, inverse, 0.0), 0)
+        row = _row(gram, tasks, index, other) * scale * inverse
         product = tl.sum(tl.where(here, products, 0.0), 0)
-        square = tl.sum(tl.where(here, row, 0.0), 0)
         if VACCINE:
             target = tl.sum(tl.where(here, moved, 0.0), 0)
-            length = tl.sqrt(tl.where(square > 0.0, square, 0.0))
-            cosine = product / tl.where(running > least, running * length, float("nan"))
+            length = tl.where((scale > 0.0) & (running > _LOST), running, float("nan"))
+            cosine = product / length
             cosine = tl.where(cosine > 1.0, 1.0, tl.where(cosine < -1.0, -1.0, cosine))
             met = target + BETA * (cosine - target)
             moved = tl.where(here, tl.where(tl.abs(met) < float("inf"), met, target), moved)
             sine = 1.0 - target * target
-            across = tl.sqrt(1.0 - cosine * cosine) / tl.sqrt(tl.where(sine > _LEAST, sine, _LEAST))
+            across = tl.sqrt(1.0 - cosine * cosine)
+            across = tl.where(across > _LOST, across, 0.0) / tl.sqrt(tl.where(sine > _LEAST, sine, _LEAST))
             below = cosine < target
-            share = tl.where(below, running / length * (target * across - cosine), 0.0)
+            share = tl.where(below, running * (target * across - cosine), 0.0)
             running = tl.where(below, running * across, running)
         else:
-            share = tl.where(product >= 0.0, 0.0, -product) / tl.where(square > 0.0, square, 1.0)
+            share = tl.where(product >= 0.0, 0.0, -product)
         added = tl.where(here, share, added)
         products += share * row
+    added = added * tl.sum(tl.where(index == task, lengths, 0.0), 0) * inverse
     tl.store(out + task * tasks + index, added, mask=index < tasks)
     if VACCINE:
         tl.store(out + (tasks + task) * tasks + index, moved, mask=index < tasks)

@@ -13,7 +13,7 @@ from mtrl.combiners.solvers.backends import problem, solve
 from mtrl.combiners.solvers.operations import Array
 
 _MOST_TASKS = 1024  # of a kernel, whose blocks hold a row of the Gramian
-LOST = 1e-7  # a gradient that projections shortened to this share of its length is rounding error
+LOST = 1e-7  # a share of a gradient below this, the root of a few units of rounding, is rounding error
 SMALLEST_SINE = 1e-3  # of a target angle: turning towards it multiplies a gradient's length by up to 1000
 
 
@@ -42,28 +42,28 @@ def _mean(added: Tensor) -> Tensor:
 
 @problem("surgery", lambda tasks: (tasks, tasks), _MOST_TASKS)
 def _surgery(gram: Array, order: Array, _: float) -> Array:
-    squares = gram.diagonal()
-    squares = np.where(squares > 0.0, squares, 1.0)
-    return _in_order(gram, order, lambda products, others: -products.clip(max=0.0) / squares[others])
+    return _in_order(gram, order, lambda products, others: -products.clip(max=0.0))
 
 
 @problem("vaccine", lambda tasks: (2, tasks, tasks), _MOST_TASKS)
 def _vaccine(gram: Array, order: Array, targets: Array, beta: float) -> Array:
-    lengths = gram.diagonal().clip(0.0) ** 0.5
-    running, least, moved, tasks = lengths, LOST * lengths, targets.copy(), np.arange(len(gram))
+    there = gram.diagonal() > 0.0
+    running, moved, tasks = there * 1.0, targets.copy(), np.arange(len(gram))
 
     def share(products: Array, others: Array) -> Array:
         nonlocal running
-        length, target = lengths[others], targets[tasks, others]
-        cosine = (products / np.where(running > least, running * length, np.nan)).clip(-1.0, 1.0)
+        target = targets[tasks, others]
+        length = np.where(there[others] & (running > LOST), running, np.nan)
+        cosine = (products / length).clip(-1.0, 1.0)
         met = target + beta * (cosine - target)
         moved[tasks, others] = np.where(np.isfinite(met), met, target)
         below = cosine < target
         # Only the part along the other gradient changes, so the part across it fixes the new length.
-        across = (1.0 - cosine**2) ** 0.5 / (1.0 - target**2).clip(SMALLEST_SINE**2) ** 0.5
+        across = (1.0 - cosine**2) ** 0.5
+        across = np.where(across > LOST, across, 0.0) / (1.0 - target**2).clip(SMALLEST_SINE**2) ** 0.5
         before = running
         running = np.where(below, running * across, running)
-        return np.where(below, before / length * (target * across - cosine), 0.0)
+        return np.where(below, before * (target * across - cosine), 0.0)
 
     return np.stack((_in_order(gram, order, share), moved))
 
@@ -71,11 +71,15 @@ def _vaccine(gram: Array, order: Array, targets: Array, beta: float) -> Array:
 def _in_order(gram: Array, order: Array, share: Callable[[Array, Array], Array]) -> Array:
     """Return how much of gradient j gradient t gets [T, T].
 
-    At each step `share` says how much of the gradients `others` [T] all tasks get, for their products [T].
+    At each step `share` says how much of the gradients `others` [T] all tasks get, for their products [T]. It
+    sees unit gradients, so that no product overflows.
     """
-    tasks = np.arange(len(gram))
-    running, added = gram.copy(), np.zeros_like(gram)
+    lengths = gram.diagonal().clip(0.0) ** 0.5
+    inverse = np.where(lengths > 0.0, 1.0 / lengths, 0.0)
+    unit, tasks = gram * inverse[:, None] * inverse, np.arange(len(gram))
+    running, added = unit.copy(), np.zeros_like(gram)
     for others in order.T:
         added[tasks, others] = step = share(running[tasks, others], others)
-        running += step[:, None] * gram[others]
-    return added
+        running += step[:, None] * unit[others]
+    found: Array = added * lengths[:, None] * inverse
+    return found

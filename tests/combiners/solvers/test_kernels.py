@@ -69,6 +69,14 @@ def test_kernels_solve_all_families_as_the_host(name: str, kind: tuple[str, floa
     assert not failures([name], kind, [1, 2, 10, 25, 40 if paths else backends.MOST_TASKS])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU rounds otherwise by itself")
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=str)
+def test_kernels_that_round_otherwise_solve_all_families_as_the_host(kind: tuple[str, float]) -> None:
+    with plain_triton.rounded_otherwise(seed=0):
+        assert not failures(SOLVES, kind, [2, 10])
+
+
 def test_a_single_task_and_no_gradient_at_all_are_solved() -> None:
     for gram, name in itertools.product((torch.full((1, 1), 4.0), torch.zeros(3, 3)), SOLVES):
         found = SOLVES[name][0](gram, 1e-7), solved_by_kernel(name, gram, 1e-7)
