@@ -118,12 +118,17 @@ def fill(replay: Replay) -> None:
     replay.add(normal(replay.obs_dim), action, normal(), normal(replay.obs_dim), running)
 
 
-def of_preset(name: str, method: str) -> Config:
-    """Return a preset's configuration with another method of both networks; "preset" keeps its own."""
+def of_preset(name: str, method: str, architecture: str | None = None) -> Config:
+    """Return a preset's configuration with another method of both networks; "preset" keeps its own.
+
+    `architecture` replaces the preset's networks, at its widths.
+    """
     layer: dict[str, Any] = {}
     if method != "preset":
         layer = {f"{network}_method": method for network in ("critic", "actor")}
         layer |= {f"{key}_options": {} for key in layer}
+    if architecture is not None:
+        layer["network"] = {"architecture": architecture}
     return resolve(build_config(load_preset(name), layer))
 
 

@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network",
         nargs="+",
-        default=["mlp"],
+        default=None,
         metavar="NAME",
-        help="architectures; others than mlp: no peers",
+        help="architectures (default: mlp, or the preset's); others than mlp: no peers",
     )
     parser.add_argument("--equal-size", action="store_true", help="also an mlp as large as each --network")
     parser.add_argument("--methods", nargs="+", default=["mean", "cagrad", "nash_mtl"], help="combiners")
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
             return _measure_presets(arguments, device)
         for tasks in arguments.tasks:
             for width in arguments.widths:
-                for network in arguments.network:
+                for network in arguments.network or ["mlp"]:
                     rows += _measure(arguments, tasks, width, network, device)
     return rows
 
@@ -145,24 +146,23 @@ def _measure_presets(arguments: argparse.Namespace, device: torch.device) -> lis
     steps: dict[tuple[str, str], Step] = {}
     updates: dict[tuple[str, str], int] = {}
     configs = {}
-    for preset in arguments.preset:
-        for method in arguments.methods:
-            key = (f"mtrl, {preset}", method)
-            configs[key] = _updates.of_preset(preset, method)
-            steps[key], updates[key] = _updates.update_of(configs[key], _PRESET_TASKS, device)
+    for preset, network, method in product(arguments.preset, arguments.network or [None], arguments.methods):
+        key = (f"mtrl, {preset}" + (f", {network}" if network else ""), method)
+        configs[key] = _updates.of_preset(preset, method, network)
+        steps[key], updates[key] = _updates.update_of(configs[key], _PRESET_TASKS, device)
     times = _rounds(steps, arguments, device)
     if arguments.profile is not None:
         _updates.profile(list(steps.values()), arguments.profile)
     rows: list[report.Row] = []
     for key, period in times.items():
-        (implementation, method), network = key, configs[key].network
+        (implementation, method), sizes = key, configs[key].network
         mean = times.get((implementation, "mean"))
         rows.append(
             {
                 "implementation": implementation,
                 "method": method,
                 "tasks": _PRESET_TASKS,
-                "width": f"{network.actor_width}, {network.critic_width}",
+                "width": f"{sizes.actor_width}, {sizes.critic_width}",
                 "parameters": None,
                 "batch_per_task": _updates.rows_of_a_step(configs[key]),
                 "device": str(device),

@@ -250,6 +250,14 @@ def test_updates_of_presets_are_timed_with_all_their_settings(tmp_path: Path) ->
     assert all(row["ms"] > 0 for row in rows)
 
 
+def test_another_network_takes_the_place_of_a_presets(tmp_path: Path) -> None:
+    flags = "update --preset ppo_laptop --network mlp film --methods mean --rounds 1 --device cpu"
+    assert main_benchmark([*flags.split(), "--json", str(tmp_path / "b.json")]) == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [row["implementation"] for row in rows] == ["mtrl, ppo_laptop, mlp", "mtrl, ppo_laptop, film"]
+    assert _updates.of_preset("ppo_laptop", "mean", "film").network.architecture == "film"
+
+
 def test_a_method_takes_the_place_of_both_of_a_preset() -> None:
     own = _updates.of_preset("toppo_mt10", "preset").methods()
     assert (own["critic"][0], own["critic"][1]["alpha"], own["actor"][0]) == ("fairgrad", 1.0, "pcgrad")
