@@ -1,6 +1,6 @@
 """What a checkpoint of a full replay costs: written while training waits, and written beside it.
 
-    python -m mtrl_chaos.checkpoint_cost MT10
+    PYTHONPATH=scripts python -m mtrl_chaos.checkpoint_cost MT10
 
 Vector steps are imitated by what they do to the replay (one transition per task) and a pause.
 """
@@ -38,13 +38,13 @@ def main(name: str) -> None:
             torch.randn(tasks, 1, OBS), torch.zeros(tasks, 1))  # fmt: skip
     replay._rows.normal_()
     replay.size = replay.capacity
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as before_dir, tempfile.TemporaryDirectory() as after_dir:
         began = time.perf_counter()
-        path = save_checkpoint(Path(folder) / "before", 1, replay.state_parts(), keep=1)
+        path = save_checkpoint(Path(before_dir), 1, replay.state_parts(), keep=1)
         before = time.perf_counter() - began
         size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
         gaps = [_gap(replay, step) for _ in range(100)]
-        with CheckpointWriter(Path(folder) / "after", keep=1, suite={}) as writer:
+        with CheckpointWriter(Path(after_dir), keep=1, suite={}) as writer:
             began = time.perf_counter()
             writer.begin(1, replay.state_parts())
             held = time.perf_counter() - began
