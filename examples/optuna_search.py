@@ -38,6 +38,6 @@ def main(trials: int = 20, folder: str = "runs/optuna", **settings: Any) -> optu
     return study
 
 
-if __name__ == "__main__":  # worker processes import this file
+if __name__ == "__main__":
     found = main()
     print(found.best_value, found.best_params)

@@ -28,5 +28,5 @@ def _run(arguments: list[str]) -> int:
     return 2
 
 
-if __name__ == "__main__":  # environment workers import this file
+if __name__ == "__main__":
     raise SystemExit(_run(sys.argv[1:]))

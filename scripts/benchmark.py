@@ -2,5 +2,5 @@
 
 from mtrl.cli import launch
 
-if __name__ == "__main__":  # environment workers import this file
+if __name__ == "__main__":
     raise SystemExit(launch("mtrl_benchmarks.command"))
