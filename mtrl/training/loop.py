@@ -230,8 +230,8 @@ class TrainingLoop:
             bad = [names[index] for index in tasks]
             raise NonFiniteError(
                 f"non-finite loss or gradient of the {network} in {', '.join(bad)}. No checkpoint was "
-                f"written since; the last good one is in '{self.path}'. Lower the learning rates or scale "
-                "the rewards."
+                f"written since; the last good one is in '{self.path}'. In a new run, lower the learning "
+                "rates or scale the rewards."
             )
 
     def _save_if_due(self, step: int) -> None:
