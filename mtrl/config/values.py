@@ -91,17 +91,21 @@ def convert(value: Any, annotation: Any, path: str) -> Any:
 
 
 def from_text(text: str, annotation: Any) -> Any:
-    """Return the value of `text` from the shell: the text itself if that is valid, else as YAML reads it."""
+    """Return the value of `text` from the shell: as YAML reads it, or `text` itself for a `str` or a choice.
+
+    A number for an untyped option, or for `float | str`, is thus the same from the shell as from YAML.
+    """
     members = _members(annotation)
     if type(None) in members and text.casefold() in ("none", "null"):
         return None
     try:
-        return _adapter(annotation).validate_python(text)
-    except pydantic.ValidationError:
-        try:
-            return yaml.load(text, YamlLoader)
-        except yaml.YAMLError:
-            return text
+        value = yaml.load(text, YamlLoader)
+    except yaml.YAMLError:
+        return text
+    others = [member for member in members if member not in (str, type(None))]
+    if not _accepts(annotation, text) or any(_accepts(member, value) for member in others):
+        return value
+    return text
 
 
 class YamlLoader(yaml.SafeLoader):
@@ -213,6 +217,14 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
         return TypeAdapter(Any)  # a user's class, which pydantic cannot check
 
 
+def _accepts(annotation: Any, value: Any) -> bool:
+    try:
+        _adapter(annotation).validate_python(value)
+    except pydantic.ValidationError:
+        return False
+    return True
+
+
 def _user_error(error: Any, path: str, expected: Any) -> UserError:
     """Return the message for pydantic's first error; `expected`: an annotation, or one per field by name."""
     if error["type"] == "value_error" and isinstance(error["ctx"]["error"], UserError):
@@ -239,4 +251,6 @@ def _user_error(error: Any, path: str, expected: Any) -> UserError:
         hint = f" Write {int(value)}."
     elif type(None) in members and value in ("None", "none"):
         hint = " Write null."
+    elif isinstance(value, bool) and (word := "on" if value else "off") in choices:  # for YAML 1.1 a bool
+        hint = f" Write it in quotes: '{word}'."
     return UserError(f"{path} must be {describe(expected)}; found {found(value)}.{hint}")

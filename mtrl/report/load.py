@@ -7,6 +7,7 @@ make reading slow.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -136,7 +137,8 @@ def read_runs(paths: Iterable[str | Path] | str | Path) -> list[Run]:
         paths = (paths,)
     places: dict[Path, Path] = {}  # resolved -> as given
     for path in map(Path, paths):
-        below = list(_run_directories(path.expanduser()))
+        with _readable(path):
+            below = list(_run_directories(path.expanduser()))
         if not below:
             raise UserError(
                 f"'{path}' is not a run directory and holds none: expected {CONFIG_NAME} in it or below, "
@@ -154,19 +156,23 @@ def read_run(path: Path) -> Run:
         UserError: no run, or a file that is not what the schema says.
     """
     config_path = path / CONFIG_NAME
-    if not config_path.is_file():
-        raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
-    evaluations = tuple(_lines(path / EVALUATIONS_NAME))
-    for line in evaluations:
-        _check_evaluation(line, evaluations[0], path / EVALUATIONS_NAME)
-    return Run(
-        path, _config(config_path), _versions(path / VERSIONS_NAME), evaluations, _last(path / METRICS_NAME)
-    )
+    with _readable(path):
+        if not config_path.is_file():
+            raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
+        evaluations = tuple(_lines(path / EVALUATIONS_NAME))
+        for line in evaluations:
+            _check_evaluation(line, evaluations[0], path / EVALUATIONS_NAME)
+        config, versions = _config(config_path), _versions(path / VERSIONS_NAME)
+        return Run(path, config, versions, evaluations, _last(path / METRICS_NAME))
 
 
 def _run_directories(path: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # else an unread run goes unnoticed
+            raise error
+
     seen = set()  # links may lead back to a folder above
-    for folder, folders, files in os.walk(path, followlinks=True):
+    for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
         status = os.stat(folder)
         is_new = (status.st_dev, status.st_ino) not in seen
         seen.add((status.st_dev, status.st_ino))
@@ -175,6 +181,15 @@ def _run_directories(path: Path) -> Iterator[Path]:
         if CONFIG_NAME in files or not is_new:
             folders.clear()  # nothing in a run directory is another run
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise a UserError for what may not, or cannot, be read at or below `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read '{error.filename or path}': {error.strerror}.") from error
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -234,20 +249,21 @@ def _lines(path: Path, most: int | None = None) -> Iterator[Line]:
 
     The strides are powers of two, so that runs of different lengths have lines at common steps.
     """
-    if not path.is_file():
-        return
-    stride = last = 1
-    if most is not None:
+    with _readable(path):
+        if not path.is_file():
+            return
+        stride = last = 1
+        if most is not None:
+            with path.open("rb") as file:
+                last = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+            while last // stride > most:
+                stride *= 2
         with path.open("rb") as file:
-            last = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-        while last // stride > most:
-            stride *= 2
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.endswith(b"\n"):
-                return
-            if number % stride == 0 or number == last:
-                yield _line(raw, f"line {number}", path)
+            for number, raw in enumerate(file, start=1):
+                if not raw.endswith(b"\n"):
+                    return
+                if number % stride == 0 or number == last:
+                    yield _line(raw, f"line {number}", path)
 
 
 def _last(path: Path) -> Line:

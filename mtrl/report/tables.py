@@ -82,7 +82,7 @@ def final_table(comparison: Comparison) -> Table:
     rows, measure, baseline = comparison.rows, comparison.measure, comparison.baseline
     notes = [
         f"{measure.capitalize()} at the final evaluation. {_INTERVALS}: of the mean over whole runs, of the "
-        "interquartile mean (IQM, all runs and tasks together) stratified by task. With few seeds both "
+        "interquartile mean (IQM, all runs and tasks together) stratified by task. With few seeds all "
         "intervals are too narrow."
     ]
 
@@ -199,8 +199,9 @@ def improvement_table(comparison: Comparison) -> Table | None:
     body = [[row.label, *(_improvement(comparison, row, other) for other in rows)] for row in rows]
     note = (
         "Chance that a run of the row beats a run of the column on a task, mean over tasks; ties count half. "
-        "Above .5 the row is better; the bracket excludes .5 if this is more than chance. "
-        f"{_INTERVALS} over runs.{only_best(rows, comparison)}"
+        f"Above .5 the row is better. {_INTERVALS} over runs. They hold for one pair each and are too narrow "
+        "with fewer than about ten seeds: one that excludes .5 is a hint, not a test. Paired differences "
+        f"correct for the number of rows.{only_best(rows, comparison)}"
     )
     columns = ("method", *(row.label for row in rows))
     return Table("improvement", "Probability of improvement", columns, body, note)

@@ -12,6 +12,7 @@ from mtrl.config.files import file_name
 from mtrl.config.labels import method_label
 from mtrl.config.presets import build_config
 from mtrl.config.schema import Config
+from mtrl.config.values import YamlLoader
 from mtrl.errors import UserError
 from mtrl.report.load import Run, read_run
 from mtrl.runs.directory import CONFIG_NAME, LOG_NAMES
@@ -74,6 +75,12 @@ def plan(
     Raises:
         UserError: a wrong setting, or a trial's folder that holds another run.
     """
+    for key in (*settings, *grid):
+        if key in ("seed", "method", "tasks"):
+            raise UserError(
+                "seed is chosen by --seeds and --first-seed, method by --methods, tasks by --tasks; found "
+                f"{key} in --set or --grid. Leave it out."
+            )
     trials = []
     fixed = {key: [value] for key, value in settings.items()}
     for method in methods:
@@ -119,7 +126,7 @@ def parse_grid(texts: Sequence[str], flag: str = "--grid") -> dict[str, list[Any
     for text in texts:
         key, equals, values = text.partition("=")
         try:
-            parsed = yaml.safe_load(f"[{values}]")
+            parsed = yaml.load(f"[{values}]", YamlLoader)
         except yaml.YAMLError:
             parsed = None
         if not equals or not key or not parsed:

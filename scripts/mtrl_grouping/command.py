@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from mtrl.errors import UserError
+from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl_grouping.groups import best_groups, task_order
 
@@ -69,7 +69,11 @@ def affinities(state: Mapping[str, Any], network: str) -> tuple[Tensor, Tensor]:
     return found["gains"] / found["share"], found["cosines"] / found["share"]
 
 
-def _task_names(run: Path, tasks: int) -> list[str]:
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    names = config.get("tasks") if isinstance(config, dict) else None
-    return list(names) if isinstance(names, list) and len(names) == tasks else [str(k) for k in range(tasks)]
+def _task_names(run: Path, tasks: int) -> Sequence[str]:
+    names = read_run(run).tasks
+    if len(names) != tasks:  # a benchmark's name stands for its tasks until the first evaluation
+        raise UserError(
+            f"the run has affinities of {tasks} tasks and names {len(names)}: {', '.join(names)}. Its first "
+            "evaluation names all: go on with --resume until then."
+        )
+    return names

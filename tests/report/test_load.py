@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -119,6 +122,32 @@ def test_what_is_no_configuration_is_refused(content: str, message: str, tmp_pat
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a run directory and holds none"):
         read_runs([tmp_path])
+
+
+def test_what_may_not_be_read_is_named_and_not_left_out(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = sweep / "seed1"
+    scandir, open_path = os.scandir, Path.open
+
+    def scan(path: Any) -> Any:
+        return _refused(denied) if Path(path) == denied else scandir(path)
+
+    def opened(path: Path, *arguments: Any, **more: Any) -> Any:
+        return _refused(path) if path.parent == denied else open_path(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "scandir", scan)  # permissions do not bind root, who may run the tests
+    with pytest.raises(UserError, match=f"cannot read '{denied}': Permission denied"):
+        read_runs(sweep)
+    monkeypatch.setattr(os, "scandir", scandir)
+    read = read_run(denied)
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(UserError, match=f"cannot read '{denied}/evaluations.jsonl': Permission denied"):
+        read_runs(sweep)
+    with pytest.raises(UserError, match=f"cannot read '{denied}/metrics.jsonl': Permission denied"):
+        list(read.metrics)
+
+
+def _refused(path: Path) -> NoReturn:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def test_a_run_of_two_methods_is_not_called_by_the_name_that_neither_network_uses(tmp_path: Path) -> None:

@@ -89,6 +89,12 @@ def test_final_table_has_mean_rank_and_chance_to_beat_averaging(sweep: Path) -> 
     assert "published, mtrl line" not in rows["mean"]
 
 
+def test_the_matrix_of_improvements_promises_no_test(sweep: Path) -> None:
+    (table,) = [table for table in all_tables(compare([sweep])) if table.name == "improvement"]
+    # Of two equal methods with two seeds, a quarter of these intervals exclude .5.
+    assert "one that excludes .5 is a hint, not a test" in table.note
+
+
 def test_selection_rules_stand_side_by_side(sweep: Path) -> None:
     row = _rows(compare([sweep]), "selection")["mean"]
     assert row["evaluations"] == 2

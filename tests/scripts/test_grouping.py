@@ -74,6 +74,14 @@ def test_a_run_is_grouped_and_ordered_by_what_it_noted(
     assert groups.split() == ["--tasks", *tasks]  # whatever the gains: one group holds all
     flag, *numbers = order.split()
     assert (flag, sorted(numbers)) == ("--method.order", ["0", "1", "2"])
+    config_path = run / "config.yaml"
+    config_path.write_text(config_path.read_text().replace("- task-1\n- task-2\n- task-3\n", "- MT3\n"))
+    assert main_group([str(run), "--groups", "1"]) == 0
+    assert capsys.readouterr().out.split()[:4] == ["--tasks", *tasks]  # a benchmark's name is no task
+    (run / "evaluations.jsonl").unlink()
+    assert main_group([str(run), "--groups", "1"]) == 2
+    assert "has affinities of 3 tasks and names 1: MT3" in capsys.readouterr().err
+    config_path.write_text(config_path.read_text().replace("- MT3\n", "- task-1\n- task-2\n- task-3\n"))
     assert main_group([str(run), "--groups", "2", "--largest", "1"]) == 2
     assert "2 groups of 1 to 1 tasks must be able to hold all 3 tasks" in capsys.readouterr().err
 

@@ -109,10 +109,28 @@ def test_constants_have_one_value_and_no_part_in_the_name(tmp_path: Path) -> Non
 
 
 def test_lists_and_words_are_values_of_a_grid() -> None:
-    assert parse_grid(["tasks=[reach-v3, push-v3]", "device=cpu,cuda"]) == {
-        "tasks": [["reach-v3", "push-v3"]],
+    assert parse_grid(["train.sinks=[tensorboard, wandb]", "device=cpu,cuda"]) == {
+        "train.sinks": [["tensorboard", "wandb"]],
         "device": ["cpu", "cuda"],
     }
+
+
+def test_numbers_of_a_grid_are_read_as_those_of_a_preset(tmp_path: Path) -> None:
+    trials = _plan(tmp_path, "sac.actor_lr=3e-4,.5e-3", methods=("mean",), seeds=1)
+    assert [trial.config.sac.actor_lr for trial in trials] == [0.0003, 0.0005]
+    with pytest.raises(
+        UserError, match=r"must be one of warn, stop, off; found false\. Write it in quotes: 'off'"
+    ):
+        _plan(tmp_path, fixed=("train.on_divergence=off",))
+
+
+@pytest.mark.parametrize("setting", ["seed=5", "method=pcgrad", "tasks=[push-v3]"])
+def test_what_flags_choose_is_no_setting(setting: str, tmp_path: Path) -> None:
+    key = setting.partition("=")[0]
+    with pytest.raises(UserError, match=f"--seeds and --first-seed, .*found {key} in --set or --grid"):
+        _plan(tmp_path, fixed=(setting,))
+    with pytest.raises(UserError, match=f"found {key} in --set or --grid"):
+        _plan(tmp_path, setting)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,36 @@
+"""Values of options from the shell."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from mtrl.config.values import YamlLoader, convert, from_text
+
+
+@pytest.mark.parametrize("annotation", [Any, float | str, int | str, float | bool | str | None, Any | None])
+@pytest.mark.parametrize("text", ["3", "word"])
+def test_an_option_of_several_types_is_from_the_shell_what_it_is_from_yaml(
+    text: str, annotation: Any
+) -> None:
+    from_yaml = convert(yaml.load(text, YamlLoader), annotation, "d")
+    assert repr(convert(from_text(text, annotation), annotation, "d")) == repr(from_yaml)
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "value"),
+    [
+        (".25", float | str, 0.25),
+        ("[1, a]", Any, [1, "a"]),
+        ("[1", Any, "[1"),
+        ("2024", str, "2024"),  # a name may look like a number
+        ("2024", str | None, "2024"),
+        ("~", str | None, "~"),  # a folder
+        ("None", str | None, None),
+        ("off", Literal["warn", "off"], "off"),
+    ],
+)
+def test_text_stays_text_where_nothing_else_is_meant(text: str, annotation: Any, value: Any) -> None:
+    assert from_text(text, annotation) == value
