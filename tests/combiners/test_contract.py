@@ -200,6 +200,13 @@ def test_the_direction_is_the_weighted_sum_of_the_rows(name: str) -> None:
         torch.testing.assert_close(other.weights(losses) @ rows, result)
 
 
+def _precision() -> str:
+    """The setting for products of float32 on a CPU, which is that of all devices before torch 2.9."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    return str(getattr(matmul, "fp32_precision", None) or torch.get_float32_matmul_precision())
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["before torch 2.9", "this torch"])
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
 @pytest.mark.parametrize(
     "products",
@@ -211,8 +218,13 @@ def test_the_direction_is_the_weighted_sum_of_the_rows(name: str) -> None:
     ids=["gramian", "direction by float32 weights", "direction by float64 weights"],
 )
 def test_gramians_and_directions_are_formed_in_full_precision_whatever_the_process_has_set(
-    setting: str, products: Callable[[torch.Tensor], torch.Tensor]
+    setting: str,
+    products: Callable[[torch.Tensor], torch.Tensor],
+    old: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if old:
+        monkeypatch.delattr(type(torch.backends.mkldnn), "matmul", raising=False)
     seen: list[str] = []
 
     class Products(TorchDispatchMode):
@@ -220,7 +232,7 @@ def test_gramians_and_directions_are_formed_in_full_precision_whatever_the_proce
             self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
         ) -> Any:
             if function.overloadpacket.__name__ in ("mm", "mv", "bmm", "addmm", "addmv"):
-                seen.append(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+                seen.append(_precision())
             return function(*args, **(kwargs or {}))
 
     before = torch.get_float32_matmul_precision()
@@ -228,7 +240,7 @@ def test_gramians_and_directions_are_formed_in_full_precision_whatever_the_proce
     try:
         with Products():  # type: ignore[no-untyped-call]
             products(torch.ones(3, 5000))
-        assert set(seen) <= {"ieee", "none"}
+        assert set(seen) <= {"ieee", "none", "highest"}
         assert seen
         assert str(torch.get_float32_matmul_precision()) == setting
     finally:

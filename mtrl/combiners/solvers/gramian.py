@@ -164,8 +164,11 @@ def column_blocks(rows: Tensor) -> list[slice]:
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
     """Rule out TF32 and bfloat16 within float32 products on this kind of device."""
-    backend: Any = torch.backends.cuda.matmul if device == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    if not hasattr(backend, "fp32_precision"):  # before torch 2.9 there is one setting for all devices
+    # Before torch 2.9 there is one setting for all devices, and mkldnn has no `matmul`.
+    backend: Any = (
+        torch.backends.cuda.matmul if device == "cuda" else getattr(torch.backends.mkldnn, "matmul", None)
+    )
+    if not hasattr(backend, "fp32_precision"):
         setting = torch.get_float32_matmul_precision()
         if setting == "highest":
             yield
@@ -185,7 +188,10 @@ def _full_precision(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        backend.fp32_precision = reduced
+        backend.fp32_precision = "none"
+        # What was read may be the setting of all operations, which this one is to go on following.
+        if backend.fp32_precision != reduced:
+            backend.fp32_precision = reduced
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
