@@ -62,8 +62,8 @@ class Descent(nn.Module):
         self.flat, self.combiner, self._project = parameters, combiner, project
         self._weight_decay, self._decayed = weight_decay, parameters.vector.numel() - undecayed
         self.max_norm = None if combiner.preconditioned else max_norm
-        combiner.skip_checks()
         combiner.partition(parameters.module_sizes)
+        combiner.skip_checks()
         combiner.prepare(parameters.seen[: parameters.num_shared])
         self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps)
         self._jacobians: Buffers = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -42,9 +43,9 @@ class Problem:
         self.with_gradient.append(result.requires_grad)
         return result * (factors if tasks is None else factors[tasks]), None
 
-    def learner(self, method: str, *, lr: float = 0.01) -> Descent:
+    def learner(self, method: str, *, lr: float = 0.01, **options: Any) -> Descent:
         flat = FlatParameters({"w": self.start.clone()}, {"h": self.heads.clone()})
-        combiner = make_combiner(method, num_tasks=TASKS, **sac_options(method))
+        combiner = make_combiner(method, num_tasks=TASKS, **sac_options(method), **options)
         return Descent(flat, combiner, lr=lr, eps=1e-8, max_norm=1.0)
 
 
@@ -80,9 +81,10 @@ def test_famo_learns_from_the_losses_after_the_step_on_the_same_batch() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_non_finite_second_look_is_flagged(bad: float) -> None:
+@pytest.mark.parametrize(("method", "options"), [("famo", {}), ("blocks", {"base": "famo"})])
+def test_a_non_finite_second_look_is_flagged(method: str, options: dict[str, Any], bad: float) -> None:
     problem = Problem()
-    learner = problem.learner("famo")
+    learner = problem.learner(method, **options)
     problem.bad = {1: bad}
     learner.step(problem)
     assert learner.failures.tolist() == [False, True, False]
