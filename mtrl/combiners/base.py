@@ -133,10 +133,14 @@ class Combiner(Stateful, ABC):
         if losses is not None:  # first: one NaN loss makes the rows of all tasks NaN
             losses = self._taken("losses", losses)
         jacobian = self._taken("jacobian", jacobian)
-        direction = self._combine(jacobian, losses)
+        try:
+            direction = self._combine(jacobian, losses)
+            if self._checked and not self._checks_itself:
+                check_direction(self.name, direction)
+        except BaseException:
+            self.abandon_step()
+            raise
         self._awaits_losses = self.looks_again
-        if self._checked and not self._checks_itself:
-            check_direction(self.name, direction)
         return direction
 
     @abstractmethod
@@ -151,10 +155,11 @@ class Combiner(Stateful, ABC):
     def after_step(self, losses: Tensor) -> None:
         """Learn from the losses [T] after the step, on the same batch; for methods that `looks_again`.
 
+        If this raises, nothing is learned from the step, and the next one may follow.
+
         Raises:
             ValueError: wrong losses, as in `combine`, or no step since the last call.
         """
-        losses = self._taken("losses", losses)
         # A `direction` of its own does not pass `combine`, which notes that losses are due.
         noted = self.looks_again and type(self).direction is Combiner.direction
         if noted and not self._awaits_losses:
@@ -162,11 +167,20 @@ class Combiner(Stateful, ABC):
                 f"{self.name} learns once per step: after_step must follow `combine` or `weights`; found no "
                 "step since the last call."
             )
-        self._after_step(losses)
-        self._awaits_losses = False
+        try:
+            self._after_step(self._taken("losses", losses))
+        finally:
+            self.abandon_step()
 
     def _after_step(self, losses: Tensor) -> None:
         return None
+
+    @final
+    def abandon_step(self) -> None:
+        """Await no losses of the last step any more, in this method and those within it."""
+        for module in self.modules():
+            if isinstance(module, Combiner):
+                module._awaits_losses = False
 
     @final
     def seed(self, stream: int) -> None:

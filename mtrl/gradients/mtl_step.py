@@ -83,6 +83,7 @@ def mtl_step(
         trainable_parameters=sum(leaf.numel() for leaf in scope.leaves), micro_batches=micro_batches
     )
     combiner.partition(scope.module_sizes)
+    combiner.abandon_step()  # of an earlier call that raised before the losses after its step
     gradients = processes.together(
         lambda: ModelGradients(
             losses,

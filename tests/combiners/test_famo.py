@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, make_combiner
+from mtrl.combiners import Combiner, JacobianCombiner, make_combiner
 from mtrl.combiners.famo import FAMO
 from tests.helpers.evaluators import Linear
 from tests.helpers.matrices import jacobian
@@ -143,3 +145,38 @@ def test_a_step_that_fails_awaits_no_losses(monkeypatch: pytest.MonkeyPatch) -> 
         broken.setattr(FAMO, "_weights", None)
         combiner.combine(torch.eye(2), losses)
     combiner.combine(torch.eye(2), losses)
+
+
+@pytest.mark.parametrize("wrapper", ["", "blocks", "momentum", "turns"])
+def test_a_second_look_that_is_refused_does_not_stop_the_next_step(wrapper: str) -> None:
+    options: dict[str, dict[str, Any]] = {"blocks": {"sizes": (1, 1)}, "turns": {"groups": 1}}
+    given = {"base": "famo", **options.get(wrapper, {})} if wrapper else {}
+    combiner = make_combiner(wrapper or "famo", num_tasks=2, **given)
+    for _ in range(2):
+        combiner.combine(torch.eye(2), losses_after(1.0))
+        with pytest.raises(ValueError, match="non-finite"):
+            combiner.after_step(losses_after(torch.inf))
+    combiner.combine(torch.eye(2), losses_after(1.0))
+    combiner.after_step(losses_after(0.5))
+
+
+class Total(JacobianCombiner):
+    """The sum of the gradients, which float16 cannot always hold."""
+
+    name = "total"
+    looks_again = True
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        return jacobian.sum(dim=0)
+
+
+@pytest.mark.parametrize("wrapper", ["", "momentum"])
+def test_a_direction_that_is_refused_awaits_no_losses(wrapper: str) -> None:
+    own = f"{__name__}:Total"
+    combiner = make_combiner(wrapper or own, num_tasks=2, **({"base": own} if wrapper else {}))
+    rows = torch.full((2, 3), 60_000.0).half()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="exceeds float16"):
+            combiner.combine(rows)
+    combiner.reset()
+    combiner.combine(rows / 2)

@@ -115,6 +115,30 @@ def test_famo_learns_as_in_the_paper() -> None:
     assert xi.abs().max() > 0.05
 
 
+@pytest.mark.parametrize("failure", ["losses", "evaluation"])
+@pytest.mark.parametrize(("name", "options"), [("famo", {}), ("momentum", {"base": "famo"})])
+def test_a_second_look_that_fails_does_not_stop_the_steps_after_it(
+    name: str, options: dict[str, str], failure: str
+) -> None:
+    problem = Problem()
+    optimizer = torch.optim.SGD(problem.torso.parameters(), lr=0.01)
+    combiner = make_combiner(name, num_tasks=TASKS, **options)
+
+    def losses(batch: int) -> Tensor:
+        values = torch.stack(problem.losses(batch))
+        if len(problem.calls) != 2:
+            return values
+        if failure == "losses":
+            return values * torch.inf
+        raise MemoryError
+
+    with pytest.raises((ValueError, MemoryError)):
+        mtl_step(combiner, losses, problem.torso, optimizer)
+    before = problem.values()
+    mtl_step(combiner, losses, problem.torso, optimizer)
+    assert not torch.equal(problem.values(), before)
+
+
 def test_fs_mtl_takes_each_task_to_its_own_place_heads_included() -> None:
     """With the mean as base the direction is the mean of the tasks' SAM gradients."""
     problem, rho = Problem(), 0.1
