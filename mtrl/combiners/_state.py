@@ -118,11 +118,14 @@ class Stateful(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A fresh instance does not know P before its state arrives.
+        # A fresh instance does not know P before its state arrives; a state from before the first step, whose
+        # entries are zero, does not either.
         for name in self._rows:
             saved, own = state_dict.get(prefix + name), self.get_buffer(name)
             if saved is not None and own.shape[1] == 0:
                 self.register_buffer(name, torch.zeros_like(saved, device=own.device))
+            elif saved is not None and saved.numel() == 0:
+                state_dict[prefix + name] = torch.zeros_like(own)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

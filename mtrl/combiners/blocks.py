@@ -45,7 +45,6 @@ class Blocks(JacobianCombiner):
         super().__init__(num_tasks=num_tasks)
         self._base, self._options = base, base_options
         template = make_base(self.name, base, base_options, num_tasks)  # refuses what does not fit
-        self.capturable = template.capturable
         forward_requirements(self, template)
         self.bases = nn.ModuleList()
         self._sizes: list[int] = []
@@ -79,15 +78,20 @@ class Blocks(JacobianCombiner):
         if len(self.bases) == 0:
             made = [make_base(self.name, self._base, self._options, self.num_tasks) for _ in range(count)]
             self.bases.extend(base.to(self.last_weights.device) for base in made)
-            members = [module for module in self.bases.modules() if isinstance(module, Combiner)]
-            keys = torch.arange(1, len(members) + 1, device=self.stream.device)
-            streams = scrambled(keys, torch.zeros_like(self.stream), self.stream)
-            for member, stream in zip(members, streams, strict=True):
-                member.stream.fill_(stream)
+            self._seed_bases()
+            if not self._checked:
+                self.skip_checks()
         if len(self.bases) != count:
             raise ValueError(
                 f"this instance has {len(self.bases)} blocks; found {count}. Make one combiner per network."
             )
+
+    def _seed_bases(self) -> None:
+        members = [module for module in self.bases.modules() if isinstance(module, Combiner)]
+        keys = torch.arange(1, len(members) + 1, device=self.stream.device)
+        streams = scrambled(keys, torch.zeros_like(self.stream), self.stream)
+        for member, stream in zip(members, streams, strict=True):
+            member.stream.fill_(stream)
 
     def _columns(self, parameters: int) -> list[int]:
         """Return the numbers of columns of the blocks; raises unless they add up to `parameters`."""
@@ -143,3 +147,8 @@ class Blocks(JacobianCombiner):
         if saved and not len(self.bases):
             self._make(len(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if not saved and len(self.bases):  # a state from before the modules were known: that of new bases
+            for base in self.bases:
+                cast(Combiner, base).reset()
+            self._seed_bases()
+            state_dict.update(self.bases.state_dict(prefix=lead))

@@ -81,6 +81,27 @@ def test_a_fresh_instance_takes_the_number_of_blocks_from_a_saved_state() -> Non
         second.partition((1, 1, 1))
 
 
+def test_a_state_from_before_the_blocks_were_known_loads_later() -> None:
+    first, second, third = (make_combiner("blocks", num_tasks=3, base="graddrop") for _ in range(3))
+    first.seed(5)
+    second.load_state_dict(first.state_dict())
+    for combiner in (second, third):
+        combiner.partition((4, -1))
+    third.combine(jacobian("conflicting", 3, seed=0))
+    third.load_state_dict(first.state_dict())
+    for seed in (1, 2):
+        rows = jacobian("conflicting", 3, seed)
+        assert torch.equal(second.combine(rows), third.combine(rows))
+
+
+def test_blocks_that_are_made_after_the_checks_were_skipped_skip_them() -> None:
+    combiner, losses = make_combiner("blocks", num_tasks=2, base="famo"), torch.ones(2)
+    combiner.skip_checks()
+    combiner.partition((1, -1))
+    combiner.combine(torch.eye(2), losses)
+    combiner.after_step(losses * torch.nan)
+
+
 def test_unknown_blocks_are_asked_for() -> None:
     with pytest.raises(ValueError, match=r"blocks needs the sizes of the modules .*mtl_step"):
         make_combiner("blocks", num_tasks=2).combine(torch.eye(2))

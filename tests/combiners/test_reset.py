@@ -98,6 +98,14 @@ def interrupted(form: str) -> Combiner:
     return combiner
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_state_from_before_the_first_step_loads_later(form: str) -> None:
+    combiner, fresh = used(form), make(form)
+    combiner.load_state_dict(fresh.state_dict())
+    for seed in (9, 10):
+        assert torch.equal(step(combiner, seed), step(fresh, seed)), seed
+
+
 HISTORIES = (used, prepared, in_single_precision, loaded, copied, interrupted)
 
 
