@@ -71,8 +71,8 @@ def make_gram_base(
 
 
 def forward_requirements(wrapper: Combiner, base: Combiner) -> None:
-    """Give a wrapper the requirements of its base."""
-    for requirement in (*_REQUIREMENTS, "shift", "multiplies_gradients", "jacobians"):
+    """Give a wrapper what its base requires, whether CUDA graphs hold it included."""
+    for requirement in (*_REQUIREMENTS, "shift", "multiplies_gradients", "jacobians", "capturable"):
         setattr(wrapper, requirement, getattr(base, requirement))
 
 
@@ -87,7 +87,6 @@ class Wrapper(JacobianCombiner):
     def __init__(self, *, num_tasks: int, base: str, base_options: Mapping[str, Any] | None) -> None:
         super().__init__(num_tasks=num_tasks)
         self.base = make_base(self.name, base, base_options, num_tasks)
-        self.capturable = self.base.capturable
         forward_requirements(self, self.base)
 
     def _after_step(self, losses: Tensor) -> None:

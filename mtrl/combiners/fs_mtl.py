@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_flag, check_number
-from mtrl.combiners._families import make_base
+from mtrl.combiners._families import forward_requirements, make_base
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
 from mtrl.combiners.solvers.gramian import lengths_of
 
@@ -54,9 +54,7 @@ class FSMTL(JacobianCombiner):
         # Neither the sum of two optimisers' steps nor the losses of a difference have a meaning.
         parts = [make_base(self.name, base, base_options, num_tasks, meets=("reads_losses",)) for _ in "GH"]
         self.loss_part, self.flat_part = parts
-        self.reads_losses = self.loss_part.reads_losses
-        self.multiplies_gradients = self.loss_part.multiplies_gradients
-        self.capturable = self.loss_part.capturable
+        forward_requirements(self, self.loss_part)
         self.jacobians = 1 if self.rho == 0.0 else 4  # gradients, offsets, ascended gradients, difference
         self.needs_also = "gradients at moved parameters" if self.rho > 0.0 else ""
 
