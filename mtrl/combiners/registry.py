@@ -25,7 +25,8 @@ def scan() -> None:
         TypeError: a file does not define exactly one concrete Combiner with a name of its own.
     """
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem.startswith("_") or path.stem in ("base", "registry"):
+        # Editors and macOS leave files such as `.#cagrad.py` beside ours.
+        if not path.stem.isidentifier() or path.stem.startswith("_") or path.stem in ("base", "registry"):
             continue
         module = importlib.import_module(f"mtrl.combiners.{path.stem}")
         found = [

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mtrl.combiners import COMBINERS, Combiner, make_combiner
+from mtrl.combiners import COMBINERS, Combiner, make_combiner, registry
 from tests.combiners.calls import combined, methods
 from tests.combiners.oracles import ORACLES
 from tests.helpers.matrices import jacobian
@@ -14,6 +15,15 @@ from tests.helpers.matrices import jacobian
 def test_methods_are_registered_under_their_own_names() -> None:
     assert {name: cls.name for name, cls in COMBINERS.items()} == {name: name for name in COMBINERS}
     assert all(issubclass(cls, Combiner) for cls in COMBINERS.values())
+
+
+def test_files_that_an_editor_or_macos_leaves_are_no_methods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mean.py", ".#mean.py", "._mean.py", "mean copy.py"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
+    registry.scan()
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
