@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from mtrl.config.schema import Config, PpoConfig, SacConfig
 from mtrl.device.cuda import load_in_place
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
-from mtrl.gradients.descent import Descent, StepReport
+from mtrl.gradients.descent import Descent, StepReport, set_lr
 from mtrl.gradients.per_task import FlatParameters
 from mtrl.networks.base import Network, Parameters, Projects
 from mtrl.networks.gaussian import Squash, mode_action
@@ -165,9 +167,12 @@ class TaskTotals(nn.Module):
         return means if tasks is None else means.new_zeros(self.sums.shape[1]).index_copy_(0, tasks, means)
 
     def pop_means(self) -> dict[str, Tensor]:
-        """Return the means since the last call, then start again: [T], and 0-dim norms of the directions."""
+        """Return the means since the last call, then start again: [T], and 0-dim norms of the directions.
+
+        NaN where no update since then has evaluated the task or the network.
+        """
         sums, counts = self.sums[::2], self.sums[1::2]
-        result = dict(zip(self._names, (sums / counts.clamp(min=1)).unbind(), strict=True))
+        result = dict(zip(self._names, (sums / counts).unbind(), strict=True))
         for name in ("critic_grad_norm", "actor_grad_norm"):
             if not counts[self._names.index(name)].any():  # the method forms no gradients of single tasks
                 del result[name]
@@ -186,15 +191,15 @@ class ActorCriticAgent(Generic[Update]):
     Attributes:
         update: networks, combiners and optimisers, and the steps that change them.
         updates: number of updates so far.
-        of_other_agents: sections and settings that it never reads.
+        never_read: sections and settings that it never reads.
     """
 
-    of_other_agents: ClassVar[tuple[str, ...]] = ()
+    never_read: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def unread(cls, config: Config) -> dict[str, str]:
         """Return the settings that have no effect in a run, as `unread_settings`."""
-        return unread_settings(config, cls.of_other_agents)
+        return unread_settings(config, cls.never_read)
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device, update: Update) -> None:
         self.config, self.spec, self.device, self.update = config, spec, device, update
@@ -241,9 +246,11 @@ class ActorCriticAgent(Generic[Update]):
         return {name: tasks for name, tasks in flags.items() if tasks}
 
     def _logged(self, values: Mapping[str, Tensor], *averaged: str) -> Metrics:
-        """Return values [T] and the combiners' metrics as a log line; "train/..." are means over tasks."""
+        """Return values [T] and the combiners' metrics as a log line, with "train/NAME", means over tasks."""
         scalars, per_task = _as_metrics(values, critic=self.update.critic, actor=self.update.actor)
-        scalars |= {f"train/{name}": float(per_task[name].mean()) for name in averaged}
+        for name in averaged:
+            known = per_task[name][np.isfinite(per_task[name])]
+            scalars[f"train/{name}"] = float(known.mean()) if known.size else math.nan
         return Metrics(scalars, per_task)
 
     @property
@@ -309,6 +316,7 @@ class ActorCriticAgent(Generic[Update]):
             **({"newest_step": [_of_newest_step(network) for network in networks]} if due else {}),
             "update": dict(self.update.state_dict()),
             "optimizers": [optimizer.state_dict()["state"] for optimizer in self.update.optimizers],
+            "learning_rates": [float(each.param_groups[0]["lr"]) for each in self.update.optimizers],
             "noise": self._noise_stream.state(),
             "fitted": self._fitted,
             "updates": self.updates,
@@ -319,6 +327,8 @@ class ActorCriticAgent(Generic[Update]):
         self.update.load_state_dict(state["update"])
         for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
             load_in_place(optimizer, saved)
+        for optimizer, rate in zip(self.update.optimizers, state.get("learning_rates", ()), strict=False):
+            set_lr(optimizer, rate)
         self._noise_stream.load_state(state["noise"])
         due = state.get("newest_step", ({}, {}))
         for network, saved in zip((self.update.critic, self.update.actor), due, strict=True):

@@ -43,22 +43,23 @@ _OF_ARCHITECTURE = {
 }  # fmt: skip
 
 
-def unread_settings(config: Config, of_other_agents: Sequence[str]) -> dict[str, str]:
+def unread_settings(config: Config, never_read: Sequence[str]) -> dict[str, str]:
     """Return what follows the name of a setting or section to say why it has no effect: name -> words.
 
     Args:
         config: of the run.
-        of_other_agents: sections and settings that the agent never reads.
+        never_read: sections and settings that the agent never reads.
     """
-    reasons = {}
+    # First: an agent that never reads a setting does not read it either if another one changes.
+    reasons = dict.fromkeys(never_read, f"is not read by the agent {config.agent}")
     for name, only in _ONLY.items():
         section, _, field = only.other.partition(".")
         value = getattr(getattr(config, section), field)
         if not only.holds(value):
-            reasons[name] = f"is read only where {only.other} is {only.words}, which is {value}"
+            reasons.setdefault(name, f"is read only if {only.other} is {only.words}; here it is {value}")
     architecture = config.network.architecture
     taken = vars(NETWORKS[architecture]).get("given", ())
     for field, argument in _OF_ARCHITECTURE.items():
         if argument not in taken:
-            reasons[f"network.{field}"] = f"is not read by the network {architecture}"
-    return reasons | dict.fromkeys(of_other_agents, f"is not read by the agent {config.agent}")
+            reasons.setdefault(f"network.{field}", f"is not read by the network {architecture}")
+    return reasons

@@ -70,8 +70,9 @@ class ReplayConfig:
     capacity_per_task: PositiveInt = 100_000
     """Transitions kept per task, oldest overwritten first (MW+: 100k)."""
     reward_scaling: Literal["none", "ema", "shrink", "return"] = "none"
-    """Divisor of sampled rewards, per task. `ema`: their running deviation (rate 1e-3); `shrink`: the same if
-    above 1; `return`: max(std G, max |G| / return_bound) of the returns G so far (FastTD3, FlashSAC)."""
+    """Divisor of sampled rewards, per task. `ema`: their running standard deviation (rate 1e-3); `shrink`:
+    the root of their running mean square if above 1; `return`: max(std G, max |G| / return_bound) of the
+    returns G so far (FastTD3, FlashSAC)."""
     return_bound: Positive = 10.0
     """Largest scaled return under `return` (FastTD3: 10). Values look beyond the time limit: keeping a reward
     that was held for an episode's last m steps is worth 1 / (1 - gamma^m) times its return."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ TABLE = "identity.table"  # [1, T, width], an own row of each task
 PROJECTION = "identity"  # IDENTITY.weight [1, width, D] and IDENTITY.bias
 
 _LARGEST_FILE = 64 << 20  # bytes
+_LARGEST_NUMBER = torch.finfo(torch.float32).max
 
 
 class TaskIdentity:
@@ -101,8 +103,12 @@ def read_rows(path: str, task_names: Sequence[str]) -> list[list[float]]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"network.identity_file: {path} is not JSON: {error}.") from error
     if not isinstance(found, Mapping) or not all(map(_is_row, found.values())):
-        raise UserError(f"{path} must hold a mapping from names of tasks to lists of finite numbers.")
+        raise UserError(f"{path} must hold a mapping from names of tasks to lists of float32 numbers.")
     by_stem = {_stem(name): row for name, row in found.items()}
+    stems = Counter(map(_stem, found))
+    unclear = [name for name in task_names if name not in found and stems[_stem(name)] > 1]
+    if unclear:
+        raise UserError(f"{path} has several versions of {', '.join(unclear)}, but not these.")
     missing = [name for name in task_names if name not in found and _stem(name) not in by_stem]
     if missing:
         raise UserError(
@@ -134,7 +140,7 @@ def _content(path: str) -> bytes:
 
 def _is_row(row: Any) -> bool:
     return isinstance(row, list) and all(
-        type(number) in (int, float) and math.isfinite(number) for number in row
+        type(number) in (int, float) and abs(number) <= _LARGEST_NUMBER for number in row
     )
 
 

@@ -247,7 +247,7 @@ def _joint(weight: Tensor) -> Tensor | None:
 
 
 class ObservationNorm(nn.Module):
-    """Standardises each coordinate by its mean and deviation in a run's first ones; identity before `fit`.
+    """Standardises each coordinate by its mean and deviation in a run's first ones; only clips before `fit`.
 
     All tasks share the statistics, since a coordinate that rests at first in one task moves in another.
     They never change after `fit`, so that the policy stays a fixed function of the observation.

@@ -214,7 +214,8 @@ class ModuleNetwork:
     def initial_parameters(self, generator: torch.Generator) -> InitialParameters:
         """Return S fresh modules' parameters, stacked, and those of the task identity: all are shared."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            # torch.manual_seed would also set the generators of GPUs.
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             modules = [self._make() for _ in range(self.stack)]
         fresh = [dict(module.named_parameters()) for module in modules]
         shared = {name: torch.stack([copy[name].detach() for copy in fresh]) for name in self._dims}
@@ -248,6 +249,12 @@ class ModuleNetwork:
                 f"{name} has buffers ({', '.join(buffers[:3])}), which a network of several tasks cannot "
                 "keep: statistics of a batch would be those of one task or of all. Use LayerNorm instead "
                 "of BatchNorm, and compute constants in forward."
+            )
+        frozen = [key for key, value in self._module.named_parameters() if not value.requires_grad]
+        if frozen:
+            raise UserError(
+                f"{name} has frozen parameters ({', '.join(frozen[:3])}), which would be trained: an agent "
+                "draws and moves all parameters of its networks. Leave requires_grad on."
             )
         if not self._dims:
             raise UserError(f"{name} has no parameters: there is nothing to train.")

@@ -32,11 +32,12 @@ class DivergenceGuard:
         self._best: dict[str, tuple[float, int | None]] = dict.fromkeys(tasks, (0.0, None))
 
     def metrics(self, step: int, per_task: Mapping[str, Sequence[float]]) -> None:
-        """Check one log line: group -> T values. Raises Diverged if the run is to stop."""
+        """Check one log line: group -> T values, NaN where unknown. Raises Diverged if the run is to stop."""
         for group, bound in self._bounds.items():
             if group in per_task:
                 values = dict(zip(self._tasks, map(float, per_task[group]), strict=True))
-                bad = {task: value for task, value in values.items() if not bound.low <= value <= bound.high}
+                # A comparison with NaN, an unknown number, is false.
+                bad = {task: x for task, x in values.items() if x < bound.low or x > bound.high}
                 rule = f"{group} beyond [{bound.low:g}, {bound.high:g}]"
                 self._tell(step, group, rule, bad, bound.advice)
 

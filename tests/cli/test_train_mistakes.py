@@ -16,13 +16,14 @@ MISTAKES = [
     ("--ppo.epochs 3", "ppo.epochs is not read by the agent sac; found --ppo.epochs. Leave it out."),
     (
         "--network.value-bins 9",
-        "network.value_bins is read only where network.critic_loss is categorical or histogram, which is "
+        "network.value_bins is read only if network.critic_loss is categorical or histogram; here it is "
         "squared; found --network.value-bins. Leave it out.",
     ),
-    ("--agent ppo --network.value-high=5", "network.value_high is read only where network.critic_loss is"),
+    ("--agent ppo --network.value-high=5", "network.value_high is not read by the agent ppo; found"),
+    ("--agent ppo --sac.lr-hold-fraction .5", "sac.lr_hold_fraction is not read by the agent ppo; found"),
     ("--network moore --network.no-actor-layer-norm", "is not read by the network moore; found --network.no"),
-    ("--network.identity-width 8", "where network.task_identity is embedding or file, which is one_hot;"),
-    ("--sac.lr-hold-fraction .5", "where sac.final_lr_fraction is below 1, which is 1.0; found"),
+    ("--network.identity-width 8", "if network.task_identity is embedding or file; here it is one_hot;"),
+    ("--sac.lr-hold-fraction .5", "if sac.final_lr_fraction is below 1; here it is 1.0; found"),
     (
         "--method cagrad --method.critic famo --method.actor mean",
         "method is not read where critic and actor have methods of their own; found --method. Leave it out.",

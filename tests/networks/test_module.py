@@ -38,6 +38,12 @@ class WithStatistics(Plain):
         self.norm = nn.BatchNorm1d(inputs)
 
 
+class Frozen(Plain):
+    def __init__(self, inputs: int, outputs: int, num_tasks: int) -> None:
+        super().__init__(inputs, outputs, num_tasks)
+        self.first.requires_grad_(False)
+
+
 class OfAnotherSize(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[..., :1]
@@ -141,6 +147,7 @@ def test_twins_start_apart_and_the_callers_random_numbers_are_left_alone() -> No
     ("module", "message"),
     [
         (WithStatistics, r"has buffers \(norm\.running_mean.*LayerNorm instead of BatchNorm"),
+        (Frozen, r"has frozen parameters \(first\.weight, first\.bias\), which would be trained"),
         (OfAnotherSize, r"must map \[3, I\] to \[3, 2\]; found \[3, 1\]"),
         (Branching, "cannot be evaluated for several tasks at once"),
     ],

@@ -31,10 +31,11 @@ def test_a_loss_beyond_its_bound_is_told_once_with_its_task_until_it_is_back() -
     assert "step 4" in said[1]
 
 
-def test_what_is_not_a_number_is_beyond_every_bound() -> None:
+def test_an_infinite_number_is_beyond_every_bound_and_an_unknown_one_beyond_none() -> None:
     watch, said = guard()
-    watch.metrics(1, {"critic_loss": [float("nan"), 1.0]})
-    assert "door (nan)" in said[0]
+    watch.metrics(1, {"critic_loss": [float("nan"), float("inf")]})
+    assert "drawer (inf)" in said[0]
+    assert "door" not in said[0]
 
 
 @pytest.mark.parametrize(

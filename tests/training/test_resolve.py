@@ -88,7 +88,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"replay": ReplayConfig(capacity_per_task=127)},
-        r"replay\.capacity_per_task must be at least .* = 128; found 127",
+        r"replay\.capacity_per_task must hold sac\.batch_per_task = 128 .* found 127, of which 127 are",
+    ),
+    (
+        {"replay": ReplayConfig(capacity_per_task=150), "env": EnvConfig(envs_per_task=100)},
+        r"must hold .* = 128 transitions in .* env\.envs_per_task = 100; found 150, of which 100 are usable",
     ),
     ({"network": NetworkConfig(value_low=1.0, value_high=1.0)}, r"value_low must be below network\."),
 ]  # fmt: skip
@@ -149,6 +153,7 @@ def test_the_start_screen_names_settings_without_effect() -> None:
     }
     ppo = Config(agent="ppo", sac=SacConfig(gamma=0.9), train=TrainConfig(warmup_steps=5))
     assert unread_facts(ppo) == {"not used": "sac, train.warmup_steps"}
+    assert why_unread(ppo, "sac.lr_hold_fraction") == "is not read by the agent ppo"
     assert unread_facts(Config()) == {}
 
 

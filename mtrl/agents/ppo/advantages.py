@@ -60,7 +60,7 @@ def standardised(values: Tensor, weight: Tensor, dim: tuple[int, ...]) -> Tensor
 def explained_variance(value: Tensor, returns: Tensor, weight: Tensor) -> Tensor:
     """Return 1 - Var(returns - value) / Var(returns) of each task [T], over rows [T, R] of weight 1.
 
-    1: the values foretell the returns; 0: as good as one constant. NaN where the returns do not vary.
+    1: the values predict the returns; 0: as good as one constant. NaN where returns vary by rounding alone.
     """
     count = weight.sum(1, keepdim=True).clamp(min=1.0)
 
@@ -68,4 +68,7 @@ def explained_variance(value: Tensor, returns: Tensor, weight: Tensor) -> Tensor
         mean = (numbers * weight).sum(1, keepdim=True) / count
         return ((numbers - mean).square() * weight).sum(1)
 
-    return 1.0 - variance(returns - value) / variance(returns)
+    whole = variance(returns)
+    # Returns are sums of advantages and values, which leave a rounding error where they cancel.
+    rounding = ((value.square() + returns.square()) * weight).sum(1) * 1e-10
+    return 1.0 - variance(returns - value) / torch.where(whole > rounding, whole, torch.nan)

@@ -50,8 +50,9 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         "PPO and its advantages; PopArt where ppo.value_norm is pop_art; TOPPO for its presets; Rudin et al. "
         "where ppo.target_kl is set."
     )
-    of_other_agents = (
+    never_read = (
         *("sac", "replay", "train.warmup_steps", "train.warmup_updates", "train.updates_per_step"),
+        *("network.value_bins", "network.value_low", "network.value_high"),
     )
 
     @staticmethod
@@ -78,8 +79,8 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         for setting, only in (("critic_loss", "squared"), ("critic_dtype", "float32")):
             if (found := getattr(config.network, setting)) != only:
                 raise UserError(
-                    f"agent ppo has a critic of values in single precision: network.{setting} must be "
-                    f"{only}; found {found}."
+                    f"agent ppo needs network.{setting}={only}; found {found}. Its critic predicts "
+                    "values in single precision."
                 )
         for network in ("critic", "actor"):
             combiner = network_combiner(config, network, num_tasks)

@@ -42,7 +42,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
     """
 
     papers = ("haarnoja2018sac", "haarnoja2018temperature")
-    of_other_agents = ("ppo",)
+    never_read = ("ppo",)
 
     @staticmethod
     def check(config: Config, num_tasks: int) -> None:
@@ -67,10 +67,11 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         low, high = config.network.value_low, config.network.value_high
         if not low < high:
             raise UserError(f"network.value_low must be below network.value_high; found {low} and {high}.")
-        if config.replay.capacity_per_task < batch:
+        capacity = config.replay.capacity_per_task
+        if (kept := capacity // copies * copies) < max(batch, copies):
             raise UserError(
-                f"replay.capacity_per_task must be at least sac.batch_per_task = {batch}; "
-                f"found {config.replay.capacity_per_task}."
+                f"replay.capacity_per_task must hold sac.batch_per_task = {batch} transitions in whole "
+                f"vector steps of env.envs_per_task = {copies}; found {capacity}, of which {kept} are usable."
             )
         replay = config.replay
         if replay.return_quantile is not None and replay.reward_scaling != "return":

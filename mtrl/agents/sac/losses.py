@@ -184,7 +184,7 @@ def project(atoms: Atoms, probabilities: Tensor, values: Tensor) -> Tensor:
     # On a CPU the M * N numbers of `_shared_out` for each sample would take as long as all other losses.
     below = position.floor()
     above_share = position - below
-    left = below.long()
+    left = below.nan_to_num(0.0).long()  # the share of a NaN is NaN, which the loss shows
     result = probabilities.new_zeros(*probabilities.shape[:-1], atoms.number)
     result.scatter_add_(-1, left, probabilities * (1.0 - above_share))
     # The last atom has none above it, and above_share is 0 there.

@@ -21,7 +21,7 @@ from mtrl.device.resources import free_memory
 from mtrl.errors import UserError
 
 PIECE_BYTES = 16 << 20  # of a saved ring: saving a piece holds the interpreter, and training waits
-EMA_RATE = 1e-3  # of the second moment of rewards (docs/protocols.md)
+EMA_RATE = 1e-3  # of the running moments of rewards (docs/protocols.md)
 
 
 class Batch(NamedTuple):
@@ -54,8 +54,9 @@ class Replay:
         action_dim: A.
         device: of the transitions and batches.
         seed: of the sampling stream.
-        reward_scaling: `none`; `ema`, by the root of a running mean square; `shrink`, by the same, but at
-            least by 1; `return`, by the range of discounted returns (`returns.ReturnScale`).
+        reward_scaling: `none`; `ema`, by a running standard deviation; `shrink`, by the root of a running
+            mean square, but at least by 1; `return`, by the range of discounted returns
+            (`returns.ReturnScale`).
         return_bound: of the scaled returns (`return` alone).
         return_quantile: of a task's returns, at which they are clipped before that range is measured
             (`return` alone); None: they are not.
@@ -107,6 +108,7 @@ class Replay:
         # Behind a transition's numbers two flags: end of the episode, and not a transition.
         self._incoming = torch.zeros(num_tasks, envs_per_task, sum(self._widths) + 2, device=device)
         self._staging = Staging(self._incoming)
+        self._centred = reward_scaling == "ema"
         self._smallest_deviation = {"ema": 1e-8, "shrink": 1.0}.get(reward_scaling)
         self._return_scale: ReturnScale | None = None
         if reward_scaling == "return":
@@ -125,7 +127,8 @@ class Replay:
         self._newest = torch.full((), self.capacity // envs_per_task - 1, device=device)
         self._columns = torch.arange(envs_per_task, device=device)
         self._write = GraphedStep(self._store, device, what="storing transitions")
-        self._second_moment = torch.ones(num_tasks, device=device)
+        self._mean_reward = torch.zeros(num_tasks, device=device)  # stays 0 with `shrink`
+        self._second_moment = torch.ones(num_tasks, device=device)  # about it
         self.curriculum: Curriculum | None = None
         if curriculum < 1.0:
             self.curriculum = Curriculum(
@@ -192,7 +195,11 @@ class Replay:
         if self.curriculum is not None:
             self.curriculum.forget(slots)
         if self._smallest_deviation is not None:
-            self._second_moment.lerp_(rows[..., self._reward_column].square().mean(1), EMA_RATE)
+            reward = rows[..., self._reward_column]
+            if self._centred:
+                self._mean_reward.lerp_(reward.mean(1), EMA_RATE)
+            spread = (reward - self._mean_reward.unsqueeze(1)).square().mean(1)
+            self._second_moment.lerp_(spread, EMA_RATE)
 
     def sample(self, batch_per_task: int) -> Batch:
         """Draw and gather a batch; raises as `draw`."""
@@ -271,6 +278,7 @@ class Replay:
             "size": self.size,
             "stream": self._stream.state(),
             "second_moment": self._second_moment,
+            "mean_reward": self._mean_reward,
         }
         if self._return_scale is not None:
             part["return_scale"] = self._return_scale.state_dict()
@@ -286,6 +294,7 @@ class Replay:
             self._rows[:, : self.size] = stored_rows(parts).to(self._rows.device)
         self._stream.load_state(state["stream"])
         self._second_moment.copy_(state["second_moment"])
+        self._mean_reward.copy_(state.get("mean_reward", self._mean_reward))  # older checkpoints have none
         self._ended[:, : self.size] = state["ended"].to(self._ended.device)
         self._newest.fill_((self._next - self._envs) % self.capacity // self._envs)
         if self._return_scale is not None:

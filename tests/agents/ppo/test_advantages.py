@@ -122,3 +122,10 @@ def test_explained_variance_is_one_of_perfect_values_and_zero_of_a_constant() ->
     weight = torch.ones(3, 50)
     weight[0, 0] = 0.0
     torch.testing.assert_close(explained_variance(value, returns, weight), torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_returns_that_vary_by_rounding_alone_have_no_explained_variance() -> None:
+    value = 100.0 * torch.randn(1, 400, generator=torch.Generator().manual_seed(3))
+    returns = (0.1 - value) + value  # as GAE computes them with lambda = 1
+    assert returns.unique().numel() > 1
+    assert explained_variance(value, returns, torch.ones(1, 400)).isnan().all()

@@ -111,3 +111,9 @@ def test_huber_is_half_the_square_up_to_an_error_of_one_and_linear_beyond() -> N
     outputs = torch.tensor([[[0.5, 3.0]], [[0.0, -4.0]]])
     # (.125 + 2.5 + 0 + 3.5) / 4
     torch.testing.assert_close(critic.error(outputs, torch.zeros(1, 2)), torch.tensor([6.125 / 4]))
+
+
+def test_a_value_that_is_no_number_leaves_no_distribution_behind() -> None:
+    values = torch.tensor([[0.0, math.nan], [0.0, 1.0]])
+    found = project(ATOMS, torch.full_like(values, 0.5), values)
+    assert found.isfinite().all(-1).tolist() == [False, True]

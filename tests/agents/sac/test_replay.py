@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -181,6 +182,23 @@ def test_a_step_with_a_lost_row_before_any_transition_is_left_out() -> None:
     assert replay.size == 0
     replay.add(*_transition(1, envs=2), _lost(envs=2))
     assert replay.size == 2
+
+
+def test_ema_divides_by_the_running_deviation_about_a_running_mean_and_shrink_by_that_about_zero() -> None:
+    """As in mtenv's NormalizedEnv, step by step."""
+    for scaling, centred in (("ema", True), ("shrink", False)):
+        replay = _replay(capacity=6000, reward_scaling=scaling)
+        generator = np.random.default_rng(0)
+        mean, variance = np.zeros(TASKS), np.ones(TASKS)
+        for _ in range(5000):
+            reward = 5.0 + generator.standard_normal((TASKS, 1)).astype(np.float32)
+            obs, action, _, next_obs, terminated = _transition(0)
+            replay.add(obs, action, torch.from_numpy(reward).expand_as(terminated), next_obs, terminated)
+            mean = 0.999 * mean + 0.001 * reward[:, 0] if centred else mean
+            variance = 0.999 * variance + 0.001 * (reward[:, 0] - mean) ** 2
+        scale = replay.reward_scale
+        assert scale is not None
+        np.testing.assert_allclose(scale, variance**0.5, rtol=1e-3)
 
 
 def test_lost_rows_do_not_enter_the_reward_scale() -> None:
