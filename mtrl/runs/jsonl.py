@@ -81,8 +81,8 @@ def drop_after(run_dir: Path, step: int, steps: int = 0) -> History:
     """Drop lines after vector step `step` and incomplete lines; return the history of the rest.
 
     A resumed run takes those vector steps again; otherwise the record would hold them twice. Of several lines
-    of one vector step the last one stays. A final evaluation before the end of the run, which has `steps`
-    vector steps, is dropped: the run was extended, and the record has one final evaluation.
+    of one vector step the last one stays. Of a run of `steps` vector steps (0: unknown), the evaluation at
+    its end is final and no other. If the run was extended or shortened, those that do not fit are dropped.
     """
     for path in (run_dir / METRICS_NAME, run_dir / EVALUATIONS_NAME):
         if path.is_file():
@@ -91,7 +91,8 @@ def drop_after(run_dir: Path, step: int, steps: int = 0) -> History:
 
 
 def _is_kept(line: Mapping[str, Any], step: int, steps: int) -> bool:
-    return line["vector_step"] <= step and not (line.get("final") and line["vector_step"] < steps)
+    at = line["vector_step"]
+    return at <= step and (steps == 0 or line.get("final", at >= steps) == (at >= steps))
 
 
 def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
@@ -120,7 +121,7 @@ def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
 def lost_lines(run_dir: Path, step: int, *, log_interval: int, eval_interval: int) -> list[str]:
     """Return a sentence for each log that lacks lines which a checkpoint of vector step `step` counts.
 
-    Call `drop_after` before, which leaves complete lines alone.
+    Call `drop_after` first: it leaves only complete lines.
     """
     sentences = []
     for name, interval, end in (
@@ -151,7 +152,11 @@ def read_history(run_dir: Path) -> History:
 
 def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
     """Return the recorded evaluations of a run, oldest first."""
-    return [line for _, line in _lines(run_dir / EVALUATIONS_NAME)]
+    path = run_dir / EVALUATIONS_NAME
+    if not path.is_file():
+        return []
+    with open(path, "rb") as file:
+        return [line for raw in file if (line := _parsed(raw)) is not None]
 
 
 def best_score(evaluations: Sequence[Mapping[str, Any]]) -> float:
@@ -192,16 +197,6 @@ class _LineFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield the complete lines of a file, raw and parsed; a kill may leave the last one incomplete."""
-    if not path.is_file():
-        return
-    with open(path, "rb") as file:
-        for raw in file:
-            if (line := _parsed(raw)) is not None:
-                yield raw, line
 
 
 def _steps(path: Path) -> set[int]:

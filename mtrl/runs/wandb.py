@@ -21,12 +21,15 @@ class WeightsAndBiases:
     The environment variables of wandb (WANDB_PROJECT, WANDB_MODE=offline, ...) apply.
     """
 
+    def __init__(self) -> None:
+        self._run: Any = None
+
     def open(self, run: RunInfo) -> None:
         """Start or continue the page and give it the configuration and versions."""
         path = run.path / _ID_NAME
         if not path.is_file():
             path.write_text(uuid.uuid4().hex, encoding="ascii")
-        self._run: Any = wandb.init(
+        self._run = wandb.init(
             id=path.read_text(encoding="ascii").strip(),
             resume="allow",
             dir=str(run.path),
@@ -51,8 +54,9 @@ class WeightsAndBiases:
         self._draw(stamp, means, result.task_means())
 
     def close(self) -> None:
-        """Send what is left and end the page."""
-        self._run.finish()
+        """Send what is left and end the page, if there is one."""
+        if self._run is not None:
+            self._run.finish()
 
     def _draw(
         self, stamp: Stamp, scalars: Mapping[str, float], per_task: Mapping[str, Mapping[str, float]]

@@ -21,8 +21,8 @@ class Requests:
     """What signals and callbacks ask of a run; a context manager that restores the caller's handlers.
 
     A handler only notes the request. The loop answers it between two vector steps, where the state of the run
-    can be saved. SIGINT, SIGTERM and SIGHUP ask to stop, SIGUSR1 and SIGUSR2 to save and go on. A second stop
-    signal raises KeyboardInterrupt.
+    can be saved. SIGINT, SIGTERM and SIGHUP ask to stop, SIGUSR1 and SIGUSR2 to save and go on. A Ctrl-C
+    after a request to stop raises KeyboardInterrupt.
 
     Attributes:
         exit_code: None until a stop is asked for; then 128 + the signal's number (130 for Ctrl-C, 143 for
@@ -55,10 +55,10 @@ class Requests:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number in _SAVE:
             self.save = True
-        elif self.exit_code:  # after a callback's request (0) the first signal is no second one
-            raise KeyboardInterrupt
-        else:
+        elif not self.exit_code:  # after a callback's request (0) the first signal is no second one
             self.exit_code = 128 + number
+        elif number == signal.SIGINT:  # kernels, shells and schedulers send the others twice by themselves
+            raise KeyboardInterrupt
 
 
 class TrainResult(NamedTuple):

@@ -19,6 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtrl.agents.base import CountsUpdates, NotesSuccess
 from mtrl.config.presets import save_config
 from mtrl.config.schema import Config
@@ -90,7 +93,7 @@ class TrainingLoop:
             EnvironmentFailure: workers failed more often than allowed; a checkpoint was written.
             NonFiniteError: the agent met non-finite numbers; no checkpoint was written since.
             UserError: a disk stayed full.
-            KeyboardInterrupt: a second stop signal; its text says how to continue.
+            KeyboardInterrupt: Ctrl-C after a stop signal; its text says how to continue.
         """
         try:
             return self._run(start, resumed=resumed, evaluated=evaluated)
@@ -109,6 +112,10 @@ class TrainingLoop:
             self._settle(start)
         elif resumed and not evaluated:  # it ended after the checkpoint, before the evaluation
             self._evaluate_if_due(start)
+        elif resumed:  # a checkpoint is taken before the evaluation of its step
+            tasks = read_evaluations(self.path)[-1]["tasks"]
+            rates = [tasks[name]["success"] for name in self.state.envs.task_names]
+            self._note_success(np.array(rates, np.float64))  # None becomes NaN
         step = start
         while step < self.config.steps and not self.requests.stop and self.stepper.failure is None:
             try:
@@ -262,6 +269,7 @@ class TrainingLoop:
         due = final or (step > 0 and step % settings.interval == 0)
         if not due or self.requests.stop or self.stepper.failure is not None:
             return
+        self._raise_if_failed()
         episodes = settings.final_episodes_per_task if final else settings.episodes_per_task
         began, saving = time.perf_counter(), self.seconds["checkpoint"]
         policy = self.state.agent.policy(self.eval_envs.envs_per_task)
@@ -286,12 +294,15 @@ class TrainingLoop:
         self.progress.message(console.evaluation_line(step, result))
         if self.config.train.keep_best and result.score > self.best:
             self._keep_best(step, result.score)
-        if isinstance(self.state.agent, NotesSuccess):
-            self.state.agent.note_success(result.success.mean(axis=1))
+        self._note_success(result.success.mean(axis=1))
         self.guard.evaluation(step, result.task_means()["success"], result.episodes_per_task)
         if final:
             self.final = result
         self._tell("evaluation", step, evaluation=result, final=final)
+
+    def _note_success(self, rates: NDArray[Any]) -> None:
+        if isinstance(self.state.agent, NotesSuccess):
+            self.state.agent.note_success(rates)
 
     def _find_best(self, start: int) -> None:
         """Take the score of the stored best policy, or store that of `start` if it is better.

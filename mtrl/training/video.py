@@ -59,6 +59,8 @@ def record(
     files = paths_in(folder, envs.task_names, ".mp4")
     for task, name in enumerate(envs.task_names):
         scene = suite(name)
+        if scene.obs_dim != envs.obs_dim:  # padded to the largest of all tasks
+            scene.obs_dim = envs.obs_dim
         scene.camera = camera or next(iter(scene.cameras), None)
         frames = _film(policy, scene, envs, task * envs.envs_per_task, seed)
         imageio.mimwrite(files[name], [*frames], fps=FRAMES_PER_SECOND, macro_block_size=_BLOCK)

@@ -21,6 +21,7 @@ from mtrl.envs.suite import StepOutcome, TaskSuite
 from mtrl.errors import UserError
 
 RAISE, HANG, KILL, NAN_OBS, NAN_REWARD, SUCCEED, SLOW, END = 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0
+REFUSE, DISCONNECT = 19.0, 20.0
 OBS_DIM, ACTION_DIM = 8, 4
 INFO_KEYS = ("success", "steps")
 
@@ -85,6 +86,10 @@ class CountingEnv:
         special = float(action[3])
         if special == RAISE:
             raise ZeroDivisionError("the counting environment was asked to raise")
+        if special == REFUSE:
+            raise UserError("the counting environment was asked to refuse")
+        if special == DISCONNECT:
+            raise ConnectionResetError("the counting environment was asked to lose its simulator")
         if special == HANG:
             time.sleep(600)
         if special == SLOW:

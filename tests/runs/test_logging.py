@@ -341,6 +341,16 @@ def test_history_says_what_a_run_has_evaluated(tmp_path: Path) -> None:
     assert (history.evaluated_at, history.final, history.success) == (None, False, None)
 
 
+def test_a_run_that_is_shortened_has_no_second_evaluation_at_its_end(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log_steps(log, [10, 20])
+    for step in (10, 20):
+        log.evaluation(log.stamp(step, NUM_ENVS), RESULT, final=False)
+    log.close()
+    assert drop_after(tmp_path, 20, steps=20).evaluated_at == 10
+    assert [line["vector_step"] for line in lines(tmp_path / "metrics.jsonl")] == [10, 20]
+
+
 def test_doubled_lines_are_dropped_and_a_run_that_goes_on_has_no_final_evaluation_yet(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     log_steps(log, [10, 20, 20])

@@ -73,3 +73,11 @@ def test_a_run_has_a_page_with_its_configuration_and_a_line_per_task_and_resumin
         assert page.points[20]["return/push-v3"] == 100.0
     assert pages[0].options["id"] == pages[1].options["id"]
     assert pages[0].options["resume"] == "allow"
+
+
+def test_a_page_that_could_not_be_opened_can_be_closed(pages: list[Page], tmp_path: Path) -> None:
+    sink = SINKS["wandb"]()
+    with pytest.raises(OSError):
+        sink.open(RunInfo(tmp_path / "missing", ("reach-v3",), CONFIG, {}, None))
+    sink.close()
+    assert not pages

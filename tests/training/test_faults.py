@@ -13,7 +13,7 @@ from mtrl import train
 from mtrl.agents.base import Transitions
 from mtrl.agents.sac.replay import stored_rows
 from mtrl.cli.train import main as main_train
-from mtrl.config.schema import EnvConfig, ReplayConfig
+from mtrl.config.schema import EnvConfig, EvalConfig, ReplayConfig
 from mtrl.device.cuda import resolve_device
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -25,10 +25,8 @@ from tests.helpers.short_runs import COUNTING, TASKS, counting, lines, without_t
 NAMES = COUNTING["tasks"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
-def test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name(
-    value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _poison_the_replay(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """Store a reward of this value for the second task at vector step 31, as often as the replay has room."""
     original = Stepper.vector_step
 
     def poison(self: Stepper, step: int) -> None:
@@ -41,6 +39,13 @@ def test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name(
                 self.state.agent.observe(Transitions(obs, action, reward, obs, none, none, none))
 
     monkeypatch.setattr(Stepper, "vector_step", poison)
+
+
+@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
+def test_a_non_finite_reward_in_replay_stops_the_run_with_the_tasks_name(
+    value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _poison_the_replay(monkeypatch, value)
     with pytest.raises(NonFiniteError, match=rf"critic in {NAMES[1]}\."):
         train(counting(), tmp_path / "run")
     step, state = load_checkpoint(tmp_path / "run")
@@ -83,6 +88,14 @@ def test_a_full_disk_is_survived_with_a_warning(
 def test_resuming_a_complete_run_is_refused_with_advice(half: Path) -> None:
     with pytest.raises(UserError, match=r"is complete: it has done 30 vector steps of 30. .*--steps"):
         resume_training(half)
+
+
+def test_a_policy_that_has_failed_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _poison_the_replay(monkeypatch, float("nan"))
+    settings = counting(eval=EvalConfig(interval=33, episodes_per_task=1))  # between two log lines
+    with pytest.raises(NonFiniteError, match=rf"critic in {NAMES[1]}\."):
+        train(settings, tmp_path / "run")
+    assert not lines(tmp_path / "run/evaluations.jsonl")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

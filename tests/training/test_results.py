@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from mtrl import Config, train
-from mtrl.config.schema import TrainConfig
+from mtrl.config.schema import EvalConfig, TrainConfig
 from mtrl.device import cpu
 from mtrl.errors import UserError
 from mtrl.runs.log import Evaluation
@@ -75,6 +76,24 @@ def test_a_callback_may_stop_and_the_run_resumes_as_if_undisturbed(tmp_path: Pat
     # Working time goes on from what the first process had written.
     assert [line["wall_s"] >= 3600.0 for line in lines(metrics)] == [True] * 6
     assert [line["wall_s"] >= 3600.0 for line in lines(evaluations)] == [False, True]
+
+
+def test_an_agent_that_looks_at_success_rates_resumes_as_if_undisturbed(tmp_path: Path) -> None:
+    """The checkpoint of a step is taken before its evaluation, whose rates pivrg turns into preferences."""
+    settings = counting(
+        method="pivrg",
+        eval=EvalConfig(interval=25, episodes_per_task=1, final_episodes_per_task=1),
+    )
+
+    def stop_at_30(event: Event) -> None:
+        if event.vector_step == 30:
+            event.stop()
+
+    train(settings, tmp_path / "undisturbed")
+    train(settings, tmp_path / "run", callbacks=[stop_at_30])
+    shutil.rmtree(tmp_path / "run/checkpoints/step_000000030")  # a kill leaves that of 25
+    resume_training(tmp_path / "run")
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
 
 
 def test_a_defect_of_a_callback_ends_the_run_and_what_was_saved_resumes(

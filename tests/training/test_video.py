@@ -36,6 +36,10 @@ class Envs(NamedTuple):
     max_episode_steps: int = 12
 
     @property
+    def obs_dim(self) -> int:
+        return self.suite.obs_dim
+
+    @property
     def task_names(self) -> tuple[str, ...]:
         return self.suite.task_names
 

@@ -64,6 +64,11 @@ class Supervisor:
             self._give_up("")
         return list(dict.fromkeys(note for own in notes.values() for note in own))
 
+    def renew(self) -> None:
+        """Make the environments in all workers anew; the next reset restarts workers that fail."""
+        self.check()
+        self._build(range(len(self._pool.rows)), 0)
+
     def _build(self, workers: Sequence[int], restart: int) -> dict[int, Any]:
         def seeds(worker: int) -> dict[int, np.random.SeedSequence]:
             rows = self._pool.rows[worker]
@@ -124,7 +129,8 @@ class Supervisor:
     def try_states(self, rows: Sequence[int]) -> list[tuple[str | None, list[Any]]]:
         """Return the workers' results of `try_states`; the next reset restarts workers that fail."""
         workers = range(len(self._pool.rows))
-        return list(self._pool.scatter("try_states", dict.fromkeys(workers, (rows,)), starting=True).values())
+        found = self._pool.scatter("try_states", dict.fromkeys(workers, (rows,)), starting=True).values()
+        return [*found, *((self._describe(failure), []) for failure in self._pool.failures.values())]
 
     def restore(self, states: Sequence[Any]) -> None:
         """Put each row's environment into its state; EnvironmentFailure if a worker fails."""

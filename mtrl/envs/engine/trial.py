@@ -43,11 +43,12 @@ def try_state(env: TaskEnv, task: str, action_dim: int) -> tuple[str | None, Any
             copied = pickle.loads(pickle.dumps(state))
             expected = played()
             env.set_state(copied)
+            again = played()
         except UserError as error:
             return str(error), None
         except Exception as error:  # noqa: BLE001 - a class of the user's own may raise anything
             return f"task {task} cannot be saved in mid-episode: {type(error).__name__}: {error}", None
-        if played() != expected:
+        if again != expected:
             return (
                 f"task {task} cannot be saved in mid-episode: restored by set_state, it continues with other "
                 "numbers, so something outside of its state decides them, such as a global random generator."

@@ -302,15 +302,15 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         """Make all environments anew, as at the start, unless the suite says that resets decide everything.
 
         Evaluations begin with it: their numbers then depend on the policy only, not on earlier evaluations.
+        The next reset restarts workers that fail.
 
         Raises:
-            EnvironmentFailure: a worker failed.
+            EnvironmentFailure: no more steps are possible.
         """
         self._check_idle()
         if not self.suite.exact:
             self._started = False
-            self._workers.check()
-            self._workers.start()
+            self._workers.renew()
 
     def set_state(self, state: Mapping[str, Any], *, any_version: bool = False) -> None:
         """Continue bit for bit where `get_state` was called, with any seed and number of workers.

@@ -266,23 +266,23 @@ def serve(connection: Connection, arrays: SharedArrays) -> None:
     """Answer messages until the learner sends "close" or closes the connection."""
     worker = Worker(arrays)
     while True:
-        message = connection.recv_bytes()
+        message, name = connection.recv_bytes(), None
         try:
             if message == STEP:
                 worker.step()
-                connection.send_bytes(DONE)
-                continue
-            name, args = pickle.loads(message[1:])
-            result = getattr(worker, name)(*args)
-            connection.send_bytes(RESULT + pickle.dumps(result))
-            if name == "close":
-                return
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise
-        except (UserError, EnvironmentFailure) as refused:
-            connection.send_bytes(REFUSAL + pickle.dumps(refused))
-        except Exception:  # noqa: BLE001 - the simulation may raise anything; the learner reports it
-            connection.send_bytes(ERROR + pickle.dumps(traceback.format_exc()))
+                answer = DONE
+            else:
+                name, args = pickle.loads(message[1:])
+                answer = RESULT + pickle.dumps(getattr(worker, name)(*args))
+        except Exception as error:  # noqa: BLE001 - the simulation may raise anything; the learner reports it
+            # Only a command can be refused: a step that raises has not stepped all environments.
+            if message != STEP and isinstance(error, UserError | EnvironmentFailure):
+                answer = REFUSAL + pickle.dumps(error)
+            else:
+                answer = ERROR + pickle.dumps(traceback.format_exc())
+        connection.send_bytes(answer)
+        if name == "close":
+            return
 
 
 def main(channel: int, memory: int, sizes: Sequence[int], niceness: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -96,7 +97,11 @@ class GymnasiumSuite(TaskSuite):
             with _named(name, definition, known), _importable_mujoco():
                 from mtrl.envs.gymnasium.env import make, sizes
 
-                env = make(definition, render_mode=None, flatten=self.flatten_observations)
+                with warnings.catch_warnings():  # the error below says the same
+                    warnings.filterwarnings("ignore", ".*latest versioned environment")
+                    env = make(definition, render_mode=None, flatten=self.flatten_observations)
+                if env.spec is not None and env.spec.id != definition["id"].rpartition(":")[2]:
+                    raise UserError(f"its id must name a version, such as {env.spec.id}")
                 shapes[name] = sizes(env)
                 space = env.action_space
                 self.action_bounds[name] = (space.low.tolist(), space.high.tolist())

@@ -89,7 +89,7 @@ def goal_source(tasks: Sequence[str]) -> dict[str, str]:
     Upstream draws all goals of a benchmark from one random stream, task after task, so a task's goals depend
     on the tasks before it. MT10's tasks are the first of MT25, so both have the same goals. The full MT50
     uses MT50's goals. Any other list uses MT25's goals for tasks in MT25 and MT50's for the rest, so that
-    removing a task from the list does not change the goals of another.
+    removing a task from it does not change the goals of another.
     """
     if set(tasks) == set(_MT50):
         return dict.fromkeys(tasks, "MT50")

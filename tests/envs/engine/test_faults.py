@@ -46,14 +46,22 @@ def test_worker_killed_between_steps_is_noticed_at_the_next() -> None:
     assert_closes(envs)
 
 
-def test_exception_arrives_with_traceback_and_task() -> None:
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (counting_env.RAISE, "ZeroDivisionError: the counting environment was asked to raise"),
+        (counting_env.REFUSE, "UserError: the counting environment was asked to refuse"),
+        (counting_env.DISCONNECT, "ConnectionResetError: the counting environment was asked to lose its sim"),
+    ],
+)
+def test_exception_arrives_with_traceback_and_task(fault: float, error: str) -> None:
     envs = make()
     envs.reset()
     with pytest.raises(EnvironmentFailure) as caught:
-        envs.step(action(3, counting_env.RAISE))
+        envs.step(action(3, fault))
     message = str(caught.value)
     assert re.search(r"worker 1 of 2 .*in task task-3 .*goal \d+, env step 1\), raised", message)
-    assert "ZeroDivisionError: the counting environment was asked to raise" in message
+    assert error in message
     assert "counting_env.py" in message
     assert_closes(envs)
 

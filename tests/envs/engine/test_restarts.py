@@ -139,6 +139,17 @@ def test_a_worker_killed_before_a_reset_is_replaced_in_it() -> None:
         assert envs.restarts == 1
 
 
+def test_a_worker_killed_before_environments_are_made_anew_is_replaced() -> None:
+    """As at the start of an evaluation of a suite whose resets do not decide everything."""
+    with make() as envs:
+        envs.reset()
+        os.kill(envs.worker_pids[1], signal.SIGKILL)
+        envs.renew()
+        obs, _ = envs.reset()
+        assert obs[:, EPISODES].tolist() == [1, 1, 1, 1]
+        assert envs.restarts == 1
+
+
 def test_workers_that_die_in_every_reset_use_up_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COUNTING_ENV_DIES_IN_RESET", "1")
     envs = make(max_restarts=3)

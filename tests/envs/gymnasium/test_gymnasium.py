@@ -166,6 +166,7 @@ def test_what_cannot_be_saved_is_refused_by_name_and_goes_on() -> None:
         (["Pendulum-v1", "Hopper-v5"], {}, "one size of observation.*Pendulum-v1: 3 and 1"),
         (["CartPole-v1"], {}, "its action must be a vector"),
         (["Pendulum-v9"], {}, "Pendulum-v9.*cannot be used"),
+        (["Pendulum"], {}, r"cannot be used: its id must name a version, such as Pendulum-v1\.$"),
         (["moo"], PENDULUMS, "Names in environments: moon"),
         ("all", {"a": {"id": "Pendulum-v1", "kwargs": {"gravity": 1}}}, "environment 'a'.*gravity"),
         ("all", {"a": {"id": "Pendulum-v1", "set": {"length": 1}}}, "environment 'a'.*length"),

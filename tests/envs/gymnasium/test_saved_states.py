@@ -5,14 +5,17 @@ from __future__ import annotations
 import pickle
 import random
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mtrl.envs import TaskVectorEnv
+from mtrl.envs.engine.trial import try_state
 from mtrl.envs.gymnasium.env import GymnasiumEnv
 from mtrl.envs.gymnasium.suite import GymnasiumSuite
 from mtrl.errors import UserError
+from tests.helpers.counting_env import ACTION_DIM, CountingEnv
 from tests.helpers.stateful_envs import name
 
 SAVED = ["GlobalDraws", "Closure", "FunctionAttribute"]
@@ -70,6 +73,15 @@ def test_what_cannot_be_saved_is_found_at_the_start(cls: str) -> None:
         assert problem is not None
         assert re.search(REFUSED[cls], problem), problem
         assert envs.reset()[0].shape == (1, 2)  # training may start all the same
+
+
+def test_an_environment_that_breaks_after_it_was_restored_cannot_be_saved() -> None:
+    class Stale(CountingEnv):
+        def set_state(self, state: Any) -> None:
+            self.step = None
+
+    problem, _ = try_state(Stale("task-1", np.arange(50.0), 0.0), "task-1", ACTION_DIM)
+    assert problem is not None and problem.startswith("task task-1 cannot be saved in mid-episode: TypeError")
 
 
 @pytest.mark.parametrize("cls", SAVED)
