@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mtrl.gradients.buffers import Buffers
 from mtrl.gradients.random_states import random_states, replayed
 from mtrl.gradients.scope import Overflow, Processes, Scope, all_finite
 from mtrl.gradients.task_jacobian import (
@@ -17,6 +18,7 @@ from mtrl.gradients.task_jacobian import (
     Graph,
     Losses,
     dense,
+    explain_donation,
     jacobian_rows,
     loss_vector,
     no_graph,
@@ -25,16 +27,16 @@ from mtrl.gradients.task_jacobian import (
     within_range,
 )
 
-# Parameters that a loss function left out, and not because of a reentrant checkpoint.
+# Parameters that are known to be unused; no reentrant checkpoint hides them.
 _UNUSED = WeakIdKeyDictionary()
 
 
 class ModelGradients:
     """Evaluates losses and gradients of a model for one step of a combiner.
 
-    Call `restore_buffers` at the end. Then the modules' buffers (running statistics of a normalisation) are
-    those of the first evaluation, and further evaluations have left no trace. All evaluations of one batch
-    within a step draw the same random numbers from torch's generators, so that dropout keeps its mask.
+    Call `close` at the end. Then the modules' buffers (running statistics of a normalisation) are those of
+    the first evaluation, and further evaluations have left no trace. All evaluations of one batch within a
+    step draw the same random numbers from torch's generators, so that dropout keeps its mask.
 
     Args:
         losses: the tasks' losses with their graph, or a function of a batch's number that computes them.
@@ -73,7 +75,7 @@ class ModelGradients:
         self._scaler, self._chunk_size = scaler, chunk_size
         self._evaluated = False
         self._used = self._heads_used = False  # whether any loss has depended on shared parameters, on heads
-        self._kept: list[tuple[nn.Module, str, Tensor]] = []
+        self._buffers = Buffers(scope.modules)
         self._random: dict[int, list[Tensor]] = {}  # number of a batch -> states of the generators
         self.head_gradients: list[list[Tensor]] = [
             [torch.zeros_like(p) for p in head] for head in scope.heads
@@ -134,13 +136,8 @@ class ModelGradients:
             if weights is None:
                 weights = weights_of(losses.detach())
             parts, unit = within_range(weights.detach(), losses.dtype)
-            whole = parts @ losses
-            gradients = torch.autograd.grad(
-                self._scaled(whole),
-                self._scope.shared,
-                retain_graph=self._given is not None,
-                allow_unused=True,
-            )
+            whole = (parts * losses).sum()  # no product of matrices, which autocast would round
+            gradients = torch.autograd.grad(self._scaled(whole), self._scope.shared, allow_unused=True)
             self._used |= any(gradient is not None for gradient in gradients)
             gradient = self._unscaled(_flat(gradients, self._scope.shared))
             return times_unit(gradient, unit).unsqueeze(0)
@@ -157,11 +154,9 @@ class ModelGradients:
             parts = [self._called(number) for number in range(self._micro_batches)]
             return torch.stack([part.detach() for part in parts]).mean(dim=0)
 
-        if not self._evaluated:
-            self._keep_buffers()
         losses = self._processes.together(whole)
         if not self._evaluated:
-            self.restore_buffers()  # the evaluation that counts is still to come
+            self._buffers.restore()  # the evaluation that counts is still to come
         return self._mean_losses(losses)
 
     def _evaluate(self, batch: int, backward: Callable[[Tensor, Graph], Tensor], rows: int) -> Tensor:
@@ -177,12 +172,16 @@ class ModelGradients:
             values = []
             for losses in self._micro_losses(batch):
                 values.append(losses.detach())
+                if first:
+                    self._buffers.keep()
                 if losses.requires_grad:
                     graph = self._read(losses, batch)
                     if first:
                         self._add_heads(losses)
                     part = backward(losses, graph) / self._micro_batches
                     total = part if total is None else total + part
+                if first:
+                    self._buffers.restore()  # the backward pass of a checkpoint runs its module again
             if total is None:
                 total = self.parameters.new_zeros(rows, self.parameters.numel())
             return total, torch.stack(values).mean(dim=0)
@@ -202,7 +201,6 @@ class ModelGradients:
 
     def _finish_first(self, values: Tensor) -> None:
         self._evaluated = True
-        self._keep_buffers()
         self.losses = self._checked(self._mean_losses(values))
         used, heads_used = self._processes.any(self._used, self._heads_used)
         if not used:
@@ -229,6 +227,8 @@ class ModelGradients:
     def _called(self, number: int) -> Tensor:
         """Return the losses [T] of a batch, with the random numbers of its first evaluation in this step."""
         function = self._require_function()
+        # A block of autocast around the step keeps its casts of parameters, which have moved since.
+        torch.clear_autocast_cache()
         if number not in self._random:
             self._random[number] = random_states(self._device)
             return loss_vector(function(number), self._num_tasks)
@@ -258,7 +258,7 @@ class ModelGradients:
         graph = read_graph(losses)
         if batch == 0 and not self._evaluated:
             self._scope.check_graph(graph)
-            self._scope.check_heads(losses)
+            self._scope.check_heads(losses, graph)
             self._look_for_checkpoints(graph)
         return graph
 
@@ -271,16 +271,16 @@ class ModelGradients:
         unused = [leaf for leaf in self._scope.shared if id(leaf) not in graph.leaves and leaf not in _UNUSED]
         if not unused or self._function is None:
             return
-        self._keep_buffers()
         with warnings.catch_warnings(record=True) as caught, torch.enable_grad():
             warnings.simplefilter("always")
             self._called(0)
-        self.restore_buffers()
+        self._buffers.restore()
         if any("None of the inputs have requires_grad=True" in str(found.message) for found in caught):
             raise ValueError(REENTRANT)
         for leaf in unused:
             _UNUSED[leaf] = True
 
+    @explain_donation()
     def _add_heads(self, losses: Tensor) -> None:
         """Add a micro-batch's gradients of the heads, each of which depends on its own task's loss alone."""
         leaves = [leaf for head in self._scope.heads for leaf in head]
@@ -288,9 +288,10 @@ class ModelGradients:
             return
         found = torch.autograd.grad(self._scaled(losses.sum()), leaves, retain_graph=True, allow_unused=True)
         places = [place for head in self.head_gradients for place in head]
-        for place, gradient in zip(places, found, strict=True):
+        for leaf, place, gradient in zip(leaves, places, found, strict=True):
             if gradient is not None:
                 self._heads_used = True
+                self._scope.note_alone(leaf, gradient)
                 place += self._unscaled(dense(gradient)) / self._micro_batches
 
     def _moved(self, offset: Tensor, batch: int) -> Tensor:
@@ -349,25 +350,13 @@ class ModelGradients:
             raise Overflow
         return gradient / self._scaler.get_scale()
 
-    def restore_buffers(self) -> None:
-        """Put the modules' buffers back to what they were after the first evaluation."""
-        # At the end and not at once: a backward pass may still need them as its forward pass left them.
-        with torch.no_grad():
-            for module, name, value in self._kept:
-                now = module._buffers.get(name)
-                if now is not None and now.shape == value.shape:
-                    now.copy_(value)
-                else:  # a cache that grew with its inputs is another tensor now
-                    module._buffers[name] = value.clone()
-
-    def _keep_buffers(self) -> None:
-        self._kept = [
-            (module, name, buffer.clone())
-            for root in self._scope.modules
-            for module in root.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+    def close(self, *, taken: bool) -> None:
+        """End the step: leave the buffers of the first evaluation or, if no step was taken, those before."""
+        if taken:
+            self._buffers.restore()
+        else:
+            self._buffers.discard()
+        torch.clear_autocast_cache()
 
 
 def _flat(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> Tensor:

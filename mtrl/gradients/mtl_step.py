@@ -79,9 +79,15 @@ def mtl_step(
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
     processes = Processes(distributed, _device(optimizer))
     scope = processes.together(lambda: scope_of(combiner, model, heads, optimizer))
+    held = [leaf for group in optimizer.param_groups for leaf in group["params"]]
     processes.check_equal(
-        trainable_parameters=sum(leaf.numel() for leaf in scope.leaves), micro_batches=micro_batches
+        trainable_parameters=sum(leaf.numel() for leaf in scope.leaves),
+        parameters_of_the_optimizer=len(held),
+        micro_batches=micro_batches,
+        accumulate=accumulate,
     )
+    if scaler is not None:
+        scaler.scale(scope.shared[0].new_zeros(()))  # makes the scale, also where there is no loss to scale
     combiner.partition(scope.module_sizes)
     combiner.abandon_step()  # of an earlier call that raised before the losses after its step
     gradients = processes.together(
@@ -95,15 +101,21 @@ def mtl_step(
             chunk_size=chunk_size,
         )
     )
+    state = _state_of(combiner)
     try:
         direction = _direction(combiner, gradients)
-    except Overflow:
+        scope.check_finite(direction.unsqueeze(0), gradients.head_gradients)
+    except BaseException as error:
+        gradients.close(taken=False)
+        if state is not None:
+            combiner.load_state_dict(state)
+        if not isinstance(error, Overflow):
+            raise
         _skip(scope, optimizer, scaler)
-        if not hasattr(gradients, "losses"):  # the overflow was in the first evaluation
-            return gradients.evaluate()
-        gradients.restore_buffers()
-        return gradients.losses
-    scope.check_finite(direction.unsqueeze(0), gradients.head_gradients)
+        # Without losses the overflow was in the first evaluation.
+        return gradients.losses if hasattr(gradients, "losses") else gradients.evaluate()
+    if accumulate:
+        processes.average_gradients(held)
     with scope.only(hide_others=not accumulate):
         scale = 1.0 if scaler is None else scaler.get_scale()  # the scaler's step divides by it
         scope.put(direction, gradients.head_gradients, add=accumulate, scale=scale)
@@ -115,7 +127,7 @@ def mtl_step(
         if combiner.looks_again:
             combiner.after_step(gradients.evaluate())
     finally:
-        gradients.restore_buffers()
+        gradients.close(taken=True)
     return gradients.losses
 
 
@@ -180,10 +192,21 @@ def _direction(combiner: Combiner, gradients: ModelGradients) -> Tensor:
     return combiner.direction(gradients)
 
 
+def _state_of(combiner: Combiner) -> dict[str, Tensor] | None:
+    """Return a copy of a method's state, to be put back if no step is taken: a few vectors.
+
+    None for methods with numbers for each parameter, which change their state once all gradients are there.
+    """
+    if any(
+        getattr(part, "row_state", ()) or getattr(part, "vector_state", ()) for part in combiner.modules()
+    ):
+        return None
+    return {name: value.clone() for name, value in combiner.state_dict().items()}
+
+
 def _skip(scope: Scope, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
     """Let the scaler find an overflow: it skips the optimiser's step and lowers the scale."""
     assert scaler is not None
-    scaler.scale(scope.shared[0].new_zeros(()))  # makes the scale, should nothing have been scaled so far
     with scope.only():
         for leaf in scope.leaves:
             leaf.grad = torch.full_like(leaf, torch.inf)

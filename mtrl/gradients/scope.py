@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mtrl.combiners import Combiner
-from mtrl.gradients.task_jacobian import Graph, Model, dense, name_tensors, trainable, write
+from mtrl.gradients.task_jacobian import (
+    Graph,
+    Model,
+    dense,
+    explain_donation,
+    name_tensors,
+    trainable,
+    write_gradients,
+)
 
 Result = TypeVar("Result")
 
@@ -27,7 +35,7 @@ Result = TypeVar("Result")
 _DECOUPLED = (torch.optim.AdamW, torch.optim.SGD)
 
 
-# Parameters of heads that the losses of other tasks do not use.
+# Parameters of heads that their own task uses, and the losses of other tasks do not.
 _ALONE = WeakIdKeyDictionary()
 
 
@@ -79,26 +87,34 @@ class Scope(NamedTuple):
                 "heads=[...], one per task, add shared ones to model, or take them out of the optimizer."
             )
 
-    def check_heads(self, losses: Tensor) -> None:
-        """Refuse heads that the losses [T] of other tasks depend on, too; looks once at each head.
+    @explain_donation()
+    def check_heads(self, losses: Tensor, graph: Graph) -> None:
+        """Refuse heads that the losses [T] of other tasks depend on, too, until `note_alone`.
 
         Raises:
             ValueError: with the task of such a head.
         """
         for task, head in enumerate(self.heads):
-            new = [leaf for leaf in head if leaf not in _ALONE]
+            new = [leaf for leaf in head if leaf not in _ALONE and id(leaf) in graph.leaves]
             if not new or len(losses) == 1:
                 continue
             others = losses.sum() - losses[task]
             found = torch.autograd.grad(others, new, retain_graph=True, allow_unused=True)
             for leaf, gradient in zip(new, found, strict=True):
-                # A NaN may come from the task's own loss, by which zeros are multiplied on the way.
-                if gradient is not None and bool(dense(gradient).nan_to_num(nan=0.0).any()):
+                if gradient is not None and _not_zero(gradient):
                     raise ValueError(
                         f"{self.name(leaf)} is used by the losses of other tasks, too: its gradient would be "
                         "a plain sum, combined by no method. Put what several tasks use into model."
                     )
-                _ALONE[leaf] = True
+
+    def note_alone(self, leaf: Tensor, gradient: Tensor) -> None:
+        """Look no more at a parameter of a head whose own task gives it a gradient.
+
+        While that gradient is 0, those of other tasks may be so for the same reason, as behind a gate that
+        starts at 0.
+        """
+        if leaf not in _ALONE and _not_zero(gradient):
+            _ALONE[leaf] = True
 
     def check_finite(self, rows: Tensor, heads: Sequence[Sequence[Tensor]]) -> None:
         """Refuse gradients of shared parameters [N, P] or of heads that are not finite.
@@ -136,10 +152,15 @@ class Scope(NamedTuple):
 
     def put(self, direction: Tensor, heads: Sequence[Sequence[Tensor]], *, add: bool, scale: float) -> None:
         """Write the gradients of a step, times `scale`; `add` them to those that are there."""
-        write(self.shared, direction * scale if scale != 1.0 else direction, accumulate=add)
+        write_gradients(self.shared, direction * scale if scale != 1.0 else direction, accumulate=add)
         for own, gradients in zip(self.heads, heads, strict=True):
             for leaf, gradient in zip(own, gradients, strict=True):
-                write([leaf], gradient.flatten() * scale, accumulate=add)
+                write_gradients([leaf], gradient.flatten() * scale, accumulate=add)
+
+
+def _not_zero(gradient: Tensor) -> bool:
+    # A NaN may come from the task's own loss, by which zeros are multiplied on the way.
+    return bool(dense(gradient).nan_to_num(nan=0.0).any())
 
 
 def scope_of(
@@ -318,6 +339,15 @@ class Processes:
         found = torch.tensor(flags, dtype=torch.int64, device=self._device)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         return [bool(flag) for flag in found]
+
+    def average_gradients(self, leaves: Sequence[Tensor]) -> None:
+        """Replace `.grad` of tensors by its mean over the processes; a process that has none counts as 0."""
+        if not self.several:
+            return
+        for leaf, found in zip(leaves, self.any(*(leaf.grad is not None for leaf in leaves)), strict=True):
+            if found:
+                own = torch.zeros_like(leaf) if leaf.grad is None else dense(leaf.grad)
+                leaf.grad = self.mean(own)
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over the processes."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -31,14 +32,16 @@ def task_jacobian(
         parameters: a module, a tensor, or several: tensors, `named_parameters()`, a generator of either.
         batched: one backward pass for all tasks, under torch.vmap. False: one per task, for operations and
             hooks that vmap refuses. Models compiled by torch.compile, sparse embeddings and anomaly detection
-            take one per task whatever this says.
+            take one per task whatever this says; a model to be compiled needs
+            `torch._functorch.config.donated_buffer = False` for it.
         chunk_size: tasks per batched backward pass; less memory, more passes. None: all.
 
     Raises:
         ValueError: losses are not a vector with a graph or use none of the parameters; no parameter needs a
             gradient, one is named twice, something else than a tensor is among them; the graph holds a
             reentrant checkpoint.
-        RuntimeError: vmap refuses an operation; pass `batched=False`.
+        RuntimeError: vmap refuses an operation; pass `batched=False`. A model was compiled with donated
+            buffers.
     """
     leaves = trainable(name_tensors(parameters))
     losses = loss_vector(losses)
@@ -50,6 +53,22 @@ def task_jacobian(
     return rows
 
 
+@contextmanager
+def explain_donation() -> Iterator[None]:
+    """Say what to do where a compiled model refuses the second backward pass through its graph."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "donated buffers" not in str(error):
+            raise
+        raise RuntimeError(
+            "the compiled model allows one backward pass only, and each task needs one: set "
+            "torch._functorch.config.donated_buffer = False before the model is compiled, or compute the "
+            f"losses with the model that is not compiled. Torch says: {error}"
+        ) from error
+
+
+@explain_donation()
 def jacobian_rows(
     losses: Tensor, leaves: Sequence[Tensor], graph: Graph, chunk_size: int | None
 ) -> tuple[Tensor, bool]:
@@ -146,10 +165,10 @@ def set_gradient(parameters: Model, direction: Tensor, *, accumulate: bool = Fal
     if not isinstance(direction, Tensor) or direction.shape != (size,):
         found = list(direction.shape) if isinstance(direction, Tensor) else type(direction).__name__
         raise ValueError(f"direction must have shape [{size}]; found {found}.")
-    write(leaves, direction, accumulate=accumulate)
+    write_gradients(leaves, direction, accumulate=accumulate)
 
 
-def write(leaves: Sequence[Tensor], direction: Tensor, *, accumulate: bool) -> None:
+def write_gradients(leaves: Sequence[Tensor], direction: Tensor, *, accumulate: bool) -> None:
     """Write a direction [P] into `.grad` of tensors with P entries."""
     sizes = [leaf.numel() for leaf in leaves]
     for leaf, part in zip(leaves, direction.detach().split(sizes), strict=True):
@@ -175,7 +194,7 @@ def loss_vector(losses: Any, num_tasks: int | None = None) -> Tensor:
     else:
         scalars = list(losses) if isinstance(losses, Iterable) else [losses]
         wrong = [item for item in scalars if not (isinstance(item, Tensor) and item.dim() == 0)]
-        if wrong or not scalars or not isinstance(losses, Iterable):
+        if wrong or not scalars:
             found = "none"
             if wrong:
                 shape = f" of shape {list(wrong[0].shape)}" if isinstance(wrong[0], Tensor) else ""
@@ -218,7 +237,10 @@ def name_tensors(parameters: Model) -> list[tuple[str, Tensor]]:
         name, value = item if pair else (f"parameter {number}", item)
         if not isinstance(value, Tensor):
             found = type(value).__name__
-            raise ValueError(f"parameters must be a module or tensors; found a {found} among them.")
+            raise ValueError(
+                f"parameters must be a module or tensors (several modules: nn.ModuleList([...])); found a "
+                f"{found} among them."
+            )
         named.append((str(name), value))
     return named
 

@@ -124,6 +124,83 @@ def test_each_batch_has_one_mask_within_a_step_and_another_in_the_next(name: str
     assert not any(torch.equal(a, b) for i, a in enumerate(firsts) for b in firsts[:i])
 
 
+@pytest.mark.parametrize("name", ["famo", "fs_mtl", "cagrad"])
+def test_a_block_of_autocast_may_be_around_the_step(name: str) -> None:
+    """It keeps casts of the parameters until its end, here beyond the step."""
+    found = []
+    for outside in (True, False):
+        torch.manual_seed(0)
+        model, inputs, targets = nn.Linear(2, TASKS), INPUTS.float(), TARGETS.float()
+
+        def losses(_: int, model: nn.Module = model, inside: bool = not outside) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside or torch.is_autocast_enabled("cpu")):
+                return (model(inputs).float() - targets).square().mean(0)  # noqa: B023 - called at once
+
+        combiner = make_combiner(name, num_tasks=TASKS)
+        step = torch.optim.SGD(model.parameters(), lr=0.3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+            found.append([mtl_step(combiner, losses, model, step) for _ in range(3)])
+        found[-1] += [model.weight.detach(), combiner.last_weights]
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_methods_multiply_in_full_precision_within_a_block_of_autocast() -> None:
+    rows = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
+    rows[1] = 0.05 * rows[1] - rows[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = make_combiner("cagrad", num_tasks=3).combine(rows)
+    expected = make_combiner("cagrad", num_tasks=3).combine(rows.double())
+    torch.testing.assert_close(found.double(), expected, rtol=0.0, atol=1e-4)
+
+
+class _Normalised(nn.Module):
+    """Normalises under a checkpoint, whose backward pass runs the normalisation again; a part is unused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.last, self.unused = nn.Linear(2, 4), nn.Linear(4, TASKS), nn.Linear(1, 1)
+        self.norm = nn.BatchNorm1d(4)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = checkpoint(self.norm, self.first(x), use_reentrant=False)
+        result: Tensor = self.last(torch.tanh(hidden))
+        return result
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("name", ["famo", "fs_mtl", "cagrad"])
+def test_what_a_checkpoint_runs_again_moves_no_buffers(name: str, batched: bool) -> None:
+    model, expected = _Normalised(), _Normalised()
+    for number in range(2):  # one forward pass for each of two pieces
+        expected.norm(expected.first(INPUTS[number:]))
+    optimizer, combiner = torch.optim.SGD(model.parameters(), lr=0.1), make_combiner(name, num_tasks=TASKS)
+    mtl_step(
+        combiner, lambda b: (model(INPUTS[b:]) - TARGETS[b:]).square().mean(0), model, optimizer,
+        batched=batched, micro_batches=2,
+    )  # fmt: skip
+    for found, wanted in zip(model.buffers(), expected.buffers(), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("name", "bad"), [("cagrad", 0), ("mean", 0), ("fs_mtl", 3), ("modo", 2)])
+def test_a_refused_step_leaves_buffers_as_they_were(name: str, bad: int) -> None:
+    """Evaluation `bad` gets a NaN, which spoils running statistics; 1 looks for checkpoints."""
+    model = _Normalised()
+    before = [buffer.clone() for buffer in model.buffers()]
+    calls: list[int] = []
+
+    def losses(batch: int) -> Tensor:
+        calls.append(batch)
+        return _losses(model, INPUTS if len(calls) != bad + 1 else INPUTS * torch.nan)
+
+    optimizer, combiner = torch.optim.SGD(model.parameters(), lr=0.1), make_combiner(name, num_tasks=TASKS)
+    with pytest.raises(ValueError, match="no step was taken"):
+        mtl_step(combiner, losses, model, optimizer)
+    assert all(torch.equal(now, old) for now, old in zip(model.buffers(), before, strict=True))
+
+
 class _Cached(nn.Module):
     """Keeps a table of positions as long as its longest input."""
 

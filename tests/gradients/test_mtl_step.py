@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 
@@ -260,6 +261,31 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale() -> None:
     assert scaler.get_scale() == 2.0**15
     mtl_step(combiner, problem.losses, problem.torso, optimizer, heads=problem.heads, scaler=scaler)
     assert not torch.equal(problem.values(), before)
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["refused", "skipped"])
+@pytest.mark.parametrize("name", sorted(set(COMBINERS) - {"inverse_alpha"}))
+def test_a_step_that_is_not_taken_leaves_the_methods_state_alone(name: str, scaled: bool) -> None:
+    problem = Problem()
+    optimizer, combiner = (
+        torch.optim.SGD(problem.torso.parameters(), lr=0.1),
+        make_combiner(name, num_tasks=3),
+    )
+    scaler = torch.amp.GradScaler("cpu") if scaled else None
+    bias = problem.torso[0].bias
+
+    def overflowing(batch: int) -> Tensor:
+        root = (bias * 0).square().sum().sqrt()  # 0, with a gradient of 0 / 0
+        return torch.stack(problem.losses(batch)) + root
+
+    mtl_step(combiner, problem.losses, problem.torso, optimizer, scaler=scaler)
+    before = {key: value.clone() for key, value in combiner.state_dict().items()}
+    refused = contextlib.nullcontext() if scaled else pytest.raises(ValueError, match="non-finite gradient")
+    with refused:
+        mtl_step(combiner, overflowing, problem.torso, optimizer, scaler=scaler)
+    after = combiner.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
 def test_wrong_heads_are_refused() -> None:

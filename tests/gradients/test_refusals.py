@@ -112,6 +112,23 @@ def test_a_head_that_another_task_uses_is_refused_and_nothing_moves(
     assert all(torch.equal(now, then) for now, then in zip(after, before, strict=True))
 
 
+def test_a_shared_part_behind_a_gate_that_starts_at_zero_is_refused_once_it_opens() -> None:
+    heads, trunk, optimizer = heads_and_trunk()
+    gate, part = nn.Parameter(torch.zeros(4)), nn.Linear(4, 4)
+    optimizer.add_param_group({"params": [gate, *part.parameters()]})
+
+    def losses(batch: int) -> list[Tensor]:
+        features = trunk(torch.ones(5, 3)).tanh()
+        features = features + gate * part(features)
+        return [(head(features) - 1.0).square().mean() for head in heads]
+
+    combiner, shared = make_combiner("mean", num_tasks=3), [*trunk.parameters(), gate]
+    own = [nn.ModuleList([heads[0], part]), *heads[1:]]
+    mtrl.mtl_step(combiner, losses, shared, optimizer, heads=own)
+    with pytest.raises(ValueError, match=r"of heads\[0\] is used by the losses of other tasks"):
+        mtrl.mtl_step(combiner, losses, shared, optimizer, heads=own)
+
+
 def test_a_head_whose_gradient_is_not_finite_is_not_called_shared() -> None:
     """Zero times infinity is NaN on the way to a head from the other tasks' losses."""
     heads, trunk, optimizer = heads_and_trunk()

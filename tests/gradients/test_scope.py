@@ -266,6 +266,22 @@ def _no_labels_of_one_task(problem: Problem, rank: int) -> dict[str, Any]:
     return {"losses": lambda b: [*problem.losses()[:2], missing] if rank else problem.losses()}
 
 
+def _no_labels_with_a_scaler(problem: Problem, rank: int) -> dict[str, Any]:
+    return _no_labels(problem, rank) | {"scaler": torch.amp.GradScaler("cpu", init_scale=2.0)}
+
+
+def _regulariser_on_one(problem: Problem, rank: int) -> dict[str, Any]:
+    for parameter in (problem.other.weight, problem.first.weight):
+        parameter.grad = torch.ones_like(parameter) if rank else None
+    return {"accumulate": not problem.combiner.preconditioned}
+
+
+def _accumulation_on_one(problem: Problem, rank: int) -> dict[str, Any]:
+    if problem.combiner.preconditioned:
+        return _unlike_batches(problem, rank)
+    return {"accumulate": rank == 0}
+
+
 def _frozen_on_one(problem: Problem, rank: int) -> dict[str, Any]:
     problem.first.requires_grad_(rank == 0)
     return {}
@@ -295,6 +311,9 @@ TOGETHER: dict[str, tuple[Callable[[Problem, int], dict[str, Any]], str]] = {
     "a process without labels": (_no_labels, "step"),
     "a process without labels, in single precision": (_no_labels_in_single_precision, "step"),
     "a process without labels of one task": (_no_labels_of_one_task, "step"),
+    "a process without labels, with a scaler": (_no_labels_with_a_scaler, "step"),
+    "gradients of a regulariser on one process": (_regulariser_on_one, "step"),
+    "accumulation on one process": (_accumulation_on_one, "refuse"),
     "a layer frozen on one process": (_frozen_on_one, "refuse"),
     "a process that fails": (_crash, "refuse"),
     "a NaN on one process": (_nan_on_one, "refuse"),
@@ -374,6 +393,13 @@ def test_a_process_without_labels_counts_as_losses_of_zero(ranks: list[dict[Any,
     for _ in range(2):
         problem.step(lambda b: [loss / 2.0 for loss in problem.losses()])
     torch.testing.assert_close(found, problem.values())
+
+
+@pytest.mark.dear
+def test_gradients_that_are_there_are_averaged_over_the_processes(ranks: list[dict[Any, Any]]) -> None:
+    before, after, _ = ranks[0]["gradients of a regulariser on one process", "mean"]
+    moves = (before - after)[-6:]  # of the layer that no loss uses, in two steps of 0.05 along 1 and 0
+    torch.testing.assert_close(moves, torch.tensor([0.05] * 4 + [0.0] * 2, dtype=torch.float64))
 
 
 @pytest.mark.dear

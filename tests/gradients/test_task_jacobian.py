@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrl import set_gradient, task_jacobian
+from mtrl import mtl_step, set_gradient, task_jacobian
+from mtrl.combiners import make_combiner
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -128,6 +129,24 @@ def test_a_compiled_model_gives_the_same_rows(module: _Shared) -> None:
     # AOT autograd is what torch.compile's backward is made of; this backend needs no compiler.
     compiled = torch.compile(module.losses, backend="aot_eager")
     torch.testing.assert_close(task_jacobian(compiled(INPUTS), module), expected)
+
+
+@pytest.mark.dear
+def test_a_model_compiled_for_one_backward_pass_says_how_to_compile_it_for_more() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    expected = task_jacobian(model(INPUTS).square().mean(0), model)
+    for donated in (True, False):
+        torch._dynamo.reset()
+        with torch._functorch.config.patch(donated_buffer=donated):
+            compiled = torch.compile(model, backend="aot_eager")
+            # Losses that are given allow the one backward pass that this method takes.
+            mtl_step(make_combiner("mean", num_tasks=3), compiled(INPUTS).square().mean(0), model, optimizer)
+            if donated:
+                with pytest.raises(RuntimeError, match="donated_buffer = False before the model is compiled"):
+                    task_jacobian(compiled(INPUTS).square().mean(0), model)
+            else:
+                torch.testing.assert_close(task_jacobian(compiled(INPUTS).square().mean(0), model), expected)
 
 
 @pytest.mark.dear

@@ -163,7 +163,11 @@ def column_blocks(rows: Tensor) -> list[slice]:
 
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
-    """Rule out TF32 and bfloat16 within float32 products on this kind of device."""
+    """Rule out TF32 and bfloat16 within float32 products on this kind of device, and `torch.autocast`."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False), _full_precision(device):
+            yield
+        return
     # Before torch 2.9 there is one setting for all devices, and mkldnn has no `matmul`.
     backend: Any = (
         torch.backends.cuda.matmul if device == "cuda" else getattr(torch.backends.mkldnn, "matmul", None)
