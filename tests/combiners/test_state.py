@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,19 +142,20 @@ def test_gramians_work_under_torchs_newer_precision_setting() -> None:
 
 
 def test_a_product_leaves_torchs_setting_for_all_devices_in_force() -> None:
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    backends: Any = torch.backends
+    matmul: Any = getattr(backends.mkldnn, "matmul", None)
     if not hasattr(matmul, "fp32_precision"):
         pytest.skip("torch has no newer setting")
-    before, own = torch.backends.fp32_precision, matmul.fp32_precision
+    before, own = backends.fp32_precision, matmul.fp32_precision
     try:
         matmul.fp32_precision = "none"  # of its own; it follows the setting for all
-        torch.backends.fp32_precision = "tf32"
+        backends.fp32_precision = "tf32"
         make_combiner("cagrad", num_tasks=3).combine(torch.eye(3))
         assert matmul.fp32_precision == "tf32"
-        torch.backends.fp32_precision = "ieee"
+        backends.fp32_precision = "ieee"
         assert matmul.fp32_precision == "ieee"
     finally:
-        torch.backends.fp32_precision, matmul.fp32_precision = before, own
+        backends.fp32_precision, matmul.fp32_precision = before, own
 
 
 def test_half_precision_gradients_do_not_overflow_in_the_gramian() -> None:

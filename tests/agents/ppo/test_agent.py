@@ -179,7 +179,8 @@ def test_a_network_whose_first_policy_depends_on_the_units_of_observations_learn
         while not agent.behind():
             story.obs = 0.6 + 0.1 * story.obs  # metres
             story.follow(agent)
-        agent.learn(0.0)
+        while agent.behind():
+            agent.learn(0.0)
     assert agent.updates and not agent.failures()
 
 

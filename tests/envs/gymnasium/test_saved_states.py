@@ -77,8 +77,15 @@ def test_what_cannot_be_saved_is_found_at_the_start(cls: str) -> None:
 
 def test_an_environment_that_breaks_after_it_was_restored_cannot_be_saved() -> None:
     class Stale(CountingEnv):
+        stale = False
+
         def set_state(self, state: Any) -> None:
-            self.step = None
+            self.stale = True
+
+        def step(self, action: Any) -> Any:
+            if self.stale:
+                raise TypeError("a handle that is gone")
+            return super().step(action)
 
     problem, _ = try_state(Stale("task-1", np.arange(50.0), 0.0), "task-1", ACTION_DIM)
     assert problem is not None and problem.startswith("task task-1 cannot be saved in mid-episode: TypeError")
