@@ -118,7 +118,9 @@ class Slurm:
         self.folder, self.script, self.log = folder, script, folder / "slurm.out"
         commands = folder / "bin"
         commands.mkdir()
-        (commands / "srun").write_text('#!/bin/sh\necho $$ >"$SRUN_PID"\nexec "$@"\n')
+        (commands / "srun").write_text(
+            '#!/bin/sh\necho $$ >"$SRUN_PID"\n[ "$1" = --cpus-per-task=8 ] && shift && exec "$@"\n'
+        )
         (commands / "scontrol").write_text('#!/bin/sh\necho "$@" >>"$SCONTROL_CALLS"\n')
         for command in commands.iterdir():
             command.chmod(0o755)
@@ -127,6 +129,7 @@ class Slurm:
             "SLURM_JOB_ID": "4711",
             "SLURM_ARRAY_JOB_ID": "4700",
             "SLURM_ARRAY_TASK_ID": "3",
+            "SLURM_CPUS_PER_TASK": "8",
             "SRUN_PID": str(folder / "srun.pid"),
             "SCONTROL_CALLS": str(folder / "calls"),
         }
