@@ -213,6 +213,9 @@ def _unknown_flag(flag: str, known: Sequence[str], options: Sequence[str], chose
     last = {name.rpartition(".")[2].removeprefix("--"): name for name in reversed(known)}
     candidates = {name: name for name in known} | ({} if dot else last)
     leaf = flag.removeprefix("--")
+    turned = "--" + ".".join(reversed(leaf.split("-")))  # --critic-method: --method.critic
+    if turned in known:
+        return f"unknown flag '{flag}'. Did you mean '{turned}'? --help lists all flags."
     hint = did_you_mean(leaf if leaf in candidates else flag, candidates, cutoff=0.6)
     ends = [name for name in known if name.endswith(f"-{leaf}")]  # --lr: --sac.actor-lr, --sac.critic-lr, ...
     if not hint and ends:

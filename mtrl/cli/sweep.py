@@ -129,7 +129,3 @@ def _end(state: State, out: Path) -> int:
     for name, reason in state.failed.items():
         print(f"{name} failed: {reason}", file=sys.stderr)
     return 1 if state.failed else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

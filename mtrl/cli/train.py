@@ -33,7 +33,6 @@ _TAKEN = ("critic", "actor")  # after "--method.": a method's own options cannot
 _METAVARS = {"tasks": "NAME [NAME ...]"} | dict.fromkeys(
     ("suite", "agent", "method", "critic_method", "actor_method"), "NAME|MODULE:NAME"
 )
-_WITH_RESUME = ("resume", "steps", "device", "allow-version-mismatch", "trust")
 
 
 @settings("--")
@@ -45,7 +44,7 @@ class _RunFlags:
     run_dir: str | None = None
     """Default: runs/TASKS/METHOD/seedK-TIME."""
     resume: str | None = None
-    """Run directory to continue; takes only --steps and --device."""
+    """Run directory to continue; besides it only --steps, --device, --allow-version-mismatch and --trust."""
     resume_or_start: str | None = None
     """Run directory to continue or to start in, for requeued jobs."""
     allow_version_mismatch: bool = False
@@ -145,8 +144,9 @@ def _spelled_out(argument: str) -> str:
 
 
 def _resume(arguments: list[str]) -> int:
+    own = {field.name for field in dataclasses.fields(_ResumeFlags)}
     for flag in flags.given(arguments):
-        if flag.removeprefix("--").removeprefix("no-") not in _WITH_RESUME:
+        if _key(flag).removeprefix("no_") not in own:
             raise UserError(
                 "--resume continues a run with its own configuration and takes only --steps, --device, "
                 f"--allow-version-mismatch and --trust besides; found {flag}. To change it, start a new run."

@@ -27,7 +27,7 @@ INCIDENTAL = (
     "train.on_divergence", "train.sinks", "eval.envs_per_task",
 )  # fmt: skip
 """Settings of machine, storage and display: runs that differ in nothing else are the same run."""
-MISSING = "not recorded"
+NOT_RECORDED = "not recorded"
 OF_NETWORK = ("options", "actor_options", "critic_options")
 """Keys of the section `network` that hold options of its architecture: of both networks, and over these."""
 _OF_ONE_NETWORK = ("critic_method", "actor_method")
@@ -113,26 +113,42 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inverse of `flat`: {"sac.gamma": .99} -> {"sac": {"gamma": .99}}; values may be nested."""
+    """Return the inverse of `flat`: {"sac.gamma": .99} -> {"sac": {"gamma": .99}}; values may be nested.
+
+    Raises:
+        UserError: a key is given a value and used as a section, such as "method" and "method.c".
+    """
     result: dict[str, Any] = {}
     for key, value in settings.items():
         *sections, name = key.split(".")
         place = result
         for section in sections:
             place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise _no_section(section)
+        if name in place and isinstance(place[name], dict) != isinstance(value, Mapping):
+            raise _no_section(key)
         place[name] = {**place.get(name, {}), **value} if isinstance(value, Mapping) else value
     return result
+
+
+def _no_section(key: str) -> UserError:
+    return UserError(
+        f"'{key}' has a value, so that '{key}.' begins no key. Options of a method are in method_options."
+    )
 
 
 def differences(
     first: Mapping[str, Any], second: Mapping[str, Any], but: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the keys in which two flat mappings differ -> both values; MISSING where one lacks the key.
+    """Return the keys in which two flat mappings differ -> both values; NOT_RECORDED where one lacks the key.
 
     Differences in the keys `but` do not count.
     """
     keys = dict.fromkeys((*first, *second))
-    pairs = {key: (first.get(key, MISSING), second.get(key, MISSING)) for key in keys if key not in but}
+    pairs = {
+        key: (first.get(key, NOT_RECORDED), second.get(key, NOT_RECORDED)) for key in keys if key not in but
+    }
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 

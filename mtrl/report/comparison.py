@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.config.presets import INCIDENTAL, MISSING, OF_NETWORK, differences, flat
+from mtrl.config.presets import INCIDENTAL, NOT_RECORDED, OF_NETWORK, differences, flat
 from mtrl.errors import UserError
 from mtrl.report import stats
 from mtrl.report.load import Run, read_runs
@@ -186,7 +186,7 @@ def protocol(run: Run) -> dict[str, Any]:
     # Only the length of evaluation episodes counts; training may use another.
     own = config.get("eval.max_episode_steps")
     config["eval.max_episode_steps"] = config.get("env.max_episode_steps") if own is None else own
-    chosen = {key: config.get(key, MISSING) for key in _PROTOCOL}
+    chosen = {key: config.get(key, NOT_RECORDED) for key in _PROTOCOL}
     options = {key: value for key, value in config.items() if key.startswith("suite_options.")}
     simulation = {
         f"version of {name}": version for name, version in run.versions.items() if name not in _NOT_SIMULATION
@@ -297,7 +297,12 @@ def _named(groups: Sequence[Group], name: str, flag: str) -> list[Group]:
 
 def _renamed(groups: Sequence[Group], labels: Mapping[str, str]) -> list[Group]:
     for name in labels:
-        _named(groups, name, "--labels")
+        rows = _named(groups, name, "--labels")
+        if not any(name == row.label or row.label.startswith(plain(name)) for row in rows):
+            raise UserError(
+                f"--labels: '{name}' is in no label, because all rows have that method. They are called "
+                f"{', '.join(row.label for row in rows)}."
+            )
     texts = []
     for row in groups:
         method = plain(row.method)
@@ -336,13 +341,15 @@ def _short(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _words(settings: Mapping[str, Any], keys: Sequence[str], names: Mapping[str, str]) -> str:
-    shown = {names[key]: _text(settings.get(key, MISSING)) for key in keys}
+    shown = {names[key]: _text(settings.get(key, NOT_RECORDED)) for key in keys}
     return ", ".join(f"{name}={text}" for name, text in shown.items())
 
 
 def _differing(configurations: Sequence[Mapping[str, Any]]) -> set[str]:
     keys = {key for settings in configurations for key in settings}
-    return {key for key in keys if len({repr(settings.get(key, MISSING)) for settings in configurations}) > 1}
+    return {
+        key for key in keys if len({repr(settings.get(key, NOT_RECORDED)) for settings in configurations}) > 1
+    }
 
 
 def _differing_within(
@@ -382,7 +389,7 @@ def _single_task(runs: Sequence[Run], multi: Run, key: str) -> dict[str, float]:
             if apart:
                 reason = "differs in " + "; ".join(f"{name}: {a} and {b}" for name, (a, b) in apart.items())
             raise UserError(f"'{run.path}' is no single-task counterpart of '{multi.path}': it {reason}.")
-        found.setdefault(run.tasks[0], []).append(float(run.evaluations[-1]["tasks"][run.tasks[0]][key]))
+        found.setdefault(run.tasks[0], []).append(_scores([[run.evaluations[-1]]], run.tasks, key).item())
     missing = [task for task in multi.tasks if task not in found]
     if missing:
         raise UserError(f"Delta m needs a single-task run of every task; none of {', '.join(missing)}.")

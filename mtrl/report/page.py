@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mtrl.config.files import file_name
+from mtrl.config.files import paths_in
 from mtrl.config.presets import flat
 from mtrl.report.comparison import Comparison, Group, protocol
 from mtrl.report.load import Run
-from mtrl.report.table import MISSING, Table, plain
+from mtrl.report.table import DASH, Table, plain
 from mtrl.report.tables import all_tables
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def write_report(
 
     Raises:
         OSError: `out` cannot be written.
-        UserError: a font that is not installed.
+        UserError: a font that is not installed; a link in `out` that leads out of it.
     """
     tables = all_tables(comparison)
     files = _write_tables(tables, out / "tables")
@@ -119,18 +119,14 @@ def _write_configurations(comparison: Comparison, folder: Path) -> tuple[list[st
     """Write each row's configuration as a preset; return the commands that repeat the runs, and the files."""
     folder.mkdir(parents=True, exist_ok=True)
     commands: list[str] = []
-    written: list[Path] = []
+    paths = paths_in(folder, [row.label for row in comparison.groups], ".yaml")
     for row in comparison.groups:
-        name = file_name(row.label)
-        path = folder / f"{name}.yaml"
-        if path in written:  # labels that differ only in characters that no file name has
-            path = folder / f"{name}-{len(written)}.yaml"
+        path = paths[row.label]
         text = yaml.dump(dict(row.runs[0].config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
-        written.append(path)
         preset = shlex.quote(f"{folder.name}/{path.name}")
         commands += [f"mtrl-train --preset {preset} --seed {run.seed}" for run in row.runs]
-    return commands, written
+    return commands, list(paths.values())
 
 
 def _page(
@@ -204,7 +200,7 @@ def _versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return each version with all the values that the runs have."""
     keys = dict.fromkeys(key for run in runs for key in run.versions)
     return [
-        (plain(key), plain(", ".join(dict.fromkeys(run.versions.get(key, MISSING) for run in runs))))
+        (plain(key), plain(", ".join(dict.fromkeys(run.versions.get(key, DASH) for run in runs))))
         for key in keys
     ]
 

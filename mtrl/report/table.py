@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 from mtrl.report.stats import Interval
 
-MISSING = "\N{EN DASH}"
+DASH = "\N{EN DASH}"
 _WHOLE = 100.0  # a column with such numbers has no decimals
 _PAGE_CHARACTERS = 95  # that a line of a LaTeX page holds in \small
 Cell = str | int | float | Interval | None
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
-_LATEX |= {MISSING: "--", "Δ": r"$\Delta$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+_LATEX |= {DASH: "--", "Δ": r"$\Delta$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _MARKDOWN = {"<": "&lt;", "|": r"\|", "\\": r"\\", "`": r"\`", "*": r"\*"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -40,7 +40,7 @@ def number(value: float, decimals: int = 2) -> str:
     and then as in school: halves away from zero (.175 to .18, .225 to .23).
     """
     if math.isnan(value):
-        return MISSING
+        return DASH
     if not abs(value) < 1e15:  # nine digits mean nothing there, and infinity has none
         return f"{value:,.{decimals}f}"
     rounded = Decimal(repr(round(float(value), 9))).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
@@ -156,7 +156,7 @@ def _text(cell: Cell, decimals: int) -> str:
         return value if math.isnan(cell.low) else f"{value} [{low}, {high}]"
     if isinstance(cell, float):
         return number(cell, decimals)
-    return MISSING if cell is None else f"{cell:,}" if isinstance(cell, int) else plain(str(cell))
+    return DASH if cell is None else f"{cell:,}" if isinstance(cell, int) else plain(str(cell))
 
 
 def _value(cell: Cell) -> float:

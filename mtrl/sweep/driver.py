@@ -64,6 +64,8 @@ def connect(address: str | None, resources: Resources) -> None:
     except SystemExit as error:  # by Ray's own handler of SIGTERM, while it starts
         raise Stopped(signal.SIGTERM) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise UserError(f"Ray does not start on this machine: {error}") from error
         raise UserError(
             f"no Ray cluster at '{address}': {error}. Start one with `ray start --head`."
         ) from error

@@ -10,11 +10,11 @@ import yaml
 
 from mtrl.config.files import file_name
 from mtrl.config.labels import method_label
-from mtrl.config.presets import build_config
+from mtrl.config.presets import build_config, nested
 from mtrl.config.schema import Config
 from mtrl.config.values import YamlLoader
 from mtrl.errors import UserError
-from mtrl.report.load import Run, read_run
+from mtrl.report.load import read_run
 from mtrl.runs.directory import CONFIG_NAME, LOG_NAMES
 from mtrl.training.resolve import check_same_run, resolve, why_unread
 
@@ -161,8 +161,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _read_progress(trial: Trial) -> Progress:
-    run = _found(trial)
-    if run is None:
+    try:
+        run = read_run(trial.path)
+    except UserError:
         return Progress(0, finished=False, seconds=0.0, success=None)
     success = run.evaluations[-1].get("mean_success") if run.evaluations else None
     # If the plan is longer than the run was, the trial is to be extended.
@@ -174,8 +175,8 @@ def _points(
     grid: Mapping[str, Sequence[Any]], method: str, methods: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Yield every combination of values of keys that are not options of other methods."""
-    others = set(methods) - {method}
-    own = {key: values for key, values in grid.items() if key.partition(".")[0] not in others}
+    others = tuple(f"{other}." for other in methods if other != method)
+    own = {key: values for key, values in grid.items() if not key.startswith(others)}
     for values in itertools.product(*own.values()):
         yield dict(zip(own, values, strict=True))
 
@@ -183,21 +184,9 @@ def _points(
 def _layer(key: str, value: Any, method: str) -> dict[str, Any]:
     if key.startswith(f"{method}."):
         key = "method_options." + key.removeprefix(f"{method}.")
-    layer = value
-    for name in reversed(key.split(".")):
-        layer = {name: layer}
-    return dict(layer)
+    return nested({key: value})
 
 
 def _folder(method: str, shown: Mapping[str, Any], label: str) -> str:
     words = [label, *(f"{key.removeprefix(f'{method}.')}={value}" for key, value in shown.items())]
     return file_name(",".join(words), longest=200)
-
-
-def _found(trial: Trial) -> Run | None:
-    if not (trial.path / CONFIG_NAME).is_file():
-        return None
-    try:
-        return read_run(trial.path)
-    except UserError:
-        return None

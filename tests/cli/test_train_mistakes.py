@@ -33,6 +33,7 @@ MISTAKES = [
     ("--method pcgrad --method.c .3", "--method pcgrad has no options; found --method.c."),
     ("--sac.gama 3", "unknown flag '--sac.gama'. Did you mean '--sac.gamma'?"),
     ("--gamma 3", "unknown flag '--gamma'. Did you mean '--sac.gamma'?"),
+    ("--critic-method cagrad", "unknown flag '--critic-method'. Did you mean '--method.critic'?"),
     ("--lr 3e-4", "Did you mean --sac.actor-lr or --sac.critic-lr or --sac.temperature-lr"),
     ("--device cuda:1", "CUDA_VISIBLE_DEVICES=1 and device cuda."),
     ("--tasks reach-v3,push-v3", "Separate tasks by spaces: --tasks reach-v3 push-v3."),

@@ -360,6 +360,13 @@ def test_a_preset_with_settings_of_python_is_one_call() -> None:
         Config.from_preset("debug", **{"eval.intervall": 60})
 
 
+@pytest.mark.parametrize("keys", [("method", "method.c"), ("method.c", "method")])
+def test_a_value_is_no_section(keys: tuple[str, str]) -> None:
+    values = {"method": "cagrad", "method.c": 0.4}
+    with pytest.raises(UserError, match="Options of a method are in method_options"):
+        Config.from_preset("laptop", {key: values[key] for key in keys})
+
+
 def test_the_top_level_lists_its_public_names_and_has_them() -> None:
     assert {"make_combiner", "resume_training", "evaluate_run", "Config", "train"} < set(dir(mtrl))
     assert set(dir(mtrl)) == {*mtrl.__all__, "__version__"}

@@ -99,6 +99,17 @@ def sweep(out: Path, *arguments: str) -> int:
     return main_sweep([*flags, "--methods", "mean", "--seeds", "1", "--set", *fixed, *arguments])
 
 
+def test_a_ray_that_does_not_start_here_is_no_missing_cluster(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**options: Any) -> None:
+        raise RuntimeError("no free port")
+
+    monkeypatch.setattr(ray, "init", fail)
+    assert sweep(tmp_path) == 2
+    assert "Ray does not start on this machine: no free port" in capsys.readouterr().err
+
+
 def test_a_sweep_goes_on_beside_a_failed_trial_and_runs_nothing_twice(
     ray: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,14 @@ def test_what_is_no_grid_is_refused(text: str) -> None:
         parse_grid([text])
 
 
+def test_options_of_a_method_of_ones_own_are_varied_beside_another(tmp_path: Path) -> None:
+    own = "mtrl.combiners.cagrad:CAGrad"
+    trials = _plan(tmp_path, f"{own}.c=0.2,0.4", methods=("mean", own), seeds=1)
+    assert [(trial.config.method, trial.config.method_options.get("c")) for trial in trials] == [
+        ("mean", None), (own, 0.2), (own, 0.4)
+    ]  # fmt: skip
+
+
 def test_constants_have_one_value_and_no_part_in_the_name(tmp_path: Path) -> None:
     trials = _plan(tmp_path, fixed=("cagrad.c=0.2", "sac.tau=0.01"), seeds=1)
     assert [trial.name for trial in trials] == ["mean/seed0", "cagrad/seed0"]

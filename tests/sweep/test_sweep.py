@@ -33,7 +33,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _command(out: Path, *arguments: str) -> list[str]:
     flags = ("--preset", "debug", "--cpus-per-trial", "1", "--out", str(out), *arguments)
-    return [sys.executable, "-m", "mtrl.cli.sweep", *flags]
+    return [sys.executable, "-m", "mtrl", "sweep", *flags]
 
 
 def _final(out: Path) -> int:
