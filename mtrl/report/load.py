@@ -31,6 +31,11 @@ _DEEPEST_CONFIG = 20
 _LARGEST_STEP = 2**53  # larger integers are no exact floats
 _TAIL = 1_000_000  # bytes at the end of a log that are read for its last line
 _METRICS = ("vector_step", "env_steps", "wall_s")  # columns of a line of metrics; all other keys are numbers
+_IDENTITY = ("run", "label", "method", "seed")
+_NUMBERS = ("success", "success_last", "return", "episodes")
+# Columns of tidy tables, which are there without rows too.
+_OF_EVALUATIONS = (*_IDENTITY, *_METRICS, "final", "task", *_NUMBERS)
+_OF_METRICS = (*_IDENTITY, *_METRICS, "name", "task", "other_task", "value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +129,12 @@ def load_runs(paths: Iterable[str | Path] | str | Path) -> Results:
         import pandas
     except ImportError:
         return Results(*tables)
-    return Results(*(pandas.DataFrame(rows) for rows in tables))
+    runs, evaluations, metrics = tables
+    return Results(
+        pandas.DataFrame(runs),
+        pandas.DataFrame(evaluations, columns=list(_OF_EVALUATIONS)).astype({"final": bool}),
+        pandas.DataFrame(metrics, columns=list(_OF_METRICS)),
+    )
 
 
 def read_runs(paths: Iterable[str | Path] | str | Path) -> list[Run]:
@@ -284,9 +294,8 @@ def _line(raw: bytes, place: str, path: Path) -> Line:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {place} is not JSON ({error}).") from error
     if not isinstance(line, dict) or not _is_step(line.get("vector_step")):
-        raise UserError(
-            f"{path}, {place}: expected an object with 'vector_step', a count, found {raw[:60].decode()!r}."
-        )
+        begins = raw[:60].decode(errors="replace")
+        raise UserError(f"{path}, {place}: expected an object with 'vector_step', a count, found {begins!r}.")
     if not isinstance(line.get("wall_s", 0.0), float | int | None):
         raise UserError(f"{path}, {place}: expected seconds as 'wall_s', found {line['wall_s']!r:.60}.")
     return line
@@ -332,7 +341,7 @@ def _evaluation_rows(run: Run) -> Iterator[dict[str, Any]]:
     for line in run.evaluations:
         stamp = {key: line.get(key) for key in (*_METRICS, "final")}
         for task, values in line["tasks"].items():
-            numbers = {key: values.get(key) for key in ("success", "success_last", "return", "episodes")}
+            numbers = {key: values.get(key) for key in _NUMBERS}
             yield {**_identity(run), **stamp, "task": task, **numbers}
 
 

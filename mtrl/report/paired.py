@@ -52,8 +52,9 @@ def paired_table(comparison: Comparison) -> Table | None:
     note = (
         f"Score less that of {baseline.label} with the same seed: these runs share goals, initial networks "
         "and warm-up, so their differences vary less than their scores. Brackets: 95 % of Student's t, for "
-        f"all {len(rows)} rows of a column (Bonferroni). An interval with 0 in it tells nothing apart. "
-        "Area under training success: mean over log lines of the success rate of training episodes."
+        f"all {len(rows)} rows of a column (Bonferroni). If an interval contains 0, the difference "
+        "may be chance. Area under training success: mean over log lines of the success rate of training "
+        "episodes."
     )
     return Table("paired", "Paired differences", ("method", "seeds", *measures), body, note, decimals=3)
 

@@ -153,18 +153,6 @@ def _ends(resampled: Floats, confidence: float) -> Any:
     return np.quantile(resampled, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0], axis=0)
 
 
-def probability_of_improvement(scores: Floats, other: Floats) -> Any:
-    """Chance that a run of the first beats one of the second on a task, mean over tasks; a tie counts half.
-
-    [..., R, T] and [..., S, T] -> [...]. Per task this is the Mann-Whitney U statistic over R*S.
-    """
-    total = 0.0
-    for task in range(scores.shape[-1]):  # all tasks at once would need memory for R*S*T numbers
-        difference = scores[..., :, None, task] - other[..., None, :, task]
-        total = total + np.sign(difference).mean(axis=(-2, -1))
-    return (total / scores.shape[-1] + 1.0) / 2.0
-
-
 def mean_of_known(values: Floats, axis: int | None = None) -> Any:
     """Mean over `axis` of the numbers that are not NaN; NaN where there are none."""
     known = ~np.isnan(values)

@@ -101,6 +101,11 @@ def final_table(comparison: Comparison) -> Table:
     if baseline is not None:
         scored["P(better than mean)"] = lambda row: _improvement(comparison, row, baseline)
         notes.append("P(better than mean): chance that a run beats a run of plain averaging on a task.")
+    plain_rows = sum(row.method == "mean" for row in rows)
+    if plain_rows > 1:
+        notes.append(
+            f"No row is compared with plain averaging: {plain_rows} rows have it. --methods selects one."
+        )
     if comparison.single_task:
         scored["Δm %"] = lambda row: _delta_m(comparison, row)
         notes.append(
@@ -120,7 +125,8 @@ def final_table(comparison: Comparison) -> Table:
     for row in comparison.groups:
         cells = [cell(row) if row.finished else None for cell in scored.values()]
         for protocols in ((MTRL, MTRL_PER_SEED), (PLUS,)) if published else ():
-            own = [(other, success) for other, success in published if other.method == row.method]
+            is_sac = row.runs[0].config.get("agent", "sac") == "sac"  # as all that is published here
+            own = [(other, success) for other, success in published if is_sac and other.method == row.method]
             cells.append(" / ".join(success for other, success in own if other.protocol in protocols) or None)
         body.append([row.label, _seeds(row), *cells])
     columns = ["method", "seeds", *scored]
@@ -193,7 +199,7 @@ def learning_table(comparison: Comparison) -> Table:
 
 def improvement_table(comparison: Comparison) -> Table | None:
     """Matrix of groups: chance that a run of the row beats one of the column on a task."""
-    rows = matrix_rows(comparison)
+    rows = comparison.best(MOST_ROWS)
     if len(rows) < 2:
         return None
     body = [[row.label, *(_improvement(comparison, row, other) for other in rows)] for row in rows]
@@ -205,11 +211,6 @@ def improvement_table(comparison: Comparison) -> Table | None:
     )
     columns = ("method", *(row.label for row in rows))
     return Table("improvement", "Probability of improvement", columns, body, note)
-
-
-def matrix_rows(comparison: Comparison) -> tuple[Group, ...]:
-    """Return the rows of a matrix of all pairs: the best ones, where all would be too many to read."""
-    return comparison.best(MOST_ROWS)
 
 
 def only_best(rows: Sequence[Group], comparison: Comparison) -> str:
@@ -285,7 +286,7 @@ def _benchmark(comparison: Comparison) -> str | None:
     """Return MT10 or MT50 if the runs are of these tasks."""
     config = comparison.runs[0].config
     name = "".join(config["tasks"]).upper() if len(config["tasks"]) == 1 else ""
-    return name if config["suite"] == "metaworld" and name in ("MT10", "MT50") else None
+    return name if config.get("suite") == "metaworld" and name in ("MT10", "MT50") else None
 
 
 def _published(comparison: Comparison) -> list[tuple[Published, str]]:

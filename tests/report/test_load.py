@@ -73,6 +73,15 @@ def test_tables_are_data_frames_where_pandas_is_installed(sweep: Path) -> None:
     assert by_task.to_dict() == {"push-v3": 0.125, "reach-v3": 1.0}
 
 
+def test_runs_without_an_evaluation_have_tables_with_columns(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    (write_run(tmp_path / "run", {"reach-v3": (0.5,)}) / "evaluations.jsonl").unlink()
+    _, evaluations, metrics = mtrl.load_runs(tmp_path)
+    final = evaluations[evaluations.final]
+    assert final.groupby(["method", "task"]).success.mean().empty
+    assert metrics[metrics.name == "weight"].empty
+
+
 def test_a_run_and_the_folder_that_holds_it_count_once(sweep: Path) -> None:
     assert [run.seed for run in read_runs([sweep / "seed1", sweep])] == [1, 0]
 

@@ -203,6 +203,11 @@ def test_delta_m_against_single_task_runs(sweep: Path, tmp_path: Path) -> None:
     rows = _rows(comparison, "final")
     # Nobody scores on reach, which is left out; the others lose 1 - mean level each.
     assert rows["mean"]["Δm %"].value == pytest.approx(100 * (1 - 0.375))
+    path = tmp_path / "single/push-v3/evaluations.jsonl"
+    path.write_text(path.read_text().replace('"return": 50.0', '"return": null'))
+    by_return = compare([sweep], single_task=[tmp_path / "single"], measure="return")
+    # push-v3 has no number to compare with, so that door-open-v3 alone counts.
+    assert _rows(by_return, "final")["mean"]["Δm %"].value == pytest.approx(100 * (1 - 0.375))
     with pytest.raises(UserError, match="none of push-v3, door-open-v3"):
         compare([sweep], single_task=[tmp_path / "single/reach-v3"])
     with pytest.raises(UserError, match="no single-task counterpart"):
@@ -216,6 +221,27 @@ def test_published_numbers_stand_beside_runs_of_the_same_benchmark(tmp_path: Pat
     published = _rows(comparison, "published")
     assert "v1 tasks" in published["CAGrad"]["protocol"]
     assert "v3 tasks" in published["MOORE"]["protocol"]
+
+
+def test_published_numbers_of_sac_do_not_stand_beside_runs_of_ppo(tmp_path: Path) -> None:
+    for name, agent in (("a", "ppo"), ("b", "sac")):
+        config = {"tasks": ["MT10"], "agent": agent}
+        write_run(tmp_path / name, {"reach-v3": (0.5,)}, method="cagrad", config=config)
+    rows = _rows(compare([tmp_path]), "final").values()
+    assert [row["published, mtrl line"] for row in rows] == [None, ".83 ± .05"]
+
+
+def test_two_rows_of_plain_averaging_are_no_baseline_and_the_note_says_so(sweep: Path) -> None:
+    write_run(sweep / "other", dict.fromkeys(TASKS, (0.0, 0.5)), config={"sac": {"gamma": 0.9}})
+    tables = {table.name: table for table in all_tables(compare([sweep]))}
+    assert "paired" not in tables
+    assert "No row is compared with plain averaging: 2 rows have it." in tables["final"].note
+
+
+def test_a_run_that_does_not_name_its_suite_is_reported(sweep: Path) -> None:
+    for config in sweep.rglob("config.yaml"):
+        config.write_text(config.read_text().replace("suite: metaworld\n", ""))
+    assert "published" not in _rows(compare([sweep]), "final")["mean"]
 
 
 def test_suites_without_success_are_compared_by_return(tmp_path: Path) -> None:
@@ -375,6 +401,9 @@ def test_rows_are_chosen_ordered_and_renamed(sweep: Path, capsys: pytest.Capture
     assert [row.label for row in comparison.groups] == ["pcgrad", "CAGrad"]
     assert [row.label for row in compare([sweep], labels=labels).groups] == ["CAGrad", "Plain", "pcgrad"]
     assert compare([sweep], labels=labels).baseline is not None
+    write_run(sweep / "other", dict.fromkeys(TASKS, (0.0, 0.5)), config={"sac": {"gamma": 0.9}})
+    with pytest.raises(UserError, match=r"'mean' is in no label, .* called gamma=0.99, gamma=0.9"):
+        compare([sweep], methods=["mean"], labels={"mean": "Plain"})
     for flags in (
         ["--methods", "famo"],
         ["--labels", "famo=FAMO"],

@@ -146,6 +146,7 @@ LINE: dict[str, Any] = evaluation_line(30, {"reach-v3": 0.5})
         *("{", "[" * 100_000, "null", '"text"', "[1]", "{}", "\udcff{}", '{"vector_step": 1e999}'),
         *('{"vector_step": null}', '{"vector_step": "3"}', '{"vector_step": -1}'),
         '{"vector_step": 1, "wall_s": "x"}',
+        f'{{"a": "{"x" * 52}é"}}',  # the message shows 60 bytes, which end within a character
     ],
 )
 def test_a_line_that_is_no_record_is_refused_with_its_file(file: str, line: str, tmp_path: Path) -> None:
