@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=160, help="of each, in pixels")
     parser.add_argument("--seconds", type=float, default=60.0, help="how much of each video is shown")
     parser.add_argument("--speed", type=float, default=1.0, help="1: as fast as the arm; below: slower")
-    parser.add_argument("--every", type=int, default=1, help="every which frame is kept; fewer are smaller")
+    parser.add_argument(
+        "--every", type=int, default=1, help="keep every N-th frame; a larger N makes a smaller file"
+    )
     flags = parser.parse_args(arguments)
     most = round(flags.seconds * FRAMES_PER_SECOND)
     films = [_frames(path, flags.width, most)[:: flags.every] for path in flags.videos]

@@ -66,7 +66,7 @@ MUTATIONS = (
     Mutation("R12", "mtrl/runs/checkpoint.py",
              'if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:', "if False:",
              f"{_SAVED}::test_no_flipped_bit_anywhere_goes_unnoticed"),
-    Mutation("R13", "mtrl/runs/checkpoint.py", "weights_only=True", "weights_only=False",
+    Mutation("R13", "mtrl/runs/checkpoint.py", "weights_only=True, mmap", "weights_only=False, mmap",
              f"{_SAVED}::test_a_file_that_would_run_code_is_refused"),
     Mutation("R14", "mtrl/cli/__init__.py", 'code, message = 2, f"error: {error}"', "raise",
              "tests/cli/test_evaluate.py::test_mistake_in_evaluation"),
@@ -98,7 +98,8 @@ MUTATIONS = (
              f"{_RUN}::test_the_true_final_observation_is_stored_at_truncation_and_bootstrapped"),
     Mutation("R25", "mtrl/device/random_stream.py", 'if state["device"] == self._device.type:', "if True:",
              "tests/agents/sac/test_agent.py::test_a_checkpoint_of_another_device_goes_on"),
-    Mutation("R27", "mtrl/runs/checkpoint.py", "    if differing:\n", "    if False:\n",
+    Mutation("R27", "mtrl/runs/checkpoint.py",
+             "if before.get(name) != here.get(name)", "if False",
              f"{_SAVED}::test_another_suite_is_refused_unless_allowed"),
     Mutation("R28", "mtrl/agents/actor_critic.py", 'self.update.load_state_dict(state["update"])',
              'self.update.load_state_dict({k: v for k, v in state["update"].items() if "combiner" not in k}, '
@@ -151,8 +152,8 @@ def check(folder: Path, mutation: Mutation) -> str:
     """Return 'proven', or why the row is not proven."""
     path = folder / mutation.file
     original = path.read_text(encoding="utf-8")
-    if original.count(mutation.protection) < 1:
-        return f"{mutation.file} does not have the text of the protection: {mutation.protection}"
+    if original.count(mutation.protection) != 1:
+        return f"{mutation.file} does not have the text of the protection once: {mutation.protection}"
     good, output = passes(folder, mutation.test)
     if not good:
         return f"the test fails with the protection\n{output}"

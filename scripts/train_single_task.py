@@ -84,7 +84,7 @@ def make_model(config: Config, envs: TaskVectorEnv) -> SAC:
             "optimizer_kwargs": {"eps": sac.adam_eps},
         },
         seed=config.seed,
-        device="cpu",
+        device=resolve_device(config.device),
     )
 
 
@@ -103,6 +103,8 @@ def not_carried_over(config: Config) -> list[str]:
 def train_single_task(config: Config, run_dir: Path) -> Evaluation:
     """Train, evaluate as often and on the same goals as mtrl's runs, and return the final evaluation."""
     config = resolve(config)
+    if config.agent != "sac":
+        raise UserError(f"this trains SAC; the configuration is of {config.agent}. Try --preset single_task.")
     suite = suite_of(config)
     if len(suite.task_names) != 1:
         raise UserError(f"this trains one task; found {len(suite.task_names)}: give --task NAME.")

@@ -32,13 +32,6 @@ def best_worst_improvement_in_cap(jacobian: Tensor, c: float) -> float:
     return _best(rows, lambda cp, direction: [cp.norm(direction) <= 1.0, axis @ direction >= c])
 
 
-def best_common_improvement(jacobian: Tensor) -> float:
-    """max_d min_i <g_i, d> / |g_i| over |d| <= 1: zero where the parameters are Pareto-stationary."""
-    rows = _row_space(jacobian)
-    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return _best(rows, lambda cp, direction: [cp.norm(direction) <= 1.0])
-
-
 def _row_space(jacobian: Tensor) -> np.ndarray:
     """Rows of the Jacobian in an orthonormal basis of their span: all the problems live there."""
     return np.linalg.qr(jacobian.numpy().T)[1].T

@@ -21,7 +21,6 @@ from mtrl.combiners.solvers.gramian import gramian
 from mtrl_benchmarks import _published
 from mtrl_benchmarks.report import note
 
-NAMES = ("mtrl", "torchjd", "published", "published_rl")
 C, LAM, ALPHA = 0.9, 0.6, 2.0  # of CAGrad, SDMGrad and FairGrad in all implementations
 _CONSTANT = {"cagrad": "c", "conicgrad": "c", "capped_mgda": "cap", "sdmgrad": "lam", "fairgrad": "alpha"}
 Weights = Callable[[Tensor], Tensor]

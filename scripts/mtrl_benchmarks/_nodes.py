@@ -21,6 +21,7 @@ from mtrl.combiners import COMBINERS
 from mtrl.combiners.solvers.backends import handed_to
 from mtrl.config.presets import build_config, load_preset
 from mtrl.device.cpu import precision_on
+from mtrl.errors import UserError
 from mtrl.gradients import descent
 
 META = torch.device("meta")
@@ -151,6 +152,8 @@ def count(preset: str, method: str, tasks: int) -> Counts:
     own = {"method": method, "method_options": options, "tasks": ("MT10",)}
     small = {"replay": {"capacity_per_task": 10_000}}  # its size changes no operation
     config = build_config(load_preset(preset), own, small)
+    if config.agent != "sac":
+        raise UserError(f"updates of SAC are counted; preset '{preset}' is of {config.agent}.")
     updates = (config.steps - config.train.warmup_steps) * config.train.updates_per_step
     spec = TaskSpec(tuple(f"task {number}" for number in range(tasks)), config.env.envs_per_task, 39, 4)
     precision = precision_on(torch.device("cuda"), config.train.matmul_precision)

@@ -20,7 +20,11 @@ _COLOURS = ("tab:red", "tab:orange", "tab:green", "tab:blue", "tab:purple", "tab
 
 def draw(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write METHOD.png for each run and contact-sheet.png of all in the folder; returns their paths."""
-    plt = _pyplot()
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for run in runs:
@@ -79,12 +83,3 @@ def _saved(picture: Image.Image, path: Path) -> Path:
     # A palette makes the file a third as large.
     picture.quantize(128, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
     return path
-
-
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt

@@ -23,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("run", type=Path, help="directory of a run with --method affinity")
-    parser.add_argument("--groups", type=int, default=2, help="most groups (default: 2)")
-    parser.add_argument("--smallest", type=int, default=1, help="least tasks of a group (default: 1)")
-    parser.add_argument("--largest", type=int, default=None, help="most tasks of a group (default: all)")
+    parser.add_argument("--groups", type=int, default=2, help="largest number of groups (default: 2)")
+    parser.add_argument("--smallest", type=int, default=1, help="fewest tasks in a group (default: 1)")
+    parser.add_argument("--largest", type=int, default=None, help="most tasks in a group (default: all)")
     parser.add_argument("--network", choices=("critic", "actor"), default="critic")
     try:
         _report(parser.parse_args(arguments))

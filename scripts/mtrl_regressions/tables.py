@@ -11,7 +11,7 @@ import numpy as np
 from mtrl.report import stats
 from mtrl.report.table import Cell, Table
 
-_TUNING_SEED = 100
+TUNING_SEED = 100
 BASELINE = "mean"
 
 
@@ -37,7 +37,7 @@ def table_of(runs: Mapping[Any, Mapping[str, Any]], setting: str) -> Table:
     ends: dict[str, dict[int, Any]] = {}
     sizes: dict[str, float] = {}
     for line in runs.values():
-        if line["setting"] == setting and line["seed"] != _TUNING_SEED:
+        if line["setting"] == setting and line["seed"] != TUNING_SEED:
             ends.setdefault(line["method"], {})[line["seed"]] = np.array(line["errors"][-1])
             sizes[line["method"]] = line["lr"]
     seeds = sorted(set.intersection(*(set(own) for own in ends.values()))) if ends else []
@@ -60,7 +60,7 @@ def table_of(runs: Mapping[Any, Mapping[str, Any]], setting: str) -> Table:
     note = (
         f"Geometric means over {len(seeds)} seeds; errors are in units of each target's variance. Ratios are "
         f"paired by seed; brackets: 95 % of Student's t, simultaneous over {len(others)} comparisons "
-        f"(Bonferroni). The step size is the best of three on seed {_TUNING_SEED}. "
+        f"(Bonferroni). The step size is the best of three on seed {TUNING_SEED}. "
         f"{_counts(ratios[0])}"
     )
     columns = ("method", "step size", "worst task", "all tasks", "worst / mean's", "all / mean's")

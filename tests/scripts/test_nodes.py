@@ -12,6 +12,7 @@ from mtrl_benchmarks import _nodes
 from mtrl.combiners import COMBINERS
 from mtrl.combiners.solvers.backends import MOST_TASKS
 from mtrl.config.presets import build_config, load_preset, preset_names
+from mtrl.errors import UserError
 
 pytestmark = pytest.mark.slow  # `make ci` runs them
 
@@ -37,6 +38,11 @@ def test_every_method_is_few_nodes_and_reads_nothing(preset: str, tasks: int) ->
         assert counts.nodes > RATIO * mean.nodes or method not in MORE, f"{method} needs no exception"
         assert len(counts.host_reads) == (2 if method in HOST else 0), (method, counts.host_reads)
         assert not counts.host_copies, (method, counts.host_copies)
+
+
+def test_a_preset_of_another_agent_is_refused() -> None:
+    with pytest.raises(UserError, match="updates of SAC are counted; preset 'laptop' is of ppo"):
+        _nodes.count("laptop", "mean", 10)
 
 
 def _presets() -> list[tuple[str, int]]:

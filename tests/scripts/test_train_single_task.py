@@ -45,6 +45,15 @@ def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.Cap
     assert "sac.max_grad_norm=1.0" in capsys.readouterr().err
 
 
+def test_a_configuration_of_another_agent_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--preset", "laptop", "--task", "reach-v3", "--run-dir", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    assert "this trains SAC; the configuration is of ppo" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_table_holds_our_runs_beside_the_library_s(tmp_path: Path) -> None:
     config = short_config(**{**COUNTING, "tasks": ("task-2",)}, method="mean", seed=3)
     save_config(config, tmp_path / "c.yaml")
