@@ -78,4 +78,6 @@ def make_combiner(method: str | type[Combiner], *, num_tasks: int, **options: An
         if key not in valid:
             names = f" Valid: {', '.join(sorted(valid))}." if valid else " It takes none."
             raise UserError(f"unknown argument '{key}' of {cls.name}.{did_you_mean(key, valid)}{names}")
-    return cls(num_tasks=num_tasks, **options)
+    made = cls(num_tasks=num_tasks, **options)
+    made.seed(0)  # members that draw get a stream each
+    return made

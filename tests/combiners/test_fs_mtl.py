@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mtrl.combiners import COMBINERS, make_combiner
+from mtrl.combiners import COMBINERS, Combiner, make_combiner
 from mtrl.combiners.fs_mtl import FSMTL
 from tests.helpers.evaluators import Linear, Quadratics
 from tests.helpers.matrices import jacobian
@@ -16,6 +17,15 @@ pytest.importorskip("torchjd")  # one of all methods
 MADE = {name: make_combiner(name, num_tasks=3) for name in COMBINERS}
 UNFIT = sorted(name for name, made in MADE.items() if made.positive_losses or made.preconditioned)
 BASES = sorted(name for name, made in MADE.items() if name not in UNFIT and not made.needs_also)
+
+
+def made(base: str, tasks: int = 3, **options: Any) -> Combiner:
+    """FS-MTL whose parts draw the same numbers as the base alone."""
+    combiner = make_combiner("fs_mtl", num_tasks=tasks, base=base, **options)
+    assert isinstance(combiner, FSMTL)
+    for part in (combiner.loss_part, combiner.flat_part):
+        part.load_state_dict(make_combiner(base, num_tasks=tasks).state_dict())
+    return combiner
 
 
 def sharpness(problem: Quadratics, step: Callable[[Tensor], Tensor]) -> Tensor:
@@ -31,7 +41,7 @@ def test_the_change_of_gradients_is_combined_apart(base: str) -> None:
     expected = first.combine(problem.gradients_at(0.0), problem.losses) + second.combine(
         change, problem.losses
     )
-    result = make_combiner("fs_mtl", num_tasks=3, base=base, rho=rho).direction(problem)
+    result = made(base, rho=rho).direction(problem)
     torch.testing.assert_close(result, expected, rtol=1e-7, atol=1e-9)
     assert len(problem.asked) == 2
 
@@ -63,7 +73,7 @@ def test_a_share_of_the_ascent_may_be_the_mean_gradients_as_in_samo(local: float
 @pytest.mark.parametrize("base", BASES)
 def test_without_a_radius_it_is_exactly_the_base(base: str) -> None:
     problem = Quadratics(4, 6, seed=3)
-    result = make_combiner("fs_mtl", num_tasks=4, base=base, rho=0.0).direction(problem)
+    result = made(base, 4, rho=0.0).direction(problem)
     alone = make_combiner(base, num_tasks=4).combine(problem.gradients_at(0.0), problem.losses)
     assert torch.equal(result, alone)
     assert problem.asked == [(None, 0, None)]
@@ -75,7 +85,7 @@ def test_flat_losses_add_nothing(base: str, adaptive: bool) -> None:
     rows = jacobian("iid", 3, seed=4)
     flat = Linear(rows)
     flat.parameters = torch.ones(rows.shape[1], dtype=torch.float64)
-    result = make_combiner("fs_mtl", num_tasks=3, base=base, adaptive=adaptive).direction(flat)
+    result = made(base, adaptive=adaptive).direction(flat)
     assert torch.equal(result, make_combiner(base, num_tasks=3).combine(rows, flat.losses))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners import COMBINERS, GramCombiner, make_combiner
+from mtrl.combiners import COMBINERS, Combiner, GramCombiner, make_combiner
 from tests.combiners.calls import combined, methods
 from tests.combiners.oracles import ORACLES
 from tests.helpers.evaluators import Linear
@@ -51,6 +51,16 @@ def test_neighbouring_streams_share_no_number() -> None:
         drawn.append({int(value) for value in (values * 2**52).long()})
     assert not drawn[0] & drawn[1]
     assert not drawn[1] & drawn[2]
+
+
+@pytest.mark.parametrize(("name", "base"), [("turns", "rlw"), ("blocks", "pcgrad"), ("fs_mtl", "gradvac")])
+def test_members_of_an_instance_without_a_seed_draw_for_themselves(name: str, base: str) -> None:
+    options = {"sizes": (2, -1)} if name == "blocks" else {}
+    combiner = make_combiner(name, num_tasks=4, base=base, **options)
+    streams = [int(one.stream) for one in combiner.modules() if isinstance(one, Combiner)]
+    assert len(streams) == len(set(streams)) == 3
+    combiner.seed(0)  # which is what it has already
+    assert [int(one.stream) for one in combiner.modules() if isinstance(one, Combiner)] == streams
 
 
 @pytest.mark.parametrize("stream", [-1, 2**63, 1.0, True])
