@@ -1,8 +1,10 @@
 """Checks of a method's arguments and inputs. Messages name the argument, its rule and the value found."""
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from numbers import Integral, Real
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ _MOST = 10**12  # far above any useful constant, far below those whose squares o
 
 def check_number(name: str, value: float, *, low: float, high: float = _MOST) -> float:
     """Return `value` as a float if it is a number in [low, high], else raise ValueError."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)
     if not (number and low <= value <= high):
         rule = f">= {low:g} and <= {high:g}" if high == _MOST else f"in [{low:g}, {high:g}]"
         raise ValueError(f"{name} must be a finite number {rule}; found {value!r}.")
@@ -25,10 +27,24 @@ def check_decay(name: str, value: float) -> float:
 
 
 def check_count(name: str, value: int) -> int:
-    """Return `value` if it is an integer in [1, 10^12], else raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+    """Return `value` as an int if it is an integer in [1, 10^12], else raise ValueError."""
+    if not is_integer(value) or not 1 <= value <= _MOST:
         raise ValueError(f"{name} must be an integer >= 1 and <= {_MOST:g}; found {value!r}.")
-    return value
+    return int(value)
+
+
+def is_integer(value: object) -> bool:
+    """Whether `value` is an integer, NumPy's included, and neither True nor False."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def integers(value: Any) -> list[int] | None:
+    """Return a collection of integers as a list, None for anything else."""
+    try:
+        numbers = list(value)
+        return None if any(isinstance(one, bool) for one in numbers) else list(map(operator.index, numbers))
+    except TypeError:  # no collection, or something in it that is no integer
+        return None
 
 
 def check_flag(name: str, value: bool) -> bool:
@@ -40,14 +56,14 @@ def check_flag(name: str, value: bool) -> bool:
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
-    if isinstance(value, bool) or value not in choices:
+    if not (isinstance(value, str) or is_integer(value)) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; found {value!r}.")
 
 
 def check_order(name: str, value: Sequence[int], num_tasks: int) -> list[int]:
     """Return `value` as a list if it is empty or holds each task number once, else raise ValueError."""
-    order = list(value)
-    if order and sorted(order) != list(range(num_tasks)):
+    order = integers(value)
+    if order is None or (order and sorted(order) != list(range(num_tasks))):
         raise ValueError(f"{name} must hold each task number below {num_tasks} once; found {value!r}.")
     return order
 
@@ -59,7 +75,9 @@ def check_weights(name: str, value: Iterable[float], num_tasks: int) -> Tensor:
         ValueError: not one finite number >= 0 for each task, or all of them 0.
     """
     try:
-        weights = [float(number) for number in value] or [1.0 / num_tasks] * num_tasks
+        numbers = list(value)
+        texts = isinstance(value, str) or any(isinstance(number, str) for number in numbers)
+        weights = [] if texts else list(map(float, numbers)) or [1.0 / num_tasks] * num_tasks
     except (TypeError, ValueError):
         weights = []
     fits = all(math.isfinite(weight) and weight >= 0.0 for weight in weights) and any(weights)
@@ -84,15 +102,6 @@ def check_input(name: str, kind: str, value: Tensor, tasks: int) -> None:
     if wrong or value.numel() == 0:
         rule = list(expected) if expected else f"[{tasks}, P] with P >= 1"
         raise ValueError(f"{kind} of {name} must have shape {rule}; found {list(value.shape)}.")
-
-
-def check_device(name: str, own: torch.device, kind: str, device: torch.device) -> None:
-    """Raise ValueError if an input, called `kind`, is on another device than the method `name`."""
-    if own != device:
-        raise ValueError(
-            f"{name} is on {own} and the {kind} on {device}: move the combiner once, before the first step, "
-            f"by combiner.to('{device}')."
-        )
 
 
 def check_losses(name: str, losses: Tensor, *, signed: bool) -> None:

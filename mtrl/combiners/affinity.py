@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_decay, check_direction
 from mtrl.combiners._families import Wrapper
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.gramian import weighted_sum
+from mtrl.combiners.solvers.gramian import cosines_or_zero, weighted_sum
 
 
 class Affinity(Wrapper):
@@ -66,10 +66,8 @@ class Affinity(Wrapper):
         return direction
 
     def _note(self, gram: Tensor, losses: Tensor) -> None:
-        lengths = gram.diagonal().clamp(min=0.0).sqrt()
-        scales = torch.outer(lengths, lengths)
         self.gains.lerp_(gram / losses.abs().clamp(min=1e-8), 1.0 - self.decay)
-        self.cosines.lerp_(torch.where(scales > 0.0, gram / scales, 0.0), 1.0 - self.decay)
+        self.cosines.lerp_(cosines_or_zero(gram), 1.0 - self.decay)
         self.share.mul_(self.decay).add_(1.0 - self.decay)
 
     def means(self) -> tuple[Tensor, Tensor]:

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import (
-    check_device,
     check_direction,
     check_finite,
     check_gradients,
     check_input,
     check_losses,
     check_products,
+    is_integer,
     sum_shows_finite,
 )
 from mtrl.combiners._random import stream_key
 from mtrl.combiners._state import Stateful
-from mtrl.combiners.solvers.gramian import gramian, weighted_sum
+from mtrl.combiners.solvers.gramian import cosines_or_zero, gramian, weighted_sum
 
 _AWAITS_LOSSES = "awaits_losses"  # in a `state_dict`: a step was taken whose `after_step` is still to come
 
@@ -98,8 +98,9 @@ class Combiner(Stateful, ABC):
         cls._checks_itself = bool(vars(owner).get("_checks_itself", False))
 
     def __init__(self, *, num_tasks: int) -> None:
-        if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
+        if not is_integer(num_tasks) or num_tasks < 1:
             raise ValueError(f"num_tasks must be a positive integer; found {num_tasks!r}.")
+        num_tasks = int(num_tasks)
         super().__init__(num_tasks)
         self.num_tasks = num_tasks
         self._checked, self._awaits_losses = True, False
@@ -192,10 +193,10 @@ class Combiner(Stateful, ABC):
         Raises:
             ValueError: `stream` is not an integer in [0, 2^63).
         """
-        if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < 2**63:
+        if not is_integer(stream) or not 0 <= stream < 2**63:
             raise ValueError(f"stream must be an integer in [0, 2^63); found {stream!r}.")
         for index, member in enumerate(one for one in self.modules() if isinstance(one, Combiner)):
-            member.stream.fill_(stream_key(stream, index))
+            member.stream.fill_(stream_key(int(stream), index))
 
     @property
     def gramian_suffices(self) -> bool:
@@ -240,7 +241,16 @@ class Combiner(Stateful, ABC):
 
     def check_device(self, kind: str, device: torch.device) -> None:
         """Raise ValueError if an input, called `kind`, is on another device."""
-        check_device(self.name, self.last_weights.device, kind, device)
+        own = self.last_weights.device
+        if own == device:
+            return
+        way = f"move the combiner once, before the first step, by combiner.to('{device}')"
+        if device.type == "mps":
+            way = (
+                "that device has no float64, which methods need. Combine on the CPU: "
+                "combiner.combine(jacobian.cpu(), losses.cpu())"
+            )
+        raise ValueError(f"{self.name} is on {own} and the {kind} on {device}: {way}.")
 
     def skip_checks(self) -> None:
         """Check no inputs from now on, in this method and those within it; a check waits for the device."""
@@ -390,9 +400,7 @@ class GramCombiner(Combiner):
         single task); `direction_norm_ratio`, the direction's norm over the mean gradient's.
         """
         gram, weights = self._last_gram, self.last_weights.to(self._last_gram.dtype)
-        norms = gram.diagonal().clamp(min=0.0).sqrt()
-        scales = torch.outer(norms, norms)
-        cosines = torch.where(scales > 0.0, gram / scales, 0.0)
+        cosines = cosines_or_zero(gram)
         itself = torch.eye(self.num_tasks, dtype=torch.bool, device=gram.device)
         pairs = max(self.num_tasks * (self.num_tasks - 1), 1)
         alone = float(self.num_tasks == 1)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_finite
+from mtrl.combiners._checks import check_finite, integers
 from mtrl.combiners._families import forward_requirements, make_base
 from mtrl.combiners._random import scrambled
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianCombiner
@@ -48,8 +48,8 @@ class Blocks(JacobianCombiner):
         forward_requirements(self, template)
         self.bases = nn.ModuleList()
         self._sizes: list[int] = []
-        self._own_sizes = bool(sizes)
-        if sizes:
+        self._own_sizes = integers(sizes) != []
+        if self._own_sizes:
             self._partition(sizes)
 
     def partition(self, sizes: Sequence[int]) -> None:
@@ -62,15 +62,13 @@ class Blocks(JacobianCombiner):
             self._partition(sizes)
 
     def _partition(self, sizes: Sequence[int]) -> None:
-        wrong = any(
-            isinstance(size, bool) or not isinstance(size, int) or size == 0 or size < -1 for size in sizes
-        )
-        if wrong or not sizes or list(sizes).count(-1) > 1:
+        numbers = integers(sizes)
+        if not numbers or min(numbers) < -1 or 0 in numbers or numbers.count(-1) > 1:
             raise ValueError(
                 f"sizes must be positive numbers of columns, one of which may be -1; found {sizes!r}."
             )
-        self._make(len(sizes))
-        self._sizes = list(sizes)
+        self._make(len(numbers))
+        self._sizes = numbers
         self.needs_also = ""
 
     def _make(self, count: int) -> None:

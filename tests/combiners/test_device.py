@@ -38,6 +38,11 @@ def test_an_update_never_waits_for_the_device(name: str, tasks: int) -> None:
     torch.testing.assert_close(result.cpu(), expected, rtol=1e-6, atol=1e-8)
 
 
+def test_a_device_without_float64_is_answered_with_a_way_that_works_there() -> None:
+    with pytest.raises(ValueError, match=r"no float64.*CPU: combiner\.combine\(jacobian\.cpu\(\), losses"):
+        ORACLES["cagrad"].make("cagrad", 2).check_device("jacobian", torch.device("mps:0"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAM_METHODS)
 def test_weights_trace_into_one_graph(name: str) -> None:

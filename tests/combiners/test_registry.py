@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from mtrl.combiners import COMBINERS, Combiner, make_combiner, registry
 from tests.combiners.calls import combined, methods
@@ -79,13 +81,41 @@ def test_an_argument_of_a_method_without_any_is_refused() -> None:
         ("nash_mtl", "refresh_every", 2.0, ">= 1"),
         ("sdmgrad", "lam", -1.0, ">= 0"),
         ("mean", "num_tasks", 0, "positive integer"),
+        ("cagrad", "rescale", 1.0, "one of 0, 1, 2"),
+        ("modo", "batches", 3.0, "one of 1, 3"),
+        ("turns", "order", 3, "each task number below 2 once"),
+        ("turns", "order", (1.0, 0.0), "each task number below 2 once"),
+        ("blocks", "sizes", 5, "positive numbers of columns"),
+        ("blocks", "sizes", 0, "positive numbers of columns"),
+        ("mean", "weights", "12", "2 finite numbers"),
+        ("mean", "weights", ("1", "2"), "2 finite numbers"),
     ],
 )
 def test_an_invalid_value_is_refused_with_its_argument_rule_and_value(
     name: str, argument: str, value: Any, rule: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"{argument} must be .*{rule}.*found {re.escape(repr(value))}"):
+    with pytest.raises(ValueError, match=rf"{argument} must .*{rule}.*found {re.escape(repr(value))}"):
         make_combiner(name, **{"num_tasks": 2, argument: value})
+
+
+@methods
+def test_numpys_numbers_count_like_pythons(name: str) -> None:
+    given, plain = dict(ORACLES[name].options), dict(ORACLES[name].options)
+    for key, option in COMBINERS.options(name).items():
+        value = plain.get(key, option.default)
+        if isinstance(value, int) and not isinstance(value, bool):
+            given[key] = np.int64(value)
+        elif isinstance(value, float):
+            given[key] = np.float32(value)
+            plain[key] = float(given[key])
+    rows = jacobian("iid", 4, seed=0)
+    directions = []
+    made: list[tuple[Any, dict[str, Any]]] = [(np.int64(4), given), (4, plain)]
+    for tasks, options in made:
+        combiner = make_combiner(name, num_tasks=tasks, **options)
+        combiner.seed(type(tasks)(7))
+        directions.append(combined(combiner, rows))
+    assert torch.equal(*directions)
 
 
 def test_fs_mtl_refuses_an_unknown_base() -> None:

@@ -95,6 +95,13 @@ def cosines(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(present & present.unsqueeze(-1), scaled, unit), inverse
 
 
+def cosines_or_zero(gram: Tensor) -> Tensor:
+    """Return the cosines [T, T] of the gradients of a Gramian [T, T], 0 where one of the two is zero."""
+    lengths = gram.diagonal().clamp(min=0.0).sqrt()
+    scales = torch.outer(lengths, lengths)
+    return torch.where(scales > 0.0, gram / scales, 0.0)
+
+
 def rounding_ridge(gram: Tensor) -> float:
     """Return 16 eps of the dtype, the size of the rounding error of a Gramian of unit gradients.
 
