@@ -1,16 +1,15 @@
 """Projections of all task gradients on the cone of directions that harm no task, as one batch (UPGrad).
 
 For each task i a quadratic program in the gradients' weights: min v'Mv subject to v >= e_i. With x = v - e_i
-and C the cosines, its optimum is x >= 0, y = Cx + Ce_i >= 0, x'y = 0. Three stages:
+and C the cosines, its optimum is x >= 0, y = Cx + Ce_i >= 0, x'y = 0. Two stages:
 
 1. Douglas-Rachford splitting, with one matrix product per step for all programs, guesses which x are 0.
    Newton steps on these active sets are exact once the sets are right. A step is kept only if it lowers the
    violation of the conditions above. This is usually enough.
-2. Where gradients depend on each other, Mehrotra's interior-point steps make a second guess.
-3. Programs that are still unsolved follow a path each (see `path`). In the worst case, fifty tasks along a
-   line, that takes .4 s.
+2. Programs that are still unsolved, of gradients that depend on each other, follow a path each (see `path`).
+   In the worst case, fifty tasks along a line, that takes .4 s.
 
-A CUDA device takes the third way for all programs, one block each.
+A CUDA device takes the second way for all programs, one block each.
 """
 
 import numpy as np
@@ -23,8 +22,6 @@ from mtrl.combiners.solvers.gramian import cosines
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import follow, or_one, tolerance_of, units_of
 
-_TO_BOUNDARY = 0.995  # share of the way to the boundary that a step may use
-_START = 1.0  # least value of x and y at the start of the interior-point steps
 _EXACT_STEPS = 3
 _MOST_ENTRIES = 2**25  # of the matrices [T, T] of the programs that are solved at once, 256 MiB
 _SOLVED = 1e-12  # violation of optimality at which a program of unit gradients counts as solved
@@ -49,17 +46,11 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
 def _cone_weights(gram: Array, ridge: float) -> Array:
     cosine, unit = _scaled(torch.from_numpy(gram), ridge=ridge)
     at_once = max(1, _MOST_ENTRIES // len(cosine) ** 2)
-    x, violated = unit, torch.full_like(cosine[:, :1], torch.inf)
+    parts = zip(cosine.split(at_once), _splitting_steps(cosine, unit).split(at_once), strict=True)
+    found = [_exact(cosine, unit, asked, guessed) for asked, guessed in parts]
+    x, violated = (torch.cat(part) for part in zip(*found, strict=True))
     bound = max(_SOLVED, 1e-2 * ridge)
-    for guess in (_splitting_steps, _interior_steps):
-        parts = zip(cosine.split(at_once), guess(cosine, unit, at_once).split(at_once), strict=True)
-        found = [_exact(cosine, unit, asked, guessed) for asked, guessed in parts]
-        new_x, new_violated = (torch.cat(part) for part in zip(*found, strict=True))
-        x = torch.where(new_violated < violated, new_x, x)
-        violated = torch.fmin(new_violated, violated)
-        if float(violated.amax()) < bound:
-            break
-    else:
+    if not float(violated.amax()) < bound:
         x = _walked(cosine, unit, x, violated, bound)
     weights: Array = (x + unit).numpy()
     return weights
@@ -117,7 +108,7 @@ def _scaled(matrix: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
 # programs are `asked` [n, T].
 
 
-def _splitting_steps(cosine: Tensor, unit: Tensor, at_once: int) -> Tensor:
+def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
     # Douglas-Rachford for 1/2 x'Cx + x'Ce_i over x >= 0. With p = max(s, 0) the point reflected at the
     # constraint is 2 p - s = |s|, the quadratic's resolvent there is (C + shift)^-1 (shift |s| - C e_i), and
     # s += relaxation * (that resolvent - p). In the limit p is x.
@@ -145,37 +136,6 @@ def _walked(cosine: Tensor, unit: Tensor, x: Tensor, violated: Tensor, bound: fl
         product = cosine @ walked + cosine[program]
         if float(torch.minimum(walked, product).abs().amax()) < float(violated[program]):
             x[program] = walked
-    return x
-
-
-def _interior_steps(cosine: Tensor, unit: Tensor, at_once: int) -> Tensor:
-    return torch.cat([_interior(cosine, unit, asked) for asked in cosine.split(at_once)])
-
-
-def _interior(cosine: Tensor, unit: Tensor, asked: Tensor) -> Tensor:
-    x = torch.full_like(asked, _START)
-    y = torch.add(asked, cosine.sum(dim=0), alpha=_START).clamp(min=_START)
-    tasks = len(cosine)
-    # Independent gradients need six steps, whatever their number; dependent ones take the others. As in
-    # `hull._stepped`: a predictor to products x y = 0, then a corrector that centres and adds dx dy.
-    for _ in range(min(8 + tasks // 3, 12)):
-        ratio = y / x
-        hessian = torch.addcmul(cosine, unit, ratio.unsqueeze(-1))
-        factor = torch.linalg.cholesky_ex(hessian, check_errors=False)[0]
-        base = y - asked
-        step_x = _solved(factor, base) - x
-        step_y = torch.addcmul(-y, ratio, step_x, value=-1.0)
-        length = _step_length(x, step_x, y, step_y, 1.0)
-        before = (x * y).sum(dim=-1, keepdim=True)
-        after = ((x + length * step_x) * (y + length * step_y)).sum(dim=-1, keepdim=True)
-        target = after * (after / before).square() / tasks
-        correction = (target - step_x * step_y) / x
-        new_x = _solved(factor, base + correction)
-        new_y = torch.addcmul(y + correction, ratio, new_x, value=-1.0)
-        step_x, step_y = new_x - x, new_y - y
-        length = _step_length(x, step_x, y, step_y, _TO_BOUNDARY)
-        x = torch.addcmul(x, length, step_x)
-        y = torch.addcmul(y, length, step_y)
     return x
 
 
@@ -209,8 +169,3 @@ def _solved(factor: Tensor, right: Tensor) -> Tensor:
     half = torch.linalg.solve_triangular(factor, right.unsqueeze(-1), upper=False)
     solution: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     return solution.squeeze(-1)
-
-
-def _step_length(x: Tensor, step_x: Tensor, y: Tensor, step_y: Tensor, share: float) -> Tensor:
-    worst = torch.minimum(step_x / x, step_y / y).amin(dim=-1, keepdim=True)
-    return share / (-worst).clamp(min=share)
