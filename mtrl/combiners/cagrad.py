@@ -55,7 +55,7 @@ class CAGrad(GramCombiner):
             raise ValueError(f"preference must be empty with solver='paper'; found {preference!r}.")
         self._dual = nn.Buffer(self.last_weights.clone(), persistent=False)
         weights = check_weights("preference", preference, num_tasks)
-        self._reference = nn.Buffer(weights, persistent=False) if preferred else None
+        self._reference = nn.Buffer(weights, persistent=False)
 
     def _weights(self, gram: Tensor) -> Tensor:
         """Return u + c |g0| / |g_w| w, rescaled, shape [T], for the Gramian [T, T]."""
@@ -64,7 +64,7 @@ class CAGrad(GramCombiner):
             weights = torch.add(dual * pull, 1.0 / self.num_tasks)
         else:
             eps = torch.finfo(gram.dtype).eps
-            weights, dual = best_around(gram, self.c, eps=eps, reference=self._reference)
+            weights, dual = best_around(gram, self._reference, self.c, eps=eps)
         self._dual.copy_(dual)
         return weights / self._divisor
 
@@ -75,7 +75,7 @@ class CAGrad(GramCombiner):
         orders of magnitude besides (docs/methods.md).
         """
         weights = self.last_weights * self._divisor
-        gap = around_gap(self._last_gram, self.c, weights, self._dual, reference=self._reference)
+        gap = around_gap(self._last_gram, self._reference, self.c, weights, self._dual)
         return {**super().metrics(), "residual": gap}
 
 

@@ -83,7 +83,7 @@ class CAGradFast(Sampled):
             self._check_pooled(gram, order[: self._singles])
         self.step.add_(1)
         eps = torch.finfo(gram.dtype).eps
-        weights = best_around(gram, self.c, eps=eps, reference=self._reference)[0]
+        weights = best_around(gram, self._reference, self.c, eps=eps)[0]
         # The tasks that were not sampled share the weight of the pooled gradient.
         shares = (weights / self._divisors).index_select(0, self._places)
         self.last_weights.index_copy_(0, order, shares)

@@ -9,7 +9,7 @@ from torch import Tensor
 from mtrl.combiners._checks import check_flag, check_number
 from mtrl.combiners._families import forward_requirements, make_base
 from mtrl.combiners.base import JacobianAt, JacobianCombiner
-from mtrl.combiners.solvers.gramian import lengths_of
+from mtrl.combiners.solvers.gramian import lengths_of, one_over
 
 
 class FSMTL(JacobianCombiner):
@@ -26,7 +26,7 @@ class FSMTL(JacobianCombiner):
             adaptive one); 0 is the base method alone.
         adaptive: Scale the step per parameter (ASAM): rho theta^2 g / |theta g|.
         local: Share b of the task's own gradient in its ascent along (1 - b) g0 + b |g0| g_t / |g_t|, with g0
-            the mean gradient: the joint perturbation of SAMO (ICCV 2025). Not set: 1, FS-MTL's.
+            the mean gradient: the joint perturbation of SAMO (ICCV 2025). 1 is FS-MTL's.
 
     Deviation from the authors' code: the default step is the plain one. For a base that ignores the
     gradients' scale (nash_mtl) the flatness part is as long as the other, however small rho is. `combine`
@@ -45,12 +45,12 @@ class FSMTL(JacobianCombiner):
         base_options: Mapping[str, Any] | None = None,
         rho: float = 0.05,
         adaptive: bool = False,
-        local: float | None = None,
+        local: float = 1.0,
     ) -> None:
         super().__init__(num_tasks=num_tasks)
         self.rho = check_number("rho", rho, low=0.0)
         self.adaptive = check_flag("adaptive", adaptive)
-        self.local = check_number("local", 1.0 if local is None else local, low=0.0, high=1.0)
+        self.local = check_number("local", local, low=0.0, high=1.0)
         # Neither the sum of two optimisers' steps nor the losses of a difference have a meaning.
         parts = [make_base(self.name, base, base_options, num_tasks, meets=("reads_losses",)) for _ in "GH"]
         self.loss_part, self.flat_part = parts
@@ -86,8 +86,7 @@ class FSMTL(JacobianCombiner):
         if self.local == 1.0:
             return gradients
         mean = gradients.mean(dim=0)
-        lengths = lengths_of(gradients)
-        scale = torch.linalg.vector_norm(mean) / torch.where(lengths > 0.0, lengths, torch.inf)
+        scale = torch.linalg.vector_norm(mean) * one_over(lengths_of(gradients))
         own = gradients * scale.to(gradients.dtype).unsqueeze(-1)
         return torch.lerp(mean.expand_as(own), own, self.local)
 

@@ -39,6 +39,7 @@ class IMGrad(GramCombiner):
         super().__init__(num_tasks=num_tasks)
         self.c = check_number("c", c, low=0.0)
         self._divisor = divisor_of(self.c, rescale)
+        self._reference = nn.Buffer(self.last_weights.clone(), persistent=False)
         self._dual = nn.Buffer(self.last_weights.clone(), persistent=False)
         self._rho = nn.Buffer(torch.ones(1, dtype=torch.float64), persistent=False)
 
@@ -47,14 +48,14 @@ class IMGrad(GramCombiner):
         exact = gram.to(torch.float64)
         eps = torch.finfo(gram.dtype).eps
         self._rho.copy_(_balance(exact, eps))
-        weights, dual = best_around(exact, self.c, eps=eps, factor=self._factor())
+        weights, dual = best_around(exact, self._reference, self.c, eps=eps, factor=self._factor())
         self._dual.copy_(dual)
         return weights / self._divisor
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `rho` and `residual`, the duality gap over c |g0| and the mean norm under w (as CAGrad's)."""
         weights = self.last_weights * self._divisor
-        gap = around_gap(self._last_gram, self.c, weights, self._dual, self._factor())
+        gap = around_gap(self._last_gram, self._reference, self.c, weights, self._dual, self._factor())
         gap = gap * self._rho.clamp(min=_LOWEST).squeeze(0)
         return {**super().metrics(), "rho": self._rho.squeeze(0), "residual": gap}
 

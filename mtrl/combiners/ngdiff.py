@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.gramian import one_over
 
 
 class NGDiff(GramCombiner):
@@ -13,7 +14,8 @@ class NGDiff(GramCombiner):
     forget, give g_keep / |g_keep| - g_forget / |g_forget|. Here all tasks descend: a sum.
 
     Deviations from the paper: its step size from an estimate of the curvature is left to the optimiser; the
-    mean length keeps the direction on the scale of the gradients. Tasks with a zero gradient weigh 0.
+    mean length keeps the direction on the scale of the gradients. Tasks with a zero gradient weigh 0, and so
+    do gradients whose squares vanish: the direction is 0 for float32 gradients of 1e-24.
     """
 
     name = "ngdiff"
@@ -27,4 +29,4 @@ class NGDiff(GramCombiner):
 def unit_weights(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Return 1 / |g_t|, 0 where there is no gradient, and |g_t| for the Gramian [T, T]: [T] each, float64."""
     lengths = gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
-    return torch.where(lengths > 0.0, lengths, torch.inf).reciprocal(), lengths
+    return one_over(lengths), lengths

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_decay
 from mtrl.combiners._families import Refreshed
+from mtrl.combiners.solvers.gramian import one_over
 
 
 class NormScale(Refreshed):
@@ -37,7 +38,7 @@ class NormScale(Refreshed):
         self.norms.lerp_(lengths, 1.0 - self.decay)
         self.share.mul_(self.decay).add_(1.0 - self.decay)
         # The correction for the start is the same for all tasks and cancels here.
-        inverse = torch.where(self.norms > 0.0, self.norms, torch.inf).reciprocal()
+        inverse = one_over(self.norms)
         total = inverse.sum()
         return inverse / torch.where(total > 0.0, total, 1.0)
 

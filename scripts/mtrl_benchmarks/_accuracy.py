@@ -87,8 +87,9 @@ def _ball_gap(gram: Tensor, weights: Tensor, c: float) -> float:
     found = gap(step.clamp(min=0.0) / step.clamp(min=0.0).sum())
     if not found <= _SUSPECT:
         # The step's own weights prove nothing where gradients cancel. Any point of the simplex may.
+        mean = torch.full_like(gram[0], 1.0 / len(gram))
         precisions = (torch.finfo(dtype).eps for dtype in DTYPES.values())
-        found = min(found, *(gap(best_around(gram, c, eps=eps)[1]) for eps in precisions))
+        found = min(found, *(gap(best_around(gram, mean, c, eps=eps)[1]) for eps in precisions))
     return max(found, length - 1.0)
 
 

@@ -53,7 +53,7 @@ def one_text(
     """Register a text of `operations` as the solver of the problem `name`, on the host and on devices."""
 
     def register(text: Callable[..., Any]) -> Callable[..., Any]:
-        PROBLEMS[name] = Problem(partial(by_numpy, text), shape, most_tasks)
+        problem(name, shape, most_tasks)(partial(by_numpy, text))
         return text
 
     return register

@@ -66,17 +66,13 @@ def around_kernel(
     tasks,
     C: tl.constexpr,
     TOLERANCE: tl.constexpr,
-    HAS_REFERENCE: tl.constexpr,
     HAS_FACTOR: tl.constexpr,
     N: tl.constexpr,
 ):
-    centre = tl.where(tl.arange(0, N) < tasks, 1.0 / tasks.to(tl.float64), 0.0)
-    if HAS_REFERENCE:
-        centre = _read(reference, tasks, N)
     scale = tl.full([], 1.0, tl.float64)
     if HAS_FACTOR:
         scale = tl.load(factor)
-    weights, dual = _around(_gramian(gram, tasks, N), centre, tasks, scale, C, TOLERANCE)
+    weights, dual = _around(_gramian(gram, tasks, N), _read(reference, tasks, N), tasks, scale, C, TOLERANCE)
     _write(out, weights, tasks)
     _write(out + tasks, dual, tasks)
 
@@ -158,7 +154,7 @@ def planned(
     tasks, inputs = len(gram), (gram, *vectors)
     # Flags and counts are whole numbers, which a kernel needs as such.
     values = [int(number) if number == int(number) else number for number in numbers]
-    if name in ("around", "surgery", "vaccine"):  # which have two vectors or less
+    if name in ("around", "surgery", "vaccine"):  # which have two vectors, one or none
         inputs = (gram, vectors[0], vectors[-1]) if vectors else (gram, gram, gram)
     if name in ("surgery", "vaccine"):
         values = [name == "vaccine", *values]

@@ -4,9 +4,8 @@ Both problems maximise nu subject to g_i.x + linear_i >= nu and |x| <= 1. Divide
 are those of a path (see `path`) with amounts 1 / |g_i| and offsets linear_i / |g_i|, which ends at |x| = 1.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,39 +23,29 @@ from mtrl.combiners.solvers.backends import (
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import follow, or_one, tolerance_of, units_of
 
-
-class ConeSolution(NamedTuple):
-    """The direction x of length 1, and its length before it was stretched to that."""
-
-    weights: Tensor  # [T + 1], float64, >= 0: of the gradients and, last, of e0 = g0 / |g0|
-    length: Tensor  # |g0|, 0-dim
-    reach: Tensor  # 0-dim, length before stretching; below 1 where gradients cancel
-
-
 # |g0|^2 below this part of the mean squared norm is the rounding error of its sum, four units of it.
 _NO_LENGTH = 1e-15
-LEAST_COSINE = 1e-8  # lower bound of c; with c = 0 the shortest x is zero where gradients cancel
+_LEAST_COSINE = 1e-8  # lower bound of c; with c = 0 the shortest x is zero where gradients cancel
 
 
 def best_around(
-    gram: Tensor, c: float, *, eps: float, reference: Tensor | None = None, factor: Tensor | None = None
+    gram: Tensor, reference: Tensor, c: float, *, eps: float, factor: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Solve max_d min_i g_i.d in |d - g0| <= c |g0|; returns the weights of d and the dual [T], float64.
 
-    g0 = reference @ G, by default the mean gradient. With d = g0 + c |g0| x the problem is that of
+    g0 = reference @ G for the weights `reference` [T]. With d = g0 + c |g0| x the problem is that of
     `in_ball` with linear_i = g_i.g0 / (c |g0|), which is multiplied by `factor` [1].
     """
-    vectors = [vector for vector in (reference, factor) if vector is not None]
-    numbers = (c, tolerance_of(eps), float(reference is not None), float(factor is not None))
+    vectors = [reference] if factor is None else [reference, factor]
+    numbers = (c, tolerance_of(eps), float(factor is not None))
     weights, dual = solve("around", gram, vectors, numbers)
     return weights, dual
 
 
 @problem("around", lambda tasks: (2, tasks), MOST_TASKS)
-def _around(gram: Array, *given: Any) -> Array:
-    (*vectors, c, tolerance, has_reference, has_factor) = given
-    centre = vectors[0] if has_reference else np.full(len(gram), 1.0 / len(gram))
-    return by_numpy(around, gram, centre, float(vectors[-1][0]) if has_factor else 1.0, c, tolerance)
+def _around(gram: Array, centre: Array, *given: Any) -> Array:
+    (*factor, c, tolerance, has_factor) = given
+    return by_numpy(around, gram, centre, float(factor[0][0]) if has_factor else 1.0, c, tolerance)
 
 
 def around(
@@ -83,12 +72,7 @@ def products_with(gram: Any, centre: Any, tasks: int) -> tuple[Any, Any]:
 
 
 def around_gap(
-    gram: Tensor,
-    c: float,
-    weights: Tensor,
-    dual: Tensor,
-    factor: Tensor | None = None,
-    reference: Tensor | None = None,
+    gram: Tensor, reference: Tensor, c: float, weights: Tensor, dual: Tensor, factor: Tensor | None = None
 ) -> Tensor:
     """Return `ball_gap` of the direction of these weights [T] around g0 (see `best_around`), a 0-dim tensor.
 
@@ -96,7 +80,7 @@ def around_gap(
     """
     tasks = len(gram)
     exact = symmetric(gram.detach().to(torch.float64))
-    centre = exact.new_full((tasks,), 1.0 / tasks) if reference is None else reference.detach()
+    centre = reference.detach()
     if has_numbers(gram):
         # In the solver's arithmetic: where g0 nearly cancels, another rounding of g_i.g0 is another problem.
         linear, radius = gains(padded(exact.numpy()), padded(centre.numpy()), tasks, c)
@@ -135,21 +119,24 @@ def ball_gap(gram: Tensor, linear: Tensor, solution: Tensor, dual: Tensor) -> Te
     return torch.where(scale > 0.0, (bound - worst) / torch.where(scale > 0.0, scale, 1.0), 0.0)
 
 
-def best_in_cone(gram: Tensor, c: float, *, eps: float) -> ConeSolution:
+def best_in_cone(gram: Tensor, c: float, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Solve max of min_i g_i.x over the cap |x| <= 1, e0.x >= c, for the Gramian [T, T] and e0 = g0 / |g0|.
 
     On the path, e0 is one more task of amount 0 and offset -c, so that every nu requires e0.x >= c. Zero
     gradients do not enter the minimum. Where gradients cancel, several x are optimal, and the shortest of
     them is stretched to length 1. It stays in the cone, and no direction harms the worst task less per
     progress along g0.
+
+    Returns the weights [T + 1] of x, float64, >= 0, those of the gradients and, last, of e0; |g0|; and the
+    length of x before it was stretched, below 1 where gradients cancel.
     """
-    found = solve("cone", gram, numbers=(max(c, LEAST_COSINE), tolerance_of(eps)))
-    return ConeSolution(found[:-2], found[-2], found[-1])
+    found = solve("cone", gram, numbers=(max(c, _LEAST_COSINE), tolerance_of(eps)))
+    return found[:-2], found[-2], found[-1]
 
 
 @one_text("cone", lambda tasks: (tasks + 3,), MOST_TASKS - 1)  # its mean gradient is one more
 def cone(gram: Array, tasks: int, c: float, tolerance: float) -> Array:
-    """Return the weights, the length and the reach of `ConeSolution`, one behind the other."""
+    """Return the weights, the length and the reach of `best_in_cone`, one behind the other."""
     cosines, inverse, amounts, _ = units_of(gram)
     index = op.indices(amounts)
     last = index == tasks
@@ -179,7 +166,7 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     tasks, eta = solution[:-1], solution[-1]
     gains = gram @ tasks + eta * column
     worst = torch.where(squares > 0.0, gains, torch.inf).amin()
-    along = torch.dot(column, tasks) + eta * (length > 0.0) - max(c, LEAST_COSINE)
+    along = torch.dot(column, tasks) + eta * (length > 0.0) - max(c, _LEAST_COSINE)
     total = tasks.sum()
     some = total > 0.0
     # Scaled to the simplex, because weights are huge where gradients nearly cancel.

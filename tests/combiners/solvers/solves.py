@@ -35,6 +35,10 @@ Runner = Callable[..., None]
 _MOST_PROGRAMS = 10  # about as many run of a kernel with a program for each task
 
 
+def mean(tasks: int) -> Tensor:
+    return torch.full((tasks,), 1.0 / tasks, dtype=torch.float64)
+
+
 def reference(tasks: int) -> Tensor:
     weights = torch.arange(1, tasks + 1, dtype=torch.float64)
     return weights / weights.sum()
@@ -109,13 +113,16 @@ SOLVES: dict[
 ] = {
     "hull": (lambda gram, eps: hull.shortest_in_hull(gram, eps=eps), square),
     "capped": (lambda gram, eps: hull.shortest_capped(gram, 0.37, eps=eps), square),
-    "around": (lambda gram, eps: worst_case.best_around(gram, 0.3, eps=eps), worst_gain),
+    "around": (
+        lambda gram, eps: worst_case.best_around(gram, mean(len(gram)).to(gram.device), 0.3, eps=eps),
+        worst_gain,
+    ),
     "around a reference": (
         lambda gram, eps: worst_case.best_around(
             gram,
+            reference(len(gram)).to(gram.device),
             0.9,
             eps=eps,
-            reference=reference(len(gram)).to(gram.device),
             factor=torch.full((1,), 1.7, dtype=torch.float64, device=gram.device),
         ),
         worst_gain,

@@ -95,7 +95,9 @@ def test_a_gramian_whose_entries_are_rounded_apart_is_no_other_problem(seed: int
     lengths = exact.diagonal().sqrt()
     apart = exact + (noise - noise.T) * 6e-8 * torch.outer(lengths, lengths)  # as products on some CPUs are
     linear, radius = exact.mean(dim=1) / exact.mean().sqrt(), exact.mean().sqrt()
-    weights, dual = best_around(apart, 1.0, eps=torch.finfo(torch.float32).eps)
+    weights, dual = best_around(
+        apart, torch.full((10,), 0.1, dtype=torch.float64), 1.0, eps=torch.finfo(torch.float32).eps
+    )
     weights = (weights - 0.1) / radius
     assert gap_in_ball(exact, linear, weights, dual) <= 1e-5
 
@@ -114,9 +116,9 @@ def test_a_mean_of_which_only_rounding_is_left_makes_no_cone(tasks: int) -> None
     for seed in range(4):
         # Whole numbers that cancel exactly; the weights 1/T are rounded.
         gram = problem("exactly_cancelling", 0.0, tasks, seed, torch.float64)
-        found = best_in_cone(gram, 0.5, eps=2e-16)
-        assert found.length == 0.0
-        assert found.weights[-1] == 0.0
+        weights, length, _ = best_in_cone(gram, 0.5, eps=2e-16)
+        assert length == 0.0
+        assert weights[-1] == 0.0
 
 
 def test_nothing_is_lost_between_norms_twelve_decades_apart() -> None:
