@@ -1,4 +1,7 @@
-"""Gradient combiners: per-task gradients in, one descent direction out. Needs torch, nothing else of mtrl."""
+"""Gradient combiners: per-task gradients in, one descent direction out.
+
+Needs torch, NumPy, and of mtrl only `errors` and `registry`.
+"""
 
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner, LossCombiner
 from mtrl.combiners.registry import COMBINERS, make_combiner, scan

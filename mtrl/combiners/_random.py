@@ -12,16 +12,16 @@ from torch import Tensor
 
 from mtrl.combiners.solvers.backends import has_numbers
 
-_WORD = 2**64 - 1
+_MASK = 2**64 - 1
 
 
 def stream_key(stream: int, member: int = 0) -> int:
     """Return an int64 key for `stream` in [0, 2^63) and the number of a method within another."""
     value = 0
     for part in (stream, member):  # splitmix64, part by part; zeros give zero
-        value = (value + part * 0x9E3779B97F4A7C15) & _WORD
-        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
-        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _WORD
+        value = (value + part * 0x9E3779B97F4A7C15) & _MASK
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
         value ^= value >> 31
     return value - 2**64 if value >= 2**63 else value
 
@@ -108,7 +108,7 @@ def uniform(count: int, step: Tensor, stream: Tensor, begin: int = 0) -> Tensor:
     return _upper_bits(scrambled(keys, step, stream)) * 2.0**-53
 
 
-def words(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
+def int32s(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
     """Return pseudo-random int32 numbers of the shape of `keys` (distinct int64)."""
     return (scrambled(keys, step, stream) >> 32).to(torch.int32)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_count, check_number
 from mtrl.combiners._families import Wrapper
-from mtrl.combiners._random import words
+from mtrl.combiners._random import int32s
 from mtrl.combiners.base import LossCombiner
 from mtrl.combiners.solvers.gramian import column_blocks, weighted_sum
 
@@ -93,10 +93,10 @@ class DropGrad(Wrapper):
         # A hash per column times an odd hash per row, modulo 2^32: hashing every entry takes a hundred times
         # as long as the mean. Within a row the numbers are as independent as the hashes of the columns.
         own = -torch.arange(1, len(jacobian) + 1, dtype=torch.int64, device=jacobian.device)
-        factors = words(own, self.step, self.stream).unsqueeze(-1) | 1
+        factors = int32s(own, self.step, self.stream).unsqueeze(-1) | 1
         for columns in column_blocks(jacobian):
             keys = torch.arange(columns.start + 1, columns.stop + 1, device=jacobian.device)
-            drawn = words(keys, self.step, self.stream) * factors
+            drawn = int32s(keys, self.step, self.stream) * factors
             if self.kind == "binary":
                 # 1 where an entry stays: written as the bits of 1.0, the integers need no conversion.
                 noise = drawn.lt_(bound).mul_(_BITS_OF_ONE).view(torch.float32)

@@ -65,7 +65,8 @@ def weigh(cosine: Array, lengths: Array, losses: Array, tasks: int, lam: float, 
     extra = 2.0 * lam / count * apart * inverse
     relative = lengths / larger(_TINY + count * 0.0, op.largest(lengths))
     # Each task's improvement under the mean, and what `extra` adds to it: the largest share of `extra` that
-    # turns none of them round and keeps weights positive. Where gradients cancel, an improvement is rounding.
+    # makes none of them negative and keeps weights positive. Where gradients cancel, an improvement is
+    # rounding.
     before = op.times(cosine, relative)
     before = op.where(before > tolerance * op.times(abs(cosine), relative), before, 0.0)
     change = op.times(cosine, extra * relative)

@@ -23,8 +23,9 @@ class NashMTL(GramCombiner):
     linearised convex programs on the CPU that can fail. Where no solution exists (Pareto-stationary
     parameters) a ridge at the rounding level of the Gramian's dtype bounds the weights. Near that, where
     gradients cancel up to 1e-5 of their length (single precision: 1e-2), the Gramian does not determine the
-    solution to 1e-5; `residual` tells the error, up to 1. Tasks with a zero gradient weigh 0. Kept weights
-    are unclipped: `max_norm` applies to the current gradients.
+    solution to 1e-5; `residual` tells the error, up to 1. Tasks with a zero gradient weigh 0, and so do
+    gradients whose squares vanish: the direction is 0 for float32 gradients of 1e-24. Kept weights are
+    unclipped: `max_norm` applies to the current gradients.
     """
 
     name = "nash_mtl"

@@ -24,7 +24,8 @@ class SDMGrad(GramCombiner):
         solver: `exact` solves for w; `paper` continues from the last w by 20 projected momentum steps of size
             10 on the Gramian over its squared mean norm, beyond the stability limit (authors' RL code).
         batches: 1, or the paper's 3 independent batches: w from the products between the gradients of two,
-            the direction from the third. Three need `paper`: such products have no convex objective.
+            the direction from the third. Three batches need `paper`: products between two batches belong to
+            no convex problem that `exact` could solve.
 
     Deviations from the authors' code: see `solver`; with three batches, theirs share one gradient buffer by
     mistake, so that double sampling does not take place; critic and actor do not share w. A zero gradient

@@ -128,7 +128,7 @@ def follow(
     reached = False
     stuck = False
     shaky = False
-    corners_left = 10 * tasks + 50  # random problems with 25 tasks have up to 47 corners
+    corners_left = 10 * tasks + 50  # up to 66 were seen (docs/methods.md)
     while corners_left > 0:
         corners_left -= 1
         # For the present A, values - nu rates are the weights of the tasks in A and the slacks of the others.
