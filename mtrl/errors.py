@@ -30,9 +30,10 @@ class EnvironmentFailure(RuntimeError):
 
 
 def unknown_name(kind: str, found: str, valid: Iterable[str]) -> str:
-    """Return the message for a name outside `valid`: the nearest valid name, then all of them."""
+    """Return the message for a name outside `valid`: the nearest valid name, then all, if any."""
     names = sorted(valid)
-    return f"unknown {kind} '{found}'.{did_you_mean(found, names)} Valid: {', '.join(names)}."
+    listed = f" Valid: {', '.join(names)}." if names else ""
+    return f"unknown {kind} '{found}'.{did_you_mean(found, names)}{listed}"
 
 
 def did_you_mean(found: str, valid: Iterable[str], cutoff: float = 0.5) -> str:

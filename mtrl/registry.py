@@ -70,10 +70,11 @@ class Registry(Mapping[str, Any]):
         Raises:
             UserError: another plug-in has that name, or the name has a colon.
         """
-        if ":" in name or self._plugins.get(name, plugin) is not plugin:
-            raise UserError(
-                f"a {self.kind} cannot be registered as '{name}': the name is taken or has a colon."
-            )
+        refused = f"a {self.kind} cannot be registered as '{name}'"
+        if ":" in name:
+            raise UserError(f"{refused}: a name has no colon.")
+        if self._plugins.get(name, plugin) is not plugin:
+            raise UserError(f"{refused}: the name is taken, choose another.")
         self._plugins[name] = plugin
 
     def options(self, name: str) -> dict[str, Option]:
@@ -166,7 +167,7 @@ def load_object(path: str, kind: str) -> Any:
     """Return the object that "package.module:Name" or "path/to/file.py:Name" names; messages call it `kind`.
 
     Modules are also looked up in the working directory, as by `python -m`. Raises UserError if there is no
-    such file, module or name, or if it names what cannot be called.
+    such file, module or name, or if it names neither a class nor a function.
     """
     place, _, name = path.rpartition(":")
     module = _load_file(Path(place), kind) if place.endswith(".py") else _import(place, kind)
@@ -177,7 +178,7 @@ def load_object(path: str, kind: str) -> Any:
         # Rather what the file defines than what it imports.
         own = [key for key in public if getattr(vars(module)[key], "__module__", "") == module.__name__]
         raise UserError(unknown_name(f"name in {place}", name, own or public)) from None
-    if not callable(found):
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
         raise UserError(f"a {kind} must be a class or a function; found a {type(found).__name__}, '{path}'.")
     return found
 
@@ -205,6 +206,8 @@ def _look_here() -> str:
 
 
 def _import(place: str, kind: str) -> Any:
+    if not all(place.split(".")):
+        raise UserError(f"a {kind} is named as package.module:Name or file.py:Name; found '{place}:...'.")
     here = _look_here()
     try:
         return importlib.import_module(place)
@@ -229,7 +232,11 @@ def _load_file(path: Path, kind: str) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # half of it would pass for the whole at the next call
+        raise
     return module
 
 

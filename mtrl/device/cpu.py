@@ -39,7 +39,9 @@ def settings(
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(num_threads or min(threads, available_cores()))
     torch.set_float32_matmul_precision(precision_on(device, matmul_precision))
-    determined, filling = torch.are_deterministic_algorithms_enabled(), _DETERMINISM.fill_uninitialized_memory
+    determined = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filling = _DETERMINISM.fill_uninitialized_memory
     if deterministic:
         # Otherwise every `empty` is filled as well, which costs a launch each and changes no result here.
         _DETERMINISM.fill_uninitialized_memory = False
@@ -49,7 +51,7 @@ def settings(
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(determined)
+        torch.use_deterministic_algorithms(determined, warn_only=warn_only)
         _DETERMINISM.fill_uninitialized_memory = filling
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)

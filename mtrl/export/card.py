@@ -65,7 +65,7 @@ def _stretching(policy: Mapping[str, Any]) -> str:
     """Return how actions become those of the environments, where these have other bounds."""
     bounds = {
         task: (low, high)
-        for task, (low, high) in policy.get("action_bounds", {}).items()
+        for task, (low, high) in policy["action_bounds"].items()
         if set(low) != {-1} or set(high) != {1}
     }
     if not bounds:

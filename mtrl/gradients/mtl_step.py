@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners import Combiner, LossCombiner
 from mtrl.gradients.model_gradients import ModelGradients
-from mtrl.gradients.scope import Overflow, Processes, Scope, plain_step, scope_of
+from mtrl.gradients.scope import Overflow, Processes, Scope, all_finite, plain_step, scope_of
 from mtrl.gradients.task_jacobian import Losses, Model, check_chunk
 
 
@@ -35,8 +35,9 @@ def mtl_step(
     A step gives each method what it needs beyond one Jacobian: losses after the step (`famo`), gradients at
     moved parameters (`fs_mtl`), independent batches (`modo`), a step that bypasses the optimiser (`adatask`).
     It moves the trainable parameters of `model` and `heads` and nothing else; parameters that only the
-    optimiser holds stay where they are, whatever their `.grad` holds. Nothing has moved when it raises a
-    ValueError, except one about losses after the step.
+    optimiser holds stay where they are, whatever their `.grad` holds (with `accumulate`, those with a
+    gradient move, too). Nothing has moved when it raises a ValueError, except one about losses after the
+    step.
 
     Args:
         combiner: of `make_combiner`, for T tasks; keep it from step to step.
@@ -49,7 +50,8 @@ def mtl_step(
         optimizer: holds all these parameters and those of the heads.
         heads: for each task the module or parameters that it alone uses. They step by their own task's
             gradient, which no method weighs. A head may be frozen or empty.
-        max_norm: bound on the norm of the whole gradient, heads included; unused by a preconditioned method.
+        max_norm: bound on the norm of the whole gradient that the optimiser steps by, heads included; unused
+            by a preconditioned method.
         micro_batches: number of batches whose mean is one step's batch. Their Jacobians are averaged
             before they are combined, so do not divide the losses by their number. Adding up combined
             directions would be another method.
@@ -122,10 +124,14 @@ def mtl_step(
         if combiner.preconditioned:
             plain_step(scope, direction, optimizer)
             max_norm = None
-        _optimizer_step(scope, optimizer, max_norm, scaler)
+        _optimizer_step(held, optimizer, max_norm, scaler)
     try:
         if combiner.looks_again:
-            combiner.after_step(gradients.evaluate())
+            after = gradients.evaluate()
+            if scaler is None or all_finite(after):
+                combiner.after_step(after)
+            else:  # with a scaler an overflow is no error
+                combiner.abandon_step()
     finally:
         gradients.close(taken=True)
     return gradients.losses
@@ -171,11 +177,9 @@ def _check_call(
 
 def _takes_one(function: Callable[..., object]) -> bool:
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # built in: it has no signature to look at
+        inspect.signature(function).bind(0)
+    except ValueError:  # built in: it has no signature to look at
         return True
-    try:
-        signature.bind(0)
     except TypeError:
         return False
     return True
@@ -217,12 +221,12 @@ def _skip(scope: Scope, optimizer: torch.optim.Optimizer, scaler: torch.amp.Grad
 
 
 def _optimizer_step(
-    scope: Scope,
+    held: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
     max_norm: float | None,
     scaler: torch.amp.GradScaler | None,
 ) -> None:
-    moving = [leaf for leaf in scope.leaves if leaf.grad is not None]
+    moving = [leaf for leaf in held if leaf.grad is not None]
     if scaler is not None and moving:
         scaler.unscale_(optimizer)
     if max_norm is not None and math.isfinite(max_norm):

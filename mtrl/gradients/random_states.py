@@ -20,15 +20,9 @@ def random_states(device: torch.device) -> list[Tensor]:
 @contextmanager
 def replayed(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
     """Draw random numbers from these states on; afterwards the generators continue from where they were."""
-    now = random_states(device)
-    _set_random_states(states, device)
-    try:
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [device], device_type=device.type):
+        torch.set_rng_state(states[0])
+        if not on_cpu:
+            torch.get_device_module(device).set_rng_state(states[1], device)
         yield
-    finally:
-        _set_random_states(now, device)
-
-
-def _set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[1], device)

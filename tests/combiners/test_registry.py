@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mtrl.combiners import COMBINERS, Combiner, make_combiner, registry
+from mtrl.errors import UserError
 from tests.combiners.calls import combined, methods
 from tests.combiners.oracles import ORACLES
 from tests.helpers.matrices import jacobian
@@ -26,6 +28,42 @@ def test_files_that_an_editor_or_macos_leaves_are_no_methods(
         (tmp_path / name).touch()
     monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
     registry.scan()
+
+
+def test_a_file_that_failed_once_is_loaded_once_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # both versions may have one time stamp
+    file = tmp_path / "failing_once.py"
+    for text in ("raise KeyError('unmounted')", "raise KeyboardInterrupt"):
+        file.write_text(text)
+        with pytest.raises((KeyError, KeyboardInterrupt)):
+            COMBINERS[f"{file}:Own"]
+    file.write_text("from mtrl.combiners.mean import Mean as Own")
+    assert issubclass(COMBINERS[f"{file}:Own"], Combiner)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (":Foo", r"is named as package\.module:Name or file\.py:Name; found ':\.\.\.'"),
+        (".foo:Bar", r"is named as package\.module:Name or file\.py:Name; found '\.foo:\.\.\.'"),
+        ("{here}/plug.py:Gentle", "must be a class or a function; found a partial"),
+        ("{here}/empty.py:Foo", r"unknown name in .*empty\.py 'Foo'\.$"),
+    ],
+)
+def test_a_name_that_is_no_plug_in_is_refused_as_a_mistake(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "plug.py").write_text("import functools\nGentle = functools.partial(dict, a=1)\n")
+    (tmp_path / "empty.py").touch()
+    with pytest.raises(UserError, match=message):
+        COMBINERS.options(name.format(here=tmp_path))
+
+
+def test_a_name_that_cannot_be_registered_says_which_rule_it_breaks() -> None:
+    with pytest.raises(UserError, match="as 'a:b': a name has no colon"):
+        COMBINERS.register("a:b", Combiner)
+    with pytest.raises(UserError, match="as 'mean': the name is taken, choose another"):
+        COMBINERS.register("mean", Combiner)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:

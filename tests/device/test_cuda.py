@@ -252,6 +252,18 @@ def test_deterministic_settings_leave_uninitialised_memory_alone() -> None:
     assert settings.fill_uninitialized_memory == before
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_deterministic_mode_that_only_warns_is_restored(deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with cpu.settings(None, "highest", CPU, deterministic=deterministic):
+            assert torch.is_deterministic_algorithms_warn_only_enabled() != deterministic
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_held_noise_of_one_environment_on_cuda_draws_no_single_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -127,21 +127,22 @@ def test_each_batch_has_one_mask_within_a_step_and_another_in_the_next(name: str
 @pytest.mark.parametrize("name", ["famo", "fs_mtl", "cagrad"])
 def test_a_block_of_autocast_may_be_around_the_step(name: str) -> None:
     """It keeps casts of the parameters until its end, here beyond the step."""
-    found = []
+    after = []
     for outside in (True, False):
         torch.manual_seed(0)
         model, inputs, targets = nn.Linear(2, TASKS), INPUTS.float(), TARGETS.float()
 
         def losses(_: int, model: nn.Module = model, inside: bool = not outside) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=inside or torch.is_autocast_enabled("cpu")):
-                return (model(inputs).float() - targets).square().mean(0)  # noqa: B023 - called at once
+                found: Tensor = (model(inputs).float() - targets).square().mean(0)  # noqa: B023
+                return found
 
         combiner = make_combiner(name, num_tasks=TASKS)
         step = torch.optim.SGD(model.parameters(), lr=0.3)
         with torch.autocast("cpu", torch.bfloat16, enabled=outside):
-            found.append([mtl_step(combiner, losses, model, step) for _ in range(3)])
-        found[-1] += [model.weight.detach(), combiner.last_weights]
-    torch.testing.assert_close(found[0], found[1])
+            after.append([mtl_step(combiner, losses, model, step) for _ in range(3)])
+        after[-1] += [model.weight.detach(), combiner.last_weights]
+    torch.testing.assert_close(after[0], after[1])
 
 
 def test_methods_multiply_in_full_precision_within_a_block_of_autocast() -> None:
@@ -355,6 +356,18 @@ def test_accumulate_adds_to_the_gradients_of_a_regulariser(name: str, scaled: bo
     steps[1].step()
     torch.testing.assert_close(ours.weight, plain.weight)
     torch.testing.assert_close(ours.bias, plain.bias)
+
+
+def test_accumulated_gradients_of_other_layers_count_in_the_bound() -> None:
+    model, other = nn.Linear(2, TASKS).double(), nn.Linear(2, 2).double()
+    parameters = [*model.parameters(), *other.parameters()]
+    before = torch.cat([p.detach().flatten() for p in parameters])
+    other.weight.grad = torch.full_like(other.weight, 100.0)
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    combiner = make_combiner("mean", num_tasks=TASKS)
+    mtl_step(combiner, lambda b: _losses(model), model, optimizer, accumulate=True, max_norm=1.0)
+    moves = before - torch.cat([p.detach().flatten() for p in parameters])
+    assert float(moves.norm()) == pytest.approx(1.0, rel=1e-6)
 
 
 def test_by_hand_a_nan_loss_is_named_and_not_the_rows_that_it_spoils() -> None:

@@ -272,10 +272,10 @@ def test_a_step_that_is_not_taken_leaves_the_methods_state_alone(name: str, scal
         make_combiner(name, num_tasks=3),
     )
     scaler = torch.amp.GradScaler("cpu") if scaled else None
-    bias = problem.torso[0].bias
+    shared = next(problem.torso.parameters())
 
     def overflowing(batch: int) -> Tensor:
-        root = (bias * 0).square().sum().sqrt()  # 0, with a gradient of 0 / 0
+        root = (shared * 0).square().sum().sqrt()  # 0, with a gradient of 0 / 0
         return torch.stack(problem.losses(batch)) + root
 
     mtl_step(combiner, problem.losses, problem.torso, optimizer, scaler=scaler)
@@ -286,6 +286,21 @@ def test_a_step_that_is_not_taken_leaves_the_methods_state_alone(name: str, scal
     after = combiner.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_with_a_scaler_an_overflow_after_the_step_is_passed_over() -> None:
+    problem, combiner = Problem(), make_combiner("famo", num_tasks=TASKS)
+    optimizer, scaler = torch.optim.SGD(problem.parameters, lr=0.1), torch.amp.GradScaler("cpu")
+
+    def losses(batch: int) -> Tensor:
+        found = torch.stack(problem.losses(batch))
+        return found * math.inf if len(problem.calls) == 2 else found
+
+    for learns in (False, True):
+        before, xi = problem.values(), combiner.state_dict()["xi.value"].clone()
+        mtl_step(combiner, losses, problem.torso, optimizer, heads=problem.heads, scaler=scaler)
+        assert not torch.equal(problem.values(), before)
+        assert torch.equal(combiner.state_dict()["xi.value"], xi) != learns
 
 
 def test_wrong_heads_are_refused() -> None:
