@@ -125,17 +125,15 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
         for section in sections:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise _no_section(section)
+                raise UserError(_no_section(section))
         if name in place and isinstance(place[name], dict) != isinstance(value, Mapping):
-            raise _no_section(key)
+            raise UserError(_no_section(key))
         place[name] = {**place.get(name, {}), **value} if isinstance(value, Mapping) else value
     return result
 
 
-def _no_section(key: str) -> UserError:
-    return UserError(
-        f"'{key}' has a value, so that '{key}.' begins no key. Options of a method are in method_options."
-    )
+def _no_section(key: str) -> str:
+    return f"'{key}' has a value, so that '{key}.' begins no key. Options of a method are in method_options."
 
 
 def differences(

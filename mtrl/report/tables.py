@@ -35,6 +35,7 @@ class Published(NamedTuple):
     protocol: str
     source: str
     seen: str  # where it was read: in the paper, in files that its authors publish, or second-hand
+    agent: str = "sac"
 
 
 _READ, _FILES, _SECOND = "paper", "authors' files", "second-hand"
@@ -125,8 +126,8 @@ def final_table(comparison: Comparison) -> Table:
     for row in comparison.groups:
         cells = [cell(row) if row.finished else None for cell in scored.values()]
         for protocols in ((MTRL, MTRL_PER_SEED), (PLUS,)) if published else ():
-            is_sac = row.runs[0].config.get("agent", "sac") == "sac"  # as all that is published here
-            own = [(other, success) for other, success in published if is_sac and other.method == row.method]
+            agent = row.runs[0].config.get("agent", Published._field_defaults["agent"])
+            own = [found for found in published if (found[0].method, found[0].agent) == (row.method, agent)]
             cells.append(" / ".join(success for other, success in own if other.protocol in protocols) or None)
         body.append([row.label, _seeds(row), *cells])
     columns = ["method", "seeds", *scored]

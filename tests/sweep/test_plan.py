@@ -147,7 +147,7 @@ def test_what_flags_choose_is_no_setting(setting: str, tmp_path: Path) -> None:
         ("sac.gama=0.9", "sac.gama"),
         ("sac.gamma=2", "sac.gamma"),
         ("sac.gamma=.9,.9", "twice"),
-        ("network.value_bins=9,21", "network.value_bins is read only where .* found it in --set or --grid"),
+        ("network.value_bins=9,21", "network.value_bins is read only if .* found it in --set or --grid"),
     ],
 )
 def test_mistakes_are_found_before_anything_starts(grid: str, message: str, tmp_path: Path) -> None:
