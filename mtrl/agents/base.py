@@ -98,7 +98,10 @@ class Agent(Protocol):
         """Return ranges of per-task quantities, under their names in `metrics`."""
 
     def facts(self) -> dict[str, str]:
-        """Return lines for the start screen: label -> text."""
+        """Return lines for the start screen: label -> text.
+
+        Called before the environments start: a UserError about a lack of memory shows at once.
+        """
 
     def state(self) -> dict[str, Any]:
         """Return part name -> tree, one file each in a checkpoint; `load_policy` needs the part "policy".

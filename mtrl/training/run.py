@@ -281,8 +281,7 @@ def _run(
         stack.enter_context(_process_settings(config, device))
         suite = suite_of(config)
         agent = build_agent(config, suite, device)
-        if (allocate := getattr(agent, "allocate", None)) is not None:
-            allocate()  # a lack of memory shows here, not after a minute in which environments start
+        told = agent.facts()  # before the environments start: a lack of memory shows here
         console.say("starting the environments (the first start may take a minute)")
         notify = console.once()  # both sets of environments give the same warnings about the suite
         workers = training_workers(config, device)
@@ -311,7 +310,7 @@ def _run(
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
         stack.enter_context(closing(eval_envs))
         eval_envs.hurry_when(lambda: requests.stop)
-        own = {**state.agent.facts(), **unread_facts(config)}
+        own = {**told, **unread_facts(config)}
         if state.restart_steps:
             steps = ", ".join(f"{number:,}" for number in state.restart_steps)
             own["replaced"] = f"workers at vector steps {steps}: an undisturbed run has other numbers"

@@ -122,10 +122,6 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
             device=self.device,
         )
 
-    def allocate(self) -> None:
-        """Allocate the rollout, as its first use would; raises as `rollout`."""
-        _ = self.rollout
-
     def act(self, obs: Floats) -> Floats:
         """Return a sample of the policy [T*E, A]; `observe` stores it."""
         return self._explore(obs)

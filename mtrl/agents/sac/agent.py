@@ -131,10 +131,6 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
             curriculum=replay.curriculum,
         )
 
-    def allocate(self) -> None:
-        """Allocate the replay, as its first use would; raises as `replay`."""
-        _ = self.replay
-
     @property
     def warm(self) -> bool:
         """Whether warm-up is over."""

@@ -217,7 +217,7 @@ def test_parameters_are_those_of_toppo() -> None:
 def test_a_rollout_that_does_not_fit_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtrl.device.resources.free_memory", lambda device: 1000)
     with pytest.raises(UserError, match=r"the rollout's rows need .* Lower ppo.rollout_steps"):
-        ppo_agent(ppo_config()).allocate()
+        ppo_agent(ppo_config()).facts()
 
 
 def test_start_screen_says_how_much_an_update_takes_in() -> None:
