@@ -126,8 +126,12 @@ def final_table(comparison: Comparison) -> Table:
     for row in comparison.groups:
         cells = [cell(row) if row.finished else None for cell in scored.values()]
         for protocols in ((MTRL, MTRL_PER_SEED), (PLUS,)) if published else ():
-            agent = row.runs[0].config.get("agent", Published._field_defaults["agent"])
-            own = [found for found in published if (found[0].method, found[0].agent) == (row.method, agent)]
+            config = row.runs[0].config
+            own = [
+                (other, success)
+                for other, success in published
+                if other.method == row.method and other.agent == config.get("agent", other.agent)
+            ]
             cells.append(" / ".join(success for other, success in own if other.protocol in protocols) or None)
         body.append([row.label, _seeds(row), *cells])
     columns = ["method", "seeds", *scored]
