@@ -46,8 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker of a plug-in that is missing."""
+    """Know the marker of a plug-in that is missing, and that of `worker_threads`."""
     config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout")
+    config.addinivalue_line(
+        "markers", "processes: has worker processes where a file's other tests have threads"
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -85,4 +88,17 @@ def goal_cache(shared_folder: Path) -> Iterator[None]:
     """One cache for all processes of the session: the goals of a seed are drawn once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
+        yield
+
+
+@pytest.fixture
+def worker_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Workers are threads; processes in slow tests and in those that are marked with `processes`."""
+    if any(request.node.get_closest_marker(name) for name in ("slow", "processes")):
+        yield
+        return
+    from tests.helpers.worker_threads import start
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtrl.envs.engine.pool.WorkerPool._start", start)
         yield

@@ -50,6 +50,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def evaluated(run: Path) -> list[tuple[int, bool]]:
+    """The vector step of each evaluation, and whether it counted as the final one."""
+    return [(line["vector_step"], line["final"]) for line in lines(run / "evaluations.jsonl")]
+
+
 def without_time(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key != "wall_s" and not key.startswith("time/")}
 

@@ -35,10 +35,16 @@ def undisturbed(finished: Finished) -> Path:
     return finished.path
 
 
+@pytest.fixture(scope="session")
+def first_half(shared_folder: Path) -> Path:
+    """A run that was to end, and did, after half the steps of `finished`; to be read only."""
+    return _made_once(shared_folder / "half", steps=30).path
+
+
 @pytest.fixture
-def half(shared_folder: Path, tmp_path: Path) -> Path:
-    """A copy of a run that was to end, and did, after half the steps of `finished`."""
-    return Path(shutil.copytree(_made_once(shared_folder / "half", steps=30).path, tmp_path / "half"))
+def half(first_half: Path, tmp_path: Path) -> Path:
+    """A copy of `first_half`."""
+    return Path(shutil.copytree(first_half, tmp_path / "half"))
 
 
 def _made_once(folder: Path, steps: int) -> Finished:

@@ -13,56 +13,18 @@ import numpy as np
 import pytest
 
 from mtrl import train
-from mtrl.config.schema import EnvConfig, EvalConfig, TrainConfig
-from mtrl.errors import EnvironmentFailure, UserError
+from mtrl.config.schema import EvalConfig, TrainConfig
+from mtrl.errors import UserError
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from mtrl.runs.jsonl import JsonLines
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Event
 from mtrl.training.run import evaluate_run, resume_or_start, resume_training
 from mtrl.training.stepper import Stepper
-from tests.helpers.faults import before_each_step, kill_a_worker, kill_a_worker_in_evaluations
-from tests.helpers.short_runs import assert_same_run, counting, lines, without_time
+from tests.helpers.faults import before_each_step
+from tests.helpers.short_runs import assert_same_run, counting, evaluated, lines, without_time
 
-NO_RESTARTS = EnvConfig(max_episode_steps=20, num_workers=1, max_restarts=0)
-
-
-def evaluated(run: Path) -> list[tuple[int, bool]]:
-    return [(line["vector_step"], line["final"]) for line in lines(run / "evaluations.jsonl")]
-
-
-@pytest.mark.parametrize(
-    "number", [pytest.param(0, id="on the way", marks=pytest.mark.slow), pytest.param(1, id="at the end")]
-)
-def test_an_evaluation_that_failed_is_made_on_resume(
-    number: int, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed = tmp_path / "failed"
-    with monkeypatch.context() as patch:
-        kill_a_worker_in_evaluations(patch, number)
-        with pytest.raises(EnvironmentFailure, match=f"stopped at vector step {30 + 30 * number}; continue"):
-            train(counting(env=NO_RESTARTS), failed)
-    assert len(evaluated(failed)) == number
-    result = resume_training(failed)
-    assert result.exit_code == 0
-    assert result.evaluation is not None
-    assert result.steps == 60
-    assert evaluated(failed) == [(30, False), (60, True)]
-    assert_same_run(undisturbed, failed)
-
-
-def test_a_worker_that_fails_in_the_last_step_leaves_a_run_that_can_be_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        kill_a_worker(patch, 59)
-        with pytest.raises(EnvironmentFailure, match="stopped at vector step 60; continue with --resume"):
-            train(counting(env=NO_RESTARTS), tmp_path / "run")
-    assert evaluated(tmp_path / "run") == [(30, False)]
-    assert resume_training(tmp_path / "run").evaluation is not None
-    assert evaluated(tmp_path / "run") == [(30, False), (60, True)]
-    with pytest.raises(UserError, match="is complete"):
-        resume_training(tmp_path / "run")
+pytestmark = pytest.mark.usefixtures("worker_threads")
 
 
 def test_at_one_step_the_checkpoint_is_written_while_the_evaluation_has_not_moved(
@@ -79,7 +41,7 @@ def test_at_one_step_the_checkpoint_is_written_while_the_evaluation_has_not_move
         return evaluate(*arguments, **options)
 
     monkeypatch.setattr("mtrl.training.loop.evaluate", look)
-    settings = TrainConfig(warmup_steps=15, log_interval=10, checkpoint_interval=30, num_threads=1)
+    settings = TrainConfig(warmup_steps=15, log_interval=10, checkpoint_interval=30, num_threads=1, sinks=())
     train(counting(train=settings), tmp_path / "run")
     assert saved == [30, 60]
 
@@ -96,8 +58,11 @@ def test_fewer_steps_than_are_done_are_refused(half: Path) -> None:
         resume_training(half, steps=20)
 
 
-def test_a_longer_run_goes_on_from_a_complete_one(half: Path, undisturbed: Path) -> None:
+def test_a_longer_run_goes_on_from_a_complete_one_without_a_warning(
+    half: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert resume_training(half, steps=60).exit_code == 0
+    assert "warning" not in capsys.readouterr().err
     assert evaluated(half) == [(30, False), (60, True)]
     assert_same_run(undisturbed, half)
 
@@ -146,7 +111,7 @@ def refuse_checkpoints(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None
     monkeypatch.setattr("mtrl.runs.checkpoint_writer.save_checkpoint", refuse)
 
 
-EVERY_TEN = TrainConfig(warmup_steps=15, log_interval=5, checkpoint_interval=10, num_threads=1)
+EVERY_TEN = TrainConfig(warmup_steps=15, log_interval=5, checkpoint_interval=10, num_threads=1, sinks=())
 
 
 def test_log_lines_that_succeed_do_not_excuse_checkpoints_that_fail(
@@ -173,6 +138,7 @@ def test_checkpoints_that_fail_now_and_then_are_survived(
     refuse_checkpoints(monkeypatch, {10, 20, 40, 50})
     assert train(counting(train=EVERY_TEN), tmp_path / "run").exit_code == 0
     assert capsys.readouterr().err.count("No space left on device") == 4
+    assert load_checkpoint(tmp_path / "run")[0] == 60
 
 
 def test_a_last_checkpoint_that_fails_is_an_error_and_the_run_can_be_finished(
@@ -328,7 +294,9 @@ def test_a_checkpoint_of_any_kept_step_can_be_evaluated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    settings = TrainConfig(warmup_steps=15, checkpoint_interval=15, keep_checkpoints=2, num_threads=1)
+    settings = TrainConfig(
+        warmup_steps=15, checkpoint_interval=15, keep_checkpoints=2, num_threads=1, sinks=()
+    )
     train(counting(train=settings, steps=30), run)
     capsys.readouterr()
     assert evaluate_run(run, episodes=1, checkpoint=15).episodes_per_task == 1

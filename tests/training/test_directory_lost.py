@@ -20,6 +20,8 @@ from mtrl.training.events import Event
 from mtrl.training.run import evaluate_run, resume_training
 from tests.helpers.short_runs import assert_same_run, counting
 
+pytestmark = pytest.mark.usefixtures("worker_threads")
+
 
 def _moved(run: Path) -> None:
     run.rename(run.with_name("elsewhere"))

@@ -1,9 +1,8 @@
-"""Runs that meet trouble: non-finite numbers, full disks, impossible requests, workers that die."""
+"""Runs that meet trouble: non-finite numbers, impossible requests, workers that die."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +12,25 @@ from mtrl import train
 from mtrl.agents.base import Transitions
 from mtrl.agents.sac.replay import stored_rows
 from mtrl.cli.train import main as main_train
-from mtrl.config.schema import EnvConfig, EvalConfig, ReplayConfig
+from mtrl.config.schema import EnvConfig, EvalConfig
 from mtrl.device.cuda import resolve_device
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
-from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
+from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.training.run import resume_training
 from mtrl.training.stepper import Stepper
 from tests.helpers.faults import before_each_step, kill_a_worker, kill_a_worker_in_evaluations
-from tests.helpers.short_runs import COUNTING, TASKS, counting, lines, without_time
+from tests.helpers.short_runs import (
+    COUNTING,
+    TASKS,
+    assert_same_run,
+    counting,
+    evaluated,
+    lines,
+    without_time,
+)
 
 NAMES = COUNTING["tasks"]
+NO_RESTARTS = EnvConfig(max_episode_steps=20, num_workers=1, max_restarts=0)
 
 
 def _poison_the_replay(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
@@ -68,23 +76,6 @@ def test_a_non_finite_action_never_reaches_an_environment(
     assert load_checkpoint(tmp_path / "run")[0] == 25
 
 
-def test_a_full_disk_is_survived_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    calls: list[int] = []
-
-    def fail_once(*arguments: Any, **options: Any) -> Path:
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return save_checkpoint(*arguments, **options)
-
-    monkeypatch.setattr("mtrl.runs.checkpoint_writer.save_checkpoint", fail_once)
-    assert train(counting(), tmp_path / "run").exit_code == 0
-    assert "No space left on device" in capsys.readouterr().err
-    assert load_checkpoint(tmp_path / "run")[0] == 60
-
-
 def test_resuming_a_complete_run_is_refused_with_advice(half: Path) -> None:
     with pytest.raises(UserError, match=r"is complete: it has done 30 vector steps of 30. .*--steps"):
         resume_training(half)
@@ -110,12 +101,6 @@ def test_cuda_without_a_gpu_is_refused_and_nothing_is_written(
     assert "--device auto" in capsys.readouterr().err
     assert not run.exists()
     assert resolve_device("auto") == torch.device("cpu")
-
-
-def test_too_large_a_replay_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="replay buffers need"):
-        train(counting(replay=ReplayConfig(capacity_per_task=10**12)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_killed_worker_is_replaced_and_nothing_invented_is_stored(
@@ -199,3 +184,37 @@ def test_a_worker_killed_during_evaluation_changes_no_number(
     train(counting(), tmp_path / "disturbed")
     first, second = (lines(run / "evaluations.jsonl") for run in (undisturbed, tmp_path / "disturbed"))
     assert [without_time(line) for line in first] == [without_time(line) for line in second]
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(0, id="on the way", marks=pytest.mark.slow), pytest.param(1, id="at the end")]
+)
+def test_an_evaluation_that_failed_is_made_on_resume(
+    number: int, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = tmp_path / "failed"
+    with monkeypatch.context() as patch:
+        kill_a_worker_in_evaluations(patch, number)
+        with pytest.raises(EnvironmentFailure, match=f"stopped at vector step {30 + 30 * number}; continue"):
+            train(counting(env=NO_RESTARTS), failed)
+    assert len(evaluated(failed)) == number
+    result = resume_training(failed)
+    assert result.exit_code == 0
+    assert result.evaluation is not None
+    assert result.steps == 60
+    assert evaluated(failed) == [(30, False), (60, True)]
+    assert_same_run(undisturbed, failed)
+
+
+def test_a_worker_that_fails_in_the_last_step_leaves_a_run_that_can_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_a_worker(patch, 59)
+        with pytest.raises(EnvironmentFailure, match="stopped at vector step 60; continue with --resume"):
+            train(counting(env=NO_RESTARTS), tmp_path / "run")
+    assert evaluated(tmp_path / "run") == [(30, False)]
+    assert resume_training(tmp_path / "run").evaluation is not None
+    assert evaluated(tmp_path / "run") == [(30, False), (60, True)]
+    with pytest.raises(UserError, match="is complete"):
+        resume_training(tmp_path / "run")

@@ -14,6 +14,8 @@ from mtrl.errors import Diverged
 from mtrl.training.guard import DivergenceGuard, _chance
 from tests.helpers.short_runs import COUNTING, config
 
+pytestmark = pytest.mark.usefixtures("worker_threads")
+
 TASKS = ("door", "drawer")
 
 

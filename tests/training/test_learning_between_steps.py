@@ -17,6 +17,8 @@ from mtrl.training.run import resume_training
 from tests.helpers.short_runs import assert_same_run, counting, lines
 from tests.helpers.sliced_agent import ROLLOUT, SLICES, SlicedAgent
 
+pytestmark = pytest.mark.usefixtures("worker_threads")
+
 # Every second rollout ends with a log line and every fourth with an evaluation; a checkpoint falls between.
 SETTINGS = counting(
     agent="tests.helpers.sliced_agent:SlicedAgent",

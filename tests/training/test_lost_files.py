@@ -17,6 +17,8 @@ from mtrl.training.events import Event
 from mtrl.training.run import resume_training
 from tests.helpers.short_runs import counting, lines
 
+pytestmark = pytest.mark.usefixtures("worker_threads")
+
 EVERY_TEN = TrainConfig(
     warmup_steps=8, log_interval=10, checkpoint_interval=10, num_threads=1, sinks=(), keep_best=True
 )
@@ -85,13 +87,6 @@ def test_lines_that_a_power_cut_has_taken_are_reported_and_doubled_ones_dropped(
     said = capsys.readouterr().err
     assert "metrics.jsonl lacks 1 of its lines up to vector step 20 (first 10, last 10)" in said
     assert "evaluations.jsonl lacks 1 of its lines" in said
-
-
-def test_an_undisturbed_resume_warns_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    train(counting(**SHORT), run, callbacks=[lambda event: event.stop() if event.vector_step == 20 else None])
-    resume_training(run)
-    assert "warning" not in capsys.readouterr().err
 
 
 def test_the_log_is_on_disk_before_a_checkpoint_that_counts_its_lines(

@@ -23,6 +23,8 @@ from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.training.run import evaluate_run, resume_training
 from tests.helpers.short_runs import assert_same_run, counting, lines
 
+pytestmark = pytest.mark.usefixtures("worker_threads")
+
 ROOT = Path(__file__).resolve().parents[2]
 # Rollouts of 8 vector steps and updates of 2 x 4 minibatches; a log line falls into a rollout, another after
 # an update, and an evaluation after the third update.

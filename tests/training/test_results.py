@@ -27,6 +27,8 @@ from mtrl.training.run import default_run_dir, evaluate_run, resume_training
 from tests.helpers.short_runs import assert_same_run, config, counting, lines
 from tests.training.conftest import Finished
 
+pytestmark = pytest.mark.usefixtures("worker_threads")
+
 
 def test_the_result_is_what_the_files_say(finished: Finished) -> None:
     result, run = finished.result, finished.path

@@ -34,6 +34,8 @@ from tests.helpers.faults import before_each_step
 from tests.helpers.loss_methods import sac_options
 from tests.helpers.short_runs import COUNTING, TASKS, assert_same_run, config, counting, lines
 
+pytestmark = pytest.mark.usefixtures("worker_threads")
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 # One of the losses alone, one that asks for gradients elsewhere; cagrad has every ingredient, below.
@@ -147,6 +149,7 @@ def test_evaluation_leaves_training_untouched(tmp_path: Path, undisturbed: Path)
     assert last[0] == last[1]
 
 
+@pytest.mark.processes
 def test_worker_count_does_not_change_the_run(tmp_path: Path, undisturbed: Path) -> None:
     train(counting(env=EnvConfig(max_episode_steps=20, num_workers=2)), tmp_path / "two")
     assert_same_run(undisturbed, tmp_path / "two")

@@ -19,6 +19,8 @@ from mtrl.training.events import Event, Requests
 from mtrl.training.run import resume_or_start, resume_training
 from tests.helpers.short_runs import assert_same_run, counting, lines
 
+pytestmark = pytest.mark.usefixtures("worker_threads")
+
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAVES = (signal.SIGUSR1, signal.SIGUSR2)
 

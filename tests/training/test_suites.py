@@ -136,12 +136,13 @@ def test_the_card_says_to_which_bounds_actions_are_stretched(tmp_path: Path) -> 
     assert "low + (action + 1) / 2 * (high - low)" in card
 
 
-def test_a_lack_of_memory_shows_before_any_environment_is_started(
+def test_a_lack_of_memory_shows_before_an_environment_is_started_or_a_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_environments(*_: Any, **__: Any) -> None:
         raise AssertionError("environments were started")
 
     monkeypatch.setattr(run_module, "build_envs", no_environments)
-    with pytest.raises(UserError, match="GiB"):
+    with pytest.raises(UserError, match=r"replay buffers need.*GiB"):
         train(counting(replay=ReplayConfig(capacity_per_task=10**12)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
