@@ -23,6 +23,8 @@ from tests.helpers.counting_env import CountingSuite
 TASKS = ("task-3", "task-1", "task-2")
 STEPS, GOAL, EPISODES, CODE, TOTAL = range(5)
 
+pytestmark = pytest.mark.usefixtures("worker_threads")
+
 
 def make(tasks: tuple[str, ...] = TASKS, **options: Any) -> TaskVectorEnv:
     options = {"seed": 0, "num_workers": 1, "max_episode_steps": 4, "step_timeout": 20.0} | options
@@ -135,6 +137,7 @@ def drawn_goals(envs: TaskVectorEnv, episodes: int = 8) -> NDArray[np.float32]:
     return np.array(rows)
 
 
+@pytest.mark.processes
 def test_goal_streams_do_not_depend_on_the_number_of_workers() -> None:
     streams = []
     for workers in (1, 2, 100):
@@ -174,6 +177,7 @@ def test_returned_arrays_are_the_callers_own() -> None:
             np.testing.assert_array_equal(array, copy)
 
 
+@pytest.mark.processes
 def test_state_continues_with_another_seed_and_number_of_workers() -> None:
     with make(num_workers=2, envs_per_task=2, num_goals=9) as envs:
         envs.reset()
@@ -319,6 +323,7 @@ def test_what_cannot_be_saved_is_refused_and_costs_nothing_else(monkeypatch: pyt
         assert envs.step(zeros(envs))[0][:, STEPS].tolist() == [1, 1, 1]
 
 
+@pytest.mark.processes
 def test_a_suite_in_a_file_reaches_the_workers(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
@@ -339,6 +344,7 @@ def test_a_suite_that_no_other_process_can_load_is_refused_with_advice() -> None
 
 
 @pytest.mark.meta
+@pytest.mark.processes
 def test_paths_that_are_no_text_and_a_renderer_that_is_missing_do_not_matter(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -352,6 +358,7 @@ def priority(pid: int) -> int:
     return os.getpriority(os.PRIO_PROCESS, pid)
 
 
+@pytest.mark.processes
 def test_workers_have_the_priority_of_the_learner_unless_told_otherwise() -> None:
     with make() as envs, make(worker_niceness=3) as nice:
         envs.reset(), nice.reset()
