@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtrl import mtl_step
 from mtrl.combiners import COMBINERS, make_combiner
+from tests.helpers.three_tasks import FAMILIES
 
 INPUTS = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).view(12, 2)
 TARGETS = torch.stack((INPUTS.sum(1), 3.0 * INPUTS[:, 0], INPUTS.prod(1) + 1.0), dim=1)
@@ -64,8 +65,9 @@ def test_the_mean_is_an_ordinary_step_but_for_heads_which_no_method_weighs() -> 
     torch.testing.assert_close(ours.values(), plain.values())
 
 
-@pytest.mark.parametrize("heads", [True, False], ids=["heads", "plain"])
-@pytest.mark.parametrize("name", sorted(COMBINERS))
+@pytest.mark.parametrize(
+    ("name", "heads"), [(name, True) for name in sorted(COMBINERS)] + [(name, False) for name in FAMILIES]
+)
 def test_every_method_takes_a_step_or_says_what_is_missing(name: str, heads: bool) -> None:
     problem = Problem()
     optimizer = torch.optim.SGD(problem.parameters if heads else problem.torso.parameters(), lr=0.01)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from mtrl import mtl_step
-from mtrl.combiners import make_combiner
+from mtrl.combiners import COMBINERS, make_combiner
 
 TASKS = 3
 INPUTS = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).view(12, 2)
@@ -18,6 +19,15 @@ TARGETS = torch.stack((INPUTS.sum(1), 3.0 * INPUTS[:, 0], INPUTS.prod(1) + 1.0))
 # One method of each family: losses alone, losses again after the step, Gramian, Jacobian, an optimiser of its
 # own, gradients at moved parameters, several batches, some of the tasks.
 FAMILIES = ["mean", "famo", "cagrad", "pcgrad", "adatask", "fs_mtl", "modo", "cagrad_fast"]
+
+
+def all_methods(*also: str, but: frozenset[str] = frozenset()) -> pytest.MarkDecorator:
+    """Every method but those in `but`; slow where it is neither the one of its family nor one of `also`."""
+    quick = {*FAMILIES, *also}
+    names = sorted(COMBINERS.keys() - but)
+    assert quick <= COMBINERS.keys()
+    params = [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("method", params)
 
 
 class Problem:

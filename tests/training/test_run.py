@@ -38,8 +38,8 @@ pytestmark = pytest.mark.usefixtures("worker_threads")
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-# One of the losses alone, one that asks for gradients elsewhere; cagrad has every ingredient, below.
-QUICK = {"famo", "fs_mtl"}
+# cagrad has every ingredient, below, and agents continue with a method of every family.
+QUICK = {"famo"}
 METHODS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(COMBINERS)]
 
 

@@ -13,9 +13,9 @@ import torch
 from mtrl.agents import AGENTS
 from mtrl.agents.base import Transitions
 from mtrl.agents.sac.agent import SACAgent
-from mtrl.combiners import COMBINERS
 from mtrl.device.random_stream import RandomStream
 from tests.helpers.agents import ACTION, OBS, TASKS, sac_agent, sac_config, spec
+from tests.helpers.three_tasks import all_methods
 
 
 def _transitions(random: np.random.Generator, lost: bool = False) -> Transitions:
@@ -108,7 +108,7 @@ def test_acting_is_random_in_training_and_repeatable_in_evaluation() -> None:
 
 
 @pytest.mark.dear
-@pytest.mark.parametrize("method", sorted(COMBINERS))
+@all_methods("nash_mtl", "gradnorm", "turns", "every", "momentum")
 def test_saved_state_continues_bit_for_bit(method: str) -> None:
     agent, other = (sac_agent(sac_config(method, seed=seed, heads="per_task")) for seed in (0, 9))
     _live(agent, 10)
