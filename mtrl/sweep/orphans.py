@@ -21,14 +21,18 @@ def children() -> set[int]:
     return {pid for pid, (parent, _) in _processes().items() if parent == os.getpid()}
 
 
-def watch(roots: Collection[int], *, grace: float = _GRACE_SECONDS) -> None:
+def watch(
+    roots: Collection[int], *, grace: float = _GRACE_SECONDS, look_every: float = _LOOK_SECONDS
+) -> None:
     """Start a process that, once this one or all `roots` are gone, ends what is left of them.
 
-    It ends the roots and all their descendants after `grace` seconds, on Linux only.
+    It looks every `look_every` seconds and ends the roots and all their descendants after `grace` seconds, on
+    Linux only.
     """
     if not roots or not hasattr(os, "pidfd_open"):
         return
-    command = [sys.executable, "-I", "-S", __file__, str(grace), str(os.getpid()), *map(str, roots)]
+    settings = map(str, (grace, look_every, os.getpid(), *roots))
+    command = [sys.executable, "-I", "-S", __file__, *settings]
     # A session of its own: Ctrl-C and a closing terminal reach the driver alone. It holds no pipe open that
     # somebody reads to the end.
     nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0)
@@ -47,11 +51,11 @@ def _processes() -> dict[int, tuple[int, str]]:
     return found
 
 
-def _main(grace: float, driver: int, roots: set[int]) -> None:
+def _main(grace: float, look_every: float, driver: int, roots: set[int]) -> None:
     known = _family(roots)
     with contextlib.suppress(ProcessLookupError):  # it is gone already
         descriptor = os.pidfd_open(driver)
-        while not select.select([descriptor], [], [], _LOOK_SECONDS)[0]:
+        while not select.select([descriptor], [], [], look_every)[0]:
             known |= _family(_alive(known))
             if not roots.intersection(_alive(known)):
                 break
@@ -79,4 +83,4 @@ def _alive(known: dict[int, str]) -> list[int]:
 
 
 if __name__ == "__main__":
-    _main(float(sys.argv[1]), int(sys.argv[2]), {int(pid) for pid in sys.argv[3:]})
+    _main(float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), {int(pid) for pid in sys.argv[4:]})

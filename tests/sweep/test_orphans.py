@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from mtrl.sweep import orphans
+from tests.helpers.counting_workers import alive
 
 # A driver with a child from before, and one that has a child, all deaf to SIGTERM; it prints their pids.
 DRIVER = """
@@ -31,20 +31,13 @@ older.stdout.readline()
 before = orphans.children()
 child = subprocess.Popen([sys.executable, "-c", parent, deaf], stdout=subprocess.PIPE, text=True)
 grandchild = child.stdout.readline().strip()
-orphans.watch(orphans.children() - before, grace=0.5)
+orphans.watch(orphans.children() - before, grace=0.2, look_every=0.1)
 print(older.pid, child.pid, grandchild, flush=True)
 if sys.argv[1] == "ends":
-    time.sleep(1.5)
+    time.sleep(1.0)  # in which the watching process has started and looked, also on a busy machine
     child.kill()  # as ray.shutdown does, while the driver goes on
 time.sleep(600)
 """
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
@@ -55,7 +48,7 @@ def test_descendants_of_a_driver_that_is_gone_end_and_others_stay(how: str) -> N
     older, *ours = map(int, driver.stdout.readline().split())
     try:
         assert all(map(alive, (older, *ours)))
-        time.sleep(1.2)  # the watching process has looked once
+        time.sleep(0.2)  # the watching process has looked, or starts
         if how == "killed":
             driver.kill()
             driver.wait()
