@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,10 +66,12 @@ def assert_same(first: list[StepResult], second: list[StepResult]) -> None:
             np.testing.assert_array_equal(a[4][key], b[4][key])
 
 
-def assert_continues(names: str | list[str], before: Sequence[int], after: int, horizon: int) -> None:
+def assert_continues(
+    names: str | list[str], before: Sequence[int], after: int, horizon: int, workers: int = 1
+) -> None:
     """Take states after each number of steps; continue each in fresh environments of other seed and goals."""
     states, rest = [], []
-    with make_envs(names, seed=0, num_workers=2, max_episode_steps=horizon) as envs:
+    with make_envs(names, seed=0, num_workers=workers, max_episode_steps=horizon) as envs:
         envs.reset()
         for steps in before:
             drive(envs, steps, 1)
@@ -92,7 +94,7 @@ def test_tasks_continue_from_reset_from_contact_and_across_the_next_reset() -> N
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_all_tasks_continue() -> None:
-    assert_continues("MT50", before=[0, 60], after=120, horizon=150)
+    assert_continues("MT50", before=[0, 60], after=120, horizon=150, workers=2)
 
 
 def test_state_fits_environments_that_were_never_reset() -> None:
@@ -109,14 +111,19 @@ def test_state_fits_environments_that_were_never_reset() -> None:
         assert_same(expected, drive(other, 30, 2))
 
 
-def test_taking_a_state_changes_nothing() -> None:
-    with make_envs(["push-v3"], seed=0) as envs:
-        goal = {"goal": np.array([3])}
-        envs.reset(options=goal)
-        plain = drive(envs, 30, 1)
-        envs.reset(options=goal)
-        disturbed = drive(envs, 30, 1, between=envs.get_state)
-        assert_same(plain, disturbed)
+@pytest.fixture(scope="module")
+def two() -> Iterator[TaskVectorEnv]:
+    with make_envs(["reach-v3", "push-v3"], seed=0) as envs:
+        yield envs
+
+
+def test_taking_a_state_changes_nothing(two: TaskVectorEnv) -> None:
+    goal = {"goal": np.array([3, 3])}
+    two.reset(options=goal)
+    plain = drive(two, 30, 1)
+    two.reset(options=goal)
+    disturbed = drive(two, 30, 1, between=two.get_state)
+    assert_same(plain, disturbed)
 
 
 def assert_plain(value: Any, path: str) -> None:
@@ -133,11 +140,10 @@ def assert_plain(value: Any, path: str) -> None:
         assert type(value) in PLAIN, f"{path}: {type(value)}"
 
 
-def test_state_holds_plain_containers_arrays_and_numbers_only() -> None:
-    with make_envs(["reach-v3", "push-v3"], seed=0) as envs:
-        envs.reset()
-        drive(envs, 5, 1)
-        assert_plain(envs.get_state(), "state")
+def test_state_holds_plain_containers_arrays_and_numbers_only(two: TaskVectorEnv) -> None:
+    two.reset()
+    drive(two, 5, 1)
+    assert_plain(two.get_state(), "state")
 
 
 def simulation_arrays(owner: Any) -> list[NDArray[Any]]:
@@ -178,7 +184,7 @@ def assert_views_survive(names: Sequence[str]) -> None:
 
 
 def test_live_views_stay_live_views() -> None:
-    assert_views_survive(["basketball-v3", "door-lock-v3", "pick-place-v3"])
+    assert_views_survive(["basketball-v3", "pick-place-v3"])
 
 
 @pytest.mark.slow
