@@ -14,31 +14,31 @@ import torch
 from mtrl.combiners import make_combiner
 from mtrl.combiners.solvers import hull
 from mtrl.combiners.solvers.hull import shortest_capped
-from tests.combiners.solvers.problems import drawn, dtypes, gramian_of, kinds, sizes
+from tests.combiners.solvers.problems import KINDS, drawn, dtypes, gramian_of, sizes
+from tests.helpers.cases import case
 from tests.helpers.matrices import FAMILIES, jacobian
 
 
 @pytest.mark.dear
 @sizes
 @dtypes
-@kinds
-@pytest.mark.parametrize("cap", [0.15, 0.4, 0.95])
 def test_weights_are_within_the_caps_and_no_others_make_a_shorter_vector(
-    cap: float, family: str, decades: float, dtype: torch.dtype, tasks: int
+    dtype: torch.dtype, tasks: int
 ) -> None:
-    gram = gramian_of(drawn(family, decades, tasks, seed=3), dtype)
-    exact, highest = gram.double(), max(cap, 1.0 / tasks)
-    w = shortest_capped(gram, cap, eps=torch.finfo(dtype).eps)
-    assert (w >= 0.0).all()
-    assert float(w.max()) <= highest + 1e-12
-    assert float(w.sum()) == pytest.approx(1.0, abs=1e-12)
-    # The gap bounds how far |g_w|^2 / 2 is from the least: the caps go to the smallest products first.
-    products = sorted((exact @ w).tolist())
-    least, left = 0.0, 1.0
-    for product in products:
-        least += min(highest, left) * product
-        left = max(left - highest, 0.0)
-    assert float(w @ exact @ w - least) <= 1e-5 * float(w @ exact.diagonal())
+    for (family, decades), cap in itertools.product(KINDS, (0.15, 0.4, 0.95)):
+        gram = gramian_of(drawn(family, decades, tasks, seed=3), dtype)
+        exact, highest = gram.double(), max(cap, 1.0 / tasks)
+        w = shortest_capped(gram, cap, eps=torch.finfo(dtype).eps)
+        with case(family, decades, cap):
+            assert (w >= 0.0).all()
+            assert float(w.max()) <= highest + 1e-12
+            assert float(w.sum()) == pytest.approx(1.0, abs=1e-12)
+            # The gap bounds how far |g_w|^2 / 2 is from the least: caps go to the smallest products first.
+            least, left = 0.0, 1.0
+            for product in sorted((exact @ w).tolist()):
+                least += min(highest, left) * product
+                left = max(left - highest, 0.0)
+            assert float(w @ exact @ w - least) <= 1e-5 * float(w @ exact.diagonal())
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

@@ -6,7 +6,7 @@ import torch
 from mtrl.combiners.graddrop import GradDrop
 from tests.helpers.matrices import jacobian
 
-DRAWS = 4000
+DRAWS = 1500
 
 
 def test_signs_are_kept_as_often_as_their_share_says() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtrl.combiners import COMBINERS, Combiner, LossCombiner, make_combiner
 from tests.combiners.calls import NAMES, methods
 from tests.combiners.oracles import ORACLES
+from tests.helpers.cases import case
 from tests.helpers.evaluators import Linear
 from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian
@@ -107,29 +108,24 @@ def test_gradients_of_an_evaluator_are_refused_by_the_number_of_their_task(name:
     pytest.fail("task 4 was never evaluated, or its gradient was taken")
 
 
-@pytest.mark.parametrize(
-    ("scale", "dtype"), [(2e18, torch.float32), (1e30, torch.float32), (1e160, torch.float64)]
-)
-@methods
-def test_long_gradients_of_an_evaluator_are_combined_or_refused_for_what_overflows(
-    name: str, scale: float, dtype: torch.dtype
-) -> None:
-    combiner = ORACLES[name].make(name, 5)
-    if not combiner.jacobians:
-        return
-    rows = (scale * torch.randn(5, 300, generator=torch.Generator().manual_seed(0)).double()).to(dtype)
-    losses = losses_of(rows.double() / scale).to(dtype)
-    for _ in range(6):
-        before = state(combiner)
-        try:
-            direction = combiner.direction(Linear(rows, losses=losses))
-        except ValueError as error:
-            assert "needs products of gradients; those of tasks [" in str(error)
-            assert unchanged(combiner, before)
-            return
-        combiner.after_step(losses)
-        assert direction.isfinite().all()
-        assert all(value.isfinite().all() for value in state(combiner).values())
+@pytest.mark.parametrize("name", [name for name in NAMES if ORACLES[name].make(name, 5).jacobians])
+def test_long_gradients_of_an_evaluator_are_combined_or_refused_for_what_overflows(name: str) -> None:
+    for scale, dtype in ((2e18, torch.float32), (1e30, torch.float32), (1e160, torch.float64)):
+        combiner = ORACLES[name].make(name, 5)
+        rows = (scale * torch.randn(5, 300, generator=torch.Generator().manual_seed(0)).double()).to(dtype)
+        losses = losses_of(rows.double() / scale).to(dtype)
+        with case(scale, dtype):
+            for _ in range(6):
+                before = state(combiner)
+                try:
+                    direction = combiner.direction(Linear(rows, losses=losses))
+                except ValueError as error:
+                    assert "needs products of gradients; those of tasks [" in str(error)
+                    assert unchanged(combiner, before)
+                    break
+                combiner.after_step(losses)
+                assert direction.isfinite().all()
+                assert all(value.isfinite().all() for value in state(combiner).values())
 
 
 @pytest.mark.parametrize("value", [1e25, math.nan])

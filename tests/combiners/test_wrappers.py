@@ -134,7 +134,7 @@ def test_a_base_without_weights_of_the_gramian_is_refused(name: str) -> None:
 def test_noise_has_the_papers_mean_and_variance_and_is_independent_between_tasks(
     kind: Literal["binary", "gaussian"],
 ) -> None:
-    rate, draws = 0.2, 1500
+    rate, draws = 0.2, 600
     rows = torch.tensor([[1.0, -3.0], [2.0, 0.5]], dtype=torch.float64)
     combiner = DropGrad(num_tasks=2, rate=rate, kind=kind)
     one, two = rows.clone(), rows.clone()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
+from tests.helpers.cases import case
 from tests.helpers.three_tasks import FAMILIES, INPUTS, TASKS, Problem, nan_loss, third_free
 
 
@@ -156,21 +157,20 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
 
 
 @pytest.mark.dear
-@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("situation", TOGETHER)
-def test_all_processes_take_the_same_step_or_none(
-    ranks: list[dict[Any, Any]], situation: str, name: str
-) -> None:
+def test_all_processes_take_the_same_step_or_none(ranks: list[dict[Any, Any]], situation: str) -> None:
     what = TOGETHER[situation][1]
-    (before, first, first_error), (_, second, second_error) = (rank[situation, name] for rank in ranks)
-    assert torch.equal(first, second)
-    assert torch.equal(first, before) == (what != "step")
-    assert bool(first_error) == bool(second_error) == (what == "refuse")
-    if situation == "a process that fails":
-        assert "KeyError" in second_error
-        assert "another process failed" in first_error
-    if situation == "a NaN on one process":
-        assert "tasks [1]" in second_error
+    for name in FAMILIES:
+        (before, first, first_error), (_, second, second_error) = (rank[situation, name] for rank in ranks)
+        with case(name):
+            assert torch.equal(first, second)
+            assert torch.equal(first, before) == (what != "step")
+            assert bool(first_error) == bool(second_error) == (what == "refuse")
+            if situation == "a process that fails":
+                assert "KeyError" in second_error
+                assert "another process failed" in first_error
+            if situation == "a NaN on one process":
+                assert "tasks [1]" in second_error
 
 
 @pytest.mark.dear
