@@ -311,7 +311,7 @@ def _check_versions(
 
 
 def _check_config(directory: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    # Settings that only one side has are new or were renamed. Checkpoints of before have none.
+    # Settings that only one side has are new or were renamed. Policies in best/ had none.
     asked = {key: value for key, value in _as_json(here).items() if key in saved}
     differing = [f"{key} {saved[key]} (here {value})" for key, value in asked.items() if saved[key] != value]
     if differing:

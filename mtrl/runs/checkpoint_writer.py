@@ -88,7 +88,8 @@ class CheckpointWriter:
     def __init__(
         self, run_dir: Path, *, keep: int, suite: Mapping[str, str], config: Mapping[str, Any] | None = None
     ) -> None:
-        self.run_dir, self.suite, self._config = run_dir, suite, config
+        self.run_dir = run_dir
+        self.about = {"suite": suite, "config": config}  # what a later process compares
         self.step = -1  # of the checkpoint begun last
         self._keep = keep
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -111,9 +112,8 @@ class CheckpointWriter:
         own = {name: part if callable(part) else copied(part) for name, part in state.items()}
         parts = {name: partial(self._tree, part) for name, part in own.items()}
         self.step = step
-        about = {"suite": self.suite, "config": self._config}
         self._future = self._threads.submit(
-            save_checkpoint, self.run_dir, step, parts, keep=self._keep, **about
+            save_checkpoint, self.run_dir, step, parts, keep=self._keep, **self.about
         )
 
     def result(self) -> Path:
@@ -198,6 +198,6 @@ class Saving:
         def save() -> None:
             best = self._writer.run_dir / BEST_NAME
             best.mkdir(exist_ok=True)
-            save_checkpoint(best, step, {"policy": policy}, keep=1, suite=self._writer.suite)
+            save_checkpoint(best, step, {"policy": policy}, keep=1, **self._writer.about)
 
         return self._writes.attempt("best policy", step, save)

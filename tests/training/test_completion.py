@@ -282,6 +282,10 @@ def test_the_policy_of_the_best_evaluation_is_kept_and_stands_alone(
     shutil.rmtree(run / "checkpoints")
     assert evaluate_run(run, episodes=1, best=True).episodes_per_task == 1
     assert policy.isfinite().all()
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("activation: relu", "activation: tanh"))
+    with pytest.raises(UserError, match=r"network\.activation relu \(here tanh\)"):
+        evaluate_run(run, best=True)
     with pytest.raises(UserError, match=r"keeps no best policy"):
         shutil.rmtree(run / "best")
         evaluate_run(run, best=True)
