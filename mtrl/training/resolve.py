@@ -147,8 +147,9 @@ def bound_to_policy(config: Config) -> dict[str, Any]:
     """Return the settings without which a stored policy cannot act, by dotted key."""
     parts = ("tasks", "suite", "agent", "network.")
     found = {key: value for key, value in flat(config_to_dict(config)).items() if key.startswith(parts)}
-    if config.network.identity_file is not None:  # what counts is what it holds, wherever it lies
-        found["network.identity_file"] = digest(config.network.identity_file)
+    file = found.pop("network.identity_file")
+    if file is not None:  # what counts is what it holds, wherever it lies
+        found["network.identity_file.sha256"] = digest(file)
     return found
 
 

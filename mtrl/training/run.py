@@ -342,7 +342,8 @@ def _process_settings(config: Config, device: torch.device) -> contextlib.Abstra
 
 def _bound(config: Config) -> dict[str, Any]:
     """Return the settings that a run keeps for life, by dotted key."""
-    return {key: value for key, value in flat(config_to_dict(config)).items() if key not in _FREE}
+    bound = {key: value for key, value in flat(config_to_dict(config)).items() if key not in _FREE}
+    return bound | bound_to_policy(config)
 
 
 def _is_complete(history: History, step: int, steps: int) -> bool:

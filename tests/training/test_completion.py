@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mtrl import train
-from mtrl.config.schema import EvalConfig, TrainConfig
+from mtrl.config.schema import EvalConfig, NetworkConfig, TrainConfig
 from mtrl.errors import UserError
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from mtrl.runs.jsonl import JsonLines
@@ -309,3 +309,16 @@ def test_a_checkpoint_of_any_kept_step_can_be_evaluated(
         evaluate_run(run, checkpoint=20)
     with pytest.raises(UserError, match="Give one of them"):
         evaluate_run(run, checkpoint=15, best=True)
+
+
+def test_a_run_whose_tasks_have_numbers_in_a_file_is_evaluated_as_long_as_the_file_has_them(
+    tmp_path: Path,
+) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text('{"task-1": [1, 2], "task-2": [3, 4]}')
+    network = NetworkConfig(task_identity="file", identity_file=str(rows))
+    train(counting(train=EVERY_TEN, network=network, steps=10), tmp_path / "run")
+    assert evaluate_run(tmp_path / "run", episodes=1).episodes_per_task == 1
+    rows.write_text('{"task-1": [1, 2], "task-2": [3, 5]}')
+    with pytest.raises(UserError, match=r"identity_file\.sha256"):
+        evaluate_run(tmp_path / "run", episodes=1)
