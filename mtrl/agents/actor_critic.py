@@ -327,7 +327,7 @@ class ActorCriticAgent(Generic[Update]):
         self.update.load_state_dict(state["update"])
         for optimizer, saved in zip(self.update.optimizers, state["optimizers"], strict=True):
             load_in_place(optimizer, saved)
-        for optimizer, rate in zip(self.update.optimizers, state.get("learning_rates", ()), strict=False):
+        for optimizer, rate in zip(self.update.optimizers, state["learning_rates"], strict=True):
             set_lr(optimizer, rate)
         self._noise_stream.load_state(state["noise"])
         due = state.get("newest_step", ({}, {}))

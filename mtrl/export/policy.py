@@ -52,7 +52,7 @@ class Policy:
         self._tasks: Tensor | None = None  # int64 [1], the task of all rows; None: rows of all tasks
         self.task_names = tuple(description["tasks"])
         self._obs_dim = int(description["obs_dim"])
-        self._squash: Squash = description.get("squash", "tanh")  # earlier files do not say it
+        self._squash: Squash = description["squash"]
 
     def for_task(self, task: str) -> Self:
         """Return the policy for observations [N, O], or a single one [O], of one task.
@@ -258,7 +258,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
         and network["arguments"]["num_tasks"] == len(tasks)
         and type(description.get("obs_dim")) is int
         and network["arguments"]["inputs"] == description["obs_dim"] > 0
-        and description.get("squash", "tanh") in get_args(Squash)
+        and description.get("squash") in get_args(Squash)
     ):
         raise UserError(
             f"'{folder / SPEC_NAME}' is damaged: expected tasks, obs_dim and a network with architecture and "

@@ -22,13 +22,11 @@ VERSIONS_NAME = "versions.json"
 METRICS_NAME = "metrics.jsonl"
 EVALUATIONS_NAME = "evaluations.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
-TASKS_NAME = "tasks"  # curves of single tasks
 BEST_NAME = "best"  # policy of the best evaluation
 LOG_NAMES = (METRICS_NAME, EVALUATIONS_NAME)
 _EVENT_FILES = "events.out.tfevents.*"
 _FILES = (CONFIG_NAME, VERSIONS_NAME, METRICS_NAME, EVALUATIONS_NAME)
-# Left by killed processes: unfinished files and checkpoints, and configurations of former versions.
-_UNFINISHED = re.compile(r"\.tmp-\d+-.+|\.tmp-\w+\.jsonl|\.config\.yaml\.\d+")
+_UNFINISHED = re.compile(r"\.tmp-\d+-.+")  # files and checkpoints that killed processes leave
 
 
 class RunDirectory:
@@ -74,7 +72,7 @@ class RunDirectory:
         run = cls(path, lock, tuple(created), is_new=True)
         if start_over and not has_checkpoint(path):
             run._remove_traces()
-        traces = sorted({entry.relative_to(path).parts[0] for entry in _traces_of_a_run(path)})
+        traces = sorted({entry.name for entry in _traces_of_a_run(path)})
         if traces:
             run.release()
             raise UserError(f"'{path}' already holds a run (found {', '.join(traces)}). {_way_on(path)}")
@@ -257,11 +255,8 @@ def expand(path: Path) -> Path:
 
 
 def _traces_of_a_run(path: Path) -> Iterator[Path]:
-    """Yield the files and folders that a run writes, files before their folders."""
-    for place in (*path.glob(f"{TASKS_NAME}/*"), path / TASKS_NAME, path):
-        yield from place.glob(_EVENT_FILES)
-        if place != path and place.is_dir():
-            yield place
+    """Yield the files and folders that a run writes."""
+    yield from path.glob(_EVENT_FILES)
     for name in (*_FILES, CHECKPOINTS_NAME):
         if (path / name).exists():
             yield path / name

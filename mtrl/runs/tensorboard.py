@@ -41,11 +41,7 @@ _ABOUT = (
 
 
 class TensorBoard:
-    """An event file in the run directory, and one more after each resume.
-
-    Runs of former versions have a folder `tasks/` with the curves of each task. When such a run is resumed,
-    these stay as they are, and what follows is drawn in the run itself.
-    """
+    """An event file in the run directory, and one more after each resume."""
 
     def __init__(self) -> None:
         self._open = ExitStack()

@@ -29,7 +29,7 @@ class DivergenceGuard:
     ) -> None:
         self._bounds, self._tasks, self._action, self._warn = bounds, tuple(tasks), action, warn
         self._told: set[tuple[str, str]] = set()
-        self._best: dict[str, tuple[float, int | None]] = dict.fromkeys(tasks, (0.0, None))
+        self._best: dict[str, tuple[float, int]] = dict.fromkeys(tasks, (0.0, 0))
 
     def metrics(self, step: int, per_task: Mapping[str, Sequence[float]]) -> None:
         """Check one log line: group -> T values, NaN where unknown. Raises Diverged if the run is to stop."""
@@ -41,10 +41,10 @@ class DivergenceGuard:
                 rule = f"{group} beyond [{bound.low:g}, {bound.high:g}]"
                 self._tell(step, group, rule, bad, bound.advice)
 
-    def evaluation(self, step: int, success: Mapping[str, float | None], episodes: int | None = None) -> None:
+    def evaluation(self, step: int, success: Mapping[str, float | None], episodes: int) -> None:
         """Check an evaluation: task -> success rate, None or NaN if it has none. Raises as `metrics`.
 
-        `episodes` is their number per task; None: enough to rule out chance.
+        `episodes` is their number per task.
         """
         bad = {}
         for task, rate in success.items():
@@ -63,9 +63,9 @@ class DivergenceGuard:
         for line in lines:
             for task, values in line["tasks"].items():
                 if values.get("success") is not None and task in self._best:
-                    self._note(task, values["success"], values.get("episodes"))
+                    self._note(task, values["success"], values["episodes"])
 
-    def _note(self, task: str, rate: float, episodes: int | None) -> None:
+    def _note(self, task: str, rate: float, episodes: int) -> None:
         if rate >= self._best[task][0]:
             self._best[task] = (rate, episodes)
 
@@ -82,11 +82,9 @@ class DivergenceGuard:
         self._warn(text)
 
 
-def _chance(before: tuple[float, int | None], now: tuple[float, int | None]) -> float:
+def _chance(before: tuple[float, int], now: tuple[float, int]) -> float:
     """Return the probability of so few successes now if nothing has changed (Fisher's exact test)."""
     (best, many), (rate, few) = before, now
-    if many is None or few is None:
-        return 0.0
     solved = round(rate * few)
     total = round(best * many) + solved
     ways = sum(math.comb(total, k) * math.comb(many + few - total, few - k) for k in range(solved + 1))

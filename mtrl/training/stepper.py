@@ -135,7 +135,7 @@ class RolloutStatistics:
         self._return = np.array(state["return"])
         self._success = np.array(state["success"])
         self._ended = np.array(state["ended"])
-        self._known = np.array(state.get("known", self._known))  # older checkpoints have no such entry
+        self._known = np.array(state["known"])
 
 
 class Stepper:

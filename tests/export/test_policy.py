@@ -176,12 +176,8 @@ def test_the_files_say_all_that_is_needed_to_act(name: str, tmp_path: Path) -> N
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
-def test_a_squash_of_another_version_is_refused_and_earlier_files_have_tanh(exported: Path) -> None:
+def test_a_squash_of_another_version_is_refused(exported: Path) -> None:
     spec = json.loads((exported / "policy.json").read_text())
-    before, _ = mtrl.load_policy(exported).predict(observations())
-    del spec["squash"]
-    (exported / "policy.json").write_text(json.dumps(spec))
-    assert mtrl.load_policy(exported).predict(observations())[0].tobytes() == before.tobytes()
     (exported / "policy.json").write_text(json.dumps({**spec, "squash": "sine"}))
     with pytest.raises(UserError, match="is damaged"):
         mtrl.load_policy(exported)

@@ -310,8 +310,6 @@ def write_preamble(run: RunDirectory) -> None:
     run.config_path.write_text("seed: 0\n")
     run.write_versions({})
     run.checkpoints.mkdir()
-    (run.path / "tasks" / "reach-v3").mkdir(parents=True)
-    (run.path / "tasks" / "reach-v3" / "events.out.tfevents.1.host.1.0").touch()
     for name in ("metrics.jsonl", "evaluations.jsonl", "events.out.tfevents.1.host.1.0"):
         (run.path / name).touch()
 

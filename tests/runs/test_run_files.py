@@ -117,7 +117,7 @@ def test_small_files_are_the_old_or_the_new_ones_on_a_full_disk(
 
 def test_what_killed_processes_leave_is_removed_and_nothing_else(tmp_path: Path) -> None:
     path = bare_run(tmp_path / "run")
-    for name in (".tmp-7-config.yaml", ".config.yaml.4711", ".tmp-metrics.jsonl", ".mine", ".tmp-notes"):
+    for name in (".tmp-7-config.yaml", ".mine", ".tmp-notes"):
         (path / name).write_text("")
     with RunDirectory.resume(path):
         assert {entry.name for entry in path.glob(".*")} == {".mine", ".tmp-notes"}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.utils.tensorboard import SummaryWriter
 
 import mtrl
 from mtrl.runs.log import Evaluation, RunInfo, Stamp
@@ -33,18 +32,6 @@ def test_curves_of_tasks_with_hostile_names_stay_in_the_run_and_apart(tmp_path: 
     tags = events(run).Tags()["scalars"]
     assert sorted(curve(run, tag)[0][1] for tag in tags) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert "alpha/push-v3" in tags
-
-
-def test_a_run_of_a_former_version_keeps_its_curves_of_tasks_and_goes_on_in_one_file(tmp_path: Path) -> None:
-    (tmp_path / "tasks/push-v3").mkdir(parents=True)
-    writer = SummaryWriter(str(tmp_path / "tasks/push-v3"))
-    writer.add_scalar("each_task/alpha", 7.0, 10)
-    writer.close()
-    log = open_log(tmp_path, 10)
-    log_steps(log, [20])
-    log.close()
-    assert curve(tmp_path / "tasks/push-v3", "each_task/alpha") == [(10, 7.0)]
-    assert curve(tmp_path, "alpha/push-v3") == [(20, -20.0)]
 
 
 # -- a user's own sinks -------------------------------------------------------------------------------------

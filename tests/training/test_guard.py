@@ -46,7 +46,7 @@ def test_an_infinite_number_is_beyond_every_bound_and_an_unknown_one_beyond_none
 def test_a_solved_task_that_is_lost_is_told(rates: tuple[float | None, float], told: int) -> None:
     watch, said = guard()
     for step, rate in enumerate(rates):
-        watch.evaluation(step, {"door": 1.0, "drawer": rate})
+        watch.evaluation(step, {"door": 1.0, "drawer": rate}, 50)
     assert len(said) == told
     assert all("drawer (0.1)" in text and "train.keep_best" in text for text in said)
 
@@ -81,8 +81,9 @@ def test_the_chance_of_a_fall_is_that_of_drawing_so_few_successes_from_both_eval
 
 def test_what_former_processes_saw_counts() -> None:
     watch, said = guard()
-    watch.remember([{"tasks": {"door": {"success": 0.8}, "drawer": {"success": None}}}])
-    watch.evaluation(5, {"door": 0.2, "drawer": 0.2})
+    solved, unknown = {"success": 0.8, "episodes": 50}, {"success": None, "episodes": 50}
+    watch.remember([{"tasks": {"door": solved, "drawer": unknown}}])
+    watch.evaluation(5, {"door": 0.2, "drawer": 0.2}, 50)
     assert len(said) == 1 and "door" in said[0]
 
 

@@ -252,8 +252,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         self._exploration.bit_generator.state = state["exploration"]
         if self._hold is not None:
             self._hold.load_state_dict(state["noise_hold"])
-        if "starts" in state:  # older checkpoints have none
-            self._starts.load_state_dict(state["starts"])
+        self._starts.load_state_dict(state["starts"])
         self._observed = state["observed"]
         self.replay.load_state_parts(parts)
         if self._beside is not None:

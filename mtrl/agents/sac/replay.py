@@ -294,7 +294,7 @@ class Replay:
             self._rows[:, : self.size] = stored_rows(parts).to(self._rows.device)
         self._stream.load_state(state["stream"])
         self._second_moment.copy_(state["second_moment"])
-        self._mean_reward.copy_(state.get("mean_reward", self._mean_reward))  # older checkpoints have none
+        self._mean_reward.copy_(state["mean_reward"])
         self._ended[:, : self.size] = state["ended"].to(self._ended.device)
         self._newest.fill_((self._next - self._envs) % self.capacity // self._envs)
         if self._return_scale is not None:

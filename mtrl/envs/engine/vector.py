@@ -335,7 +335,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         self._workers.restore(envs)
         anew = np.array([env["env"] is None for env in envs])
         self._episodes.began(np.flatnonzero(anew))
-        self._lost = anew | np.asarray(state.get("lost", self._nobody), np.bool_)
+        self._lost = anew | np.asarray(state["lost"], np.bool_)
         self._shown = self._pool.arrays.obs.copy()
         self._started = True
 

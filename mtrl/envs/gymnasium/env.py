@@ -121,9 +121,8 @@ class GymnasiumEnv:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `get_state` returned."""
         self._steps, self._return = int(state["steps"]), float(state["return"])
-        self._knows_success = bool(state.get("knows_success", False))  # older states have neither
-        if "streams" in state:
-            self._streams.restore(state["streams"])
+        self._knows_success = bool(state["knows_success"])
+        self._streams.restore(state["streams"])
         self._state.restore(state["simulation"])
 
     def render(self) -> Any:
