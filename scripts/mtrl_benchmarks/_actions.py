@@ -9,7 +9,8 @@ import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 from numpy.typing import NDArray
 
-from mtrl.envs import make_envs
+from mtrl.envs.engine.vector import TaskVectorEnv
+from mtrl.envs.metaworld.suite import MetaWorldSuite
 
 
 class Actions:
@@ -32,7 +33,7 @@ class Actions:
 def _scripted(names: Sequence[str], steps: int) -> NDArray[np.float32]:
     policies = [ENV_POLICY_MAP[name]() for name in names]
     recorded = np.empty((steps, len(names), 4), np.float32)
-    with make_envs(names, seed=0) as envs, warnings.catch_warnings():
+    with TaskVectorEnv(MetaWorldSuite(names), seed=0) as envs, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the policies' own: their actions are clipped
         obs, _ = envs.reset(options={"goal": np.zeros(len(names), np.int64)})
         for row in recorded:

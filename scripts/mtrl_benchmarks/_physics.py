@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs import make_envs
 from mtrl.envs.engine.pool import balanced
+from mtrl.envs.engine.vector import TaskVectorEnv
+from mtrl.envs.metaworld.suite import MetaWorldSuite
 from mtrl.envs.metaworld.tasks import STEP_COSTS
 from mtrl_benchmarks._vectors import Vector
 
@@ -24,7 +25,7 @@ class PhysicsProcesses(Vector):
 
     def __init__(self, names: Sequence[str], copies: int, processes: int) -> None:
         self._rows = balanced([name for name in names for _ in range(copies)], processes, STEP_COSTS)
-        with make_envs(names, seed=0, num_workers=1) as envs:
+        with TaskVectorEnv(MetaWorldSuite(names), seed=0, num_workers=1) as envs:
             goals = {name: vectors[0] for name, vectors in envs.goal_sets.items()}
         # One pool per process: each keeps its own environments. Fresh interpreters, like mtrl's workers.
         self._pools = [

@@ -12,7 +12,9 @@ import gymnasium
 import numpy as np
 
 import mtrl.envs.metaworld.simulation  # noqa: F401 - registers upstream's environments with gymnasium
-from mtrl.envs import BENCHMARKS, make_envs
+from mtrl.envs import BENCHMARKS
+from mtrl.envs.engine.vector import TaskVectorEnv
+from mtrl.envs.metaworld.suite import MetaWorldSuite
 
 
 class Vector(ABC):
@@ -60,7 +62,7 @@ class Mtrl(Wrapped):
     """The environments of this package, always on the same goals."""
 
     def __init__(self, names: Sequence[str], copies: int, workers: int) -> None:
-        self._envs = make_envs(names, seed=0, envs_per_task=copies, num_workers=workers)
+        self._envs = TaskVectorEnv(MetaWorldSuite(names), seed=0, envs_per_task=copies, num_workers=workers)
 
     def reset(self) -> None:
         """Begin an episode everywhere."""

@@ -14,8 +14,9 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from mtrl.envs import build_suite, make_envs
+from mtrl.envs import build_suite
 from mtrl.envs.engine.vector import TaskVectorEnv
+from mtrl.envs.metaworld.suite import MetaWorldSuite
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from tests.helpers import counting_env
 from tests.helpers.counting_env import CountingSuite
@@ -350,7 +351,7 @@ def test_paths_that_are_no_text_and_a_renderer_that_is_missing_do_not_matter(
 ) -> None:
     monkeypatch.setattr("sys.path", [*sys.path, tmp_path])
     monkeypatch.setenv("MUJOCO_GL", "osmesa")  # its library is missing on most machines
-    with make_envs(["reach-v3"], seed=0) as envs:
+    with TaskVectorEnv(MetaWorldSuite(["reach-v3"]), seed=0) as envs:
         envs.reset()
 
 

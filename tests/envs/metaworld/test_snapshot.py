@@ -11,7 +11,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 from numpy.typing import NDArray
 
-from mtrl.envs import BENCHMARKS, make_envs
+from mtrl.envs import BENCHMARKS
 from mtrl.envs.engine.shared import StepResult
 from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.envs.metaworld.simulation import MetaWorldEnv
@@ -71,7 +71,7 @@ def assert_continues(
 ) -> None:
     """Take states after each number of steps; continue each in fresh environments of other seed and goals."""
     states, rest = [], []
-    with make_envs(names, seed=0, num_workers=workers, max_episode_steps=horizon) as envs:
+    with TaskVectorEnv(MetaWorldSuite(names), seed=0, num_workers=workers, max_episode_steps=horizon) as envs:
         envs.reset()
         for steps in before:
             drive(envs, steps, 1)
@@ -113,7 +113,7 @@ def test_state_fits_environments_that_were_never_reset() -> None:
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[TaskVectorEnv]:
-    with make_envs(["reach-v3", "push-v3"], seed=0) as envs:
+    with TaskVectorEnv(MetaWorldSuite(["reach-v3", "push-v3"]), seed=0) as envs:
         yield envs
 
 

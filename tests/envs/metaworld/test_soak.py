@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtrl.envs import make_envs
+from mtrl.envs.engine.vector import TaskVectorEnv
+from mtrl.envs.metaworld.suite import MetaWorldSuite
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,8 @@ def shared_memory(pid: int) -> tuple[int, list[str]]:
 @pytest.mark.timeout(900)
 def test_twenty_thousand_vector_steps_take_no_more_memory_than_two_thousand() -> None:
     rng = np.random.default_rng(0)
-    with make_envs(["push-v3", "door-open-v3", "drawer-close-v3", "basketball-v3"], seed=0) as envs:
+    tasks = ["push-v3", "door-open-v3", "drawer-close-v3", "basketball-v3"]
+    with TaskVectorEnv(MetaWorldSuite(tasks), seed=0) as envs:
         processes = [os.getpid(), *envs.worker_pids]
         envs.reset()
         seen: list[list[object]] = []

@@ -20,7 +20,8 @@ from metaworld.utils import reward_utils
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from mtrl.envs import BENCHMARKS, make_envs
+from mtrl.envs import BENCHMARKS
+from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.envs.metaworld.suite import INFO_KEYS, MetaWorldSuite
 
 pytestmark = [
@@ -78,7 +79,8 @@ def compare(
 ) -> None:
     """Run episodes with "random", "scripted" or "mixed" actions on both sides, one goal each."""
     rng = np.random.default_rng(1)
-    with make_envs(names, seed=seed, reward_version=reward_version, max_episode_steps=steps) as ours:  # type: ignore[arg-type]
+    suite = MetaWorldSuite(names, reward_version=reward_version)  # type: ignore[arg-type]
+    with TaskVectorEnv(suite, seed=seed, max_episode_steps=steps) as ours:
         theirs = UpstreamVector(names, ours.goal_sets, reward_version)
         obs, infos = ours.reset()
         for kind in episodes:
@@ -143,7 +145,7 @@ def test_all_tasks_begin_each_of_many_episodes_as_upstream() -> None:
 
 
 def test_episode_longer_than_upstreams_limit_goes_on() -> None:
-    with make_envs(["reach-v3"], seed=SEED, max_episode_steps=503) as envs:
+    with TaskVectorEnv(MetaWorldSuite(["reach-v3"]), seed=SEED, max_episode_steps=503) as envs:
         envs.reset()
         ends = [bool(envs.step(np.zeros((1, 4), np.float32))[3][0]) for _ in range(503)]
         assert ends.index(True) == 502
@@ -162,7 +164,7 @@ def test_goals_of_a_benchmarks_first_tasks_equal_upstreams_train_tasks() -> None
 
 def test_wrappers_of_make_vec_change_no_number() -> None:
     name = "push-v3"
-    with make_envs([name], seed=SEED, num_workers=1) as ours:
+    with TaskVectorEnv(MetaWorldSuite([name]), seed=SEED, num_workers=1) as ours:
         wrapped = gymnasium.make("Meta-World/MT1", env_name=name, seed=SEED)
         task_select = wrapped
         while not hasattr(task_select, "tasks"):
@@ -181,7 +183,7 @@ def test_wrappers_of_make_vec_change_no_number() -> None:
 
 def rollout(names: Sequence[str], columns: Sequence[int], **options: Any) -> list[Floats]:
     """Observations and rewards of the chosen rows under actions that depend on the task alone."""
-    with make_envs(names, seed=SEED, max_episode_steps=20, **options) as envs:
+    with TaskVectorEnv(MetaWorldSuite(names), seed=SEED, max_episode_steps=20, **options) as envs:
         obs, _ = envs.reset()
         rows = [obs[list(columns)]]
         for step in range(45):
