@@ -51,7 +51,6 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         envs_per_task: copies of each task, E.
         num_workers: processes; None: one per core this process may use. Never more than environments.
         max_episode_steps: env steps after which an episode is truncated.
-        terminate_on_success: whether success ends an episode as a termination (never in training).
         render_mode: None, "human", "rgb_array" or "depth_array".
         step_timeout: seconds without an answer after which a worker counts as hung.
         max_restarts: restarts of workers in all, after which stepping raises.
@@ -72,7 +71,6 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         envs_per_task: int = 1,
         num_workers: int | None = None,
         max_episode_steps: int = 500,
-        terminate_on_success: bool = False,
         render_mode: str | None = None,
         step_timeout: float = 60.0,
         max_restarts: int = 3,
@@ -117,9 +115,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         )
         copies = [row % envs_per_task for row in range(self.num_envs)]
         self._episodes = Episodes(self._row_tasks, copies, suite.num_goals, self._pool.arrays.goal)
-        self._blueprint = Blueprint(
-            parcel, self._row_tasks, max_episode_steps, terminate_on_success, render_mode, goals or {}
-        )
+        self._blueprint = Blueprint(parcel, self._row_tasks, max_episode_steps, render_mode, goals or {})
         self._workers = Supervisor(
             self._pool, self._blueprint, self._episodes, seed=seed, max_restarts=max_restarts, notify=notify
         )
@@ -340,10 +336,8 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         self._started = True
 
     def _header(self) -> dict[str, Any]:
-        rules = {
-            "max_episode_steps": self.max_episode_steps,
-            "terminate_on_success": self._blueprint.terminate_on_success,
-        }
+        # The second is a former option, which checkpoints have.
+        rules = {"max_episode_steps": self.max_episode_steps, "terminate_on_success": False}
         return {
             "schema": _STATE_SCHEMA,
             "suite": type(self.suite).__name__,

@@ -81,7 +81,6 @@ class Blueprint:
     suite: Parcel
     tasks: Sequence[str]  # of each row
     max_episode_steps: int
-    terminate_on_success: bool
     render_mode: str | None
     goals: Mapping[str, Any]  # the goals in use, by task
 
@@ -131,7 +130,6 @@ class Worker:
         """Step every environment, and reset those whose episode ended within the same step."""
         arrays, in_order, stepping = self.arrays, self.in_order, self.stepping
         rewards, horizon = arrays.reward, self.blueprint.max_episode_steps
-        end_on_success = self.blueprint.terminate_on_success
         for env in self.envs:
             row = env.row
             # If this process dies or hangs, the learner reads here in which environment it happened.
@@ -141,8 +139,6 @@ class Worker:
             rewards[row] = reward
             env.info[:] = in_order(info)
             truncated = truncated or env.elapsed >= horizon
-            if end_on_success and info["success"] == 1.0:
-                terminated = True
             arrays.truncated[row], arrays.terminated[row] = truncated, terminated
             if truncated or terminated:
                 env.final_obs[:] = obs

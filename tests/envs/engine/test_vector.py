@@ -82,23 +82,6 @@ def test_success_is_reported_on_the_last_step_too() -> None:
         assert truncated.all()
 
 
-def test_success_ends_the_episode_if_asked_to_and_others_keep_their_rows() -> None:
-    with make(num_workers=2, terminate_on_success=True) as envs:
-        envs.reset()
-        actions = zeros(envs)
-        actions[1, 3] = counting_env.SUCCEED
-        obs, _, terminated, truncated, infos = envs.step(actions)
-        assert terminated.tolist() == [False, True, False]
-        assert not truncated.any()
-        assert obs[:, STEPS].tolist() == [1, 0, 1]
-        assert infos["final_obs"][:, STEPS].tolist() == [1, 1, 1]
-        assert infos["final_obs"][:, EPISODES].tolist() == [1, 1, 1]
-        for _ in range(3):
-            obs, _, _, truncated, _ = envs.step(zeros(envs))
-        assert truncated.tolist() == [True, False, True]
-        assert obs[:, STEPS].tolist() == [0, 3, 0]
-
-
 def test_each_row_receives_its_own_action() -> None:
     with make(num_workers=2, envs_per_task=2) as envs:
         envs.reset()
