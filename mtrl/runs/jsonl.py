@@ -4,16 +4,13 @@ import io
 import json
 import math
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtrl.config.files import write_file
-from mtrl.runs.directory import EVALUATIONS_NAME, METRICS_NAME
+from mtrl.runs.directory import EVALUATIONS_NAME, LOG_NAMES, METRICS_NAME
 from mtrl.runs.log import Evaluation, RunInfo, Stamp
-
-_STEP = re.compile(rb'\{"vector_step": (\d+), ')  # how a line begins that `JsonLines` has written
 
 
 class JsonLines:
@@ -75,6 +72,7 @@ class History(NamedTuple):
     evaluated_at: int | None  # vector step of the last evaluation
     final: bool  # whether that evaluation completed a run
     success: float | None  # its mean success
+    steps: Mapping[str, Collection[int]] = {}  # vector steps that `drop_after` has kept, by the file's name
 
 
 def drop_after(run_dir: Path, step: int, steps: int = 0) -> History:
@@ -84,10 +82,8 @@ def drop_after(run_dir: Path, step: int, steps: int = 0) -> History:
     of one vector step the last one stays. Of a run of `steps` vector steps (0: unknown), the evaluation at
     its end is final and no other. If the run was extended or shortened, those that do not fit are dropped.
     """
-    for path in (run_dir / METRICS_NAME, run_dir / EVALUATIONS_NAME):
-        if path.is_file():
-            _keep(path, lambda line: _is_kept(line, step, steps))
-    return read_history(run_dir)
+    kept = {name: _keep(run_dir / name, lambda line: _is_kept(line, step, steps)) for name in LOG_NAMES}
+    return read_history(run_dir)._replace(steps=kept)
 
 
 def _is_kept(line: Mapping[str, Any], step: int, steps: int) -> bool:
@@ -95,8 +91,13 @@ def _is_kept(line: Mapping[str, Any], step: int, steps: int) -> bool:
     return at <= step and (steps == 0 or line.get("final", at >= steps) == (at >= steps))
 
 
-def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrite a file with the last wanted line of each vector step; a long file is never in memory."""
+def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> Collection[int]:
+    """Rewrite a file with the last wanted line of each vector step, and return these vector steps.
+
+    A long file is never in memory.
+    """
+    if not path.is_file():
+        return ()
     kept: dict[int, tuple[int, int]] = {}  # vector step -> where its line begins, and its length
     begin = 0
     with open(path, "rb") as file:
@@ -108,7 +109,7 @@ def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         places = list(kept.values())
         ends = [start + length for start, length in places]
         if [0, *ends] == [*(start for start, _ in places), begin]:
-            return  # the lines follow each other from the beginning to the end
+            return kept.keys()  # the lines follow each other from the beginning to the end
 
         def pieces() -> Iterator[bytes]:
             for start, length in places:
@@ -116,20 +117,22 @@ def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
                 yield file.read(length)
 
         write_file(path, pieces())
+    return kept.keys()
 
 
-def lost_lines(run_dir: Path, step: int, *, log_interval: int, eval_interval: int) -> list[str]:
+def lost_lines(
+    steps: Mapping[str, Collection[int]], step: int, *, log_interval: int, eval_interval: int
+) -> list[str]:
     """Return a sentence for each log that lacks lines which a checkpoint of vector step `step` counts.
 
-    Call `drop_after` first: it leaves only complete lines.
+    `steps` are those of a `History`.
     """
     sentences = []
     for name, interval, end in (
         (METRICS_NAME, log_interval, step + 1),
         (EVALUATIONS_NAME, eval_interval, step),  # the evaluation at a checkpoint comes after it
     ):
-        found = _steps(run_dir / name)
-        lost = [due for due in range(interval, end, interval) if due not in found]
+        lost = [due for due in range(interval, end, interval) if due not in steps[name]]
         if lost:
             sentences.append(
                 f"{name} lacks {len(lost)} of its lines up to vector step {step:,} (first {lost[0]:,}, last "
@@ -197,20 +200,6 @@ class _LineFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _steps(path: Path) -> set[int]:
-    """Return the vector steps of a file's lines, which are complete; to parse them would take time."""
-    if not path.is_file():
-        return set()
-    steps = set()
-    with open(path, "rb") as file:
-        for raw in file:
-            head = _STEP.match(raw)
-            line = {"vector_step": int(head[1])} if head else _parsed(raw)
-            if line is not None:
-                steps.add(line["vector_step"])
-    return steps
 
 
 def _last_line(path: Path) -> dict[str, Any]:

@@ -304,7 +304,7 @@ def _run(
                 logged = start - 1 if state.behind else start
                 history = drop_after(run.path, logged, config.steps)
                 intervals = {"log_interval": config.train.log_interval, "eval_interval": config.eval.interval}
-                for sentence in lost_lines(run.path, logged, **intervals):
+                for sentence in lost_lines(history.steps, logged, **intervals):
                     console.warning(sentence)
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
