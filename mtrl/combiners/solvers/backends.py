@@ -142,13 +142,7 @@ def symmetric(gram: Any) -> Any:
 
 def has_numbers(gram: Tensor) -> bool:
     """Whether this is a CPU tensor of an eager call, which needs no operator: its call takes longer."""
-    if gram.device.type != "cpu" or torch.compiler.is_compiling() or type(gram) is not Tensor:
-        return False
-    try:
-        gram.data_ptr()
-    except RuntimeError:  # how the tensors of torch.vmap refuse
-        return False
-    return True
+    return gram.device.type == "cpu" and not torch.compiler.is_compiling() and type(gram) is Tensor
 
 
 def _on_host(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
@@ -174,21 +168,3 @@ def _solve(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence
 @_solve.register_fake
 def _(name: str, gram: Tensor, vectors: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     return gram.new_empty(PROBLEMS[name].shape(len(gram)), dtype=torch.float64)
-
-
-@_solve.register_vmap
-def _(info: Any, in_dims: Any, name: str, gram: Tensor, vectors: Any, numbers: Any) -> tuple[Tensor, int]:
-    def member(value: Tensor, dim: int | None, index: int) -> Tensor:
-        return value if dim is None else value.select(dim, index)
-
-    dims = in_dims[2] or [None] * len(vectors)
-    found = [
-        solve(
-            name,
-            member(gram, in_dims[1], index),
-            [member(vector, dim, index) for vector, dim in zip(vectors, dims, strict=True)],
-            numbers,
-        )
-        for index in range(info.batch_size)
-    ]
-    return torch.stack(found), 0

@@ -14,9 +14,9 @@ import torch
 
 from mtrl.combiners import COMBINERS, GramCombiner, _state
 from mtrl.combiners._random import _hashed, _sorted
-from mtrl.combiners.solvers import adam, hull
+from mtrl.combiners.solvers import adam
 from tests.combiners.oracles import ORACLES
-from tests.combiners.solvers.problems import ALL_KINDS, DTYPES, KINDS, drawn, gramian_of, problem
+from tests.combiners.solvers.problems import ALL_KINDS, DTYPES, KINDS, problem
 
 pytest.importorskip("triton")
 from mtrl.combiners.solvers import backends, kernels_adam, kernels_hash
@@ -226,10 +226,3 @@ def test_on_other_devices_a_solve_is_one_operation() -> None:
             solves = sum("mtrl.solve" in operation for operation in names.seen)
             assert solves == {"imgrad": 2, "ngdiff": 0, "ntkmtl": 0, "normscale": 0}.get(name, 1), name
             assert len(names.seen) <= 60, (name, len(names.seen))
-
-
-def test_a_batch_of_problems_is_solved_one_by_one() -> None:
-    grams = torch.stack([gramian_of(drawn("conflicting", 0.0, 4, seed), torch.float64) for seed in range(3)])
-    found = torch.vmap(lambda gram: hull.shortest_in_hull(gram, eps=1e-15))(grams)
-    for gram, own in zip(grams, found, strict=True):
-        torch.testing.assert_close(own, hull.shortest_in_hull(gram, eps=1e-15))
