@@ -31,10 +31,7 @@ class CapturedUpdate(Generic[Result]):
     ) -> None:
         self._step, self._combiners = step, combiners
         self._counters = [counter for combiner in combiners for counter in combiner.counters()]
-        capturable = all(combiner.capturable for combiner in combiners)
-        self._graphed = GraphedStep(
-            self._counted, device, what="the update", capturable=capturable, host_calls=handed_to
-        )
+        self._graphed = GraphedStep(self._counted, device, what="the update", host_calls=handed_to)
 
     def __call__(self, *key: Hashable) -> Result:
         """Update once."""

@@ -72,8 +72,8 @@ def make_gram_base(
 
 
 def forward_requirements(wrapper: Combiner, base: Combiner) -> None:
-    """Give a wrapper what its base requires, whether CUDA graphs hold it included."""
-    for requirement in (*_REQUIREMENTS, "shift", "multiplies_gradients", "jacobians", "capturable"):
+    """Give a wrapper what its base requires."""
+    for requirement in (*_REQUIREMENTS, "shift", "multiplies_gradients", "jacobians"):
         setattr(wrapper, requirement, getattr(base, requirement))
 
 

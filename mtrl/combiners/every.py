@@ -38,7 +38,6 @@ class Every(Refreshed):
     ) -> None:
         super().__init__(num_tasks=num_tasks, refresh_every=refresh_every)
         self.base = make_gram_base(self.name, base, base_options, num_tasks)
-        self.capturable = self.base.capturable
 
     def _solve(self, gram: Tensor) -> Tensor:
         return self.base.weights(gram)

@@ -40,7 +40,6 @@ class Smoothed(GramCombiner):
     ) -> None:
         super().__init__(num_tasks=num_tasks)
         self.base = make_gram_base(self.name, base, base_options, num_tasks)
-        self.capturable = self.base.capturable
         self.decay = check_number("decay", decay, low=0.0, high=1.0)
         self.kept = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
         self.started = nn.Buffer(torch.zeros(1, dtype=torch.float64))

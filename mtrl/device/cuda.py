@@ -33,7 +33,6 @@ class GraphedStep(Generic[Result]):
         step: reads and writes tensors of `device` that keep their address, and nothing on the host.
         device: where the step runs.
         what: names the step in the warning.
-        capturable: False if `step` is known to synchronise with the host; it stays eager without a warning.
         host_calls: makes what runs in it pass its calls that need the host to the given `between`.
 
     Attributes:
@@ -46,11 +45,10 @@ class GraphedStep(Generic[Result]):
         device: torch.device,
         *,
         what: str,
-        capturable: bool = True,
         host_calls: Callable[[Between], AbstractContextManager[None]] | None = None,
     ) -> None:
         self._step, self._device, self._what = step, device, what
-        self.eager = device.type != "cuda" or not capturable
+        self.eager = device.type != "cuda"
         self._host_calls = host_calls or (lambda _: nullcontext())
         self._calls: dict[tuple[Hashable, ...], int] = {}
         self._captured: dict[tuple[Hashable, ...], tuple[list[Callable[[], None]], Result]] = {}

@@ -71,7 +71,6 @@ class Demanding(GramCombiner):
     """The mean, with requirements of its caller; notes what it gets."""
 
     name = "demanding"
-    capturable = False
 
     def __init__(self, *, num_tasks: int, requirement: str) -> None:
         super().__init__(num_tasks=num_tasks)
@@ -112,7 +111,6 @@ def test_a_base_of_ones_own_gets_all_that_it_requires_or_is_refused(name: str, r
         return
     combiner = make_combiner(name, num_tasks=4, **options)
     assert getattr(combiner, requirement)
-    assert not combiner.capturable
     rows = jacobian("iid", 4, seed=0)
     combiner.direction(Linear(rows))
     combiner.after_step(torch.ones(4, dtype=torch.float64))

@@ -70,7 +70,7 @@ def test_updates_by_way_of_the_static_tensors_are_those_of_freshly_drawn_batches
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", sorted(name for name, cls in COMBINERS.items() if cls.capturable))
+@pytest.mark.parametrize("method", sorted(COMBINERS))
 def test_a_replayed_update_equals_an_eager_one(method: str) -> None:
     graphed, eager = (_agent(method, CUDA) for _ in range(2))
     for number in range(4 * WARM_UP_CALLS + 12):
