@@ -168,15 +168,6 @@ def check_products(name: str, gram: Tensor, rows: Tensor) -> None:
         refuse_products(name, _non_finite_rows("gram", finite), gram.dtype)
 
 
-def sum_shows_finite(weights: Tensor, rows: Tensor, direction: Tensor) -> bool:
-    """Whether a direction [P], the sum of rows [T, P] times weights [T], shows that all rows are finite.
-
-    A row that is not finite leaves no finite sum, unless its weight is 0 in the precision of the product.
-    """
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    return bool((weights.to(dtype) != 0.0).all() & direction.sum().isfinite())
-
-
 def check_direction(name: str, direction: Tensor) -> None:
     """Raise ValueError for a direction [P], of gradients that are finite, which its dtype cannot hold."""
     if not bool(direction.sum().isfinite()) and not bool(direction.isfinite().all()):

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_decay, check_direction
+from mtrl.combiners._checks import check_decay
 from mtrl.combiners._families import Wrapper
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.gramian import cosines_or_zero, weighted_sum
+from mtrl.combiners.solvers.gramian import cosines_or_zero, gramian, weighted_sum
 
 
 class Affinity(Wrapper):
@@ -34,7 +34,6 @@ class Affinity(Wrapper):
         "No paper describes this method: it measures, for any base, what the second paper measures, for "
         "groupings as in the first."
     )
-    _checks_itself = True
 
     def __init__(
         self,
@@ -53,7 +52,7 @@ class Affinity(Wrapper):
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
-        gram = self._gramian(jacobian)
+        gram = gramian(jacobian)
         self._note(gram.to(torch.float64), losses.to(torch.float64))
         with self.base.unchecked():  # `combine` has checked the same gradients
             if isinstance(self.base, GramCombiner) and self.base.gramian_suffices:
@@ -61,8 +60,6 @@ class Affinity(Wrapper):
             else:
                 direction = self.base.combine(jacobian, losses)
         self.last_weights.copy_(self.base.last_weights)
-        if self._checked:
-            check_direction(self.name, direction)
         return direction
 
     def _note(self, gram: Tensor, losses: Tensor) -> None:

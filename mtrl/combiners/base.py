@@ -10,7 +10,7 @@ the hook of the same name with an underscore. A method implements the hooks only
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from mtrl.combiners._checks import (
     check_losses,
     check_products,
     is_integer,
-    sum_shows_finite,
 )
 from mtrl.combiners._evaluator import JacobianAt
 from mtrl.combiners._random import stream_key
@@ -45,7 +44,6 @@ class Combiner(Stateful, ABC):
     name: ClassVar[str] = ""
     papers: ClassVar[tuple[str, ...]] = ()  # what to cite: keys of references.bib
     credit: ClassVar[str] = ""  # a sentence where the papers do not describe this method, or there is none
-    needs: ClassVar[Literal["losses", "gram", "jacobian"]]
     reads_losses: bool = False  # `combine` needs losses
     positive_losses: bool = False  # its formulas need losses >= 0, or else `shift`
     looks_again: bool = False  # `after_step` wants the losses after the step on the same batch
@@ -54,17 +52,8 @@ class Combiner(Stateful, ABC):
     evaluates_all: bool = True  # each step evaluates all tasks, not a part of them
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
-    capturable: bool = True  # it waits for the device in `solvers.backends.by_host` only: CUDA graphs hold it
     multiplies_gradients: bool = False  # it forms products or squares of gradients, which overflow
     shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
-    # Whether `_combine` checks gradients and direction itself, by sums that it forms anyway. This belongs to
-    # one implementation of `_combine`, next to which it stands, and not to those that replace it.
-    _checks_itself: bool = False
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        owner = next(base for base in cls.__mro__ if "_combine" in vars(base))
-        cls._checks_itself = bool(vars(owner).get("_checks_itself", False))
 
     def __init__(self, *, num_tasks: int) -> None:
         if not is_integer(num_tasks) or num_tasks < 1:
@@ -105,7 +94,7 @@ class Combiner(Stateful, ABC):
         jacobian = self._taken("jacobian", jacobian)
         try:
             direction = self._combine(jacobian, losses)
-            if self._checked and not self._checks_itself:
+            if self._checked:
                 check_direction(self.name, direction)
         except BaseException:
             self.abandon_step()
@@ -166,11 +155,6 @@ class Combiner(Stateful, ABC):
             raise ValueError(f"stream must be an integer in [0, 2^63); found {stream!r}.")
         for index, member in enumerate(one for one in self.modules() if isinstance(one, Combiner)):
             member.stream.fill_(stream_key(int(stream), index))
-
-    @property
-    def gramian_suffices(self) -> bool:
-        """Whether the direction is `weights(gram) @ jacobian`: then no Jacobian has to be stored."""
-        return self.needs == "gram" and self.num_batches == 1 and not self.reads_losses
 
     @property
     def refuses_signed_losses(self) -> bool:
@@ -247,7 +231,7 @@ class Combiner(Stateful, ABC):
                 check_losses(self.name, value, signed=not self.refuses_signed_losses)
             elif kind == "gram":
                 check_finite(kind, value)
-            elif not self._checks_itself:
+            elif type(self)._combine is not GramCombiner._combine:  # which looks at the Gramian instead
                 self._check_gradients(value)
         return value.detach()
 
@@ -276,9 +260,7 @@ class Combiner(Stateful, ABC):
 class LossCombiner(Combiner):
     """A method whose weights depend on the losses alone: it needs one weighted backward pass."""
 
-    needs = "losses"
     reads_losses = True
-    _checks_itself = True
 
     @final
     def weights(self, losses: Tensor) -> Tensor:
@@ -306,30 +288,22 @@ class LossCombiner(Combiner):
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         # A method that does not read losses takes only their dtype.
         given = losses if losses is not None else jacobian.new_ones(self.num_tasks)
-        before = [buffer.clone() for buffer in self.buffers()] if self._checked else []
-        weights = self._noted(given)
-        direction = weighted_sum(weights, jacobian)
-        if self._checked and not sum_shows_finite(weights, jacobian, direction):
-            try:
-                self._check_gradients(jacobian)
-            except ValueError:
-                for buffer, value in zip(self.buffers(), before, strict=True):
-                    buffer.copy_(value)  # a refusal leaves no trace
-                raise
-            check_direction(self.name, direction)
-        return direction
+        return weighted_sum(self._noted(given), jacobian)
 
 
 class GramCombiner(Combiner):
     """A method whose weights depend on the Gramian alone."""
 
-    needs = "gram"
     multiplies_gradients = True
-    _checks_itself = True
 
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)
         self._last_gram = nn.Buffer(torch.eye(num_tasks, dtype=torch.float64), persistent=False)
+
+    @property
+    def gramian_suffices(self) -> bool:
+        """Whether the direction is `weights(gram) @ jacobian`: then no Jacobian has to be stored."""
+        return self.num_batches == 1 and not self.reads_losses
 
     @final
     def weights(self, gram: Tensor) -> Tensor:
@@ -356,10 +330,7 @@ class GramCombiner(Combiner):
         return weights
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        direction = weighted_sum(self._noted(self._gramian(jacobian)), jacobian)
-        if self._checked:
-            check_direction(self.name, direction)
-        return direction
+        return weighted_sum(self._noted(self._gramian(jacobian)), jacobian)
 
     def metrics(self) -> dict[str, Tensor]:
         """Device tensors about the last call: weights, conflict between tasks, length of the direction.
@@ -387,5 +358,3 @@ class GramCombiner(Combiner):
 
 class JacobianCombiner(Combiner):
     """A method that needs the whole Jacobian; it implements `_combine`."""
-
-    needs = "jacobian"

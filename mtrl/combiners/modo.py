@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_choice, check_direction, check_number
 from mtrl.combiners._evaluator import JacobianAt
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import inner_products, weighted_sum
+from mtrl.combiners.solvers.gramian import gramian, inner_products, weighted_sum
 from mtrl.combiners.solvers.hull import project
 
 
@@ -27,7 +27,6 @@ class MoDo(JacobianCombiner):
 
     name = "modo"
     papers = ("chen2023modo",)
-    _checks_itself = True
     multiplies_gradients = True
 
     def __init__(
@@ -49,7 +48,7 @@ class MoDo(JacobianCombiner):
         return self._step(inner_products(first, second), third)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
-        return self._step(self._gramian(jacobian), jacobian)
+        return self._step(gramian(jacobian), jacobian)
 
     def _step(self, products: Tensor, jacobian: Tensor) -> Tensor:
         slope = products.to(torch.float64) @ self.w + self.rho * self.w

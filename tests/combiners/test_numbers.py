@@ -206,7 +206,7 @@ def test_a_checked_call_costs_little_beside_the_mean(name: str, most: float) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mean", "uw", "famo", "cagrad", "nash_mtl", "upgrad", "mgda", "affinity"])
+@pytest.mark.parametrize("name", ["cagrad", "nash_mtl", "upgrad", "mgda"])
 def test_a_check_costs_little_beside_the_method(name: str) -> None:
     rows, losses = torch.randn(10, 1_000_000), torch.rand(10) + 0.5
     combiner = make_combiner(name, num_tasks=10)
