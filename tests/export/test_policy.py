@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,10 +71,23 @@ def observations(rows: int = TASKS * COPIES) -> NDArray[np.float32]:
     return np.random.default_rng(0).normal(size=(rows, OBS_DIM)).astype(np.float32) * 3
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing is exported from but `policy` beside it; to be read only."""
+    folder = tmp_path_factory.mktemp("made")
+    random_run(folder / "run")
+    export_run(folder / "run", folder / "policy")
+    return folder
+
+
 @pytest.fixture
-def exported(tmp_path: Path) -> Path:
-    random_run(tmp_path / "run")
-    return export_run(tmp_path / "run", tmp_path / "policy")
+def exported(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "policy", tmp_path / "policy"))
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "run", tmp_path / "run"))
 
 
 @pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
@@ -279,18 +293,17 @@ def test_the_card_tells_every_task_s_success_and_whose_parameters_these_are(tmp_
     assert "at vector step 20; the exported parameters are newer, from vector step 30" in body
 
 
-def test_nothing_of_the_user_s_is_overwritten(tmp_path: Path) -> None:
-    random_run(tmp_path / "run")
+def test_nothing_of_the_user_s_is_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("mine")
     with pytest.raises(UserError, match="something other than an exported policy"):
-        export_run(tmp_path / "run", tmp_path / "mine")
+        export_run(run, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["README.md"]
     with pytest.raises(UserError, match="not a run directory"):
         export_run(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    first = export_run(tmp_path / "run", tmp_path / "out")
-    assert export_run(tmp_path / "run", tmp_path / "out") == first
+    first = export_run(run, tmp_path / "out")
+    assert export_run(run, tmp_path / "out") == first
 
 
 @pytest.mark.parametrize("named", ["net.py:Net", "{folder}/net.py:Net", "stranger_module:Net"])
@@ -372,9 +385,8 @@ def test_a_description_that_is_none_is_a_user_s_error(text: bytes, exported: Pat
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_an_export_that_was_killed_is_made_again_by_the_same_command(
-    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    renames: int, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    random_run(tmp_path / "run")
     original, left = os.replace, [renames]
 
     def replace(source: Any, target: Any) -> None:
@@ -387,9 +399,9 @@ def test_an_export_that_was_killed_is_made_again_by_the_same_command(
         patch.setattr(os, "replace", replace)
         patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process cleans nothing up
         with pytest.raises(KeyboardInterrupt):
-            export_run(tmp_path / "run")
-    folder = tmp_path / "run/policy"
+            export_run(run)
+    folder = run / "policy"
     (folder / next(folder.glob(".tmp-*"))).rename(folder / ".tmp-1-policy.safetensors")
-    export_run(tmp_path / "run")
+    export_run(run)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["README.md", "policy.json", "policy.safetensors"]

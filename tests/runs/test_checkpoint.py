@@ -68,7 +68,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(tree=TREES)
 def test_any_tree_comes_back_bit_equal(tree: Any) -> None:
     with tempfile.TemporaryDirectory() as directory:

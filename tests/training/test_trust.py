@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,9 +69,19 @@ def _ran(folder: Path) -> bool:
     return any(folder.rglob("ran"))
 
 
+@functools.cache
+def _files_of_a_run() -> dict[Path, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        random_run(run)
+        return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 def _stranger(run: Path, changes: dict[str, Any]) -> Path:
     if not run.exists():
-        random_run(run)
+        for name, content in _files_of_a_run().items():
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_bytes(content)
     values = yaml.safe_load((run / "config.yaml").read_text())
     for key, value in changes.items():
         merge = isinstance(value, dict) and key in ("network", "train")
