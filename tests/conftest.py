@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Tensors are small here: threads would only wait for one another, and for those of the suite's other process.
 # Set before torch is imported, here and in the processes that tests start.
@@ -22,6 +24,9 @@ import torch
 # Without a GPU the solvers' kernels run in Triton's interpreter, chosen before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if TYPE_CHECKING:
+    from tests.helpers.finished_runs import Finished
 
 PACKAGES = (
     "clarabel", "cvxpy", "hatchling", "hypothesis", "matplotlib", "pandas", "quadprog", "sklearn", "torchjd",
@@ -102,3 +107,31 @@ def worker_threads(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtrl.envs.engine.pool.WorkerPool._start", start)
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(shared_folder: Path) -> Finished:
+    """A run of `counting()` that nothing happened to; to be read only."""
+    from tests.helpers.finished_runs import made_once
+
+    return made_once(shared_folder / "finished", steps=60)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(finished: Finished) -> Path:
+    """The directory of `finished`; to be read only."""
+    return finished.path
+
+
+@pytest.fixture(scope="session")
+def first_half(shared_folder: Path) -> Path:
+    """A run that was to end, and did, after half the steps of `finished`; to be read only."""
+    from tests.helpers.finished_runs import made_once
+
+    return made_once(shared_folder / "half", steps=30).path
+
+
+@pytest.fixture
+def half(first_half: Path, tmp_path: Path) -> Path:
+    """A copy of `first_half`."""
+    return Path(shutil.copytree(first_half, tmp_path / "half"))

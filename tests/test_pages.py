@@ -1,7 +1,7 @@
 """README and docs: every Python block runs, shortened, and every command that a page prints is read.
 
-docs/extending.md and docs/without-rl.md have their own tests (test_docs.py, gradients/test_without_rl.py). The
-blocks of docs/architecture.md are excerpts of code.
+docs/extending.md and docs/without-rl.md have tests of their own (test_docs.py, gradients/test_without_rl.py).
+The blocks of docs/architecture.md are excerpts of code.
 """
 
 from __future__ import annotations

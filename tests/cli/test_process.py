@@ -41,11 +41,11 @@ def test_help_cut_off_by_a_pager_is_no_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", pytest.param("utf-8", marks=pytest.mark.slow)])
 def test_mistake_in_a_real_process(tmp_path: Path, encoding: str) -> None:
-    result = run_script("train_mt10.py", "--device", "gpu", cwd=tmp_path, PYTHONIOENCODING=encoding)
+    result = run_script("evaluate.py", "run", "--device", "gpu", cwd=tmp_path, PYTHONIOENCODING=encoding)
     assert (result.returncode, result.stdout) == (2, "")
     assert (
         result.stderr
-        == "error: unknown value for device 'gpu'. Did you mean 'cpu'? Valid: auto, cpu, cuda.\n"
+        == "error: unknown value for --device 'gpu'. Did you mean 'cpu'? Valid: auto, cpu, cuda.\n"
     )
     assert os.listdir(tmp_path) == []
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -32,29 +33,13 @@ def test_without_flags_the_scripts_preset_is_trained(calls: Calls) -> None:
 
 
 def test_flags_reach_every_section(calls: Calls) -> None:
+    flags = (
+        "--sac.gamma 0.98 --network.critic_width 512 --train.num-threads=2 --steps 1000 --seed 3 --device cpu"
+    )
+    flags += " --env.envs_per_task 2 --replay.reward-scaling ema --eval.interval=7"
     assert (
         train_mt10(
-            *[
-                "--sac.gamma",
-                "0.98",
-                "--network.critic_width",
-                "512",
-                "--train.num-threads=2",
-                "--steps",
-                "1000",
-                "--seed",
-                "3",
-            ],
-            *[
-                "--device",
-                "cpu",
-                "--env.envs_per_task",
-                "2",
-                "--replay.reward-scaling",
-                "ema",
-                "--eval.interval=7",
-            ],
-            *["--network.actor-layer-norm", "--sac.max-grad-norm", "None", "--run_dir", "here"],
+            *flags.split(), "--network.actor-layer-norm", "--sac.max-grad-norm", "None", "--run_dir", "here"
         )
         == 0
     )
@@ -137,17 +122,30 @@ def test_the_suite_has_typed_options(calls: Calls) -> None:
     assert calls.config.suite_options == {"reward_version": "v1"}
 
 
-@pytest.mark.parametrize("name", sorted(COMBINERS))
-def test_every_method_is_trainable_with_its_defaults(calls: Calls, name: str) -> None:
+def _without_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if not key.endswith("_options")}
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """What a method is made with if nobody says more than how losses are shifted."""
     signature = inspect.signature(COMBINERS[name]).parameters
-    expected = {key: value.default for key, value in signature.items() if key != "num_tasks"}
-    if "shift" in expected:
-        expected["shift"] = "minimum"
+    options = {key: value.default for key, value in signature.items() if key != "num_tasks"}
+    return options | ({"shift": "minimum"} if "shift" in options else {})
+
+
+@pytest.mark.parametrize("name", ["cagrad", "sdmgrad_os", "dropgrad", "fs_mtl", "famo", "nash_mtl", "mean"])
+def test_a_method_is_trainable_with_its_defaults(calls: Calls, name: str) -> None:
+    expected = _defaults(name)
     assert train_mt10("--method", name, *(["--method.shift", "minimum"] if "shift" in expected else [])) == 0
-    found = calls.config.method_options
-    assert {key: value for key, value in found.items() if not key.endswith("_options")} == {
-        key: value for key, value in expected.items() if not key.endswith("_options")
-    }
+    assert _without_options(calls.config.method_options) == _without_options(expected)
+
+
+def test_every_method_has_its_defaults_in_a_configuration() -> None:
+    for name in COMBINERS:
+        expected = _defaults(name)
+        shift = {"method_options": {"shift": "minimum"}} if "shift" in expected else {}
+        config = resolve(build_config(load_preset("mt10"), {"method": name, **shift}))
+        assert _without_options(config.method_options) == _without_options(expected), name
 
 
 def test_print_config_prints_what_would_be_trained(

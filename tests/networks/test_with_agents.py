@@ -13,8 +13,10 @@ from tests.helpers.plain_ppo import Story, fill, ppo_agent, ppo_config
 SAMPLES = 5
 
 
-@pytest.mark.parametrize("method", ["cagrad", "mean"])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "method"),
+    [*((network, "cagrad") for network in NETWORKS), ("mlp", "mean"), ("moore", "mean")],
+)
 def test_ppo_moves_a_network_whose_values_are_normalised(network: str, method: str) -> None:
     agent, story = ppo_agent(ppo_config(method, architecture=network, ppo={"value_norm": "pop_art"})), Story()
     descents = (agent.update.actor, agent.update.critic)

@@ -86,9 +86,10 @@ def test_a_run_is_grouped_and_ordered_by_what_it_noted(
     assert "2 groups of 1 to 1 tasks must be able to hold all 3 tasks" in capsys.readouterr().err
 
 
-def test_a_run_without_affinities_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(config(**COUNTING, method="mean", steps=20), tmp_path / "run")
-    assert main_group([str(tmp_path / "run")]) == 2
+def test_a_run_without_affinities_says_what_to_do(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_group([str(undisturbed)]) == 2
     assert "has collected no affinities: train it with --method affinity" in capsys.readouterr().err
     assert main_group([str(tmp_path / "nothing")]) == 2
 

@@ -24,8 +24,8 @@ from mtrl.errors import UserError
 from mtrl.runs.log import Evaluation
 from mtrl.training.events import Event
 from mtrl.training.run import default_run_dir, evaluate_run, resume_training
+from tests.helpers.finished_runs import Finished
 from tests.helpers.short_runs import assert_same_run, config, counting, lines
-from tests.training.conftest import Finished
 
 pytestmark = pytest.mark.usefixtures("worker_threads")
 

@@ -52,14 +52,14 @@ def in_pairs(tasks: int, part: float, seed: int) -> Tensor:
     ],
     ids=str,
 )
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_residual_stays_below_the_root_of_the_tolerance(
-    name: str, options: dict[str, Any], dtype: torch.dtype
+    name: str, options: dict[str, Any], dtype: torch.dtype, seed: int
 ) -> None:
     for made, tasks, part in itertools.product((along_a_line, in_pairs), (3, 5, 10), PARTS[dtype]):
-        for seed in range(2):
-            combiner = make_combiner(name, num_tasks=tasks, **options)
-            combined(combiner, made(tasks, part, seed).to(dtype))
-            assert abs(float(combiner.metrics()["residual"])) <= BOUND[dtype], (made, tasks, part, seed)
+        combiner = make_combiner(name, num_tasks=tasks, **options)
+        combined(combiner, made(tasks, part, seed).to(dtype))
+        assert abs(float(combiner.metrics()["residual"])) <= BOUND[dtype], (made, tasks, part)
 
 
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.99])
