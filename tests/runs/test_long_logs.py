@@ -37,12 +37,12 @@ def test_of_each_vector_step_the_last_line_stays(seed: int, tmp_path: Path) -> N
     for raw in mixed:
         if raw in written and json.loads(raw)["vector_step"] <= 50:
             newest[json.loads(raw)["vector_step"]] = json.loads(raw)["mark"]
-    steps = drop_after(tmp_path, 50).steps
+    history = drop_after(tmp_path, 50)
     kept = [json.loads(raw) for raw in (tmp_path / "metrics.jsonl").read_bytes().splitlines()]
     assert {found["vector_step"]: found["mark"] for found in kept} == newest
     assert len(kept) == len(newest)
     due = [step for step in range(10, 60, 10) if step not in newest]
-    said = lost_lines(steps, 50, log_interval=10, eval_interval=1000)
+    said = lost_lines(history.steps, 50, log_interval=10, eval_interval=1000)
     assert len(said) == bool(due)
     assert all(f"lacks {len(due)} of its lines" in sentence for sentence in said)
 
@@ -67,8 +67,8 @@ def test_a_long_log_is_never_in_memory(tmp_path: Path) -> None:
     assert length > 900_000
     tracemalloc.start()
     try:
-        steps = drop_after(tmp_path, 990).steps
-        lost = lost_lines(steps, 990, log_interval=10, eval_interval=10_000)
+        history = drop_after(tmp_path, 990)
+        lost = lost_lines(history.steps, 990, log_interval=10, eval_interval=10_000)
         assert tracemalloc.get_traced_memory()[1] <= length / 4
     finally:
         tracemalloc.stop()
