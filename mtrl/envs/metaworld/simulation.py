@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from mtrl.envs.metaworld import speedups
-from mtrl.envs.metaworld.speedups import EDITED_MODEL_ARRAYS, lend_model
+from mtrl.envs.metaworld.speedups import EDITED_MODEL_ARRAYS, lend_model, place_hand
 from mtrl.envs.metaworld.tasks import GOALS_PER_TASK
 from mtrl.envs.state import NotPlainError, encode, restore_attributes, restore_physics, take_physics
 from mtrl.envs.suite import StepOutcome
@@ -212,7 +212,7 @@ def _draw_goals(name: str) -> NDArray[np.float64]:
     env._set_task_called = True
     env._set_task_inner()
     env.do_simulation = lambda ctrl, n_frames: mujoco.mj_forward(env.model, env.data)
-    env._reset_hand = lambda steps=50: _place_hand(env)
+    env._reset_hand = lambda steps=50: place_hand(env)
     vectors = []
     for _ in range(GOALS_PER_TASK):
         env.reset()
@@ -224,9 +224,3 @@ def _draw_goals(name: str) -> NDArray[np.float64]:
             f"{name}: some of the goals drawn are equal, which upstream refuses as well; choose another seed."
         )
     return goals
-
-
-def _place_hand(env: Any) -> None:
-    """Replace the simulated approach of the hand: compute all derived quantities and move nothing."""
-    mujoco.mj_forward(env.model, env.data)
-    env.init_tcp = env.tcp_center
