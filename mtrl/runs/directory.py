@@ -1,9 +1,7 @@
 """The directory of a run and the names of its files. Imports no torch."""
 
 import contextlib
-import errno
 import json
-import os
 import re
 import shlex
 import shutil
@@ -43,7 +41,7 @@ class RunDirectory:
     def __init__(self, path: Path, lock: RunLock, created: tuple[Path, ...], *, is_new: bool) -> None:
         self.path, self.config_path, self.checkpoints = path, path / CONFIG_NAME, path / CHECKPOINTS_NAME
         self._lock: RunLock | None = lock
-        self._created = created  # directories made by `create`, outermost first
+        self._created = created  # directories made by `create`, innermost first
         self._is_new = is_new
 
     @classmethod
@@ -61,7 +59,8 @@ class RunDirectory:
         path = expand(path)
         created: list[Path] = []
         try:
-            _make_directories(path, created)
+            created = _missing(path)
+            path.mkdir(parents=True, exist_ok=True)  # another process may make them too
             lock = RunLock(path)
         except OSError as error:
             _remove_empty(created)
@@ -86,7 +85,9 @@ class RunDirectory:
             candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
             created: list[Path] = []
             try:
-                _make_directories(candidate.parent, created)
+                created = _missing(candidate)
+                with contextlib.suppress(OSError):  # which the next line meets again
+                    candidate.parent.mkdir(parents=True, exist_ok=True)
                 candidate.mkdir()  # if several processes try, exactly one succeeds
             except FileExistsError:
                 continue
@@ -94,7 +95,7 @@ class RunDirectory:
                 _remove_empty(created)  # `create` meets the same error and explains it
                 return cls.create(candidate)
             run = cls.create(candidate)
-            run._created = (*created, candidate)
+            run._created = tuple(created)
             return run
         raise UserError(f"no free directory name near '{path}'. Choose one with --run-dir.")
 
@@ -213,22 +214,13 @@ def remove_unfinished(folder: Path) -> list[str]:
     return [entry.name for entry in stale]
 
 
-def _make_directories(path: Path, created: list[Path]) -> None:
-    missing: list[Path] = []
-    place = path
-    while not place.exists():
-        missing.append(place)
-        place = place.parent
-    for directory in reversed(missing):
-        # Another process may make the same directory at the same time; the lock decides between them.
-        directory.mkdir(exist_ok=True)
-        created.append(directory)
-    if not path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+def _missing(path: Path) -> list[Path]:
+    """Return which of a path and the folders above it do not exist, innermost first."""
+    return [place for place in (path, *path.parents) if not place.exists()]
 
 
 def _remove_empty(directories: Sequence[Path]) -> None:
-    for directory in reversed(directories):
+    for directory in directories:
         with contextlib.suppress(OSError):
             directory.rmdir()
 
