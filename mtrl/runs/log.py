@@ -9,13 +9,16 @@ import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.registry import Registry
 from mtrl.runs import console
+
+if TYPE_CHECKING:
+    from mtrl.runs.jsonl import JsonLines
 
 STEP_LABEL = "vector steps (env steps of each copy of a task)"
 
@@ -146,24 +149,16 @@ def by_task(tasks: Sequence[str], values: Any) -> dict[str, Any]:
     }
 
 
-class Record(Sink, Protocol):
-    """A sink that keeps data that it cannot write and writes it later."""
-
-    def flush(self) -> None:
-        """Write data that could not be written so far. Raises OSError if that fails again."""
-        ...
-
-
 class Log:
     """Gives every number to the record and to all sinks.
 
     Args:
         run: the run.
-        record: the files that reports and resume read (`mtrl.runs.jsonl.JsonLines`); its errors are raised.
+        record: the files that reports and resume read ; its errors are raised.
         sinks: further sinks; one that fails is closed.
     """
 
-    def __init__(self, run: RunInfo, record: Record, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(self, run: RunInfo, record: "JsonLines", sinks: Sequence[Sink] = ()) -> None:
         self._tasks = run.task_names
         self._record = record
         self._sinks = list(sinks)
