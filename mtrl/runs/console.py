@@ -85,7 +85,13 @@ def say(text: str) -> None:
 
 def warning(text: str) -> None:
     """Print one warning to stderr."""
-    _to_stderr("warning", "yellow", text)
+    console = Console(stderr=True)
+    if console.is_interactive:
+        _print_rich(console, Text.assemble(("warning: ", "bold yellow"), text))
+    else:
+        with _ignore_output_errors():
+            # sys.stderr is looked up at each call: while the bar is shown, rich redirects it.
+            print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def once() -> Callable[[str], None]:
@@ -98,11 +104,6 @@ def once() -> Callable[[str], None]:
             warning(text)
 
     return warn
-
-
-def error(text: str) -> None:
-    """Print one error to stderr."""
-    _to_stderr("error", "red", text)
 
 
 class RunProgress:
@@ -188,16 +189,6 @@ class RunProgress:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _to_stderr(label: str, style: str, text: str) -> None:
-    console = Console(stderr=True)
-    if console.is_interactive:
-        _print_rich(console, Text.assemble((f"{label}: ", f"bold {style}"), text))
-    else:
-        with _ignore_output_errors():
-            # sys.stderr is looked up at each call: while the bar is shown, rich redirects it.
-            print(f"{label}: {text}", file=sys.stderr, flush=True)
 
 
 def _print_plain(console: Console, lines: Sequence[str]) -> None:

@@ -39,7 +39,6 @@ def test_outside_a_terminal_nothing_has_control_codes(capsys: pytest.CaptureFixt
         progress.message("checkpoint written")
     evaluation_table(RESULT)
     console.warning("careful")
-    console.error("wrong")
     out, err = capsys.readouterr()
     assert out and err
     assert not CONTROL.search(out) and not CONTROL.search(err)
@@ -143,13 +142,12 @@ def test_the_evaluation_table_has_tasks_and_their_mean(capsys: pytest.CaptureFix
         assert row in cells
 
 
-def test_warnings_and_errors_go_to_stderr_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_go_to_stderr_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 200
-    console.warning(f"[bold]{long}")
-    console.error("bad :smile: value")
+    console.warning(f"[bold]{long} :smile:")
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == [f"warning: [bold]{long}", "error: bad :smile: value"]
+    assert err.splitlines() == [f"warning: [bold]{long} :smile:"]
 
 
 def test_an_evaluation_averages_over_tasks_and_episodes() -> None:
