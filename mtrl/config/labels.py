@@ -28,3 +28,15 @@ def method_label(config: Mapping[str, Any]) -> str:
     """
     critic, actor = methods_of(config).values()
     return critic[0] if critic == actor else f"{critic[0]} / {actor[0]}"
+
+
+def with_options(name: str, options: Mapping[str, Any]) -> str:
+    """Return a plug-in's name with its options: "cagrad (c=0.4)"."""
+    values = ", ".join(f"{option}={value}" for option, value in options.items())
+    return f"{name} ({values})" if values else name
+
+
+def described_methods(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the method with its options as "method", or as "critic method" and "actor method"."""
+    texts = {f"{network} method": with_options(*method) for network, method in methods_of(config).items()}
+    return texts if len(set(texts.values())) > 1 else {"method": texts["critic method"]}

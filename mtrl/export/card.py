@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from mtrl.config.labels import RESTART, method_label, methods_of
+from mtrl.config.labels import RESTART, described_methods, method_label, methods_of, with_options
 from mtrl.networks.make import describe_network
 
 _USE = """\
@@ -108,17 +108,10 @@ def _facts(policy: Mapping[str, Any]) -> dict[str, Any]:
     config = policy["config"]
     env = config["env"]
     length = config["eval"].get("max_episode_steps") or env["max_episode_steps"]
-    facts = {"agent": config["agent"]}
-    methods = methods_of(config)
-    named = (
-        {"method": methods["critic"]}
-        if methods["critic"] == methods["actor"]
-        else {f"{network} method": methods[network] for network in methods}
-    )
-    for key, (name, given) in (named | {"suite": (config["suite"], config["suite_options"])}).items():
-        options = ", ".join(f"{option}={value}" for option, value in given.items())
-        facts[key] = name + (f" ({options})" if options else "")
-    return facts | {
+    return {
+        "agent": config["agent"],
+        **described_methods(config),
+        "suite": with_options(config["suite"], config["suite_options"]),
         "seed": config["seed"],
         "vector steps": f"{policy['vector_step']:,} of {config['steps']:,}, "
         f"{env['envs_per_task']} environment{'s' if env['envs_per_task'] > 1 else ''} per task",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mtrl.config.labels import RESTART, method_label
+from mtrl.config.labels import RESTART, described_methods, method_label
 from mtrl.config.schema import Config
 from mtrl.device.cpu import precision_on
 from mtrl.envs import TaskVectorEnv
@@ -35,7 +35,7 @@ def describe(
         if value not in (None, False) and not isinstance(value, Mapping)  # tables stand in config.yaml
     )
     facts = [
-        *_methods(config),
+        *described_methods(vars(config)).items(),
         ("tasks", names),
         (
             "protocol",
@@ -83,14 +83,3 @@ def _device_name(device: torch.device, precision: str) -> str:
         return f"cuda ({torch.cuda.get_device_name(device)}, products in {products})"
     threads = torch.get_num_threads()
     return f"cpu ({threads} thread{'s' if threads > 1 else ''})"
-
-
-def _methods(config: Config) -> list[tuple[str, str]]:
-    """Return a line for the method of both networks, or one for each."""
-    texts = {}
-    for network, (method, options) in config.methods().items():
-        values = ", ".join(f"{name}={value}" for name, value in options.items())
-        texts[f"{network}'s method"] = method + (f" ({values})" if values else "")
-    if len(set(texts.values())) == 1:
-        return [("method", texts["critic's method"])]
-    return list(texts.items())
