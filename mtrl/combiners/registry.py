@@ -40,25 +40,6 @@ def scan() -> None:
         COMBINERS.register(found[0].name, found[0])
 
 
-def combiner_class(method: str | type[Combiner]) -> type[Combiner]:
-    """Return the class of a method: by its name, as "package.module:Name" or "file.py:Name", or itself.
-
-    Raises:
-        UserError: no such method, or something that is no concrete Combiner with a `name`.
-    """
-    found = COMBINERS[method] if isinstance(method, str) else method
-    if not (inspect.isclass(found) and issubclass(found, Combiner)) or inspect.isabstract(found):
-        missing = sorted(getattr(found, "__abstractmethods__", ()))
-        lacks = f" that lacks {', '.join(missing)}" if missing else ""
-        raise UserError(
-            f"a method must be a subclass of LossCombiner, GramCombiner or JacobianCombiner with their hooks "
-            f"written; found {found!r}{lacks}."
-        )
-    if not found.name:
-        raise UserError(f"{found.__name__} needs a class attribute `name`, which messages use.")
-    return found
-
-
 def make_combiner(method: str | type[Combiner], *, num_tasks: int, **options: Any) -> Combiner:
     """Return a fresh instance of a method for `num_tasks` tasks.
 
@@ -68,11 +49,20 @@ def make_combiner(method: str | type[Combiner], *, num_tasks: int, **options: An
         options: the method's own arguments.
 
     Raises:
-        UserError: unknown method, or unknown argument (names the nearest valid ones). A UserError is a
-            ValueError.
+        UserError: unknown method or argument (names the nearest valid ones), or something that is no concrete
+            Combiner with a `name`. A UserError is a ValueError.
         ValueError: a value outside its rule.
     """
-    cls = combiner_class(method)
+    cls = COMBINERS[method] if isinstance(method, str) else method
+    if not (inspect.isclass(cls) and issubclass(cls, Combiner)) or inspect.isabstract(cls):
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        lacks = f" that lacks {', '.join(missing)}" if missing else ""
+        raise UserError(
+            f"a method must be a subclass of LossCombiner, GramCombiner or JacobianCombiner with their hooks "
+            f"written; found {cls!r}{lacks}."
+        )
+    if not cls.name:
+        raise UserError(f"{cls.__name__} needs a class attribute `name`, which messages use.")
     valid = [key for key in inspect.signature(cls).parameters if key != "num_tasks"]
     for key in options:
         if key not in valid:
