@@ -208,7 +208,7 @@ def test_a_manifest_cannot_point_outside_its_directory(tmp_path: Path) -> None:
 
 
 # These unpickle what a process of the same run sends through a pipe or has just pickled, never a file.
-PIPES = {"envs/engine/pool.py", "envs/engine/worker.py", "envs/engine/trial.py"}
+PIPES = {"envs/engine/pool.py", "envs/engine/worker.py"}
 
 
 def test_the_package_never_unpickles_a_file() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import random
 import select
 import signal
 import sys
@@ -27,12 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtrl.envs.engine.shared import SharedArrays, Sizes
-from mtrl.envs.engine.trial import try_state
 from mtrl.envs.suite import TaskEnv, TaskSuite
 from mtrl.errors import EnvironmentFailure, UserError
 from mtrl.registry import FILE_MODULE, load_object
 
 STEP, COMMAND, DONE, RESULT, ERROR, REFUSAL = b"s", b"c", b"d", b"r", b"e", b"n"
+_TRIAL_STEPS = 8
 
 
 class Parcel(NamedTuple):
@@ -231,6 +232,57 @@ class Worker:
         for env in self.envs:
             env.simulation.close()
         self.envs.clear()
+
+
+def try_state(env: TaskEnv, task: str, action_dim: int) -> tuple[str | None, Any]:
+    """Save and restore an environment within an episode; return the problem, None without one, and the state.
+
+    Eight steps, a reset and eight more steps are compared. This finds state outside of the environment, such
+    as a global random generator or a variable of a module.
+    """
+    actions = np.random.default_rng(0).uniform(-1, 1, (_TRIAL_STEPS, action_dim)).astype(np.float32)
+
+    def played() -> list[Any]:
+        numbers: list[Any] = []
+        for goal in (0, 1):
+            for action in actions:
+                obs, reward, terminated, truncated, _ = env.step(action)
+                numbers.append((np.asarray(obs).tobytes(), repr(reward), terminated, truncated))
+                if terminated or truncated:
+                    break
+            numbers.append(np.asarray(env.reset(goal)).tobytes())
+        return numbers
+
+    with _own_global_streams():
+        env.reset(0)
+        env.step(actions[0])
+        try:
+            state = env.get_state()
+            copied = pickle.loads(pickle.dumps(state))
+            expected = played()
+            env.set_state(copied)
+            again = played()
+        except UserError as error:
+            return str(error), None
+        except Exception as error:  # noqa: BLE001 - a class of the user's own may raise anything
+            return f"task {task} cannot be saved in mid-episode: {type(error).__name__}: {error}", None
+        if again != expected:
+            return (
+                f"task {task} cannot be saved in mid-episode: restored by set_state, it continues with other "
+                "numbers, so something outside of its state decides them, such as a global random generator."
+            ), None
+        return None, state
+
+
+@contextmanager
+def _own_global_streams() -> Iterator[None]:
+    """Keep the global random generators as they are, on which environments of this process may depend."""
+    before = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(before[0])
+        random.setstate(before[1])
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtrl.envs import TaskVectorEnv
-from mtrl.envs.engine.trial import try_state
+from mtrl.envs.engine.worker import try_state
 from mtrl.envs.gymnasium.env import GymnasiumEnv
 from mtrl.envs.gymnasium.suite import GymnasiumSuite
 from mtrl.errors import UserError
