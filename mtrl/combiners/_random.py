@@ -50,10 +50,10 @@ def _hashed(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
 def _scrambled(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
     if not keys.is_cuda or find_spec("triton") is None:
         return _hashed(keys, step, stream)
-    from mtrl.combiners.solvers.kernels_hash import launch
+    from mtrl.combiners.solvers.kernels import launch_hash
 
     with torch.cuda.device_of(keys):
-        return launch(keys, step, stream)
+        return launch_hash(keys, step, stream)
 
 
 @_scrambled.register_fake
@@ -80,7 +80,7 @@ def _sorted(items: Tensor, step: Tensor, stream: Tensor) -> Tensor:
 def _shuffled(items: Tensor, step: Tensor, stream: Tensor) -> Tensor:
     if not items.is_cuda or find_spec("triton") is None:
         return _sorted(items, step, stream)
-    from mtrl.combiners.solvers.kernels_hash import launch_shuffle
+    from mtrl.combiners.solvers.kernels import launch_shuffle
 
     with torch.cuda.device_of(items):
         return launch_shuffle(items, step, stream)

@@ -43,10 +43,10 @@ def _adam(
     if not value.is_cuda or find_spec("triton") is None:
         stepped(value, first, second, step, gradient, lr, decay)
         return
-    from mtrl.combiners.solvers.kernels_adam import launch
+    from mtrl.combiners.solvers.kernels import launch_adam
 
     with torch.cuda.device_of(value):
-        launch(value, first, second, step, gradient, lr, decay)
+        launch_adam(value, first, second, step, gradient, lr, decay)
 
 
 @_adam.register_fake

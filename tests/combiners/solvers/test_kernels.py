@@ -19,7 +19,7 @@ from tests.combiners.oracles import ORACLES
 from tests.combiners.solvers.problems import ALL_KINDS, DTYPES, KINDS, problem
 
 pytest.importorskip("triton")
-from mtrl.combiners.solvers import backends, kernels_adam, kernels_hash
+from mtrl.combiners.solvers import backends, kernels
 from tests.combiners.solvers.solves import DEVICE, SOLVES, by_kernel, by_triton, failures, solved_by_kernel
 from tests.helpers import plain_triton
 
@@ -111,9 +111,7 @@ from pathlib import Path
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from mtrl.combiners.solvers.backends import PROBLEMS
-from mtrl.combiners.solvers.kernels import planned
-from mtrl.combiners.solvers.kernels_adam import adam
-from mtrl.combiners.solvers.kernels_hash import hashed, shuffled
+from mtrl.combiners.solvers.kernels import adam, hashed, planned, shuffled
 import mtrl.combiners
 
 target = GPUTarget("cuda", 90, 32)
@@ -171,15 +169,15 @@ def test_kernels_compile_for_a_gpu_that_is_not_there_and_stay_in_its_registers(t
 def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Triton run the kernels that are no solves, and NumPy."""
     if request.param == "numpy":
-        for module, name in ((kernels_hash, "hashed"), (kernels_hash, "shuffled"), (kernels_adam, "adam")):
-            monkeypatch.setattr(module, name, plain_triton.Kernel(getattr(module, name)))
+        for name in ("hashed", "shuffled", "adam"):
+            monkeypatch.setattr(kernels, name, plain_triton.Kernel(getattr(kernels, name)))
 
 
 @pytest.mark.usefixtures("launched")
 def test_the_hash_of_random_numbers_is_the_hosts() -> None:
     keys = torch.arange(-700, 1500, device=DEVICE).view(2, -1)
     step, stream = torch.tensor([[12345], [-(2**63) + 7]], device=DEVICE)
-    assert torch.equal(kernels_hash.launch(keys, step, stream), _hashed(keys, step, stream))
+    assert torch.equal(kernels.launch_hash(keys, step, stream), _hashed(keys, step, stream))
 
 
 @pytest.mark.usefixtures("launched")
@@ -187,13 +185,13 @@ def test_the_hash_of_random_numbers_is_the_hosts() -> None:
 def test_random_orders_are_the_hosts(shape: tuple[int, int]) -> None:
     items = torch.arange(shape[0] * shape[1], device=DEVICE).mul(7).view(shape)
     step, stream = torch.tensor([[12345], [-(2**63) + 7]], device=DEVICE)
-    assert torch.equal(kernels_hash.launch_shuffle(items, step, stream), _sorted(items, step, stream))
+    assert torch.equal(kernels.launch_shuffle(items, step, stream), _sorted(items, step, stream))
 
 
 @pytest.mark.usefixtures("launched")
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_a_step_of_learned_weights_is_torchs_adam(decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adam, "stepped", kernels_adam.launch)
+    monkeypatch.setattr(adam, "stepped", kernels.launch_adam)
     learned = _state.Learned(5, lr=0.1, weight_decay=decay).to(DEVICE)
     value = torch.zeros(5, dtype=torch.float64, device=DEVICE, requires_grad=True)
     reference_adam = torch.optim.Adam([value], lr=0.1, weight_decay=decay)
