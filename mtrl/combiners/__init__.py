@@ -3,8 +3,7 @@
 Needs torch, NumPy, and of mtrl only `errors` and `registry`.
 """
 
-from mtrl.combiners._evaluator import JacobianAt
-from mtrl.combiners.base import Combiner, GramCombiner, JacobianCombiner, LossCombiner
+from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner, LossCombiner
 from mtrl.combiners.registry import COMBINERS, make_combiner, scan
 
 scan()

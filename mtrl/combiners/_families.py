@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
-from mtrl.combiners._evaluator import JacobianAt
 from mtrl.combiners._random import next_tasks, shuffled
 from mtrl.combiners._state import HostCounter, LossOrigin
-from mtrl.combiners.base import Combiner, GramCombiner, JacobianCombiner
+from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner
 from mtrl.combiners.registry import make_combiner
 
 # What a base may require of its caller, and how a message says it.

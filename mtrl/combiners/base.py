@@ -8,9 +8,9 @@ the hook of the same name with an underscore. A method implements the hooks only
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,43 @@ from mtrl.combiners._checks import (
     check_products,
     is_integer,
 )
-from mtrl.combiners._evaluator import JacobianAt
 from mtrl.combiners._random import stream_key
 from mtrl.combiners._state import Stateful
 from mtrl.combiners.solvers.gramian import cosines_or_zero, gramian, weighted_sum
 
 _AWAITS_LOSSES = "awaits_losses"  # in a `state_dict`: a step was taken whose `after_step` is still to come
+
+
+class JacobianAt(Protocol):
+    """Evaluates one network's losses and per-task gradients, at the current parameters and elsewhere."""
+
+    @property
+    def losses(self) -> Tensor:
+        """Losses [T] of the first evaluation at the current parameters, detached."""
+
+    @property
+    def parameters(self) -> Tensor:
+        """Current shared parameters [P], detached."""
+
+    @property
+    def heads(self) -> tuple[Tensor, Tensor]:
+        """Parameters of the task heads and their gradients so far, [T, h] each; h = 0 without heads."""
+
+    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
+        """Return the Jacobian [T, P], by default at the current parameters.
+
+        Args:
+            offset: [T, P] or [T, P + h]; task t is evaluated at `parameters + offset[t]`. The last h columns
+                of row t move task t's head; the head's step then uses its gradient at that point.
+            batch: number of the independent batch.
+            tasks: int64 [N] without repetition; only these are evaluated, and the result is [N, P].
+        """
+
+    def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the gradient [P] of `weights_of(losses) @ losses`, losses and weights [T]: one backward."""
+
+    def pooled(self, order: Tensor, singles: int) -> Tensor:
+        """Return gradients [N + 1, P] of the first N tasks of an order [T] and of the others' mean loss."""
 
 
 class Combiner(Stateful, ABC):

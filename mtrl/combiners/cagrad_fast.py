@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._evaluator import JacobianAt
 from mtrl.combiners._families import Sampled
+from mtrl.combiners.base import JacobianAt
 from mtrl.combiners.cagrad import divisor_of
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from mtrl.combiners.solvers.worst_case import best_around

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_flag, check_number
-from mtrl.combiners._evaluator import JacobianAt
 from mtrl.combiners._families import forward_requirements, make_base
-from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.base import JacobianAt, JacobianCombiner
 from mtrl.combiners.solvers.gramian import lengths_of, one_over
 
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners._evaluator import JacobianAt
-from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.base import JacobianAt, JacobianCombiner
 
 
 class InverseAlpha(JacobianCombiner):

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_decay, check_number
-from mtrl.combiners._evaluator import JacobianAt
-from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.base import JacobianAt, JacobianCombiner
 from mtrl.combiners.solvers.equal import equal_projections
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 

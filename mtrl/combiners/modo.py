@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_direction, check_number
-from mtrl.combiners._evaluator import JacobianAt
-from mtrl.combiners.base import JacobianCombiner
+from mtrl.combiners.base import JacobianAt, JacobianCombiner
 from mtrl.combiners.solvers.gramian import gramian, inner_products, weighted_sum
 from mtrl.combiners.solvers.hull import project
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_number
-from mtrl.combiners._evaluator import JacobianAt
 from mtrl.combiners._families import Sampled
+from mtrl.combiners.base import JacobianAt
 from mtrl.combiners.sdmgrad import shifted
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from mtrl.combiners.solvers.hull import shortest_in_hull

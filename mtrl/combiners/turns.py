@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
-from mtrl.combiners._evaluator import JacobianAt
 from mtrl.combiners._families import forward_requirements, make_base
 from mtrl.combiners._state import HostCounter
-from mtrl.combiners.base import Combiner, JacobianCombiner
+from mtrl.combiners.base import Combiner, JacobianAt, JacobianCombiner
 
 
 class Turns(HostCounter, JacobianCombiner):
