@@ -1,13 +1,12 @@
-"""Adapters for Stable-Baselines3: environments as its VecEnv, policies for its `evaluate_policy`."""
+"""Environments as a VecEnv of Stable-Baselines3; policies of `mtrl.load_policy` suit its evaluation."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
-from mtrl.agents.base import Policy
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import UserError
 
@@ -95,28 +94,3 @@ class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not followed by
         if indices is None:
             return list(range(self.num_envs))
         return [indices] if isinstance(indices, int) else list(indices)
-
-
-class Predictor:
-    """An agent's policy, `Predictor(agent.policy(copies))`, for `evaluate_policy`.
-
-    Policies of `mtrl.load_policy(...)` do not need it.
-
-    Args:
-        policy: observations [T*E, O] to actions [T*E, A].
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-
-    def predict(
-        self,
-        observation: NDArray[np.float32] | Mapping[str, NDArray[Any]],
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[NDArray[np.float32], Any]:
-        """Return actions [T*E, A] and `state`; raises UserError unless `deterministic`."""
-        if not deterministic:
-            raise UserError("an agent's policy is deterministic; mtrl.load_policy(...) samples as well.")
-        return self._policy(np.asarray(observation, np.float32)), state

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.base import TaskSpec
+from mtrl.errors import UserError
 
 SPEC = TaskSpec(("a", "b"), 3, 4, 2)
 
@@ -43,3 +44,11 @@ def test_actions_are_computed_on_one_thread_and_learning_keeps_its_own(fails: bo
         np.testing.assert_array_equal(policy(obs), obs[:, :2])
     assert seen == [1]
     assert torch.get_num_threads() == 2
+
+
+def test_observations_of_another_number_of_environments_are_refused() -> None:
+    policy = ActingPolicy(lambda obs, noise: obs, SPEC, None, torch.device("cpu"))
+    with pytest.raises(
+        UserError, match=r"expected observations \[6, 4\], 3 for each of 2 tasks; found \[4, 4\]"
+    ):
+        policy(np.zeros((4, 4), np.float32))

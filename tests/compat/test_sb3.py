@@ -17,9 +17,8 @@ from mtrl.envs import TaskVectorEnv
 from mtrl.errors import UserError
 from mtrl.export.run import export_run
 from mtrl.training.evaluate import evaluate
-from mtrl.training.resolve import build_agent, build_envs
+from mtrl.training.resolve import build_envs
 from tests.helpers.counting_env import ACTION_DIM, END, SUCCEED, CountingSuite
-from tests.helpers.short_runs import config as short_config
 from tests.helpers.short_runs import random_run
 
 pytest.importorskip("stable_baselines3")
@@ -28,7 +27,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
-from mtrl.compat.sb3 import Predictor, SB3VecEnv
+from mtrl.compat.sb3 import SB3VecEnv
 
 HORIZON = 3
 
@@ -124,9 +123,7 @@ AGENTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", AGENTS.values(), ids=AGENTS)
-def test_its_evaluation_of_our_agents_and_of_exported_policies_equals_ours(
-    changes: dict[str, Any], tmp_path: Path
-) -> None:
+def test_its_evaluation_of_exported_policies_equals_ours(changes: dict[str, Any], tmp_path: Path) -> None:
     changes = {
         **changes,
         "suite": "gymnasium",
@@ -137,25 +134,12 @@ def test_its_evaluation_of_our_agents_and_of_exported_policies_equals_ours(
     config, agent = random_run(tmp_path / "run", **changes)
     exported = mtrl.load_policy(export_run(tmp_path / "run"))
     with closing(build_envs(config, num_workers=1)) as envs:
-        policy = agent.policy(2)
-        ours = evaluate(policy, envs, 2).episode_return
+        ours = evaluate(agent.policy(2), envs, 2).episode_return
         assert np.ptp(ours) > 0
         bridge = SB3VecEnv(envs)
-        for predictor in (Predictor(policy), exported):
-            bridge.set_options({"goal": np.array([0, 1, 0, 1])})
-            theirs, lengths = evaluate_policy(
-                predictor, VecMonitor(bridge), n_eval_episodes=4, return_episode_rewards=True
-            )
-            assert lengths == [15] * 4
-            np.testing.assert_allclose(sorted(theirs), sorted(ours.flatten()), rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["sac", "ppo"])
-def test_what_a_predictor_cannot_do_is_said_in_a_sentence(name: str, bridged: SB3VecEnv) -> None:
-    agent = build_agent(short_config(agent=name), bridged.envs, torch.device("cpu"))
-    obs = bridged.reset()
-    with pytest.raises(UserError, match=r"is deterministic; mtrl.load_policy\(...\) samples as well"):
-        Predictor(agent.policy(2)).predict(obs, deterministic=False)
-    expected = r"expected observations \[2, 8\], 1 for each of 2 tasks; found \[4, 8\]"
-    with pytest.raises(UserError, match=expected):
-        Predictor(agent.policy(1)).predict(obs)
+        bridge.set_options({"goal": np.array([0, 1, 0, 1])})
+        theirs, lengths = evaluate_policy(
+            exported, VecMonitor(bridge), n_eval_episodes=4, return_episode_rewards=True
+        )
+        assert lengths == [15] * 4
+        np.testing.assert_allclose(sorted(theirs), sorted(ours.flatten()), rtol=1e-5)
