@@ -73,9 +73,9 @@ class Row:
     `starts_as_mean` marks weights that are learned: the first direction is along the mean.
     """
 
-    identical: Callable[[int, float], float] | None
-    orthonormal: Callable[[int], float] | None
     oracle: Callable[[Tensor, Tensor], None]
+    identical: Callable[[int, float], float] | None = lambda tasks, norm: 1.0
+    orthonormal: Callable[[int], float] | None = lambda tasks: 1.0 / tasks
     options: dict[str, Any] = field(default_factory=dict)
     scale_power: float | None = 1.0
     scale_law_from: float = 0.0
@@ -111,266 +111,189 @@ _SOLVABLE = ("iid", "common", "conflicting", "spread_2", "spread_3")  # a common
 ORACLES: dict[str, Row] = {
     # Adam's first step is the sign of each entry.
     "adatask": Row(
-        None,
-        None,
         assert_adam_per_task,
+        identical=None,
+        orthonormal=None,
         options={"eps": 1e-30},  # a larger one breaks the scale law where gradients are small
         scale_power=0.0,
         row_scale_invariant=True,
     ),
-    "affinity": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL, needs_losses=True),
-    "aligned_mtl": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        assert_aligned,
-        reads_host="the host finds the eigenvalues",
+    "affinity": Row(
+        _IN_BALL,
+        identical=lambda tasks, norm: _CAGRAD,
+        orthonormal=lambda tasks: _CAGRAD / tasks,
+        needs_losses=True,
     ),
+    "aligned_mtl": Row(assert_aligned, reads_host="the host finds the eigenvalues"),
     "bmtl": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
         functools.partial(assert_exponential, temperature=0.5),
         options={"temperature": 0.5},
         needs_losses=True,
     ),
     # One block is the base; test_blocks.py has the rest.
     "blocks": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
         assert_two_task_surgery,
         options={"sizes": (-1,)},
         permutation_equivariant=False,  # the drawn orders belong to task numbers
         oracle_tasks=(2,),
     ),
-    "cagrad": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL),
+    "cagrad": Row(_IN_BALL, identical=lambda tasks, norm: _CAGRAD, orthonormal=lambda tasks: _CAGRAD / tasks),
     # With at least T gradients sampled it is CAGrad itself; test_sampling.py has the rest.
     "cagrad_fast": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        _stretched(functools.partial(assert_best_in_ball, c=0.9), 1.9),
-        options={"sampled": 64},
+        _stretched(functools.partial(assert_best_in_ball, c=0.9), 1.9), options={"sampled": 64}
     ),
     "capped_mgda": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
         functools.partial(assert_shortest_within_caps, cap=0.6),
         options={"cap": 0.6},  # with two tasks the default is the mean
     ),
-    "config": Row(
-        lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_config, oracle_families=_SOLVABLE
-    ),
-    "conicgrad": Row(
-        lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, functools.partial(assert_best_in_cap, c=0.5)
-    ),
+    "config": Row(assert_config, oracle_families=_SOLVABLE),
+    "conicgrad": Row(functools.partial(assert_best_in_cap, c=0.5)),
     # Losses of 2 for equal rows, an average that keeps 0.9 of its zero start, a sum over tasks.
     "db_mtl": Row(
-        lambda tasks, norm: 0.05 * tasks, lambda tasks: 0.05, assert_dual_balance, needs_losses=True
-    ),
-    "dual_proj": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_mean_unconflicted),
-    # Losses have not fallen yet; test_loss_methods.py has the rest.
-    "dwa": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        assert_mean,
+        assert_dual_balance,
+        identical=lambda tasks, norm: 0.05 * tasks,
+        orthonormal=lambda tasks: 0.05,
         needs_losses=True,
-        starts_as_mean=True,
     ),
+    "dual_proj": Row(assert_mean_unconflicted),
+    # Losses have not fallen yet; test_loss_methods.py has the rest.
+    "dwa": Row(assert_mean, needs_losses=True, starts_as_mean=True),
     # Half of the entries are dropped.
     "dropgrad": Row(
-        None,
-        None,
         functools.partial(assert_masked_mean, rate=0.5),
+        identical=None,
+        orthonormal=None,
         options={"rate": 0.5},
         opposite_cancel=False,
         permutation_equivariant=False,  # the noise belongs to task numbers
         oracle_tasks=(2, 3),
     ),
     "emtl": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        functools.partial(assert_variance_regularised, lam=10.0),
-        options={"lam": 10.0},
-        needs_losses=True,
+        functools.partial(assert_variance_regularised, lam=10.0), options={"lam": 10.0}, needs_losses=True
     ),
-    "every": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL),
-    "excess_mtl": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_mean, starts_as_mean=True),
+    "every": Row(_IN_BALL, identical=lambda tasks, norm: _CAGRAD, orthonormal=lambda tasks: _CAGRAD / tasks),
+    "excess_mtl": Row(assert_mean, starts_as_mean=True),
     "fairgrad": Row(
-        lambda tasks, norm: tasks * (tasks * norm**2) ** (-2.0 / 3.0),
-        lambda tasks: 1.0,
         functools.partial(assert_fair, alpha=2.0),
+        identical=lambda tasks, norm: tasks * (tasks * norm**2) ** (-2.0 / 3.0),
+        orthonormal=lambda tasks: 1.0,
         scale_power=-1.0 / 3.0,
         oracle_families=_SOLVABLE,
     ),
-    "famo": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_inverse_losses, needs_losses=True),
-    "fs_mtl": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL),
+    "famo": Row(assert_inverse_losses, needs_losses=True),
+    "fs_mtl": Row(_IN_BALL, identical=lambda tasks, norm: _CAGRAD, orthonormal=lambda tasks: _CAGRAD / tasks),
     # Losses of 2 for equal rows.
-    "gls": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_geometric_mean, needs_losses=True),
+    "gls": Row(assert_geometric_mean, needs_losses=True),
     # At each parameter one sign is kept.
-    "graddrop": Row(
-        lambda tasks, norm: 1.0,
-        None,
-        assert_one_sign_per_parameter,
-        opposite_cancel=False,
-    ),
-    "gradnorm": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        assert_mean,
-        needs_losses=True,
-        starts_as_mean=True,
-    ),
+    "graddrop": Row(assert_one_sign_per_parameter, orthonormal=None, opposite_cancel=False),
+    "gradnorm": Row(assert_mean, needs_losses=True, starts_as_mean=True),
     # Its first update is PCGrad's; test_gradvac.py has the rest.
     "gradvac": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
         assert_two_task_surgery,
         permutation_equivariant=False,  # the drawn orders belong to task numbers
         oracle_tasks=(2,),
     ),
     "imgrad": Row(
-        lambda tasks, norm: 1.2,  # (1 + c) / (1 + c^2) at c = 0.5
-        lambda tasks: 1.2 / tasks,
         _stretched(functools.partial(assert_best_steered, c=0.5), 1.25),
+        identical=lambda tasks, norm: 1.2,  # (1 + c) / (1 + c^2) at c = 0.5
+        orthonormal=lambda tasks: 1.2 / tasks,
     ),
-    "imtl_g": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        assert_equal_projections,
-        oracle_families=_SOLVABLE,
-    ),
-    "imtl_l": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        assert_mean,
-        needs_losses=True,
-        starts_as_mean=True,
-    ),
-    "inverse_alpha": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_inverse_temperatures),
-    "ldc_mtl": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        assert_mean,
-        needs_losses=True,
-        starts_as_mean=True,
-    ),
-    "loss_proportional": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        assert_equal_contributions,
-        needs_losses=True,
-        oracle_families=_SOLVABLE,
-    ),
+    "imtl_g": Row(assert_equal_projections, oracle_families=_SOLVABLE),
+    "imtl_l": Row(assert_mean, needs_losses=True, starts_as_mean=True),
+    "inverse_alpha": Row(assert_inverse_temperatures),
+    "ldc_mtl": Row(assert_mean, needs_losses=True, starts_as_mean=True),
+    "loss_proportional": Row(assert_equal_contributions, needs_losses=True, oracle_families=_SOLVABLE),
     # Optimiser's first step, the sign of each entry, once all tasks have had their turn.
     "m_config": Row(
-        None,
-        None,
         assert_signs_of_config,
+        identical=None,
+        orthonormal=None,
         scale_power=0.0,
         options={"eps": 1e-30},  # a larger one breaks the scale law where gradients are small
         row_scale_invariant=True,
         calls=lambda tasks: tasks,
         oracle_families=_SOLVABLE,
     ),
-    "mean": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_mean),
-    "mgda": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_shortest),
+    "mean": Row(assert_mean),
+    "mgda": Row(assert_shortest),
     # Losses of 2 for equal rows, half of which the first update tracks.
-    "moco": Row(
-        lambda tasks, norm: 1.0 / norm,
-        lambda tasks: 1.0 / tasks,
-        assert_tracked,
-        scale_power=0.0,
-        needs_losses=True,
-    ),
+    "moco": Row(assert_tracked, identical=lambda tasks, norm: 1.0 / norm, scale_power=0.0, needs_losses=True),
     "modo": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
         functools.partial(assert_double_sampling, gamma=0.001, rho=0.1),
         scale_power=None,  # its step is taken on the Gramian as it is
         starts_as_mean=True,  # one step is small
     ),
     # The first running mean is the gradients themselves; test_wrappers.py has the rest.
-    "momentum": Row(lambda tasks, norm: _CAGRAD, lambda tasks: _CAGRAD / tasks, _IN_BALL),
+    "momentum": Row(
+        _IN_BALL, identical=lambda tasks, norm: _CAGRAD, orthonormal=lambda tasks: _CAGRAD / tasks
+    ),
     "nash_mtl": Row(
-        lambda tasks, norm: 1.0 / norm,
-        lambda tasks: tasks**-0.5,
         assert_bargaining,
+        identical=lambda tasks, norm: 1.0 / norm,
+        orthonormal=lambda tasks: tasks**-0.5,
         scale_power=0.0,
         row_scale_invariant=True,
         oracle_families=_SOLVABLE,
     ),
-    "ngdiff": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_unit_pull),
-    "normscale": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_harmonic),
-    "ntkmtl": Row(lambda tasks, norm: tasks**0.5, lambda tasks: tasks**-0.5, assert_kernel_norms),
+    "ngdiff": Row(assert_unit_pull),
+    "normscale": Row(assert_harmonic),
+    "ntkmtl": Row(
+        assert_kernel_norms, identical=lambda tasks, norm: tasks**0.5, orthonormal=lambda tasks: tasks**-0.5
+    ),
     "pcgrad": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
         assert_two_task_surgery,
         permutation_equivariant=False,  # the drawn orders belong to task numbers
         oracle_tasks=(2,),
     ),
     # Without success rates it is FairGrad; test_pivrg.py has the rest.
     "pivrg": Row(
-        lambda tasks, norm: tasks * (tasks * norm**2) ** (-2.0 / 3.0),
-        lambda tasks: 1.0,
         functools.partial(assert_fair, alpha=2.0),
+        identical=lambda tasks, norm: tasks * (tasks * norm**2) ** (-2.0 / 3.0),
+        orthonormal=lambda tasks: 1.0,
         scale_power=-1.0 / 3.0,
         oracle_families=_SOLVABLE,
     ),
     # Its weights are drawn: equal tasks get unequal ones.
     "rlw": Row(
-        lambda tasks, norm: 1.0,
-        None,
         assert_on_the_simplex,
+        orthonormal=None,
         opposite_cancel=False,
         permutation_equivariant=False,  # the drawn weights belong to task numbers
         oracle_families=_SOLVABLE,
     ),
-    "sdmgrad": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        functools.partial(assert_direction_oriented, lam=0.6),
-    ),
+    "sdmgrad": Row(functools.partial(assert_direction_oriented, lam=0.6)),
     # With all tasks sampled it is SDMGrad itself; test_sampling.py has the rest.
-    "sdmgrad_os": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        functools.partial(assert_direction_oriented, lam=0.6),
-        options={"sampled": 64},
-    ),
-    "slaw": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
-        assert_mean,
-        needs_losses=True,
-        starts_as_mean=True,
-    ),
+    "sdmgrad_os": Row(functools.partial(assert_direction_oriented, lam=0.6), options={"sampled": 64}),
+    "slaw": Row(assert_mean, needs_losses=True, starts_as_mean=True),
     # Its first weights are the base's; test_wrappers.py has the rest.
-    "smoothed": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_shortest),
-    "stch": Row(lambda tasks, norm: 0.5, lambda tasks: 0.5 / tasks, assert_log_losses, needs_losses=True),
-    # One group is the base; test_turns.py has the rest.
+    "smoothed": Row(assert_shortest),
+    "stch": Row(
+        assert_log_losses,
+        identical=lambda tasks, norm: 0.5,
+        orthonormal=lambda tasks: 0.5 / tasks,
+        needs_losses=True,
+    ),
+    # One group is the base; test_wrappers.py has the rest.
     "turns": Row(
-        lambda tasks, norm: _CAGRAD,
-        lambda tasks: _CAGRAD / tasks,
         _IN_BALL,
+        identical=lambda tasks, norm: _CAGRAD,
+        orthonormal=lambda tasks: _CAGRAD / tasks,
         options={"groups": 1},
     ),
-    "upgrad": Row(lambda tasks, norm: 1.0, lambda tasks: 1.0 / tasks, assert_unconflicted),
+    "upgrad": Row(assert_unconflicted),
     "uw": Row(
-        lambda tasks, norm: 0.5,
-        lambda tasks: 0.5 / tasks,
         assert_half_mean,
+        identical=lambda tasks, norm: 0.5,
+        orthonormal=lambda tasks: 0.5 / tasks,
         needs_losses=True,
         starts_as_mean=True,
     ),
     "uw_so": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
         functools.partial(assert_soft_inverse_losses, temperature=0.3),
         options={"temperature": 0.3},
         needs_losses=True,
     ),
     "torchjd": Row(
-        lambda tasks, norm: 1.0,
-        lambda tasks: 1.0 / tasks,
         _torchjd,
         scale_law_from=1.0,  # below a squared norm of 1e-4 it takes the Jacobian for zero
         reads_host="TorchJD solves with quadprog and cvxpy, on the host",

@@ -6,11 +6,11 @@ import functools
 
 import pytest
 import torch
-from torch import Tensor
 
 from mtrl.combiners import make_combiner
 from mtrl.combiners._random import shuffled
 from tests.helpers.evaluators import Linear
+from tests.helpers.literature import simplex_projection
 from tests.helpers.matrices import jacobian
 from tests.helpers.properties import assert_best_in_ball, assert_direction_oriented
 
@@ -134,19 +134,9 @@ def test_the_published_sdmgrad_loop_follows_its_description(batches: int) -> Non
         for _ in range(20):
             parameter.grad = products @ (parameter.detach() + 0.6 / 5)
             optimizer.step()
-            parameter.data.copy_(_nearest_on_simplex(parameter.data))
+            parameter.data.copy_(torch.tensor(simplex_projection(parameter.tolist()), dtype=w.dtype))
         w = parameter.detach().clone()
         torch.testing.assert_close(direction, (w + 0.6 / 5) @ last / 1.6)
-
-
-def _nearest_on_simplex(point: Tensor) -> Tensor:
-    """Bisection on the shift t with sum(max(point - t, 0)) = 1."""
-    low, high = point.min() - 1.0, point.max()
-    for _ in range(200):
-        middle = (low + high) / 2.0
-        above = (point - middle).clamp(min=0.0).sum() > 1.0
-        low, high = (middle, high) if above else (low, middle)
-    return (point - low).clamp(min=0.0)
 
 
 def test_three_batches_need_the_published_loop() -> None:
