@@ -33,16 +33,10 @@ def test_without_flags_the_scripts_preset_is_trained(calls: Calls) -> None:
 
 
 def test_flags_reach_every_section(calls: Calls) -> None:
-    flags = (
-        "--sac.gamma 0.98 --network.critic_width 512 --train.num-threads=2 --steps 1000 --seed 3 --device cpu"
-    )
-    flags += " --env.envs_per_task 2 --replay.reward-scaling ema --eval.interval=7"
-    assert (
-        train_mt10(
-            *flags.split(), "--network.actor-layer-norm", "--sac.max-grad-norm", "None", "--run_dir", "here"
-        )
-        == 0
-    )
+    flags = "--sac.gamma 0.98 --network.critic_width 512 --train.num-threads=2 --steps 1000 --seed 3"
+    flags += " --device cpu --env.envs_per_task 2 --replay.reward-scaling ema --eval.interval=7"
+    flags += " --network.actor-layer-norm --sac.max-grad-norm None --run_dir here"
+    assert train_mt10(*flags.split()) == 0
     config = calls.config
     assert (config.sac.gamma, config.network.critic_width, config.train.num_threads) == (0.98, 512, 2)
     assert (config.steps, config.seed, config.device, config.env.envs_per_task) == (1000, 3, "cpu", 2)
