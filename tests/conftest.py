@@ -6,6 +6,7 @@ of its packages are then left out, and the end of pytest's output names these pa
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -56,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "processes: has worker processes where a file's other tests have threads"
     )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what imports and the collection made out of later collections of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
