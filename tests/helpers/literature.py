@@ -9,11 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.helpers.loss_methods import losses_of
-
-
-def lengths_of(jacobian: Tensor) -> list[float]:
-    return [math.sqrt(math.fsum(x * x for x in row)) for row in jacobian.tolist()]
+from tests.helpers.loss_methods import lengths_of, losses_of, mixed
 
 
 def config_direction(jacobian: Tensor) -> Tensor:
@@ -43,11 +39,8 @@ def assert_kernel_norms(jacobian: Tensor, direction: Tensor) -> None:
 
 def assert_harmonic(jacobian: Tensor, direction: Tensor) -> None:
     """The first direction by smoothed norms: the sum of unit gradients times the harmonic mean length / T."""
-    units, inverses = torch.zeros_like(direction), 0.0
-    for row, length in zip(jacobian, lengths_of(jacobian), strict=True):
-        units += row / length
-        inverses += 1.0 / length
-    torch.testing.assert_close(direction, units / inverses)
+    shares = [1.0 / length for length in lengths_of(jacobian)]
+    torch.testing.assert_close(direction, mixed(jacobian, shares))
 
 
 def assert_log_losses(jacobian: Tensor, direction: Tensor) -> None:
@@ -68,10 +61,7 @@ def assert_tracked(jacobian: Tensor, direction: Tensor) -> None:
         1.0 / tasks - 0.1 * math.fsum(float(mine @ other) / tasks for other in tracked) for mine in tracked
     ]
     powers = [math.exp(logit) for logit in logits]
-    expected = torch.zeros_like(direction)
-    for row, power in zip(tracked, powers, strict=True):
-        expected += row * (power / math.fsum(powers))
-    torch.testing.assert_close(direction, expected)
+    torch.testing.assert_close(direction, mixed(tracked, powers))
 
 
 def simplex_projection(point: list[float]) -> list[float]:
@@ -101,8 +91,7 @@ def assert_inverse_temperatures(jacobian: Tensor, direction: Tensor) -> None:
     lengths = lengths_of(jacobian)
     mean = math.fsum(lengths) / len(lengths)
     shares = [1.0 / (1.0 + length / mean) for length in lengths]
-    weights = torch.tensor([share / math.fsum(shares) for share in shares], dtype=torch.float64)
-    torch.testing.assert_close(direction, weights @ jacobian)
+    torch.testing.assert_close(direction, mixed(jacobian, shares))
 
 
 def assert_variance_regularised(jacobian: Tensor, direction: Tensor, *, lam: float) -> None:

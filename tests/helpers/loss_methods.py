@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,18 @@ def losses_of(rows: Tensor) -> Tensor:
     return (1.0 + relative).to(rows.dtype)
 
 
+def lengths_of(jacobian: Tensor) -> list[float]:
+    return [math.sqrt(math.fsum(x * x for x in row)) for row in jacobian.tolist()]
+
+
+def mixed(rows: Sequence[Tensor] | Tensor, shares: Sequence[float]) -> Tensor:
+    """Sum of rows with weights of sum 1, in proportion to the shares."""
+    total, found = math.fsum(shares), torch.zeros_like(rows[0])
+    for row, share in zip(rows, shares, strict=True):
+        found += row * (share / total)
+    return found
+
+
 def assert_adam_per_task(jacobian: Tensor, direction: Tensor) -> None:
     """The direction is minus the sum of what torch's Adam, one per task, moves zero parameters by."""
     moved = torch.zeros_like(direction)
@@ -37,12 +50,8 @@ def assert_adam_per_task(jacobian: Tensor, direction: Tensor) -> None:
 
 def assert_inverse_losses(jacobian: Tensor, direction: Tensor) -> None:
     """FAMO's first direction: along the gradient of the mean log-loss, with weights that sum to 1."""
-    losses = losses_of(jacobian).tolist()
-    expected, total = torch.zeros_like(direction), 0.0
-    for row, loss in zip(jacobian, losses, strict=True):
-        expected += row / loss
-        total += 1.0 / loss
-    torch.testing.assert_close(direction, expected / total)
+    shares = [1.0 / loss for loss in losses_of(jacobian).tolist()]
+    torch.testing.assert_close(direction, mixed(jacobian, shares))
 
 
 def assert_geometric_mean(jacobian: Tensor, direction: Tensor) -> None:
@@ -56,10 +65,7 @@ def assert_geometric_mean(jacobian: Tensor, direction: Tensor) -> None:
 def assert_soft_inverse_losses(jacobian: Tensor, direction: Tensor, *, temperature: float) -> None:
     """UW-SO: weights in proportion to exp(1 / (loss temperature)), of sum 1."""
     powers = [math.exp(1.0 / (loss * temperature)) for loss in losses_of(jacobian).tolist()]
-    expected = torch.zeros_like(direction)
-    for row, power in zip(jacobian, powers, strict=True):
-        expected += row * (power / math.fsum(powers))
-    torch.testing.assert_close(direction, expected)
+    torch.testing.assert_close(direction, mixed(jacobian, powers))
 
 
 def assert_half_mean(jacobian: Tensor, direction: Tensor) -> None:
@@ -70,10 +76,7 @@ def assert_half_mean(jacobian: Tensor, direction: Tensor) -> None:
 def assert_exponential(jacobian: Tensor, direction: Tensor, *, temperature: float) -> None:
     """BMTL: along the gradient of the sum of exp(loss / temperature), scaled to weights that sum to 1."""
     powers = [math.exp(loss / temperature) for loss in losses_of(jacobian).tolist()]
-    expected = torch.zeros_like(direction)
-    for row, power in zip(jacobian, powers, strict=True):
-        expected += row * (power / math.fsum(powers))
-    torch.testing.assert_close(direction, expected)
+    torch.testing.assert_close(direction, mixed(jacobian, powers))
 
 
 def assert_equal_contributions(jacobian: Tensor, direction: Tensor) -> None:
@@ -81,7 +84,7 @@ def assert_equal_contributions(jacobian: Tensor, direction: Tensor) -> None:
 
     The weighted gradients are recovered from the direction, so the rows must be independent.
     """
-    norms = torch.tensor([math.sqrt(math.fsum(x * x for x in row)) for row in jacobian.tolist()]).double()
+    norms = torch.tensor(lengths_of(jacobian), dtype=torch.float64)
     units = jacobian / norms.unsqueeze(-1)
     lengths = torch.linalg.lstsq(units.T, direction.unsqueeze(-1)).solution.squeeze(-1)
     contributions = losses_of(jacobian) / lengths
@@ -91,12 +94,9 @@ def assert_equal_contributions(jacobian: Tensor, direction: Tensor) -> None:
 
 def assert_unit_pull(jacobian: Tensor, direction: Tensor) -> None:
     """Normalised gradients: the direction over the mean length is the mean of unit vectors."""
-    units, total = torch.zeros_like(direction), 0.0
-    for row in jacobian:
-        length = math.sqrt(math.fsum(x * x for x in row.tolist()))
-        units += row / length
-        total += length
-    torch.testing.assert_close(direction, units * total / len(jacobian) ** 2)
+    lengths = lengths_of(jacobian)
+    units = mixed([row / length for row, length in zip(jacobian, lengths, strict=True)], [1.0] * len(lengths))
+    torch.testing.assert_close(direction, units * math.fsum(lengths) / len(lengths))
 
 
 def assert_dual_balance(jacobian: Tensor, direction: Tensor) -> None:
