@@ -246,8 +246,24 @@ class ActorCriticAgent(Generic[Update]):
         return {name: tasks for name, tasks in flags.items() if tasks}
 
     def _logged(self, values: Mapping[str, Tensor], *averaged: str) -> Metrics:
-        """Return values [T] and the combiners' metrics as a log line, with "train/NAME", means over tasks."""
-        scalars, per_task = _as_metrics(values, critic=self.update.critic, actor=self.update.actor)
+        """Return values and the combiners' metrics as a log line, with "train/NAME", means over tasks.
+
+        Numbers [T] and [T, T] go by task, 0-dim ones are called "grad/...".
+        """
+        values = dict(values)
+        for name, network in (("critic", self.update.critic), ("actor", self.update.actor)):
+            values |= {f"{name}/{key}": value for key, value in network.combiner.metrics().items()}
+        arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}
+        scalars: dict[str, float] = {}
+        # "weight" is the critics': people compare these. The actor's get a name of their own.
+        per_task = {"weight": arrays.pop("critic/weights"), "actor_weight": arrays.pop("actor/weights")}
+        for name, array in arrays.items():
+            if array.ndim == 2 and len(array) > _MOST_TASKS_IN_PAIRS:
+                continue
+            if array.ndim:
+                per_task[name.replace("/", "_")] = array
+            else:
+                scalars[f"grad/{name.replace('/', '_')}"] = float(array)
         for name in averaged:
             known = per_task[name][np.isfinite(per_task[name])]
             scalars[f"train/{name}"] = float(known.mean()) if known.size else math.nan
@@ -353,28 +369,6 @@ def _of_newest_step(network: Descent) -> dict[str, Tensor]:
     """
     saved = network.combiner.state_dict()
     return {name: value for name, value in network.combiner.named_buffers() if name not in saved}
-
-
-def _as_metrics(values: Mapping[str, Tensor], *, critic: Descent, actor: Descent) -> Metrics:
-    """Return the numbers of one log line: [T] and [T, T] by task, 0-dim ones as "grad/...".
-
-    `values` are joined by those of the networks' combiners.
-    """
-    values = dict(values)
-    for name, network in (("critic", critic), ("actor", actor)):
-        values |= {f"{name}/{key}": value for key, value in network.combiner.metrics().items()}
-    arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}
-    scalars: dict[str, float] = {}
-    # "weight" is the critics': people compare these. The actor's get a name of their own.
-    per_task = {"weight": arrays.pop("critic/weights"), "actor_weight": arrays.pop("actor/weights")}
-    for name, array in arrays.items():
-        if array.ndim == 2 and len(array) > _MOST_TASKS_IN_PAIRS:
-            continue
-        if array.ndim:
-            per_task[name.replace("/", "_")] = array
-        else:
-            scalars[f"grad/{name.replace('/', '_')}"] = float(array)
-    return Metrics(scalars, per_task)
 
 
 def _size(count: int) -> str:

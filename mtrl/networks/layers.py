@@ -7,7 +7,6 @@ x is [S, T, B, I]: S networks, or S*n experts of them, on B rows of each of T ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -70,9 +69,22 @@ class Weights(NamedTuple):
     tasks: Tensor | None  # int64 [N], the tasks evaluated; None: all T
     joint: bool  # whether shared parameters are [S, ...]; else [N, S, ...]
 
-    def dense(self, name: str, x: Tensor) -> Tensor:
-        """Apply the linear layer NAME.weight [S, O, I], with NAME.bias [S, O] if there is one."""
-        return dense(self.parameters, name, x)
+    def dense(self, name: str, x: Tensor, identity: Tensor | None = None) -> Tensor:
+        """Apply the linear layer NAME.weight [S, O, I], with NAME.bias [S, O] if there is one.
+
+        `identity` [S, N, O] is added.
+        """
+        parameters = self.parameters
+        weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+        rows = None if bias is None else bias_rows(bias)
+        if identity is not None:
+            rows = identity if rows is None else rows + identity
+        place = bias_place = None
+        if isinstance(parameters, PlacedParameters):
+            place = parameters.claim_place(f"{name}.weight", pools=True)
+            if bias is not None and identity is None:  # else the gradient of `rows` is not that of the bias
+                bias_place = parameters.claim_place(f"{name}.bias", pools=True)
+        return linear(x, weight, rows, place, bias_place)
 
     def head(self, name: str, x: Tensor) -> Tensor:
         """Apply each task's own linear layer, the heads NAME.weight [T, S, O, I] and NAME.bias."""
@@ -81,7 +93,9 @@ class Weights(NamedTuple):
 
     def layers(self, name: str, count: int, x: Tensor) -> Tensor:
         """Apply the linear layers NAME.0, ..., NAME.(count - 1) with ReLU between them, none at the end."""
-        return perceptron(self.parameters, [f"{name}.{number}" for number in range(count)], x, torch.relu)
+        for number in range(count - 1):
+            x = torch.relu(self.dense(f"{name}.{number}", x))
+        return self.dense(f"{name}.{count - 1}", x)
 
     def vector(self, name: str) -> Tensor:
         """Return a shared vector [S, O] as [S, 1 or N, 1, O], which broadcasts over the rows of a batch."""
@@ -105,46 +119,6 @@ class Weights(NamedTuple):
 def bias_rows(bias: Tensor) -> Tensor:
     """Lay out a bias, [S, O] or one per task [T, S, O], as [S, 1, O] or [S, T, O]."""
     return bias.unsqueeze(1) if bias.dim() == 2 else bias.transpose(0, 1)
-
-
-def dense(parameters: Parameters, name: str, x: Tensor, identity: Tensor | None = None) -> Tensor:
-    """Apply the linear layer NAME.weight, NAME.bias (may be missing) to x; `identity` [S, T, O] is added."""
-    weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
-    rows = None if bias is None else bias_rows(bias)
-    if identity is not None:
-        rows = identity if rows is None else rows + identity
-    place = bias_place = None
-    if isinstance(parameters, PlacedParameters):
-        place = parameters.claim_place(f"{name}.weight", pools=True)
-        if bias is not None and identity is None:  # else the gradient of `rows` is not that of the bias
-            bias_place = parameters.claim_place(f"{name}.bias", pools=True)
-    return linear(x, weight, rows, place, bias_place)
-
-
-def perceptron(
-    parameters: Parameters,
-    names: Sequence[str],
-    x: Tensor,
-    activation: Callable[[Tensor], Tensor],
-    *,
-    normalised: bool = False,
-    identity: Tensor | None = None,
-) -> Tensor:
-    """Apply the linear layers `names` in turn, with `activation` between them and none at the end.
-
-    Args:
-        parameters: NAME.weight and NAME.bias of each layer.
-        names: of the layers.
-        x: [S, T, B, I].
-        activation: elementwise.
-        normalised: whether the last axis is normalised before each activation. Without gain and bias: the
-            next layer can learn them, and they cost more than the norm.
-        identity: [S, T, O], is added to the first layer's output.
-    """
-    for name in names[:-1]:
-        x, identity = dense(parameters, name, x, identity), None
-        x = activation(F.layer_norm(x, x.shape[-1:]) if normalised else x)
-    return dense(parameters, names[-1], x, identity)
 
 
 def linear(

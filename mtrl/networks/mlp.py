@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtrl.networks.base import Parameters
-from mtrl.networks.identity import Kind, Rows, TaskIdentity
+from mtrl.networks.families import Sized
+from mtrl.networks.identity import Rows, TaskIdentity
 from mtrl.networks.initial import (
     Draw,
     Fresh,
-    FromLayout,
     Layout,
     at_least,
     dense_layer,
@@ -23,7 +24,7 @@ from mtrl.networks.initial import (
     orthogonal,
     uniform,
 )
-from mtrl.networks.layers import Weights, dense, perceptron
+from mtrl.networks.layers import Weights
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -35,15 +36,11 @@ _EPS = 1e-5  # of LayerNorm, torch's default
 TASK_EMBEDDING = "0.task"  # joint [S, T, H], per task [T, S, H]: the first weight's columns of the one-hot
 
 
-class MLP(FromLayout):
+@dataclass(kw_only=True, eq=False)
+class MLP(Sized):
     """A multi-layer perceptron; S of them are stacked.
 
     Args:
-        stack: S.
-        num_tasks: T.
-        inputs: I, without the task identity.
-        outputs: units of the last layer.
-        task_identity: what the first layer sees of the task, see `TaskIdentity`.
         width: units per hidden layer.
         depth: hidden layers.
         activation: a name in ACTIVATIONS.
@@ -73,40 +70,27 @@ class MLP(FromLayout):
     )
     identities = ("one_hot", "embedding", "file", "none")
 
-    def __init__(
-        self,
-        *,
-        stack: int,
-        num_tasks: int,
-        inputs: int,
-        outputs: int,
-        task_identity: Kind = "one_hot",
-        width: int = 400,
-        depth: int = 3,
-        activation: str = "relu",
-        layer_norm: bool = False,
-        per_task_heads: bool = False,
-        head_range: float = 1e-3,
-        residual: bool = False,
-        initialisation: Literal["he_uniform", "orthogonal"] = "he_uniform",
-        head_gain: float = 1e-2,
-        identity_width: int = 32,
-        identity_rows: Rows | None = None,
-    ) -> None:
-        self.stack, self.num_tasks, self.inputs, self.outputs = stack, num_tasks, inputs, outputs
-        self.one_hot = task_identity == "one_hot"  # a lookup, which is cheaper than columns
-        self.identity = TaskIdentity(
-            "none" if self.one_hot else task_identity, num_tasks, identity_width, identity_rows
-        )
-        at_least(1, width=width, depth=depth)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; found {activation!r}.")
-        self.width, self.depth, self.layer_norm = width, depth, layer_norm
-        self.activation = ACTIVATIONS[activation]
-        self.per_task_heads, self.head_range = per_task_heads, head_range
-        self.residual = residual
-        self.layers = 2 * depth - 1 if residual else depth
-        self.is_orthogonal, self.head_gain = initialisation == "orthogonal", head_gain
+    depth: int = 3
+    activation: str = "relu"
+    layer_norm: bool = False
+    per_task_heads: bool = False
+    head_range: float = 1e-3
+    residual: bool = False
+    initialisation: Literal["he_uniform", "orthogonal"] = "he_uniform"
+    head_gain: float = 1e-2
+    identity_width: int = 32
+    identity_rows: Rows | None = None
+
+    def __post_init__(self) -> None:
+        at_least(1, width=self.width, depth=self.depth)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}; found {self.activation!r}."
+            )
+        self.one_hot = self.task_identity == "one_hot"  # a lookup, which is cheaper than columns
+        kind = "none" if self.one_hot else self.task_identity
+        self.identity = TaskIdentity(kind, self.num_tasks, self.identity_width, self.identity_rows)
+        self.layers = 2 * self.depth - 1 if self.residual else self.depth
 
     def layout(self) -> Layout:
         """Return shared parameters `[S, ...]` and task heads `[T, S, ...]` (none with a shared head)."""
@@ -131,41 +115,33 @@ class MLP(FromLayout):
         return Layout(shared | head, {}, own_rows)
 
     def _draw(self, usual: Draw, gain: float) -> Draw:
-        return orthogonal(gain) if self.is_orthogonal else usual
+        return orthogonal(gain) if self.initialisation == "orthogonal" else usual
 
     def apply(self, parameters: Parameters, inputs: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Map inputs [T, B, I] to outputs [S, T, B, outputs] (`Network.apply`)."""
-        joint = parameters["0.weight"].dim() == 3
-        if self.identity.columns:
-            inputs = self.identity.append(Weights(parameters, tasks, joint), inputs)
-        if joint and tasks is not None:
-            parameters = self._rows_of(parameters, tasks)
-        x, identity = inputs.expand(self.stack, *inputs.shape), None
-        if self.one_hot:  # an embedding is cheaper than a product with one-hot columns
-            own = parameters[TASK_EMBEDDING]
-            identity = own if joint else own.transpose(0, 1)
-        if self.residual:
-            return self._blocks(Weights(parameters, None, joint), x, identity)
-        names, normalised = [*map(str, range(self.layers)), "head"], self.layer_norm
-        return perceptron(parameters, names, x, self.activation, normalised=normalised, identity=identity)
+        weights = Weights(parameters, tasks, parameters["0.weight"].dim() == 3)
+        x = self.identity.append(weights, inputs).expand(self.stack, -1, -1, -1)
+        identity = weights.table(TASK_EMBEDDING) if self.one_hot else None
+        x = (self._blocks if self.residual else self._plain)(weights, x, identity)
+        return weights.head("head", x) if self.per_task_heads else weights.dense("head", x)
+
+    def _plain(self, weights: Weights, x: Tensor, identity: Tensor | None) -> Tensor:
+        """Apply the hidden layers."""
+        activation = ACTIVATIONS[self.activation]
+        for layer in range(self.layers):
+            x, identity = weights.dense(str(layer), x, identity), None
+            # Without gain and bias: the next layer can learn them, and they cost more than the norm.
+            x = activation(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
+        return x
 
     def _blocks(self, weights: Weights, x: Tensor, identity: Tensor | None) -> Tensor:
-        """Apply the input layer, the residual blocks and the head."""
+        """Apply the input layer and the residual blocks."""
+        activation = ACTIVATIONS[self.activation]
 
         def normalised(layer: int, x: Tensor, identity: Tensor | None = None) -> Tensor:
-            name = str(layer)
-            return weights.layer_norm(name, dense(weights.parameters, name, x, identity), eps=_EPS)
+            return weights.layer_norm(str(layer), weights.dense(str(layer), x, identity), eps=_EPS)
 
-        x = self.activation(normalised(0, x, identity))
+        x = activation(normalised(0, x, identity))
         for layer in range(1, self.layers, 2):
-            x = x + normalised(layer + 1, self.activation(normalised(layer, x)))
-        return weights.dense("head", x)
-
-    def _rows_of(self, parameters: Parameters, tasks: Tensor) -> Parameters:
-        """Return joint parameters with the embeddings and heads of the tasks of an index [N] only."""
-        chosen = dict(parameters)
-        if self.one_hot:
-            chosen[TASK_EMBEDDING] = chosen[TASK_EMBEDDING].index_select(1, tasks)
-        if self.per_task_heads:
-            chosen |= {name: chosen[name].index_select(0, tasks) for name in ("head.weight", "head.bias")}
-        return chosen
+            x = x + normalised(layer + 1, activation(normalised(layer, x)))
+        return x

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtrl.config.schema import Config, NetworkConfig
 from mtrl.errors import UserError
 from mtrl.networks.identity import PROJECTION, TABLE, read_rows
-from mtrl.networks.make import ModuleNetwork, make_network, network_arguments
+from mtrl.networks.make import ModuleNetwork, network_arguments
 from mtrl.networks.mlp import MLP
 from mtrl.training.resolve import bound_to_policy
 from tests.helpers.plain_sac import plain_mlp
@@ -151,19 +151,6 @@ def test_the_kind_and_the_file_go_together(settings: dict[str, str]) -> None:
             outputs=2,
             task_names=("a", "b"),
         )
-
-
-def test_arguments_of_before_make_the_same_network() -> None:
-    """Policies that former versions exported."""
-    old = {
-        "stack": 1, "num_tasks": 3, "inputs": 5, "outputs": 4, "task_identity": "one_hot", "width": 8,
-        "depth": 2, "activation": "relu", "layer_norm": False, "per_task_heads": False, "head_range": 1e-3,
-        "residual": False,
-    }  # fmt: skip
-    network = make_network("mlp", old)
-    assert list(network.initial_parameters(torch.Generator()).shared) == [
-        "0.weight", "0.bias", "0.task", "1.weight", "1.bias", "head.weight", "head.bias"
-    ]  # fmt: skip
 
 
 def test_orthogonal_layers_have_orthogonal_columns_of_the_stated_length() -> None:

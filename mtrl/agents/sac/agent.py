@@ -17,7 +17,6 @@ from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
 from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner
 from mtrl.agents.sac.episode_starts import EpisodeStarts
-from mtrl.agents.sac.former import translated
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.agents.sac.update import SACUpdate
@@ -248,7 +247,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
     def load_state(self, parts: Mapping[str, Any]) -> None:
         """Restore `state`: bit for bit on the same kind of device, else with fresh noise (`RandomStream`)."""
         state = parts["agent"]
-        self._load_own_state({**state, "update": translated(state["update"])})
+        self._load_own_state(state)
         self._exploration.bit_generator.state = state["exploration"]
         if self._hold is not None:
             self._hold.load_state_dict(state["noise_hold"])

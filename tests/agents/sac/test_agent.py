@@ -158,47 +158,6 @@ def test_the_policy_part_holds_the_standardisation_of_observations() -> None:
     assert np.array_equal(other.policy(1)(obs), agent.policy(1)(obs))
 
 
-def test_a_checkpoint_with_a_plain_average_goes_on_with_it() -> None:
-    """Checkpoints from before the average's start was corrected lack what corrects it."""
-    agent, other = (sac_agent(sac_config(sac={"actor_average_rate": 0.25})) for _ in range(2))
-    _live(agent, 12)
-    state = copy.deepcopy(agent.state())
-    del state["agent"]["update"]["average_start"], state["agent"]["starts"]
-    other.load_state(state)
-    old = other.update.acting.clone()
-    _live(other, 1, seed=1)
-    expected = 0.75 * old + 0.25 * other.update.actor.flat.vector.detach()
-    torch.testing.assert_close(other.update.acting, expected)
-
-
-def test_totals_and_failures_of_former_checkpoints_are_read() -> None:
-    """Totals were three tensors with entropies for log-probabilities; failures were saved."""
-    agent, other = sac_agent(sac_config()), sac_agent(sac_config())
-    _live(agent, 12)
-    state = copy.deepcopy(agent.state())
-    update = state["agent"]["update"]
-    shown = agent.update.totals.pop_means()
-    generator = torch.Generator().manual_seed(0)
-    sums, counts = (torch.rand(7, TASKS, generator=generator) + 1.0 for _ in range(2))
-    norms = torch.tensor([[6.0, 3.0], [8.0, 2.0]])  # of critic and actor: sum, number of steps
-    update |= {"totals.sums": sums, "totals.counts": counts, "totals.norms": norms}
-    update |= {f"{name}.failures": torch.zeros(TASKS, dtype=torch.bool) for name in ("actor", "critic")}
-    other.load_state(state)
-    means = other.update.totals.pop_means()
-    # Where each row stood: `_PER_TASK` of the former version.
-    rows = zip(("critic_loss", "actor_loss", "value", "alpha"), (0, 1, 2, 4), strict=True)
-    for name, row in (*rows, ("critic_grad_norm", 5), ("actor_grad_norm", 6)):
-        torch.testing.assert_close(means[name], sums[row] / counts[row])
-    torch.testing.assert_close(means["log_prob"], -sums[3] / counts[3])
-    assert float(means["critic/update_norm"]) == 2.0
-    assert float(means["actor/update_norm"]) == 4.0
-    assert shown.keys() <= means.keys()
-    assert not other.update.critic.failures.any()
-    for name, value in agent.update.state_dict().items():
-        if not name.startswith("totals"):
-            assert torch.equal(value, other.update.state_dict()[name]), name
-
-
 def test_a_delayed_actor_and_its_temperatures_move_at_every_kth_update_only() -> None:
     agent = sac_agent(sac_config(sac={"actor_every": 3, "actor_average_rate": 0.1}))
     _live(agent, 8)
