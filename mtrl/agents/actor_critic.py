@@ -36,7 +36,7 @@ class ActorCritic(nn.Module):
     """The networks of an agent, their methods and their optimisers; base of what steps them.
 
     Args:
-        config: of the run. Only `network`, `seed` and the methods are read.
+        config: of the run. Only `network`, `seed`, the methods and the agent's own section are read.
         spec: sizes.
         device: of the parameters.
         settings: of the agent.

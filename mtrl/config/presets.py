@@ -76,7 +76,7 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {}
     for layer in layers:
         values = _merge(values, _check(layer, Config, ""), Config)
-    return _construct(values, Config)  # type: ignore[no-any-return]
+    return Config(**values)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -95,10 +95,10 @@ def save_config(config: Config, path: str | Path) -> None:
 
 
 def load_config(path: str | Path) -> Config:
-    """Return the Config that `save_config`, of any version, wrote; raises UserError if it cannot be read."""
+    """Return the Config that `save_config` wrote; raises UserError if it cannot be read."""
     values = _read_yaml(Path(path))
     with _named(path):
-        return build_config(_translated(values))
+        return build_config(values)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -150,16 +150,6 @@ def differences(
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _translated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration that a former version may have stored under the names of this version."""
-    translated = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    if isinstance(sac := translated.get("sac"), dict):
-        sac.pop("jacobian_chunk", None)  # had no effect on results
-    if isinstance(env := translated.get("env"), dict) and "reward_version" in env:
-        translated.setdefault("suite_options", {})["reward_version"] = env.pop("reward_version")
-    return translated
-
-
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {name: _plain(inner) for name, inner in vars(value).items()}
@@ -198,7 +188,7 @@ def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
         path = presets_folder() / f"{name}.yaml"
     else:
         raise UserError(unknown_name("preset", name, preset_names()) + " A file of your own ends in .yaml.")
-    values = _translated(_read_yaml(path))
+    values = _read_yaml(path)
     with _named(path):
         parent = convert(values.pop("extends", None), str | None, "extends")
         values = _check(values, Config, "")
@@ -243,12 +233,6 @@ def _check(values: Mapping[str, Any], section: Any, prefix: str) -> dict[str, An
         else:
             checked[key] = convert(value, types[key], path)
     return checked
-
-
-def _construct(values: Mapping[str, Any], section: Any) -> Any:
-    types = field_types(section)
-    nested = [key for key in values if dataclasses.is_dataclass(types[key])]
-    return section(**{**values, **{key: _construct(values[key], types[key]) for key in nested}})
 
 
 def _unknown_key(path: str, valid: list[str]) -> str:

@@ -145,7 +145,7 @@ def _read(run: Run, tasks: Sequence[str]) -> _Logged:
             for key, value in _numbers(line, tasks):
                 points.setdefault(key, {})[float(line["vector_step"])] = value
             for network in NETWORKS:
-                matrix = line.get(f"{network}_cosine", line.get(f"{network}/cosine"))
+                matrix = line.get(f"{network}_cosine")
                 if matrix is not None:
                     matrices.setdefault(network, []).append(_matrix(matrix, tasks))
             if updates := line.get("time/updates_per_step"):  # logs of former versions do not say it
@@ -169,17 +169,16 @@ def _read(run: Run, tasks: Sequence[str]) -> _Logged:
 
 
 def _numbers(line: Line, tasks: Sequence[str]) -> Iterator[tuple[tuple[str, str], Any]]:
-    """Yield the numbers of a line as floats or arrays [T], each under its newest name that the line has."""
+    """Yield the numbers of a line as floats or arrays [T]."""
     for network in NETWORKS:
         for quantity in _SCALARS:
-            value = line.get(f"grad/{network}_{quantity}", line.get(f"{network}/{quantity}"))
+            value = line.get(f"grad/{network}_{quantity}")
             if value is not None:
                 yield (network, quantity), float(value)
         for quantity in _PER_TASK:
             # The weights of the critic are logged as "weight".
-            plain = line.get("weight") if (network, quantity) == ("critic", "weight") else None
-            value = line.get(f"{network}_{quantity}", line.get(f"{network}/{quantity}", plain))
-            if value is not None:
+            key = "weight" if (network, quantity) == ("critic", "weight") else f"{network}_{quantity}"
+            if (value := line.get(key)) is not None:
                 yield (network, quantity), _by_task(value, tasks)
     for quantity in ("success", "return"):
         if (value := line.get(f"training_{quantity}")) is not None:

@@ -332,13 +332,7 @@ def test_build_config_does_not_change_its_layers() -> None:
     assert layer == {"method_defaults": {"cagrad": {"c": 0.5}}, "sac": {"gamma": 0.9}}
 
 
-def test_a_stored_configuration_of_a_former_version_is_read(tmp_path: Path) -> None:
-    path = write(
-        tmp_path, "env: {reward_version: v1, num_goals: 3}\nsac: {jacobian_chunk: null}\n", "config.yaml"
-    )
-    config = load_config(path)
-    assert config.suite_options == {"reward_version": "v1"}
-    assert config.env.num_goals == 3
+def test_a_stored_configuration_of_the_repository_is_read() -> None:
     assert load_config(presets_folder().parent / "results/laptop-cagrad/config.yaml").method == "cagrad"
 
 

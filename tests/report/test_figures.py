@@ -60,7 +60,7 @@ def _grid(folder: Path, rows: int) -> Path:
                 "time/update_ms": 7.0 + row,
                 "grad/critic_conflict_fraction": rng.random(),
                 "grad/critic_cos_mean": rng.normal(),
-                "critic_weight": {task: rng.random() for task in TASKS},
+                "weight": {task: rng.random() for task in TASKS},
                 "critic_grad_norm": {task: float(np.exp(rng.normal())) for task in TASKS},
                 "critic_cosine": {
                     a: {b: 1.0 if a == b else rng.uniform(-1, 1) for b in TASKS} for a in TASKS

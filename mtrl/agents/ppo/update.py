@@ -46,11 +46,6 @@ class ActorAux(NamedTuple):
 class PPOUpdate(ActorCritic):
     """The networks, combiners and optimisers of PPO, and the steps that change them.
 
-    Args:
-        config: of the run. Only `network`, `ppo`, `seed` and the methods are read.
-        spec: sizes.
-        device: of the parameters.
-
     Attributes:
         explained_variance: of the newest rollout's values, [T].
         actor_lr: the actor's step size, as the updates so far have left it (`ppo.target_kl`).

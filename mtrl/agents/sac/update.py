@@ -72,11 +72,6 @@ class ActorAux(NamedTuple):
 class SACUpdate(ActorCritic):
     """The networks, temperatures, combiners and optimisers of SAC, and the step that changes them.
 
-    Args:
-        config: of the run. Only `network`, `sac`, `seed` and the methods are read.
-        spec: sizes.
-        device: of the parameters.
-
     Attributes:
         target_entropy: of each task's policy, in nats; by default minus the number of action dimensions.
         snapshot: the actor's parameters that exploration acts with; None: the present ones.
