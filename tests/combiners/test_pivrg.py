@@ -84,6 +84,7 @@ def test_an_agent_tells_the_methods_of_both_networks() -> None:
 
 
 @pytest.mark.dear
+@pytest.mark.usefixtures("worker_threads")
 def test_a_run_notes_its_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[list[float]] = []
     own = SACAgent.note_success

@@ -38,7 +38,7 @@ def counting() -> TaskVectorEnv:
 
 
 @pytest.fixture
-def bridged() -> Iterator[SB3VecEnv]:
+def bridged(worker_threads: None) -> Iterator[SB3VecEnv]:
     with closing(SB3VecEnv(counting())) as envs:
         yield envs
 

@@ -62,6 +62,7 @@ def test_the_order_is_the_shortest_round_trip(tasks: int) -> None:
     assert trip_length(cost, order) == pytest.approx(shortest)
 
 
+@pytest.mark.usefixtures("worker_threads")
 def test_a_run_is_grouped_and_ordered_by_what_it_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
