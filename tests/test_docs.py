@@ -21,8 +21,8 @@ from mtrl.cli.export import main as main_export
 from mtrl.cli.report import main as main_report
 from mtrl.cli.train import main as main_train
 from mtrl.report.load import Run, read_run
+from tests.helpers.killed_runs import kill_and_resume
 from tests.helpers.short_runs import assert_same_run
-from tests.training.test_run import kill_and_resume
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -14,6 +14,11 @@ from mtrl.envs import TaskVectorEnv
 from mtrl.runs.log import Evaluation
 from mtrl.training.evaluate import evaluate
 from mtrl.training.stepper import Stepper
+
+
+def full_disk(*_: Any, **__: Any) -> NoReturn:
+    """In the place of what writes."""
+    raise OSError(28, "No space left on device")
 
 
 def before_each_step(patch: pytest.MonkeyPatch, happens: Callable[[Stepper, int], None]) -> None:

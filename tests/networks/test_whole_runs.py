@@ -13,8 +13,8 @@ from mtrl.cli.report import main as main_report
 from mtrl.cli.train import main as main_train
 from mtrl.export.run import export_run
 from mtrl.networks.base import NETWORKS
+from tests.helpers.killed_runs import kill_and_resume
 from tests.helpers.short_runs import assert_same_run, lines
-from tests.training.test_run import kill_and_resume
 
 IDENTITY = {name: ["--network.task-identity", "embedding"] for name in ("mlp", "brc", "simba", "simba_v2")}
 AGENTS = {

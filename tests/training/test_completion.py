@@ -21,7 +21,7 @@ from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Event
 from mtrl.training.run import evaluate_run, resume_or_start, resume_training
 from mtrl.training.stepper import Stepper
-from tests.helpers.faults import before_each_step
+from tests.helpers.faults import before_each_step, full_disk
 from tests.helpers.short_runs import assert_same_run, counting, evaluated, lines, without_time
 
 pytestmark = pytest.mark.usefixtures("worker_threads")
@@ -105,7 +105,7 @@ def test_an_evaluation_on_the_way_is_not_the_final_one_of_a_run_that_is_cut_shor
 def refuse_checkpoints(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     def refuse(run: Path, step: int, *arguments: Any, **options: Any) -> Path:
         if step in steps:
-            raise OSError(28, "No space left on device")
+            full_disk()
         return save_checkpoint(run, step, *arguments, **options)
 
     monkeypatch.setattr("mtrl.runs.checkpoint_writer.save_checkpoint", refuse)
@@ -157,11 +157,8 @@ def test_a_last_checkpoint_that_fails_is_an_error_and_the_run_can_be_finished(
 def test_a_final_evaluation_that_cannot_be_written_is_an_error_and_the_run_can_be_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: Any, final: bool) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(JsonLines, "evaluation", refuse)
+        patch.setattr(JsonLines, "evaluation", full_disk)
         with pytest.raises(UserError, match=r"evaluation at vector step 60 .*it was the last"):
             train(counting(), tmp_path / "run")
     assert resume_training(tmp_path / "run").evaluation is not None
@@ -172,10 +169,7 @@ def test_a_final_evaluation_that_cannot_be_written_is_an_error_and_the_run_can_b
 def test_a_disk_that_is_full_from_the_start_is_one_sentence(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(f"mtrl.training.run.{what}", refuse)
+    monkeypatch.setattr(f"mtrl.training.run.{what}", full_disk)
     with pytest.raises(UserError, match=r"cannot be written: No space left on device\. Free space"):
         train(counting(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -239,14 +233,8 @@ def test_lines_that_a_full_disk_refused_are_written_when_it_has_room(
 
 
 def test_a_checkpoint_never_counts_what_no_log_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Any) -> None:
-        raise OSError(28, "No space left on device")
-
     class LogFull(JsonLines):
-        flush = refuse
-
-        def metrics(self, *arguments: Any) -> None:
-            refuse(self)
+        flush = metrics = full_disk
 
     monkeypatch.setattr("mtrl.training.run.JsonLines", LogFull)
     with pytest.raises(UserError, match=r"log at vector step 25 .*3 failures in a row"):

@@ -15,6 +15,7 @@ from mtrl.runs import checkpoint_writer
 from mtrl.runs.checkpoint import newest_step, save_checkpoint
 from mtrl.training.events import Event
 from mtrl.training.run import resume_training
+from tests.helpers.faults import full_disk
 from tests.helpers.short_runs import counting, lines
 
 pytestmark = pytest.mark.usefixtures("worker_threads")
@@ -112,10 +113,6 @@ def test_the_log_is_on_disk_before_a_checkpoint_that_counts_its_lines(
     assert "metrics.jsonl" in between
 
 
-def refuse(*_: Any, **__: Any) -> Path:
-    raise OSError(28, "No space left on device")
-
-
 def test_a_best_policy_that_could_not_be_written_is_still_to_be_beaten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +122,7 @@ def test_a_best_policy_that_could_not_be_written_is_still_to_be_beaten(
         if place.name == "best":
             tried.append(step)
             if len(tried) == 1:
-                refuse()
+                full_disk()
         return save_checkpoint(place, step, *arguments, **options)
 
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", save)

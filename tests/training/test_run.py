@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from mtrl.training.stepper import Stepper
 from tests.helpers.checkpoints import assert_same
 from tests.helpers.counting_env import CountingSuite
 from tests.helpers.faults import before_each_step
+from tests.helpers.killed_runs import kill_and_resume, wait_for
 from tests.helpers.loss_methods import sac_options
 from tests.helpers.short_runs import COUNTING, TASKS, assert_same_run, config, counting, lines
 
@@ -58,13 +58,6 @@ def stopped_at(number: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         before_each_step(patch, stop)
         yield
-
-
-def wait_for(found: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not found():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # Options of which a default run says nothing; a method per network.
@@ -293,18 +286,3 @@ def test_killed_and_resumed_is_bit_equal_to_undisturbed(tmp_path: Path, undistur
     save_config(slowly, tmp_path / "slowly.yaml")
     kill_and_resume(["--preset", str(tmp_path / "slowly.yaml")], tmp_path / "killed")
     assert_same_run(undisturbed, tmp_path / "killed")
-
-
-def kill_and_resume(flags: list[str], run: Path, folder: Path = ROOT) -> None:
-    """Train in a process of its own, kill it after its first checkpoint, and resume in this process.
-
-    Code that flags name lies in `folder`, which is this process's working directory if it is not ROOT.
-    """
-    command = [sys.executable, str(SCRIPTS / "train.py"), *flags, "--run-dir", str(run)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    wait_for(lambda: process.poll() is not None or list((run / "checkpoints").glob("step_*")))
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert main_train(["--resume", str(run), "--trust"]) == 0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mtrl.envs.metaworld.simulation import generate_goals
 from mtrl.envs.metaworld.suite import goal_sets
 from mtrl.envs.metaworld.tasks import BENCHMARKS
+from tests.helpers.faults import full_disk
 
 TASKS = ("reach-v3", "push-v3")
 pytestmark = pytest.mark.meta
@@ -136,10 +137,7 @@ def test_without_a_home_goals_go_to_the_temporary_files_and_no_folder_is_named_t
 def test_failed_write_leaves_neither_a_partial_nor_a_temporary_file(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: str, target: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", fail)
+    monkeypatch.setattr("os.replace", full_disk)
     with pytest.warns(RuntimeWarning, match="No space left"):
         goal_sets(TASKS, 0, "1", Generator())
     assert [path for path in cache.rglob("*") if path.is_file()] == []
