@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,10 @@ def observations(rows: int = TASKS * COPIES) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing is exported from but `policy` beside it; to be read only."""
+    """A run and its export; to be read only."""
     folder = tmp_path_factory.mktemp("made")
     random_run(folder / "run")
-    export_run(folder / "run", folder / "policy")
-    return folder
+    return export_run(folder / "run", folder / "policy").parent
 
 
 @pytest.fixture
@@ -90,12 +90,17 @@ def run(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made / "run", tmp_path / "run"))
 
 
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    spec = json.loads((folder / "policy.json").read_text())
+    change(spec)
+    (folder / "policy.json").write_text(json.dumps(spec))
+
+
 @pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_actions_are_the_evaluations_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:
     deep = changes.get("network", NetworkConfig()).architecture in ("care", "soft_modules")
-    _, agent = random_run(
-        tmp_path / "run", size=0.15 if deep else 0.3, **changes
-    )  # actions within the bounds
+    size = 0.15 if deep else 0.3  # so that actions are within the bounds
+    _, agent = random_run(tmp_path / "run", size=size, **changes)
     own = OWN if changes == CONFIGURATIONS["own module"] else None
     policy = mtrl.load_policy(export_run(tmp_path / "run"), architecture=own)
     obs = observations()
@@ -191,8 +196,7 @@ def test_the_files_say_all_that_is_needed_to_act(name: str, tmp_path: Path) -> N
 
 
 def test_a_squash_of_another_version_is_refused(exported: Path) -> None:
-    spec = json.loads((exported / "policy.json").read_text())
-    (exported / "policy.json").write_text(json.dumps({**spec, "squash": "sine"}))
+    edit(exported, lambda spec: spec.update(squash="sine"))
     with pytest.raises(UserError, match="is damaged"):
         mtrl.load_policy(exported)
 
@@ -251,9 +255,7 @@ def test_a_network_whose_class_has_moved_is_found_where_one_says(tmp_path: Path)
     random_run(tmp_path / "run", **CONFIGURATIONS["own module"])
     folder = export_run(tmp_path / "run")
     wanted = mtrl.load_policy(folder, architecture=OWN).predict(observations())[0]
-    spec = json.loads((folder / "policy.json").read_text())
-    spec["network"]["architecture"] = "gone_module:TwoLayers"
-    (folder / "policy.json").write_text(json.dumps(spec))
+    edit(folder, lambda spec: spec["network"].update(architecture="gone_module:TwoLayers"))
     with pytest.raises(UserError, match="no module 'gone_module'"):
         mtrl.load_policy(folder, architecture="gone_module:TwoLayers")
     found = mtrl.load_policy(folder, architecture=OWN).predict(observations())[0]
@@ -315,9 +317,7 @@ def test_code_that_the_files_name_is_not_run(
     named = named.format(folder=exported)
     for name in ("net.py", "stranger_module.py"):
         (exported / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Net: pass\n")
-    spec = json.loads((exported / "policy.json").read_text())
-    spec["network"]["architecture"] = named
-    (exported / "policy.json").write_text(json.dumps(spec))
+    edit(exported, lambda spec: spec["network"].update(architecture=named))
     with pytest.raises(UserError, match="whose code would be run"):
         mtrl.load_policy(".")
     assert not (tmp_path / "ran").exists()
@@ -337,9 +337,7 @@ BOMBS: dict[str, Any] = {
 def test_a_network_larger_than_its_file_is_refused_before_it_takes_memory(
     changes: dict[str, Any], exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = json.loads((exported / "policy.json").read_text())
-    spec["network"]["arguments"] |= changes
-    (exported / "policy.json").write_text(json.dumps(spec))
+    edit(exported, lambda spec: spec["network"]["arguments"].update(changes))
 
     def draw(*_: Any) -> None:
         raise AssertionError("parameters were drawn")
@@ -357,9 +355,7 @@ def test_a_network_larger_than_its_file_is_refused_before_it_takes_memory(
 def test_an_argument_that_the_network_cannot_take_is_a_user_s_error(
     changes: dict[str, Any], exported: Path
 ) -> None:
-    spec = json.loads((exported / "policy.json").read_text())
-    spec["network"]["arguments"] |= changes
-    (exported / "policy.json").write_text(json.dumps(spec))
+    edit(exported, lambda spec: spec["network"]["arguments"].update(changes))
     with pytest.raises(UserError, match=r"policy\.json"):
         mtrl.load_policy(exported)
 
@@ -367,11 +363,7 @@ def test_an_argument_that_the_network_cannot_take_is_a_user_s_error(
 @pytest.mark.parametrize("key", ["sha256", "tasks", "obs_dim", "network", "format"])
 @pytest.mark.parametrize("value", [None, [], {}, "x", -1, 1e999, "absent"])
 def test_a_description_that_lacks_something_is_a_user_s_error(key: str, value: Any, exported: Path) -> None:
-    spec = json.loads((exported / "policy.json").read_text())
-    spec[key] = value
-    if value == "absent":
-        del spec[key]
-    (exported / "policy.json").write_text(json.dumps(spec))
+    edit(exported, lambda spec: spec.pop(key) if value == "absent" else spec.update({key: value}))
     with pytest.raises(UserError):
         mtrl.load_policy(exported)
 
