@@ -1,7 +1,5 @@
 """Multi-task reinforcement learning on Meta-World with interchangeable gradient combiners."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """Entry points of the console commands; `python -m mtrl train ...` runs `mtrl-train`, and so on."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Errors that a user can act on: the message says what was expected, what was found and what to do."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Wherever a name is accepted, `package.module:Name` or `path/to/file.py:Name` nam
 Imports the standard library only: `--help` lists names without importing the plug-ins.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.util

@@ -4,8 +4,6 @@ Neighbouring seeds share no stream, and no two users within a run do. Imports ne
 from the streams. What upstream Meta-World draws from the bare seed (its goal sets) is not among them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 # The position is the key of the stream: new names go to the end, so that the others keep their numbers.

@@ -8,8 +8,6 @@ happens at a vector step, write or env step drawn from the seed. A replaced work
 numbers may differ: the checkpoint must say so, and the run is restored to its state before the fault.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

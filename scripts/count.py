@@ -8,8 +8,6 @@ first, which allocates. Lines are distinct lines that ran. A call from file to f
 of the library by a function of another of its files, neither of them in a solver.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Formulas of the documentation as MathML, which browsers set themselves: no script, no font, no network."""
 
-from __future__ import annotations
-
 import re
 from html import unescape
 from typing import Any

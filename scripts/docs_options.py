@@ -1,7 +1,5 @@
 """What pages say about every plug-in of a kind: options of methods, and papers, read from the plug-ins."""
 
-from __future__ import annotations
-
 import sys
 import types
 import typing

@@ -1,7 +1,5 @@
 """Show videos of `evaluate.py --video` side by side in one GIF, the film of README: VIDEO.mp4 ... OUT.gif."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 from collections.abc import Sequence

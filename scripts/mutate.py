@@ -6,8 +6,6 @@
 A row is proven if its test passes with the protection and fails without it.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -4,8 +4,6 @@ python scripts/soak.py --steps 200000 --out results/soak/counting.txt
 python scripts/soak.py --steps 20000 --metaworld --out results/soak/metaworld.txt
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Draw success over minutes: of each task of one run, or the means of several. RUN_DIR ... OUT.png."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -10,8 +10,6 @@ It is the single-task baseline of Delta m, and shows whether mtrl's agent learns
 Both take the same preset. Settings that Stable-Baselines3 lacks are listed at the start and ignored.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

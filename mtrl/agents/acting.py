@@ -1,7 +1,5 @@
 """A policy on a device, called with observations on the host."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 

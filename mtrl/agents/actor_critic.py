@@ -1,7 +1,5 @@
 """What the agents share: an actor and a critic with a method each, and what is stored and told of them."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """An update of networks whose gradients are combined, as CUDA graphs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 

@@ -1,7 +1,5 @@
 """The choice of methods: each network's combiner, from the configuration."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from mtrl import seeds

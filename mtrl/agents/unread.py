@@ -1,7 +1,5 @@
 """Settings that a run with actor and critic does not read, and why."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

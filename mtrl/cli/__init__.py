@@ -3,8 +3,6 @@
 Imports the standard library only: the combiners need only torch, so other packages may not be installed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools

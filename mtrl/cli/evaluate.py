@@ -1,7 +1,5 @@
 """`mtrl-evaluate`: evaluate the newest checkpoint of a run."""
 
-from __future__ import annotations
-
 import glob
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`mtrl-export`: write the policy of a run as files that need no run directory."""
 
-from __future__ import annotations
-
 from mtrl.cli import command, importing
 from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings

@@ -4,8 +4,6 @@ The flags depend on the chosen plug-ins (`--method cagrad` has `--method.c`), so
 first; then all flags are parsed, with the values of the preset as defaults.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a run is called in folders, tables and charts. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

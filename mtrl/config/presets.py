@@ -4,8 +4,6 @@ Layers from weak to strong: dataclass defaults, a preset (over the presets it `e
 hold `method_defaults: {cagrad: {c: 0.5}}`, options that apply whenever that method is chosen.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping

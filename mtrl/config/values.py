@@ -4,8 +4,6 @@ A bool, 1000.5 or "3" is not accepted for an int; an int is accepted for a float
 YAML becomes a value first (`from_text`, `YamlLoader`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """Process-wide settings for training: threads, matmul precision, determinism, memory allocator."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

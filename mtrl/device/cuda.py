@@ -1,7 +1,5 @@
 """Steps that CUDA replays as a graph, and copies between host and device. On a CPU both are plain calls."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """A random number generator of a device whose saved state can be loaded on another kind of device."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Checkpoints hold what `encode` returns, so this format must stay readable. Conta
 and generators are stored as dicts with a `kind`, all other values directly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 

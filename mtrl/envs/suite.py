@@ -1,7 +1,5 @@
 """What the engine asks of a suite of tasks, and the registry of suites. Imports no simulation."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Buffers of modules, such as running statistics: a step moves them once, however often it evaluates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

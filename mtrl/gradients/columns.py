@@ -4,8 +4,6 @@ Where the parameters of a task are W[t] times a few shared sets, its gradient of
 Inner products and the weighted sum of such columns take one pass over G, not one over the product.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

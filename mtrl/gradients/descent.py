@@ -4,8 +4,6 @@ A step evaluates losses and gradients as the combiner asks for them (`TaskGradie
 the result and moves the parameters. On CUDA a graph can hold it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

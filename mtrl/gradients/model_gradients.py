@@ -1,7 +1,5 @@
 """Per-task gradients of anybody's model, wherever a combiner asks for them (`combiners.base.JacobianAt`)."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """One optimiser step of anybody's multi-task model with any combiner."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Sequence

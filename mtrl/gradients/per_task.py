@@ -1,7 +1,5 @@
 """One network's parameters in one vector, and the gradients of its tasks' losses by it. Knows no agent."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from itertools import groupby

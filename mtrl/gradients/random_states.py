@@ -1,7 +1,5 @@
 """States of torch's random generators, so that a function can draw the same numbers again."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

@@ -3,8 +3,6 @@
 A pooled Jacobian [N + 1, P] has a row for each of the first N of T tasks and one for the sum of all others.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

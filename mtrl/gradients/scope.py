@@ -5,8 +5,6 @@ others that the optimiser holds, whatever their `.grad` holds from before. With 
 process makes the same collective calls in the same order, and all of them step or none does.
 """
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence

@@ -6,8 +6,6 @@ parameters that differ between tasks, in one batched pass. In place of S there m
 each network, or 1 for a parameter that the stacked networks share.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable

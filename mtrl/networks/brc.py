@@ -1,7 +1,5 @@
 """BroNet as in BRC: a wide residual network with layer normalisation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """CARE: a mixture of encoders, weighed by attention on the task's context."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

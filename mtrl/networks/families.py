@@ -1,7 +1,5 @@
 """What networks of the field have in common: their sizes, ends by role, encoders that depend on the task."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """FiLM: the task scales and shifts the layers of an encoder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The Gaussian policy, squashed into [-1, 1], from the outputs of a network."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, NamedTuple
 

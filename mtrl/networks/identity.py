@@ -1,7 +1,5 @@
 """How networks are told which task an input belongs to: columns appended to the inputs."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Fresh parameters: how each is drawn, and networks that list theirs before any memory is taken."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from abc import ABC, abstractmethod

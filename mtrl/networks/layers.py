@@ -5,8 +5,6 @@ In front of all of them a network may see standardised observations (`Observatio
 x is [S, T, B, I]: S networks, or S*n experts of them, on B rows of each of T tasks.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """The multi-layer perceptron, plain or in residual blocks, with task heads or without."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """MOORE: experts whose outputs are made orthogonal, mixed by task weights, with a head per task."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

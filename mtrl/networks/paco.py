@@ -1,7 +1,5 @@
 """PaCo: each task's parameters are a combination of a few sets of parameters."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

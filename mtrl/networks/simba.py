@@ -1,7 +1,5 @@
 """SimBa: residual blocks of pre-normalised perceptrons."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """SimbaV2: features and weights on the unit sphere."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Soft modularisation: layers of modules, and a routing network that mixes them for each task and state."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

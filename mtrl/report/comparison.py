@@ -3,8 +3,6 @@
 All runs of a comparison have one protocol. The runs of a row have one configuration and different seeds.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

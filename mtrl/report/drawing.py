@@ -1,7 +1,5 @@
 """What all figures are drawn with: style, panels, legends, heat maps. Only figures import matplotlib."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 import warnings

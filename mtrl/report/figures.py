@@ -1,7 +1,5 @@
 """Figures of scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any

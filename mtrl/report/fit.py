@@ -1,7 +1,5 @@
 """Fits a figure into the size that is asked for: smaller text first, then fewer rows, then fewer tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Figures of logs: training episodes by task; gradients of the tasks, and the weights that they get."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any

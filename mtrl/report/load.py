@@ -5,8 +5,6 @@ network is neither needed nor imported. A run may come from anywhere, so every f
 make reading slow.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Differences between a method and plain averaging on the same seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -4,8 +4,6 @@ Identifiers of difficulty (conflict, norms, weights, losses) are compared with t
 they order methods and tasks as the score does?
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 

@@ -8,8 +8,6 @@ al., "Deep reinforcement learning at the edge of the statistical precipice", Neu
 The test suite checks them against the authors' package.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple

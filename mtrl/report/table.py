@@ -1,7 +1,5 @@
 """A table and its forms: Markdown, LaTeX and CSV. All names are escaped: runs may come from anywhere."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -4,8 +4,6 @@ Two lines of work use the names MT10 and MT50 for different benchmarks (docs/pro
 comparable only within a line.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

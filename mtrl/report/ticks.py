@@ -1,7 +1,5 @@
 """Ticks of axes: as many as have room, with the fewest digits that tell them apart."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Curves on Weights & Biases, with the configuration of the run. Only this module imports wandb."""
 
-from __future__ import annotations
-
 import math
 import uuid
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Evaluation: the deterministic policy on fixed goals, an exact number of episodes of each task."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

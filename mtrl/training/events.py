@@ -1,7 +1,5 @@
 """Requests that signals and callbacks make of a run, the events it reports and its result."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable, Mapping

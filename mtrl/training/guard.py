@@ -1,7 +1,5 @@
 """The guard against divergence: names the tasks whose numbers left their range, and what to try."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal

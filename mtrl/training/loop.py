@@ -11,8 +11,6 @@ Before them comes the learning of an agent that is behind (`LearnsBetweenSteps`)
 middle of it saves there, and the resumed run learns on and writes the lines of that vector step.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Check the plug-ins and options of a configuration before anything starts; build what it names."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

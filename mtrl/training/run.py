@@ -1,7 +1,5 @@
 """Entry points: train a run, resume it, evaluate it."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time

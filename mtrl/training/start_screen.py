@@ -1,7 +1,5 @@
 """The text of the start screen: tasks, protocol, machine and the facts of the agent."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One vector step of training: act, start the environments, learn while they step, collect, observe."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping

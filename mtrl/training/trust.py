@@ -1,7 +1,5 @@
 """Code that a stored configuration names: nothing of it runs before the user has agreed. See SECURITY.md."""
 
-from __future__ import annotations
-
 import functools
 import re
 import sys

@@ -1,7 +1,5 @@
 """Videos of a policy: one episode per task, each rendered in a worker process of its own."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterator

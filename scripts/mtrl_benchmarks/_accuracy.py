@@ -6,8 +6,6 @@ with a conic solver as well. What is measured are the returned weights, for the 
 its entries are rounded in single precision is part of the problem, not of the answer.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Recorded actions: random ones, and what upstream's scripted policies do in mtrl's environments."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Optimal values of max-min problems from a conic solver, on the primal, unlike the combiners' duals."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

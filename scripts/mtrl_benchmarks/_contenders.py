@@ -1,7 +1,5 @@
 """Start the backends of the environment benchmark; measure how long that takes and how much memory."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import time

@@ -1,7 +1,5 @@
 """Families of Jacobians [T, P] on which solvers differ: easy, conflicting, badly scaled, degenerate."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -4,8 +4,6 @@ mtrl; torchjd; published, the solver of the method's first publication; publishe
 code for reinforcement learning, which mtrl offers as `solver="paper"`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.util

@@ -1,7 +1,5 @@
 """How good weights are, from the Gramian alone: objectives and residuals of the methods' own problems."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """What an update launches, seen by a dispatch mode on the meta device, and the constants of the estimates."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator

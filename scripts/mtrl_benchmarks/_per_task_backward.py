@@ -1,7 +1,5 @@
 """The straightforward way: plain modules, one backward pass per task, the published solver on the host."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Sequence
 

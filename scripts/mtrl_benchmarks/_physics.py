@@ -1,7 +1,5 @@
 """The physics limit: MuJoCo alone on the models of the environments, in several processes at once."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor

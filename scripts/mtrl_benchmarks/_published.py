@@ -1,7 +1,5 @@
 """The solvers of the methods' first publications, written from the papers' description; on the host."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

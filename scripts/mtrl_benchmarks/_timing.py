@@ -1,7 +1,5 @@
 """Times of combiners, implementations of a method taking turns."""
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import time

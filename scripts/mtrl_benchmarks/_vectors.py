@@ -1,7 +1,5 @@
 """mtrl and its peers as vectors of Meta-World environments with one interface."""
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -13,8 +13,6 @@ solution that a method asks for (a fixed point, a cone with a direction that imp
 that happens where parameters are Pareto-stationary.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

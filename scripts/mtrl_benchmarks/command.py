@@ -1,7 +1,5 @@
 """The command line of the benchmarks: one subcommand per module, see the package docstring."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import importlib

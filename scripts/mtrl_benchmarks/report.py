@@ -1,7 +1,5 @@
 """What all benchmarks share: facts about machine and versions, the printed table, the `--json` file."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import json

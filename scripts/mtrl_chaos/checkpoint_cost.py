@@ -5,8 +5,6 @@
 Vector steps are imitated by what they do to the replay (one transition per task) and a pause.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Faults: what disturbs a leg of a run from inside, and what damages its files between two legs."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import random

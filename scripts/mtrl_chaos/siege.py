@@ -1,7 +1,5 @@
 """A run under attack, and its comparison with the undisturbed one."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

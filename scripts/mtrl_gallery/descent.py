@@ -3,8 +3,6 @@
 All starts of all landscapes descend side by side, each with a combiner of its own.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Pictures of the gallery's trajectories; matplotlib and Pillow are imported only here, and only on use."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

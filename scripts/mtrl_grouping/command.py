@@ -1,7 +1,5 @@
 """Command line of scripts/group.py."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Groups of tasks that help each other most, and an order that puts similar tasks next to each other."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The command line of study B: makes the runs that its folder lacks, then writes the tables."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

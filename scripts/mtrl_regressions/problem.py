@@ -5,8 +5,6 @@ drawn anew at each step, so no run can overfit. What a seed draws (targets, unit
 parameters) is the same for all methods.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import lru_cache

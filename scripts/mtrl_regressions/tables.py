@@ -1,7 +1,5 @@
 """The analysis that docs/decisions/studies.md registers for study B."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Advantages and returns of a rollout. Pure functions; T tasks, N vector steps, E copies of each task."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

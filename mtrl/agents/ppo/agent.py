@@ -1,7 +1,5 @@
 """The PPO agent: it acts, stores a rollout, and learns from it while the environments wait."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from functools import cached_property

@@ -1,7 +1,5 @@
 """PopArt: values of each task in units of that task's returns, and outputs that survive a change of units."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -5,8 +5,6 @@ the host, so on CUDA a graph can hold it. Actor and critic are two networks with
 losses may have either sign, the critic's are never negative.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple

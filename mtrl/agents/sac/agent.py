@@ -1,7 +1,5 @@
 """The SAC agent: it acts, stores transitions and updates its networks while the environments step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any

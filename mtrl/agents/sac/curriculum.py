@@ -1,7 +1,5 @@
 """A curriculum over transitions: batches take those of small TD error first."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

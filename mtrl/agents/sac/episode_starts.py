@@ -1,7 +1,5 @@
 """What episodes brought, beside what the critics say of their first action: a check of the critics."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

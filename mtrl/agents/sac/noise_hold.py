@@ -1,7 +1,5 @@
 """Exploration noise: held for a few steps, and of another size in each environment. Knows no SAC."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Returns over several steps: n-step windows, and the scale of a task's returns. Knows no SAC."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Operations on the rows of a Jacobian [T, P] in full precision: inner products, weighted sum, lengths."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of arguments of the environments and of values that a simulation returns."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

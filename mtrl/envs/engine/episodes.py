@@ -4,8 +4,6 @@ Workers do not keep them because a worker's death would lose them: the n-th epis
 n-th goal of its stream, whether or not a restart cut an earlier episode short.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The worker processes, from the learner's side: starts, messages, deadlines, failures and ends."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

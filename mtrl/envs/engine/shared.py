@@ -1,7 +1,5 @@
 """The arrays that learner and workers share in anonymous memory, and the result of a step read from them."""
 
-from __future__ import annotations
-
 import mmap
 import os
 import tempfile

@@ -5,8 +5,6 @@ time should, so the budget counts all restarts and never refills. A restarted wo
 they are built and reset before the next step. That may fail again, so `begin` loops.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A suite of tasks as one gymnasium.vector.VectorEnv over worker processes and shared memory."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self

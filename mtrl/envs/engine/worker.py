@@ -6,8 +6,6 @@ at all other times only the learner does. A worker that misses its deadline is k
 continues.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import pickle

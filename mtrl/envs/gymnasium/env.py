@@ -1,7 +1,5 @@
 """One Gymnasium environment as a TaskEnv of the engine."""
 
-from __future__ import annotations
-
 import math
 import random
 import warnings

@@ -1,7 +1,5 @@
 """A list of Gymnasium environments as a suite of tasks, for instance variants of one with other physics."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import os

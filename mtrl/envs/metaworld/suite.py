@@ -1,7 +1,5 @@
 """Meta-World as a suite of tasks. Only `simulation` imports metaworld and mujoco, and only in workers."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import warnings

@@ -1,7 +1,5 @@
 """Names of tasks and benchmarks, costs of a step, and sources of goal sets. Does not import metaworld."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 
