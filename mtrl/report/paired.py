@@ -47,13 +47,14 @@ def paired_table(comparison: Comparison) -> Table | None:
         [row.label, len(seeds[row]), *(difference(row, scores) for scores in measures.values())]
         for row in rows
     ]
+    together = f", for all {len(rows)} rows of a column together (Bonferroni)" if len(rows) > 1 else ""
     note = (
         f"Score less that of {baseline.label} with the same seed: these runs share goals, initial networks "
-        "and warm-up, so their differences vary less than their scores. Brackets: 95 % of Student's t, for "
-        f"all {len(rows)} rows of a column (Bonferroni). If an interval contains 0, the difference "
-        "may be chance. Area under training success: mean over log lines of the success rate of training "
-        "episodes."
+        "and warm-up, so their differences vary less than their scores. Brackets: 95 % of Student's "
+        f"t{together}. If an interval contains 0, the difference may be chance."
     )
+    if "area under training success" in measures:
+        note += " Area under training success: mean over log lines of the success rate of training episodes."
     return Table("paired", "Paired differences", ("method", "seeds", *measures), body, note, decimals=3)
 
 

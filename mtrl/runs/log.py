@@ -154,7 +154,7 @@ class Log:
 
     Args:
         run: the run.
-        record: the files that reports and resume read ; its errors are raised.
+        record: the files that reports and resume read; its errors are raised.
         sinks: further sinks; one that fails is closed.
     """
 
