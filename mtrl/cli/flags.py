@@ -11,6 +11,7 @@ import dataclasses
 import io
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,7 +74,8 @@ def parse(members: Members, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the value of every flag, nested by group; the default, unless UNSET, if a flag is not given.
 
     Raises:
-        UserError: an unknown flag (the nearest one is given), a missing value, a stray word.
+        UserError: an unknown flag (the nearest one is given), a missing value, a stray word, a list of values
+            whose flag is given twice (all but the last would be dropped).
     """
     _check_flags(arguments, members)
     box = io.StringIO()
@@ -82,9 +84,12 @@ def parse(members: Members, arguments: Sequence[str]) -> dict[str, Any]:
             parsed = tyro.cli(_tyro_type(members), args=list(arguments))
     except SystemExit:
         message = _first_paragraph(box.getvalue())
-        strays = message.removeprefix("Unrecognized options: ").removesuffix(". See --help.")
-        if strays != message and not strays.startswith("-"):
-            message = f"expected a flag before '{strays}', as in --method cagrad. See --help."
+        strays = re.match(r"Unrecognized options: (?!-)(.*)\. See --help\.", message)
+        empty = re.match(r"Missing value for argument '(.*)'\.", message)
+        if strays:
+            message = f"expected a flag before '{strays[1]}', as in --method cagrad. See --help."
+        elif empty:
+            message = f"expected a value after {empty[1]}; found none. See --help."
         raise UserError(message) from None
     return _values(parsed, members)
 
@@ -185,13 +190,17 @@ def _values(parsed: Any, members: Members) -> dict[str, Any]:
 
 
 def _check_flags(arguments: Sequence[str], members: Members) -> None:
-    known = list(_known_flags(members, ""))
-    for flag in given(arguments):
+    known = dict(_known_flags(members, ""))
+    flags_given = given(arguments)
+    for flag in flags_given:
+        if known.get(flag) is tuple and flags_given.count(flag) > 1:
+            times = flags_given.count(flag)
+            raise UserError(f"{flag} is given {times} times; write all its values after one {flag}.")
         if flag not in known:
-            options = list(_known_flags([m for m in members if isinstance(m, Group)], ""))
+            options = list(dict(_known_flags([m for m in members if isinstance(m, Group)], "")))
             section = flag.rpartition(".")[0]
             chosen = peek(arguments, section) or _defaults(members).get(section)
-            raise UserError(_unknown_flag(flag, known, options, chosen))
+            raise UserError(_unknown_flag(flag, list(known), options, chosen))
 
 
 def _defaults(members: Members) -> dict[str, str]:
@@ -223,16 +232,18 @@ def _unknown_flag(flag: str, known: Sequence[str], options: Sequence[str], chose
     return f"unknown flag '{flag}'.{hint} --help lists all flags."
 
 
-def _known_flags(members: Members, prefix: str) -> Iterator[str]:
+def _known_flags(members: Members, prefix: str) -> Iterator[tuple[str, type]]:
+    """Yield each flag with bool, str or tuple, the kind of its value."""
     for member in members:
         name = prefix + member.flag
         if isinstance(member, Group):
             yield from _known_flags(member.members, f"{name}.")
         elif member.flag:
-            yield _dashed(name)
-            if _kind(member.option.annotation) is bool:
+            kind = _kind(member.option.annotation)
+            yield _dashed(name), get_origin(kind) or kind
+            if kind is bool:
                 head, dot, last = name.rpartition(".")
-                yield _dashed(f"{head}{dot}no-{last}")
+                yield _dashed(f"{head}{dot}no-{last}"), bool
 
 
 def _dashed(name: str) -> str:

@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
             with Watch(trials) as watch:
                 state = driver.run(trials, out, resources, retries=flags.retries, watch=watch)
     except KeyboardInterrupt as error:
-        print("running trials have been told to save; the same command goes on from there", file=sys.stderr)
+        print("Running trials have been told to save. The same command continues the sweep.", file=sys.stderr)
         if isinstance(error, driver.Stopped):
             print(error, file=sys.stderr)
             return error.exit_code

@@ -69,15 +69,21 @@ class _ResumeFlags:
 
 @command
 def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, ...] | None = None) -> int:
-    """Start a run or resume one; `preset` and `tasks` are used without `--preset` and `--tasks`."""
+    """Start a run or resume one.
+
+    Args:
+        arguments: of the command line.
+        preset: default of `--preset`.
+        tasks: the only ones that are trained without `--tasks`; a preset of others is refused.
+    """
     arguments = [_spelled_out(argument) for argument in arguments]
     flags_given = flags.given(arguments)
     if "--resume" in flags_given and not wants_help(arguments):
         return _resume(arguments)
     preset = peek(arguments, "--preset") or preset
-    layers: list[Mapping[str, Any]] = [load_preset(preset)] if preset else []
-    if tasks:
-        layers.append({"tasks": tasks})
+    layers: list[Mapping[str, Any]] = [{"tasks": tasks}] if tasks else []
+    if preset:
+        layers.append(load_preset(preset))
     tasks_known = any("tasks" in layer for layer in layers) or "--tasks" in flags_given
     with importing():
         from mtrl.training.resolve import resolve, why_unread, written_out
@@ -92,6 +98,11 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     values = flags.parse(members, arguments)
     if not tasks_known:
         raise UserError("no tasks: give --tasks MT10, --tasks reach-v3 push-v3 or a preset that names tasks.")
+    if tasks and "--tasks" not in flags_given and base.tasks != tasks:
+        raise UserError(
+            f"this script trains {' '.join(tasks)}; the preset {preset} names {' '.join(base.tasks)}. Use "
+            "scripts/train.py (mtrl-train) for the preset's tasks, or choose with --tasks."
+        )
     own = _RunFlags(**{field.name: values.pop(field.name) for field in dataclasses.fields(_RunFlags)})
     if own.resume_or_start and own.run_dir:
         raise UserError("--resume-or-start already names the run directory; found --run-dir too. Give one.")

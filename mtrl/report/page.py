@@ -181,9 +181,15 @@ def _summary(comparison: Comparison) -> list[str]:
         sentences.append(f"{unfinished} unfinished: drawn as thin lines, in no table of scores.")
     anew = sum((run.config.get("env") or {}).get("resume") == "restart" for run in runs)
     if anew:
-        sentences.append(f"{anew} with env.resume=restart: a resumed run of these began new episodes.")
+        sentences.append(f"{anew} with env.resume=restart: each that was resumed began new episodes there.")
+    lost = sum(bool(run.last_metrics.get("env/restarts")) for run in runs)
+    if lost:
+        sentences.append(f"{lost} lost episodes with a worker that was restarted.")
+    commits = {run.versions.get("git_commit") for run in runs}
+    if len(commits) > 1 or any("then" in str(commit) for commit in commits):
+        sentences.append("Not all have one commit: see Versions.")
     if min(len(row.finished) for row in rows) < 5:
-        sentences.append("Intervals of rows with fewer than five finished seeds are too narrow.")
+        sentences.append("Bootstrap intervals of rows with fewer than five finished seeds are too narrow.")
     return sentences
 
 

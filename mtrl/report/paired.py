@@ -1,14 +1,15 @@
 """Differences between a method and plain averaging on the same seeds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mtrl.report import signals, stats
-from mtrl.report.comparison import Comparison, Floats, Group
+from mtrl.report.comparison import Comparison, Floats, curves
+from mtrl.report.load import Run
 from mtrl.report.table import Cell, Table
 
-Scores = Callable[[Group], Floats]  # a number of each finished run of a row [R]
+_TRAINING = "area under training success"
 
 
 def paired_table(comparison: Comparison) -> Table | None:
@@ -16,47 +17,55 @@ def paired_table(comparison: Comparison) -> Table | None:
     baseline = comparison.baseline
     if baseline is None:
         return None
-    seeds = {row: _shared_seeds(row, baseline) for row in comparison.rows if row is not baseline}
-    rows = [row for row, shared in seeds.items() if shared]
+    theirs = {run.seed: run for run in baseline.finished}
+    pairs = {
+        row: [(run, theirs[run.seed]) for run in row.finished if run.seed in theirs]
+        for row in comparison.rows
+        if row is not baseline
+    }
+    pairs = {row: found for row, found in pairs.items() if found}
 
-    def final(row: Group) -> Floats:
-        found: Floats = comparison.final(row).mean(axis=1)
-        return found
+    def final(runs: Sequence[Run]) -> Floats:
+        return curves(runs, comparison.tasks, comparison.measure).scores[:, -1].mean(axis=1)
 
-    def area(row: Group) -> Floats:
-        curves = comparison.curves(row)
-        found: Floats = stats.area_under_curve(curves.steps, curves.scores.mean(axis=2))
-        return found
+    def area(runs: Sequence[Run]) -> Floats:
+        found = curves(runs, comparison.tasks, comparison.measure)
+        heights: Floats = stats.area_under_curve(found.steps, found.scores.mean(axis=2))
+        return heights
 
-    def training(row: Group) -> Floats:
-        return np.array([signals.training_success(comparison, run) for run in row.finished])
+    def training(runs: Sequence[Run]) -> Floats:
+        return np.array([signals.training_success(comparison, run) for run in runs])
 
-    measures: dict[str, Scores] = {f"final {comparison.measure}": final, "area under curve": area}
-    if not any(np.isnan(training(row)).any() for row in (baseline, *rows)):
-        measures["area under training success"] = training
-
-    def difference(row: Group, scores: Scores) -> stats.Interval:
-        ours, theirs = (
-            {run.seed: score for run, score in zip(own.finished, scores(own), strict=True)}
-            for own in (row, baseline)
+    def differences(scores: Callable[[Sequence[Run]], Floats]) -> list[Floats]:
+        # Both sides at once: curves have then the steps that all of these runs have, and areas the same span.
+        both = (
+            scores([run for side in zip(*found, strict=True) for run in side]) for found in pairs.values()
         )
-        apart = np.array([ours[seed] - theirs[seed] for seed in seeds[row]])
-        return stats.paired(apart, comparisons=len(rows))
+        return [ours - others for ours, others in (np.split(found, 2) for found in both)]
 
+    measures = {f"final {comparison.measure}": differences(final), "area under curve": differences(area)}
+    in_training = differences(training)
+    unknown = sum(int(np.isnan(apart).sum()) for apart in in_training)
+    if unknown < sum(len(apart) for apart in in_training):
+        measures[_TRAINING] = in_training
     body: list[list[Cell]] = [
-        [row.label, len(seeds[row]), *(difference(row, scores) for scores in measures.values())]
-        for row in rows
+        [
+            row.label,
+            len(found),
+            *(stats.paired(m[index][~np.isnan(m[index])], comparisons=len(pairs)) for m in measures.values()),
+        ]
+        for index, (row, found) in enumerate(pairs.items())
     ]
-    together = f", for all {len(rows)} rows of a column together (Bonferroni)" if len(rows) > 1 else ""
+    together = f", for all {len(pairs)} rows of a column together (Bonferroni)" if len(pairs) > 1 else ""
     note = (
-        f"Score less that of {baseline.label} with the same seed: these runs share goals, initial networks "
-        "and warm-up, so their differences vary less than their scores. Brackets: 95 % of Student's "
-        f"t{together}. If an interval contains 0, the difference may be chance."
+        f"Score less that of {baseline.label} with the same seed. These runs share goals and initial "
+        "networks, so their differences vary less than those of runs of different seeds. Brackets: 95 % of "
+        f"Student's t{together}. If an interval contains 0, the difference may be chance."
     )
-    if "area under training success" in measures:
-        note += " Area under training success: mean over log lines of the success rate of training episodes."
+    if _TRAINING in measures:
+        note += f" {_TRAINING.capitalize()}: mean over log lines of the success rate of training episodes."
+        if unknown:
+            note += (
+                f" {unknown} pair{'s' * (unknown > 1)} without it in their logs are left out of that column."
+            )
     return Table("paired", "Paired differences", ("method", "seeds", *measures), body, note, decimals=3)
-
-
-def _shared_seeds(row: Group, other: Group) -> list[int]:
-    return sorted({run.seed for run in row.finished} & {run.seed for run in other.finished})

@@ -68,7 +68,8 @@ def update_milliseconds(comparison: Comparison, row: Group) -> Floats:
 
     Lines of the warm-up, which have no update, do not count.
     """
-    return np.array([_logged(comparison, run).update_milliseconds for run in row.runs])
+    runs = row.finished or row.runs
+    return np.array([_logged(comparison, run).update_milliseconds for run in runs])
 
 
 def training_success(comparison: Comparison, run: Run) -> float:

@@ -96,10 +96,11 @@ def paired(differences: Floats, *, comparisons: int = 1, confidence: float = CON
     The intervals of all `comparisons` hold together with probability `confidence` at least: Student's t at
     Bonferroni's level 1 - (1 - confidence) / comparisons, for differences that are about normal, however the
     comparisons are correlated. Runs of one seed share what the seed draws, so their differences vary less
-    than their scores. The ends are NaN where there is one run.
+    than those of runs of different seeds. The ends are NaN for fewer than two runs, and if all differences
+    are equal and not 0, as few coarse scores can be: their spread is then unknown.
     """
-    runs, value = len(differences), float(differences.mean())
-    if runs < 2:
+    runs, value = len(differences), float(differences.mean()) if len(differences) else math.nan
+    if runs < 2 or (value and not np.ptp(differences)):
         return Interval(value, math.nan, math.nan)
     quantile = scipy.stats.t.ppf(1.0 - (1.0 - confidence) / (2.0 * comparisons), runs - 1)
     reach = float(quantile * differences.std(ddof=1) / math.sqrt(runs))

@@ -81,8 +81,8 @@ def final_table(comparison: Comparison) -> Table:
     rows, measure, baseline = comparison.rows, comparison.measure, comparison.baseline
     notes = [
         f"{measure.capitalize()} at the final evaluation. {_INTERVALS}: of the mean over whole runs, of the "
-        "interquartile mean (IQM, all runs and tasks together) stratified by task. With few seeds all "
-        "intervals are too narrow."
+        "interquartile mean (IQM, all runs and tasks together) stratified by task. With few seeds "
+        "these intervals are too narrow."
     ]
 
     def mean_of(key: str) -> Callable[[Group], Cell]:

@@ -140,14 +140,15 @@ class RunDirectory:
     def write_versions(self, suite: Mapping[str, str]) -> dict[str, str]:
         """Write `versions.json`, including the versions of the suite of tasks, and return its content.
 
-        If the run is resumed with another version of its suite, both are kept ("3.3.0, then 3.4.0").
+        If the run is resumed with another version of a package or another commit, both are kept ("3.3.0, then
+        3.4.0").
         """
         path = self.path / VERSIONS_NAME
         found = {**versions(), **suite}
         with contextlib.suppress(OSError, ValueError, AttributeError):
             before = json.loads(path.read_bytes())
-            for name, now in suite.items():
-                former = before.get(name, now)
+            for name in found.keys() - {"platform", "cpu", "cores"}:
+                now, former = found[name], before.get(name, found[name])
                 found[name] = former if former.endswith(now) else f"{former}, then {now}"
         write_file(path, (json.dumps(found, indent=2) + "\n").encode())
         return found

@@ -141,13 +141,11 @@ def run_trial(config: dict[str, object], path: str, log: str, folder: str) -> Re
 
         try:
             result = resume_or_start(build_config(config), path)
-        except EnvironmentFailure as error:
-            return Result("again", str(error))
-        except NonFiniteError as error:
-            return Result("failed", str(error))
-        except UserError as error:
-            # The former attempt may still be writing its last checkpoint.
-            return Result("again" if "is in use by" in str(error) else "failed", str(error))
+        except (EnvironmentFailure, NonFiniteError, UserError) as error:
+            print(f"error: {error}", file=file)
+            # Where the run is in use, the former attempt may still be writing its last checkpoint.
+            again = isinstance(error, EnvironmentFailure) or "is in use by" in str(error)
+            return Result("again" if again else "failed", str(error))
         except Exception:
             traceback.print_exc(file=file)  # the driver keeps its last line only
             raise

@@ -120,7 +120,7 @@ class Watch:
             counts += f", {len(state.failed)} failed"
         gained, elapsed = done - self._steps_at_start, time.monotonic() - self._began
         text = f"{counts}; {done / all_steps:.0%} of {all_steps:,} vector steps"
-        if gained and done < all_steps:
+        if gained > 0 and done < all_steps:  # less than 0: resumed trials have dropped their newest lines
             text += f", about {_clock((all_steps - done) * elapsed / gained)} left"
         return text
 

@@ -57,6 +57,17 @@ def test_preset_keeps_the_scripts_tasks(calls: Calls) -> None:
     assert calls.config.tasks == ("MT10",)
 
 
+@pytest.mark.parametrize("preset", ["overnight", "mine.yaml"])
+def test_a_preset_of_other_tasks_is_refused_by_the_script_of_one_benchmark(
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text("tasks: [reach-v3]\n")
+    assert train_mt10("--preset", preset) == 2
+    assert re.search(r"trains MT10; .* names (MT50|reach-v3)\. .*--tasks", capsys.readouterr().err)
+    assert train_mt10("--preset", preset, "--tasks", "MT10") == 0
+    assert calls.config.tasks == ("MT10",)
+
+
 def test_tasks_may_be_replaced(calls: Calls) -> None:
     assert train_mt10("--tasks", "reach-v3", "push-v3", "--method", "cagrad", "--seed", "4") == 0
     assert calls.config.tasks == ("reach-v3", "push-v3")
@@ -145,7 +156,7 @@ def test_every_method_has_its_defaults_in_a_configuration() -> None:
 def test_print_config_prints_what_would_be_trained(
     calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    line = ["--preset", "mt50", "--method", "cagrad", "--sac.gamma", "0.9"]
+    line = ["--preset", "mt10_fast", "--method", "cagrad", "--sac.gamma", "0.9"]
     assert train_mt10(*line, "--print-config") == 0
     (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
     assert calls.made == []

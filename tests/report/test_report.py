@@ -222,6 +222,32 @@ def test_published_numbers_stand_beside_runs_of_the_same_benchmark(tmp_path: Pat
     assert "v3 tasks" in published["MOORE"]["protocol"]
 
 
+def test_paired_areas_are_over_the_evaluations_that_both_sides_have(tmp_path: Path) -> None:
+    """Both methods have the same scores; one run has lost an evaluation, and one its log."""
+    for method in ("mean", "cagrad"):
+        for seed in (0, 1, 2):
+            metrics = [
+                {"vector_step": 10, "env_steps": 10, "wall_s": 1.0, "rollout/success_rate": 0.1 * seed}
+            ]
+            damaged = method == "cagrad" and seed == 2
+            run = write_run(
+                tmp_path / f"{method}-{seed}",
+                {"reach-v3": (0.9, 0.1 * seed, 0.9)},
+                method=method,
+                seed=seed,
+                metrics=[] if damaged else metrics,
+            )
+            if damaged:
+                lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
+                (run / "evaluations.jsonl").write_text(lines[0] + lines[2])
+    comparison = compare([tmp_path])
+    row = _rows(comparison, "paired")["cagrad"]
+    assert row["area under curve"] == pytest.approx((0.0, 0.0, 0.0))
+    assert row["area under training success"] == pytest.approx((0.0, 0.0, 0.0))
+    note = next(table.note for table in all_tables(comparison) if table.name == "paired")
+    assert "1 pair without it in their logs" in note
+
+
 def test_published_numbers_of_sac_do_not_stand_beside_runs_of_ppo(tmp_path: Path) -> None:
     for name, agent in (("a", "ppo"), ("b", "sac")):
         config = {"tasks": ["MT10"], "agent": agent}

@@ -163,6 +163,9 @@ def test_one_paired_interval_is_that_of_scipys_t_test() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-12)
     assert found.value == pytest.approx(differences.mean())
     assert np.isnan(stats.paired(differences[:1]).low)
+    # Equal coarse scores are no proof of a difference, and equal methods do not differ.
+    assert np.isnan(stats.paired(np.full(3, 0.02)).low)
+    assert tuple(stats.paired(np.zeros(3))) == (0.0, 0.0, 0.0)
 
 
 def test_all_paired_intervals_hold_together_as_often_as_they_say() -> None:

@@ -179,7 +179,7 @@ def test_a_stop_signal_lets_running_trials_save(
         signal.signal(number, inherited)
     assert told == [(running, False)]
     assert waits[-1] >= 30  # it waits until they have saved
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "The same command continues the sweep." in capsys.readouterr().err
 
 
 def test_the_log_of_a_trial_has_the_traceback_of_its_defect(

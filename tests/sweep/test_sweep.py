@@ -90,7 +90,7 @@ def test_ctrl_c_saves_what_runs_and_the_same_command_ends_it(tmp_path: Path) -> 
     interrupted.send_signal(signal.SIGINT)
     _, message = interrupted.communicate(timeout=120)
     assert interrupted.returncode == 130
-    assert message.endswith("the same command goes on from there\ninterrupted\n")
+    assert message.endswith("The same command continues the sweep.\ninterrupted\n")
     assert "stopped at vector step" in (out / "logs/mean-seed0.log").read_text()
     assert _final(out) == 0
     subprocess.run(command, cwd=ROOT, check=True, timeout=400)
@@ -128,7 +128,7 @@ def test_no_process_of_a_stopped_or_killed_sweep_stays(number: signal.Signals, t
     _, message = driver.communicate(timeout=120)
     assert driver.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
-        assert message.endswith(f"the same command goes on from there\nstopped by {number.name}\n")
+        assert message.endswith(f"The same command continues the sweep.\nstopped by {number.name}\n")
         assert "stopped at vector step" in (out / "logs/mean-seed0.log").read_text()
     _until(lambda: not any(_family(pid).get(pid) == start for pid, start in family.items()), 15)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -194,8 +195,16 @@ def test_another_version_of_the_suite_is_refused_unless_allowed(
     monkeypatch.setattr(CountingSuite, "versions", lambda suite: {"counting": "2"})
     with pytest.raises(UserError, match="--allow-version-mismatch"):
         resume_training(half, steps=60)
+    versions = json.loads((half / "versions.json").read_text())
+    (half / "versions.json").write_text(
+        json.dumps(versions | {"git_commit": "aaa", "torch": "2.6.0", "cpu": "a"})
+    )
     assert resume_training(half, steps=60, allow_version_mismatch=True).steps == 60
     assert_same(state_of(half)["replay"], state_of(undisturbed)["replay"])
+    resumed = json.loads((half / "versions.json").read_text())
+    assert resumed["counting"] == f"{versions['counting']}, then 2"
+    assert resumed["torch"] == f"2.6.0, then {versions['torch']}"
+    assert resumed["cpu"] == versions["cpu"]
 
 
 def test_what_the_suite_remarks_is_said_once_for_both_sets_of_environments(
