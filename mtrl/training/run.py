@@ -340,7 +340,9 @@ def _process_settings(config: Config, device: torch.device) -> contextlib.Abstra
 
 def _bound(config: Config) -> dict[str, Any]:
     """Return the settings that a run keeps for life, by dotted key."""
-    bound = {key: value for key, value in flat(config_to_dict(config)).items() if key not in _FREE}
+    # A file of task rows may be moved: `bound_to_policy` has what it holds.
+    free = (*_FREE, "network.identity_file")
+    bound = {key: value for key, value in flat(config_to_dict(config)).items() if key not in free}
     return bound | bound_to_policy(config)
 
 

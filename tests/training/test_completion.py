@@ -6,6 +6,7 @@ import dataclasses
 import resource
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -299,14 +300,17 @@ def test_a_checkpoint_of_any_kept_step_can_be_evaluated(
         evaluate_run(run, checkpoint=15, best=True)
 
 
-def test_a_run_whose_tasks_have_numbers_in_a_file_is_evaluated_as_long_as_the_file_has_them(
-    tmp_path: Path,
-) -> None:
-    rows = tmp_path / "rows.json"
+def test_a_run_whose_tasks_have_numbers_in_a_file_goes_on_as_long_as_a_file_has_them(tmp_path: Path) -> None:
+    rows, moved = tmp_path / "rows.json", tmp_path / "moved.json"
     rows.write_text('{"task-1": [1, 2], "task-2": [3, 4]}')
     network = NetworkConfig(task_identity="file", identity_file=str(rows))
     train(counting(train=EVERY_TEN, network=network, steps=10), tmp_path / "run")
     assert evaluate_run(tmp_path / "run", episodes=1).episodes_per_task == 1
-    rows.write_text('{"task-1": [1, 2], "task-2": [3, 5]}')
-    with pytest.raises(UserError, match=r"identity_file\.sha256"):
-        evaluate_run(tmp_path / "run", episodes=1)
+    rows.rename(moved)
+    config = tmp_path / "run/config.yaml"
+    config.write_text(config.read_text().replace(str(rows), str(moved)))
+    assert resume_training(tmp_path / "run", steps=20).steps == 20
+    moved.write_text('{"task-1": [1, 2], "task-2": [3, 5]}')
+    for go_on in (evaluate_run, partial(resume_training, steps=30)):
+        with pytest.raises(UserError, match=r"identity_file\.sha256"):
+            go_on(tmp_path / "run")
