@@ -305,11 +305,15 @@ class TrainingLoop:
     def _find_best(self, start: int) -> None:
         """Take the score of the stored best policy, or store that of `start` if it is better.
 
-        A former process may have been killed between an evaluation's line and its policy; and a policy stored
-        after `start` belongs to steps that are taken again.
+        A former process may have been killed between an evaluation's line and its policy. The line of a
+        stored policy was dropped if its steps are taken again or if it ended a run that is extended now; it
+        was better than the lines before.
         """
         scores = {line["vector_step"]: best_score([line]) for line in read_evaluations(self.path)}
-        self.best = scores.get(newest_step(self.path / BEST_NAME), -math.inf)
+        stored = newest_step(self.path / BEST_NAME)
+        if stored >= 0:
+            others = (score for step, score in scores.items() if step != start)
+            self.best = scores.get(stored, max(others, default=-math.inf))
         if scores.get(start, -math.inf) > self.best:
             self._keep_best(start, scores[start])
 

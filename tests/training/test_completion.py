@@ -246,21 +246,26 @@ def test_a_checkpoint_never_counts_what_no_log_tells(tmp_path: Path, monkeypatch
 # -- the best policy ----------------------------------------------------------------------------------------
 
 
-def test_the_policy_of_the_best_evaluation_is_kept_and_stands_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores = {10: 0.5, 20: 0.9, 30: 0.9, 40: 0.7, 60: 0.8}
-    number = iter((10, 20, 30, 40, 40, 50, 60))  # the final evaluation of 40 becomes one on the way to 60
+def set_scores(patch: pytest.MonkeyPatch, *scores: float) -> None:
+    """Each evaluation has the next of these as its success."""
+    left = iter(scores)
 
     def scored(policy: Any, envs: Any, episodes: int, **options: Any) -> Any:
         result = evaluate(policy, envs, episodes, **options)
-        return result._replace(success=np.full_like(result.success, scores.get(next(number), 0.0)))
+        return result._replace(success=np.full_like(result.success, next(left)))
 
+    patch.setattr("mtrl.training.loop.evaluate", scored)
+
+
+def test_the_policy_of_the_best_evaluation_is_kept_and_stands_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = dataclasses.replace(EVERY_TEN, keep_best=True, keep_checkpoints=5)
     often = EvalConfig(interval=10, episodes_per_task=1, final_episodes_per_task=1)
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("mtrl.training.loop.evaluate", scored)
+        # Of 10 to 40; 40 again, because the final evaluation becomes one on the way to 60; 50 and 60.
+        set_scores(patch, 0.5, 0.9, 0.9, 0.7, 0.7, 0.0, 0.8)
         train(counting(train=settings, eval=often, steps=40), run)
         assert load_checkpoint(run / "best")[0] == 20
         train_state = {path.name for path in (run / "best/checkpoints/step_000000020").iterdir()}
@@ -278,6 +283,18 @@ def test_the_policy_of_the_best_evaluation_is_kept_and_stands_alone(
     with pytest.raises(UserError, match=r"keeps no best policy"):
         shutil.rmtree(run / "best")
         evaluate_run(run, best=True)
+
+
+def test_a_worse_policy_does_not_replace_the_best_one_of_a_former_end_without_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(EVERY_TEN, keep_best=True)
+    seldom = EvalConfig(interval=30, episodes_per_task=1, final_episodes_per_task=1)
+    set_scores(monkeypatch, 0.8, 0.9, 0.5)
+    train(counting(train=settings, eval=seldom, steps=45), tmp_path / "run")
+    resume_training(tmp_path / "run", steps=50)
+    assert evaluated(tmp_path / "run") == [(30, False), (50, True)]
+    assert load_checkpoint(tmp_path / "run/best")[0] == 45
 
 
 # -- evaluating what is kept --------------------------------------------------------------------------------
