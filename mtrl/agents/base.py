@@ -106,6 +106,7 @@ class Agent(Protocol):
     def state(self) -> dict[str, Any]:
         """Return part name -> tree, one file each in a checkpoint; `load_policy` needs the part "policy".
 
+        The parts "envs" and "loop" are the engine's: an agent that has one of them is refused at the start.
         A tree is copied before training goes on. A tree that is too large for that is given as a function: it
         is called once, later and in another thread, and must return the tree as it is now.
         """

@@ -39,7 +39,7 @@ from mtrl.training.resolve import (
     unread_facts,
 )
 from mtrl.training.start_screen import describe
-from mtrl.training.stepper import RunState
+from mtrl.training.stepper import RunState, agent_parts
 from mtrl.training.trust import load_trusted, remember
 from mtrl.training.video import check_filming, record
 
@@ -280,6 +280,7 @@ def _run(
         suite = suite_of(config)
         agent = build_agent(config, suite, device)
         told = agent.facts()  # before the environments start: a lack of memory shows here
+        agent_parts(agent)  # now, not at the first checkpoint
         console.say("starting the environments (the first start may take a minute)")
         notify = console.once()  # both sets of environments give the same warnings about the suite
         workers = training_workers(config, device)

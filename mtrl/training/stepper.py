@@ -36,7 +36,7 @@ class RunState:
     def tree(self) -> dict[str, Any]:
         """Return the parts of a checkpoint: the agent's, the environments' and the loop's own numbers."""
         return {
-            **self.agent.state(),
+            **agent_parts(self.agent),
             "envs": self._env_states(),
             "loop": {
                 "obs": self.obs,
@@ -73,6 +73,17 @@ class RunState:
         self.obs = np.array(loop["obs"])
         self.rollout.load_state_dict(loop["rollout"])
         self.restarts, self.restart_steps = loop["restarts"], list(loop["restart_steps"])
+
+
+def agent_parts(agent: Agent) -> dict[str, Any]:
+    """Return `agent.state()`. Raises UserError if it has a part with the name of one of the engine's."""
+    parts = agent.state()
+    if taken := sorted(parts.keys() & {"envs", "loop"}):
+        raise UserError(
+            f"the parts envs and loop of a checkpoint are the engine's; found {' and '.join(taken)} in "
+            f"{type(agent).__name__}.state(). Choose another name."
+        )
+    return parts
 
 
 class RolloutStatistics:

@@ -11,6 +11,7 @@ import pytest
 
 from mtrl import train
 from mtrl.config.schema import EvalConfig, TrainConfig
+from mtrl.errors import UserError
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.training.events import Event
 from mtrl.training.run import resume_training
@@ -101,3 +102,17 @@ def test_a_warning_in_the_middle_saves_there_and_a_later_kill_repeats_no_line(
     assert [line["vector_step"] for line in lines(run / "metrics.jsonl")] == [6, 12]
     assert resume_training(run).exit_code == 0
     assert_same_run(undisturbed_slices[0], run)
+
+
+@pytest.mark.parametrize("part", ["envs", "loop"])
+def test_an_agent_with_a_part_of_the_engines_is_refused_before_environments_start(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_environments(*_: Any, **__: Any) -> None:
+        raise AssertionError("environments were started")
+
+    monkeypatch.setattr("mtrl.training.run.build_envs", no_environments)
+    monkeypatch.setattr(SlicedAgent, "state", lambda agent: {"policy": {}, part: {}})
+    with pytest.raises(UserError, match=rf"found {part} in SlicedAgent\.state\(\)\. Choose another name"):
+        train(SETTINGS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
