@@ -75,6 +75,12 @@ class Registry(Mapping[str, Any]):
             raise UserError(f"{refused}: the name is taken, choose another.")
         self._plugins[name] = plugin
 
+    def check(self, name: str) -> None:
+        """Raise UserError, as `[name]`, for an unknown name without a colon; imports nothing."""
+        if ":" not in name and name not in self._plugins:
+            message = unknown_name(self.kind, name, self._plugins)
+            raise UserError(f"{message} Your own {self.kind} is written package.module:Name or file.py:Name.")
+
     def options(self, name: str) -> dict[str, Option]:
         """Return the options of the plug-in of that name; raises as `[name]` and `options_of`."""
         plugin = self[name]
@@ -112,9 +118,7 @@ class Registry(Mapping[str, Any]):
         """
         if ":" in name:
             return load_object(name, self.kind)
-        if name not in self._plugins:
-            message = unknown_name(self.kind, name, self._plugins)
-            raise UserError(f"{message} Your own {self.kind} is written package.module:Name or file.py:Name.")
+        self.check(name)
         plugin = self._plugins[name]
         if isinstance(plugin, str):
             plugin = self._plugins[name] = load_object(plugin, self.kind)

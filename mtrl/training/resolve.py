@@ -1,6 +1,7 @@
 """Check the plug-ins and options of a configuration before anything starts; build what it names."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mtrl.networks.make import check_networks
 from mtrl.registry import REQUIRED, Registry
 from mtrl.runs import console
 from mtrl.runs.directory import CONFIG_NAME
+from mtrl.runs.log import SINKS
 from mtrl.runs.plain_tree import to_plain
 from mtrl.training.trust import code_in
 
@@ -39,7 +41,8 @@ def resolve(config: Config) -> Config:
 
     Raises:
         UserError: something else than a Config, an unknown plug-in, task or option (the nearest name is
-            given), an option of the wrong type or out of range, settings that the agent refuses.
+            given), an option of the wrong type or out of range, a sink named twice, settings that the agent
+            refuses.
     """
     if not isinstance(config, Config):
         raise UserError(
@@ -47,6 +50,10 @@ def resolve(config: Config) -> Config:
             "Config.from_preset(NAME, settings)."
         )
     completed = written_out(config)
+    for name, count in Counter(config.train.sinks).items():
+        SINKS.check(name)  # imported where it is used: a policy can be evaluated without it
+        if count > 1:
+            raise UserError(f"train.sinks names {name} {count} times. Give each sink once.")
     task_names = suite_of(completed).task_names
     num_tasks = len(task_names)
     for name, options in completed.methods().values():

@@ -111,6 +111,17 @@ def test_a_mistake_ends_training_from_python_before_anything_starts(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sinks_are_known_or_ones_own_and_named_once() -> None:
+    def named(*sinks: str) -> Config:
+        return Config(train=TrainConfig(sinks=sinks))
+
+    resolve(named("tensorboard", "nowhere.py:Mine"))  # an evaluation needs no sink, so none is imported
+    with pytest.raises(UserError, match=r"unknown sink 'tensorbord'\. Did you mean 'tensorboard'"):
+        resolve(named("tensorbord"))
+    with pytest.raises(UserError, match="names wandb 2 times"):
+        resolve(named("wandb", "wandb"))
+
+
 def test_what_resolve_accepts_can_be_made() -> None:
     name, options = resolve(Config(method="fs_mtl", method_options={"base": "mgda"})).methods()["critic"]
     made: Any = make_combiner(name, num_tasks=2, **options)
