@@ -1,8 +1,9 @@
 """Settings that a run with actor and critic does not read, and why."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mtrl.combiners import COMBINERS
 from mtrl.config.schema import Config
 from mtrl.networks.base import NETWORKS
 
@@ -39,6 +40,8 @@ _OF_ARCHITECTURE = {
     "activation": "activation", "actor_layer_norm": "layer_norm", "critic_layer_norm": "layer_norm",
     "critic_block": "residual", "initialisation": "initialisation",
 }  # fmt: skip
+# Architectures without task heads if network.heads=shared; a user's own may have some all the same.
+_WITHOUT_HEADS = ("mlp", "brc", "care", "film", "paco", "simba", "simba_v2", "soft_modules")
 
 
 def unread_settings(config: Config, never_read: Sequence[str]) -> dict[str, str]:
@@ -60,4 +63,26 @@ def unread_settings(config: Config, never_read: Sequence[str]) -> dict[str, str]
     for field, argument in _OF_ARCHITECTURE.items():
         if argument not in taken:
             reasons.setdefault(f"network.{field}", f"is not read by the network {architecture}")
+    methods = config.methods()
+    if all(_steps_by_itself(*method) for method in methods.values()):
+        steps = f"is not read where critic and actor step by {' and '.join(dict(methods.values()))}"
+        for section in ("sac", "ppo"):
+            reasons.setdefault(f"{section}.max_grad_norm", steps)
+            if not _may_have_heads(config, section):
+                reasons.setdefault(f"{section}.adam_eps", steps)
     return reasons
+
+
+def _steps_by_itself(method: str, options: Mapping[str, Any]) -> bool:
+    """Return whether the method, or the one that it wraps, is an optimiser of its own."""
+    bases = COMBINERS.wrapped(options).items()
+    return COMBINERS[method].preconditioned or any(
+        _steps_by_itself(options[base], options[own] or {}) for base, own in bases
+    )
+
+
+def _may_have_heads(config: Config, section: str) -> bool:
+    """Return whether a network of that agent may have task heads, which step by Adam under every method."""
+    network = config.network
+    pop_art = section == "ppo" and config.ppo.value_norm == "pop_art"
+    return pop_art or network.heads == "per_task" or network.architecture not in _WITHOUT_HEADS

@@ -111,9 +111,7 @@ def why_unread(config: Config, key: str) -> str | None:
     for name, why in _unread(config).items():
         if key == name or key.startswith(f"{name}."):
             return why
-    if None in (config.critic_method, config.actor_method) or key.partition(".")[0] != "method":
-        return None
-    return "is not read where critic and actor have methods of their own"
+    return None
 
 
 def unread_facts(config: Config) -> dict[str, str]:
@@ -125,9 +123,12 @@ def unread_facts(config: Config) -> dict[str, str]:
 
 
 def _unread(config: Config) -> dict[str, str]:
-    """Return what the agent says of settings and sections that have no effect: name -> why."""
+    """Return the settings and sections that have no effect, also those that the agent names: name -> why."""
     unread = getattr(AGENTS[config.agent], "unread", None)
-    return {} if unread is None else dict(unread(config))
+    reasons = {} if unread is None else dict(unread(config))
+    if None not in (config.critic_method, config.actor_method):
+        reasons.setdefault("method", "is not read where critic and actor have methods of their own")
+    return reasons
 
 
 def check_same_run(config: Config, path: Path) -> None:

@@ -41,6 +41,15 @@ BASES: dict[str, dict[str, Any]] = {
     "ppo, brc": {"agent": "ppo", "network": {"architecture": "brc", "task_identity": "embedding"}},
     "ppo, all on": {"agent": "ppo", "ppo": {"value_norm": "pop_art", "target_kl": 1e-6}},
 }
+OPTIMISERS: dict[str, dict[str, Any]] = {
+    "both": {"method": "adatask"},
+    "one": {"method": "adatask", "actor_method": "mean"},
+    "wrapped": {"method": "dropgrad", "method_options": {"base": "adatask", "base_options": {}}},
+    "heads": {"method": "adatask", "network": {"heads": "per_task"}},
+    "moore": {"critic_method": "m_config", "actor_method": "adatask", "network": {"architecture": "moore"}},
+    "ppo": {"agent": "ppo", "method": "m_config"},
+    "pop_art": {"agent": "ppo", "method": "adatask", "ppo": {"value_norm": "pop_art"}},
+}
 # A value of each setting that is neither its default nor SMALL's; a file is checked beside its identity.
 OTHERS: dict[str, dict[str, Any]] = {
     "network": {
@@ -73,8 +82,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 def config_of(base: str, section: str = "", field: str = "") -> Config:
     settings: dict[str, Any] = {name: dict(values) for name, values in SMALL.items()}
-    for name, values in BASES[base].items():
-        settings[name] = values if isinstance(values, str) else settings[name] | values
+    for name, values in (BASES | OPTIMISERS)[base].items():
+        settings[name] = values if isinstance(values, str) else settings.get(name, {}) | values
     if section:
         settings[section][field] = OTHERS[section][field]
     return build_config(settings)
@@ -115,6 +124,15 @@ def test_a_setting_changes_what_the_agent_does_or_is_refused_or_unread(base: str
             if ignored != bool({section, f"{section}.{field}"} & unread.keys()):
                 wrong.append((section, field, "has no effect" if ignored else "is called unread"))
     assert not wrong
+
+
+@pytest.mark.parametrize("base", OPTIMISERS)
+def test_clipping_and_adams_epsilon_are_unread_where_methods_step_by_themselves(base: str) -> None:
+    section = config_of(base).agent
+    for field in ("max_grad_norm", "adam_eps"):
+        ignored = deeds((base, section, field)) == deeds((base, "", ""))
+        unread = AGENTS[section].unread(config_of(base))
+        assert ignored == (f"{section}.{field}" in unread), field
 
 
 def test_each_setting_is_tried() -> None:

@@ -165,7 +165,9 @@ def test_the_start_screen_names_settings_without_effect() -> None:
     ppo = Config(agent="ppo", sac=SacConfig(gamma=0.9), train=TrainConfig(warmup_steps=5))
     assert unread_facts(ppo) == {"not used": "sac, train.warmup_steps"}
     assert why_unread(ppo, "sac.lr_hold_fraction") == "is not read by the agent ppo"
-    assert unread_facts(Config()) == {}
+    assert unread_facts(Config(method="pcgrad", critic_method="cagrad")) == {}
+    apart = Config(method="pcgrad", critic_method="cagrad", actor_method="mean")
+    assert unread_facts(apart) == {"not used": "method"}
 
 
 @pytest.mark.parametrize("name", preset_names())
