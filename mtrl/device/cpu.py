@@ -10,6 +10,7 @@ import torch
 import torch.utils.deterministic
 
 from mtrl.device.resources import available_cores
+from mtrl.errors import UserError
 
 _DETERMINISM: Any = torch.utils.deterministic  # its only attribute is not annotated
 # glibc's malloc.h: parameter -> value while training, default, environment variable of the user.
@@ -33,8 +34,19 @@ def settings(
         device: of the learner.
         deterministic: use only kernels that give the same bits each time. cuBLAS reads its setting,
             CUBLAS_WORKSPACE_CONFIG, when a process first uses it; setting it later has no effect.
+
+    Raises:
+        UserError: the program uses torch's other interface to the precision, which torch does not let us mix.
     """
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    threads = torch.get_num_threads()
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError as error:  # torch refuses to mix its two interfaces
+        raise UserError(
+            "this program has set torch.backends...fp32_precision, and training sets the precision of matrix "
+            'products itself (train.matmul_precision). Set it back to "none" first, or call '
+            "torch.set_float32_matmul_precision instead."
+        ) from error
     torch.set_num_threads(num_threads or min(threads, available_cores()))
     torch.set_float32_matmul_precision(precision_on(device, matmul_precision))
     determined = torch.are_deterministic_algorithms_enabled()

@@ -193,6 +193,23 @@ def test_the_calling_process_is_left_as_it_was(tmp_path: Path) -> None:
     assert [signal.getsignal(number) for number in numbers] == handlers
 
 
+def test_torchs_other_interface_to_the_precision_is_refused_in_one_sentence() -> None:
+    products, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
+    if not hasattr(products, "fp32_precision"):
+        pytest.skip("torch before 2.9 has one interface")
+    former = products.fp32_precision
+    try:
+        products.fp32_precision = "tf32"
+        with (
+            pytest.raises(UserError, match="has set torch"),
+            cpu.settings(1, "auto", torch.device("cpu")),
+        ):
+            pass
+    finally:
+        products.fp32_precision = former
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize(("torchs", "expected"), [(1, 1), (64, 3), (2, 2)])
 def test_the_learner_takes_no_more_threads_than_torch_would_and_cores_there_are(
     torchs: int, expected: int, monkeypatch: pytest.MonkeyPatch

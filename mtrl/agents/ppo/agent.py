@@ -58,8 +58,8 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         """Refuse settings that PPO cannot train with, before anything starts.
 
         Raises:
-            UserError: minibatches of unequal size, a critic of another kind, a step size that cannot adapt,
-                or a method that cannot combine PPO's losses.
+            UserError: minibatches of unequal size, advantages that are always 0, a critic of another kind, a
+                step size that cannot adapt, or a method that cannot combine PPO's losses.
         """
         ppo, copies = config.ppo, config.env.envs_per_task
         rows = ppo.rollout_steps * copies
@@ -67,6 +67,12 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
             raise UserError(
                 "ppo.minibatches must divide the rows of a task, ppo.rollout_steps x env.envs_per_task = "
                 f"{rows}; found {ppo.minibatches}. Change one of the three."
+            )
+        together = rows if ppo.advantages == "per_task" else num_tasks * rows // ppo.minibatches
+        if ppo.advantages != "none" and together == 1:
+            raise UserError(
+                f"ppo.advantages={ppo.advantages} would standardise the advantages of one row, which are 0 "
+                "then: PPO would learn nothing. Raise ppo.rollout_steps or env.envs_per_task."
             )
         if ppo.target_kl is not None and not STEP_SIZES[0] <= ppo.actor_lr <= STEP_SIZES[1]:
             raise UserError(

@@ -35,6 +35,10 @@ def one_minibatch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "message"),
     [
         ({"ppo": {"minibatches": 5}}, r"must divide the rows of a task, .* = 32; found 5\."),
+        (
+            {"ppo": {"rollout_steps": 1, "minibatches": 1}, "copies": 1},
+            "advantages of one row, which are 0 then",
+        ),
         ({"critic_loss": "categorical"}, "needs network.critic_loss=squared; found categorical"),
         ({"critic_dtype": "bfloat16"}, "needs network.critic_dtype=float32; found bfloat16"),
         ({"ppo": {"target_kl": 0.01, "actor_lr": 0.1}}, r"between 1e-05 and 0.01; found ppo.actor_lr = 0\.1"),
