@@ -106,7 +106,10 @@ class Event:
             self._requests.exit_code = 0
 
     def save(self) -> None:
-        """Ask for a checkpoint after this vector step."""
+        """Ask for a checkpoint after this vector step.
+
+        An evaluation comes after the checkpoint of its step: asked for there, it is made after the next step.
+        """
         self._requests.save = True
 
 

@@ -69,7 +69,8 @@ class RunState:
         self.envs.set_state(tree["envs"], any_version=True)
         loop = tree["loop"]
         self.begun_anew = all(env["env"] is None for env in tree["envs"]["envs"])
-        # Also where episodes begin anew: the next step is no transition, and the one before led to these.
+        # Also if episodes begin anew: the next step is marked as lost, and the transition before it ended in
+        # these observations.
         self.obs = np.array(loop["obs"])
         self.rollout.load_state_dict(loop["rollout"])
         self.restarts, self.restart_steps = loop["restarts"], list(loop["restart_steps"])

@@ -26,7 +26,8 @@ def windows(
 
     A window ends with its episode, by termination or time limit alike, or with the newest stored transition.
     A shorter window bootstraps from the true successor of its last transition and is discounted by its own
-    length. So no return mixes two episodes, and none is biased.
+    length. So no return mixes two episodes, and none is cut short without a bootstrap. Rewards of older
+    policies are not corrected.
 
     Args:
         index: slots in the ring of each task.
