@@ -185,7 +185,8 @@ class ModuleNetwork:
         identity_rows: the given numbers of "file".
 
     Raises:
-        UserError: the module has buffers or no parameters, gives other outputs, or does not run under vmap.
+        UserError: the module has buffers or no parameters, gives other outputs, does not run under vmap, or
+            its rows depend on each other.
     """
 
     identities = ("one_hot", "embedding", "file", "none")
@@ -238,7 +239,10 @@ class ModuleNetwork:
         return per_task.transpose(0, 1)
 
     def _call(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        result: Tensor = functional_call(self._module, parameters, (inputs,))
+        result = functional_call(self._module, parameters, (inputs,))
+        if not isinstance(result, Tensor):
+            name, found = type(self._module).__name__, type(result).__name__
+            raise UserError(f"{name} must return one tensor [B, outputs]; found a {found}.")
         return result
 
     def _check(self, inputs: int, outputs: int) -> None:
@@ -258,14 +262,31 @@ class ModuleNetwork:
             )
         if not self._dims:
             raise UserError(f"{name} has no parameters: there is nothing to train.")
-        parameters, _, own_rows = self.initial_parameters(torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        parameters, _, own_rows = self.initial_parameters(generator)
+        for key, value in parameters.items():  # behind a last layer of zeros no input would be seen
+            noise = 0.01 * torch.randn(value.shape, generator=generator)
+            parameters[key] = torch.where(value == 0, noise.to(value), value)
         rows = {
             key: value.transpose(0, 1) if key in own_rows else value.expand(self.num_tasks, *value.shape)
             for key, value in parameters.items()
         }
+        x = torch.rand(self.num_tasks, 5, inputs, generator=generator)
         try:
-            found = self.apply(rows, torch.zeros(self.num_tasks, 3, inputs)).shape
-        except RuntimeError as error:
-            raise UserError(f"{name} cannot be evaluated for several tasks at once: {error}") from error
+            whole, inner = self.apply(rows, x), self.apply(rows, x[:, 1:4])
+        except UserError:
+            raise
+        except Exception as error:  # code of users may raise anything
+            raise UserError(
+                f"{name} cannot be evaluated for several tasks at once: {type(error).__name__}: {error}"
+            ) from error
+        found = inner.shape
         if found != (self.stack, self.num_tasks, 3, outputs):
             raise UserError(f"{name} must map [3, I] to [3, {outputs}]; found {list(found[2:])}.")
+        # Far above the rounding of batches of different sizes; statistics of 3 and 5 rows differ by more.
+        if bool((whole[:, :, 1:4] - inner).abs().max() > 1e-3 * whole.abs().max()):
+            raise UserError(
+                f"{name}: the outputs of a row depend on the other rows of its batch (BatchNorm, a mean over "
+                "rows), which would mix tasks in some evaluations and not in others; expected a row by row "
+                "function, such as LayerNorm."
+            )

@@ -54,6 +54,55 @@ class Branching(Plain):
         return super().forward(x) if x.sum() >= 0 else x
 
 
+class WithBatchNorm(Plain):
+    """Without running statistics it has no buffers; its last layer starts at zero."""
+
+    def __init__(self, inputs: int, outputs: int, num_tasks: int) -> None:
+        super().__init__(inputs, outputs, num_tasks)
+        self.norm = nn.BatchNorm1d(inputs, track_running_stats=False)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x))
+
+
+class Centred(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0))
+
+
+class Cumulative(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.cumsum(0))
+
+
+class OfTwo(Plain):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+class OfAWrongIndex(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x[:, 99]
+
+
+class Asserting(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == 99
+        return super().forward(x)
+
+
+class Allowed(Plain):
+    """Rows by themselves, though large, normalised, of indices and of logarithms."""
+
+    def __init__(self, inputs: int, outputs: int, num_tasks: int) -> None:
+        super().__init__(inputs, outputs, num_tasks)
+        self.norm, self.table = nn.LayerNorm(inputs), nn.Embedding(2, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e6 * super().forward(self.norm(x.log1p()) + self.table(x[:, 0].long()))
+
+
 HERE = f"{__name__}:Plain"
 
 
@@ -150,13 +199,27 @@ def test_twins_start_apart_and_the_callers_random_numbers_are_left_alone() -> No
         (Frozen, r"has frozen parameters \(first\.weight, first\.bias\), which would be trained"),
         (OfAnotherSize, r"must map \[3, I\] to \[3, 2\]; found \[3, 1\]"),
         (Branching, "cannot be evaluated for several tasks at once"),
+        (WithBatchNorm, "WithBatchNorm: the outputs of a row depend on the other rows of its batch"),
+        (Centred, "the outputs of a row depend on the other rows"),
+        (Cumulative, "the outputs of a row depend on the other rows"),
+        (OfTwo, r"OfTwo must return one tensor \[B, outputs\]; found a tuple"),
+        (OfAWrongIndex, "OfAWrongIndex cannot be evaluated.*: IndexError: "),
+        (Asserting, "Asserting cannot be evaluated.*: AssertionError"),
     ],
 )
+@pytest.mark.parametrize("tasks", [1, TASKS])
 def test_modules_that_cannot_be_networks_of_several_tasks_are_refused(
-    module: type[nn.Module], message: str
+    module: type[nn.Module], message: str, tasks: int
 ) -> None:
+    state = torch.get_rng_state()
     with pytest.raises(UserError, match=message):
-        ModuleNetwork(module, stack=2, num_tasks=TASKS, inputs=4, outputs=2)
+        ModuleNetwork(module, stack=2, num_tasks=tasks, inputs=4, outputs=2)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("tasks", [1, TASKS])
+def test_modules_that_map_each_row_by_itself_are_taken(tasks: int) -> None:
+    ModuleNetwork(Allowed, stack=2, num_tasks=tasks, inputs=4, outputs=2)
 
 
 def test_options_reach_the_module_and_unknown_ones_are_named() -> None:
