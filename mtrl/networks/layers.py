@@ -173,24 +173,25 @@ class _Linear(torch.autograd.Function):
         return product if bias is None else product.add_(bias.unsqueeze(2))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         stack, tasks, batch, _ = x.shape
-        grad_weight = weight.new_empty(weight.shape) if ctx.place is None else ctx.place
         rows, joint = grad.reshape(stack, tasks * batch, -1), _joint(weight)
-        if weight.dim() == 3:
-            torch.bmm(rows.mT, x.reshape(stack, tasks * batch, -1), out=grad_weight)
-        elif len(grad_weight) == tasks:
-            for network in range(stack):
-                torch.bmm(grad[network].mT, x[network], out=grad_weight[:, network])
-        else:
-            alone = len(grad_weight) - 1
-            for network in range(stack):
-                torch.bmm(grad[network, :alone].mT, x[network, :alone], out=grad_weight[:alone, network])
-            torch.bmm(grad[:, alone:].flatten(1, 2).mT, x[:, alone:].flatten(1, 2), out=grad_weight[-1])
-            grad_weight = grad_weight[:1].expand(weight.shape)  # of a shape that autograd takes
-        grad_bias = None
-        if ctx.bias_tasks:
+        grad_weight = grad_bias = grad_x = None  # the actor's loss passes through critics that stay
+        if ctx.needs_input_grad[1]:
+            grad_weight = weight.new_empty(weight.shape) if ctx.place is None else ctx.place
+            if weight.dim() == 3:
+                torch.bmm(rows.mT, x.reshape(stack, tasks * batch, -1), out=grad_weight)
+            elif len(grad_weight) == tasks:
+                for network in range(stack):
+                    torch.bmm(grad[network].mT, x[network], out=grad_weight[:, network])
+            else:
+                alone = len(grad_weight) - 1
+                for network in range(stack):
+                    torch.bmm(grad[network, :alone].mT, x[network, :alone], out=grad_weight[:alone, network])
+                torch.bmm(grad[:, alone:].flatten(1, 2).mT, x[:, alone:].flatten(1, 2), out=grad_weight[-1])
+                grad_weight = grad_weight[:1].expand(weight.shape)  # of a shape that autograd takes
+        if ctx.needs_input_grad[2]:
             shape = (stack, ctx.bias_tasks, grad.shape[-1])
             grad_bias = grad.new_empty(shape) if ctx.bias_place is None else bias_rows(ctx.bias_place)
             if grad_bias.shape[1] != ctx.bias_tasks:  # pooled places
@@ -202,7 +203,6 @@ class _Linear(torch.autograd.Function):
                 torch.sum(grad, 2, out=grad_bias)
             else:
                 torch.sum(grad, (1, 2), out=grad_bias.squeeze(1))
-        grad_x = None
         if ctx.needs_input_grad[0]:
             if joint is not None:
                 grad_x = torch.bmm(rows, joint).view(x.shape)

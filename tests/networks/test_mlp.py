@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform
+from torch.profiler import ProfilerActivity, profile
 
 from mtrl.networks.gaussian import LOG_STD_RANGE, mode_action, noisy_action, sample_action
 from mtrl.networks.layers import linear
@@ -126,6 +127,17 @@ def test_linear_gradients_pass_gradcheck(expanded: bool) -> None:
     full = torch.autograd.grad(linear(x, full_weight, full_bias), (x, full_weight, full_bias), upstream)
     for left, right in zip(fast, full, strict=True):
         torch.testing.assert_close(left, right)
+
+
+def test_a_layer_that_stays_forms_no_gradient_of_its_weights() -> None:
+    """As critics with weights per task do under the actor's loss."""
+    x, weight = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(3, 2, 6, 5)
+    total = linear(x, weight, torch.randn(2, 3, 6)).sum()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        total.backward()
+    names = [event.name for event in seen.events()]
+    assert (names.count("aten::bmm"), names.count("aten::sum")) == (1, 0)
+    torch.testing.assert_close(x.grad, weight.sum(2).transpose(0, 1).unsqueeze(2).expand_as(x))
 
 
 def test_log_probability_is_that_of_torch_distributions() -> None:
