@@ -250,7 +250,9 @@ class ActorCriticAgent(Generic[Update]):
         """
         values = dict(values)
         for name, network in (("critic", self.update.critic), ("actor", self.update.actor)):
-            values |= {f"{name}/{key}": value for key, value in network.combiner.metrics().items()}
+            # A user's method need not repeat the weights among its numbers.
+            numbers = {"weights": network.combiner.last_weights, **network.combiner.metrics()}
+            values |= {f"{name}/{key}": value for key, value in numbers.items()}
         arrays = {name: value.cpu().numpy().copy() for name, value in values.items()}
         scalars: dict[str, float] = {}
         # "weight" is the critics': people compare these. The actor's get a name of their own.

@@ -1,8 +1,11 @@
 """One optimiser step of anybody's multi-task model with any combiner."""
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from mtrl.combiners import Combiner, LossCombiner
 from mtrl.gradients.model_gradients import ModelGradients
 from mtrl.gradients.scope import Overflow, Processes, Scope, all_finite, plain_step, scope_of
-from mtrl.gradients.task_jacobian import Losses, Model, check_chunk
+from mtrl.gradients.task_jacobian import Losses, Model, check_chunk, is_count
 
 
 def mtl_step(
@@ -73,7 +76,8 @@ def mtl_step(
         RuntimeError: torch.vmap refuses an operation (pass `batched=False`), or another process failed.
     """
     _check_call(combiner, losses, optimizer, max_norm, micro_batches, accumulate)
-    chunk_size = check_chunk(chunk_size, batched)
+    max_norm = None if max_norm is None else float(max_norm)
+    micro_batches, chunk_size = int(micro_batches), check_chunk(chunk_size, batched)
     if scaler is not None and not hasattr(scaler, "is_enabled"):
         raise ValueError(f"scaler must be a torch.amp.GradScaler or None; found {scaler!r}.")
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -147,10 +151,10 @@ def _check_call(
         raise ValueError(f"combiner must be one that mtrl.make_combiner returns; found {combiner!r}.")
     if not hasattr(optimizer, "param_groups"):  # an optimiser that wraps another one need not derive
         raise ValueError(f"optimizer must be a torch.optim.Optimizer; found {optimizer!r}.")
-    bound = isinstance(max_norm, (int, float)) and not isinstance(max_norm, bool) and max_norm > 0.0
+    bound = isinstance(max_norm, Real) and not isinstance(max_norm, bool) and float(max_norm) > 0.0
     if max_norm is not None and not bound:
         raise ValueError(f"max_norm must be a number above 0 or None; found {max_norm!r}.")
-    if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
+    if not is_count(micro_batches):
         raise ValueError(f"micro_batches must be a positive integer; found {micro_batches!r}.")
     if callable(losses) and not _takes_one(losses):
         raise ValueError(
@@ -184,8 +188,8 @@ def _takes_one(function: Callable[..., object]) -> bool:
 
 
 def _device(optimizer: torch.optim.Optimizer) -> torch.device:
-    device: torch.device = next(leaf.device for group in optimizer.param_groups for leaf in group["params"])
-    return device
+    held = (leaf.device for group in optimizer.param_groups for leaf in group["params"])
+    return next(held, torch.device("cpu"))  # one that holds nothing is refused by `scope_of`
 
 
 def _direction(combiner: Combiner, gradients: ModelGradients) -> Tensor:
@@ -194,7 +198,7 @@ def _direction(combiner: Combiner, gradients: ModelGradients) -> Tensor:
     return combiner.direction(gradients)
 
 
-def _state_of(combiner: Combiner) -> dict[str, Tensor] | None:
+def _state_of(combiner: Combiner) -> dict[str, Any] | None:
     """Return a copy of a method's state, to be put back if no step is taken: a few vectors.
 
     None for methods with numbers for each parameter, which change their state once all gradients are there.
@@ -203,7 +207,7 @@ def _state_of(combiner: Combiner) -> dict[str, Tensor] | None:
         getattr(part, "row_state", ()) or getattr(part, "vector_state", ()) for part in combiner.modules()
     ):
         return None
-    return {name: value.clone() for name, value in combiner.state_dict().items()}
+    return copy.deepcopy(combiner.state_dict())  # an extra state may be anything
 
 
 def _skip(scope: Scope, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:

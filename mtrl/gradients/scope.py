@@ -7,7 +7,7 @@ process makes the same collective calls in the same order, and all of them step 
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import NamedTuple, TypeVar
@@ -169,6 +169,9 @@ def scope_of(
     Raises:
         ValueError: parameters, heads or an optimiser with which no step is right.
     """
+    if not isinstance(heads, Iterable):
+        found = type(heads).__name__
+        raise ValueError(f"heads must be a list of modules or parameters, one per task; found a {found}.")
     heads = list(heads)  # a generator would be empty the second time
     modules = [part for part in (model, *heads) if isinstance(part, nn.Module)]
     _refuse_wrappers(modules)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -141,12 +142,16 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
+def is_count(value: object) -> bool:
+    """Whether `value` is a positive integer, NumPy's included, and not True."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
 def check_chunk(chunk_size: int | None, batched: bool) -> int | None:
     """Return tasks per backward pass, None for all; raise ValueError if they are no positive integer."""
-    positive = isinstance(chunk_size, int) and not isinstance(chunk_size, bool) and chunk_size >= 1
-    if chunk_size is not None and not positive:
+    if chunk_size is not None and not is_count(chunk_size):
         raise ValueError(f"chunk_size must be a positive number of tasks or None; found {chunk_size!r}.")
-    return chunk_size if batched else 1
+    return 1 if not batched else None if chunk_size is None else int(chunk_size)
 
 
 def set_gradient(parameters: Model, direction: Tensor, *, accumulate: bool = False) -> None:
@@ -227,10 +232,13 @@ def name_tensors(parameters: Model) -> list[tuple[str, Tensor]]:
     """Return the tensors of a model with names for messages.
 
     Raises:
-        ValueError: something else is among them.
+        ValueError: it is something else, or something else is among them.
     """
     if isinstance(parameters, nn.Module):
         return list(parameters.named_parameters())
+    if not isinstance(parameters, Iterable):
+        found = type(parameters).__name__
+        raise ValueError(f"parameters must be a module, a tensor or several tensors; found a {found}.")
     named = []
     for number, item in enumerate([parameters] if isinstance(parameters, Tensor) else parameters):
         pair = isinstance(item, tuple) and len(item) == 2  # of `named_parameters()`

@@ -5,6 +5,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def evaluate_run(
         NonFiniteError: a non-finite action, observation or reward; names the tasks.
         EnvironmentFailure: an environment worker died, raised or hung.
     """
-    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
+    if isinstance(episodes, bool) or not isinstance(episodes, Integral) or episodes < 1:
         raise UserError(f"episodes must be a positive integer; found {episodes!r}.")
     path = expand(Path(run_dir))
     if not (path / CONFIG_NAME).is_file():
@@ -218,7 +219,7 @@ def evaluate_run(
     ):
         agent = build_agent(config, envs, resolved)
         agent.load_policy(state["policy"])
-        result = evaluate(agent.policy(envs.envs_per_task), envs, episodes)
+        result = evaluate(agent.policy(envs.envs_per_task), envs, int(episodes))
         console.say(f"{path}: checkpoint of vector step {step:,}")
         console.evaluation_table(result)
         if video:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mtrl
 from mtrl.combiners import COMBINERS, make_combiner
+from mtrl.combiners.base import LossCombiner
 
 NEEDS_NO_MORE = [
     name for name in COMBINERS if name != "torchjd" and not make_combiner(name, num_tasks=3).needs_also
@@ -142,3 +146,52 @@ def test_a_head_whose_gradient_is_not_finite_is_not_called_shared() -> None:
             parameter.zero_()
     with pytest.raises(ValueError, match="finite losses have a non-finite gradient"):
         mtrl.mtl_step(make_combiner("mean", num_tasks=3), losses, trunk, optimizer, heads=heads)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": None}, "heads must be a list .* found a NoneType"),
+        ({"heads": nn.Linear(1, 1)}, "heads must be a list .* found a Linear"),
+        ({"model": None}, "parameters must be a module, a tensor or several tensors; found a NoneType"),
+        (
+            {"optimizer": torch.optim.SGD([{"params": []}])},
+            "the optimizer must hold all trainable parameters",
+        ),
+    ],
+)
+def test_arguments_of_other_types_are_named(changes: dict[str, Any], message: str) -> None:
+    model = nn.Linear(2, 2)
+    given = {"model": model, "optimizer": torch.optim.SGD(model.parameters()), **changes}
+    with pytest.raises(ValueError, match=message):
+        mtrl.mtl_step(make_combiner("mean", num_tasks=2), model(torch.ones(2)), **given)
+    with pytest.raises(ValueError, match="parameters must be a module, a tensor or several tensors; found a"):
+        mtrl.task_jacobian(model(torch.ones(2)), None)  # type: ignore[arg-type]
+
+
+class Noting(LossCombiner):
+    """The mean; its extra state is a plain object."""
+
+    def _weights(self, losses: Tensor) -> Tensor:
+        return torch.full_like(losses, 1.0 / len(losses))
+
+    def get_extra_state(self) -> dict[str, list[int]]:
+        return {"seen": [1, 2]}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"seen": [1, 2]}
+
+
+def test_numbers_of_numpy_and_an_extra_state_of_any_type_are_taken() -> None:
+    model, bound = nn.Linear(2, 2), np.float32(0.5)
+    before, optimizer = model.bias.detach().clone(), torch.optim.SGD(model.parameters(), lr=1.0)
+    mtrl.mtl_step(
+        Noting(num_tasks=2),
+        lambda _: 9.0 * model(torch.zeros(2)),
+        model,
+        optimizer,
+        micro_batches=np.int64(2),  # type: ignore[arg-type]
+        max_norm=bound,  # type: ignore[arg-type]
+        chunk_size=np.int64(2),  # type: ignore[arg-type]
+    )
+    torch.testing.assert_close((model.bias - before).norm(), torch.tensor(0.5))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mtrl.errors import UserError
 from mtrl.training.evaluate import evaluate
+from mtrl.training.run import evaluate_run
 
 HORIZON = 6
 
@@ -88,3 +91,10 @@ def test_a_round_cut_by_a_restarted_worker_is_run_again(restart_at: set[int]) ->
     np.testing.assert_array_equal(found.success_last, expected.success_last)
     np.testing.assert_array_equal(found.episode_return, expected.episode_return)
     assert len(envs.started) == len(undisturbed.started) + len(restart_at)
+
+
+def test_the_number_of_episodes_may_be_numpys(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run directory"):
+        evaluate_run(tmp_path, episodes=np.int64(5))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="episodes must be a positive integer; found True"):
+        evaluate_run(tmp_path, episodes=True)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from mtrl.agents import AGENTS
 from mtrl.agents.base import Transitions
 from mtrl.agents.sac.agent import SACAgent
+from mtrl.combiners.base import LossCombiner
 from mtrl.device.random_stream import RandomStream
 from tests.helpers.agents import ACTION, OBS, TASKS, sac_agent, sac_config, spec
 from tests.helpers.three_tasks import all_methods
@@ -223,6 +225,26 @@ def test_metrics_are_means_over_tasks_and_updates_and_begin_anew() -> None:
         assert per_task[name].shape == (TASKS,)
     assert {"grad/critic_update_norm", "grad/actor_conflict_fraction"} <= scalars.keys()
     assert (per_task["critic_grad_norm"] > 0).all()
+
+
+class OwnNumbers(LossCombiner):
+    """The mean, with a number of its own instead of the weights."""
+
+    name = "own_numbers"
+
+    def _weights(self, losses: Tensor) -> Tensor:
+        return torch.full_like(losses, 1.0 / len(losses))
+
+    def metrics(self) -> dict[str, Tensor]:
+        return {"own": torch.tensor(7.0)}
+
+
+def test_a_users_method_need_not_repeat_the_weights_among_its_numbers() -> None:
+    agent = sac_agent(sac_config(f"{__name__}:OwnNumbers"))
+    _live(agent, 10)
+    scalars, per_task = agent.metrics()
+    assert scalars["grad/critic_own"] == 7.0
+    assert per_task["weight"].tolist() == pytest.approx([1 / TASKS] * TASKS)
 
 
 @pytest.mark.parametrize("loss", ["squared", "categorical"])
