@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner
-from mtrl.gradients.per_task import Buffers, Evaluation, FlatParameters, LossFunction, TaskGradients
+from mtrl.gradients.per_task import Buffers, FlatParameters, LossEvaluation, LossFunction, TaskGradients
 from mtrl.networks.base import Parameters
 
 
@@ -23,7 +23,7 @@ class StepReport(NamedTuple):
     evaluated: Tensor  # [T], 1 or 0
     gradient_norm: Tensor  # 0-dim, of the combined gradient before clipping
     task_norms: Tensor | None  # [T], of the tasks' gradients; None: the method never forms them
-    evaluations: list[Evaluation]
+    evaluations: list[LossEvaluation]
 
 
 class Descent(nn.Module):

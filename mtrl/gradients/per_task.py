@@ -122,7 +122,7 @@ LossFunction = Callable[[Parameters, int, Tensor | None], tuple[Tensor, Any]]
 Buffers = dict[tuple[int, int | None], Tensor]
 
 
-class Evaluation(NamedTuple):
+class LossEvaluation(NamedTuple):
     """One evaluation of a network's losses within a step."""
 
     batch: int
@@ -169,7 +169,7 @@ class TaskGradients:
         self._buffers, self._used = buffers, 0
         self.temperatures, self._trouble = temperatures, trouble
         self.norms: Tensor | None = None
-        self.evaluations: list[Evaluation] = []
+        self.evaluations: list[LossEvaluation] = []
 
     @property
     def parameters(self) -> Tensor:
@@ -228,7 +228,7 @@ class TaskGradients:
         # are two backward passes (the second reaches the heads alone).
         gradients = _gradients(losses, weights, list(leaves.values()), retain_graph=bool(heads))
         own = _gradients(losses, _ones_like(losses), list(heads.values())) if heads else ()
-        self._note_evaluation(Evaluation(0, None, aux), own)
+        self._note_evaluation(LossEvaluation(0, None, aux), own)
         self._note_numbers(None, losses.detach())
         pairs = [(places[part.name], value) for part, value in zip(parts, gradients, strict=True)]
         apart = [pair for pair in pairs if not same_place(*pair)]
@@ -268,7 +268,7 @@ class TaskGradients:
             losses, aux = self._loss_function({**leaves, **mine}, batch, tasks)
         gradients = _gradients(losses, _ones_like(losses), [*leaves.values(), *heads.values()])
         of_heads = gradients[len(leaves) :]
-        self._note_evaluation(Evaluation(batch, tasks, aux), of_heads, moved=own_offset is not None)
+        self._note_evaluation(LossEvaluation(batch, tasks, aux), of_heads, moved=own_offset is not None)
         factors = parameters.outer_products
         self._known = [
             OuterProducts(part.start, part.stop, *factors[part.name])
@@ -314,7 +314,7 @@ class TaskGradients:
         return {name: value.requires_grad_() for name, value in leaves.items()}
 
     def _note_evaluation(
-        self, evaluation: Evaluation, of_heads: tuple[Tensor, ...], moved: bool = False
+        self, evaluation: LossEvaluation, of_heads: tuple[Tensor, ...], moved: bool = False
     ) -> None:
         if moved or not self.evaluations:
             dtype = self.parameters.dtype

@@ -62,8 +62,7 @@ class Rollout:
         device: torch.device,
     ) -> None:
         self.num_tasks, self.envs, self.steps, self.obs_dim = num_tasks, envs_per_task, steps, obs_dim
-        # Columns: obs, raw; reward and three flags; log_prob, advantage, target.
-        self._widths = [obs_dim, action_dim, 4, 3]
+        self._widths = _widths(obs_dim, action_dim)
         check_fits(
             rollout_bytes(num_tasks, envs_per_task * steps, obs_dim, action_dim),
             device,
@@ -181,4 +180,9 @@ class Rollout:
 
 def rollout_bytes(num_tasks: int, rows: int, obs_dim: int, action_dim: int) -> int:
     """Bytes of float32 rows of `rows` transitions of each task, without successors."""
-    return 4 * num_tasks * rows * (obs_dim + action_dim + 7)
+    return 4 * num_tasks * rows * sum(_widths(obs_dim, action_dim))
+
+
+def _widths(obs_dim: int, action_dim: int) -> list[int]:
+    """Columns: obs, raw; reward and three flags; log_prob, advantage, target."""
+    return [obs_dim, action_dim, 4, 3]

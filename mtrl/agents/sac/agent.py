@@ -21,7 +21,7 @@ from mtrl.agents.sac.update import SACUpdate
 from mtrl.config.schema import Config
 from mtrl.device.cuda import SideStream
 from mtrl.errors import UserError
-from mtrl.gradients.per_task import Evaluation
+from mtrl.gradients.per_task import LossEvaluation
 
 _TEMPERATURES = (1e-7, 1e4)  # no reward scale needs a temperature outside: it has diverged
 
@@ -81,7 +81,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
         super().__init__(config, spec, device, SACUpdate(config, spec, device))
-        self._evaluations: list[Evaluation] = []  # of the critics' losses in the newest update
+        self._evaluations: list[LossEvaluation] = []  # of the critics' losses in the newest update
         self._observed = 0  # vector steps
         self._starts = EpisodeStarts(spec, config.sac.gamma)
         self._exploration = seeds.generator(config.seed, "exploration")
@@ -266,7 +266,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
             self.update.take_snapshot()  # the last `act` has returned, so nobody reads the former one
             self._beside.mark()
 
-    def _update_once(self, actor_too: bool) -> list[Evaluation]:
+    def _update_once(self, actor_too: bool) -> list[LossEvaluation]:
         batches = [self.replay.gather(rows) for rows in self._rows]
         evaluations = self.update.step(batches, self._noise, actor_too=actor_too)
         if self.replay.curriculum is not None:

@@ -10,11 +10,10 @@ from mtrl.device.random_stream import RandomStream
 
 
 class NoiseHold:
-    """Standard normal noise that each environment keeps for k steps, P(k) ~ k^-exponent, k <= longest.
+    """Standard normal noise that each environment keeps for k steps, P(k) ~ 1 / k^2, k <= longest.
 
     At any one step the noise is exactly standard normal, so actions are draws from the policy. Over time it
-    is correlated, which moves a slow body further than independent noise does (FlashSAC: exponent 2, at most
-    16 steps).
+    is correlated, which moves a slow body further than independent noise does (FlashSAC: at most 16 steps).
 
     Args:
         lead: T and E.
@@ -22,7 +21,6 @@ class NoiseHold:
         longest: largest k.
         device: of the noise.
         seed: of the lengths and the noise.
-        exponent: of the distribution of k.
     """
 
     def __init__(
@@ -33,11 +31,10 @@ class NoiseHold:
         longest: int,
         device: torch.device,
         seed: int,
-        exponent: float = 2.0,
     ) -> None:
         self._stream = RandomStream(seed, device)
         lengths = torch.arange(1, longest + 1, device=device, dtype=torch.float32)
-        self._probabilities = lengths**-exponent
+        self._probabilities = lengths**-2.0
         self._noise = torch.zeros(*lead, action_dim, device=device)
         self._single_draws = device.type == "cpu"
         self._remaining = torch.zeros(lead, dtype=torch.int64, device=device)

@@ -88,8 +88,8 @@ class Replay:
     ) -> None:
         self.num_tasks, self.obs_dim, self.action_dim = num_tasks, obs_dim, action_dim
         self.capacity = max(capacity_per_task // envs_per_task, 1) * envs_per_task
-        # One row per transition, so that one gather samples it: obs, action, reward, not_terminated, next_obs
-        self._widths = [obs_dim, action_dim, 1, 1, obs_dim]
+        # One row per transition, so that one gather samples it.
+        self._widths = _widths(obs_dim, action_dim)
         self._reward_column = obs_dim + action_dim
         needed = replay_bytes(num_tasks, self.capacity, obs_dim, action_dim)
         free = free_memory(device)
@@ -356,4 +356,9 @@ def stored_rows(parts: Mapping[str, Any]) -> Tensor:
 
 def replay_bytes(num_tasks: int, capacity: int, obs_dim: int, action_dim: int) -> int:
     """Bytes of float32 buffers for num_tasks x capacity transitions."""
-    return 4 * num_tasks * capacity * (2 * obs_dim + action_dim + 2)
+    return 4 * num_tasks * capacity * sum(_widths(obs_dim, action_dim))
+
+
+def _widths(obs_dim: int, action_dim: int) -> list[int]:
+    """Columns: obs, action, reward, not_terminated, next_obs."""
+    return [obs_dim, action_dim, 1, 1, obs_dim]

@@ -21,7 +21,7 @@ from mtrl.agents.sac.losses import Atoms, CriticOutputs
 from mtrl.agents.sac.replay import Batch
 from mtrl.config.schema import Config
 from mtrl.gradients.descent import adam_step, make_adam, set_lr
-from mtrl.gradients.per_task import Evaluation
+from mtrl.gradients.per_task import LossEvaluation
 from mtrl.networks.base import Parameters
 from mtrl.networks.gaussian import noisy_action, sample_action
 
@@ -151,7 +151,9 @@ class SACUpdate(ActorCritic):
             self._values(self.critic.flat.named(), self.standardised(obs), action)
         )
 
-    def step(self, batches: Sequence[Batch], noise: Tensor, *, actor_too: bool = True) -> list[Evaluation]:
+    def step(
+        self, batches: Sequence[Batch], noise: Tensor, *, actor_too: bool = True
+    ) -> list[LossEvaluation]:
         """Step the critics and the target network and, if `actor_too`, the actor and the temperatures.
 
         Args:
@@ -238,7 +240,7 @@ class SACUpdate(ActorCritic):
         for optimizer, lr in zip(self.optimizers, lrs, strict=True):
             set_lr(optimizer, lr * sac.final_lr_fraction**fall)
 
-    def td_error(self, evaluations: Sequence[Evaluation]) -> Tensor | None:
+    def td_error(self, evaluations: Sequence[LossEvaluation]) -> Tensor | None:
         """Mean distance [T] of values to their targets in the update that returned `evaluations`.
 
         In units of scaled reward, over one batch: a rough estimate that costs nothing extra. None if the
@@ -252,12 +254,12 @@ class SACUpdate(ActorCritic):
                 )
         return None
 
-    def td_errors(self, evaluations: Sequence[Evaluation]) -> list[tuple[int, Tensor | None, Tensor]]:
+    def td_errors(self, evaluations: Sequence[LossEvaluation]) -> list[tuple[int, Tensor | None, Tensor]]:
         """Distances of single samples: for each evaluation its batch, tasks (None: all) and errors [N, B]."""
         distance = self.critic_outputs.distance
         return [(seen.batch, seen.tasks, distance(*seen.aux).mean(dim=0)) for seen in evaluations]
 
-    def _step_temperatures(self, seen: Evaluation) -> None:
+    def _step_temperatures(self, seen: LossEvaluation) -> None:
         """Move the temperatures of the evaluated tasks."""
         gradient = losses.temperature_gradient(seen.aux.log_prob, self.target_entropy)
         if self.sac.temperature == "shared":  # the mean over tasks, as of one loss over the whole batch
