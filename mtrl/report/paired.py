@@ -26,7 +26,8 @@ def paired_table(comparison: Comparison) -> Table | None:
     pairs = {row: found for row, found in pairs.items() if found}
 
     def final(runs: Sequence[Run]) -> Floats:
-        return curves(runs, comparison.tasks, comparison.measure).scores[:, -1].mean(axis=1)
+        last: Floats = curves(runs, comparison.tasks, comparison.measure).scores[:, -1].mean(axis=1)
+        return last
 
     def area(runs: Sequence[Run]) -> Floats:
         found = curves(runs, comparison.tasks, comparison.measure)
