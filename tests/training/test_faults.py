@@ -21,7 +21,6 @@ from mtrl.training.stepper import Stepper
 from tests.helpers.faults import before_each_step, kill_a_worker, kill_a_worker_in_evaluations
 from tests.helpers.short_runs import (
     COUNTING,
-    TASKS,
     assert_same_run,
     counting,
     evaluated,
@@ -94,9 +93,7 @@ def test_cuda_without_a_gpu_is_refused_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    code = main_train(
-        ["--preset", "debug", "--device", "cuda", "--run-dir", str(run)], preset="mt10", tasks=TASKS
-    )
+    code = main_train(["--preset", "debug", "--device", "cuda", "--run-dir", str(run)])
     assert code == 2
     assert "--device auto" in capsys.readouterr().err
     assert not run.exists()
