@@ -53,7 +53,7 @@ def paired_table(comparison: Comparison) -> Table | None:
         [
             row.label,
             len(found),
-            *(stats.paired(m[index][~np.isnan(m[index])], comparisons=len(pairs)) for m in measures.values()),
+            *(stats.paired(_known(rows[index]), comparisons=len(pairs)) for rows in measures.values()),
         ]
         for index, (row, found) in enumerate(pairs.items())
     ]
@@ -70,3 +70,7 @@ def paired_table(comparison: Comparison) -> Table | None:
                 f" {unknown} pair{'s' * (unknown > 1)} without it in their logs are left out of that column."
             )
     return Table("paired", "Paired differences", ("method", "seeds", *measures), body, note, decimals=3)
+
+
+def _known(numbers: Floats) -> Floats:
+    return numbers[~np.isnan(numbers)]
