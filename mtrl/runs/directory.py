@@ -23,7 +23,7 @@ CHECKPOINTS_NAME = "checkpoints"
 BEST_NAME = "best"  # policy of the best evaluation
 LOG_NAMES = (METRICS_NAME, EVALUATIONS_NAME)
 _EVENT_FILES = "events.out.tfevents.*"
-_FILES = (CONFIG_NAME, VERSIONS_NAME, METRICS_NAME, EVALUATIONS_NAME)
+_FILES = (METRICS_NAME, EVALUATIONS_NAME, VERSIONS_NAME, CONFIG_NAME)  # a run writes the last one first
 _UNFINISHED = re.compile(r"\.tmp-\d+-.+")  # files and checkpoints that killed processes leave
 
 
@@ -50,7 +50,8 @@ class RunDirectory:
 
         Args:
             path: of the run.
-            start_over: remove the files of a run that ended there before its first checkpoint.
+            start_over: remove the files of a run there without a checkpoint. The caller has made sure that
+                it ended before its first one.
 
         Raises:
             UserError: it holds a run already, another process has locked it, or it cannot be written.
@@ -69,7 +70,7 @@ class RunDirectory:
             _remove_empty(created)
             raise
         run = cls(path, lock, tuple(created), is_new=True)
-        if start_over and not has_checkpoint(path):
+        if start_over and (path / CONFIG_NAME).is_file() and not has_checkpoint(path):
             run._remove_traces()
         traces = sorted({entry.name for entry in _traces_of_a_run(path)})
         if traces:
@@ -250,18 +251,22 @@ def expand(path: Path) -> Path:
 def _traces_of_a_run(path: Path) -> Iterator[Path]:
     """Yield the files and folders that a run writes."""
     yield from path.glob(_EVENT_FILES)
-    for name in (*_FILES, CHECKPOINTS_NAME):
+    if (path / BEST_NAME / CHECKPOINTS_NAME).is_dir():
+        yield path / BEST_NAME
+    for name in (CHECKPOINTS_NAME, *_FILES):
         if (path / name).exists():
             yield path / name
 
 
 def _way_on(path: Path) -> str:
+    if not (path / CONFIG_NAME).is_file():
+        return f"Without {CONFIG_NAME} it cannot be continued: choose another --run-dir."
     flag = flag_to_go_on(path)
     if has_checkpoint(path):
         return f"Continue it with {flag}, or start elsewhere with another --run-dir."
     return (
-        "It ended before its first checkpoint and cannot be continued. Start it anew in the same place with "
-        f"{flag}, or elsewhere with another --run-dir."
+        "It has no checkpoint. If it ended before its first checkpoint, start it anew in the same place with "
+        f"{flag}; otherwise choose another --run-dir."
     )
 
 

@@ -72,6 +72,7 @@ class History(NamedTuple):
     evaluated_at: int | None  # vector step of the last evaluation
     final: bool  # whether that evaluation completed a run
     success: float | None  # its mean success
+    logged: int = 0  # vector step of the newest line
     steps: Mapping[str, Collection[int]] = {}  # vector steps that `drop_after` has kept, by the file's name
 
 
@@ -150,6 +151,7 @@ def read_history(run_dir: Path) -> History:
         evaluated_at=evaluation.get("vector_step"),
         final=bool(evaluation.get("final", False)),
         success=evaluation.get("mean_success"),
+        logged=max(line.get("vector_step", 0) for line in (logged, evaluation)),
     )
 
 

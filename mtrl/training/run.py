@@ -40,6 +40,7 @@ from mtrl.training.resolve import (
     unread_facts,
 )
 from mtrl.training.start_screen import describe
+from mtrl.training.starting_over import is_complete_without_checkpoints
 from mtrl.training.stepper import RunState, agent_parts
 from mtrl.training.trust import load_trusted, remember
 from mtrl.training.video import check_filming, record
@@ -133,17 +134,22 @@ def resume_or_start(
 ) -> TrainResult:
     """Continue the run in `run_dir`, or start it there: one command for jobs that are killed and requeued.
 
-    A run that ended before its first checkpoint starts again in its directory. A complete run returns at once
-    without an evaluation. The other arguments are those of `train` and `resume_training`.
+    A run that ended before its first checkpoint starts again in its directory; nothing else is deleted there.
+    A complete run returns at once without an evaluation. The other arguments are those of `train` and
+    `resume_training`.
 
     Raises:
-        UserError: the run there has another configuration; as `train` and `resume_training`.
+        UserError: the run there has another configuration or has lost its checkpoints; as `train` and
+            `resume_training`.
         NonFiniteError: as `train`.
         EnvironmentFailure: as `train`.
     """
     config, path = resolve(config), expand(Path(run_dir))
     remember(config)
     if not has_checkpoint(path):
+        if is_complete_without_checkpoints(config, path):
+            console.say(f"the run in '{path}' is complete already")
+            return TrainResult(0, None, path, 0.0, config.steps)
         device = resolve_device(config.device)
         with RunDirectory.create(path, start_over=True) as run:
             return _run(config, run, device, callbacks, sinks)

@@ -94,9 +94,8 @@ def test_an_existing_directory_with_other_files_is_taken(tmp_path: Path) -> None
 )
 def test_a_directory_that_holds_a_run_is_refused_with_advice(tmp_path: Path, trace: str) -> None:
     (tmp_path / trace).write_text("x")
-    with pytest.raises(
-        UserError, match=rf"already holds a run \(found {trace}\).*--resume-or-start .*--run-dir"
-    ):
+    advice = "--resume-or-start" if trace == "config.yaml" else "Without config.yaml it cannot be continued"
+    with pytest.raises(UserError, match=rf"already holds a run \(found {trace}\).*{advice}.*--run-dir"):
         RunDirectory.create(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted([trace, "run.lock"])
 
@@ -115,6 +114,17 @@ def test_what_ended_before_its_first_checkpoint_can_be_started_over(tmp_path: Pa
         RunDirectory.resume(tmp_path)
     with RunDirectory.create(tmp_path, start_over=True):
         assert sorted(os.listdir(tmp_path)) == ["notes.txt", "run.lock", "run.owner"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.out.tfevents.1.host.1.0", "best/checkpoints/x"])
+def test_files_without_a_configuration_are_not_taken_for_a_run_to_start_over(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("of another program")
+    with pytest.raises(UserError, match=r"already holds a run .*choose another --run-dir"):
+        RunDirectory.create(tmp_path, start_over=True)
+    assert (tmp_path / name).read_text() == "of another program"
 
 
 def test_a_run_with_a_checkpoint_is_never_started_over(tmp_path: Path) -> None:

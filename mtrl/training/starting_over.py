@@ -1,0 +1,46 @@
+"""Tells a run that ended before its first checkpoint, which may be started over, from all other files."""
+
+import contextlib
+from pathlib import Path
+
+from mtrl.config.presets import config_text, load_config
+from mtrl.config.schema import Config
+from mtrl.errors import UserError
+from mtrl.runs.checkpoint_writer import MAX_FAILURES
+from mtrl.runs.directory import CHECKPOINTS_NAME, CONFIG_NAME, VERSIONS_NAME
+from mtrl.runs.jsonl import read_history
+from mtrl.training.resolve import check_same_run
+
+
+def is_complete_without_checkpoints(config: Config, path: Path) -> bool:
+    """Return whether `path`, which has no checkpoint, holds the complete run; if not, it may be started over.
+
+    Raises:
+        UserError: starting over would delete more than a run leaves that ended before its first checkpoint:
+            the results of a run whose checkpoints are gone, or a configuration that no run wrote.
+    """
+    stored = path / CONFIG_NAME
+    if not stored.is_file():
+        return False  # a run writes it first; `RunDirectory.create` refuses all other files of a run
+    if not (path / VERSIONS_NAME).exists() and not _is_written_by_a_run(stored):
+        raise UserError(f"'{stored}' is of no run, and one would replace it. Choose another directory.")
+    check_same_run(config, path)
+    history = read_history(path)
+    if history.final and history.evaluated_at == config.steps:
+        return True
+    # Without the folder no checkpoint has begun. Where it is, some may have failed, until the run gave up.
+    attempts = MAX_FAILURES + 1 if (path / CHECKPOINTS_NAME).is_dir() else 1
+    if history.final or history.logged > attempts * config.train.checkpoint_interval:
+        raise UserError(
+            f"'{path}' holds {history.logged:,} vector steps of a run whose checkpoints were removed or not "
+            "copied. It cannot be continued, and to start it over would delete its results. Choose another "
+            "directory, or copy its checkpoints."
+        )
+    return False
+
+
+def _is_written_by_a_run(path: Path) -> bool:
+    """Return whether a configuration has the form that runs write: complete, without comments."""
+    with contextlib.suppress(UserError):
+        return config_text(load_config(path)) == path.read_text(encoding="utf-8")
+    return False
