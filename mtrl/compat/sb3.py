@@ -14,7 +14,7 @@ from mtrl.errors import UserError
 class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not followed by the type checker
     """A TaskVectorEnv as a VecEnv of Stable-Baselines3: row t * E + e is copy e of task t.
 
-    `infos[row]` holds the suite's info entries of the step, `is_success` if the task knows success, and
+    `infos[row]` holds the suite's info entries of the step, `is_success` if success is known, and
     `terminal_observation` and `TimeLimit.truncated` if an episode ended. Make the environments with
     `max_restarts=0`: Stable-Baselines3 would store a false transition after the restart of a worker.
 

@@ -62,8 +62,8 @@ def collect(
         lost: `unstepped`, and rows whose observation before belonged to an episode that was lost.
     """
     obs, reward, info = arrays.obs.copy(), arrays.reward.copy(), arrays.info.T.copy()
-    # A lost row is truncated and stays at its last observation with reward 0. So callers that ignore
-    # `restarted` neither bootstrap across episodes nor see invented numbers.
+    # A lost row is truncated and stays at its last observation with reward 0 and unknown info. So callers
+    # that ignore `restarted` neither bootstrap across episodes nor see invented numbers.
     terminated = arrays.terminated & ~lost
     truncated = (arrays.truncated & ~unstepped) | lost
     infos: dict[str, Any] = dict(zip(info_keys, info, strict=True))
@@ -72,9 +72,9 @@ def collect(
     if ended.any():
         final_obs = np.where(ended[:, None], arrays.final_obs, obs)
         if lost.any():
-            reward[lost], info[:, lost] = 0.0, 0.0
+            reward[lost], info[:, lost] = 0.0, np.nan
             final_obs[lost] = before[lost]
-        infos["final_obs"] = final_obs
+        infos["final_obs"], infos["_final_obs"] = final_obs, ended  # a mask, as in Gymnasium
     return obs, reward, terminated, truncated, infos
 
 

@@ -41,7 +41,8 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
 
     A worker that dies, raises or hangs is restarted, up to `max_restarts` times. Each of its environments
     begins a new episode with the next goal of its stream, and `infos["restarted"]` marks the row for that
-    step: truncated, reward 0, `final_obs` the last observation returned. Such a row is not a transition.
+    step: truncated, reward 0, infos NaN, `final_obs` the last observation returned. Such a row is not a
+    transition.
 
     Args:
         suite: the tasks.
@@ -216,8 +217,9 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         """Return observations, rewards [T*E], terminations, truncations and infos of the current step.
 
         `infos` always holds the suite's info entries as float32 [T*E], `success` among them, and `restarted`,
-        bool [T*E]: the rows whose episode was lost with its worker. If any episode ended, it also holds
-        `final_obs` [T*E, O]; rows whose episode goes on have their current observation there.
+        bool [T*E]: the rows whose episode was lost with its worker; their info entries are NaN. If any
+        episode ended, it also holds `final_obs` [T*E, O], and `_final_obs`, bool [T*E]: the rows whose
+        episode ended. The others have their current observation in `final_obs`.
 
         Raises:
             NonFiniteError: the simulation returned a non-finite observation or reward; names the tasks.

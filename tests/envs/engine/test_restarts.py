@@ -65,6 +65,7 @@ def test_a_worker_that_fails_is_reported_and_replaced_and_the_others_go_on(fault
         assert obs[:, STEPS].tolist() == [2, 0, 2, 0]
         assert reward[MINE].tolist() == [0, 0]
         assert reward[OTHERS].tolist() == [2, 202]
+        assert np.isnan(infos["success"]).tolist() == [False, True, False, True]  # unknown, not unsolved
         np.testing.assert_array_equal(infos["final_obs"][MINE], before[MINE])
         obs, _, _, truncated, infos = plain(envs)
         assert obs[:, STEPS].tolist() == [3, 1, 3, 1]

@@ -287,6 +287,7 @@ def test_a_task_that_ends_by_itself_is_terminated_and_not_truncated() -> None:
         assert not truncated.any()
         assert obs[:, STEPS].tolist() == [1, 1, 0]
         assert infos["final_obs"][:, STEPS].tolist() == [1, 1, 1]
+        assert infos["_final_obs"].tolist() == [False, False, True]
 
 
 def test_a_frame_that_cannot_be_rendered_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
