@@ -9,6 +9,7 @@ docstring names. Tests compare every task with upstream, bit for bit.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -23,8 +24,9 @@ _KNOWN = "3.1.1"
 _MOCAP_QUATERNION = np.array([1.0, 0.0, 1.0, 0.0])  # upstream's, not normalised
 
 
+@cache
 def install(base: Any) -> list[str]:
-    """Install the replacements in `base`, upstream's SawyerXYZEnv, for this process; return notes for users.
+    """Install the replacements in `base`, upstream's SawyerXYZEnv, once per process; return notes for users.
 
     For another version of metaworld nothing is installed.
     """
@@ -35,22 +37,21 @@ def install(base: Any) -> list[str]:
             f"speed-ups are for {_KNOWN}. Install metaworld=={_KNOWN} for full speed."
         ]
     reward_utils = sys.modules[base.__module__].__dict__["reward_utils"]
-    if base.step is not _step:
-        base._upstream_step, base._upstream_caging = base.step, base._gripper_caging_reward
-        base._reward_utils = reward_utils
-        for name, function in {
-            "step": _step,
-            "reset": _reset,
-            "_initialize_simulation": _initialize_simulation,
-            "_gripper_caging_reward": fast_functions.caging_reward,  # some tasks override it
-            "touching_object": _touching_object,
-            "_get_id_main_object": _main_object,
-            "get_endeff_pos": lambda self: _handles(self).hand,
-            "get_body_com": lambda self, body_name: _handles(self).body(body_name),
-            "_get_site_pos": lambda self, site_name: _handles(self).site(site_name).copy(),
-            "tcp_center": property(_tcp_center),
-        }.items():
-            setattr(base, name, function)
+    base._upstream_step, base._upstream_caging = base.step, base._gripper_caging_reward
+    base._reward_utils = reward_utils
+    for name, function in {
+        "step": _step,
+        "reset": _reset,
+        "_initialize_simulation": _initialize_simulation,
+        "_gripper_caging_reward": fast_functions.caging_reward,  # some tasks override it
+        "touching_object": _touching_object,
+        "_get_id_main_object": _main_object,
+        "get_endeff_pos": lambda self: _handles(self).hand,
+        "get_body_com": lambda self, body_name: _handles(self).body(body_name),
+        "_get_site_pos": lambda self, site_name: _handles(self).site(site_name).copy(),
+        "tcp_center": property(_tcp_center),
+    }.items():
+        setattr(base, name, function)
     return fast_functions.install(reward_utils)
 
 
