@@ -22,8 +22,8 @@ def encode(value: Any, place: Place) -> Any:
 
     Args:
         value: what an attribute holds.
-        place: called with each array, list and dict in the value. Returns what to store instead, or None to
-            store the contents; may raise NotPlainError.
+        place: called with each array, list, dict and generator in the value. Returns what to store instead,
+            or None to store the contents; may raise NotPlainError.
 
     Raises:
         NotPlainError: the value contains something that cannot be stored exactly.
@@ -33,13 +33,13 @@ def encode(value: Any, place: Place) -> Any:
     if isinstance(value, np.generic) and value.dtype.kind in "biufc":
         # A NumPy scalar divides, prints and promotes differently from a Python number, so its type is kept.
         return {"kind": "scalar", "value": np.asarray(value)}
+    # A tuple needs no place: nothing can change it through another attribute.
+    instead = place(value) if isinstance(value, np.ndarray | dict | list | np.random.Generator) else None
+    if instead is not None:
+        return instead
     if isinstance(value, np.random.Generator):
         bits = value.bit_generator
         return {"kind": "generator", "bits": type(bits).__name__, "value": bits.state}
-    # A tuple needs no place: nothing can change it through another attribute.
-    instead = place(value) if isinstance(value, np.ndarray | dict | list) else None
-    if instead is not None:
-        return instead
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return {"kind": "array", "value": value.copy()}
     if type(value) is dict and all(type(key) in (str, int) for key in value):

@@ -72,6 +72,55 @@ class FunctionAttribute(Stateful):
         self.number = number  # type: ignore[method-assign]
 
 
+class PlainNames(Stateful):
+    """Names that MuJoCo's environments and wrappers use for something else."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.data, self.model, self.env = np.zeros(1), 0.0, [0.0]
+
+    def number(self) -> float:
+        self.data[0] += 1
+        self.model += 2
+        self.env[0] += 3
+        return float(self.data[0] + 10 * self.model + 100 * self.env[0])
+
+
+class Aliases(Stateful):
+    def number(self) -> float:
+        if self.steps == 0:
+            self.rng, self.more = self.np_random, [self.np_random]
+        return float(self.rng.uniform() + self.np_random.uniform() + self.more[0].uniform())
+
+
+class TwoNames(Stateful):
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.first = self.second = np.random.default_rng(0)
+
+
+class _Wrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Refers to the bare environment, of which it shows the number of steps."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.base = env.unwrapped
+
+    def step(self, action: Any) -> Any:
+        obs, *rest = super().step(action)
+        return np.add(obs, [0, self.base.steps]), *rest
+
+
+def Referring(**_: Any) -> Any:
+    return _Wrapper(Stateful())
+
+
+def SharingWrapper(**_: Any) -> Any:
+    env = _Wrapper(Stateful())
+    env.seen = env.base.seen = np.zeros(1)  # type: ignore[attr-defined]
+    return env
+
+
 class _Count:
     def __init__(self) -> None:
         self.count = 0
@@ -179,7 +228,8 @@ class OnlyWhereSolved(Stateful):
 
 
 _ALL = (GlobalDraws, Closure, FunctionAttribute, CallableObject, ClassCounter, ClassList, LateDeque)
-for _cls in (*_ALL, ModuleState, Integers, Wide, Goal, OnlyWhereSolved):
+_SHARING: Any = (PlainNames, Aliases, TwoNames, Referring, SharingWrapper)
+for _cls in (*_ALL, *_SHARING, ModuleState, Integers, Wide, Goal, OnlyWhereSolved):
     gymnasium.register(f"tests/{_cls.__name__}-v0", entry_point=_cls)
 
 

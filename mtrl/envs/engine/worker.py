@@ -187,10 +187,10 @@ class Worker:
         states = []
         for row in (row for row in rows if row in self.seeds):
             self.stepping[0] = row + 1
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _own_global_streams():
                 warnings.simplefilter("ignore")
                 env = self._make(row)
-                problem, state = try_state(env, self.blueprint.tasks[row], self.suite.action_dim)
+                problem, state = try_state(env, self.blueprint.tasks[row], self.suite)
                 env.close()
             if problem is not None:
                 return problem, []
@@ -232,17 +232,17 @@ class Worker:
         self.envs.clear()
 
 
-def try_state(env: TaskEnv, task: str, action_dim: int) -> tuple[str | None, Any]:
+def try_state(env: TaskEnv, task: str, suite: TaskSuite) -> tuple[str | None, Any]:
     """Save and restore an environment within an episode; return the problem, None without one, and the state.
 
     Eight steps, a reset and eight more steps are compared. This finds state outside of the environment, such
     as a global random generator or a variable of a module.
     """
-    actions = np.random.default_rng(0).uniform(-1, 1, (_TRIAL_STEPS, action_dim)).astype(np.float32)
+    actions = np.random.default_rng(0).uniform(-1, 1, (_TRIAL_STEPS, suite.action_dim)).astype(np.float32)
 
     def played() -> list[Any]:
         numbers: list[Any] = []
-        for goal in (0, 1):
+        for goal in (0, min(1, suite.num_goals - 1)):
             for action in actions:
                 obs, reward, terminated, truncated, _ = env.step(action)
                 numbers.append((np.asarray(obs).tobytes(), repr(reward), terminated, truncated))
@@ -251,34 +251,35 @@ def try_state(env: TaskEnv, task: str, action_dim: int) -> tuple[str | None, Any
             numbers.append(np.asarray(env.reset(goal)).tobytes())
         return numbers
 
-    with _own_global_streams():
-        env.reset(0)
-        env.step(actions[0])
-        try:
-            state = env.get_state()
-            copied = pickle.loads(pickle.dumps(state))
-            expected = played()
-            env.set_state(copied)
-            again = played()
-        except UserError as error:
-            return str(error), None
-        except Exception as error:  # noqa: BLE001 - a class of the user's own may raise anything
-            return f"task {task} cannot be saved in mid-episode: {type(error).__name__}: {error}", None
-        if again != expected:
-            return (
-                f"task {task} cannot be saved in mid-episode: restored by set_state, it continues with other "
-                "numbers, so something outside of its state decides them, such as a global random generator."
-            ), None
-        return None, state
+    env.reset(0)
+    env.step(actions[0])
+    try:
+        state = env.get_state()
+        copied = pickle.loads(pickle.dumps(state))
+        expected = played()
+        env.set_state(copied)
+        again = played()
+    except UserError as error:
+        return str(error), None
+    except Exception as error:  # noqa: BLE001 - a class of the user's own may raise anything
+        return f"task {task} cannot be saved in mid-episode: {type(error).__name__}: {error}", None
+    if again != expected:
+        return (
+            f"task {task} cannot be saved in mid-episode: restored by set_state, it continues with other "
+            "numbers, so something outside of its state decides them, such as a global random generator."
+        ), None
+    return None, state
 
 
 @contextmanager
 def _own_global_streams() -> Iterator[None]:
     """Keep the global random generators as they are, on which environments of this process may depend."""
+    installed: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
     before = np.random.get_state(), random.getstate()
     try:
         yield
     finally:
+        np.random.set_bit_generator(installed)  # type: ignore[attr-defined]
         np.random.set_state(before[0])
         random.setstate(before[1])
 

@@ -40,6 +40,8 @@ class GymnasiumEnv:
         obs_dim: int | None = None,
     ) -> None:
         # A constructor may draw from the global generators, so its numbers must not depend on other code.
+        # NumPy's may be another environment's, so it is replaced before it is seeded.
+        np.random.set_bit_generator(np.random.MT19937())  # type: ignore[attr-defined]
         np.random.seed(0)
         random.seed(0)
         self._env = make(definition, render_mode=render_mode, flatten=flatten)

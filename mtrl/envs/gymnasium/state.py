@@ -6,7 +6,7 @@ import pickle
 import random
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NoReturn
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from mtrl.envs.state import NotPlainError, decode, encode, restore_attributes, restore_physics, take_physics
 from mtrl.errors import UserError
 
-# References between the layers, and attributes of the machine or the screen instead of the simulation.
-_FOREIGN = {"env", "model", "data", "mujoco_renderer", "fullpath", "_ezpickle_args", "_ezpickle_kwargs"}
-_FOREIGN |= {"_saved_kwargs", "spec", "_cached_spec", "render_mode", "metadata", "_metadata"}
+# Attributes of the machine or the screen instead of the simulation.
+_FOREIGN = {"mujoco_renderer", "fullpath", "_ezpickle_args", "_ezpickle_kwargs", "_saved_kwargs"}
+_FOREIGN |= {"spec", "_cached_spec", "render_mode", "metadata", "_metadata"}
 # Arrays of MjData whose sizes depend on the current contacts. A step computes them before it reads them.
 _VARIABLE = ("efc_", "iefc_", "island_", "contact", "dof_island", "tree_island", "map_")
 _GLOBAL_GENERATORS = (random._inst, np.random.mtrand._rand)
@@ -88,8 +88,8 @@ class ExactState:
     """Takes and restores the state of an environment in mid-episode.
 
     The state holds all attributes of the environment and of its wrappers, MuJoCo's simulation and the global
-    random generators. An attribute that cannot be stored exactly is refused by name, and so are attributes of
-    classes that have changed: a run that resumes from another state without notice is worse than one that
+    random generators. An attribute that cannot be stored exactly is refused by name, and so are class
+    attributes that have changed: a run that resumes from another state without notice is worse than one that
     cannot be saved.
 
     Args:
@@ -100,13 +100,13 @@ class ExactState:
     def __init__(self, env: Any, name: str) -> None:
         self._name = name
         self._layers = list(layers_of(env))
-        self._of_classes = self._class_attributes()
-        self._callables = [dict(vars(layer)) for layer in self._layers]
         bare = self._layers[-1]
         kinds = [type(getattr(bare, name, None)).__module__ for name in ("model", "data")]
         has_mujoco = all(kind.startswith("mujoco") for kind in kinds)
         self._mujoco = (bare.model, bare.data) if has_mujoco else None
         self._model_code = _model_code(bare.model) if has_mujoco else 0
+        self._of_classes = self._class_attributes()
+        self._callables = [dict(vars(layer)) for layer in self._layers]
 
     def take(self) -> dict[str, Any]:
         """Return the state; UserError if an attribute cannot be saved."""
@@ -114,30 +114,35 @@ class ExactState:
         for name in now | before:
             if now.get(name) is None or now.get(name) != before.get(name):
                 self._refuse(f"{name}, an attribute of the class, changes or cannot be compared")
-        layers = [self._attributes(*pair) for pair in zip(self._layers, self._callables, strict=True)]
+        once = _Once(vars(self._layers[-1]).get("_np_random"))
+        # The bare environment comes first: it stores the generator, of which other attributes are aliases.
+        pairs = reversed(list(zip(self._layers, self._callables, strict=True)))
+        layers = [self._attributes(layer, at_start, once) for layer, at_start in pairs][::-1]
         return {"layers": layers, "physics": None if self._mujoco is None else self._physics(*self._mujoco)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore a state that `take` returned."""
-        for layer, stored in zip(self._layers, state["layers"], strict=True):
-            plain = {}
-            for name, value in stored.items():
-                if isinstance(value, dict) and value["kind"] == "function":
-                    _restore_function(getattr(layer, name), value)
-                else:
-                    plain[name] = value
-            changing = [name for name, value in _changing(layer).items() if not callable(value)]
-            restore_attributes(layer, plain, changing)
+
+        def own_generator(_: Any) -> Any:
+            return vars(self._layers[-1])["_np_random"]
+
+        for layer, stored in reversed(list(zip(self._layers, state["layers"], strict=True))):
+            functions = {name for name, value in stored.items() if _is_function(value)}
+            plain = {name: value for name, value in stored.items() if name not in functions}
+            held = vars(layer).items()
+            changing = [name for name, v in held if not (callable(v) or self._is_constant(v, name))]
+            restore_attributes(layer, plain, changing, own_generator)
+            for name in functions:
+                _restore_function(getattr(layer, name), stored[name], own_generator)
         if self._mujoco is not None:
             restore_physics(*self._mujoco, state["physics"]["state"])
             for name, array in _data_arrays(self._mujoco[1]):
                 if name in state["physics"]["derived"]:
                     array[...] = state["physics"]["derived"][name]
 
-    def _attributes(self, layer: Any, at_start: Mapping[str, Any]) -> dict[str, Any]:
-        once = _Once()
+    def _attributes(self, layer: Any, at_start: Mapping[str, Any], once: _Once) -> dict[str, Any]:
         stored = {}
-        for name, value in vars(layer).items():
+        for name, value in sorted(vars(layer).items(), key=lambda item: item[0] != "_np_random"):
             try:
                 if callable(value) and name not in _FOREIGN and at_start.get(name) != value:
                     raise NotPlainError("is a function that was assigned after the environment was made")
@@ -161,8 +166,18 @@ class ExactState:
         return {"kind": "function", "value": {n: encode(v, once) for n, v in (kept | attributes).items()}}
 
     def _is_constant(self, value: Any, name: str = "") -> bool:
-        owner = value.__self__ if isinstance(value, MethodType) else value
-        return any(owner is layer for layer in self._layers) or _is_constant(name, owner)
+        """Whether a value never changes, or is saved elsewhere."""
+        value = value.__self__ if isinstance(value, MethodType) else value
+        if any(value is part for part in (*self._layers, *(self._mujoco or ()))):
+            return True
+        if isinstance(value, Space):
+            return value._np_random is None  # drawing from a space changes it
+        if isinstance(value, FunctionType):
+            return not (value.__closure__ or value.__defaults__ or value.__kwdefaults__ or vars(value))
+        if isinstance(value, BuiltinFunctionType):
+            # The global generators are saved with GlobalStreams.
+            return isinstance(value.__self__, ModuleType | None) or value.__self__ in _GLOBAL_GENERATORS
+        return name in _FOREIGN or isinstance(value, EnvSpec | ModuleType | type | np.ufunc)
 
     def _class_attributes(self) -> dict[str, bytes | None]:
         """Return the attributes of the layers' classes, outside of Gymnasium's base classes, as bytes."""
@@ -172,7 +187,7 @@ class ExactState:
                 continue
             for name, value in list(vars(cls).items()):
                 fixed = name.startswith(("__", "_abc_")) or isinstance(value, _DESCRIPTORS)
-                if not fixed and not _is_constant(name, value):
+                if not fixed and not self._is_constant(value, name):
                     key = f"{cls.__name__}.{name}"
                     try:
                         found[key] = pickle.dumps(value)
@@ -195,19 +210,28 @@ class ExactState:
 
 
 class _Once:
-    """Refuses memory that two attributes of a layer share, because restored attributes would not share it."""
+    """Refuses what two attributes of an environment share, because restored attributes would not share it.
 
-    def __init__(self) -> None:
+    Aliases of `own`, the environment's generator, are stored as such.
+    """
+
+    def __init__(self, own: np.random.Generator | None) -> None:
+        self._own = own
         self._seen: set[int] = set()
 
-    def __call__(self, value: Any) -> None:
+    def __call__(self, value: Any) -> dict[str, Any] | None:
         while isinstance(value, np.ndarray) and value.base is not None:
             if not isinstance(value.base, np.ndarray):
                 raise NotPlainError("is a view of memory that belongs to the simulation")
             value = value.base
-        if id(value) in self._seen:
-            raise NotPlainError("shares memory with another attribute")
-        self._seen.add(id(value))
+        shared = value.bit_generator if isinstance(value, np.random.Generator) else value
+        if id(shared) not in self._seen:
+            self._seen.add(id(shared))
+            return None
+        if value is self._own:
+            return {"kind": "view"}
+        what = "memory" if shared is value else "a random generator"
+        raise NotPlainError(f"shares {what} with another attribute")
 
 
 def layers_of(env: Any) -> Iterator[Any]:
@@ -219,29 +243,17 @@ def layers_of(env: Any) -> Iterator[Any]:
         env = env.env
 
 
-def _changing(layer: Any) -> dict[str, Any]:
-    """Return the attributes that may change within or between episodes."""
-    return {name: value for name, value in vars(layer).items() if not _is_constant(name, value)}
+def _is_function(stored: Any) -> bool:
+    return isinstance(stored, dict) and stored["kind"] == "function"
 
 
-def _is_constant(name: str, value: Any) -> bool:
-    if isinstance(value, Space):
-        return value._np_random is None  # drawing from a space changes it
-    if isinstance(value, FunctionType):
-        return not (value.__closure__ or value.__defaults__ or value.__kwdefaults__ or vars(value))
-    if isinstance(value, BuiltinFunctionType):
-        # The global generators are saved with GlobalStreams.
-        return isinstance(value.__self__, ModuleType | None) or value.__self__ in _GLOBAL_GENERATORS
-    return name in _FOREIGN or isinstance(value, EnvSpec | ModuleType | type | np.ufunc)
-
-
-def _restore_function(function: Any, stored: Mapping[str, Any]) -> None:
+def _restore_function(function: Any, stored: Mapping[str, Any], view: Callable[[Any], Any]) -> None:
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     for name, value in stored["value"].items():
         if name in cells:
-            cells[name].cell_contents = decode(value)
+            cells[name].cell_contents = decode(value, view)
         else:
-            setattr(function, name, decode(value))
+            setattr(function, name, decode(value, view))
 
 
 def _kind(value: Any) -> str:

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 
 from mtrl.envs import TaskVectorEnv
-from mtrl.envs.engine.worker import try_state
+from mtrl.envs.engine.worker import _own_global_streams, try_state
 from mtrl.envs.gymnasium.env import GymnasiumEnv
 from mtrl.envs.gymnasium.suite import GymnasiumSuite
 from mtrl.errors import UserError
-from tests.helpers.counting_env import ACTION_DIM, CountingEnv
+from tests.helpers.counting_env import CountingEnv, CountingSuite
 from tests.helpers.stateful_envs import name
 
-SAVED = ["GlobalDraws", "Closure", "FunctionAttribute"]
+SAVED = ["GlobalDraws", "Closure", "FunctionAttribute", "PlainNames", "Aliases", "Referring"]
 REFUSED = {
     "CallableObject": r"CallableObject\.count is a callable .*_Count",
     "ClassCounter": r"ClassCounter\.count, an attribute of the class",
     "ClassList": r"ClassList\.seen, an attribute of the class",
+    "TwoNames": r"TwoNames\.second shares a random generator with another attribute",
+    "SharingWrapper": "shares memory with another attribute",
     "LateDeque": r"LateDeque\.last is a collections\.deque",
     "ModuleState": "continues with other numbers",
 }
@@ -64,6 +66,12 @@ def test_global_generators_are_each_environments_own() -> None:
         numbers.append(float(first.step(np.zeros(1, np.float32))[0][1]))
         second.step(np.zeros(1, np.float32))
     assert numbers == expected[:12]
+    first.reset(3)
+    installed = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    with _own_global_streams():
+        make("GlobalDraws").reset(4)
+    assert np.random.get_bit_generator() is installed  # type: ignore[attr-defined]
+    assert play(first) == expected
 
 
 @pytest.mark.parametrize("cls", REFUSED)
@@ -87,8 +95,13 @@ def test_an_environment_that_breaks_after_it_was_restored_cannot_be_saved() -> N
                 raise TypeError("a handle that is gone")
             return super().step(action)
 
-    problem, _ = try_state(Stale("task-1", np.arange(50.0), 0.0), "task-1", ACTION_DIM)
+    problem, _ = try_state(Stale("task-1", np.arange(50.0), 0.0), "task-1", CountingSuite(["task-1"]))
     assert problem is not None and problem.startswith("task task-1 cannot be saved in mid-episode: TypeError")
+
+
+def test_a_task_with_one_goal_can_be_saved() -> None:
+    suite = CountingSuite(["task-1"], num_goals=1)
+    assert try_state(CountingEnv("task-1", np.arange(1.0), 0.0), "task-1", suite)[0] is None
 
 
 @pytest.mark.parametrize("cls", SAVED)
