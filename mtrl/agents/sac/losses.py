@@ -19,7 +19,7 @@ from mtrl.agents.sac.replay import Batch
 from mtrl.networks.gaussian import SampledAction
 
 _HISTOGRAM_DEVIATION = 0.75  # in units of D (HL-Gauss, arXiv 2403.03950, section 4.1)
-_INITIAL_SPREAD = 0.5  # of values, in units of scaled reward
+_INITIAL_SPREAD = 0.5  # of values, in units of scaled reward; D where that is larger
 
 
 def td_target(
@@ -141,10 +141,14 @@ class Atoms(NamedTuple):
     high: float
     number: int
 
+    @property
+    def spacing(self) -> float:
+        """D."""
+        return (self.high - self.low) / (self.number - 1)
+
     def position(self, values: Tensor) -> Tensor:
         """Places of values in units of D, 0 at the lowest atom; values beyond the ends count as the ends."""
-        spacing = (self.high - self.low) / (self.number - 1)
-        return ((values - self.low) / spacing).clamp(0.0, self.number - 1.0)
+        return ((values - self.low) / self.spacing).clamp(0.0, self.number - 1.0)
 
     def mean(self, probabilities: Tensor) -> Tensor:
         """Mean value [...] of the distributions with probabilities [..., N]."""
@@ -164,7 +168,8 @@ def _values(atoms: Atoms, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @lru_cache
 def _initial_logits(atoms: Atoms, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _values(atoms, dtype, device).abs() / -_INITIAL_SPREAD
+    # With a spread far below D learning would first raise a distant atom's logit for thousands of updates.
+    return _values(atoms, dtype, device).abs() / -max(_INITIAL_SPREAD, atoms.spacing)
 
 
 def expectation(atoms: Atoms, logits: Tensor) -> Tensor:

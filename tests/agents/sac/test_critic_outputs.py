@@ -106,6 +106,19 @@ def test_fresh_critics_are_sure_of_values_around_zero_whatever_the_atoms(loss: s
     torch.testing.assert_close(found[0], entropy)
 
 
+@pytest.mark.parametrize("loss", ["categorical", "histogram"])
+def test_widely_spaced_atoms_are_learnt_as_fast_as_narrow_ones(loss: str) -> None:
+    critic = CriticOutputs(loss, "mean", Atoms(-1000.0, 1000.0, 51))  # type: ignore[arg-type]
+    outputs = torch.zeros(2, 1, 1, 51, requires_grad=True)
+    optimizer = torch.optim.Adam([outputs], lr=0.1)
+    target = critic.target(outputs.detach(), lambda values: values * 0.0 + 600.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        critic.error(outputs, target).sum().backward()
+        optimizer.step()
+    assert critic.value(outputs).item() == pytest.approx(600.0, rel=0.05)
+
+
 def test_huber_is_half_the_square_up_to_an_error_of_one_and_linear_beyond() -> None:
     critic = CriticOutputs("huber", "min", ATOMS)
     outputs = torch.tensor([[[0.5, 3.0]], [[0.0, -4.0]]])
