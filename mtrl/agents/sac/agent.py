@@ -208,15 +208,25 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         }
 
     def bounds(self) -> dict[str, Bound]:
-        """Return the ranges of critic loss, actor loss (about minus Q) and temperature."""
-        sac = self.config.sac
+        """Return the ranges of critic loss, actor loss (about minus Q), temperature and returns of atoms."""
+        sac, network = self.config.sac, self.config.network
         lower = "Lower sac.critic_lr or sac.gamma, or scale the rewards (replay.reward_scaling=ema)."
         temperature = "Set sac.target_entropy for this task's actions, or lower sac.temperature_lr."
-        return {
+        bounds = {
             "critic_loss": Bound(0.0, sac.critic_loss_bound, lower),
             "actor_loss": Bound(-sac.q_bound, sac.q_bound, lower),
             "alpha": Bound(*_TEMPERATURES, temperature),
         }
+        if self.update.critic_outputs.distributional:
+            low, high = network.value_low, network.value_high
+            atoms = (
+                "Scale the rewards (replay.reward_scaling=return) or widen network.value_low and "
+                "network.value_high."
+            )
+            # A scale may put returns on the last atom; they are beyond it by rounding then.
+            rounding = 3e-7
+            bounds["start_return"] = Bound(low - rounding * abs(low), high + rounding * abs(high), atoms)
+        return bounds
 
     def facts(self) -> dict[str, str]:
         """Return sizes for the start screen; allocates the replay, which may raise UserError."""

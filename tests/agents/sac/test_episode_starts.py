@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from mtrl.agents.base import TaskSpec, Transitions
 from mtrl.agents.sac.episode_starts import EpisodeStarts
+from mtrl.training.guard import DivergenceGuard
 from tests.helpers.agents import OBS, TASKS, sac_agent, sac_config
 
 SPEC, GAMMA = TaskSpec(("a", "b"), 2, 1, 1), 0.5
@@ -54,6 +56,7 @@ def test_a_log_line_has_the_critics_value_of_first_actions_beside_the_scaled_ret
         agent.observe(Transitions(obs, action, reward, obs, ended & False, ended, ended & False))
         seen.append((obs, action, reward))
     line = agent.metrics().per_task
+    assert agent.bounds().keys() <= line.keys()
     inputs = torch.cat([torch.from_numpy(value[:, None]) for value in seen[0][:2]], dim=-1)
     critics = agent.update.critic_network.apply(agent.update.critic.flat.named(), inputs, None).squeeze(-1)
     expected = float(critics.amin(0)[0, 0])  # the smaller of the twins
@@ -65,3 +68,19 @@ def test_a_log_line_has_the_critics_value_of_first_actions_beside_the_scaled_ret
     assert line["start_return"][0] == pytest.approx(realised / divisor, rel=1e-5)
     assert np.isnan(line["start_value"][1:]).all()
     assert np.isnan(line["start_return"][1:]).all()
+
+
+@pytest.mark.parametrize("loss", ["squared", "histogram", "categorical"])
+def test_returns_that_the_atoms_do_not_hold_are_told(loss: str) -> None:
+    agent = sac_agent(sac_config(critic_loss=loss, value_low=-2.0, value_high=5.0))
+    told: list[str] = []
+    guard = DivergenceGuard(agent.bounds(), ("a", "b", "c"), "warn", told.append)
+    guard.metrics(1, {"start_return": [-2.0, 5.000001, math.nan]})
+    assert not told
+    guard.metrics(2, {"start_return": [-2.1, 5.0, 70.0]})
+    if loss == "squared":
+        assert not told
+    else:
+        (warning,) = told
+        assert r"start_return beyond [-2, 5] in a (-2.1), c (70)." in warning
+        assert "replay.reward_scaling=return" in warning
