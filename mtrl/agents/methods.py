@@ -4,6 +4,7 @@ from typing import Literal
 
 from mtrl import seeds
 from mtrl.combiners import Combiner, make_combiner
+from mtrl.combiners.inverse_alpha import InverseAlpha
 from mtrl.config.schema import Config
 from mtrl.errors import UserError
 
@@ -29,3 +30,8 @@ def network_combiner(config: Config, network: Literal["critic", "actor"], num_ta
         )
     combiner.seed(seeds.integer(config.seed, f"{network}_combiner"))
     return combiner
+
+
+def reads_temperatures(combiner: Combiner) -> bool:
+    """Return whether the method, or one within it, weighs tasks by SAC's temperatures."""
+    return any(isinstance(part, InverseAlpha) for part in combiner.modules())

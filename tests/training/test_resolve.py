@@ -71,6 +71,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"method_defaults": {"cagrad": {"c": True}}},
         r"method_defaults\.cagrad\.c must be a finite number; found true",
     ),
+    (
+        {"actor_method": "inverse_alpha", "sac": SacConfig(temperature="shared")},
+        r"sac\.temperature=per_task; found shared, .* another method for the actor\.",
+    ),
     ({"method": "famo"}, "shift minimum"),
     ({"actor_method": "famo"}, "shift minimum"),
     ({"suite": "metaword"}, "unknown suite 'metaword'. Did you mean 'metaworld'"),

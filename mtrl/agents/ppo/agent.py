@@ -13,10 +13,9 @@ from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.actor_critic import ActorCriticAgent
 from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
 from mtrl.agents.captured import CapturedUpdate
-from mtrl.agents.methods import network_combiner
+from mtrl.agents.methods import network_combiner, reads_temperatures
 from mtrl.agents.ppo.rollout import Rollout, rollout_bytes
 from mtrl.agents.ppo.update import STEP_SIZES, PPOUpdate
-from mtrl.combiners.inverse_alpha import InverseAlpha
 from mtrl.config.schema import Config
 from mtrl.device.random_stream import RandomStream
 from mtrl.errors import UserError
@@ -87,8 +86,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
                     "values in single precision."
                 )
         for network in ("critic", "actor"):
-            combiner = network_combiner(config, network, num_tasks)
-            if any(isinstance(part, InverseAlpha) for part in combiner.modules()):
+            if reads_temperatures(network_combiner(config, network, num_tasks)):
                 raise UserError(
                     "method inverse_alpha reads temperatures, which agent ppo does not have. Choose another "
                     f"method for the {network}."

@@ -13,7 +13,7 @@ from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.actor_critic import ActorCriticAgent
 from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
 from mtrl.agents.captured import CapturedUpdate
-from mtrl.agents.methods import network_combiner
+from mtrl.agents.methods import network_combiner, reads_temperatures
 from mtrl.agents.sac.episode_starts import EpisodeStarts
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
 from mtrl.agents.sac.replay import Replay, replay_bytes
@@ -46,7 +46,8 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         """Refuse settings that SAC cannot train with, before anything starts.
 
         Raises:
-            UserError: two settings that exclude each other, or a method that cannot combine SAC's losses.
+            UserError: two settings that exclude each other, or a method that cannot combine SAC's losses or
+                has nothing to read.
         """
         batch, copies = config.sac.batch_per_task, config.env.envs_per_task
         warmup = config.train.warmup_steps * copies
@@ -76,8 +77,14 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
                 f"replay.return_quantile = {replay.return_quantile:g} needs replay.reward_scaling = return; "
                 f"found {replay.reward_scaling}. Set both, or leave the quantile out."
             )
-        network_combiner(config, "critic", num_tasks)
-        network_combiner(config, "actor", num_tasks)
+        for network in ("critic", "actor"):
+            combiner = network_combiner(config, network, num_tasks)
+            if config.sac.temperature == "shared" and reads_temperatures(combiner):
+                raise UserError(
+                    "method inverse_alpha weighs tasks by their temperatures and needs "
+                    "sac.temperature=per_task; found shared, with which it is the mean. Set it to per_task, "
+                    f"or choose another method for the {network}."
+                )
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
         super().__init__(config, spec, device, SACUpdate(config, spec, device))
