@@ -29,6 +29,10 @@ def test_cagrad_has_the_papers_radius_for_each_benchmark() -> None:
 
     assert radius("mt50", method="cagrad")["c"] == 0.5
     assert radius("mt10", method="cagrad")["c"] == 0.9
+    of_mt50 = {name for name in preset_names() if load_preset(name).get("tasks") == ("MT50",)}
+    of_mt50 -= {"overnight"}  # laptop's recipe
+    assert len(of_mt50) == 6
+    assert {radius(name, method="cagrad")["c"] for name in of_mt50} == {0.5}
     assert radius("mt50", method="cagrad", method_options={"c": 0.4})["c"] == 0.4
     assert radius("mt50", method="mean") == {"weights": ()}
 
