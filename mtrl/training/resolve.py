@@ -153,7 +153,7 @@ def check_same_run(config: Config, path: Path) -> None:
 
 def bound_to_policy(config: Config) -> dict[str, Any]:
     """Return the settings without which a stored policy cannot act, by dotted key."""
-    parts = ("tasks", "suite", "agent", "network.")
+    parts = ("tasks", "suite", "agent", "network.", "ppo.squash")
     found = {key: value for key, value in flat(config_to_dict(config)).items() if key.startswith(parts)}
     file = found.pop("network.identity_file")
     if file is not None:  # what counts is what it holds, wherever it lies

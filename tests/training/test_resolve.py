@@ -12,7 +12,14 @@ from mtrl.combiners import make_combiner
 from mtrl.config import Config, EnvConfig, NetworkConfig, PpoConfig, ReplayConfig, SacConfig, TrainConfig
 from mtrl.config.presets import build_config, load_preset, preset_names
 from mtrl.errors import UserError
-from mtrl.training.resolve import build_envs, resolve, training_workers, unread_facts, why_unread
+from mtrl.training.resolve import (
+    bound_to_policy,
+    build_envs,
+    resolve,
+    training_workers,
+    unread_facts,
+    why_unread,
+)
 
 
 def test_every_option_is_written_out() -> None:
@@ -134,6 +141,12 @@ def test_what_resolve_accepts_can_be_made() -> None:
     name, options = resolve(Config(method="fs_mtl", method_options={"base": "mgda"})).methods()["critic"]
     made: Any = make_combiner(name, num_tasks=2, **options)
     assert made.loss_part.name == "mgda"
+
+
+def test_a_stored_policy_acts_as_long_as_its_squash_is_the_same() -> None:
+    tanh, clip = (Config(agent="ppo", ppo=PpoConfig(squash=squash, epochs=3)) for squash in ("tanh", "clip"))
+    differing = bound_to_policy(tanh).items() ^ bound_to_policy(clip).items()
+    assert {key for key, _ in differing} == {"ppo.squash"}
 
 
 def test_settings_at_their_limits_are_accepted() -> None:
