@@ -211,7 +211,10 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
             f"{rows:,} rows per task in {ppo.rollout_steps:,} vector steps, {ppo.epochs} x "
             f"{ppo.minibatches} minibatches of {self._batch} rows per task"
         )
-        return self._facts("critic", rollout=told)
+        rollouts, rest = divmod(self.config.steps, ppo.rollout_steps)
+        unused = f"the last {rest:,} are not learnt from"
+        short = {"rollouts": f"{rollouts:,} in {self.config.steps:,} vector steps; {unused}"} if rest else {}
+        return self._facts("critic", rollout=told, **short)
 
     @property
     def data_memory(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -230,3 +231,16 @@ def test_start_screen_says_how_much_an_update_takes_in() -> None:
     facts = ppo_agent(config).facts()
     assert facts["rollout"] == "64 rows per task in 16 vector steps, 3 x 4 minibatches of 16 rows per task"
     assert "critic mlp 2x16" in facts["networks"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        (5 * STEPS, None),
+        (5 * STEPS + 9, "5 in 89 vector steps; the last 9 are not learnt from"),
+        (STEPS - 1, "0 in 15 vector steps; the last 15 are not learnt from"),
+    ],
+)
+def test_start_screen_says_which_steps_fill_no_rollout(steps: int, told: str | None) -> None:
+    config = dataclasses.replace(ppo_config(), steps=steps)
+    assert ppo_agent(config).facts().get("rollouts") == told
