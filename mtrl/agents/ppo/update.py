@@ -29,6 +29,7 @@ from mtrl.networks.gaussian import (
 )
 
 STEP_SIZES = (1e-5, 1e-2)  # between which the actor's step size adapts
+_LARGEST_LOG_RATIO = 80.0
 _OF_ACTOR = ("entropy", "std", "kl", "clip_fraction")
 
 
@@ -137,7 +138,8 @@ class PPOUpdate(ActorCritic):
         """
         own, clip = work[index].of_tasks(tasks), self.ppo.clip
         outputs = self.policy_outputs(parameters, own.obs, tasks)
-        log_ratio = raw_log_prob(outputs, own.raw) - own.log_prob
+        # Beyond 88 the ratio would be infinite. Its gradient is then NaN, even where the clip leaves it out.
+        log_ratio = (raw_log_prob(outputs, own.raw) - own.log_prob).clamp(max=_LARGEST_LOG_RATIO)
         ratio = log_ratio.exp()
         bounded = ratio.clamp(1.0 - clip, 1.0 + clip)
         surrogate = torch.maximum(-own.advantage * ratio, -own.advantage * bounded)

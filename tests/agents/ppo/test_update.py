@@ -117,6 +117,20 @@ def test_gradients_of_each_task_equal_a_loop_of_plain_ones(chosen: list[int] | N
             assert float(gradients.losses[task]) == pytest.approx(float(loss.detach()), abs=1e-12)
 
 
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_ratio_beyond_all_numbers_leaves_the_gradients_finite(advantage: float) -> None:
+    update = ppo_agent(ppo_config()).update
+    batch = _minibatch(torch.float32)
+    batch.log_prob[0, 0], batch.advantage[0, 0] = -500.0, advantage
+    gradients = TaskGradients(update.actor.flat, partial(update.actor_loss, [batch]), TASKS, {})
+    assert gradients().isfinite().all() and gradients.losses.isfinite().all()
+    if advantage > 0:  # the clip leaves the row out
+        kept = batch._replace(advantage=batch.advantage.clone(), log_prob=batch.log_prob.clone())
+        kept.advantage[0, 0], kept.log_prob[0, 0] = 0.0, -5.5
+        without = TaskGradients(update.actor.flat, partial(update.actor_loss, [kept]), TASKS, {})
+        torch.testing.assert_close(gradients(), without())
+
+
 def _plain_mlp(named: dict[str, Tensor], obs: Tensor, task: int, *, layer_norm: bool) -> Tensor:
     x = obs
     for layer in range(2):
