@@ -30,6 +30,7 @@ _ONLY = {
     "network.critic_layer_norm": _where("network.critic_block", "mlp"),  # blocks have norms of their own
     "replay.return_bound": _where("replay.reward_scaling", "return"),
     "sac.lr_hold_fraction": _Only("sac.final_lr_fraction", "below 1", lambda found: found < 1),
+    "sac.final_lr_fraction": _Only("sac.lr_hold_fraction", "below 1", lambda found: found < 1),
     "sac.critic_loss_bound": _GUARDED,
     "sac.q_bound": _GUARDED,
     "ppo.kl_bound": _GUARDED,

@@ -34,6 +34,7 @@ BASES: dict[str, dict[str, Any]] = {
         "replay": {"reward_scaling": "return"},
         "sac": {"final_lr_fraction": 0.5},
     },
+    "sac, held": {"sac": {"final_lr_fraction": 0.5, "lr_hold_fraction": 1.0}},
     "sac, residual": {"network": {"critic_block": "residual"}},
     "sac, moore": {"network": {"architecture": "moore"}},
     "sac, simba_v2": {"network": {"architecture": "simba_v2", **EMBEDDED}},
@@ -133,6 +134,13 @@ def test_clipping_and_adams_epsilon_are_unread_where_methods_step_by_themselves(
         ignored = deeds((base, section, field)) == deeds((base, "", ""))
         unread = AGENTS[section].unread(config_of(base))
         assert ignored == (f"{section}.{field}" in unread), field
+
+
+def test_a_share_that_step_sizes_never_reach_is_unread() -> None:
+    assert deeds(("sac, held", "sac", "final_lr_fraction")) == deeds(("sac, held", "", ""))
+    held, usual = (AGENTS["sac"].unread(config_of(base)) for base in ("sac, held", "sac, all on"))
+    assert "sac.final_lr_fraction" in held
+    assert "sac.final_lr_fraction" not in usual
 
 
 def test_each_setting_is_tried() -> None:
