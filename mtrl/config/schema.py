@@ -164,7 +164,7 @@ class SacConfig:
     """Final share of the three step sizes, which decay geometrically (MW+: 1, constant)."""
     lr_hold_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the run before the step sizes begin to decay."""
-    actor_average_rate: Fraction | None = None
+    actor_average_rate: Annotated[float, Field(ge=1e-9, le=1)] | None = None
     """Rate per step of the actor of the average of its parameters that is evaluated, its start corrected as
     Adam's; None: no average."""
     adam_eps: Positive = 1e-5
@@ -178,7 +178,7 @@ class SacConfig:
     act_on_snapshot: bool = False
     """Act with the actor from before the newest updates, so that a GPU acts and updates at the same time. The
     policy is then one vector step's updates old."""
-    noise_hold: PositiveInt = 1
+    noise_hold: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Env steps at most for which an environment holds its exploration noise, drawn as k ~ Zeta(2) (FlashSAC:
     16); 1: independent noise at every step."""
     noise_spread: Annotated[float, Field(ge=1)] = 1.0

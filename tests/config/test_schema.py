@@ -128,6 +128,8 @@ def test_every_field_is_documented_for_help(owner: Any) -> None:
         ("env", 3, "env must be of type EnvConfig"),
         ("env", {"num_goal": 3}, "unknown argument 'env.num_goal'. Did you mean 'env.num_goals'?"),
         ("sac", {"gamma": 2.0}, "sac.gamma must be at most 1; found 2.0."),
+        ("sac", {"noise_hold": 10_001}, "sac.noise_hold must be at most 10000; found 10001"),
+        ("sac", {"actor_average_rate": 1e-17}, "sac.actor_average_rate must be at least 1e-09; found 1e-17"),
         ("tasks", [], "tasks must name at least one"),
         ("stepss", 3, "unknown argument 'stepss'. Did you mean 'steps'"),
         ("actor_method_options", {"c": 0.4}, "found no actor_method"),
