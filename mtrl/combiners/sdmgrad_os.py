@@ -15,7 +15,8 @@ class SDMGradOS(Sampled):
     """SDMGrad-OS (objective sampling): SDMGrad between a few tasks, drawn anew for each update.
 
     Xiao, Ban and Ji, NeurIPS 2023 (arXiv:2305.18409), section on objective sampling. Only the drawn tasks
-    pass through the networks, the same in critic and actor. The part along the mean gradient is unbiased.
+    pass through the networks; critic and actor draw their own, as in the authors' code. The part along the
+    mean gradient is unbiased.
 
     Args:
         sampled: Tasks per update (authors: 4 of MT10's 10); T or more is SDMGrad itself.

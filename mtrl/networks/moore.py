@@ -31,8 +31,8 @@ class MOORE(Sized):
     Source: Hendawy et al., "Multi-Task Reinforcement Learning with Mixture of Orthogonal Experts" (ICLR 2024,
     arXiv 2311.11385), section 4, with the authors' code (moore/utils). Weights start as there: W and the
     heads Xavier-uniform; the experts at torch's default, because `ParallelLayer` overwrites their Xavier
-    weights. Deviations: 1e-8 is added to lengths; log deviations are clamped to [-20, 2] by the agent, not to
-    [-10, 2]. Heads are not combined: each follows its own task's gradient.
+    weights. Deviations: 1e-8 is added to lengths; the agent clamps log standard deviations to [-20, 2], not
+    to [-10, 2]. Heads are not combined: each follows its own task's gradient.
 
     Args:
         task_identity: "one_hot", which stands for W and the heads.

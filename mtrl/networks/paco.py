@@ -37,7 +37,7 @@ class PaCo(Sized):
     equal. Hidden layers are He-uniform and the last one is uniform in +-head_range, as in
     metaworld-algorithms; the authors' ranges could not be verified. Deviations: actor and critics have a W
     each, the authors one for all; W takes steps of the same size as the rest; a task whose loss explodes is
-    not reset. Log deviations are clamped to [-20, 2] by the agent, not to [-10, 2].
+    not reset; the agent clamps log standard deviations to [-20, 2], not to [-10, 2].
 
     Args:
         task_identity: "one_hot", which stands for W.

@@ -26,8 +26,8 @@ def windows(
 
     A window ends with its episode, by termination or time limit alike, or with the newest stored transition.
     A shorter window bootstraps from the true successor of its last transition and is discounted by its own
-    length. So no return mixes two episodes, and none is cut short without a bootstrap. Rewards of older
-    policies are not corrected.
+    length. No return mixes two episodes, and every shortened one ends in a bootstrap, unless the task itself
+    ended the episode. Rewards of older policies are not corrected.
 
     Args:
         index: slots in the ring of each task.
