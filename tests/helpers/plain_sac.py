@@ -77,9 +77,13 @@ class PlainHead(NamedTuple):
     def atoms(self) -> Tensor:
         return torch.linspace(self.low, self.high, self.bins)
 
+    @property
+    def spacing(self) -> float:
+        return (self.high - self.low) / (self.bins - 1)
+
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Outputs are relative to the density exp(-|z| / 0.5)."""
-        weights = torch.exp(outputs) * torch.exp(-self.atoms.abs() / 0.5)
+        """Outputs are relative to the density exp(-|z| / s); s is 0.5, or the spacing if that is larger."""
+        weights = torch.exp(outputs) * torch.exp(-self.atoms.abs() / max(0.5, self.spacing))
         return weights / weights.sum(-1, keepdim=True)
 
     def values(self, outputs: Tensor) -> Tensor:
@@ -97,10 +101,9 @@ class PlainHead(NamedTuple):
         if self.reduce == "min":
             mixed = torch.where((values[0] < values[1]).unsqueeze(-1), both[0], both[1])
         result = torch.zeros_like(mixed)
-        spacing = (self.high - self.low) / (self.bins - 1)
         for number, atom in enumerate(self.atoms):  # a triangle around each atom takes its share
             moved = backup(torch.full_like(values[0], float(atom))).clamp(self.low, self.high)
-            share = (1 - (moved.unsqueeze(-1) - self.atoms).abs() / spacing).clamp(min=0)
+            share = (1 - (moved.unsqueeze(-1) - self.atoms).abs() / self.spacing).clamp(min=0)
             result += mixed[..., number : number + 1] * share
         return result
 
@@ -112,9 +115,8 @@ class PlainHead(NamedTuple):
             losses = nn.SmoothL1Loss(reduction="none")(outputs.squeeze(-1), torch.stack((target, target)))
         else:
             if self.loss == "histogram":
-                spacing = (self.high - self.low) / (self.bins - 1)
-                normal = Normal(target.clamp(self.low, self.high).unsqueeze(-1), 0.75 * spacing)
-                target = normal.cdf(self.atoms + spacing / 2) - normal.cdf(self.atoms - spacing / 2)
+                normal = Normal(target.clamp(self.low, self.high).unsqueeze(-1), 0.75 * self.spacing)
+                target = normal.cdf(self.atoms + self.spacing / 2) - normal.cdf(self.atoms - self.spacing / 2)
                 target = target / target.sum(-1, keepdim=True)
             losses = -(target * self.probabilities(outputs).log()).sum(-1)
         return losses.mean(2).mean(0)
