@@ -18,17 +18,17 @@ class ActingPolicy:
     """Maps observations [T*E, O] to actions [T*E, A] in [-1, 1]; on CUDA a graph between two copies.
 
     Args:
-        act: maps observations [T, E, O] and noise [T, E, A] or None to actions [T, E, A]; each call uses the
+        act: maps observations [T, E, O] and noise [T, E, A] to actions [T, E, A]; each call uses the
             parameters that it has then.
         spec: sizes.
-        draw: overwrites a tensor with the actions' noise; None: take the policy's mode, for evaluation.
+        draw: overwrites a tensor with the actions' noise; None: the noise is 0.
         device: of the parameters.
         beside: the stream to act on; None: the current one.
     """
 
     def __init__(
         self,
-        act: Callable[[Tensor, Tensor | None], Tensor],
+        act: Callable[[Tensor, Tensor], Tensor],
         spec: TaskSpec,
         draw: Callable[[Tensor], Tensor] | None,
         device: torch.device,
@@ -37,8 +37,8 @@ class ActingPolicy:
         self._act, self._draw, self._beside = act, draw, beside
         lead = (spec.num_tasks, spec.envs_per_task)
         self._obs = torch.zeros(*lead, spec.obs_dim, device=device)
-        self._noise = None if draw is None else torch.zeros(*lead, spec.action_dim, device=device)
-        self._action = torch.zeros(*lead, spec.action_dim, device=device)
+        self._noise = torch.zeros(*lead, spec.action_dim, device=device)
+        self._action = torch.zeros_like(self._noise)
         self._to_device, self._to_host = Staging(self._obs), Staging(self._action)
         self._graphed = GraphedStep(self._step, device, what="acting")
 
@@ -57,7 +57,7 @@ class ActingPolicy:
         with one_thread(self._obs.device), nullcontext() if self._beside is None else self._beside.use():
             self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
             self._to_device.send()
-            if self._noise is not None and self._draw is not None:
+            if self._draw is not None:
                 self._draw(self._noise)
             self._graphed()
             self._to_host.receive()

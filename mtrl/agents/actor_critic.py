@@ -79,8 +79,7 @@ class ActorCritic(nn.Module):
 
         def descent(role: Literal["actor", "critic"], made: Network, lr: float, heads: Parameters) -> Descent:
             fresh = made.initial_parameters(stream)
-            rounds = role == "critic" and network.critic_dtype != "float32"
-            dtype = getattr(torch, network.critic_dtype) if rounds else None
+            dtype = torch.bfloat16 if role == "critic" and network.critic_dtype == "bfloat16" else None
             return Descent(
                 FlatParameters(*fresh._replace(heads=fresh.heads | dict(heads)), dtype=dtype).to(device),
                 network_combiner(config, role, spec.num_tasks).to(device),

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from mtrl.networks.families import Residual
-from mtrl.networks.identity import Kind
 from mtrl.networks.initial import Fresh, dense_layer, norm_layer, orthogonal
 from mtrl.networks.layers import Weights
 
@@ -29,8 +28,6 @@ class BRC(Residual):
         width: units per layer.
         depth: of which depth - 1 are residual blocks of two layers.
     """
-
-    task_identity: Kind = "embedding"
 
     papers = ("nauman2024bro", "nauman2025brc")
     given = ("width", "depth")

@@ -1,7 +1,7 @@
 """What networks of the field have in common: their sizes, ends by role, encoders that depend on the task."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,12 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mtrl.networks.base import Parameters
+from mtrl.networks.base import InitialParameters, Parameters
 from mtrl.networks.gaussian import bounded_log_std
 from mtrl.networks.identity import Kind, Rows, TaskIdentity
 from mtrl.networks.initial import (
     Fresh,
-    FromLayout,
     Layout,
     at_least,
     dense_layers,
@@ -26,8 +25,10 @@ from mtrl.networks.layers import Weights
 
 
 @dataclass(kw_only=True, eq=False)
-class Sized(FromLayout):
+class Sized(ABC):
     """A network whose constructor's arguments are its fields.
+
+    It lists its parameters before memory is taken; an export is checked against the list.
 
     Args:
         stack: S.
@@ -46,6 +47,14 @@ class Sized(FromLayout):
     width: int = 400
 
     identities: ClassVar[tuple[str, ...]] = ("one_hot",)
+
+    @abstractmethod
+    def layout(self) -> Layout:
+        """Return the parameters by name, with their shapes and how they are drawn."""
+
+    def initial_parameters(self, generator: torch.Generator) -> InitialParameters:
+        """Draw the parameters of `layout` (`Network.initial_parameters`)."""
+        return self.layout().drawn(generator)
 
 
 @dataclass(kw_only=True, eq=False)

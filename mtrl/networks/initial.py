@@ -1,8 +1,7 @@
-"""Fresh parameters: how each is drawn, and networks that list theirs before any memory is taken."""
+"""Fresh parameters: their shapes, and how each is drawn."""
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -43,18 +42,6 @@ class Layout(NamedTuple):
             for kind in (self.shared, self.heads)
         ]
         return InitialParameters(kinds[0], kinds[1], self.own_rows)
-
-
-class FromLayout(ABC):
-    """A network that lists its parameters before memory is taken; an export is checked against the list."""
-
-    @abstractmethod
-    def layout(self) -> Layout:
-        """Return the parameters by name, with their shapes and how they are drawn."""
-
-    def initial_parameters(self, generator: torch.Generator) -> InitialParameters:
-        """Draw the parameters of `layout` (`Network.initial_parameters`)."""
-        return self.layout().drawn(generator)
 
 
 def at_least(low: int, **values: float) -> None:

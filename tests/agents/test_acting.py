@@ -29,7 +29,7 @@ def two_threads() -> Iterator[None]:
 def test_actions_are_computed_on_one_thread_and_learning_keeps_its_own(fails: bool) -> None:
     seen: list[int] = []
 
-    def act(obs: Tensor, noise: Tensor | None) -> Tensor:
+    def act(obs: Tensor, noise: Tensor) -> Tensor:
         seen.append(torch.get_num_threads())
         if fails:
             raise RuntimeError

@@ -124,7 +124,7 @@ def test_acting_by_graph_follows_the_parameters() -> None:
     policy = agent.policy(2)
     for number in range(WARM_UP_CALLS + 4):
         obs = np.random.default_rng(number).normal(size=(TASKS * 2, OBS)).astype(np.float32)
-        expected = agent.update.act(torch.from_numpy(obs).view(TASKS, 2, OBS).cuda(), None)
+        expected = agent.update.mode(torch.from_numpy(obs).view(TASKS, 2, OBS).cuda())
         found = torch.from_numpy(policy(obs))
         torch.testing.assert_close(found, expected.flatten(0, 1).cpu(), rtol=1e-5, atol=1e-6)
         with torch.no_grad():

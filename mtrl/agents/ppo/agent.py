@@ -19,6 +19,7 @@ from mtrl.agents.ppo.update import STEP_SIZES, PPOUpdate
 from mtrl.config.schema import Config
 from mtrl.device.random_stream import RandomStream
 from mtrl.errors import UserError
+from mtrl.networks.gaussian import squashed
 
 SLICE_SECONDS = 1.0  # after which `learn` returns, so that signals are answered
 
@@ -158,7 +159,8 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         """Take the next step on a minibatch of a full rollout; after the last one the rollout is empty."""
         ppo, batch = self.config.ppo, self._batch
         if not self._assessed:
-            self._assess()
+            self.update.assess(self.rollout, batch)
+            self._assessed = True
         if self._minibatch == 0:
             keys = torch.rand(self._order.shape, generator=self._row_stream.generator, device=self.device)
             self._order.copy_(keys.argsort(dim=-1))  # a permutation for each task
@@ -261,14 +263,9 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         self._fitted = True
         self.rollout.clear()
 
-    def _assess(self) -> None:
-        self.update.assess(self.rollout, self._batch)
-        self._assessed = True
-
     def _step_once(self) -> None:
         self.update.step([self.rollout.gather(rows) for rows in self._rows])
 
-    def _explored(self, obs: Tensor, noise: Tensor | None) -> Tensor:
-        assert noise is not None
+    def _explored(self, obs: Tensor, noise: Tensor) -> Tensor:
         self._raw.copy_(self.update.draw(obs, noise))
-        return self.update.squashed(self._raw)
+        return squashed(self._raw, self.update.squash)

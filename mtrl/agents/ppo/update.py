@@ -20,13 +20,7 @@ from mtrl.agents.ppo.rollout import Minibatch, Rollout
 from mtrl.config.schema import Config
 from mtrl.gradients.descent import set_lr
 from mtrl.networks.base import Parameters
-from mtrl.networks.gaussian import (
-    deviation,
-    raw_action,
-    raw_entropy,
-    raw_log_prob,
-    squashed,
-)
+from mtrl.networks.gaussian import deviation, raw_action, raw_entropy, raw_log_prob
 
 STEP_SIZES = (1e-5, 1e-2)  # between which the actor's step size adapts
 _LARGEST_LOG_RATIO = 80.0
@@ -71,10 +65,6 @@ class PPOUpdate(ActorCritic):
     def draw(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Return samples of the policy before squashing, [T, E, A], for observations [T, E, O]."""
         return raw_action(self.policy_outputs(self.actor.flat.named(), self.standardised(obs)), noise)
-
-    def squashed(self, raw: Tensor) -> Tensor:
-        """Return the actions [T, E, A] in [-1, 1] of samples."""
-        return squashed(raw, self.squash)
 
     @torch.no_grad()
     def assess(self, rollout: Rollout, rows: int) -> None:

@@ -164,7 +164,9 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         train = self.config.train
         self._fit_observations()
         self.update.anneal(progress)
-        self._take_snapshot()
+        if self._beside is not None:
+            self.update.take_snapshot()  # the last `act` has returned, so nobody reads the former one
+            self._beside.mark()
         if self.replay.curriculum is not None:
             self.replay.curriculum.advance(progress)
         burst = train.warmup_updates if self.updates == 0 else 0
@@ -277,11 +279,6 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         if not self._fitted and self.update.observation_norm is not None:
             self.update.observation_norm.fit(self.replay.observations)
             self._fitted = True
-
-    def _take_snapshot(self) -> None:
-        if self._beside is not None:
-            self.update.take_snapshot()  # the last `act` has returned, so nobody reads the former one
-            self._beside.mark()
 
     def _update_once(self, actor_too: bool) -> list[LossEvaluation]:
         batches = [self.replay.gather(rows) for rows in self._rows]

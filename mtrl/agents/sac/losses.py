@@ -131,7 +131,9 @@ class CriticOutputs(NamedTuple):
 
     def _each(self, outputs: Tensor) -> Tensor:
         """Values [2, T, B] of both critics."""
-        return expectation(self.atoms, self._logits(outputs)) if self.distributional else outputs
+        if not self.distributional:
+            return outputs
+        return self.atoms.mean(torch.softmax(self._logits(outputs), dim=-1))
 
 
 class Atoms(NamedTuple):
@@ -170,11 +172,6 @@ def _values(atoms: Atoms, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _initial_logits(atoms: Atoms, dtype: torch.dtype, device: torch.device) -> Tensor:
     # With a spread far below D learning would first raise a distant atom's logit for thousands of updates.
     return _values(atoms, dtype, device).abs() / -max(_INITIAL_SPREAD, atoms.spacing)
-
-
-def expectation(atoms: Atoms, logits: Tensor) -> Tensor:
-    """Mean value [...] of the distributions with logits [..., N]."""
-    return atoms.mean(torch.softmax(logits, dim=-1))
 
 
 def project(atoms: Atoms, probabilities: Tensor, values: Tensor) -> Tensor:

@@ -327,10 +327,10 @@ class RingView:
         if self._ring.device == rows.device and first < self._size:
             self._kept.append((first, rows.clone()))
 
-    def pieces(self, piece_bytes: int | None = None) -> dict[int, Callable[[], dict[str, Any]]]:
+    def pieces(self) -> dict[int, Callable[[], dict[str, Any]]]:
         """Return piece number -> a function that returns the piece: its `first` slot and its `rows`."""
         tasks, _, width = self._ring.shape
-        slots = max(1, (piece_bytes or PIECE_BYTES) // (tasks * width * self._ring.element_size()))
+        slots = max(1, PIECE_BYTES // (tasks * width * self._ring.element_size()))
         return {
             number: lambda first=first: self._piece(first, min(first + slots, self._size))  # type: ignore[misc]
             for number, first in enumerate(range(0, self._size, slots))

@@ -127,22 +127,21 @@ class SACUpdate(ActorCritic):
         return super().acting if self.averaged_actor is None else self.averaged_actor
 
     @torch.no_grad()
-    def act(self, obs: Tensor, noise: Tensor | None) -> Tensor:
-        """Return actions [T, E, A] in [-1, 1] for observations [T, E, O].
+    def act(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Return samples of the policy, or of its snapshot if one is kept: actions [T, E, A] in [-1, 1].
 
-        With standard normal noise [T, E, A] these are samples of the policy, of its snapshot if one is kept;
-        without noise the mode of `acting`.
+        Args:
+            obs: [T, E, O].
+            noise: standard normal, [T, E, A].
         """
-        if noise is None:
-            return self.mode(obs)
         acting = self.actor.flat.named(self.snapshot)
         return noisy_action(self.policy_outputs(acting, self.standardised(obs)), noise)
 
     @torch.no_grad()
     def take_snapshot(self) -> None:
-        """Let exploration act with the present actor until the next call, if `sac.act_on_snapshot`."""
-        if self.snapshot is not None:
-            self.snapshot.copy_(self.actor.flat.vector)
+        """Let exploration act with the present actor until the next call; needs `sac.act_on_snapshot`."""
+        assert self.snapshot is not None
+        self.snapshot.copy_(self.actor.flat.vector)
 
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:

@@ -175,7 +175,6 @@ def test_in_the_first_minibatch_the_policy_is_that_of_the_rollout(value_norm: st
             return seen[-1]
 
         agent.update.actor_loss = noted  # type: ignore[assignment,method-assign]
-        agent._assess()
         agent.update_from_rollout()
         (losses, aux) = seen[0]
         assert float(aux.kl.abs().max()) < 1e-6
@@ -237,7 +236,7 @@ def test_the_rest_of_a_rollout_does_not_depend_on_a_change_after_an_end() -> Non
             truncated = np.full(story.rows, step == 9)
             reward = np.full(story.rows, 1.0 + number * (step == 10), np.float32)
             story.follow(agent, truncated=truncated, reward=reward)
-        agent._assess()
+        agent.update.assess(agent.rollout, BATCH)
         found.append(agent.rollout.learnt_from[1].clone())
     assert torch.equal(found[0][:, :20], found[1][:, :20])
     assert not torch.equal(found[0][:, 20:22], found[1][:, 20:22])

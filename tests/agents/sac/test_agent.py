@@ -94,7 +94,7 @@ def test_a_snapshot_acts_with_the_actor_from_before_the_newest_updates() -> None
             one.learn(0.5)
         assert not torch.equal(plain.update.act(obs, noise), before)
         assert torch.equal(agent.update.act(obs, noise), before)
-        assert torch.equal(agent.update.act(obs, None), plain.update.act(obs, None))  # evaluation
+        assert torch.equal(agent.update.mode(obs), plain.update.mode(obs))  # evaluation
 
 
 def test_acting_is_random_in_training_and_repeatable_in_evaluation() -> None:
