@@ -107,9 +107,11 @@ def from_text(text: str, annotation: Any) -> Any:
 
 
 class YamlLoader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4, -.5 and .5e3 as numbers (for YAML 1.1 they are text), and no key twice.
+    """SafeLoader that reads no key twice, and numbers as people do.
 
-    It also refuses documents whose aliases unfold to very many values or contain themselves.
+    For YAML 1.1, 3e-4 and -.5 are text, 010 is eight and 1:30 is ninety. Here the first two are numbers and
+    the last two text, which is refused where a number is due. Documents whose aliases unfold to very many
+    values or contain themselves are refused too.
     """
 
     def get_single_node(self) -> Any:
@@ -145,11 +147,19 @@ def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?)$"),
-    list("-+.0123456789"),
-)
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$",
+    "tag:yaml.org,2002:float": (
+        r"[-+]?([0-9][0-9_]*(\.[0-9_]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?"
+        r"|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+    ),
+}
+YamlLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _NUMBERS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    YamlLoader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
 
 
 def items_of(annotation: Any) -> Any:

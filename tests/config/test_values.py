@@ -20,6 +20,20 @@ def test_an_option_of_several_types_is_from_the_shell_what_it_is_from_yaml(
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", "010"), ("-007", "-007"), ("1:30", "1:30"), ("1:00:00", "1:00:00"), ("1:30.5", "1:30.5"),
+        ("80_000", 80_000), ("0", 0), ("-3", -3), ("+3", 3), ("0x1F", 31), ("0b101", 5),
+        ("3e-4", 3e-4), ("1e5", 1e5), ("-.5", -0.5), (".5e3", 500.0), ("1_000.5", 1000.5), ("1.", 1.0),
+        ("1.5E+2", 150.0), ("-.inf", float("-inf")), ("1e", "1e"), (".", "."), ("0_8", "0_8"),
+    ],
+)  # fmt: skip
+def test_numbers_are_decimal_unless_they_say_so(text: str, value: Any) -> None:
+    found = yaml.load(text, YamlLoader)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
     ("text", "annotation", "value"),
     [
         (".25", float | str, 0.25),
