@@ -23,6 +23,7 @@ Unit = Literal["run", "task"]
 
 RESAMPLES = 5_000
 CONFIDENCE = 0.95
+_DIGITS = 9  # after the decimal point: what differs by less is equal, but was added up in another order
 _BATCH = 2_000_000  # numbers that a batch of resamples holds at most: bounds memory
 
 
@@ -99,6 +100,9 @@ def paired(differences: Floats, *, comparisons: int = 1, confidence: float = CON
     than those of runs of different seeds. The ends are NaN for fewer than two runs, and if all differences
     are equal and not 0, as few coarse scores can be: their spread is then unknown.
     """
+    rounded = differences.round(_DIGITS)
+    if rounded.size and not np.ptp(rounded):
+        differences = rounded
     runs, value = len(differences), float(differences.mean()) if len(differences) else math.nan
     if runs < 2 or (value and not np.ptp(differences)):
         return Interval(value, math.nan, math.nan)
@@ -183,7 +187,7 @@ def delta_m(scores: Floats, single_task: Floats) -> Any:
 
 def average_rank(scores: Floats) -> Floats:
     """Rank of each method on a task, mean over tasks: [M, T], higher is better -> [M]; ties share ranks."""
-    result: Floats = scipy.stats.rankdata(-scores, axis=0).mean(axis=1)
+    result: Floats = scipy.stats.rankdata(-scores.round(_DIGITS), axis=0).mean(axis=1)
     return result
 
 
@@ -216,7 +220,7 @@ def first_crossing(at: Floats, curves: Floats, threshold: float) -> Floats:
 
     `at`: steps [K] or seconds [R, K]; curves [R, K] -> [R]. Only evaluations count, no interpolation.
     """
-    reached = curves >= threshold
+    reached = curves.round(_DIGITS) >= threshold
     first = reached.argmax(axis=-1)
     places = np.broadcast_to(at, curves.shape)
     found = np.take_along_axis(places, first[..., None], axis=-1)[..., 0]
@@ -225,6 +229,9 @@ def first_crossing(at: Floats, curves: Floats, threshold: float) -> Floats:
 
 def rank_agreement(identifier: Floats, success: Floats) -> tuple[float, float]:
     """Kendall's tau-b of two sequences [N] and its p-value; NaN where one of them is constant."""
+    # Losses and norms may all be small. They are single-precision numbers, of which six digits count.
+    identifier = (identifier / (np.abs(identifier).max(initial=0.0) or 1.0)).round(6)
+    success = success.round(_DIGITS)
     if len(identifier) < 2 or np.ptp(identifier) == 0.0 or np.ptp(success) == 0.0:
         return np.nan, np.nan
     result = scipy.stats.kendalltau(identifier, success)

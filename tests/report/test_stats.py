@@ -168,6 +168,20 @@ def test_one_paired_interval_is_that_of_scipys_t_test() -> None:
     assert tuple(stats.paired(np.zeros(3))) == (0.0, 0.0, 0.0)
 
 
+def test_what_is_equal_up_to_rounding_counts_as_equal() -> None:
+    sixths = np.array([0.3 - 0.1, 0.7 - 0.5, 1.2 - 1.0])  # all .2, added up in another way each
+    assert np.ptp(sixths) > 0
+    assert np.isnan(stats.paired(sixths).low)
+    assert tuple(stats.paired(sixths - 0.2)) == (0.0, 0.0, 0.0)
+    assert np.isnan(stats.rank_agreement(sixths, np.arange(3.0))[0])
+    assert np.isnan(stats.rank_agreement(np.arange(3.0), sixths)[0])
+    assert stats.rank_agreement(np.array([1e-12, 2e-12, 3e-12]), np.arange(3.0))[0] == pytest.approx(1.0)
+    assert stats.average_rank(sixths[:, None]).tolist() == [2.0, 2.0, 2.0]
+    just_below = np.array([[0.1 + 0.2 + 0.3 - 0.3, 0.7 + 0.1]])  # .3 and .8
+    assert just_below[0, 1] < 0.8
+    assert stats.first_crossing(np.array([1.0, 2.0]), just_below, 0.8) == 2.0
+
+
 def test_all_paired_intervals_hold_together_as_often_as_they_say() -> None:
     """Five comparisons with one baseline, whose seeds also move all scores alike: 95 % or a little more."""
     random, truth, hits = np.random.default_rng(1), np.array([0.0, 0.1, -0.2, 0.5, 0.0]), 0
