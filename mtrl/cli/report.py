@@ -12,6 +12,7 @@ from mtrl.cli import command, importing
 from mtrl.cli.flags import parse_command
 from mtrl.config.values import settings
 from mtrl.errors import UserError
+from mtrl.runs.directory import expand
 
 if TYPE_CHECKING:
     from mtrl.report.drawing import Look
@@ -52,6 +53,7 @@ def main(arguments: list[str]) -> int:
     with importing():
         from mtrl.report import compare, write_report
 
+    out = expand(flags.out)
     comparison = compare(
         list(map(Path, flags.runs)),
         single_task=list(map(Path, flags.single_task)),
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> int:
     )
     look = _look(flags)
     try:
-        result = write_report(comparison, Path(flags.out), command=arguments, look=look)
+        result = write_report(comparison, out, command=arguments, look=look)
     except OSError as error:
         raise UserError(f"cannot write to '{flags.out}': {error.strerror}. Choose another --out.") from error
     lines = [table.markdown() for table in result.tables[:2]]

@@ -377,7 +377,7 @@ def _has_success(run: Run) -> bool:
 
 
 def _single_task(runs: Sequence[Run], multi: Run, key: str) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Run]] = {}
     expected = protocol(multi)
     for run in runs:
         apart = differences(expected, protocol(run))
@@ -387,8 +387,12 @@ def _single_task(runs: Sequence[Run], multi: Run, key: str) -> dict[str, float]:
             if apart:
                 reason = "differs in " + "; ".join(f"{name}: {a} and {b}" for name, (a, b) in apart.items())
             raise UserError(f"'{run.path}' is no single-task counterpart of '{multi.path}': it {reason}.")
-        found.setdefault(run.tasks[0], []).append(_scores([[run.evaluations[-1]]], run.tasks, key).item())
-    missing = [task for task in multi.tasks if task not in found]
-    if missing:
+        found.setdefault(run.tasks[0], []).append(run)
+    if missing := [task for task in multi.tasks if task not in found]:
         raise UserError(f"Delta m needs a single-task run of every task; none of {', '.join(missing)}.")
-    return {task: float(np.mean(values)) for task, values in found.items()}
+    for task, own in found.items():
+        if len(rows := group(own)) > 1:
+            places = " and ".join(f"'{row.runs[0].path}' ({row.label})" for row in rows[:2])
+            raise UserError(f"{task} has single-task runs of several configurations: {places}. Give one.")
+    lines = {task: [[run.evaluations[-1]] for run in own] for task, own in found.items()}
+    return {task: float(_scores(own, (task,), key).mean()) for task, own in lines.items()}

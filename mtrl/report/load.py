@@ -18,7 +18,7 @@ import yaml
 from mtrl.config.labels import method_label
 from mtrl.config.presets import flat
 from mtrl.errors import UserError
-from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, METRICS_NAME, VERSIONS_NAME
+from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, METRICS_NAME, VERSIONS_NAME, expand
 
 Line = Mapping[str, Any]  # one line of a .jsonl file
 Table = Any  # pandas.DataFrame, or a list of dicts where pandas is not installed
@@ -77,12 +77,12 @@ class Run:
     @property
     def step(self) -> int:
         """Vector steps that are known to be done."""
-        return max((int(line["vector_step"]) for line in self._newest), default=0)
+        return int(self._largest("vector_step"))
 
     @property
     def seconds(self) -> float:
         """Seconds that its processes have worked."""
-        return max((line.get("wall_s") or 0.0 for line in self._newest), default=0.0)
+        return self._largest("wall_s")
 
     @property
     def finished(self) -> bool:
@@ -95,9 +95,8 @@ class Run:
         """Names of the tasks; a benchmark's name is replaced by its tasks once there is an evaluation."""
         return tuple(self.evaluations[-1]["tasks"] if self.evaluations else self.config["tasks"])
 
-    @property
-    def _newest(self) -> tuple[Line, ...]:
-        return (*self.evaluations, self.last_metrics) if self.last_metrics else self.evaluations
+    def _largest(self, key: str) -> float:
+        return max(line.get(key) or 0.0 for line in (*self.evaluations, self.last_metrics))
 
 
 class Results(NamedTuple):
@@ -144,9 +143,9 @@ def read_runs(paths: Iterable[str | Path] | str | Path) -> list[Run]:
     if isinstance(paths, str | Path):
         paths = (paths,)
     places: dict[Path, Path] = {}  # resolved -> as given
-    for path in map(Path, paths):
+    for path in map(expand, paths):
         with _readable(path):
-            below = list(_run_directories(path.expanduser()))
+            below = list(_run_directories(path))
         if not below:
             raise UserError(
                 f"'{path}' is not a run directory and holds none: expected {CONFIG_NAME} in it or below, "

@@ -24,6 +24,7 @@ BEST_NAME = "best"  # policy of the best evaluation
 LOG_NAMES = (METRICS_NAME, EVALUATIONS_NAME)
 _EVENT_FILES = "events.out.tfevents.*"
 _FILES = (METRICS_NAME, EVALUATIONS_NAME, VERSIONS_NAME, CONFIG_NAME)  # a run writes the last one first
+_THEN = ", then "  # between the versions that a run has had
 _UNFINISHED = re.compile(r"\.tmp-\d+-.+")  # files and checkpoints that killed processes leave
 
 
@@ -142,15 +143,15 @@ class RunDirectory:
         """Write `versions.json`, including the versions of the suite of tasks, and return its content.
 
         If the run is resumed with another version of a package or another commit, both are kept ("3.3.0, then
-        3.4.0").
+        3.4.0"); what was not there before, or is not there now, is "absent".
         """
         path = self.path / VERSIONS_NAME
         found = {**versions(), **suite}
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
             before = json.loads(path.read_bytes())
-            for name in found.keys() - {"platform", "cpu", "cores"}:
-                now, former = found[name], before.get(name, found[name])
-                found[name] = former if former.endswith(now) else f"{former}, then {now}"
+            for name in {**found, **before}.keys() - {"platform", "cpu", "cores"}:
+                now, former = found.get(name, "absent"), before.get(name, "absent")
+                found[name] = former if former.rpartition(_THEN)[2] == now else f"{former}{_THEN}{now}"
         write_file(path, (json.dumps(found, indent=2) + "\n").encode())
         return found
 
@@ -238,8 +239,10 @@ def flag_to_go_on(path: Path) -> str:
     return f"{flag} {shlex.quote(str(path))}"
 
 
-def expand(path: Path) -> Path:
-    """Return the path with `~` expanded. Raises UserError if the home directory is unknown."""
+def expand(path: str | Path) -> Path:
+    """Return the path with `~` expanded. Raises UserError for "" or if the home directory is unknown."""
+    if path == "":  # for `Path` the working directory
+        raise UserError("expected a path; found an empty text, as of a variable that is not set.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

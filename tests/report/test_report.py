@@ -211,6 +211,24 @@ def test_delta_m_against_single_task_runs(sweep: Path, tmp_path: Path) -> None:
         compare([sweep], single_task=[tmp_path / "single/reach-v3"])
     with pytest.raises(UserError, match="no single-task counterpart"):
         compare([sweep], single_task=[sweep / "mean-0"])
+    again: dict[str, Any] = {"same seed 0": {}, "several configurations": {"config": {"agent": "ppo"}}}
+    for message, changes in again.items():
+        write_run(tmp_path / message, {TASKS[0]: (0.0, 1.0)}, **changes)
+        with pytest.raises(UserError, match=message):
+            compare([sweep], single_task=[tmp_path / "single", tmp_path / message])
+
+
+def test_a_tilde_in_out_is_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(_: Any, out: Path, **__: Any) -> None:
+        raise UserError(f"to {out}")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("mtrl.report.compare", lambda *_, **__: None)
+    monkeypatch.setattr("mtrl.report.write_report", stop)
+    assert main_report(["runs", "--out=~/x"]) == 2
+    assert capsys.readouterr().err == f"error: to {tmp_path / 'x'}\n"
 
 
 def test_published_numbers_stand_beside_runs_of_the_same_benchmark(tmp_path: Path) -> None:

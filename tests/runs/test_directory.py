@@ -17,7 +17,7 @@ import pytest
 
 import mtrl
 from mtrl.errors import UserError
-from mtrl.runs.directory import RunDirectory
+from mtrl.runs.directory import RunDirectory, expand
 from tests.helpers.written_runs import bare_run
 
 ROOT = Path(mtrl.__file__).parent.parent
@@ -145,6 +145,11 @@ def test_directories_of_the_same_name_are_numbered(tmp_path: Path) -> None:
     with pytest.raises(KeyError), RunDirectory.create_numbered(tmp_path / "other" / "run"):
         raise KeyError
     assert os.listdir(tmp_path) == ["runs"]
+
+
+def test_no_path_is_not_taken_for_the_working_directory() -> None:
+    with pytest.raises(UserError, match="expected a path; found an empty text"):
+        expand("")
 
 
 def test_a_home_that_nobody_has_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -52,6 +52,10 @@ def test_a_run_that_went_on_under_another_version_of_its_suite_says_both(tmp_pat
         for now, said in (("1.2", "1.2"), ("1.3", "1.2, then 1.3"), ("1.3", "1.2, then 1.3")):
             assert run.write_versions({"simulation": now})["simulation"] == said
         assert json.loads((run.path / "versions.json").read_text())["simulation"] == "1.2, then 1.3"
+        (run.path / "versions.json").write_text('{"gone": "1", "simulation": "11.3"}')
+        written = run.write_versions({"simulation": "1.3", "new": "2"})
+        assert (written["gone"], written["new"]) == ("1, then absent", "absent, then 2")
+        assert written["simulation"] == "11.3, then 1.3"
         (run.path / "versions.json").write_text("[damaged")
         assert run.write_versions({"simulation": "1.3"})["simulation"] == "1.3"
 
