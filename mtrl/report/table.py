@@ -19,7 +19,7 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 _LATEX |= {DASH: "--", "Δ": r"$\Delta$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _MARKDOWN = {"<": "&lt;", "|": r"\|", "\\": r"\\", "`": r"\`", "*": r"\*"}
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@")
 
 
 def plain(text: str) -> str:
@@ -86,7 +86,7 @@ class Table(NamedTuple):
             alignment = "".join("r" if self.numeric[column] else "l" for column in columns)
             lines = [[_latex(self.columns[column]) for column in columns]]
             lines += [[row[column] for column in columns] for row in texts]
-            head, *rest = (" & ".join(cells) + r" \\" for cells in lines)
+            head, *rest = (" & ".join((_first(cells[0]), *cells[1:])) + r" \\" for cells in lines)
             begin = rf"\begin{{tabular}}{{{alignment}}}"
             blocks.append(
                 "\n".join((begin, r"\toprule", head, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}"))
@@ -175,6 +175,11 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in plain(text))
 
 
+def _first(cell: str) -> str:
+    r"""Return the first cell of a LaTeX row so that it is no argument of the `\\` or rule before it."""
+    return f"{{{cell[0]}}}{cell[1:]}" if cell.startswith(("[", "*")) else cell
+
+
 def _inert(text: str) -> str:
     shown = plain(text)
-    return f"'{shown}" if text.startswith(_FORMULA) else shown
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown

@@ -22,6 +22,17 @@ def test_an_interval_is_written_with_its_ends() -> None:
     assert table.csv() == "method,x_1,x_1 low,x_1 high\nm & n,0.5,0.25,0.75\no|p,0.5,,\n"
 
 
+def test_a_label_in_brackets_is_no_argument_of_the_line_before_it_in_latex() -> None:
+    latex = Table("t", "T", ("[m]", "s"), [["[0.5, 1]", 0.5], ["*", 1.0]]).latex()
+    assert [line for line in latex.splitlines() if line.startswith(("{", "[", "*"))] == [
+        r"{[}m] & s \\", r"{[}0.5, 1] & 0.50 \\", r"{*} & 1.00 \\"
+    ]  # fmt: skip
+
+
+def test_a_cell_that_becomes_a_formula_when_its_folders_are_left_out_is_text() -> None:
+    assert Table("t", "T", ("a",), [["/x/=1+1"], ["\t=2"]]).csv() == "a\n'=1+1\n' =2\n"
+
+
 def test_one_number_has_one_text_however_it_was_added_up() -> None:
     up, down = sum([0.1] * 6) + 0.075, 0.075 + sum([0.2] * 3)
     assert up != down
