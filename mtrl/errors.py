@@ -9,6 +9,10 @@ class UserError(ValueError):
     """A mistake in flags, presets, paths or the machine; printed without a traceback, exit code 2."""
 
 
+class RunInUse(UserError):
+    """Another process works on the run directory."""
+
+
 class NonFiniteError(RuntimeError):
     """A non-finite action, observation, reward, loss or gradient; names the tasks, exit code 1."""
 

@@ -18,6 +18,7 @@ import yaml
 from hatchling.builders.wheel import WheelBuilder
 
 import mtrl
+from mtrl.cli import EXTRAS
 from tests.conftest import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +75,9 @@ def test_everything_that_is_imported_is_declared() -> None:
     others = {"mtrl", "pandas"}  # pandas only on request
     undeclared = {names.get(name, name).casefold() for name in imported} - declared - others
     assert undeclared == set()
+    # A missing package is named with the extra that installs it.
+    assert imported - EXTRAS.keys() <= others | {"torch", "numpy", "triton"}
+    assert set(EXTRAS.values()) <= set(extras)
 
 
 @pytest.mark.dear

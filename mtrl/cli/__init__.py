@@ -18,14 +18,23 @@ from typing import Any
 from mtrl import __version__
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 
-# Package, by the name it is imported by -> the extra that installs it; all others belong to [train].
-_EXTRAS = {
+_TRAIN = (
+    "filelock", "gymnasium", "jinja2", "metaworld", "mujoco", "pydantic", "rich", "safetensors", "scipy",
+    "tensorboard", "tyro", "yaml",
+)  # fmt: skip
+EXTRAS = dict.fromkeys(_TRAIN, "train") | {
     "matplotlib": "report",
+    "PIL": "report",
     "imageio": "video",
+    "imageio_ffmpeg": "video",
     "ray": "cluster",
+    "stable_baselines3": "sb3",
     "torchjd": "torchjd",
     "wandb": "wandb",
 }
+"""Package, by the name it is imported by -> the extra that installs it."""
+
+_CODES = {UserError: 2, NonFiniteError: 1, EnvironmentFailure: 75}
 
 
 def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> int:
@@ -46,8 +55,14 @@ def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> i
         package = (error.name or "").partition(".")[0]
         if package in ("", "mtrl") or package in sys.stdlib_module_names:
             raise  # a defect, not a missing package
-        extra = _EXTRAS.get(package, "train")
-        print(f"error: '{package}' is not installed: pip install 'mtrl-torch[{extra}]'.", file=sys.stderr)
+        if package in EXTRAS:
+            message = f"'{package}' is not installed: pip install 'mtrl-torch[{EXTRAS[package]}]'."
+        else:
+            message = (
+                f"'{error.name}', which a plug-in imports, was not found: install it or add its folder to "
+                "PYTHONPATH."
+            )
+        print(f"error: {message}", file=sys.stderr)
         return 2
     return code
 
@@ -74,6 +89,11 @@ def importing() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def exit_code(error: Exception) -> int:
+    """Return the exit code for a UserError, a NonFiniteError or an EnvironmentFailure."""
+    return next(code for kind, code in _CODES.items() if isinstance(error, kind))
+
+
 def command(run: Callable[..., int]) -> Callable[..., int]:
     """Turn `run(arguments, **defaults)` into a command's `main(argv=None, **defaults)`.
 
@@ -89,12 +109,8 @@ def command(run: Callable[..., int]) -> Callable[..., int]:
             return 0
         try:
             return run(arguments, **defaults)
-        except UserError as error:
-            code, message = 2, f"error: {error}"
-        except NonFiniteError as error:
-            code, message = 1, f"error: {error}"
-        except EnvironmentFailure as error:
-            code, message = 75, f"error: {error}"
+        except (UserError, NonFiniteError, EnvironmentFailure) as error:
+            code, message = exit_code(error), f"error: {error}"
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise

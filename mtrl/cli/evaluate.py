@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mtrl.cli import command, importing
+from mtrl.cli import command, exit_code, importing
 from mtrl.cli.flags import parse_command
 from mtrl.config.schema import Device
 from mtrl.config.values import settings
-from mtrl.errors import UserError
+from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 
 
 @settings("--")
@@ -25,7 +25,7 @@ class _Flags:
     device: Device = "auto"
     """Device of the networks; auto: CUDA if there is one."""
     allow_version_mismatch: bool = False
-    """Accept a checkpoint of another metaworld, mujoco or major version of torch."""
+    """Accept a checkpoint of another version of the suite of tasks or another major version of torch."""
     video: bool = False
     """Also film one episode of each task, into the run's folder videos/; needs the extra [video]."""
     camera: str | None = None
@@ -51,16 +51,16 @@ def main(arguments: list[str]) -> int:
         from mtrl.training.run import evaluate_run
 
     values = {name: value for name, value in vars(flags).items() if name != "run_dirs"}
-    failed = 0
+    code = 0
     for run in runs:
         try:
             evaluate_run(run, **values)
-        except UserError as error:  # one run that cannot be evaluated is no reason to leave out the others
+        except (UserError, NonFiniteError, EnvironmentFailure) as error:  # no reason to leave out the others
             if len(runs) == 1:
                 raise
             print(f"error: {error}", file=sys.stderr)
-            failed += 1
-    return 2 if failed else 0
+            code = exit_code(error)
+    return code
 
 
 def _runs(given: tuple[str, ...]) -> list[Path]:

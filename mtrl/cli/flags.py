@@ -74,8 +74,8 @@ def parse(members: Members, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the value of every flag, nested by group; the default, unless UNSET, if a flag is not given.
 
     Raises:
-        UserError: an unknown flag (the nearest one is given), a missing value, a stray word, a list of values
-            whose flag is given twice (all but the last would be dropped).
+        UserError: an unknown flag (the nearest one is given), a missing or empty value, a stray word, a list
+            of values whose flag is given twice (all but the last would be dropped).
     """
     _check_flags(arguments, members)
     box = io.StringIO()
@@ -190,6 +190,12 @@ def _values(parsed: Any, members: Members) -> dict[str, Any]:
 
 
 def _check_flags(arguments: Sequence[str], members: Members) -> None:
+    for before, text in itertools.pairwise(("", *arguments)):
+        flag, equals, value = text.partition("=")
+        if not text or (text.startswith("--") and equals and not value):
+            after = flag or before.partition("=")[0]
+            place = f" after {after}" if after.startswith("--") else ""
+            raise UserError(f"expected a value{place}; found an empty one, as of a variable that is not set.")
     known = dict(_known_flags(members, ""))
     flags_given = given(arguments)
     for flag in flags_given:

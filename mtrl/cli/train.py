@@ -46,7 +46,7 @@ class _RunFlags:
     resume_or_start: str | None = None
     """Run directory to continue or to start in, for requeued jobs."""
     allow_version_mismatch: bool = False
-    """Accept a checkpoint of another metaworld, mujoco or major version of torch."""
+    """Accept a checkpoint of another version of the suite of tasks or another major version of torch."""
     trust: bool = False
     """Run code that the run's configuration names, such as a method in a file; see SECURITY.md."""
     print_config: bool = False
@@ -55,16 +55,11 @@ class _RunFlags:
 
 @settings("--")
 class _ResumeFlags:
-    resume: str
-    """Run directory to continue."""
+    resume: str  # no help: that of `_RunFlags` describes these flags too
     steps: Annotated[int, Field(gt=0)] | None = None
-    """New length of the run in vector steps."""
     device: Device | None = None
-    """Training device from now on."""
     allow_version_mismatch: bool = False
-    """Accept a checkpoint of other versions."""
     trust: bool = False
-    """Run code that the run's configuration names, such as a method in a file; see SECURITY.md."""
 
 
 @command

@@ -7,6 +7,7 @@ import io
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,17 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(raw, encoding="latin-1", write_through=True))
     assert launch("mtrl.cli.train", ["--tasks", task]) == 2
     assert shown in raw.getvalue().decode("latin-1")
+
+
+def test_a_module_that_a_plug_in_lacks_is_not_taken_for_a_package_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text("import absent_helpers.deep\n")
+    monkeypatch.chdir(tmp_path)
+    assert launch("mtrl.cli.train", ["--tasks", "MT10", "--method", "mine.py:Mine"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: 'absent_helpers', which a plug-in imports, was not found: install it or")
+    assert "mtrl-torch[" not in said
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mtrl.cli.evaluate import main as main_evaluate
-from mtrl.errors import UserError
+from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from tests.cli.conftest import Calls
 
 
@@ -15,6 +15,7 @@ from tests.cli.conftest import Calls
     ("line", "message"),
     [
         ("", "no runs: give run directories"),
+        ("''", "expected a value; found an empty one, as of a variable that is not set"),
         ("no/such/*", "no run directory matches 'no/such/*'"),
         ("run --episodes x", "--episodes must be an integer; found 'x' (text)."),
         ("run --episodes 0", "--episodes must be positive; found 0."),
@@ -25,7 +26,7 @@ from tests.cli.conftest import Calls
 def test_mistake_in_evaluation(
     line: str, message: str, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main_evaluate(line.split()) == 2
+    assert main_evaluate(line.split() if line != "''" else [line[2:]]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -43,8 +44,21 @@ def test_evaluation_passes_its_flags_on(calls: Calls) -> None:
     assert calls.made == [("evaluate_run", (Path("runs/a"),), given)]
 
 
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (UserError("no valid checkpoint"), 2),
+        (NonFiniteError("non-finite action"), 1),
+        (EnvironmentFailure("a worker hangs"), 75),
+    ],
+)
 def test_several_runs_and_patterns_are_evaluated_one_after_another_and_one_that_fails_ends_no_other(
-    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    failure: Exception,
+    code: int,
+    calls: Calls,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
@@ -55,9 +69,9 @@ def test_several_runs_and_patterns_are_evaluated_one_after_another_and_one_that_
     def evaluate(run: Path, **values: Any) -> None:
         seen.append(f"{run.name} {values['checkpoint']}")
         if run.name == "b":
-            raise UserError("no valid checkpoint")
+            raise failure
 
     monkeypatch.setattr(sys.modules["mtrl.training.run"], "evaluate_run", evaluate)
-    assert main_evaluate([str(tmp_path / "c"), str(tmp_path / "*"), "--checkpoint", "30"]) == 2
-    assert seen == ["c 30", "a 30", "b 30"]
-    assert capsys.readouterr().err == "error: no valid checkpoint\n"
+    assert main_evaluate([str(tmp_path / "b"), str(tmp_path / "*"), "--checkpoint", "30"]) == code
+    assert seen == ["b 30", "a 30", "c 30"]
+    assert capsys.readouterr().err == f"error: {failure}\n"

@@ -41,6 +41,8 @@ MISTAKES = [
     ("--stesp 3", "Did you mean '--steps'?"),
     ("--no-such-thing-at-all", "unknown flag '--no-such-thing-at-all'."),
     ("--sac.gamma x", "sac.gamma must be a finite number; found 'x' (text)."),
+    ("--seed 010", "seed must be an integer; found '010' (text)."),
+    ("--steps 1:00:00", "steps must be an integer; found '1:00:00' (text)."),
     ("--seed 2e3", "seed must be an integer; found 2000.0. Write 2000."),
     ("--env.num-workers x", "env.num_workers must be an integer or null; found 'x' (text)."),
     ("--sac.gamma", "error: expected a value after --sac.gamma; found none. See --help."),
@@ -88,6 +90,20 @@ MISTAKES = [
     ("--resume somewhere --steps -5", "--steps must be positive; found -5."),
     ("--resume somewhere --steps x", "--steps must be an integer or null; found 'x' (text)."),
 ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--run-dir", "--resume-or-start", "--resume", "--preset", "--env.num-workers", "--seed=3 --run-dir"],
+)
+@pytest.mark.parametrize("attached", [False, True])
+def test_the_value_of_a_shell_variable_that_is_not_set_is_refused(
+    line: str, attached: bool, calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *before, flag = line.split()
+    assert main_train([*before, f"{flag}="] if attached else [*before, flag, ""], tasks=("MT10",)) == 2
+    assert f"expected a value after {flag}; found an empty one" in capsys.readouterr().err
+    assert (calls.made, os.listdir(tmp_path)) == ([], [])
 
 
 @pytest.mark.parametrize(("line", "message"), MISTAKES, ids=[line for line, _ in MISTAKES])
