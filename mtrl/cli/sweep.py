@@ -12,10 +12,12 @@ from pydantic import Field
 
 from mtrl.cli import command, importing
 from mtrl.cli.flags import fields_of, given, parse_command
+from mtrl.config.labels import tasks_folder
 from mtrl.config.presets import load_preset
 from mtrl.config.schema import Config
 from mtrl.config.values import settings
 from mtrl.errors import UserError
+from mtrl.runs.directory import expand
 
 if TYPE_CHECKING:
     from mtrl.sweep.plan import State
@@ -73,8 +75,7 @@ def main(arguments: list[str]) -> int:
     tasks = flags.tasks or layers[0].get("tasks", ()) if layers else flags.tasks
     if not tasks:
         raise UserError("no tasks: give --tasks MT10, --tasks reach-v3 push-v3 or a preset that names tasks.")
-    name = "+".join(tasks) if len(tasks) <= 3 else f"{len(tasks)}-tasks"
-    out = Path(flags.out or f"runs/{name.lower()}-sweep")
+    out = expand(flags.out or f"runs/{tasks_folder(tasks)}-sweep")
     seeds = range(flags.first_seed, flags.first_seed + flags.seeds)
     with importing():
         from mtrl.sweep.plan import Resources, State, parse_grid, parse_settings, plan, progress

@@ -1,7 +1,9 @@
 """What a run is called in folders, tables and charts. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from mtrl.config.files import file_name
 
 RESTART = "episodes begin anew (env.resume=restart): not bit for bit what an undisturbed run does"
 """What start screen and card say about resuming a run whose checkpoints hold no environments."""
@@ -26,6 +28,16 @@ def method_label(config: Mapping[str, Any]) -> str:
     """
     critic, actor = methods_of(config).values()
     return critic[0] if critic == actor else f"{critic[0]} / {actor[0]}"
+
+
+def tasks_label(tasks: Sequence[str], *, separator: str = ", ", many: str = "tasks") -> str:
+    """Return the names of up to three tasks, "10 tasks" for more."""
+    return separator.join(tasks) if len(tasks) <= 3 else f"{len(tasks)} {many}"
+
+
+def tasks_folder(tasks: Sequence[str]) -> str:
+    """Return the name of a folder for runs of these tasks: "reach-v3+push-v3" or "10-tasks"."""
+    return file_name(tasks_label(tasks, separator="+").lower())
 
 
 def with_options(name: str, options: Mapping[str, Any]) -> str:

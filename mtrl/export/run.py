@@ -13,7 +13,7 @@ from safetensors.torch import save
 import mtrl
 from mtrl.agents.base import Exportable
 from mtrl.config.files import TEMPORARY_PREFIX, write_file
-from mtrl.config.labels import RESTART, described_methods, method_label, methods_of, with_options
+from mtrl.config.labels import RESTART, described_methods, method_label, methods_of, tasks_label, with_options
 from mtrl.config.presets import config_to_dict
 from mtrl.errors import UserError
 from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TENSORS_NAME
@@ -50,9 +50,9 @@ def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: boo
         UserError: no run, no valid checkpoint, an agent that cannot be exported, or a folder that holds
             something else or cannot be written.
     """
-    path = expand(Path(run_dir))
+    path = expand(run_dir)
     run = read_run(path)
-    folder = path / "policy" if out is None else expand(Path(out))
+    folder = path / "policy" if out is None else expand(out)
     found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     unfinished = {name for name in found if name.startswith(TEMPORARY_PREFIX)}
     if not found <= unfinished and not found & {SPEC_NAME, TENSORS_NAME}:
@@ -129,7 +129,7 @@ def _model_card(policy: Mapping[str, Any]) -> str:
     """Return the card of a policy with the content of policy.json, without a license."""
     config = policy["config"]
     tasks = policy["tasks"]
-    name = ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks of {config['suite']}"
+    name = tasks_label(tasks, many=f"tasks of {config['suite']}")
     title = f"{config['agent'].upper()} with {method_label(config)} on {name}"
     architecture = policy["network"]["architecture"]
     own = f", architecture={architecture!r}" if ":" in architecture else ""  # code that must be trusted

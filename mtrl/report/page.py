@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mtrl.config.files import paths_in
+from mtrl.config.labels import tasks_label
 from mtrl.config.presets import flat
 from mtrl.report.comparison import Comparison, Group, protocol
 from mtrl.report.load import Run
@@ -159,7 +160,7 @@ def _page(
 
 def _title(comparison: Comparison) -> str:
     asked = comparison.runs[0].config["tasks"]
-    tasks = plain(", ".join(asked)) if len(asked) <= 3 else f"{len(asked)} tasks"
+    tasks = plain(tasks_label(asked))
     rows = comparison.groups
     methods = {row.method for row in rows}
     if len(rows) == 1:

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mtrl.config.files import write_file
-from mtrl.errors import UserError
+from mtrl.errors import RunInUse, UserError
 from mtrl.runs import console
 
 LOCK_NAME = "run.lock"
@@ -39,8 +39,8 @@ class Presence:
                 continue
             raise UserError(
                 f"'{path}' {'is another one now' if found else 'is gone'}: it was removed, moved, unmounted "
-                "or taken by another process, so that nothing more of this run would be kept. The run is not "
-                "complete. If it was moved, continue with --resume NEW_PLACE."
+                "or taken by another process. Whatever the run wrote from now on would be lost. The run is "
+                "not complete. If it was moved, continue with --resume NEW_PLACE."
             )
 
 
@@ -66,7 +66,8 @@ class RunLock:
     only.
 
     Raises:
-        UserError: another process, or another object of this one, holds it; the message names it.
+        RunInUse: another process, or another object of this one, holds it; the message names it.
+        UserError: the lock file is a symbolic link.
         OSError: the directory cannot be written.
     """
 
@@ -83,7 +84,7 @@ class RunLock:
             lock.acquire(blocking=False)
         except (Timeout, BlockingIOError) as error:
             os.close(self._directory)
-            raise UserError(
+            raise RunInUse(
                 f"run directory '{directory}' is in use by {self._read_owner()}. "
                 "Wait for that run or stop it, or start another run with another --run-dir."
             ) from error

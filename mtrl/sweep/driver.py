@@ -5,6 +5,7 @@ the same command. Ray Tune is not used because it would store the same facts aga
 """
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -19,7 +20,7 @@ import ray
 import ray.exceptions
 
 from mtrl.config.presets import build_config, config_to_dict
-from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.errors import EnvironmentFailure, NonFiniteError, RunInUse, UserError
 from mtrl.sweep import orphans
 from mtrl.sweep.plan import Resources, State, Trial, progress
 
@@ -144,7 +145,7 @@ def run_trial(config: dict[str, object], path: str, log: str, folder: str) -> Re
         except (EnvironmentFailure, NonFiniteError, UserError) as error:
             print(f"error: {error}", file=file)
             # Where the run is in use, the former attempt may still be writing its last checkpoint.
-            again = isinstance(error, EnvironmentFailure) or "is in use by" in str(error)
+            again = isinstance(error, EnvironmentFailure | RunInUse)
             return Result("again" if again else "failed", str(error))
         except Exception:
             traceback.print_exc(file=file)  # the driver keeps its last line only
@@ -166,6 +167,11 @@ def _printing_to(descriptor: int) -> Iterator[None]:
         for stream, before in kept:
             os.dup2(before, stream)
             os.close(before)
+
+
+def _times(whole: float, part: float) -> int:
+    """Return how often `part` fits into `whole`: .2 five times into 1, which 1 // .2 says is four."""
+    return math.floor(whole / part + 1e-9)
 
 
 class _Driver:
@@ -205,7 +211,8 @@ class _Driver:
         return self._state()
 
     def _submit(self) -> None:
-        limit = self._resources.parallel or self._capacity()
+        capacity = self._capacity()
+        limit = min(self._resources.parallel or capacity, capacity)
         for _ in range(len(self._waiting)):
             if len(self._running) >= limit:
                 return
@@ -226,8 +233,8 @@ class _Driver:
         for node in ray.nodes():
             if node["Alive"]:
                 found = node["Resources"]
-                by_cpus = found.get("CPU", 0.0) // cpus
-                fits += int(min(by_cpus, found.get("GPU", 0.0) // gpus) if gpus else by_cpus)
+                by_cpus = _times(found.get("CPU", 0.0), cpus)
+                fits += min(by_cpus, _times(found.get("GPU", 0.0), gpus)) if gpus else by_cpus
         return fits
 
     def _settle(self, reference: Any) -> None:

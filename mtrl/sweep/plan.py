@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from mtrl.errors import UserError
 from mtrl.report.load import read_run
 from mtrl.runs.directory import CONFIG_NAME, LOG_NAMES
 from mtrl.training.resolve import check_same_run, resolve, why_unread
+
+_ALL = "method_options."  # begins the key of an option of every method
 
 
 class Trial(NamedTuple):
@@ -68,13 +70,17 @@ def plan(
         layers: of the configuration, from weak to strong (`build_config`).
         methods: names of methods.
         seeds: of each setting.
-        settings: dotted key -> value for all trials; `cagrad.c` is an option of that method only.
+        settings: dotted key -> value for all trials; `cagrad.c` is an option of that method only, and wins
+            over `method_options.c`, the same option of all methods.
         grid: dotted key -> values; every combination of values is a setting with its own folder.
         out: the sweep's folder.
 
     Raises:
-        UserError: a wrong setting, or a trial's folder that holds another run.
+        UserError: a wrong setting, a key in both `settings` and `grid`, or a trial's folder that holds
+            another run.
     """
+    for key in settings.keys() & grid.keys():
+        raise UserError(f"{key} is in --set and in --grid. Give it in one of them.")
     for key in (*settings, *grid):
         if key in ("seed", "method", "tasks"):
             raise UserError(
@@ -84,10 +90,14 @@ def plan(
     trials = []
     fixed = {key: [value] for key, value in settings.items()}
     for method in methods:
-        (constants,) = _points(fixed, method, methods)
-        for values in _points(grid, method, methods):
+        own = [key.removeprefix(f"{method}.") for key in (*settings, *grid) if key.startswith(f"{method}.")]
+        # Options of other methods, and options of all methods where this one has its own.
+        left_out = tuple(f"{other}." for other in methods if other != method), {f"{_ALL}{key}" for key in own}
+        (constants,) = _points(fixed, *left_out)
+        for values in _points(grid, *left_out):
             # The folder names a key even if the grid has one value: more values can be added later.
-            point = [_layer(key, value, method) for key, value in (constants | values).items()]
+            both = sorted((constants | values).items(), key=lambda item: item[0].startswith(f"{method}."))
+            point = [_layer(key, value, method) for key, value in both]
             for seed in seeds:
                 config = resolve(build_config(*layers, {"method": method}, *point, {"seed": seed}))
                 grown = {"critic_method", "actor_method"} & set(values)  # then the folder names them anyway
@@ -172,18 +182,17 @@ def _read_progress(trial: Trial) -> Progress:
 
 
 def _points(
-    grid: Mapping[str, Sequence[Any]], method: str, methods: Sequence[str]
+    grid: Mapping[str, Sequence[Any]], beginnings: tuple[str, ...], names: Collection[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield every combination of values of keys that are not options of other methods."""
-    others = tuple(f"{other}." for other in methods if other != method)
-    own = {key: values for key, values in grid.items() if not key.startswith(others)}
+    """Yield every combination of values of keys that neither begin so nor are among the names."""
+    own = {key: values for key, values in grid.items() if not key.startswith(beginnings) and key not in names}
     for values in itertools.product(*own.values()):
         yield dict(zip(own, values, strict=True))
 
 
 def _layer(key: str, value: Any, method: str) -> dict[str, Any]:
     if key.startswith(f"{method}."):
-        key = "method_options." + key.removeprefix(f"{method}.")
+        key = _ALL + key.removeprefix(f"{method}.")
     return nested({key: value})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mtrl.config.files import file_name
-from mtrl.config.labels import method_label
+from mtrl.config.labels import method_label, tasks_folder
 from mtrl.config.presets import INCIDENTAL, config_to_dict, flat, save_config
 from mtrl.config.schema import Config, Device
 from mtrl.device import cpu
@@ -80,7 +80,7 @@ def train(
     if run_dir is None:
         directory = RunDirectory.create_numbered(default_run_dir(config))
     else:
-        directory = RunDirectory.create(Path(run_dir))
+        directory = RunDirectory.create(expand(run_dir))
     with directory as run:
         return _run(config, run, device, callbacks, sinks)
 
@@ -103,7 +103,8 @@ def resume_training(
         run_dir: of the run.
         steps: new length of the run in vector steps; None: as before.
         device: from now on; None: as before.
-        allow_version_mismatch: accept a checkpoint of another metaworld, mujoco or major version of torch.
+        allow_version_mismatch: accept a checkpoint of another version of the suite of tasks (Meta-World,
+            MuJoCo, ...) or another major version of torch.
         trust: run code that the stored configuration names and that the user of this process has not named
             (`mtrl.training.trust`).
         callbacks: as for `train`.
@@ -115,7 +116,7 @@ def resume_training(
         NonFiniteError: as `train`.
         EnvironmentFailure: as `train`.
     """
-    with RunDirectory.resume(Path(run_dir)) as run:
+    with RunDirectory.resume(expand(run_dir)) as run:
         found = resolve(load_trusted(run.path, trust=trust))
         changes: dict[str, Any] = {"steps": steps, "device": device}
         given = {key: value for key, value in changes.items() if value is not None}
@@ -144,7 +145,7 @@ def resume_or_start(
         NonFiniteError: as `train`.
         EnvironmentFailure: as `train`.
     """
-    config, path = resolve(config), expand(Path(run_dir))
+    config, path = resolve(config), expand(run_dir)
     remember(config)
     if not has_checkpoint(path):
         if is_complete_without_checkpoints(config, path):
@@ -197,7 +198,7 @@ def evaluate_run(
     """
     if isinstance(episodes, bool) or not isinstance(episodes, Integral) or episodes < 1:
         raise UserError(f"episodes must be a positive integer; found {episodes!r}.")
-    path = expand(Path(run_dir))
+    path = expand(run_dir)
     if not (path / CONFIG_NAME).is_file():
         raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
     config = resolve(load_trusted(path, trust=trust))
@@ -241,10 +242,9 @@ def evaluate_run(
 
 def default_run_dir(config: Config) -> Path:
     """Return runs/TASKS/METHOD/seedN-DATE-TIME."""
-    tasks = "+".join(config.tasks) if len(config.tasks) <= 3 else f"{len(config.tasks)}-tasks"
     stamp = time.strftime("%Y%m%d-%H%M%S")
     method = file_name(method_label(vars(config)))  # a user's own may be path/to/file.py:Name
-    return Path("runs", file_name(tasks.lower()), method, f"seed{config.seed}-{stamp}")
+    return Path("runs", tasks_folder(config.tasks), method, f"seed{config.seed}-{stamp}")
 
 
 def _resume(
@@ -259,7 +259,11 @@ def _resume(
     step, state = load_checkpoint(
         run.path, suite=suite, config=_bound(config), allow_version_mismatch=allow_version_mismatch
     )
-    if step > config.steps or _is_complete(read_history(run.path), step, config.steps):
+    if step > config.steps:
+        raise UserError(
+            f"the run in '{run.path}' has already done {step} vector steps; --steps must be larger than that."
+        )
+    if _is_complete(read_history(run.path), step, config.steps):
         raise UserError(
             f"the run in '{run.path}' is complete: it has done {step} vector steps of {config.steps}. "
             "Pass --steps with a larger number to extend it."
@@ -304,6 +308,7 @@ def _run(
         if checkpoint is not None:
             start = checkpoint[0]
             state.load(checkpoint[1])
+            checkpoint[1].clear()  # large parts are maps of files, which would stay on the disk
             with _writing(run.path):
                 # The vector steps of lines beyond the checkpoint are made again now. A checkpoint from the
                 # middle of the agent's learning comes before the lines of its vector step.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtrl.config.files import file_name, paths_in
-from mtrl.config.labels import method_label
+from mtrl.config.labels import method_label, tasks_folder, tasks_label
 from mtrl.errors import UserError
 
 
@@ -24,6 +24,14 @@ from mtrl.errors import UserError
 )
 def test_a_run_is_named_after_the_methods_of_both_networks(settings: dict[str, Any], label: str) -> None:
     assert method_label(settings) == label
+
+
+def test_runs_are_named_after_few_tasks_and_the_number_of_many() -> None:
+    assert tasks_label(["a", "b"]) == "a, b"
+    assert tasks_label(["a"] * 4, many="tasks of x") == "4 tasks of x"
+    assert tasks_folder(["ALE/Pong-v5", "b"]) == "ale-pong-v5+b"
+    assert tasks_folder(["../../x"]) == "x"
+    assert tasks_folder(["a"] * 10) == "10-tasks"
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,44 @@ def test_constants_have_one_value_and_no_part_in_the_name(tmp_path: Path) -> Non
         _plan(tmp_path, fixed=("sac.tau=0.01,0.02",))
 
 
+def test_an_option_of_one_method_wins_over_that_of_all_in_any_order(tmp_path: Path) -> None:
+    def options(*grid: str, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
+        trials = _plan(tmp_path, *grid, fixed=fixed, methods=("cagrad", "conicgrad"), seeds=1)
+        return {trial.name: trial.config.method_options["c"] for trial in trials}
+
+    both = {"cagrad/seed0": 0.5, "conicgrad/seed0": 0.4}
+    assert options(fixed=("cagrad.c=0.5", "method_options.c=0.4")) == both
+    assert options(fixed=("method_options.c=0.4", "cagrad.c=0.5")) == both
+    assert options(fixed=("cagrad.c=0.5", "method_options={c: 0.4}")) == both
+    expected = {"cagrad/seed0": 0.5, "conicgrad,method_options.c=0.3/seed0": 0.3}
+    assert options("method_options.c=0.3", fixed=("cagrad.c=0.5",)) == expected
+    expected = {"cagrad,c=0.1/seed0": 0.1, "cagrad,c=0.2/seed0": 0.2, "conicgrad/seed0": 0.4}
+    assert options("cagrad.c=0.1,0.2", fixed=("method_options.c=0.4",)) == expected
+
+
+def test_a_key_in_both_flags_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sac\.gamma is in --set and in --grid"):
+        _plan(tmp_path, "sac.gamma=.98,.99", fixed=("sac.gamma=.9",))
+
+
+def test_the_folder_of_a_sweep_is_one_name_and_a_tilde_is_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtrl.cli.sweep import main
+
+    seen: list[Path] = []
+
+    def stop(*_: Any, out: Path, **__: Any) -> None:
+        seen.append(out)
+        raise UserError("seen")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("mtrl.sweep.plan.plan", stop)
+    for flags in ([], ["--out=~/x"]):
+        assert main(["--tasks", "../../x/A-v5", "--methods", "mean", *flags]) == 2
+    assert seen == [Path("runs/x-a-v5-sweep"), tmp_path / "x"]
+
+
 def test_lists_and_words_are_values_of_a_grid() -> None:
     assert parse_grid(["train.sinks=[tensorboard, wandb]", "device=cpu,cuda"]) == {
         "train.sinks": [["tensorboard", "wandb"]],

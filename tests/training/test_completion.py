@@ -55,14 +55,21 @@ def test_copies_of_an_evaluation_are_its_own_and_change_no_result(tmp_path: Path
 
 
 def test_fewer_steps_than_are_done_are_refused(half: Path) -> None:
-    with pytest.raises(UserError, match="has done 30 vector steps of 20"):
+    with pytest.raises(UserError, match="already done 30 vector steps; --steps must be larger than that"):
         resume_training(half, steps=20)
 
 
 def test_a_longer_run_goes_on_from_a_complete_one_without_a_warning(
-    half: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+    half: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert resume_training(half, steps=60).exit_code == 0
+    monkeypatch.setattr("mtrl.runs.checkpoint._MAP_FROM_BYTES", 0)
+    open_files: list[str] = []
+
+    def look(event: Event) -> None:
+        open_files.append(Path("/proc/self/maps").read_text())
+
+    assert resume_training(half, steps=60, callbacks=[look]).exit_code == 0
+    assert not any("checkpoints/step_" in text for text in open_files)  # else the disk keeps old checkpoints
     assert "warning" not in capsys.readouterr().err
     assert evaluated(half) == [(30, False), (60, True)]
     assert_same_run(undisturbed, half)
