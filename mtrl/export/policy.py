@@ -206,7 +206,7 @@ def read_tensors(content: bytes, place: str) -> dict[str, Tensor]:
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name stands there twice")
+        raise ValueError("a name occurs twice")
     return dict(pairs)
 
 
@@ -227,19 +227,18 @@ def _is_as_small(architecture: str, arguments: Mapping[str, Any], tensors: Mappi
 
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     try:
-        if (folder / SPEC_NAME).stat().st_size > _LARGEST_SPEC:
-            raise UserError(
-                f"'{folder / SPEC_NAME}' is no policy's: it has more than {_LARGEST_SPEC:,} bytes."
-            )
-        description = json.loads((folder / SPEC_NAME).read_bytes())
+        with open(folder / SPEC_NAME, "rb") as file:
+            text = file.read(_LARGEST_SPEC + 1)
         content = (folder / TENSORS_NAME).read_bytes()
     except OSError as error:
         raise UserError(
             f"no policy in '{folder}': expected {SPEC_NAME} and {TENSORS_NAME} as mtrl-export writes them "
             f"({error.strerror})."
         ) from error
-    except UserError:
-        raise
+    if len(text) > _LARGEST_SPEC:
+        raise UserError(f"'{folder / SPEC_NAME}' is no policy's: it has more than {_LARGEST_SPEC:,} bytes.")
+    try:
+        description = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{folder / SPEC_NAME}' is not JSON: {error}.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:

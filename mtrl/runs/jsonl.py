@@ -76,20 +76,21 @@ class History(NamedTuple):
     steps: Mapping[str, Collection[int]] = {}  # vector steps that `drop_after` has kept, by the file's name
 
 
-def drop_after(run_dir: Path, step: int, steps: int = 0) -> History:
+def drop_after(run_dir: Path, step: int, steps: int) -> History:
     """Drop lines after vector step `step` and incomplete lines; return the history of the rest.
 
     A resumed run takes those vector steps again; otherwise the record would hold them twice. Of several lines
-    of one vector step the last one stays. Of a run of `steps` vector steps (0: unknown), the evaluation at
-    its end is final and no other. If the run was extended or shortened, those that do not fit are dropped.
+    of one vector step the last one stays. Of a run of `steps` vector steps the evaluation at its end is final
+    and no other. If the run was extended or shortened, those that do not fit are dropped.
     """
     kept = {name: _keep(run_dir / name, lambda line: _is_kept(line, step, steps)) for name in LOG_NAMES}
     return read_history(run_dir)._replace(steps=kept)
 
 
 def _is_kept(line: Mapping[str, Any], step: int, steps: int) -> bool:
-    at = line["vector_step"]
-    return at <= step and (steps == 0 or line.get("final", at >= steps) == (at >= steps))
+    at: int = line["vector_step"]
+    is_last = at >= steps
+    return at <= step and bool(line.get("final", is_last)) == is_last
 
 
 def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> Collection[int]:

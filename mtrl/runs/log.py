@@ -217,4 +217,6 @@ class Log:
 
 
 def _warn(sink: Sink, error: OSError) -> None:
-    console.warning(f"{type(sink).__name__} was closed ({error}); the JSON lines go on")
+    console.warning(
+        f"{type(sink).__name__} was closed ({error}); the run goes on and still writes its .jsonl files"
+    )

@@ -151,13 +151,16 @@ def _task_tags(tasks: Sequence[str]) -> dict[str, str]:
 
 def _layout(groups: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """Return the charts of CUSTOM SCALARS: one for each group, with a line per task."""
-    charts = {name: ["Multiline", [f"{re.escape(name)}/"]] for name in (*_FIRST, *sorted(groups))}
-    found = {
-        name: chart for name, chart in charts.items() if name in groups
-    }  # a tag is matched by its beginning
-    scores = {name: chart for name, chart in found.items() if name in _FIRST}
-    rest = {name: chart for name, chart in found.items() if name not in _FIRST}
-    return {title: part for title, part in (("each task", scores), ("each task: learning", rest)) if part}
+    known = set(groups)
+    parts = {
+        "each task": [name for name in _FIRST if name in known],
+        "each task: learning": sorted(known.difference(_FIRST)),
+    }
+    return {  # a tag is matched by its beginning
+        title: {name: ["Multiline", [f"{re.escape(name)}/"]] for name in names}
+        for title, names in parts.items()
+        if names
+    }
 
 
 def _hparams(config: Mapping[str, Any]) -> dict[str, str]:

@@ -33,7 +33,8 @@ NUM_ENVS = 6  # three copies of two tasks
 def open_log(run_dir: Path, resume_step: int | None = None, *sinks: Sink) -> Log:
     resumed_at = None
     if resume_step is not None:
-        resumed_at = Stamp(resume_step, NUM_ENVS * resume_step, drop_after(run_dir, resume_step).wall_s)
+        history = drop_after(run_dir, resume_step, CONFIG["steps"])
+        resumed_at = Stamp(resume_step, NUM_ENVS * resume_step, history.wall_s)
     info = RunInfo(run_dir, TASKS, CONFIG, VERSIONS, resumed_at)
     return Log(info, JsonLines(), [SINKS["tensorboard"](), *sinks])
 

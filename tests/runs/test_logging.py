@@ -326,9 +326,9 @@ def test_history_says_what_a_run_has_evaluated(tmp_path: Path) -> None:
     log_steps(log, [10, 20])
     log.evaluation(log.stamp(20, NUM_ENVS), RESULT, final=True)
     log.close()
-    for history in (read_history(tmp_path), drop_after(tmp_path, 20)):
+    for history in (read_history(tmp_path), drop_after(tmp_path, 20, steps=20)):
         assert (history.evaluated_at, history.final, history.success) == (20, True, 0.5)
-    history = drop_after(tmp_path, 19)
+    history = drop_after(tmp_path, 19, steps=20)
     assert (history.evaluated_at, history.final, history.success) == (None, False, None)
 
 

@@ -37,7 +37,7 @@ def test_of_each_vector_step_the_last_line_stays(seed: int, tmp_path: Path) -> N
     for raw in mixed:
         if raw in written and json.loads(raw)["vector_step"] <= 50:
             newest[json.loads(raw)["vector_step"]] = json.loads(raw)["mark"]
-    history = drop_after(tmp_path, 50)
+    history = drop_after(tmp_path, 50, steps=1_000)
     kept = [json.loads(raw) for raw in (tmp_path / "metrics.jsonl").read_bytes().splitlines()]
     assert {found["vector_step"]: found["mark"] for found in kept} == newest
     assert len(kept) == len(newest)
@@ -51,10 +51,10 @@ def test_a_log_that_is_in_order_is_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(line(10) + line(20))
     before = path.stat()
-    drop_after(tmp_path, 20)
+    drop_after(tmp_path, 20, steps=1_000)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     path.write_bytes(line(10) + line(20) + b"{")
-    drop_after(tmp_path, 20)
+    drop_after(tmp_path, 20, steps=1_000)
     assert path.read_bytes() == line(10) + line(20)
 
 
@@ -67,7 +67,7 @@ def test_a_long_log_is_never_in_memory(tmp_path: Path) -> None:
     assert length > 900_000
     tracemalloc.start()
     try:
-        history = drop_after(tmp_path, 990)
+        history = drop_after(tmp_path, 990, steps=10_000)
         lost = lost_lines(history.steps, 990, log_interval=10, eval_interval=10_000)
         assert tracemalloc.get_traced_memory()[1] <= length / 4
     finally:

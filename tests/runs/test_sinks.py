@@ -82,7 +82,10 @@ def test_a_sink_that_cannot_write_is_left_out_with_one_warning(
     log = open_log(tmp_path, None, broken, other)
     log_steps(log, [10, 20])
     log.close()
-    assert capsys.readouterr().err == "warning: Listener was closed (no network); the JSON lines go on\n"
+    assert (
+        capsys.readouterr().err
+        == "warning: Listener was closed (no network); the run goes on and still writes its .jsonl files\n"
+    )
     assert len(lines(tmp_path / "metrics.jsonl")) == 2
     assert broken.heard[1:] == ["closed"]
     assert len(other.heard) == 4
