@@ -66,7 +66,7 @@ MUTATIONS = (
              f"{_SAVED}::test_no_flipped_bit_anywhere_goes_unnoticed"),
     Mutation("R13", "mtrl/runs/checkpoint.py", "weights_only=True, mmap", "weights_only=False, mmap",
              f"{_SAVED}::test_a_file_that_would_run_code_is_refused"),
-    Mutation("R14", "mtrl/cli/__init__.py", 'code, message = 2, f"error: {error}"', "raise",
+    Mutation("R14", "mtrl/cli/__init__.py", 'code, message = exit_code(error), f"error: {error}"', "raise",
              "tests/cli/test_evaluate.py::test_mistake_in_evaluation"),
     Mutation("R15", "mtrl/training/loop.py", "raise _StopInEvaluation", "pass",
              "tests/training/test_signals.py::test_a_stop_in_an_evaluation_is_answered_before_its_next_env_step"),

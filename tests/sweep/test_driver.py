@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -83,8 +84,8 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", ray)
         patch.setitem(sys.modules, "ray.exceptions", ray.exceptions)
-        from mtrl.sweep import driver
-
+        # Not `from mtrl.sweep import driver`, which returns what another file has imported with Ray itself.
+        driver = importlib.import_module("mtrl.sweep.driver")
         patch.setattr(driver, "_POLL_SECONDS", 0.0)
         patch.setattr(driver, "_WAIT_BEFORE_RETRY", 0.0)
         yield ray
