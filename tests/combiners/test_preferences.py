@@ -56,6 +56,22 @@ def test_a_preference_moves_the_centre_of_cagrads_ball() -> None:
         assert combiner.metrics()["residual"] < 1e-9
 
 
+@pytest.mark.parametrize(
+    ("preference", "lengths"),
+    [((1e-8, 1e-8), (1.0, 1.0)), ((1.0, 0.0), (1e-8, 1.0)), ((0.0, 1e-5), (1.0, 1e-6))],
+)
+def test_a_ball_around_a_short_sum_is_a_ball(
+    preference: tuple[float, float], lengths: tuple[float, float]
+) -> None:
+    rows = torch.tensor([[1.0, 0.0, 0.2], [-0.5, 1.0, 0.1]], dtype=torch.float64)
+    rows = rows * torch.tensor(lengths, dtype=torch.float64).unsqueeze(-1)
+    combiner = make_combiner("cagrad", num_tasks=2, c=0.4, rescale=0, preference=preference)
+    centre = torch.tensor(preference, dtype=torch.float64) @ rows
+    away = combiner.combine(rows) - centre
+    torch.testing.assert_close(away.norm(), 0.4 * centre.norm(), rtol=1e-6, atol=0.0)
+    assert combiner.metrics()["residual"] < 1e-9
+
+
 def test_equal_preferences_of_sum_one_change_nothing() -> None:
     rows, equal = jacobian("conflicting", 4, seed=1), (0.25,) * 4
     for name, option in (("cagrad", "preference"), ("upgrad", "preference"), ("mean", "weights")):

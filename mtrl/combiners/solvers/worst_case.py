@@ -23,7 +23,7 @@ from mtrl.combiners.solvers.backends import (
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import follow, or_one, tolerance_of, units_of
 
-# |g0|^2 below this part of the mean squared norm is the rounding error of its sum, four units of it.
+# |g0|^2 below this part of the square of the sum of w_i |g_i| is the rounding error of its sum, four units.
 _NO_LENGTH = 1e-15
 _LEAST_COSINE = 1e-8  # lower bound of c; with c = 0 the shortest x is zero where gradients cancel
 
@@ -68,7 +68,8 @@ def products_with(gram: Any, centre: Any, tasks: int) -> tuple[Any, Any]:
     """Return g_i.g0 [N] for g0 = centre @ G, and |g0|, 0 if only rounding is left; arrays or tensors."""
     products = op.times(gram, centre)
     square = op.total(products * centre)
-    return products, op.root(square * (square > _NO_LENGTH * op.total(op.diagonal(gram)) / tasks))
+    most = op.total(centre * op.root(abs(op.diagonal(gram))))  # |g0| without angles
+    return products, op.root(square * (square > _NO_LENGTH * most * most))
 
 
 def around_gap(
