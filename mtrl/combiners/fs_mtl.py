@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_flag, check_number
 from mtrl.combiners._families import forward_requirements, make_base
-from mtrl.combiners.base import JacobianAt, JacobianCombiner
+from mtrl.combiners._jacobian_at import JacobianAt
+from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers.gramian import lengths_of, one_over
 
 
@@ -60,13 +61,13 @@ class FSMTL(JacobianCombiner):
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         with self.loss_part.unchecked():  # `combine` has checked the same gradients
-            return self.loss_part.combine(jacobian, losses)
+            return self._of_losses(jacobian, losses)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return base(G) + base(H) [P]; task heads ascend too."""
         gradients = jacobian_at()
         losses = jacobian_at.losses
-        combined = self.loss_part.combine(gradients, losses)
+        combined = self._of_losses(gradients, losses)
         if self.rho == 0.0:
             return combined
         values, their_gradients = jacobian_at.heads
@@ -75,6 +76,12 @@ class FSMTL(JacobianCombiner):
         ascent = self._ascent(pull, jacobian_at.parameters), self._ascent(their_gradients, values)
         ascended = jacobian_at(offset=torch.cat(ascent, dim=1))
         return combined + self.flat_part.combine(ascended - gradients, losses)
+
+    def _of_losses(self, gradients: Tensor, losses: Tensor | None) -> Tensor:
+        """Return base(G) [P], whose weights are those of this method."""
+        combined = self.loss_part.combine(gradients, losses)
+        self.last_weights.copy_(self.loss_part.last_weights)
+        return combined
 
     def metrics(self) -> dict[str, Tensor]:
         """Return the base's metrics for the gradients and, prefixed by `flat_`, for the sharpness part."""
@@ -86,13 +93,15 @@ class FSMTL(JacobianCombiner):
         if self.local == 1.0:
             return gradients
         mean = gradients.mean(dim=0)
-        scale = torch.linalg.vector_norm(mean) * one_over(lengths_of(gradients))
+        scale = lengths_of(mean.unsqueeze(0)) * one_over(lengths_of(gradients))
         own = gradients * scale.to(gradients.dtype).unsqueeze(-1)
         return torch.lerp(mean.expand_as(own), own, self.local)
 
     def _ascent(self, gradients: Tensor, parameters: Tensor) -> Tensor:
         """Return the step [T, n] of each task along its gradient [T, n]; parameters are [n] or [T, n]."""
+        if gradients.shape[1] == 0:  # no heads
+            return gradients
         scaled = gradients * parameters.abs() if self.adaptive else gradients
-        norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+        scale = self.rho * one_over(lengths_of(scaled))
         ascent = scaled * parameters.abs() if self.adaptive else gradients
-        return ascent * (self.rho / torch.where(norm > 0.0, norm, 1.0))
+        return ascent * scale.clamp(max=torch.finfo(ascent.dtype).max).to(ascent.dtype).unsqueeze(-1)

@@ -104,6 +104,26 @@ def test_a_zero_gradient_is_not_displaced() -> None:
     torch.testing.assert_close(offset.norm(dim=1), torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+def test_the_last_weights_are_those_of_the_gradients(rho: float) -> None:
+    combiner = make_combiner("fs_mtl", num_tasks=3, base="mgda", rho=rho)
+    combiner.direction(Quadratics(3, 5, seed=6))
+    assert torch.equal(combiner.last_weights, combiner.metrics()["weights"])
+    assert combiner.last_weights.tolist() != [1 / 3] * 3
+
+
+@pytest.mark.parametrize("local", [1.0, 0.5])
+@pytest.mark.parametrize("length", [1e-30, 1e30])
+def test_the_ascent_has_its_radius_however_long_single_precision_gradients_are(
+    length: float, local: float
+) -> None:
+    problem = Linear(length * jacobian("iid", 3, seed=1).float())
+    make_combiner("fs_mtl", num_tasks=3, base="mean", rho=0.5, local=local).direction(problem)
+    offset = problem.asked[1].offset
+    assert offset is not None
+    torch.testing.assert_close(offset.norm(dim=1), torch.full((3,), 0.5))
+
+
 def test_both_parts_carry_their_own_state_through_a_checkpoint() -> None:
     first, second = (FSMTL(num_tasks=4, base="pcgrad") for _ in range(2))
     for seed in range(3):
