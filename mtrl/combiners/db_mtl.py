@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_number
+from mtrl.combiners._checks import check_decay, check_number
 from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners._state import move_rows
 from mtrl.combiners.base import JacobianCombiner
@@ -19,7 +19,8 @@ class DBMTL(PositiveLosses, JacobianCombiner):
     k^sigma in update k, and the direction is the sum of max_s |G_s| / |G_t| G_t.
 
     Args:
-        beta: Share of the averages that one update keeps (authors: 0.9).
+        beta: Share of the averages that one update keeps (authors: 0.9); below 1 if `sigma` is 0, with which
+            the averages would stay zero.
         sigma: `beta` is divided by the update's number to this power (authors: 0).
 
     As in the authors' code the averages start at zero without correction. The state is [T, P]. The metric
@@ -40,8 +41,9 @@ class DBMTL(PositiveLosses, JacobianCombiner):
         shift: Literal["none", "minimum"] = "none",
     ) -> None:
         super().__init__(num_tasks=num_tasks, shift=shift)
-        self.beta = check_number("beta", beta, low=0.0, high=1.0)
         self.sigma = check_number("sigma", sigma, low=0.0)
+        falls = self.sigma > 0.0
+        self.beta = check_number("beta", beta, low=0.0, high=1.0) if falls else check_decay("beta", beta)
         self.average: Tensor
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 

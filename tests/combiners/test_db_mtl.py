@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mtrl.combiners import make_combiner
 from mtrl.combiners.db_mtl import DBMTL
 from tests.helpers.matrices import jacobian
 
@@ -31,3 +32,9 @@ def test_units_of_a_loss_do_not_matter() -> None:
         rows = jacobian("iid", 3, seed)
         expected = plain.combine(rows, losses)
         torch.testing.assert_close(scaled.combine(rows * units.unsqueeze(-1), losses * units), expected)
+
+
+@pytest.mark.parametrize(("name", "options"), [("db_mtl", {"beta": 1.0}), ("moco", {"beta": 0.0})])
+def test_running_means_that_would_never_move_are_refused(name: str, options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"beta must be a finite number in \["):
+        make_combiner(name, num_tasks=2, **options)
