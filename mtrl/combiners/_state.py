@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice
 from mtrl.combiners.solvers.adam import take_step
-
-_HALF = (torch.float16, torch.bfloat16)
+from mtrl.combiners.solvers.gramian import HALF
 
 
 class Stateful(nn.Module):
@@ -71,7 +70,7 @@ class Stateful(nn.Module):
         `combine` does this if nobody did before; afterwards the memory stays the same. For parameters of half
         precision the state is float32: the squares of gradients of .01 and Adam's epsilon vanish in float16.
         """
-        dtype = torch.float32 if parameters.dtype in _HALF else parameters.dtype
+        dtype = torch.float32 if parameters.dtype in HALF else parameters.dtype
         for name, rows in self._rows.items():
             state = self.get_buffer(name)
             if state.shape[1] == 0:
@@ -111,7 +110,7 @@ class Stateful(nn.Module):
             if old is None or new is None:
                 continue
             if name in self._rows:
-                if new.dtype in _HALF:
+                if new.dtype in HALF:
                     self._buffers[name] = old.to(new.device, torch.float32)
             elif old.dtype == torch.float64 and new.dtype != torch.float64:
                 self._buffers[name] = old.to(new.device)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_choice, check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.bargaining import bargaining_weights
+from mtrl.combiners.solvers.bargaining import bargain_residual, bargaining_weights
 from mtrl.combiners.solvers.gramian import rounding_ridge
 
 _STEPS, _MOMENTUM = 20, 0.5  # of the published inner loop, which does not converge
@@ -49,15 +49,9 @@ class FairGrad(GramCombiner):
         return bargaining_weights(gram, ridge=rounding_ridge(gram), alpha=self.alpha)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the largest |w_i^(1/alpha) (Mw)_i - 1| over the tasks with a gradient.
-
-        Errors above 1 count as 1: the Gramian holds no solution.
-        """
-        weights = self.last_weights
-        products = weights.pow(1.0 / self.alpha) * (self._last_gram @ weights)
-        present = self._last_gram.diagonal() > 0.0
-        missed = torch.where(present, products - 1.0, 0.0).abs().amax()
-        return {**super().metrics(), "residual": missed.clamp(max=1.0)}
+        """Add `residual`: the largest |w_i^(1/alpha) (Mw)_i - 1| (see `bargain_residual`)."""
+        residual = bargain_residual(self._last_gram, self.last_weights, alpha=self.alpha)
+        return {**super().metrics(), "residual": residual}
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ class Mean(LossCombiner):
     """
 
     name = "mean"
-    papers = ()
     credit = "There is no paper to cite: it is the plain mean of the losses."
     reads_losses = False
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.hull import shortest_in_hull
+from mtrl.combiners.solvers.hull import hull_gap, shortest_in_hull
 
 
 class MGDA(GramCombiner):
@@ -27,9 +27,4 @@ class MGDA(GramCombiner):
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the gap of the optimality conditions of w relative to the mean squared norm."""
-        products = self._last_gram @ self.last_weights
-        squares = self._last_gram.diagonal()
-        value = torch.dot(self.last_weights, products)
-        gap = (value - torch.where(squares > 0.0, products, value)).amax()
-        scale = squares.mean()
-        return {**super().metrics(), "residual": gap / torch.where(scale > 0.0, scale, 1.0)}
+        return {**super().metrics(), "residual": hull_gap(self._last_gram, self.last_weights)}

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.bargaining import bargaining_weights
+from mtrl.combiners.solvers.bargaining import bargain_residual, bargaining_weights
 from mtrl.combiners.solvers.gramian import rounding_ridge
 
 
@@ -59,11 +59,6 @@ class NashMTL(GramCombiner):
         return torch.where(finite, self.kept, torch.nan)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `residual`: the largest |a_i (Ma)_i - 1| over the tasks with a gradient, before clipping.
-
-        Errors above 1 count as 1: the Gramian holds no solution.
-        """
-        unclipped = self.last_weights / self._scale
-        missed = (unclipped * (self._last_gram @ unclipped) - 1.0).abs()
-        present = self._last_gram.diagonal() > 0.0
-        return {**super().metrics(), "residual": torch.where(present, missed, 0.0).amax().clamp(max=1.0)}
+        """Add `residual`: the largest |a_i (Ma)_i - 1|, before clipping (see `bargain_residual`)."""
+        residual = bargain_residual(self._last_gram, self.last_weights / self._scale)
+        return {**super().metrics(), "residual": residual}

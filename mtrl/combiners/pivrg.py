@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.bargaining import bargaining_weights
+from mtrl.combiners.solvers.bargaining import bargain_residual, bargaining_weights
 from mtrl.combiners.solvers.gramian import rounding_ridge
 
 
@@ -55,9 +55,6 @@ class PIVRG(GramCombiner):
         return bargaining_weights(scaled, ridge=rounding_ridge(gram), alpha=2.0) * inverse
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `preference` [T], p, and `residual`: the largest |(w_t / p_t)^(1/2) (Mw)_t - 1|."""
-        weights = self.last_weights
-        products = (weights / self.preference).sqrt() * (self._last_gram @ weights)
-        present = self._last_gram.diagonal() > 0.0
-        residual = torch.where(present, products - 1.0, 0.0).abs().amax()
+        """Add `preference` [T], p, and `residual`, the largest |(w_t / p_t)^(1/2) (Mw)_t - 1| or 1."""
+        residual = bargain_residual(self._last_gram, self.last_weights, alpha=2.0, preference=self.preference)
         return {**super().metrics(), "preference": self.preference.clone(), "residual": residual}

@@ -47,3 +47,12 @@ def test_without_the_mean_every_task_improves_by_the_squared_norm() -> None:
     rows = jacobian("iid", 7, seed=4)
     shortest = make_combiner("sdmgrad", num_tasks=7, lam=0.0).combine(rows)
     assert (rows @ shortest >= shortest.square().sum() * (1.0 - 1e-9)).all()
+
+
+@pytest.mark.parametrize("name", ["mgda", "sdmgrad"])
+def test_a_task_without_a_gradient_leaves_no_gap_in_the_min_norm_problem(name: str) -> None:
+    rows = jacobian("iid", 4, seed=5)
+    rows[1] = 0.0
+    combiner = make_combiner(name, num_tasks=4, **({"lam": 0.0} if name == "sdmgrad" else {}))
+    assert combiner.combine(rows).norm() > 0.1
+    assert combiner.metrics()["residual"].abs() < 1e-9

@@ -13,6 +13,7 @@ Three things keep the number of Newton's steps small:
 
 import math
 
+import torch
 from torch import Tensor
 
 from mtrl.combiners.solvers import operations as op
@@ -42,6 +43,18 @@ def bargaining_weights(matrix: Tensor, *, ridge: float, alpha: float = 1.0) -> T
     # The ridge stands for the rounding error of M's entries; converging further would be noise.
     bound = max(_CONVERGED, 0.02 * ridge**0.5)
     return solve("bargain", matrix, numbers=(alpha, ridge, added, bound, _enough(alpha)))
+
+
+def bargain_residual(
+    gram: Tensor, weights: Tensor, *, alpha: float = 1.0, preference: Tensor | float = 1.0
+) -> Tensor:
+    """Return the largest |(w_i / p_i)^(1/alpha) (Mw)_i - 1| over the tasks with a gradient, a 0-dim tensor.
+
+    For M, w and the preference p, [T, T], [T] and [T] or a number. Errors above 1 count as 1: the Gramian
+    holds no solution.
+    """
+    missed = ((weights / preference).pow(1.0 / alpha) * (gram @ weights) - 1.0).abs()
+    return torch.where(gram.diagonal() > 0.0, missed, 0.0).amax().clamp(max=1.0)
 
 
 def _enough(alpha: float) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 # Columns per product: on a CPU a batch of narrow products runs three times as fast as a short and wide one.
 _CHUNK = 2048
 _BLOCK = 16_384
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def gramian(jacobian: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def inner_products(left: Tensor, right: Tensor) -> Tensor:
     and blocks of columns are added in float64: the entries are exact for the rows as they are.
     """
     with _full_precision(left.device.type):
-        if left.dtype not in _HALF:
+        if left.dtype not in HALF:
             return _products(left, right)
         # In blocks: a copy of the whole Jacobian in float32 would take as long as the products.
         parts = []
@@ -44,7 +44,7 @@ def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
     is harmless: it differs from entry to entry and averages out. Half precision is summed in float32.
     """
     with _full_precision(jacobian.device.type):
-        if jacobian.dtype in _HALF:
+        if jacobian.dtype in HALF:
             parts = [weights.float() @ jacobian[:, part].float() for part in column_blocks(jacobian)]
             return torch.cat(parts).to(jacobian.dtype)
         if weights.dtype != torch.float64 or jacobian.dtype != torch.float32:

@@ -44,6 +44,18 @@ def hull(gram: Array, tasks: int, tolerance: float) -> Array:
     return result
 
 
+def hull_gap(gram: Tensor, weights: Tensor) -> Tensor:
+    """Return the gap of the optimality conditions of `shortest_in_hull` at `weights` [T], a 0-dim tensor.
+
+    Relative to the mean squared norm. Zero gradients, which leave the minimisation, do not count.
+    """
+    products, squares = gram @ weights, gram.diagonal()
+    value = torch.dot(weights, products)
+    gap = (value - torch.where(squares > 0.0, products, value)).amax()
+    scale = squares.mean()
+    return gap / torch.where(scale > 0.0, scale, 1.0)
+
+
 def project(point: Tensor) -> Tensor:
     """Return the point of the simplex nearest to `point` [T] (Euclidean): max(point - s, 0) of sum 1.
 
