@@ -24,7 +24,7 @@ class AdaTask(JacobianCombiner):
 
     The direction is an optimiser's step: apply theta - lr * direction without another Adam and without
     clipping. Task heads use the optimiser as usual. Deviation from the authors' code: the moments [2, T, P]
-    have the Jacobian's dtype (float32 for half precision).
+    have the dtype of the Jacobian (float32 for half precision). No task is weighed: `weights` stays 1/T.
     """
 
     name = "adatask"

@@ -21,7 +21,8 @@ class DWA(PositiveLosses, LossCombiner):
         window: Updates whose mean loss is one L; the paper's is an epoch. With 1 the loss is compared with
             the one before, which is noisy.
 
-    Weights sum to 1 instead of T.
+    Weights sum to 1 instead of T. With `shift` = `minimum` losses that only fall all measure 1: the tasks
+    then weigh equal, and DWA is the mean.
     """
 
     name = "dwa"

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_decay, check_number
-from mtrl.combiners.base import JacobianAt, JacobianCombiner
+from mtrl.combiners._jacobian_at import JacobianAt
+from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers.equal import equal_projections
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 
@@ -24,7 +25,8 @@ class MConFIG(JacobianCombiner):
 
     The direction is an optimiser's step: apply theta - lr * direction without another Adam. An update
     evaluates one task only. Deviation from the authors' code: that of `config`, which changes the step only
-    by rounding, since the second moment has the direction's scale. The state is [T, P].
+    by rounding, since the second moment has the direction's scale. The state is [T, P]. In `mtl_step` the
+    task heads of all tasks step; in training those of other tasks have a gradient of 0.
     """
 
     name = "m_config"

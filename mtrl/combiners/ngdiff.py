@@ -10,8 +10,8 @@ from mtrl.combiners.solvers.gramian import one_over
 class NGDiff(GramCombiner):
     """Normalised gradients: the mean of g_t / |g_t|, times the mean of the lengths |g_t|.
 
-    Bu et al., 2024 (arXiv:2410.22086), "normalised gradient difference": two tasks, one to keep and one to
-    forget, give g_keep / |g_keep| - g_forget / |g_forget|. Here all tasks descend: a sum.
+    Jin et al., NAACL 2025 (arXiv:2410.22086), "normalised gradient difference": two tasks, one to keep and
+    one to forget, give g_keep / |g_keep| - g_forget / |g_forget|. Here all tasks descend: a sum.
 
     Deviations from the paper: its step size from an estimate of the curvature is left to the optimiser; the
     mean length keeps the direction on the scale of the gradients. Tasks with a zero gradient weigh 0, and so

@@ -11,7 +11,7 @@ class SLAW(LossCombiner):
     """SLAW: a task weighs the inverse of its loss's running deviation, a cheap stand-in for gradient norms.
 
     Crawshaw and Kosecka, 2021 (arXiv:2109.08218), algorithm 1, with the running mean and deviation of the
-    authors' code: plain averages at first, exponential ones as soon as these forget faster.
+    authors' code: plain averages until 1 / step falls below 1 - decay, then exponential ones.
 
     Args:
         decay: Share of the averages that one update keeps (authors: 0.99).

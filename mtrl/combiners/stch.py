@@ -22,7 +22,8 @@ class STCH(PositiveLosses, LossCombiner):
         warmup: Updates before z is fixed (authors: four epochs, the last of which gives z).
 
     Deviations: the warm-up counts updates, and z is the mean over all of it; weights are 1 / T of the code's.
-    The paper's text could not be read.
+    The paper's text could not be read. With `shift` = `minimum` losses that only fall all measure 1: the
+    tasks then weigh equal, and STCH is the mean.
     """
 
     name = "stch"

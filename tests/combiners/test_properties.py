@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.loss_methods import losses_of
+from tests.helpers.matrices import jacobian
 from tests.helpers.method_properties import (
     HEADER,
     METHODS,
     Row,
     dependent_problems,
+    direction,
     documented,
     harmed,
     independent_problems,
@@ -81,7 +84,33 @@ def test_methods_without_a_jacobian_take_none() -> None:
 
 
 def test_the_methods_that_a_loss_scale_changes_are_named() -> None:
-    methods = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-    (found,) = re.findall(r"The others do not:([^.]*)\.", methods)
-    named = {"".join(parts) for parts in re.findall(r"`(\w+)`( \(paper\))?", found)}
-    assert named == {name for name in METHODS if cells(name).power != "1"}
+    assert named("The others do not:") == {name for name in METHODS if cells(name).power != "1"}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "of_losses", "scales"),
+    [
+        ("commute only while S stays the same:", False, [8.0] * 6 + [16.0] * 6),
+        ("Losses with S would change the weights of", True, [8.0] * 12),
+    ],
+)
+def test_what_else_a_loss_scale_changes_is_named(sentence: str, of_losses: bool, scales: list[float]) -> None:
+    seen = [(rows, losses_of(rows)) for rows in (jacobian("iid", 4, seed) for seed in range(12))]
+    scaled = [
+        (rows * s, losses * s if of_losses else losses)
+        for s, (rows, losses) in zip(scales, seen, strict=True)
+    ]
+    found = set()
+    for name in METHODS:
+        if cells(name).power == "1":
+            plain, other = direction(name, seen), direction(name, scaled) / scales[-1]
+            if (other - plain).norm() > 1e-5 * plain.norm():
+                found.add(name)
+    assert named(sentence) == found
+
+
+def named(sentence: str) -> set[str]:
+    """The methods that docs/methods.md names behind these words, up to the next full stop or `and those`."""
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    (found,) = re.findall(re.escape(sentence) + r"(.*?)(?:\.|and those)", " ".join(page.split()))
+    return {"".join(parts) for parts in re.findall(r"`(\w+)`( \(paper\))?", found)}
