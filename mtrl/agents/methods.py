@@ -1,6 +1,7 @@
 """The choice of methods: each network's combiner, from the configuration."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from mtrl import seeds
 from mtrl.combiners import Combiner, make_combiner
@@ -24,9 +25,8 @@ def network_combiner(config: Config, network: Literal["critic", "actor"], num_ta
     if network == "actor" and combiner.refuses_signed_losses:
         raise UserError(
             f"{method} needs positive losses and the actor's loss may be negative. Give the actor a method "
-            "of its own (--method.actor mean leaves the critic's raw losses to this one), or --method.shift "
-            "minimum (method_options={'shift': 'minimum'}), which measures losses from their lowest value, "
-            "plus one."
+            "of its own (--method.actor mean leaves the critic's raw losses to this one)"
+            f"{_way_to_shift(config, combiner.shift_options)}."
         )
     combiner.seed(seeds.integer(config.seed, f"{network}_combiner"))
     return combiner
@@ -35,3 +35,18 @@ def network_combiner(config: Config, network: Literal["critic", "actor"], num_ta
 def reads_temperatures(combiner: Combiner) -> bool:
     """Return whether the method, or one within it, weighs tasks by SAC's temperatures."""
     return any(isinstance(part, InverseAlpha) for part in combiner.modules())
+
+
+def _way_to_shift(config: Config, options: Mapping[str, Any]) -> str:
+    """Return how to give the actor's method the options that shift its losses; empty if it has none."""
+    if not options:
+        return ""
+    flag, key = ("--method", "method") if config.actor_method is None else ("--method.actor", "actor_method")
+    value: Any = options
+    while isinstance(value, Mapping):  # those of a method around another are its base's
+        ((name, value),) = value.items()
+        flag += f".{name.removesuffix('_options')}"
+    return (
+        f", or {flag} {value} ({key}_options={options!r}), which measures losses from their lowest value, "
+        "plus one"
+    )

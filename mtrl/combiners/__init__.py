@@ -3,7 +3,8 @@
 Needs torch, NumPy, and of mtrl only `errors` and `registry`.
 """
 
-from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner, LossCombiner
+from mtrl.combiners._jacobian_at import JacobianAt
+from mtrl.combiners.base import Combiner, GramCombiner, JacobianCombiner, LossCombiner
 from mtrl.combiners.registry import COMBINERS, make_combiner, scan
 
 scan()

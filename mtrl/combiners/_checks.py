@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -104,14 +104,18 @@ def check_input(name: str, kind: str, value: Tensor, tasks: int) -> None:
         raise ValueError(f"{kind} of {name} must have shape {rule}; found {list(value.shape)}.")
 
 
-def check_losses(name: str, losses: Tensor, *, signed: bool) -> None:
-    """Raise ValueError, which names the tasks, for losses [T] not finite, or below 0 unless `signed`."""
+def check_losses(name: str, losses: Tensor, *, signed: bool, shift_options: Mapping[str, Any]) -> None:
+    """Raise ValueError, which names the tasks, for losses [T] not finite, or below 0 unless `signed`.
+
+    `shift_options` are those with which the method takes losses of either sign; empty: there are none.
+    """
     check_finite("losses", losses)
     if not signed and not bool((losses >= 0.0).all()):
-        raise ValueError(
-            f"{name} needs losses of at least 0; found others in tasks {_numbers(losses < 0.0)}. "
-            "Pass shift='minimum' to measure losses from the lowest value of each task, plus one."
-        )
+        text = f"{name} needs losses of at least 0; found others in tasks {_numbers(losses < 0.0)}."
+        if shift_options:
+            way = ", ".join(f"{option}={value!r}" for option, value in shift_options.items())
+            text += f" Pass {way} to measure losses from the lowest value of each task, plus one."
+        raise ValueError(text)
 
 
 def check_finite(kind: str, value: Tensor, tasks: Sequence[int] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Bases of three families: methods around another one, with periodic solves, on sampled tasks."""
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
+from mtrl.combiners._jacobian_at import JacobianAt
 from mtrl.combiners._random import next_tasks, shuffled
 from mtrl.combiners._state import HostCounter, LossOrigin
-from mtrl.combiners.base import Combiner, GramCombiner, JacobianAt, JacobianCombiner
+from mtrl.combiners.base import Combiner, GramCombiner, JacobianCombiner
 from mtrl.combiners.registry import make_combiner
 
 # What a base may require of its caller, and how a message says it.
@@ -47,26 +49,21 @@ def make_base(
         raise ValueError(
             f"base must be a method that takes one Jacobian; found {base!r}, which needs {more}."
         )
-    _refuse_unmet(wrapper, base, made, meets)
-    return made
-
-
-def _refuse_unmet(wrapper: str, base: str, made: Combiner, meets: Collection[str]) -> None:
     for requirement, words in _REQUIREMENTS.items():
         if getattr(made, requirement) and requirement not in meets:
             raise ValueError(
                 f"base must be a method that works within {wrapper}; found {base!r}, which {words}."
             )
+    return made
 
 
 def make_gram_base(
     wrapper: str, base: str, base_options: Mapping[str, Any] | None, num_tasks: int
 ) -> GramCombiner:
     """Return `make_base` for a wrapper that needs weights of the Gramian alone; raises for other bases."""
-    made = make_base(wrapper, base, base_options, num_tasks)
-    if not isinstance(made, GramCombiner):
+    made = make_base(wrapper, base, base_options, num_tasks, meets=())  # the wrapper calls `weights` alone
+    if not (isinstance(made, GramCombiner) and made.combines_by_weights):
         raise ValueError(f"base must be a method whose weights depend on the Gramian alone; found {base!r}.")
-    _refuse_unmet(wrapper, base, made, meets=())  # `weights` of a Gramian is all that the wrapper calls
     return made
 
 
@@ -74,6 +71,7 @@ def forward_requirements(wrapper: Combiner, base: Combiner) -> None:
     """Give a wrapper what its base requires."""
     for requirement in (*_REQUIREMENTS, "shift", "multiplies_gradients", "jacobians"):
         setattr(wrapper, requirement, getattr(base, requirement))
+    wrapper.shift_options = {"base_options": base.shift_options} if base.shift_options else {}
 
 
 class Wrapper(JacobianCombiner):
@@ -113,6 +111,9 @@ class PositiveLosses(Combiner):
         super().__init__(num_tasks=num_tasks)
         self.origin = LossOrigin(num_tasks, shift)
         self.shift = shift
+        # A method of one's own that derives from this one need not have the option.
+        has_shift = "shift" in inspect.signature(type(self)).parameters
+        self.shift_options = {"shift": "minimum"} if has_shift else {}
 
 
 class Refreshed(HostCounter, GramCombiner):
@@ -128,9 +129,10 @@ class Refreshed(HostCounter, GramCombiner):
         self.kept = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
     @property
-    def gramian_suffices(self) -> bool:
-        """Whether every update needs a Gramian."""
-        return self.refresh_every == 1
+    def weights_suffice(self) -> bool:
+        """Whether every update solves, so that `direction` is the sum by `weights`."""
+        plain = self.combines_by_weights and type(self).direction is Refreshed.direction
+        return plain and self.refresh_every == 1
 
     def phases(self) -> tuple[int, ...]:
         """Whether the next update solves, and what the base decides."""
@@ -160,15 +162,16 @@ class Refreshed(HostCounter, GramCombiner):
 
 
 class Sampled(JacobianCombiner):
-    """Evaluates n of the T tasks per update: drawn anew for each update, or the next n of a given order.
+    """Takes n single tasks of the T per update: drawn anew for each update, or the next n of a given order.
 
     An order, after Data-CUBE, Min et al., ACL Findings 2024 (arXiv:2401.03563; only the abstract could be
-    read), lets similar tasks follow each other. Either way an update takes each task with probability n / T.
-    With an order updates depend on each other, and T updates in a row take every task n times.
+    read), lets similar tasks follow each other. Either way each task is among an update's n single tasks with
+    probability n / T. With an order updates depend on each other, and T updates in a row take every task n
+    times.
 
     Args:
         sampled: Gradients per update, at most T.
-        pooled: How many of these are not a single task's.
+        pooled: 1 if one of these gradients is that of all other tasks together, else 0.
         order: All task numbers: updates take the next ones in turn, from a random start. Empty: random tasks.
             `scripts/group.py` prints an order in which similar tasks are neighbours.
     """

@@ -55,7 +55,7 @@ class Affinity(Wrapper):
         gram = gramian(jacobian)
         self._note(gram.to(torch.float64), losses.to(torch.float64))
         with self.base.unchecked():  # `combine` has checked the same gradients
-            if isinstance(self.base, GramCombiner) and self.base.gramian_suffices:
+            if isinstance(self.base, GramCombiner) and self.base.combines_by_weights:
                 direction = weighted_sum(self.base.weights(gram), jacobian)
             else:
                 direction = self.base.combine(jacobian, losses)

@@ -8,9 +8,10 @@ the hook of the same name with an underscore. A method implements the hooks only
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol, final
+from types import MappingProxyType
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -24,43 +25,12 @@ from mtrl.combiners._checks import (
     check_products,
     is_integer,
 )
+from mtrl.combiners._jacobian_at import JacobianAt
 from mtrl.combiners._random import stream_key
 from mtrl.combiners._state import Stateful
 from mtrl.combiners.solvers.gramian import cosines_or_zero, gramian, weighted_sum
 
 _AWAITS_LOSSES = "awaits_losses"  # in a `state_dict`: a step was taken whose `after_step` is still to come
-
-
-class JacobianAt(Protocol):
-    """Evaluates one network's losses and per-task gradients, at the current parameters and elsewhere."""
-
-    @property
-    def losses(self) -> Tensor:
-        """Losses [T] of the first evaluation at the current parameters, detached."""
-
-    @property
-    def parameters(self) -> Tensor:
-        """Current shared parameters [P], detached."""
-
-    @property
-    def heads(self) -> tuple[Tensor, Tensor]:
-        """Parameters of the task heads and their gradients so far, [T, h] each; h = 0 without heads."""
-
-    def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
-        """Return the Jacobian [T, P], by default at the current parameters.
-
-        Args:
-            offset: [T, P] or [T, P + h]; task t is evaluated at `parameters + offset[t]`. The last h columns
-                of row t move task t's head; the head's step then uses its gradient at that point.
-            batch: number of the independent batch.
-            tasks: int64 [N] without repetition; only these are evaluated, and the result is [N, P].
-        """
-
-    def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the gradient [P] of `weights_of(losses) @ losses`, losses and weights [T]: one backward."""
-
-    def pooled(self, order: Tensor, singles: int) -> Tensor:
-        """Return gradients [N + 1, P] of the first N tasks of an order [T] and of the others' mean loss."""
 
 
 class Combiner(Stateful, ABC):
@@ -85,6 +55,7 @@ class Combiner(Stateful, ABC):
     jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
     multiplies_gradients: bool = False  # it forms products or squares of gradients, which overflow
     shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
+    shift_options: Mapping[str, Any] = MappingProxyType({})  # options that do so; empty: it has none
 
     def __init__(self, *, num_tasks: int) -> None:
         if not is_integer(num_tasks) or num_tasks < 1:
@@ -138,8 +109,34 @@ class Combiner(Stateful, ABC):
         """Return the direction [P]; `losses` is a tensor if `reads_losses`."""
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return the direction [P]; methods that need gradients elsewhere or other batches override this."""
-        return self.combine(jacobian_at(), jacobian_at.losses)  # in this order: losses are of that call
+        """Return the direction [P]; methods that need gradients elsewhere or of some tasks override this."""
+        if self.num_batches == 1:
+            return self.combine(jacobian_at(), jacobian_at.losses)  # in this order: losses are of that call
+        batches = [self._seen(jacobian_at(batch=batch)) for batch in range(self.num_batches)]
+        direction = self._combine_batches(batches)
+        if self._checked:
+            check_direction(self.name, direction)
+        return direction
+
+    def _combine_batches(self, jacobians: Sequence[Tensor]) -> Tensor:
+        """Return the direction [P] for the Jacobians of several independent batches, `num_batches`."""
+        raise NotImplementedError
+
+    def _take_batches(self, number: int) -> None:
+        """Ask for the Jacobians of so many independent batches; see `_combine_batches`."""
+        self.num_batches = self.jacobians = number
+        self.needs_also = f"the Jacobians of {number} independent batches" if number > 1 else ""
+
+    @property
+    def combines_by_weights(self) -> bool:
+        """Whether `combine` is the sum of gradients by `weights`, and no `_combine` of the method's own."""
+        return type(self)._combine in (LossCombiner._combine, GramCombiner._combine)
+
+    @property
+    def weights_suffice(self) -> bool:
+        """Whether `direction` is that sum, too: then an update calls `weights` and stores no Jacobian."""
+        plain = self.combines_by_weights and type(self).direction is Combiner.direction
+        return plain and self.num_batches == 1
 
     @final
     def after_step(self, losses: Tensor) -> None:
@@ -150,7 +147,7 @@ class Combiner(Stateful, ABC):
         Raises:
             ValueError: wrong losses, as in `combine`, or no step since the last call.
         """
-        # A `direction` of its own does not pass `combine`, which notes that losses are due.
+        # A method with its own `direction` never calls `combine`, so nothing records that losses are due.
         noted = self.looks_again and type(self).direction is Combiner.direction
         if noted and not self._awaits_losses:
             raise ValueError(
@@ -199,7 +196,10 @@ class Combiner(Stateful, ABC):
                 module.note_success(rates)
 
     def partition(self, sizes: Sequence[int]) -> None:
-        """Take note of how many columns of the Jacobian, in their order, belong to each module."""
+        """Take note of how many columns, in their order, belong to each module, and hand it on."""
+        for module in self.nearest():
+            if isinstance(module, Combiner):
+                module.partition(sizes)
 
     def reset(self) -> None:
         """Return to the state of a fresh instance with the same random stream.
@@ -259,11 +259,12 @@ class Combiner(Stateful, ABC):
             check_input(self.name, kind, value, self.num_tasks)
             self.check_device(kind, value.device)
             if kind == "losses":
-                check_losses(self.name, value, signed=not self.refuses_signed_losses)
+                signed = not self.refuses_signed_losses
+                check_losses(self.name, value, signed=signed, shift_options=self.shift_options)
             elif kind == "gram":
                 check_finite(kind, value)
-            elif type(self)._combine is not GramCombiner._combine:  # which looks at the Gramian instead
-                self._check_gradients(value)
+            elif not (isinstance(self, GramCombiner) and self.combines_by_weights):
+                self._check_gradients(value)  # the others look at the Gramian instead
         return value.detach()
 
     def _check_gradients(self, rows: Tensor, tasks: Tensor | None = None) -> None:
@@ -330,11 +331,6 @@ class GramCombiner(Combiner):
     def __init__(self, *, num_tasks: int) -> None:
         super().__init__(num_tasks=num_tasks)
         self._last_gram = nn.Buffer(torch.eye(num_tasks, dtype=torch.float64), persistent=False)
-
-    @property
-    def gramian_suffices(self) -> bool:
-        """Whether the direction is `weights(gram) @ jacobian`: then no Jacobian has to be stored."""
-        return self.num_batches == 1 and not self.reads_losses
 
     @final
     def weights(self, gram: Tensor) -> Tensor:

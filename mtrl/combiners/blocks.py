@@ -32,7 +32,7 @@ class Blocks(JacobianCombiner):
     name = "blocks"
     papers = ("cai2026mgs",)
     credit = "The paper's method is the one with base `pcgrad`."
-    needs_also = "the sizes of the modules (the option `sizes`, or a call of `partition`)"
+    needs_also = "the sizes of the modules (the option `sizes`, for a base in base_options, or `partition`)"
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class Blocks(JacobianCombiner):
         forward_requirements(self, template)
         self.bases = nn.ModuleList()
         self._sizes: list[int] = []
+        self._rates: Tensor | None = None  # success rates for bases that are still to be made
         self._own_sizes = integers(sizes) != []
         if self._own_sizes:
             self._partition(sizes)
@@ -60,6 +61,19 @@ class Blocks(JacobianCombiner):
         """
         if not self._own_sizes:
             self._partition(sizes)
+        if -1 not in sizes:
+            for base, columns in zip(self.bases, self._columns(sum(sizes)), strict=True):
+                cast(Combiner, base).partition([columns])  # to its base a block is one module
+
+    def note_success(self, rates: Tensor) -> None:
+        """Hand the tasks' success rates [T] to the bases, also to those that are still to be made."""
+        self._rates = None if len(self.bases) else rates.detach().clone()
+        super().note_success(rates)
+
+    def reset(self) -> None:
+        """Forget success rates that no base has got yet, too."""
+        super().reset()
+        self._rates = None
 
     def _partition(self, sizes: Sequence[int]) -> None:
         numbers = integers(sizes)
@@ -79,6 +93,8 @@ class Blocks(JacobianCombiner):
             self._seed_bases()
             if not self._checked:
                 self.skip_checks()
+            if self._rates is not None:
+                self.note_success(self._rates)
         if len(self.bases) != count:
             raise ValueError(
                 f"this instance has {len(self.bases)} blocks; found {count}. Make one combiner per network."
@@ -120,7 +136,7 @@ class Blocks(JacobianCombiner):
         with ExitStack() as stack:
             for base in bases:  # the blocks were checked together, before any base moves
                 stack.enter_context(base.unchecked())
-            if type(bases[0])._combine is GramCombiner._combine:
+            if isinstance(bases[0], GramCombiner) and bases[0].combines_by_weights:
                 members = [cast(GramCombiner, base) for base in bases]
                 pairs = zip(members, blocks, strict=True)
                 # Its direction is this weighted sum, which takes fewer launches for all blocks together.
@@ -139,6 +155,7 @@ class Blocks(JacobianCombiner):
             cast(Combiner, base).after_step(losses)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._rates = None
         # A fresh instance does not know the modules before its state arrives.
         lead = f"{prefix}bases."
         saved = {key.removeprefix(lead).partition(".")[0] for key in state_dict if key.startswith(lead)}

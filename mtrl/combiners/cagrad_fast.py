@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners._families import Sampled
-from mtrl.combiners.base import JacobianAt
+from mtrl.combiners._jacobian_at import JacobianAt
 from mtrl.combiners.cagrad import divisor_of
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from mtrl.combiners.solvers.worst_case import best_around
@@ -22,7 +22,7 @@ class CAGradFast(Sampled):
 
     Args:
         sampled: Gradients that enter the problem, the pooled one included (authors: 4 MT10, 8 MT50); T or
-            more is CAGrad itself, 1 is a multiple of the mean.
+            more is `cagrad` with the same c and rescale, 1 is a multiple of the mean.
         c: Radius of the ball around the mean gradient relative to its norm (paper: 0.9 MT10, 0.5 MT50).
         rescale: Divides the direction by 1 (0), by 1 + c^2 (1) or by 1 + c (2, the authors' code here).
 

@@ -57,14 +57,14 @@ class DropGrad(Wrapper):
         self.kind, self.schedule = kind, schedule
         self.ramp = check_count("ramp", ramp)
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
-        if not isinstance(self.base, LossCombiner):
+        if not (isinstance(self.base, LossCombiner) and self.base.combines_by_weights):
             self.jacobians = 1 + self.base.jacobians  # the gradients, and what the base makes of noisy ones
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         if self.rate == 0.0:
             with self.base.unchecked():  # `combine` has checked the same gradients
                 direction = self.base.combine(jacobian, losses)
-        elif isinstance(self.base, LossCombiner):
+        elif isinstance(self.base, LossCombiner) and self.base.combines_by_weights:
             # Its weights are known first, so that noisy gradients need no memory, whose first use takes
             # longer than the noise.
             given = losses if losses is not None else jacobian.new_ones(self.num_tasks)

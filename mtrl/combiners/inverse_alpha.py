@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners.base import JacobianAt, JacobianCombiner
+from mtrl.combiners._jacobian_at import JacobianAt
+from mtrl.combiners.base import JacobianCombiner
 
 
 class InverseAlpha(JacobianCombiner):

@@ -1,12 +1,13 @@
 """MoDo: min-norm weights learned by one projected step per update, on independent batches."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_choice, check_direction, check_number
-from mtrl.combiners.base import JacobianAt, JacobianCombiner
+from mtrl.combiners._checks import check_choice, check_number
+from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers.gramian import gramian, inner_products, weighted_sum
 from mtrl.combiners.solvers.hull import project
 
@@ -35,15 +36,11 @@ class MoDo(JacobianCombiner):
         self.gamma = check_number("gamma", gamma, low=0.0)
         self.rho = check_number("rho", rho, low=0.0)
         check_choice("batches", batches, (1, 3))
-        self.num_batches = self.jacobians = batches
-        self.needs_also = "the Jacobians of three independent batches" if batches == 3 else ""
+        self._take_batches(batches)
         self.w = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
-    def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return the direction [P] for the Jacobians of three batches, or of one."""
-        if self.num_batches == 1:
-            return super().direction(jacobian_at)
-        first, second, third = (self._seen(jacobian_at(batch=batch)) for batch in range(3))
+    def _combine_batches(self, jacobians: Sequence[Tensor]) -> Tensor:
+        first, second, third = jacobians
         return self._step(inner_products(first, second), third)
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
@@ -53,7 +50,4 @@ class MoDo(JacobianCombiner):
         slope = products.to(torch.float64) @ self.w + self.rho * self.w
         self.w.copy_(project(self.w - self.gamma * slope))
         self.last_weights.copy_(self.w)
-        direction = weighted_sum(self.w, jacobian)
-        if self._checked:
-            check_direction(self.name, direction)
-        return direction
+        return weighted_sum(self.w, jacobian)

@@ -1,14 +1,15 @@
 """SDMGrad: a direction that raises the worst improvement while staying oriented towards the mean gradient."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_number
-from mtrl.combiners.base import GramCombiner, JacobianAt
+from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.solvers.gramian import gramian, inner_products, weighted_sum
-from mtrl.combiners.solvers.hull import project, shortest_in_hull
+from mtrl.combiners.solvers.hull import hull_gap, project, shortest_in_hull
 
 _STEPS, _STEP_SIZE, _MOMENTUM = 20, 10.0, 0.5  # the inner loop of the authors' RL code
 
@@ -50,8 +51,7 @@ class SDMGrad(GramCombiner):
         check_choice("batches", batches, (1, 3))
         if batches == 3 and solver == "exact":
             raise ValueError("batches = 3 needs solver = 'paper'; found 'exact'.")
-        self.num_batches = self.jacobians = batches
-        self.needs_also = "the Jacobians of three independent batches" if batches == 3 else ""
+        self._take_batches(batches)
         self._paper = solver == "paper"
         self.w = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
@@ -65,11 +65,8 @@ class SDMGrad(GramCombiner):
         self.w.copy_(w)
         return torch.add(w, self.lam / self.num_tasks).div(1.0 + self.lam)
 
-    def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return the direction [P] for the Jacobians of one batch or of three."""
-        if self.num_batches == 1:
-            return super().direction(jacobian_at)
-        first, second, third = (self._seen(jacobian_at(batch=batch)) for batch in range(3))
+    def _combine_batches(self, jacobians: Sequence[Tensor]) -> Tensor:
+        first, second, third = jacobians
         direction = weighted_sum(self.weights(inner_products(first, second)), third)
         # Products of two batches have no norms and no cosines: metrics are about the batch of the direction.
         self._last_gram.copy_(gramian(third))
@@ -81,11 +78,7 @@ class SDMGrad(GramCombiner):
         Up to 1e-5; in single precision up to 1e-3 for dependent gradients, and a solve among fifty of them
         may fail with a residual of 2 (docs/methods.md).
         """
-        matrix = shifted(self._last_gram, self.lam)
-        gradient = matrix @ self.w
-        scale = matrix.diagonal().mean()
-        gap = self.w @ gradient - gradient.amin()
-        return {**super().metrics(), "residual": gap / torch.where(scale > 0.0, scale, 1.0)}
+        return {**super().metrics(), "residual": hull_gap(shifted(self._last_gram, self.lam), self.w)}
 
     def _published_steps(self, gram: Tensor) -> Tensor:
         scale = (gram.diagonal().abs() + 1e-4).sqrt().mean()

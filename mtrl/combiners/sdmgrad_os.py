@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners._families import Sampled
-from mtrl.combiners.base import JacobianAt
+from mtrl.combiners._jacobian_at import JacobianAt
 from mtrl.combiners.sdmgrad import shifted
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
 from mtrl.combiners.solvers.hull import shortest_in_hull
@@ -25,7 +25,9 @@ class SDMGradOS(Sampled):
     Deviations from the authors' code: exactly `sampled` tasks are drawn, theirs draws each with probability
     sampled / T (and again if none was drawn). w ranges over the drawn tasks; the code's zero rows for the
     others, solved exactly, would take all of the weight and leave no direction. `order` is ours (see
-    `_families.Sampled`). The temperatures of tasks that were not drawn change only by Adam's momentum.
+    `_families.Sampled`). The temperatures of tasks that were not drawn change only by Adam's momentum. In
+    `mtl_step` the task heads of all tasks step; in training those of tasks that were not drawn have a
+    gradient of 0.
     """
 
     name = "sdmgrad_os"

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_count, check_order
 from mtrl.combiners._families import forward_requirements, make_base
+from mtrl.combiners._jacobian_at import JacobianAt
 from mtrl.combiners._state import HostCounter
-from mtrl.combiners.base import Combiner, JacobianAt, JacobianCombiner
+from mtrl.combiners.base import Combiner, JacobianCombiner
 
 
 class Turns(HostCounter, JacobianCombiner):
@@ -26,7 +27,8 @@ class Turns(HostCounter, JacobianCombiner):
             `scripts/group.py` prints an order in which similar tasks are neighbours.
 
     Only the group's tasks are evaluated, so an update costs a part of a Jacobian. Tasks of other groups weigh
-    0. On a GPU each group has a CUDA graph of its own.
+    0. On a GPU each group has a CUDA graph of its own. In `mtl_step` the task heads of all tasks step; in
+    training those of other groups have a gradient of 0.
     """
 
     name = "turns"

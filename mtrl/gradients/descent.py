@@ -71,7 +71,7 @@ class Descent(nn.Module):
     @property
     def jacobian_bytes(self) -> int:
         """Bytes of the Jacobians that exist at once during a step."""
-        if isinstance(self.combiner, LossCombiner):
+        if isinstance(self.combiner, LossCombiner) and self.combiner.weights_suffice:
             return 0
         entries = self.combiner.num_tasks * self.flat.num_shared
         return self.combiner.jacobians * entries * self.flat.seen.element_size()
@@ -138,9 +138,9 @@ class Descent(nn.Module):
 
 def _direction(combiner: Combiner, gradients: TaskGradients) -> tuple[Tensor, bool]:
     """Return the direction [P], at the least cost that the method allows, and that it is no state of it."""
-    if isinstance(combiner, LossCombiner):
+    if isinstance(combiner, LossCombiner) and combiner.weights_suffice:
         return gradients.weighted(combiner.weights), True
-    if isinstance(combiner, GramCombiner) and combiner.gramian_suffices:
+    if isinstance(combiner, GramCombiner) and combiner.weights_suffice:
         return gradients.combined(combiner.weights), True
     return combiner.direction(gradients), False
 

@@ -1,4 +1,4 @@
-"""Per-task gradients of anybody's model, wherever a combiner asks for them (`combiners.base.JacobianAt`)."""
+"""Per-task gradients of anybody's model, wherever a combiner asks for them (`combiners.JacobianAt`)."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence

@@ -193,7 +193,7 @@ def _device(optimizer: torch.optim.Optimizer) -> torch.device:
 
 
 def _direction(combiner: Combiner, gradients: ModelGradients) -> Tensor:
-    if isinstance(combiner, LossCombiner):
+    if isinstance(combiner, LossCombiner) and combiner.weights_suffice:
         return gradients.weighted(combiner.weights)
     return combiner.direction(gradients)
 

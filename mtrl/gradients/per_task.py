@@ -131,7 +131,7 @@ class LossEvaluation(NamedTuple):
 
 
 class TaskGradients:
-    """Losses and per-task gradients of one network for one step (`mtrl.combiners.base.JacobianAt`).
+    """Losses and per-task gradients of one network for one step (`mtrl.combiners.JacobianAt`).
 
     Args:
         flat: the network's parameters.

@@ -57,6 +57,11 @@ MISTAKES = [
     ("--method cagrad --method.c -3", "method cagrad: c "),
     ("--method famo", "famo needs positive losses and the actor's loss may be negative."),
     ("--method famo", "--method.shift minimum"),
+    ("--method.actor famo", "--method.actor.shift minimum (actor_method_options={'shift': 'minimum'})"),
+    (
+        "--method momentum --method.base famo",
+        "--method.base.shift minimum (method_options={'base_options': {'shift': 'minimum'}})",
+    ),
     ("--method imtl_g --method.c 3", "--method imtl_g has no options; found --method.c."),
     ("--method.actor cagrad --method.actor.d 3", "--method.actor cagrad has the options --method.actor.c, "),
     ("--method cagrad --method.actor.c 3", "--method.actor has no options; found --method.actor.c."),

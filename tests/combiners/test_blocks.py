@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from mtrl import mtl_step
 from mtrl.combiners import make_combiner
 from mtrl.combiners.blocks import Blocks
+from mtrl.combiners.mean import Mean
 from tests.helpers.agents import sac_config, sac_update
 from tests.helpers.matrices import jacobian
 
@@ -100,6 +102,54 @@ def test_blocks_that_are_made_after_the_checks_were_skipped_skip_them() -> None:
     combiner.partition((1, -1))
     combiner.combine(torch.eye(2), losses)
     combiner.after_step(losses * torch.nan)
+
+
+class Told(Mean):
+    """The mean; notes what the hooks tell it."""
+
+    def __init__(self, *, num_tasks: int) -> None:
+        super().__init__(num_tasks=num_tasks)
+        self.sizes: list[int] = []
+
+    def partition(self, sizes: Sequence[int]) -> None:
+        self.sizes = list(sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("momentum", {}, [[4, 3]]),
+        ("turns", {}, [[4, 3], [4, 3]]),
+        ("fs_mtl", {}, [[4, 3], [4, 3]]),
+        ("blocks", {}, [[4], [3]]),
+        ("blocks", {"sizes": (5, -1)}, [[5], [2]]),
+    ],
+)
+def test_a_base_is_told_the_modules_of_its_columns(
+    name: str, options: dict[str, Any], expected: list[list[int]]
+) -> None:
+    combiner = make_combiner(name, num_tasks=2, base=f"{__name__}:Told", **options)
+    combiner.partition((4, 3))
+    assert [base.sizes for base in combiner.modules() if isinstance(base, Told)] == expected
+
+
+def test_blocks_as_a_base_ask_for_the_option_that_a_base_has() -> None:
+    with pytest.raises(ValueError, match=r"needs the sizes of the modules .*base_options"):
+        make_combiner("momentum", num_tasks=2, base="blocks")
+
+
+def test_success_rates_from_before_the_modules_were_known_reach_the_bases() -> None:
+    early, late, forgetful = (make_combiner("blocks", num_tasks=2, base="pivrg") for _ in range(3))
+    rates = torch.tensor([0.0, 1.0])
+    for combiner in (early, forgetful):
+        combiner.note_success(rates)
+    forgetful.reset()
+    for combiner in (early, late, forgetful):
+        combiner.partition((4, 3))
+    found = [combiner.state_dict()["bases.1.preference"] for combiner in (early, late, forgetful)]
+    late.note_success(rates)
+    assert found[0].tolist() == late.state_dict()["bases.1.preference"].tolist() != [1.0, 1.0]
+    assert found[2].tolist() == [1.0, 1.0]
 
 
 def test_unknown_blocks_are_asked_for() -> None:

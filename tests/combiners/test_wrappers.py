@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mtrl.combiners import COMBINERS, GramCombiner, make_combiner
 from mtrl.combiners.affinity import Affinity
+from mtrl.combiners.cagrad import CAGrad
 from mtrl.combiners.dropgrad import DropGrad
+from mtrl.combiners.mean import Mean
 from mtrl.combiners.normscale import NormScale
 from mtrl.combiners.pivrg import PIVRG
 from tests.helpers.evaluators import Linear, Quadratics
@@ -123,8 +125,37 @@ def test_a_base_of_ones_own_gets_all_that_it_requires_or_is_refused(name: str, r
 
 @pytest.mark.parametrize("name", ["every", "smoothed"])
 def test_a_base_without_weights_of_the_gramian_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="weights depend on the Gramian alone; found 'adatask'"):
-        make_combiner(name, num_tasks=4, base="adatask")
+    with pytest.raises(ValueError, match="weights depend on the Gramian alone; found 'graddrop'"):
+        make_combiner(name, num_tasks=4, base="graddrop")
+
+
+class HalvedCAGrad(CAGrad):
+    """Half of CAGrad's direction, by a `_combine` of its own."""
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        return 0.5 * super()._combine(jacobian, losses)
+
+
+class HalvedMean(Mean):
+    """Half of the mean, by a `_combine` of its own."""
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        return 0.5 * super()._combine(jacobian, losses)
+
+
+@pytest.mark.parametrize(("base", "halved"), [("cagrad", "HalvedCAGrad"), ("mean", "HalvedMean")])
+@pytest.mark.parametrize("name", ["affinity", "blocks", "dropgrad", "every", "momentum", "smoothed"])
+def test_a_base_that_combines_in_its_own_way_is_heard_or_refused(name: str, base: str, halved: str) -> None:
+    rows, losses = jacobian("iid", 4, seed=0), torch.ones(4, dtype=torch.float64)
+    options: dict[str, Any] = {"sizes": (3, -1)} if name == "blocks" else {}
+    if name in ("every", "smoothed"):
+        with pytest.raises(ValueError, match=rf"Gramian alone; found .*:{halved}"):
+            make_combiner(name, num_tasks=4, base=f"{__name__}:{halved}")
+        return
+    whole, half = (
+        make_combiner(name, num_tasks=4, base=own, **options) for own in (base, f"{__name__}:{halved}")
+    )
+    torch.testing.assert_close(half.combine(rows, losses), 0.5 * whole.combine(rows, losses))
 
 
 @pytest.mark.dear

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mtrl import mtl_step
 from mtrl.combiners import COMBINERS, LossCombiner, make_combiner
 from mtrl.gradients.descent import Descent
 from mtrl.gradients.per_task import FlatParameters, TaskGradients
@@ -61,6 +62,32 @@ def test_methods_that_read_losses_alone_never_form_a_jacobian(
     problem.learner(method).step(problem)
     again = COMBINERS[method].looks_again
     assert problem.with_gradient == [True, False] if again else [True]
+
+
+@pytest.mark.parametrize("hook", ["_combine", "direction"])
+@pytest.mark.parametrize(
+    ("method", "options"), [("mean", {}), ("cagrad", {}), ("sdmgrad", {}), ("every", {"refresh_every": 1})]
+)
+def test_a_method_of_ones_own_means_the_same_in_training_and_in_mtl_step(
+    method: str, options: dict[str, Any], hook: str
+) -> None:
+    base, problem = COMBINERS[method], Problem()
+    halved = type("Halved", (base,), {hook: lambda self, *given: 0.5 * getattr(base, hook)(self, *given)})
+
+    def losses(parameters: Mapping[str, Tensor], *_: object) -> tuple[Tensor, None]:
+        return problem.losses(parameters["w"], problem.heads), None
+
+    norms, moves = [], []
+    for cls in (base, halved):
+        flat = FlatParameters({"w": problem.start.clone()}, {})
+        learner = Descent(flat, cls(num_tasks=TASKS, **options), lr=0.01, eps=1e-8, max_norm=None)
+        norms.append(learner.step(losses).gradient_norm)
+        w = nn.Parameter(problem.start.clone())
+        own = losses({"w": w})[0]
+        mtl_step(cls(num_tasks=TASKS, **options), own, w, torch.optim.SGD([w], lr=1.0))
+        moves.append(problem.start - w.detach())
+    torch.testing.assert_close(2.0 * norms[1], norms[0])
+    torch.testing.assert_close(2.0 * moves[1], moves[0])
 
 
 def test_famo_learns_from_the_losses_after_the_step_on_the_same_batch() -> None:
