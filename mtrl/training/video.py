@@ -48,7 +48,7 @@ def record(
         camera: one of the suite's; None: its first.
 
     Raises:
-        UserError: as `check_filming`, or this machine cannot render without a screen.
+        UserError: as `check_filming`, or a task cannot be filmed, for instance because nothing here renders.
     """
     check_filming(envs.suite, camera)
     import imageio.v2 as imageio
@@ -80,6 +80,7 @@ def check_filming(suite: TaskSuite, camera: str | None) -> None:
 def _film(policy: Policy, suite: TaskSuite, envs: TaskVectorEnv, row: int, seed: int) -> list[Frame]:
     """Return the frames of one episode, rendered in a worker process of its own."""
     (name,) = suite.task_names
+    film = None
     try:
         film = TaskVectorEnv(
             suite,
@@ -92,13 +93,16 @@ def _film(policy: Policy, suite: TaskSuite, envs: TaskVectorEnv, row: int, seed:
         )
         with closing(film):
             return list(_frames(policy, film, row, envs.num_envs))
-    except EnvironmentFailure as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(
-            f"rendering without a screen failed ({reason}). Set MUJOCO_GL=egl (packages libegl1 and, without "
-            "a GPU, libgl1-mesa-dri) or MUJOCO_GL=osmesa (libosmesa6); found "
-            f"MUJOCO_GL='{os.environ.get('MUJOCO_GL', '')}', DISPLAY='{os.environ.get('DISPLAY', '')}'."
-        ) from error
+    except (EnvironmentFailure, UserError) as error:
+        reason = str(error).strip()
+        if (film is None or reason.startswith("rendering failed")) and "mujoco" in suite.versions():
+            last = reason.splitlines()[-1].removesuffix(".")
+            reason = (
+                f"{last}. Without a screen MuJoCo needs MUJOCO_GL=egl (packages libegl1 and, without a GPU, "
+                "libgl1-mesa-dri) or MUJOCO_GL=osmesa (libosmesa6); found "
+                f"MUJOCO_GL='{os.environ.get('MUJOCO_GL', '')}', DISPLAY='{os.environ.get('DISPLAY', '')}'."
+            )
+        raise UserError(f"task '{name}' cannot be filmed: {reason}") from error
 
 
 def _frames(policy: Policy, film: TaskVectorEnv, row: int, rows: int) -> Iterator[Frame]:

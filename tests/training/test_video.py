@@ -19,7 +19,7 @@ from mtrl.envs.suite import TaskSuite
 from mtrl.errors import UserError
 from mtrl.training.video import record
 from tests.envs.metaworld.test_snapshot import some_goals
-from tests.helpers.counting_env import SUCCEED, CountingSuite
+from tests.helpers.counting_env import RAISE, SUCCEED, CountingSuite
 
 TASKS = ["reach-v3", "drawer-close-v3"]
 needs_ffmpeg = pytest.mark.skipif(find_spec("imageio_ffmpeg") is None, reason="needs imageio-ffmpeg")
@@ -112,9 +112,25 @@ def test_a_camera_that_the_suite_does_not_have_is_refused(
 def test_a_renderer_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mtrl.training.video, "find_spec", lambda name: name)
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    with pytest.raises(UserError, match=r"failed \(.+\)\. Set MUJOCO_GL=egl .*libegl1.*MUJOCO_GL='osmesa'"):
+    with pytest.raises(UserError, match=r"'reach-v3' cannot be filmed: .+MUJOCO_GL=egl .*libegl1.*'osmesa'"):
         film(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("at_fault", "reason"),
+    [("picture", "rendering failed: RuntimeError: the counting"), ("step", "(.|\n)*ZeroDivisionError")],
+)
+def test_what_else_prevents_a_film_is_said_without_advice_on_renderers(
+    at_fault: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mtrl.training.video, "find_spec", lambda name: name)
+    monkeypatch.setenv("COUNTING_ENV_BLIND", "1" if at_fault == "picture" else "")
+    suite = CountingSuite(["task-1"])
+    envs: Any = Envs(suite, suite.draw_goals(0), envs_per_task=1, num_envs=1)
+    with pytest.raises(UserError, match=f"task 'task-1' cannot be filmed: {reason}") as caught:
+        record(lambda obs: np.full((1, 4), RAISE, np.float32), envs, CountingSuite, tmp_path, seed=0)
+    assert "MUJOCO_GL" not in str(caught.value)
 
 
 @pytest.mark.slow
