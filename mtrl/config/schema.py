@@ -51,7 +51,7 @@ class EnvConfig:
     num_goals: PositiveInt | None = None
     """Goals per task, one drawn at each reset; None: all goals of the suite (Meta-World and MW+: 50)."""
     max_episode_steps: PositiveInt = 500
-    """Episode length in env steps; every episode ends by truncation (MW+: 500)."""
+    """Env steps after which an episode is truncated (MW+: 500)."""
     resume: Literal["auto", "exact", "restart"] = "auto"
     """`exact`: checkpoints hold the environments, and a resumed run repeats the undisturbed one bit for bit.
     `restart`: they do not, and a resumed run begins new episodes. `auto`: exact where it is possible."""
@@ -290,7 +290,8 @@ class EvalConfig:
     max_episode_steps: PositiveInt | None = None
     """Length of evaluation episodes in env steps; None: env.max_episode_steps."""
     envs_per_task: PositiveInt | None = None
-    """Parallel copies of each task in evaluations, which do not change results; None: env.envs_per_task."""
+    """Parallel copies of each task in evaluations; None: env.envs_per_task. They change results only in
+    suites whose environments draw from `seed`."""
 
 
 @settings()

@@ -44,7 +44,7 @@ class GymnasiumSuite(TaskSuite):
 
     Actions in [-1, 1] are stretched to the environment's bounds. The success of a step is `info["success"]`
     or `info["is_success"]` if the environment has one of them. With `success_return` it is 0 except at the
-    last step of an episode. Without both it is NaN. Goal k of a task is the reset with seed k: training draws
+    last step of an episode. With neither it is NaN. Goal k of a task is the reset with seed k: training draws
     a new seed for each episode, evaluation plays seeds 0, 1, ... The engine's time limit replaces the
     registered one.
 

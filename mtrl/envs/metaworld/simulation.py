@@ -174,8 +174,8 @@ def _place(arrays: dict[tuple[str, str], NDArray[Any]], value: Any) -> dict[str,
 def _view(env: Any, stored: dict[str, Any]) -> NDArray[Any]:
     owner, field = stored["owner"], stored["field"]
     shape, strides, offset = tuple(stored["shape"]), tuple(stored["strides"]), stored["offset"]
-    whole = field in _VIEWED.get(owner, ()) and all(type(n) is int for n in (*shape, *strides, offset))
-    if whole and len(shape) == len(strides) and min((*shape, offset), default=0) >= 0:
+    valid = field in _VIEWED.get(owner, ()) and all(type(n) is int for n in (*shape, *strides, offset))
+    if valid and len(shape) == len(strides) and min((*shape, offset), default=0) >= 0:
         flat = getattr(getattr(env, owner), field).reshape(-1)
         # as_strided checks nothing: a damaged or forged checkpoint would read and write foreign memory.
         reach = [stride * (n - 1) for n, stride in zip(shape, strides, strict=True)]

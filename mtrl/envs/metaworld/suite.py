@@ -45,7 +45,9 @@ class MetaWorldSuite(TaskSuite):
     Args:
         tasks: "MT10", "MT25", "MT50", or task names such as ["reach-v3", "push-v3"].
         num_goals: goals used per task: the first ones of upstream's 50; None: all.
-        reward_version: upstream's reward functions, "v1" or "v2".
+        reward_version: upstream's reward functions, "v1" or "v2". Upstream computes success from distances
+            that they return, so v1 changes the flag too: hand-insert-v3 is never solved, and lever-pull-v3
+            compares metres with an angle.
 
     Raises:
         UserError: an unknown task, a task given twice, or a value out of range.
