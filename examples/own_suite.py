@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtrl import Config, train
 from mtrl.envs.suite import StepOutcome, TaskSuite
+from mtrl.errors import UserError, unknown_name
 from mtrl.training.events import TrainResult
 
 CURRENTS = {"calm": (0.0, 0.0), "east": (0.08, 0.0), "north": (0.0, 0.08), "strong": (-0.1, -0.1)}
@@ -28,6 +29,8 @@ class Currents(TaskSuite):
     obs_dim, action_dim, info_keys = 4, 2, ("success",)
 
     def __init__(self, tasks: Sequence[str], *, num_goals: int | None = None, speed: float = 0.25) -> None:
+        if unknown := sorted(set(tasks) - CURRENTS.keys()):
+            raise UserError(unknown_name("current", unknown[0], CURRENTS))
         self.task_names = tuple(tasks)
         self.num_goals = 20 if num_goals is None else num_goals
         self.speed = speed

@@ -82,6 +82,8 @@ def test_every_training_of_the_page_finds_its_files_and_options(
     assert found.keys() >= {f"runs/{name}" for name in ("mean", "inverse", "gated", "climber")}
     _assert_chosen(found["runs/inverse"], found["runs/gated"])
     assert found["runs/climber"]["agent"] == "climber.py:build"
+    assert main_train(["--preset", "points.yaml", "--tasks", "nroth", "--run-dir", "runs/none"]) == 2
+    assert "Did you mean 'north'?" in capsys.readouterr().err
 
 
 def _assert_chosen(inverse: dict[str, Any], gated: dict[str, Any]) -> None:

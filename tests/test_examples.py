@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from mtrl.errors import UserError
 from mtrl.report.load import read_run
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -46,6 +47,11 @@ def test_every_example_has_a_test() -> None:
 def test_the_example_of_a_combiner_learns() -> None:
     first, last = main_of("own_combiner.py")(20)
     assert (last < first).all()
+
+
+def test_the_example_of_a_suite_knows_its_tasks() -> None:
+    with pytest.raises(UserError, match=r"unknown current 'strnog'\. Did you mean 'strong'"):
+        runpy.run_path(str(EXAMPLES / "own_suite.py"))["Currents"](["calm", "strnog"])
 
 
 @pytest.mark.slow

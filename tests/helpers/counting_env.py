@@ -21,7 +21,7 @@ from mtrl.envs.suite import StepOutcome, TaskSuite
 from mtrl.errors import UserError
 
 RAISE, HANG, KILL, NAN_OBS, NAN_REWARD, SUCCEED, SLOW, END = 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0
-REFUSE, DISCONNECT = 19.0, 20.0
+REFUSE, DISCONNECT, ONE_NUMBER = 19.0, 20.0, 21.0
 OBS_DIM, ACTION_DIM = 8, 4
 INFO_KEYS = ("success", "steps")
 
@@ -60,8 +60,9 @@ class CountingSuite(TaskSuite):
         max_episode_steps: int,
         render_mode: str | None,
     ) -> CountingEnv:
-        if os.environ.get("COUNTING_ENV_BROKEN"):
-            raise RuntimeError("the counting environment was asked not to be made")
+        if kind := os.environ.get("COUNTING_ENV_BROKEN"):
+            error = KeyError if kind == "KeyError" else RuntimeError
+            raise error("the counting environment was asked not to be made")
         return CountingEnv(task, goals, self.step_seconds)
 
 
@@ -103,6 +104,8 @@ class CountingEnv:
         obs = self._obs()
         if special == NAN_OBS:
             obs[7] = np.nan
+        if special == ONE_NUMBER:
+            obs = obs[:1]
         reward = np.inf if special == NAN_REWARD else 100.0 * self.code + self.steps
         info = {"success": float(special == SUCCEED), "steps": float(self.steps)}
         return obs, reward, special == END, False, info

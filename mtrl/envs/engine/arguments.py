@@ -55,7 +55,13 @@ def check_choices(render_mode: str | None, step_timeout: float) -> None:
 
 def check_suite(suite: TaskSuite) -> None:
     """Refuse a suite whose attributes contradict each other."""
-    names, kind = tuple(suite.task_names), type(suite).__name__
+    kind = type(suite).__name__
+    for name in ("task_names", "info_keys"):
+        if isinstance(found := getattr(suite, name), str):
+            raise UserError(
+                f'{kind}.{name} must be a tuple of names; found "{found}". One name is written ("{found}",).'
+            )
+    names = tuple(suite.task_names)
     if not names or len(set(names)) < len(names):
         raise UserError(f"{kind}.task_names must be one or more different names; found {names}.")
     if "success" not in suite.info_keys:
@@ -64,6 +70,15 @@ def check_suite(suite: TaskSuite) -> None:
             f"found {suite.info_keys}."
         )
     check_integers(1, obs_dim=suite.obs_dim, action_dim=suite.action_dim, num_goals=suite.num_goals)
+
+
+def check_observation(obs: Any, obs_dim: int, task: str) -> None:
+    """Refuse an observation that is no vector of that size: NumPy would repeat a single number."""
+    if np.shape(obs) != (obs_dim,):
+        raise UserError(
+            f"observations of task {task} must have the suite's shape, {[obs_dim]}; found "
+            f"{list(np.shape(obs))}."
+        )
 
 
 def check_finite(values: NDArray[np.float32], tasks: Sequence[str], what: str) -> None:

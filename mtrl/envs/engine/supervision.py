@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from mtrl.envs.engine.episodes import Episodes
 from mtrl.envs.engine.pool import Failure, WorkerPool
 from mtrl.envs.engine.worker import Blueprint
-from mtrl.errors import EnvironmentFailure
+from mtrl.errors import EnvironmentFailure, UserError
 
 Notify = Callable[[str], None]
+# Of a suite's own code, and the same at each attempt; other exceptions may be the machine's.
+_MISTAKES = ("AttributeError", "IndexError", "KeyError", "NameError", "TypeError", "ValueError")
 
 
 def warn(text: str) -> None:
@@ -56,10 +58,16 @@ class Supervisor:
         self._fatal: str | None = None  # why no more steps are possible
 
     def start(self) -> list[str]:
-        """Make the environments in all workers, in place of any before; return each note for users once."""
+        """Make the environments in all workers, in place of any before; return each note for users once.
+
+        Raises:
+            UserError: the suite's code raises an exception that is a mistake in it.
+            EnvironmentFailure: a worker failed otherwise.
+        """
         notes = self._build(range(len(self._pool.rows)), 0)
-        if self._pool.failures:
-            self._give_up("")
+        if failures := self._pool.failures.values():
+            last = [failure.reason.rstrip().splitlines()[-1] for failure in failures]
+            self._give_up("", UserError if all(text.startswith(_MISTAKES) for text in last) else None)
         return list(dict.fromkeys(note for own in notes.values() for note in own))
 
     def renew(self) -> None:
@@ -174,10 +182,10 @@ class Supervisor:
         if self._fatal is not None:
             raise EnvironmentFailure(self._fatal)
 
-    def _give_up(self, advice: str) -> None:
+    def _give_up(self, advice: str, kind: type[Exception] | None = None) -> None:
         failures = [self._describe(failure) for failure in self._pool.failures.values()]
         self._fatal = "\n".join([*failures, advice]).rstrip()
-        raise EnvironmentFailure(self._fatal)
+        raise (kind or EnvironmentFailure)(self._fatal)
 
     def _describe(self, failure: Failure) -> str:
         rows = self._pool.rows[failure.worker]

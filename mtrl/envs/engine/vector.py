@@ -58,7 +58,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         goals: used instead of those that the suite draws for the seed.
 
     Raises:
-        UserError: a number out of range, or a suite that no worker can load.
+        UserError: a number out of range, a suite that cannot be sent to workers, or a mistake in its code.
         EnvironmentFailure: a worker could not start.
     """
 

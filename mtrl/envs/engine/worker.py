@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtrl.envs.engine.arguments import check_observation
 from mtrl.envs.engine.shared import SharedArrays, Sizes
 from mtrl.envs.suite import TaskEnv, TaskSuite
 from mtrl.errors import EnvironmentFailure, UserError
@@ -87,8 +88,8 @@ class Blueprint:
 class HostedEnv:
     """One environment of this process, its env steps in the episode, and its rows of the shared arrays."""
 
-    def __init__(self, row: int, simulation: TaskEnv, arrays: SharedArrays) -> None:
-        self.row, self.simulation = row, simulation
+    def __init__(self, row: int, task: str, simulation: TaskEnv, arrays: SharedArrays) -> None:
+        self.row, self.task, self.simulation = row, task, simulation
         self.action, self.obs, self.final_obs = arrays.action[row], arrays.obs[row], arrays.final_obs[row]
         self.info = arrays.info[row]
         self.upcoming = arrays.goal[row : row + 1]
@@ -97,7 +98,9 @@ class HostedEnv:
     def start(self) -> None:
         """Begin an episode with the goal that the learner has written into the shared arrays."""
         self.elapsed = 0
-        self.obs[:] = self.simulation.reset(int(self.upcoming[0]))
+        obs = self.simulation.reset(int(self.upcoming[0]))
+        check_observation(obs, self.obs.size, self.task)
+        self.obs[:] = obs
 
     def get_state(self) -> dict[str, Any]:
         """Return the observation and the simulation's state; the learner knows goal and env steps."""
@@ -135,6 +138,8 @@ class Worker:
             stepping[0] = row + 1
             obs, reward, terminated, truncated, info = env.simulation.step(env.action.copy())
             env.elapsed += 1
+            if env.elapsed == 1:  # checking each would cost time
+                check_observation(obs, env.obs.size, env.task)
             rewards[row] = reward
             env.info[:] = in_order(info)
             truncated = truncated or env.elapsed >= horizon
@@ -163,7 +168,7 @@ class Worker:
             self.in_order = itemgetter(*self.suite.info_keys)
             for row in seeds:
                 self.stepping[0] = row + 1
-                self.envs.append(HostedEnv(row, self._make(row), self.arrays))
+                self.envs.append(HostedEnv(row, blueprint.tasks[row], self._make(row), self.arrays))
         self.stepping[0] = 0
         _return_freed_memory()
         return notes

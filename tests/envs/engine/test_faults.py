@@ -13,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from mtrl.envs.engine.shared import SharedArrays, Sizes, allocate
 from mtrl.envs.engine.vector import TaskVectorEnv
-from mtrl.errors import EnvironmentFailure
+from mtrl.envs.engine.worker import HostedEnv
+from mtrl.errors import EnvironmentFailure, UserError
 from tests.helpers import counting_env
-from tests.helpers.counting_env import CountingSuite
+from tests.helpers.counting_env import CountingEnv, CountingSuite
 from tests.helpers.counting_workers import TASKS, action, gone, make
 
 
@@ -72,6 +75,33 @@ def test_a_suite_that_workers_cannot_import_is_reported(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "only_here", home)
     with pytest.raises(EnvironmentFailure, match=r"No module named 'only_here'"):
         TaskVectorEnv(suite_class(TASKS), seed=0)
+
+
+def test_a_mistake_in_the_code_that_makes_environments_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Job scripts try again after an EnvironmentFailure."""
+    monkeypatch.setenv("COUNTING_ENV_BROKEN", "KeyError")
+    with pytest.raises(UserError, match=r"worker 0 of 2(.|\n)*counting_env\.py(.|\n)*KeyError"):
+        make()
+    monkeypatch.setenv("COUNTING_ENV_BROKEN", "RuntimeError")  # the machine's, as far as anybody can tell
+    with pytest.raises(EnvironmentFailure, match="asked not to be made"):
+        make()
+
+
+def test_an_observation_that_numpy_would_repeat_is_refused() -> None:
+    class OneNumber(CountingEnv):
+        def _obs(self) -> NDArray[np.float64]:
+            return super()._obs()[:1]
+
+    sizes = Sizes(1, 8, 4, 2)
+    arrays = SharedArrays.attach(allocate(sizes), sizes)
+    env = HostedEnv(0, "task-1", OneNumber("task-1", np.arange(3.0), 0.0), arrays)
+    expected = r"must have the suite's shape, \[8\]; found \[1\]"
+    with pytest.raises(UserError, match=f"observations of task task-1 {expected}"):
+        env.start()
+    with make() as envs:
+        envs.reset()
+        with pytest.raises(EnvironmentFailure, match=f"observations of task task-3 {expected}"):
+            envs.step(action(3, counting_env.ONE_NUMBER))
 
 
 def test_close_ends_all_workers_in_the_middle_of_a_step_too() -> None:

@@ -259,6 +259,14 @@ def test_values_out_of_range_are_refused_by_name(options: dict[str, Any]) -> Non
         make(**options)
 
 
+@pytest.mark.parametrize("attribute", ["task_names", "info_keys"])
+def test_one_name_without_a_comma_is_refused(attribute: str) -> None:
+    suite = CountingSuite(TASKS)
+    setattr(suite, attribute, "success")
+    with pytest.raises(UserError, match=rf'{attribute} must be .*found "success"\. .*\("success",\)'):
+        TaskVectorEnv(suite, seed=0)
+
+
 def test_wrong_reset_options_and_wrong_shapes_of_actions_are_refused() -> None:
     with make() as envs:
         for goal in (np.zeros(2, int), np.zeros(3), np.full(3, 50)):
