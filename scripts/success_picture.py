@@ -1,55 +1,6 @@
-"""Draw success over minutes: of each task of one run, or the means of several. RUN_DIR ... OUT.png."""
+"""Draw success over minutes; see --help."""
 
-import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from mtrl.report.drawing import Look, Room, legend, line_style, panels, style
-from mtrl.report.load import Run, read_run
-
-Curve = tuple[str, tuple[Sequence[float], Sequence[float]], Mapping[str, Any]]
-
-
-def main() -> int:
-    """Read the runs and write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run_dirs", type=Path, nargs="+")
-    parser.add_argument("out", type=Path)
-    arguments = parser.parse_args()
-    runs = [read_run(path) for path in arguments.run_dirs]
-    with style(Look()):
-        drawing, (axes,) = panels(Room(), 1, 8.0, 3.0)
-        lines = _tasks(runs[0]) if len(runs) == 1 else _means(runs)
-        for label, (minutes, success), look in lines:
-            axes.plot(minutes, success, marker="o", markersize=3, label=label, **look)
-        axes.set(xlabel="minutes", ylabel="success rate", ylim=(-0.03, 1.03), xlim=(0.0, None))
-        legend(Room(), drawing, *axes.get_legend_handles_labels())
-        drawing.savefig(arguments.out, dpi=110)
-    return 0
-
-
-def _tasks(run: Run) -> Iterator[Curve]:
-    minutes = _minutes(run)
-    for index, task in enumerate(run.tasks):
-        success = [line["tasks"][task]["success"] for line in run.evaluations]
-        yield task, (minutes, success), line_style(index)
-    means = [line["mean_success"] for line in run.evaluations]
-    yield "mean", (minutes, means), {"color": "black", "linewidth": 2.5}
-
-
-def _means(runs: Sequence[Run]) -> Iterator[Curve]:
-    """One colour for all seeds of an agent with a method."""
-    kinds = list(dict.fromkeys(f"{run.config['agent']}, {run.method}" for run in runs))
-    for run in runs:
-        kind = f"{run.config['agent']}, {run.method}"
-        means = [line["mean_success"] for line in run.evaluations]
-        yield f"{kind}, seed {run.seed}", (_minutes(run), means), line_style(kinds.index(kind))
-
-
-def _minutes(run: Run) -> list[float]:
-    return [line["wall_s"] / 60.0 for line in run.evaluations]
-
+from mtrl.cli import launch
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(launch("mtrl_pictures.success"))

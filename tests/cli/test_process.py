@@ -83,14 +83,24 @@ def test_module_is_the_console_commands(tmp_path: Path) -> None:
     assert "Did you mean 'train'?" in wrong.stderr
 
 
-def test_a_missing_package_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "package", "extra"),
+    [
+        ("train", "pydantic", "train"),
+        ("success_picture", "matplotlib", "report"),
+        ("film", "imageio", "video"),
+        ("train_single_task", "stable_baselines3", "sb3"),
+    ],
+)
+def test_a_missing_package_is_one_line_that_says_what_to_install(
+    script: str, package: str, extra: str
+) -> None:
     code = (
-        "import sys; sys.modules['pydantic'] = None\n"
-        "from mtrl.cli import launch\n"
-        "sys.exit(launch('mtrl.cli.train', []))"
+        f"import runpy, sys; sys.modules['{package}'] = None\n"
+        f"sys.path.insert(0, '{SCRIPTS}'); runpy.run_path('{SCRIPTS / script}.py', run_name='__main__')"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=SCRIPTS.parent
     )
-    message = "error: 'pydantic' is not installed: pip install 'mtrl-torch[train]'.\n"
+    message = f"error: '{package}' is not installed: pip install 'mtrl-torch[{extra}]'.\n"
     assert (result.returncode, result.stderr) == (2, message)

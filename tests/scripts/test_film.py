@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("imageio_ffmpeg", reason="needs the extra [video]")
 
-import film
 import imageio.v2 as imageio
+from mtrl_pictures import film
 from PIL import Image
 
 from mtrl.training.video import CAPTION_HEIGHT

@@ -21,7 +21,7 @@ from tests.helpers.short_runs import config as short_config
 
 pytest.importorskip("stable_baselines3")
 
-from train_single_task import _THEIRS, main, make_model, not_carried_over
+from mtrl_single_task.command import _THEIRS, main, make_model, not_carried_over
 
 
 def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +50,7 @@ def test_a_configuration_of_another_agent_is_refused(
 ) -> None:
     arguments = ["--preset", "laptop", "--task", "reach-v3", "--run-dir", str(tmp_path / "run")]
     assert main(arguments) == 2
-    assert "this trains SAC; the configuration is of ppo" in capsys.readouterr().err
+    assert "this trains SAC; found the agent ppo" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,1 @@
+"""Pictures of README and docs/results.md: the film, and success over minutes."""

@@ -1,0 +1,1 @@
+"""Stable-Baselines3's SAC on one task, as a run that mtrl-report reads."""
