@@ -1,4 +1,4 @@
-"""The rooms of the house: imports point one way, nothing runs in circles, files stay small and well named."""
+"""The packages of mtrl: imports point one way, nothing runs in circles, files stay small and well named."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _module_name(path: Path) -> str:
 
 MODULES = {_module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
-# What each room may import: what stands above it in this table, never what stands below.
+# What each package may import: what stands above it in this table, never what stands below.
 _FLOOR = {"mtrl", "errors", "registry", "seeds"}  # the package itself says its version
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -63,16 +63,16 @@ def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _room(module: str) -> str:
+def _package(module: str) -> str:
     return module.split(".")[1] if "." in module else "mtrl"
 
 
 def _subpackages() -> set[str]:
-    return {_room(name) for name in MODULES} - {"mtrl"}
+    return {_package(name) for name in MODULES} - {"mtrl"}
 
 
-def test_every_room_has_its_place() -> None:
-    assert _subpackages() <= set(ALLOWED), "give a new room its place among the others"
+def test_every_package_has_its_place() -> None:
+    assert _subpackages() <= set(ALLOWED), "give a new package its place among the others"
 
 
 def test_no_loose_modules() -> None:
@@ -82,15 +82,15 @@ def test_no_loose_modules() -> None:
 
 def test_imports_point_one_way() -> None:
     for name, path in MODULES.items():
-        room = _room(name)
-        outside = {_room(found) for found in _imports(path) if found.split(".")[0] == "mtrl"} - {room}
-        assert name == "mtrl" or outside <= ALLOWED[room], name
+        package = _package(name)
+        outside = {_package(found) for found in _imports(path) if found.split(".")[0] == "mtrl"} - {package}
+        assert name == "mtrl" or outside <= ALLOWED[package], name
 
 
-def test_the_table_of_rooms_has_no_circle() -> None:
+def test_the_table_of_packages_has_no_circle() -> None:
     done: set[str] = set()
     for _ in ALLOWED:
-        done |= {room for room, below in ALLOWED.items() if below <= done}
+        done |= {package for package, below in ALLOWED.items() if below <= done}
     assert done == set(ALLOWED)
 
 
@@ -117,7 +117,7 @@ def test_private_modules_stay_in_their_folder() -> None:
 def test_combiners_need_torch_and_the_standard_library_only() -> None:
     optional = {"torchjd", "numpy", "triton"}  # TorchJD: a method's own affair; Triton comes with CUDA
     for name, path in MODULES.items():
-        if _room(name) == "combiners":
+        if _package(name) == "combiners":
             outside = {found.split(".")[0] for found in _imports(path)} - set(sys.stdlib_module_names)
             assert outside <= {"torch", "mtrl"} | optional, name
 
@@ -131,7 +131,7 @@ def test_the_library_imports_nothing_from_the_scripts() -> None:
 def test_only_agents_know_which_agent_it_is() -> None:
     """An agent checks its own settings and builds its own combiners; presets may name one."""
     for name, path in MODULES.items():
-        if _room(name) == "agents" or name == "mtrl.config.presets":
+        if _package(name) == "agents" or name == "mtrl.config.presets":
             continue
         for node in ast.walk(_parsed(path)):
             if isinstance(node, ast.Compare):
@@ -141,7 +141,7 @@ def test_only_agents_know_which_agent_it_is() -> None:
                 assert not ("'sac'" in sides or (of_an_agent and texts)), f"{name}:{node.lineno}"
 
 
-def test_metaworld_is_imported_by_its_own_room_only() -> None:
+def test_metaworld_is_imported_by_its_own_package_only() -> None:
     for name, path in MODULES.items():
         if any(found.split(".")[0] in ("metaworld", "mujoco") for found in _imports(path)):
             assert name.startswith(("mtrl.envs.metaworld.", "mtrl.envs.gymnasium", "mtrl.envs.state")), name
@@ -161,7 +161,7 @@ def test_names_say_what_a_file_is_about_and_files_stay_small() -> None:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
 
 
-def test_tests_mirror_the_rooms() -> None:
+def test_tests_mirror_the_packages() -> None:
     folders = {
         path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"
     }
