@@ -1,4 +1,4 @@
-"""Hyper-parameters by Optuna: CAGrad's c and a step size, with unpromising trials stopped early.
+"""Hyper-parameters by Optuna: CAGrad's c and a learning rate, with unpromising trials stopped early.
 
 Run it with `python examples/optuna_search.py`; it needs the extra [examples]. Each trial is an ordinary run
 in runs/optuna/, which mtrl-report and mtrl-train --resume take as any other.

@@ -72,7 +72,7 @@ class Registry(Mapping[str, Any]):
         if ":" in name:
             raise UserError(f"{refused}: a name has no colon.")
         if self._plugins.get(name, plugin) is not plugin:
-            raise UserError(f"{refused}: the name is taken, choose another.")
+            raise UserError(f"{refused}: the name is taken. Choose another.")
         self._plugins[name] = plugin
 
     def check(self, name: str) -> None:

@@ -72,7 +72,7 @@ def test_every_python_block_of_a_page_runs(
     monkeypatch.setitem(sys.modules, "wandb", _Wandb())
     for seed in range(2):  # the runs that docs/results-schema.md reads
         rates = {"reach-v3": (0.5, 1.0), "push-v3": (0.0, seed / 2)}
-        write_run(tmp_path / f"runs/mt10/cagrad/{seed}", rates, method="cagrad", seed=seed)
+        write_run(tmp_path / f"runs/mt10-sweep/cagrad/{seed}", rates, method="cagrad", seed=seed)
     names: dict[str, Any] = {"__name__": "page"}
     for body in blocks(page, "python", "py"):
         exec(compile(re.sub(r"range\(\d{3,}\)", "range(3)", body), str(page), "exec"), names)

@@ -27,7 +27,7 @@ class _Flags:
     out: str = "report"
     """Folder for report.html, tables/, figures/ and configs/; made if missing."""
     single_task: tuple[str, ...] = ()
-    """Finished runs of one task each, for Delta m: the drop against agents trained on a task alone."""
+    """Finished runs of one task each, for Delta m: the relative drop in score against them."""
     measure: Literal["success", "return"] | None = None
     """What to compare; by default success if the suite has it, else the return."""
     methods: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     if flags is None:
         return 0
     if not flags.runs:
-        raise UserError("no runs: give run directories or folders of them, for instance runs/mt10.")
+        raise UserError("no runs: give run directories or folders of them, for instance runs/mt10-sweep.")
     with importing():
         from mtrl.report import compare, write_report
 

@@ -166,7 +166,7 @@ class Learned(Stateful):
 
     Args:
         size: Length of the vector.
-        lr: Step size.
+        lr: Learning rate.
         weight_decay: Share of `value` that is added to its gradient (L2 form).
     """
 

@@ -19,7 +19,7 @@ class FAMO(PositiveLosses, LossCombiner):
     of z applied to log(loss before) - log(loss after), both on the same batch.
 
     Args:
-        lr: Step size of xi (authors' RL runs: 0.025).
+        lr: Learning rate of xi (authors' RL runs: 0.025).
         weight_decay: Pull of xi to zero, which is equal z (authors' RL runs: 0.01).
 
     A step costs one backward and one more forward pass, no Jacobian, and needs `after_step`. Deviations from

@@ -21,7 +21,7 @@ class GradNorm(PositiveLosses, JacobianCombiner):
 
     Args:
         alpha: How much slower tasks are favoured; 0 only evens out the norms (Meta-World+ code: 0.12).
-        lr: Step size of the weights' logits (the paper's for its weights: 0.025).
+        lr: Learning rate of the weights' logits (the paper's for its weights: 0.025).
 
     Deviations from the paper: w is T times a softmax of logits, which stays positive and needs no
     renormalising. Norms are those of the whole shared gradients instead of one layer's, in units of their

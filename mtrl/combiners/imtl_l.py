@@ -13,7 +13,7 @@ class IMTLL(UW):
     weights.
 
     Args:
-        lr: Step size of s, by Adam, in [0, 10] (ours; the paper learns s with the network's step size).
+        lr: Learning rate of s, by Adam, in [0, 10] (ours; the paper takes the network's).
 
     Deviation: the mean over tasks instead of the sum. Negative losses would let s grow without end. With
     `shift` = `minimum` a loss that only falls keeps s = 0.

@@ -17,7 +17,7 @@ class LDCMTL(LossCombiner):
 
     Args:
         lam: Weight of the discrepancies next to the losses themselves (ours; the paper tunes it).
-        lr: Step size of the weights' logits, by Adam (ours).
+        lr: Learning rate of the weights' logits, by Adam (ours).
 
     The paper learns the weights by a small network on the losses. Here w is a softmax of one logit per task,
     zero at first, so that the weights sum to 1. Losses may have any sign.

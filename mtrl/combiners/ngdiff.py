@@ -13,9 +13,9 @@ class NGDiff(GramCombiner):
     Jin et al., NAACL 2025 (arXiv:2410.22086), "normalised gradient difference": two tasks, one to keep and
     one to forget, give g_keep / |g_keep| - g_forget / |g_forget|. Here all tasks descend: a sum.
 
-    Deviations from the paper: its step size from an estimate of the curvature is left to the optimiser; the
-    mean length keeps the direction on the scale of the gradients. Tasks with a zero gradient weigh 0, and so
-    do gradients whose squares vanish: the direction is 0 for float32 gradients of 1e-24.
+    Deviations from the paper: its learning rate from an estimate of the curvature is left to the optimiser;
+    the mean length keeps the direction on the scale of the gradients. Tasks with a zero gradient weigh 0, and
+    so do gradients whose squares vanish: the direction is 0 for float32 gradients of 1e-24.
     """
 
     name = "ngdiff"

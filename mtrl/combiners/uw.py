@@ -19,7 +19,7 @@ class UW(PositiveLosses, LossCombiner):
     a loss that only falls keeps s = 0.
 
     Args:
-        lr: Step size of s, in [0, 10] (0.01 in the RL code of FAMO's authors).
+        lr: Learning rate of s, in [0, 10] (0.01 in the RL code of FAMO's authors).
     """
 
     name = "uw"

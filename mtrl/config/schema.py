@@ -2,7 +2,8 @@
 
 A Config is checked field by field, whether it comes from YAML (`mtrl.config.presets`), flags (`mtrl.cli`) or
 Python. `mtrl.training.resolve` checks names of plug-ins, their options and the agent's own rules. Imports no
-torch. Sources: "MW+" is the Meta-World+ protocol (arXiv 2505.11289, its public JAX code, 2026-05 fixes).
+torch. Sources: "MW+" is the Meta-World+ protocol (arXiv 2505.11289, its public JAX code, 2026-05 fixes),
+"2021 mtrl" is facebookresearch/mtrl.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class NetworkConfig:
     """Precision of the critics' weights, activations and per-task gradients. `bfloat16` rounds to .4 % and is
     faster on CPUs with AMX or AVX-512 BF16; Adam, the weights that it moves, and Gramians keep float32."""
     value_bins: Annotated[int, Field(ge=2)] = 51
-    """Atoms of a critic with cross-entropy (C51: 51)."""
+    """Atoms (bins) of a critic with a cross-entropy loss (C51: 51)."""
     value_low: float = -10.0
     """Lowest atom, in units of scaled reward (FastTD3, BRC: -10)."""
     value_high: float = 10.0
@@ -133,7 +134,7 @@ class NetworkConfig:
     """`warmup`: standardise observations by their mean and deviation over the warm-up of all tasks
     (of PPO: over its first rollout)."""
     task_identity: Literal["one_hot", "embedding", "file", "none"] = "one_hot"
-    """What the first layer gets of the task (MW+: one_hot; the mtrl line: none). `embedding`: a learnt vector
+    """What the first layer gets of the task (MW+: one_hot; 2021 mtrl: none). `embedding`: a learnt vector
     of length 1; `file`: the numbers in identity_file, projected to such a vector."""
     identity_width: PositiveInt = 32
     """Length of the vectors of task_identity embedding and file (BRC: 32)."""
@@ -142,8 +143,8 @@ class NetworkConfig:
     initialisation: Literal["he_uniform", "orthogonal"] = "he_uniform"
     """Of the mlp's weights (MW+: he_uniform; PPO in CleanRL and Stable-Baselines3: orthogonal)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay (AdamW) per unit of step size, of all parameters of actor and critics, as in the
-    authors' code of BRC (1e-4) and SimBa (1e-2); not of PopArt's scale and shift of each task."""
+    """Decoupled weight decay (AdamW) per unit of learning rate, of all parameters of actor and critics, as in
+    the authors' code of BRC (1e-4) and SimBa (1e-2); not of PopArt's scale and shift of each task."""
 
 
 @settings("sac.")
@@ -155,20 +156,20 @@ class SacConfig:
     tau: Fraction = 0.005
     """Step of the target network towards the critic at each update."""
     actor_lr: Positive = 3e-4
-    """Adam step size of the actor."""
+    """Adam learning rate of the actor."""
     critic_lr: Positive = 3e-4
-    """Adam step size of the critics."""
+    """Adam learning rate of the critics."""
     temperature_lr: Positive = 3e-4
-    """Adam step size of the log temperatures."""
+    """Adam learning rate of the log temperatures."""
     final_lr_fraction: Fraction = 1.0
-    """Final share of the three step sizes, which decay geometrically (MW+: 1, constant)."""
+    """Final share of the three learning rates, which decay geometrically (MW+: 1, constant)."""
     lr_hold_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the run before the step sizes begin to decay."""
+    """Share of the run before the learning rates begin to decay."""
     actor_average_rate: Annotated[float, Field(ge=1e-9, le=1)] | None = None
-    """Rate per step of the actor of the average of its parameters that is evaluated, its start corrected as
-    Adam's; None: no average."""
+    """Evaluate an exponential moving average of the actor's parameters. This is its rate per actor step; its
+    start is bias-corrected as in Adam. None: evaluate the actor itself."""
     adam_eps: Positive = 1e-5
-    """Adam epsilon of actor and critics (MW+: 1e-5; torch's own default and the mtrl line: 1e-8)."""
+    """Adam epsilon of actor and critics (MW+: 1e-5; torch's own default and 2021 mtrl: 1e-8)."""
     batch_per_task: PositiveInt = 128
     """Transitions sampled per task and update (MW+: 128)."""
     q_reduce: Literal["min", "mean"] = "min"
@@ -203,7 +204,7 @@ class PpoConfig:
     """Proximal policy optimisation. Its agent reads neither the sections sac and replay nor the warm-up."""
 
     rollout_steps: PositiveInt = 2_048
-    """Vector steps between two updates, which bring envs_per_task times as many rows of each task (CleanRL,
+    """Vector steps of a rollout; it has envs_per_task times as many rows of each task (CleanRL,
     Stable-Baselines3: 2048 rows; MW+: 10,000)."""
     epochs: PositiveInt = 10
     """Times that an update goes through its rows (MW+: 16; CleanRL, Stable-Baselines3: 10; MTBench: 5)."""
@@ -214,28 +215,29 @@ class PpoConfig:
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
     """Decay of generalised advantage estimation per env step (MW+: .97; CleanRL, MTBench: .95)."""
     clip: Positive = 0.2
-    """The ratio of probabilities counts from 1 - clip to 1 + clip (all sources: .2)."""
+    """Probability ratios are clipped to [1 - clip, 1 + clip] (all sources: .2)."""
     advantages: Literal["per_task", "minibatch", "none"] = "per_task"
     """Standardised over a task's rows of the rollout, over a minibatch of all tasks (MW+, CleanRL) or raw."""
     value_norm: Literal["none", "pop_art"] = "none"
     """`pop_art`: values in units of each task's returns (arXiv 1809.04474; statistics of the whole run as in
     TOPPO, arXiv 2605.11473)."""
     value_coefficient: Positive = 1.0
-    """Factor of half the mean squared error of values (MW+: .001); matters to clipping and Adam's epsilon."""
+    """Factor of half the mean squared error of values (MW+: .001); affects clipping and how much Adam's
+    epsilon matters."""
     entropy: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the policy's entropy, before squashing (MW+, MTBench: 5e-3; CleanRL: 0)."""
     final_entropy: Annotated[float, Field(ge=0)] | None = None
     """Weight of the entropy at the end of the run, to which it moves linearly; None: as `entropy`."""
     actor_lr: Positive = 3e-4
-    """Adam step size of the actor (MW+, CleanRL, Stable-Baselines3: 3e-4)."""
+    """Adam learning rate of the actor (MW+, CleanRL, Stable-Baselines3: 3e-4)."""
     critic_lr: Positive = 3e-4
-    """Adam step size of the critic."""
+    """Adam learning rate of the critic."""
     final_lr_fraction: Fraction = 1.0
-    """Final share of both step sizes, which fall linearly (MW+: 1, constant; CleanRL: down to 0)."""
+    """Final share of both learning rates, which fall linearly (MW+: 1, constant; CleanRL: down to 0)."""
     target_kl: Positive | None = None
-    """Divergence (nats) of an update at which the actor's step size aims: after each update it is divided by
-    1.5 above twice this and multiplied by 1.5 below half of it, within 1e-5 to 1e-2 (arXiv 2109.11978: .01).
-    final_lr_fraction then holds for the critic alone. None: no adaptation."""
+    """Target KL divergence (nats) of an update: the actor's learning rate is divided by 1.5 after an update
+    above twice this and multiplied by 1.5 after one below half of it, within 1e-5 to 1e-2 (arXiv 2109.11978:
+    .01). final_lr_fraction then holds for the critic alone. None: no adaptation."""
     adam_eps: Positive = 1e-5
     """Adam epsilon (MW+, CleanRL, Stable-Baselines3: 1e-5)."""
     max_grad_norm: Positive | None = 1.0
@@ -243,7 +245,7 @@ class PpoConfig:
     squash: Literal["tanh", "clip"] = "tanh"
     """How a sample of the Gaussian becomes an action in [-1, 1] (MW+: tanh; CleanRL: clip)."""
     kl_bound: Positive = 1.0
-    """Divergence (nats) of a task's policy from the rollout's above which learning counts as diverged."""
+    """KL divergence (nats) of a task's policy from the rollout's above which learning counts as diverged."""
 
 
 @settings("train.")
@@ -253,7 +255,7 @@ class TrainConfig:
     warmup_steps: PositiveInt = 4_000
     """Vector steps with uniformly random actions before the first update (MW+: 4000)."""
     warmup_updates: NonNegativeInt = 0
-    """Updates made at the end of the warm-up (mtrl line: 1500)."""
+    """Updates made at the end of the warm-up (2021 mtrl: 1500)."""
     updates_per_step: PositiveInt = 1
     """Updates per vector step after warm-up."""
     log_interval: PositiveInt = 1_000

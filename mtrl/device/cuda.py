@@ -162,7 +162,7 @@ def load_in_place(optimizer: torch.optim.Optimizer, saved: Mapping[Any, Mapping[
 
     Tensors that the optimiser has are overwritten where they are. `load_state_dict` would replace them, and a
     captured graph would continue with the old ones. New tensors are copies, which keep no file mapped. The
-    parameter groups hold step sizes and flags of the device, which stay.
+    parameter groups hold learning rates and flags of the device, which stay.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     own = {number: optimizer.state[p] for number, p in enumerate(parameters) if p in optimizer.state}

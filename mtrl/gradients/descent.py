@@ -36,7 +36,7 @@ class Descent(nn.Module):
     Args:
         parameters: of the network.
         combiner: of its tasks' gradients.
-        lr: step size.
+        lr: learning rate.
         eps: of Adam.
         max_norm: bound of the combined gradient's norm; None: none.
         weight_decay: decoupled, as AdamW's: before a step parameters shrink by lr * weight_decay.
@@ -164,7 +164,7 @@ def make_adam(parameter: Tensor, *, lr: float, eps: float = 1e-8) -> torch.optim
 
 
 def set_lr(optimizer: torch.optim.Adam, lr: float) -> None:
-    """Change the step size, also that of steps in a captured CUDA graph."""
+    """Change the learning rate, also that of steps in a captured CUDA graph."""
     group = optimizer.param_groups[0]
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)

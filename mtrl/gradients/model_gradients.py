@@ -248,9 +248,7 @@ class ModelGradients:
         if self._scaler is not None:
             raise Overflow
         bad = (~losses.isfinite()).nonzero().flatten().tolist()
-        raise ValueError(
-            f"losses has non-finite entries in tasks {bad}: no step was taken. Fix or drop these."
-        )
+        raise ValueError(f"losses of tasks {bad} are not finite: no step was taken. Fix or drop these tasks.")
 
     def _read(self, losses: Tensor, batch: int) -> Graph:
         graph = read_graph(losses)

@@ -318,7 +318,7 @@ class Processes:
         if int(worst) == 1:
             raise Overflow
         if error is None or isinstance(error, Overflow):
-            raise RuntimeError("another process failed, see its error; no process has taken the step.")
+            raise RuntimeError("another process failed (see its error); no process has taken the step.")
         raise error
 
     def check_equal(self, **numbers: int) -> None:

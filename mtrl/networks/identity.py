@@ -106,7 +106,7 @@ def read_rows(path: str, task_names: Sequence[str]) -> list[list[float]]:
     stems = Counter(map(_stem, found))
     unclear = [name for name in task_names if name not in found and stems[_stem(name)] > 1]
     if unclear:
-        raise UserError(f"{path} has several versions of {', '.join(unclear)}, but not these.")
+        raise UserError(f"{path} has several versions of {', '.join(unclear)}, none of exactly that name.")
     missing = [name for name in task_names if name not in found and _stem(name) not in by_stem]
     if missing:
         raise UserError(

@@ -386,7 +386,7 @@ def _single_task(runs: Sequence[Run], multi: Run, key: str) -> dict[str, float]:
             reason = "is unfinished" if not run.finished else f"has tasks {', '.join(run.tasks)}"
             if apart:
                 reason = "differs in " + "; ".join(f"{name}: {a} and {b}" for name, (a, b) in apart.items())
-            raise UserError(f"'{run.path}' is no single-task counterpart of '{multi.path}': it {reason}.")
+            raise UserError(f"'{run.path}' is not a single-task counterpart of '{multi.path}': it {reason}.")
         found.setdefault(run.tasks[0], []).append(run)
     if missing := [task for task in multi.tasks if task not in found]:
         raise UserError(f"Delta m needs a single-task run of every task; none of {', '.join(missing)}.")

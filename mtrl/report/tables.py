@@ -113,7 +113,10 @@ def final_table(comparison: Comparison) -> Table:
         )
     published = _published(comparison)
     if published:
-        notes.append(f"Published numbers have other protocols. mtrl line: {MTRL}; Meta-World+: {PLUS}.")
+        notes.append(
+            f"Published numbers have other protocols. Papers on facebookresearch/mtrl: {MTRL}; "
+            f"Meta-World+: {PLUS}."
+        )
     if any(len(row.finished) < len(row.runs) for row in comparison.groups):
         notes.append("Unfinished runs do not count.")
     options = {f"{plain(row.method)} ({row.options})": None for row in comparison.groups if row.options}
@@ -133,7 +136,7 @@ def final_table(comparison: Comparison) -> Table:
             cells.append(" / ".join(success for other, success in own if other.protocol in protocols) or None)
         body.append([row.label, _seeds(row), *cells])
     columns = ["method", "seeds", *scored]
-    columns += ["published, mtrl line", "published, Meta-World+"] if published else []
+    columns += ["published, facebookresearch/mtrl", "published, Meta-World+"] if published else []
     best = tuple(name for name in scored if name not in ("rank", "Δm %"))
     title, note = "Final scores", " ".join(notes)
     return Table("final", title, tuple(columns), body, note, best=best, lowest=("rank", "Δm %"))

@@ -66,7 +66,7 @@ def connect(address: str | None, resources: Resources) -> None:
         raise Stopped(signal.SIGTERM) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
-            raise UserError(f"Ray does not start on this machine: {error}") from error
+            raise UserError(f"Ray could not be started on this machine: {error}") from error
         raise UserError(
             f"no Ray cluster at '{address}': {error}. Start one with `ray start --head`."
         ) from error

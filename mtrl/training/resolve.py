@@ -47,7 +47,7 @@ def resolve(config: Config) -> Config:
     """
     if not isinstance(config, Config):
         raise UserError(
-            f"config must be a mtrl.Config; found a {type(config).__name__}. Settings as a mapping: "
+            f"config must be an mtrl.Config; found a {type(config).__name__}. Settings as a mapping: "
             "Config.from_preset(NAME, settings)."
         )
     completed = written_out(config)

@@ -151,7 +151,7 @@ def count(preset: str, method: str, tasks: int) -> Counts:
     small = {"replay": {"capacity_per_task": 10_000}}  # its size changes no operation
     config = build_config(load_preset(preset), own, small)
     if config.agent != "sac":
-        raise UserError(f"updates of SAC are counted; preset '{preset}' is of {config.agent}.")
+        raise UserError(f"only SAC's updates can be counted; preset '{preset}' uses {config.agent}.")
     updates = (config.steps - config.train.warmup_steps) * config.train.updates_per_step
     spec = TaskSpec(tuple(f"task {number}" for number in range(tasks)), config.env.envs_per_task, 39, 4)
     precision = precision_on(torch.device("cuda"), config.train.matmul_precision)

@@ -23,7 +23,7 @@ class _Flags:
     lr: Annotated[float, Field(gt=0)] = 3e-3
     """Learning rate of Adam."""
     long: tuple[str, ...] = ()
-    """Methods to run with three times the steps at a third of the learning rate, by default the papers'."""
+    """Methods to run with three times --steps at a third of --lr; by default none."""
     out: str = "gallery"
     """Folder for the pictures, final.json and table.md; made if missing."""
 

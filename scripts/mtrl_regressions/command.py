@@ -20,7 +20,7 @@ from mtrl_regressions.tables import TUNING_SEED, write_tables
 # Not in the study: a method that needs SAC's temperatures, one of another library, and two that equal another
 # method here (`affinity` is its base, `pivrg` without evaluations is `fairgrad`).
 LEFT_OUT = ("inverse_alpha", "torchjd", "affinity", "pivrg")
-STEP_SIZES = (6e-3, 2e-2, 6e-2)
+LEARNING_RATES = (6e-3, 2e-2, 6e-2)
 FIRST_SEED = 1
 POINTS = 5  # measurements of a run
 
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
 def _tuning(names: Mapping[str, Any], methods: Sequence[str]) -> Iterator[Job]:
     for setting in names:
         for method in methods:
-            for lr in STEP_SIZES:
+            for lr in LEARNING_RATES:
                 yield Job(setting, method, TUNING_SEED, lr)
 
 
@@ -129,8 +129,8 @@ class _Record:
         print(f"{len(self.runs)} {job.setting}, {job.method}, seed {job.seed}", file=sys.stderr)
 
     def best_lr(self, setting: str, method: str) -> float:
-        """Return the step size with the smallest error of the worst task on the tuning seed."""
-        ends = {lr: self.runs[Job(setting, method, TUNING_SEED, lr)]["errors"][-1] for lr in STEP_SIZES}
+        """Return the learning rate with the smallest error of the worst task on the tuning seed."""
+        ends = {lr: self.runs[Job(setting, method, TUNING_SEED, lr)]["errors"][-1] for lr in LEARNING_RATES}
         return min(ends, key=lambda lr: max(ends[lr]))
 
 

@@ -58,10 +58,10 @@ def table_of(runs: Mapping[Any, Mapping[str, Any]], setting: str) -> Table:
     note = (
         f"Geometric means over {len(seeds)} seeds; errors are in units of each target's variance. Ratios are "
         f"paired by seed; brackets: 95 % of Student's t, simultaneous over {len(others)} comparisons "
-        f"(Bonferroni). The step size is the best of three on seed {TUNING_SEED}. "
+        f"(Bonferroni). The learning rate is the best of three on seed {TUNING_SEED}. "
         f"{_counts(ratios[0])}"
     )
-    columns = ("method", "step size", "worst task", "all tasks", "worst / mean's", "all / mean's")
+    columns = ("method", "learning rate", "worst task", "all tasks", "worst / mean's", "all / mean's")
     return Table(setting, f"Setting: {setting}", columns, body, note, decimals=3)
 
 

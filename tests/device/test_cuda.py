@@ -75,7 +75,7 @@ def test_a_replayed_update_equals_an_eager_one(method: str) -> None:
     graphed, eager = (_agent(method, CUDA) for _ in range(2))
     for number in range(4 * WARM_UP_CALLS + 12):
         for agent in (graphed, eager):
-            agent.update.anneal(number / 20)  # a captured step must see new step sizes
+            agent.update.anneal(number / 20)  # a captured step must see new learning rates
         graphed.update_from_replay()
         _eager_update(eager)
         for agent in (graphed, eager):

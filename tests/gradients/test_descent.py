@@ -182,7 +182,7 @@ def adatask_reference(problem: Problem, lrs: list[float], reduction: str) -> tup
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_adatask_steps_are_taken_as_they_are(reduction: str) -> None:
-    """No other Adam, no bound on the norm; the step size may change; heads have an Adam of their own."""
+    """No other Adam, no bound on the norm; the learning rate may change; heads have an Adam of their own."""
     problem = Problem()
     learner = problem.learner("adatask")
     learner.combiner.reduction = reduction  # type: ignore[assignment]

@@ -73,7 +73,7 @@ REFUSED: dict[str, tuple[Callable[[Problem], dict[str, Any]], str]] = {
         lambda p: {"losses": _bad_head(p)},
         r"non-finite gradient at weight of heads\[1\]",
     ),
-    "one loss is NaN": (lambda p: {"losses": nan_loss(p)}, r"losses has non-finite entries in tasks \[1\]:"),
+    "one loss is NaN": (lambda p: {"losses": nan_loss(p)}, r"losses of tasks \[1\] are not finite:"),
     "a reentrant checkpoint of inputs without gradient": (
         lambda p: {"losses": _reentrant(p, INPUTS)},
         "use_reentrant=False",

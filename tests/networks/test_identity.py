@@ -110,7 +110,7 @@ def test_rows_are_found_by_the_tasks_names_whatever_their_version(tmp_path: Path
         ('{"a": [1], "b": [1e39]}', "lists of float32 numbers"),
         ('{"a": [1], "b": [1' + 400 * "0" + "]}", "lists of float32 numbers"),
         ('{"a": [1], "b": [true]}', "lists of float32 numbers"),
-        ('{"a": [1], "b-v1": [1], "b-v2": [2]}', "several versions of b, but not these"),
+        ('{"a": [1], "b-v1": [1], "b-v2": [2]}', "several versions of b, none of exactly that name"),
         ('{"a": [1]}', "no numbers for b; it has a"),
         ('{"a": [1], "b": [1, 2]}', r"as many numbers for each task, at least one; found \[1, 2\]"),
         ('{"a": [], "b": []}', r"found \[0\]"),

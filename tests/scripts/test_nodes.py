@@ -41,7 +41,7 @@ def test_every_method_is_few_nodes_and_reads_nothing(preset: str, tasks: int) ->
 
 
 def test_a_preset_of_another_agent_is_refused() -> None:
-    with pytest.raises(UserError, match="updates of SAC are counted; preset 'laptop' is of ppo"):
+    with pytest.raises(UserError, match="only SAC's updates can be counted; preset 'laptop' uses ppo"):
         _nodes.count("laptop", "mean", 10)
 
 

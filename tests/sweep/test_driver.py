@@ -108,7 +108,7 @@ def test_a_ray_that_does_not_start_here_is_no_missing_cluster(
 
     monkeypatch.setattr(ray, "init", fail)
     assert sweep(tmp_path) == 2
-    assert "Ray does not start on this machine: no free port" in capsys.readouterr().err
+    assert "Ray could not be started on this machine: no free port" in capsys.readouterr().err
 
 
 def test_a_sweep_goes_on_beside_a_failed_trial_and_runs_nothing_twice(

@@ -79,7 +79,7 @@ def test_gradients_of_each_task_point_as_in_float32(network: dict[str, Any]) -> 
 
 
 def test_steps_below_the_rounding_are_kept() -> None:
-    """A step size of 1e-6 is a thousandth of bfloat16's spacing at a weight of .25."""
+    """A learning rate of 1e-6 is a thousandth of bfloat16's spacing at a weight of .25."""
     agent = sac_agent(sac_config(critic_dtype="bfloat16", sac={"critic_lr": 1e-6}))
     flat = agent.update.critic.flat
     before = flat.vector.detach().clone()

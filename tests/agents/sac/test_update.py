@@ -300,7 +300,7 @@ def test_step_sizes_fall_geometrically_over_the_run(hold: float, points: tuple[f
         agent = _agent(sac={"final_lr_fraction": 0.2, "lr_hold_fraction": hold})
         before = [value.detach().clone() for value in agent.parameters()]
         agent.anneal(progress)
-        _run(agent, 1)  # the first step of Adam: its length is the step size times a function of the gradient
+        _run(agent, 1)  # Adam's first step: the learning rate times a function of the gradient
         changes.append([value.detach() - old for value, old in zip(agent.parameters(), before, strict=True)])
     for full, half, last in zip(*changes, strict=True):
         assert full.any()
