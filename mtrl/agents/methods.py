@@ -14,17 +14,17 @@ def network_combiner(config: Config, network: Literal["critic", "actor"], num_ta
     """Return a fresh combiner for the losses of one network, with a random stream of its own.
 
     The critic's losses are errors or cross-entropies and never negative. The actor's may have either sign,
-    so a method whose formulas need positive losses must shift them there.
+    so a method whose formulas need losses of at least 0 must shift them there.
 
     Raises:
         ValueError: unknown method or option, or a value outside its rule.
-        UserError: the actor's method needs positive losses and was not told how to shift them.
+        UserError: the actor's method needs losses of at least 0 and was not told how to shift them.
     """
     method, options = config.methods()[network]
     combiner = make_combiner(method, num_tasks=num_tasks, **options)
     if network == "actor" and combiner.refuses_signed_losses:
         raise UserError(
-            f"{method} needs positive losses and the actor's loss may be negative. Give the actor a method "
+            f"{method} needs losses of at least 0, and the actor's may be negative. Give the actor a method "
             "of its own (--method.actor mean leaves the critic's raw losses to this one)"
             f"{_way_to_shift(config, combiner.shift_options)}."
         )

@@ -24,7 +24,7 @@ class Smoothed(GramCombiner):
         decay: Share of the old weights that one update keeps; 0 is the base method.
 
     Deviation from the paper, whose text could not be read: `decay` is constant. According to TorchJD's
-    documentation the paper's rises towards 1 as the step size falls.
+    documentation the paper's rises towards 1 as the learning rate falls.
     """
 
     name = "smoothed"

@@ -55,7 +55,7 @@ MISTAKES = [
     ("--method cagrad --method.cc 3", "unknown flag '--method.cc'. Did you mean '--method.c'?"),
     ("--method cagrad --method.c x", "method_options.c must be a finite number; found 'x' (text)."),
     ("--method cagrad --method.c -3", "method cagrad: c "),
-    ("--method famo", "famo needs positive losses and the actor's loss may be negative."),
+    ("--method famo", "famo needs losses of at least 0, and the actor's may be negative."),
     ("--method famo", "--method.shift minimum"),
     ("--method.actor famo", "--method.actor.shift minimum (actor_method_options={'shift': 'minimum'})"),
     (

@@ -15,7 +15,7 @@ from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
 from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner, reads_temperatures
 from mtrl.agents.ppo.rollout import Rollout, rollout_bytes
-from mtrl.agents.ppo.update import STEP_SIZES, PPOUpdate
+from mtrl.agents.ppo.update import LEARNING_RATES, PPOUpdate
 from mtrl.config.schema import Config
 from mtrl.device.random_stream import RandomStream
 from mtrl.errors import UserError
@@ -36,7 +36,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
     Source: Schulman et al., "Proximal Policy Optimization Algorithms" (2017, arXiv 1707.06347), with
     generalised advantage estimates (Schulman et al., ICLR 2016, arXiv 1506.02438). Options: values by PopArt
     (van Hasselt et al., NeurIPS 2016, arXiv 1602.07714; per task: Hessel et al., AAAI 2019, arXiv 1809.04474)
-    and the other parts of TOPPO (Li et al., 2026, arXiv 2605.11473), see docs/ppo.md; a step size that
+    and the other parts of TOPPO (Li et al., 2026, arXiv 2605.11473), see docs/ppo.md; a learning rate that
     follows the divergence (Rudin et al., CoRL 2021, arXiv 2109.11978).
     """
 
@@ -59,7 +59,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
 
         Raises:
             UserError: minibatches of unequal size, advantages that are always 0, a critic of another kind, a
-                step size that cannot adapt, or a method that cannot combine PPO's losses.
+                learning rate that cannot adapt, or a method that cannot combine PPO's losses.
         """
         ppo, copies = config.ppo, config.env.envs_per_task
         rows = ppo.rollout_steps * copies
@@ -74,10 +74,10 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
                 f"ppo.advantages={ppo.advantages} would standardise the advantages of one row, which are 0 "
                 "then: PPO would learn nothing. Raise ppo.rollout_steps or env.envs_per_task."
             )
-        if ppo.target_kl is not None and not STEP_SIZES[0] <= ppo.actor_lr <= STEP_SIZES[1]:
+        if ppo.target_kl is not None and not LEARNING_RATES[0] <= ppo.actor_lr <= LEARNING_RATES[1]:
             raise UserError(
-                f"with ppo.target_kl the actor's step size stays between {STEP_SIZES[0]:g} and "
-                f"{STEP_SIZES[1]:g}; found ppo.actor_lr = {ppo.actor_lr:g}. Start between them, or leave "
+                f"with ppo.target_kl the actor's learning rate stays between {LEARNING_RATES[0]:g} and "
+                f"{LEARNING_RATES[1]:g}; found ppo.actor_lr = {ppo.actor_lr:g}. Start between them, or leave "
                 "ppo.target_kl out."
             )
         for setting, only in (("critic_loss", "squared"), ("critic_dtype", "float32")):
@@ -201,7 +201,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
     def bounds(self) -> dict[str, Bound]:
         """Return the range of the divergence between the rollout's policy and its successors."""
         advice = (
-            "Lower ppo.actor_lr or ppo.epochs, or let the step sizes fall (ppo.final_lr_fraction, target_kl)."
+            "Lower ppo.actor_lr or ppo.epochs, or let learning rates fall (ppo.final_lr_fraction, target_kl)."
         )
         return {"kl": Bound(-1e-3, self.config.ppo.kl_bound, advice)}
 

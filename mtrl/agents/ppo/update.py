@@ -22,7 +22,7 @@ from mtrl.gradients.descent import set_lr
 from mtrl.networks.base import Parameters
 from mtrl.networks.gaussian import deviation, raw_action, raw_entropy, raw_log_prob
 
-STEP_SIZES = (1e-5, 1e-2)  # between which the actor's step size adapts
+LEARNING_RATES = (1e-5, 1e-2)  # between which the actor's learning rate adapts
 _LARGEST_LOG_RATIO = 80.0
 _OF_ACTOR = ("entropy", "std", "kl", "clip_fraction")
 
@@ -41,7 +41,7 @@ class PPOUpdate(ActorCritic):
 
     Attributes:
         explained_variance: of the newest rollout's values, [T].
-        actor_lr: the actor's step size, as the updates so far have left it (`ppo.target_kl`).
+        actor_lr: the actor's learning rate, as the updates so far have left it (`ppo.target_kl`).
     """
 
     def __init__(self, config: Config, spec: TaskSpec, device: torch.device) -> None:
@@ -141,7 +141,7 @@ class PPOUpdate(ActorCritic):
             return losses, ActorAux(*(_mean(row.detach(), own.weight) for row in rows))
 
     def anneal(self, progress: float) -> None:
-        """Set step sizes and the entropy's weight for `progress` in [0, 1] through the run."""
+        """Set learning rates and the entropy's weight for `progress` in [0, 1] through the run."""
         ppo = self.ppo
         share = 1.0 - progress * (1.0 - ppo.final_lr_fraction)
         set_lr(self.actor.optimizer, ppo.actor_lr * share if ppo.target_kl is None else self.actor_lr)
@@ -150,7 +150,7 @@ class PPOUpdate(ActorCritic):
         self.entropy_weight.fill_(ppo.entropy + progress * (last - ppo.entropy))
 
     def adapt(self, rollout: Rollout, rows: int) -> None:
-        """Choose the actor's next step size by how far the update of a rollout went, if `ppo.target_kl`.
+        """Choose the actor's next learning rate by how far the update of a rollout went, if `ppo.target_kl`.
 
         Once for each rollout, because it reads the divergence back to the host. It is the mean over tasks of
         that of all rows, `rows` of each task at a time.
@@ -205,11 +205,11 @@ def _divergence(log_ratio: Tensor, ratio: Tensor) -> Tensor:
 
 
 def adapted(lr: float, divergence: float, target: float) -> float:
-    """Return a smaller step size after an update that went too far, a larger one after one that hardly moved.
+    """Return a lower learning rate after an update that went too far, a higher one after a tiny one.
 
     Rudin et al. (CoRL 2021, arXiv 2109.11978), with the factors and bounds of their code (rsl_rl). Deviation:
-    that code decides at each minibatch and moves the critic's step size too.
+    that code decides at each minibatch and moves the critic's learning rate too.
     """
     if divergence > 2.0 * target:
-        return max(lr / 1.5, STEP_SIZES[0])
-    return min(lr * 1.5, STEP_SIZES[1]) if divergence < 0.5 * target else lr
+        return max(lr / 1.5, LEARNING_RATES[0])
+    return min(lr * 1.5, LEARNING_RATES[1]) if divergence < 0.5 * target else lr

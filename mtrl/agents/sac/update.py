@@ -230,7 +230,7 @@ class SACUpdate(ActorCritic):
         return self.critic_outputs.target(next_q, backup)
 
     def anneal(self, progress: float) -> None:
-        """Set the step sizes for `progress` in [0, 1], the fraction of the run that is over."""
+        """Set the learning rates for `progress` in [0, 1], the fraction of the run that is over."""
         sac = self.sac
         if sac.final_lr_fraction == 1.0:
             return

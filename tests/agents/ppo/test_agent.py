@@ -44,7 +44,7 @@ def one_minibatch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"critic_dtype": "bfloat16"}, "needs network.critic_dtype=float32; found bfloat16"),
         ({"ppo": {"target_kl": 0.01, "actor_lr": 0.1}}, r"between 1e-05 and 0.01; found ppo.actor_lr = 0\.1"),
         ({"method": "inverse_alpha"}, "reads temperatures, which agent ppo does not have"),
-        ({"method": "famo"}, "famo needs positive losses and the actor's loss may be negative"),
+        ({"method": "famo"}, "famo needs losses of at least 0, and the actor's may be negative"),
     ],
 )
 def test_settings_that_ppo_cannot_train_with_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -218,7 +218,7 @@ def test_learned_weights_leave_the_mean_within_some_updates(method: str) -> None
 @pytest.mark.parametrize("method", sorted(name for name, cls in COMBINERS.items() if cls.positive_losses))
 def test_methods_for_positive_losses_are_refused_unless_told_how_to_shift(method: str) -> None:
     """The actor's loss has no certain sign: the message names the flag."""
-    with pytest.raises(UserError, match=rf"{method} needs positive losses.*--method.shift minimum"):
+    with pytest.raises(UserError, match=rf"{method} needs losses of at least 0.*--method.shift minimum"):
         _agent(method, options={"shift": "none"})
 
 
