@@ -148,7 +148,7 @@ def options_of(plugin: Any, given: Collection[str] = ()) -> dict[str, Option]:
         typed = owner if "__dataclass_params__" in vars(owner) else plugin.__init__
     try:
         hints = typing.get_type_hints(typed, include_extras=True)
-    except NameError as error:
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
         raise UserError(f"the types of {plugin.__name__}'s arguments cannot be read: {error}.") from error
     documented: dict[str, str] = {}
     for owner in reversed(plugin.__mro__) if inspect.isclass(plugin) else (plugin,):

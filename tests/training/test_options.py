@@ -98,6 +98,15 @@ def test_types_come_from_defaults_where_there_are_no_annotations() -> None:
     assert types == {"width": int, "act": str, "extra": Any}
 
 
+@pytest.mark.parametrize("annotation", ["Tensr", "identity.Rowz", "int | 'str'", "list[int"])
+def test_a_type_that_cannot_be_read_is_a_mistake_of_the_plug_in(annotation: str) -> None:
+    def build(width: int = 3) -> None: ...
+
+    build.__annotations__["width"] = annotation
+    with pytest.raises(UserError, match="the types of build's arguments cannot be read"):
+        options_of(build)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
