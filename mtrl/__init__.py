@@ -1,6 +1,7 @@
 """Multi-task reinforcement learning on Meta-World with interchangeable gradient combiners."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ _HOMES = {
     "task_jacobian": "mtrl.gradients",
     "train": "mtrl.training.run",
 }
+# What all other homes than these two import of the extra [train].
+_FREE = ("mtrl.combiners", "mtrl.gradients")
+_TRAIN = ("filelock", "gymnasium", "jinja2", "pydantic", "rich", "safetensors", "scipy", "yaml")
 
 
 def __getattr__(name: str) -> Any:
@@ -45,4 +49,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    # Only what can be had: `help` and `inspect` ask for all of it.
+    complete = all(map(find_spec, _TRAIN))
+    return sorted(["__version__", *(name for name in __all__ if complete or _HOMES[name] in _FREE)])

@@ -92,18 +92,20 @@ def test_combiners_and_gradients_need_torch_and_numpy_alone() -> None:
         "import mtrl\n"
         "mtrl.set_gradient, mtrl.task_jacobian\n"
         "make_combiner('cagrad', num_tasks=2)\n"
+        "print(*(name for name in dir(mtrl) if getattr(mtrl, name) and name in mtrl.__all__))\n"
         "try: mtrl.Config\n"
         "except ImportError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stderr == ""
-    loaded, said = done.stdout.split("\n", 1)
+    loaded, offered, said = done.stdout.split("\n", 2)
     assert "torchjd" not in loaded.split()
     ours = {name for name in loaded.split() if name.startswith("mtrl.")}
     assert {name for name in ours if not name.startswith("mtrl.combiners")} == {
         "mtrl.errors",
         "mtrl.registry",
     }
+    assert offered.split() == ["make_combiner", "mtl_step", "set_gradient", "task_jacobian"]
     assert said == "mtrl.Config needs 'pydantic': pip install 'mtrl-torch[train]'.\n"
 
 
