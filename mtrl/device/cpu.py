@@ -13,10 +13,13 @@ from mtrl.device.resources import available_cores
 from mtrl.errors import UserError
 
 _DETERMINISM: Any = torch.utils.deterministic  # its only attribute is not annotated
-# glibc's malloc.h: parameter -> value while training, default, environment variable of the user.
+# Most that glibc documents for its mmap threshold; older versions refuse more.
+_MMAP_LIMIT = 32 << 20
+# glibc's malloc.h: parameter -> value while training, value afterwards, environment variable of the user.
+# Setting one ends the rule by which glibc adapts the thresholds, so they end at the most that it reaches.
 _MALLOC = {
-    -3: (1 << 30, 128 << 10, "MALLOC_MMAP_THRESHOLD_"),
-    -1: ((1 << 31) - 1, 128 << 10, "MALLOC_TRIM_THRESHOLD_"),
+    -3: (1 << 30, _MMAP_LIMIT, "MALLOC_MMAP_THRESHOLD_"),
+    -1: ((1 << 31) - 1, 2 * _MMAP_LIMIT, "MALLOC_TRIM_THRESHOLD_"),
     -2: (64 << 20, 128 << 10, "MALLOC_TOP_PAD_"),
 }
 
@@ -98,7 +101,7 @@ def precision_on(device: torch.device, setting: str) -> str:
 
 
 def _keep_freed_memory(keep: bool) -> None:
-    """Let glibc reuse large blocks instead of returning them to the system, or restore its defaults.
+    """Let glibc reuse large blocks instead of returning them to the system, or end that as far as glibc can.
 
     Per-task updates allocate and free blocks of megabytes. Returning them cost 3,300 page faults and 6 ms of
     42 ms per update (MT10, 3x256 critics, batch 32, one core). Other C libraries stay unchanged. So do
@@ -108,8 +111,9 @@ def _keep_freed_memory(keep: bool) -> None:
     mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
     if mallopt is None or trim is None:
         return
-    for parameter, (training, default, variable) in _MALLOC.items():
-        if variable not in os.environ:
-            mallopt(parameter, training if keep else default)
+    for parameter, (training, afterwards, variable) in _MALLOC.items():
+        value = training if keep else afterwards
+        if variable not in os.environ and not mallopt(parameter, value):
+            mallopt(parameter, min(value, _MMAP_LIMIT))
     if not keep:
         trim(0)

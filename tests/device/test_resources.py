@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mtrl.device import resources
+from mtrl.device.cpu import settings
 from mtrl.device.resources import free_memory
 
 GIB = 2**30
@@ -86,3 +88,33 @@ def test_memory_limit_of_version_one(machine: Path) -> None:
     write(folder / "memory.limit_in_bytes", str(4 * GIB))
     write(folder / "memory.usage_in_bytes", str(5 * GIB))
     assert resources.available_memory() == 0
+
+
+def test_memory_that_torch_keeps_for_its_next_tensors_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (GIB, 80 * GIB))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 70 * GIB)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 20 * GIB)
+    assert free_memory(torch.device("cuda")) == 51 * GIB
+
+
+@pytest.mark.parametrize("most", [2**31, 32 * 2**20])
+def test_the_allocator_keeps_large_blocks_for_training_alone(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older versions of glibc refuse a threshold for mmap of more than 32 MiB."""
+    held: dict[int, int] = {}
+
+    def mallopt(parameter: int, value: int) -> int:
+        if parameter == -3 and value > most:
+            return 0
+        held[parameter] = value
+        return 1
+
+    library = SimpleNamespace(mallopt=mallopt, malloc_trim=lambda pad: 1)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    for variable in ("MMAP_THRESHOLD", "TRIM_THRESHOLD", "TOP_PAD"):
+        monkeypatch.delenv(f"MALLOC_{variable}_", raising=False)
+    with settings(None, "highest", torch.device("cpu")):
+        assert held == {-3: min(GIB, most), -1: 2**31 - 1, -2: 64 * 2**20}
+    # What glibc's own rule, which is off from now on, ends at in a process with large blocks.
+    assert held == {-3: 32 * 2**20, -1: 64 * 2**20, -2: 128 * 2**10}
