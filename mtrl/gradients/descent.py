@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner
-from mtrl.gradients.per_task import Buffers, FlatParameters, LossEvaluation, LossFunction, TaskGradients
+from mtrl.gradients.per_task import FlatParameters, Jacobians, LossEvaluation, LossFunction, TaskGradients
 from mtrl.networks.base import Parameters
 
 
@@ -64,7 +64,7 @@ class Descent(nn.Module):
         combiner.skip_checks()
         combiner.prepare(parameters.seen[: parameters.num_shared])
         self.optimizer = make_adam(parameters.vector, lr=lr, eps=eps)
-        self._jacobians: Buffers = {}
+        self._jacobians: Jacobians = {}
         # 0, or NaN for a task with a non-finite loss or gradient; the last entry is for directions.
         self._trouble: Tensor = nn.Buffer(torch.zeros(combiner.num_tasks + 1), persistent=False)
 

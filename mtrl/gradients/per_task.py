@@ -119,7 +119,7 @@ LossFunction = Callable[[Parameters, int, Tensor | None], tuple[Tensor, Any]]
 
 # Jacobians by their place in a step and the number of chosen tasks, None: all. Rows of a choice hold own-row
 # parameters elsewhere than those of all tasks, also where all are chosen.
-Buffers = dict[tuple[int, int | None], Tensor]
+Jacobians = dict[tuple[int, int | None], Tensor]
 
 
 class LossEvaluation(NamedTuple):
@@ -161,7 +161,7 @@ class TaskGradients:
         flat: FlatParameters,
         loss_function: LossFunction,
         num_tasks: int,
-        buffers: Buffers,
+        buffers: Jacobians,
         temperatures: Tensor | None = None,
         trouble: Tensor | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.gradients.descent import clip_by_norm
-from mtrl.gradients.per_task import Buffers, FlatParameters, TaskGradients
+from mtrl.gradients.per_task import FlatParameters, Jacobians, TaskGradients
 from mtrl.networks.base import Parameters
 from mtrl.networks.mlp import MLP
 
@@ -43,7 +43,7 @@ def _losses(network: MLP, inputs: Tensor, targets: Tensor, parameters: Mapping[s
 def _gradients(
     flat: FlatParameters,
     losses: Callable[[Parameters, int, Tensor | None], Tensor],
-    buffers: Buffers | None = None,
+    buffers: Jacobians | None = None,
     trouble: Tensor | None = None,
 ) -> TaskGradients:
     def loss_function(parameters: Parameters, batch: int, tasks: Tensor | None) -> tuple[Tensor, int]:
@@ -154,7 +154,7 @@ def test_some_tasks_alone_give_their_rows(heads: bool, one_hot: bool) -> None:
         return _losses(network, inputs[tasks], targets[tasks], parameters)
 
     reference = _loop(network, flat, inputs, targets)
-    buffers: Buffers = {}
+    buffers: Jacobians = {}
     for order in ([2, 0], [1, 3]):  # the second step reuses the first one's memory
         gradients = _gradients(flat, losses, buffers)
         jacobian = gradients(tasks=torch.tensor(order))
@@ -174,7 +174,7 @@ def test_all_tasks_in_another_order_leave_nothing_in_the_next_step_s_rows() -> N
         return _losses(network, inputs[rows], targets[rows], parameters)
 
     reference = _loop(network, flat, inputs, targets)[:, : flat.num_shared]
-    buffers: Buffers = {}
+    buffers: Jacobians = {}
     for tasks in (torch.tensor([3, 1, 0, 2]), None, torch.tensor([1, 0, 2, 3])):
         rows = _gradients(flat, losses, buffers)(tasks=tasks)
         torch.testing.assert_close(rows, reference if tasks is None else reference[tasks])
@@ -201,7 +201,7 @@ def test_pooled_gradients_are_rows_and_the_mean_of_the_others(
     if kind == "twice":
         reference = reference + _loop(network, flat, inputs + 1, targets)
     shared = reference[:, : flat.num_shared]
-    buffers: Buffers = {}
+    buffers: Jacobians = {}
     for tasks in (order, order[::-1]):  # the second step reuses the first one's memory
         gradients = _gradients(flat, losses, buffers)
         rows = gradients.pooled(torch.tensor(tasks), singles)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtrl.combiners import make_combiner
 from mtrl.config.schema import NetworkConfig
 from mtrl.errors import UserError
-from mtrl.gradients.per_task import Buffers, FlatParameters, TaskGradients
+from mtrl.gradients.per_task import FlatParameters, Jacobians, TaskGradients
 from mtrl.networks.base import NETWORKS, Parameters
 from mtrl.networks.make import describe_network, make_network, network_arguments
 from tests.helpers.plain_networks import PLAIN, PlainEvaluator
@@ -68,7 +68,7 @@ class Problem:
         self.targets = torch.randn(TASKS, ROWS, OUTPUTS, generator=generator).double()
         self.plain = PlainEvaluator(PLAIN[self.name], self.network, self.flat, self.inputs, self.targets)
 
-    def gradients(self, buffers: Buffers | None = None) -> TaskGradients:
+    def gradients(self, buffers: Jacobians | None = None) -> TaskGradients:
         return TaskGradients(self.flat, self.losses, TASKS, {} if buffers is None else buffers)
 
     def losses(self, parameters: Parameters, batch: int, tasks: Tensor | None) -> tuple[Tensor, None]:
@@ -100,7 +100,7 @@ def test_outputs_are_those_of_the_plain_network(case: str, stack: int) -> None:
 @pytest.mark.parametrize("case", SMALL)
 def test_the_jacobian_is_that_of_a_loop_of_backward_passes(case: str) -> None:
     """At the parameters, at parameters that differ between tasks, and of some tasks alone, in one buffer."""
-    problem, buffers = Problem(case), Buffers()
+    problem, buffers = Problem(case), Jacobians()
     rows = problem.plain.rows(0.0)
     shared = problem.flat.num_shared
     gradients = problem.gradients(buffers)
