@@ -105,7 +105,7 @@ def jacobian_rows(
             for leaf, gradient in zip(leaves, gradients, strict=True)
         ]
         rows.append(torch.cat(parts, dim=1))
-    return torch.cat(rows), used
+    return rows[0] if len(rows) == 1 else torch.cat(rows), used
 
 
 def within_range(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -179,7 +179,7 @@ def write_gradients(leaves: Sequence[Tensor], direction: Tensor, *, accumulate: 
     for leaf, part in zip(leaves, direction.detach().split(sizes), strict=True):
         # With the strides of the parameter: fused optimisers go through both in the order of memory.
         own = torch.empty_like(leaf, requires_grad=False).copy_(part.view(leaf.shape))
-        leaf.grad = own if leaf.grad is None or not accumulate else leaf.grad + own
+        leaf.grad = own if leaf.grad is None or not accumulate else dense(leaf.grad) + own
 
 
 def loss_vector(losses: Any, num_tasks: int | None = None) -> Tensor:
@@ -241,7 +241,8 @@ def name_tensors(parameters: Model) -> list[tuple[str, Tensor]]:
         raise ValueError(f"parameters must be a module, a tensor or several tensors; found a {found}.")
     named = []
     for number, item in enumerate([parameters] if isinstance(parameters, Tensor) else parameters):
-        pair = isinstance(item, tuple) and len(item) == 2  # of `named_parameters()`
+        # A pair of `named_parameters()`; (weight, bias) is none.
+        pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
         name, value = item if pair else (f"parameter {number}", item)
         if not isinstance(value, Tensor):
             found = type(value).__name__
@@ -249,7 +250,7 @@ def name_tensors(parameters: Model) -> list[tuple[str, Tensor]]:
                 f"parameters must be a module or tensors (several modules: nn.ModuleList([...])); found a "
                 f"{found} among them."
             )
-        named.append((str(name), value))
+        named.append((name, value))
     return named
 
 
@@ -273,7 +274,7 @@ def trainable(named: Sequence[tuple[str, Tensor]]) -> list[Tensor]:
 class Graph(NamedTuple):
     """What a walk through the graph of losses finds."""
 
-    leaves: set[int]  # ids of the leaves that the losses depend on
+    leaves: dict[int, Tensor]  # those that the losses depend on, by their ids
     single: bool  # torch.vmap cannot batch a part of it: a backward of torch.compile, a sparse embedding
 
 
@@ -283,7 +284,7 @@ def read_graph(losses: Tensor) -> Graph:
     Raises:
         ValueError: it holds a reentrant checkpoint, whose backward gives no gradients to its parameters here.
     """
-    leaves = {id(losses)}  # losses that are themselves a parameter have no node
+    leaves = {id(losses): losses} if losses.is_leaf else {}  # a parameter itself, which has no node
     single = False
     seen: set[Any] = set()
     waiting: list[Any] = [losses.grad_fn]
@@ -298,7 +299,7 @@ def read_graph(losses: Tensor) -> Graph:
         single = single or "CompiledFunction" in name or bool(getattr(node, "_saved_sparse", False))
         variable = getattr(node, "variable", None)
         if variable is not None:
-            leaves.add(id(variable))
+            leaves[id(variable)] = variable
         waiting.extend(following for following, _ in node.next_functions)
     return Graph(leaves, single)
 

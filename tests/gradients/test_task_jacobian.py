@@ -111,6 +111,8 @@ def test_what_would_have_been_ignored_is_refused_or_works(module: _Shared) -> No
         task_jacobian(module.losses(INPUTS), used_up)
     with pytest.raises(ValueError, match="found a str among them"):
         task_jacobian(module.losses(INPUTS), ["trunk"])
+    with pytest.raises(ValueError, match="found a tuple among them"):  # no name and its tensor
+        task_jacobian(module.losses(INPUTS), [(module.last.weight, module.last.bias)])
     with pytest.raises(ValueError, match="list of T 0-dim tensors"):
         task_jacobian([module.losses(INPUTS)], module)
 
@@ -121,6 +123,14 @@ def test_gradients_accumulate_as_those_of_backward_do(module: _Shared) -> None:
         set_gradient(module, direction, accumulate=True)
     found = torch.cat([value.grad.flatten() for value in module.parameters() if value.grad is not None])
     torch.testing.assert_close(found, 2 * direction)
+
+
+def test_a_direction_is_added_to_a_sparse_gradient() -> None:
+    words = nn.Embedding(4, 2, sparse=True)
+    words(torch.tensor([1])).sum().backward()
+    set_gradient(words, torch.arange(8.0), accumulate=True)
+    assert words.weight.grad is not None
+    assert words.weight.grad.tolist() == [[0.0, 1.0], [3.0, 4.0], [4.0, 5.0], [6.0, 7.0]]
 
 
 @pytest.mark.dear
