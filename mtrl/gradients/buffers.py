@@ -1,8 +1,17 @@
 """Buffers of modules, such as running statistics: a step moves them once, however often it evaluates."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+
+class _Entry(NamedTuple):
+    module: nn.Module
+    name: str
+    buffer: Tensor | None  # the tensor itself: a forward pass may put another one in its place
+    value: Tensor | None  # a copy of its numbers; None: nothing can be written to it
 
 
 class Buffers:
@@ -22,24 +31,42 @@ class Buffers:
 
     def restore(self) -> None:
         """Put back what was remembered last."""
-        for module, name, value in self._kept:
-            now = module._buffers.get(name)
-            if now is not None and now.shape == value.shape:
-                # `data`, as this is no change for a graph that is still needed: it has seen these numbers.
-                now.data.copy_(value)
-            else:  # a cache that grew with its inputs is another tensor now
-                module._buffers[name] = value.clone()
+        _put_back(self._kept)
+
+    def start(self, batch: int) -> None:
+        """Put back what every evaluation of a batch starts from: of batch 0, what was there at first."""
+        _put_back(self._kept if batch else self._first)
 
     def discard(self) -> None:
-        """Put back what was there at first."""
+        """Put back what was there at first, and remember it."""
         self._kept = self._first
         self.restore()
 
-    def _now(self) -> list[tuple[nn.Module, str, Tensor]]:
+    def _now(self) -> list[_Entry]:
         return [
-            (module, name, buffer.clone())
+            _Entry(module, name, buffer, _copy(buffer))
             for root in self._modules
             for module in root.modules()
             for name, buffer in module._buffers.items()
-            if buffer is not None
         ]
+
+
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    if buffer is None:
+        return None
+    sizes = zip(buffer.shape, buffer.stride(), strict=True) if buffer.layout == torch.strided else ()
+    expanded = any(stride == 0 and size > 1 for size, stride in sizes)
+    return None if expanded else buffer.detach().clone()
+
+
+def _put_back(entries: Sequence[_Entry]) -> None:
+    for module, name, buffer, value in entries:
+        module._buffers[name] = buffer
+        if buffer is None or value is None:
+            continue
+        # By `data`, which autograd does not count as a change: graphs that are still needed have seen the
+        # same numbers.
+        if buffer.shape == value.shape:
+            buffer.data.copy_(value)
+        else:  # it was resized in place
+            buffer.data = value.clone()

@@ -1,15 +1,16 @@
 """Per-task gradients of anybody's model, wherever a combiner asks for them (`combiners.JacobianAt`)."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mtrl.gradients.buffers import Buffers
+from mtrl.gradients.processes import Overflow, Processes
 from mtrl.gradients.random_states import random_states, replayed
-from mtrl.gradients.scope import Overflow, Processes, Scope, all_finite
+from mtrl.gradients.scope import Scope, all_finite
 from mtrl.gradients.task_jacobian import (
     NONE_USED,
     REENTRANT,
@@ -34,7 +35,8 @@ class ModelGradients:
 
     Call `close` at the end. Then the modules' buffers (running statistics of a normalisation) are those of
     the first evaluation, and further evaluations have left no trace. All evaluations of one batch within a
-    step draw the same random numbers from torch's generators, so that dropout keeps its mask.
+    step start from the same buffers and draw the same random numbers from torch's generators, so that dropout
+    keeps its mask.
 
     Args:
         losses: the tasks' losses with their graph, or a function of a batch's number that computes them.
@@ -73,6 +75,7 @@ class ModelGradients:
         self._scaler, self._chunk_size = scaler, chunk_size
         self._evaluated = False
         self._used = self._heads_used = False  # whether any loss has depended on shared parameters, on heads
+        self._graph: Graph | None = None  # of the first evaluation
         self._buffers = Buffers(scope.modules)
         self._random: dict[int, list[Tensor]] = {}  # number of a batch -> states of the generators
         self.head_gradients: list[list[Tensor]] = [
@@ -142,19 +145,22 @@ class ModelGradients:
 
         return self._evaluate(0, row, 1)[0]
 
-    @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """Return the losses [T] at the parameters as they are now, averaged over the processes."""
+        """Return the losses [T] at the parameters as they are now, averaged over the processes.
+
+        They are computed with a graph, which losses need that differentiate by themselves.
+        """
 
         def whole() -> Tensor:
             if self._given is not None:
                 return self._given.detach()
-            parts = [self._called(number) for number in range(self._micro_batches)]
-            return torch.stack([part.detach() for part in parts]).mean(dim=0)
+            # Each graph goes before the next one comes.
+            parts = [self._called(number).detach() for number in self._numbers(0)]
+            return torch.stack(parts).mean(dim=0)
 
+        self._buffers.start(0)
         losses = self._processes.together(whole)
-        if not self._evaluated:
-            self._buffers.restore()  # the evaluation that counts is still to come
+        self._buffers.restore()
         return self._mean_losses(losses)
 
     def _evaluate(self, batch: int, backward: Callable[[Tensor, Graph], Tensor], rows: int) -> Tensor:
@@ -168,7 +174,10 @@ class ModelGradients:
         def local() -> tuple[Tensor, Tensor]:
             total: Tensor | None = None
             values = []
-            for losses in self._micro_losses(batch):
+            if not first:
+                self._buffers.start(batch)
+            for number in self._numbers(batch):
+                losses = self._losses_of(number)
                 values.append(losses.detach())
                 if first:
                     self._buffers.keep()
@@ -180,6 +189,8 @@ class ModelGradients:
                     total = part if total is None else total + part
                 if first:
                     self._buffers.restore()  # the backward pass of a checkpoint runs its module again
+            if not first:
+                self._buffers.restore()
             if total is None:
                 total = self.parameters.new_zeros(rows, self.parameters.numel())
             return total, torch.stack(values).mean(dim=0)
@@ -205,6 +216,8 @@ class ModelGradients:
             raise ValueError(NONE_USED)
         if not heads_used and any(self._scope.heads):
             raise ValueError(NONE_USED.replace("the parameters", "the parameters of the heads"))
+        if self._graph is not None:  # a process without labels has none
+            self._scope.warn_of_others(self._graph)
         self.head_gradients = [[self._processes.mean(place) for place in own] for own in self.head_gradients]
 
     def _mean_losses(self, losses: Tensor) -> Tensor:
@@ -215,12 +228,16 @@ class ModelGradients:
         dtype = torch.promote_types(self._scope.shared[0].dtype, torch.float32)
         return self._processes.mean(losses.to(self._device, dtype))
 
-    def _micro_losses(self, batch: int) -> Iterator[Tensor]:
-        for number in range(batch * self._micro_batches, (batch + 1) * self._micro_batches):
-            losses = self._given if batch == 0 and self._given is not None else self._called(number)
-            if not (losses.requires_grad or self._processes.several):
-                raise ValueError(no_graph(losses))
-            yield self._checked(losses)
+    def _numbers(self, batch: int) -> range:
+        """Return the numbers of the micro-batches of a batch."""
+        return range(batch * self._micro_batches, (batch + 1) * self._micro_batches)
+
+    def _losses_of(self, number: int) -> Tensor:
+        """Return the losses [T] of a micro-batch, finite and with their graph."""
+        losses = self._given if number == 0 and self._given is not None else self._called(number)
+        if not (losses.requires_grad or self._processes.several):
+            raise ValueError(no_graph(losses))
+        return self._checked(losses)
 
     def _called(self, number: int) -> Tensor:
         """Return the losses [T] of a batch, with the random numbers of its first evaluation in this step."""
@@ -256,6 +273,7 @@ class ModelGradients:
             self._scope.check_graph(graph)
             self._scope.check_heads(losses, graph)
             self._look_for_checkpoints(graph)
+            self._graph = graph
         return graph
 
     def _look_for_checkpoints(self, graph: Graph) -> None:
@@ -269,6 +287,7 @@ class ModelGradients:
             return
         with warnings.catch_warnings(record=True) as caught, torch.enable_grad():
             warnings.simplefilter("always")
+            self._buffers.start(0)
             self._called(0)
         self._buffers.restore()
         if any("None of the inputs have requires_grad=True" in str(found.message) for found in caught):
@@ -303,6 +322,7 @@ class ModelGradients:
             ]
 
         found = self._processes.together(local)
+        self._buffers.restore()
         if moves_heads:
             self.head_gradients = [[self._processes.mean(place) for place in own] for _, own in found]
         return self._finite(self._processes.mean(torch.stack([row for row, _ in found])))
@@ -322,7 +342,9 @@ class ModelGradients:
                 _add(shared, offset)
                 if own_offset is not None:
                     _add(head, own_offset)
-            for losses in self._micro_losses(batch):
+            self._buffers.start(batch)
+            for number in self._numbers(batch):
+                losses = self._losses_of(number)
                 if not losses.requires_grad:
                     continue
                 gradients = torch.autograd.grad(self._scaled(losses[task]), leaves, allow_unused=True)

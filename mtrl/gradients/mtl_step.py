@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mtrl.combiners import Combiner, LossCombiner
 from mtrl.gradients.model_gradients import ModelGradients
-from mtrl.gradients.scope import Overflow, Processes, Scope, all_finite, plain_step, scope_of
+from mtrl.gradients.processes import Overflow, Processes
+from mtrl.gradients.scope import Scope, all_finite, plain_step, scope_of
 from mtrl.gradients.task_jacobian import Losses, Model, check_chunk, is_count
 
 
@@ -35,10 +36,9 @@ def mtl_step(
 
     A step gives each method what it needs beyond one Jacobian: losses after the step (`famo`), gradients at
     moved parameters (`fs_mtl`), independent batches (`modo`), a step that bypasses the optimiser (`adatask`).
-    It moves the trainable parameters of `model` and `heads` and nothing else; parameters that only the
-    optimiser holds stay where they are, whatever their `.grad` holds (with `accumulate`, those with a
-    gradient move, too). Nothing has moved when it raises a ValueError, except one about losses after the
-    step.
+    It moves the trainable parameters of `model` and `heads`. Parameters that only the optimiser holds stay,
+    whatever is in their `.grad`. With `accumulate` they move, too, if they have a gradient. Nothing has moved
+    when it raises a ValueError, except one about losses after the step.
 
     Args:
         combiner: of `make_combiner`, for T tasks; keep it from step to step.
@@ -48,11 +48,12 @@ def mtl_step(
             generators are set so that it gives the same dropout.
         model: the parameters that all tasks share, or the module that holds them and nothing else. Frozen
             parameters are left alone. A parameter that no loss uses gets a gradient of 0.
-        optimizer: holds all these parameters and those of the heads.
+        optimizer: holds all these parameters and those of the heads. Parameters in a second optimiser get no
+            gradient here: heads that only that one holds are never trained. A warning says so once.
         heads: for each task the module or parameters that it alone uses. They step by their own task's
             gradient, which no method weighs. A head may be frozen or empty.
         max_norm: bound on the norm of the whole gradient that the optimiser steps by, heads included; unused
-            by a preconditioned method.
+            by methods that replace the optimiser's update rule (`adatask`, `m_config`).
         micro_batches: number of batches whose mean is one step's batch. Their Jacobians are averaged
             before they are combined, so do not divide the losses by their number. Adding up combined
             directions would be another method.
@@ -109,6 +110,12 @@ def mtl_step(
     try:
         direction = _direction(combiner, gradients)
         scope.check_finite(direction.unsqueeze(0), gradients.head_gradients)
+        if accumulate:
+            if scaler is None:
+                processes.together(lambda: scope.check_accumulated(held))
+            processes.average_gradients(held)
+        with scope.only(hide_others=not accumulate):
+            _move(combiner, gradients, scope, optimizer, direction, max_norm, scaler, add=accumulate)
     except BaseException as error:
         gradients.close(taken=False)
         if state is not None:
@@ -118,15 +125,6 @@ def mtl_step(
         _skip(scope, optimizer, scaler)
         # Without losses the overflow was in the first evaluation.
         return gradients.losses if hasattr(gradients, "losses") else gradients.evaluate()
-    if accumulate:
-        processes.average_gradients(held)
-    with scope.only(hide_others=not accumulate):
-        scale = 1.0 if scaler is None else scaler.get_scale()  # the scaler's step divides by it
-        scope.put(direction, gradients.head_gradients, add=accumulate, scale=scale)
-        if combiner.preconditioned:
-            plain_step(scope, direction, optimizer)
-            max_norm = None
-        _optimizer_step(held, optimizer, max_norm, scaler)
     try:
         if combiner.looks_again:
             after = gradients.evaluate()
@@ -222,19 +220,30 @@ def _skip(scope: Scope, optimizer: torch.optim.Optimizer, scaler: torch.amp.Grad
             leaf.grad = None
 
 
-def _optimizer_step(
-    held: Sequence[Tensor],
+def _move(
+    combiner: Combiner,
+    gradients: ModelGradients,
+    scope: Scope,
     optimizer: torch.optim.Optimizer,
+    direction: Tensor,
     max_norm: float | None,
     scaler: torch.amp.GradScaler | None,
+    *,
+    add: bool,
 ) -> None:
+    scale = 1.0 if scaler is None else scaler.get_scale()  # the scaler's step divides by it
+    own = None if combiner.preconditioned else direction
+    scope.put(own, gradients.head_gradients, add=add, scale=scale)
+    held = (leaf for group in optimizer.param_groups for leaf in group["params"])
     moving = [leaf for leaf in held if leaf.grad is not None]
-    if scaler is not None and moving:
-        scaler.unscale_(optimizer)
-    if max_norm is not None and math.isfinite(max_norm):
+    if scaler is not None and moving:  # without gradients a scaler has nothing to look at
+        scaler.unscale_(optimizer)  # it may refuse, so this comes before anything moves
+    if combiner.preconditioned:
+        plain_step(scope, direction, optimizer)
+    elif max_norm is not None and math.isfinite(max_norm):
         nn.utils.clip_grad_norm_(moving, max_norm)
     if scaler is None:
         optimizer.step()
-    elif moving:  # without gradients a scaler has nothing to look at
+    elif moving:
         scaler.step(optimizer)
         scaler.update()

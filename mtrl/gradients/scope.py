@@ -1,16 +1,15 @@
-"""What one step may touch, what it refuses, and what every process must do: decided here and nowhere else.
+"""What one step may touch and what it refuses: decided here and nowhere else.
 
 A step moves the trainable parameters of the model and of the heads. It leaves alone frozen parameters and all
-others that the optimiser holds, whatever their `.grad` holds from before. With several processes every
-process makes the same collective calls in the same order, and all of them step or none does.
+others that the optimiser holds, whatever their `.grad` holds from before.
 """
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +26,17 @@ from mtrl.gradients.task_jacobian import (
     write_gradients,
 )
 
-Result = TypeVar("Result")
-
 # Optimisers whose weight decay is theta -= lr * decay * theta, apart from the gradient's step.
-_DECOUPLED = (torch.optim.AdamW, torch.optim.SGD)
+_DECOUPLED = {"AdamW", "SGD", "Adafactor", "Muon"}  # names, as older versions of torch lack some
 
+# Wrappers, and kinds of parameters, that spread a model over processes.
+_SHARDED = {"FullyShardedDataParallel", "FSDPModule", "FlatParameter", "DTensor"}
 
 # Parameters of heads that their own task uses, and the losses of other tasks do not.
 _ALONE = WeakIdKeyDictionary()
 
-
-class Overflow(ArithmeticError):
-    """A loss scale made a loss or a gradient non-finite: the step is to be skipped."""
+# Parameters of which a warning has said that no step trains them.
+_ELSEWHERE = WeakIdKeyDictionary()
 
 
 class Scope(NamedTuple):
@@ -78,12 +76,30 @@ class Scope(NamedTuple):
         """
         forgotten = [leaf for leaf in self.others if leaf.requires_grad and id(leaf) in graph.leaves]
         if forgotten:
-            shapes = ", ".join(str(list(leaf.shape)) for leaf in forgotten[:3])
             raise ValueError(
-                f"the losses depend on {len(forgotten)} parameters (of shapes {shapes}) that the optimizer "
+                f"the losses depend on {_described(forgotten)} that the optimizer "
                 "holds and that are neither in model nor in heads: they would never be trained. Pass "
                 "heads=[...], one per task, add shared ones to model, or take them out of the optimizer."
             )
+
+    def warn_of_others(self, graph: Graph) -> None:
+        """Warn, once, that losses depend on parameters which neither the step nor its optimiser holds.
+
+        This is no mistake where other losses train them, so it is not refused.
+        """
+        found = [leaf for key, leaf in graph.leaves.items() if key not in self.names]
+        found = [leaf for leaf in found if isinstance(leaf, nn.Parameter) and leaf not in _ELSEWHERE]
+        if found:
+            warnings.warn(
+                f"the losses depend on {_described(found)} that are neither in model nor in heads nor in the "
+                "optimizer: the step neither trains them nor leaves them a gradient. Pass heads=[...], and "
+                "let this optimizer hold them. If other losses train them, as those of a critic that an "
+                "actor's losses depend on, all is well.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            for leaf in found:
+                _ELSEWHERE[leaf] = True
 
     @explain_donation()
     def check_heads(self, losses: Tensor, graph: Graph) -> None:
@@ -134,31 +150,65 @@ class Scope(NamedTuple):
                 "was taken. Look for square roots and norms at 0, logarithms and divisions there."
             )
 
+    @staticmethod
+    def check_accumulated(leaves: Sequence[Tensor]) -> None:
+        """Refuse to add to gradients of these tensors that are not finite.
+
+        Raises:
+            ValueError: with the shapes of such tensors.
+        """
+        bad = [leaf for leaf in leaves if leaf.grad is not None and not all_finite(dense(leaf.grad))]
+        if bad:
+            raise ValueError(
+                f"accumulate=True adds to gradients that are there, and those of {_described(bad)} are not "
+                "finite: no step was taken. Mend the loss that they come from, and set them to zero."
+            )
+
     @contextmanager
     def only(self, *, hide_others: bool = True) -> Iterator[None]:
-        """Hide the gradients of parameters that the step must leave alone from its optimiser."""
-        for leaf in self.frozen:
-            leaf.grad = None
+        """Hide the gradients of parameters that the step must leave alone from its optimiser.
+
+        After an error all gradients are those of before.
+        """
+        before = [(leaf, leaf.grad) for leaf in (*self.leaves, *self.frozen)]
         hidden = [(leaf, leaf.grad) for leaf in self.others if hide_others]
-        for leaf, _ in hidden:
+        for leaf in (*self.frozen, *(leaf for leaf, _ in hidden)):
             leaf.grad = None
         try:
             yield
+        except BaseException:
+            for leaf, gradient in before:
+                leaf.grad = gradient
+            raise
         finally:
             for leaf, gradient in hidden:
                 leaf.grad = gradient
 
-    def put(self, direction: Tensor, heads: Sequence[Sequence[Tensor]], *, add: bool, scale: float) -> None:
-        """Write the gradients of a step, times `scale`; `add` them to those that are there."""
-        write_gradients(self.shared, direction * scale if scale != 1.0 else direction, accumulate=add)
+    def put(
+        self, direction: Tensor | None, heads: Sequence[Sequence[Tensor]], *, add: bool, scale: float
+    ) -> None:
+        """Write the gradients of a step, times `scale`; `add` them to those that are there.
+
+        Without a direction shared parameters lose theirs.
+        """
+        if direction is None:
+            for leaf in self.shared:
+                leaf.grad = None
+        else:
+            write_gradients(self.shared, direction * scale if scale != 1.0 else direction, accumulate=add)
         for own, gradients in zip(self.heads, heads, strict=True):
             for leaf, gradient in zip(own, gradients, strict=True):
                 write_gradients([leaf], gradient.flatten() * scale, accumulate=add)
 
 
 def _not_zero(gradient: Tensor) -> bool:
-    # A NaN may come from the task's own loss, by which zeros are multiplied on the way.
+    # A NaN may be 0 times an infinite derivative of the task's own loss.
     return bool(dense(gradient).nan_to_num(nan=0.0).any())
+
+
+def _described(leaves: Sequence[Tensor]) -> str:
+    shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves[:3])
+    return f"{len(leaves)} parameters (of shapes {shapes})"
 
 
 def scope_of(
@@ -174,10 +224,10 @@ def scope_of(
         raise ValueError(f"heads must be a list of modules or parameters, one per task; found a {found}.")
     heads = list(heads)  # a generator would be empty the second time
     modules = [part for part in (model, *heads) if isinstance(part, nn.Module)]
-    _refuse_wrappers(modules)
     named = name_tensors(model)
-    shared = trainable(named)
     own = [name_tensors(head) for head in heads]
+    _refuse_wrappers(modules, [leaf for part in (named, *own) for _, leaf in part])
+    shared = trainable(named)
     if own and len(own) != combiner.num_tasks:
         raise ValueError(f"heads must be one per task, {combiner.num_tasks}; found {len(own)}.")
     names = {id(leaf): name for name, leaf in named}
@@ -208,9 +258,15 @@ def scope_of(
     return scope
 
 
-def _refuse_wrappers(modules: Sequence[nn.Module]) -> None:
-    wrapper = nn.parallel.DistributedDataParallel
-    if any(isinstance(part, wrapper) for module in modules for part in module.modules()):
+def _refuse_wrappers(modules: Sequence[nn.Module], leaves: Sequence[Tensor]) -> None:
+    kinds = {type(part) for module in modules for part in module.modules()} | set(map(type, leaves))
+    names = {base.__name__ for kind in kinds for base in kind.__mro__}
+    if names & _SHARDED:
+        raise ValueError(
+            f"model and heads must be plain modules; found {', '.join(sorted(names & _SHARDED))}: sharded "
+            "parameters have no gradients of single tasks here. Use plain modules and distributed=True."
+        )
+    if "DistributedDataParallel" in names:
         raise ValueError(
             "model and heads must be plain modules; found a DistributedDataParallel, whose averaging sees no "
             "gradients of single tasks: the processes would drift apart. Pass its `.module`, compute the "
@@ -241,9 +297,10 @@ def _check_optimizer(combiner: Combiner, scope: Scope, optimizer: torch.optim.Op
     if not combiner.preconditioned:
         return
     shared = {id(leaf) for leaf in scope.shared}
+    decoupled = any(base.__name__ in _DECOUPLED for base in type(optimizer).__mro__)
     for group in optimizer.param_groups:
         decays = bool(group.get("weight_decay")) and any(id(leaf) in shared for leaf in group["params"])
-        if decays and not (isinstance(optimizer, _DECOUPLED) or group.get("decoupled_weight_decay")):
+        if decays and not (decoupled or group.get("decoupled_weight_decay")):
             raise ValueError(
                 f"{combiner.name} is an optimiser of its own, and {type(optimizer).__name__} adds its "
                 "weight_decay to gradients, which this method never sees: use AdamW or weight_decay=0."
@@ -264,96 +321,8 @@ def plain_step(scope: Scope, direction: Tensor, optimizer: torch.optim.Optimizer
             leaf.mul_(1 - group["lr"] * group["weight_decay"])
         step = group["lr"] * part.view(leaf.shape)
         leaf.add_(step if group.get("maximize", False) else -step)
-        leaf.grad = None
 
 
 def all_finite(values: Tensor) -> bool:
     """Whether all entries are finite; a finite sum, which costs a tenth, decides the usual case."""
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
-
-
-class Processes:
-    """The processes that take a step together: those of the default group, or this one alone.
-
-    Args:
-        distributed: whether there are others.
-        device: of the numbers that they exchange.
-    """
-
-    def __init__(self, distributed: bool, device: torch.device) -> None:
-        self.several, self._device = distributed, device
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and not several:
-            raise ValueError(
-                "distributed=True needs a process group: call torch.distributed.init_process_group first."
-            )
-        if not distributed and several and torch.distributed.get_world_size() > 1:
-            warnings.warn(
-                f"a process group of {torch.distributed.get_world_size()} processes is there, but "
-                "mtl_step was called with distributed=False: each process trains a model of its own.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-
-    def together(self, action: Callable[[], Result]) -> Result:
-        """Return `action()`, unless it fails in any process: then it raises in all of them.
-
-        A process whose action fails makes the same collective call as the others before it raises, so that
-        none waits for ever.
-        """
-        if not self.several:
-            return action()
-        result: Result | None = None
-        error: Exception | None = None
-        try:
-            result = action()
-        except Exception as raised:  # noqa: BLE001 - whatever it is, the others must learn of it
-            error = raised
-        worst = torch.tensor(
-            0 if error is None else 1 + (not isinstance(error, Overflow)), device=self._device
-        )
-        torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
-        if int(worst) == 0:
-            return result  # type: ignore[return-value]
-        if int(worst) == 1:
-            raise Overflow
-        if error is None or isinstance(error, Overflow):
-            raise RuntimeError("another process failed (see its error); no process has taken the step.")
-        raise error
-
-    def check_equal(self, **numbers: int) -> None:
-        """Raise ValueError in all processes unless each number is the same in all of them."""
-        if not self.several:
-            return
-        mine = torch.tensor(list(numbers.values()), device=self._device)
-        bounds = torch.cat((mine, -mine))
-        torch.distributed.all_reduce(bounds, torch.distributed.ReduceOp.MAX)
-        largest, smallest = bounds.chunk(2)
-        for name, high, low in zip(numbers, largest.tolist(), (-smallest).tolist(), strict=True):
-            if high != low:
-                raise ValueError(f"all processes must have the same {name}; found {low} to {high}.")
-
-    def any(self, *flags: bool) -> list[bool]:
-        """Return for each flag whether it is set in any process."""
-        if not self.several:
-            return list(flags)
-        found = torch.tensor(flags, dtype=torch.int64, device=self._device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return [bool(flag) for flag in found]
-
-    def average_gradients(self, leaves: Sequence[Tensor]) -> None:
-        """Replace `.grad` of tensors by its mean over the processes; a process that has none counts as 0."""
-        if not self.several:
-            return
-        for leaf, found in zip(leaves, self.any(*(leaf.grad is not None for leaf in leaves)), strict=True):
-            if found:
-                own = torch.zeros_like(leaf) if leaf.grad is None else dense(leaf.grad)
-                leaf.grad = self.mean(own)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Return the mean over the processes."""
-        if not self.several:
-            return values
-        values = values.clone()
-        torch.distributed.all_reduce(values)
-        return values / torch.distributed.get_world_size()

@@ -94,3 +94,85 @@ def test_buffers_that_grow_with_the_input_are_those_of_the_first_evaluation(name
     for length in (10, 20):
         mtl_step(combiner, lambda b, n=length: _losses(model, INPUTS[: n + b]), model, optimizer)  # type: ignore[misc]
         assert len(model.positions) == length
+
+
+class _Remembering(nn.Module):
+    """Its buffers are its last input, an expanded tensor, and one that it makes when it is first needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.layer = nn.Linear(2, TASKS).double()
+        self.register_buffer("last", torch.zeros(8, 2, dtype=D))
+        self.register_buffer("shift", torch.ones(1, dtype=D).expand(TASKS))
+        self.register_buffer("made", None)
+        self.last: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        self.made = x.mean(0)
+        result: Tensor = self.layer(x) + self.shift
+        return result
+
+
+@pytest.mark.parametrize("name", ["modo", "famo", "cagrad"])
+def test_an_input_that_becomes_a_buffer_keeps_its_numbers(name: str) -> None:
+    model, inputs = _Remembering(), INPUTS.clone()
+    optimizer, combiner = torch.optim.SGD(model.parameters(), lr=0.1), make_combiner(name, num_tasks=TASKS)
+    mtl_step(combiner, lambda b: _losses(model, inputs[8 * b : 8 * b + 8]), model, optimizer)
+    assert torch.equal(inputs, INPUTS)
+    assert torch.equal(model.last, INPUTS[:8])
+    with pytest.raises(ValueError, match="no step was taken"):
+        mtl_step(combiner, lambda b: _losses(model, inputs[8:16] * torch.nan), model, optimizer)
+    assert torch.equal(model.last, INPUTS[:8])
+    assert torch.equal(inputs, INPUTS)
+
+
+def test_a_buffer_that_a_refused_step_made_is_gone() -> None:
+    model = _Remembering()
+    optimizer, combiner = torch.optim.SGD(model.parameters(), lr=0.1), make_combiner("mean", num_tasks=TASKS)
+    with pytest.raises(ValueError, match="no step was taken"):
+        mtl_step(combiner, lambda b: _losses(model, INPUTS * torch.nan), model, optimizer)
+    assert model.made is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_running_statistics_of_a_scripted_module_move_once() -> None:
+    norm = nn.BatchNorm1d(TASKS).double()
+    model = torch.jit.script(nn.Sequential(nn.Linear(2, TASKS).double(), norm))
+    optimizer, combiner = torch.optim.SGD(model.parameters(), lr=0.1), make_combiner("famo", num_tasks=TASKS)
+    with torch.no_grad():
+        expected = 0.1 * model[0](INPUTS).mean(0)
+    mtl_step(combiner, lambda b: _losses(model, INPUTS), model, optimizer)
+    torch.testing.assert_close(model[1].running_mean, expected)
+
+
+class _Gated(nn.Module):
+    """A buffer decides its output, and each forward pass in training moves this buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, TASKS).double()
+        self.register_buffer("gate", torch.ones((), dtype=D))
+        self.gate: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x) * self.gate.clone()
+        with torch.no_grad():
+            self.gate.mul_(1.5)
+        return result
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("name", ["fs_mtl", "famo", "mean", "cagrad_fast"])
+def test_all_evaluations_of_a_batch_see_the_same_buffers(name: str, micro_batches: int) -> None:
+    model, seen = _Gated(), set()
+    optimizer, combiner = torch.optim.SGD(model.parameters(), lr=0.1), make_combiner(name, num_tasks=TASKS)
+
+    def losses(batch: int) -> Tensor:
+        seen.add((batch, model.gate.item()))
+        return _losses(model, INPUTS)
+
+    mtl_step(combiner, losses, model, optimizer, micro_batches=micro_batches)
+    assert seen == {(batch, 1.5**batch) for batch in range(micro_batches)}
+    assert model.gate.item() == 1.5**micro_batches

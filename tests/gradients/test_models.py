@@ -165,6 +165,7 @@ def test_an_optimiser_of_its_own_honours_decoupled_decay_and_maximize() -> None:
         "decay": _adamw(0.1),
         "up": _adamw(0.0, maximize=True),
         "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, weight_decay=0.1),
+        "adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=0.01, weight_decay=0.1),
     }
     for key, make in makers.items():
         torch.manual_seed(0)
@@ -176,6 +177,7 @@ def test_an_optimiser_of_its_own_honours_decoupled_decay_and_maximize() -> None:
     torch.testing.assert_close(moves["up"], -moves["plain"])
     torch.testing.assert_close(moves["decay"] - moves["plain"], 0.01 * 0.1 * before)
     torch.testing.assert_close(moves["sgd"], moves["decay"])
+    torch.testing.assert_close(moves["adafactor"], moves["decay"])
 
 
 def test_an_optimiser_of_its_own_refuses_decay_that_belongs_into_gradients() -> None:
@@ -338,3 +340,23 @@ def test_a_weighted_gradient_beyond_half_precision_is_refused_as_such() -> None:
             torch.optim.SGD(model.parameters(), lr=1.0),
         )
     assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize(("name", "micro_batches"), [("famo", 1), ("mean", 2)])
+def test_losses_may_hold_derivatives_of_the_model(name: str, micro_batches: int) -> None:
+    """As of a network that solves a differential equation, here u' = u with u(0) = 1."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def losses(batch: int) -> list[Tensor]:
+        x = torch.linspace(0.0, 1.0, 9).unsqueeze(1).requires_grad_()
+        u = model(x)
+        (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        return [(slope - u).square().mean(), (u[0] - 1.0).square().sum()]
+
+    combiner, step = make_combiner(name, num_tasks=2), torch.optim.Adam(model.parameters(), lr=0.01)
+    first = mtl_step(combiner, losses, model, step, micro_batches=micro_batches)
+    for _ in range(20):
+        last = mtl_step(combiner, losses, model, step, micro_batches=micro_batches)
+    assert last.sum() < first.sum()
+    assert not last.requires_grad

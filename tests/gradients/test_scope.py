@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mtrl import mtl_step
 from mtrl.combiners import make_combiner
 from tests.helpers.cases import case
 from tests.helpers.three_tasks import FAMILIES, INPUTS, TASKS, Problem, nan_loss, third_free
@@ -177,3 +179,83 @@ def test_a_module_of_its_own_with_no_gradient_costs_no_second_evaluation_later()
         problem.step(losses, model=[*problem.model.parameters(), unused])
     assert len(calls) == 4  # one look for a hidden checkpoint
     assert unused.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("held", ["first", "other"])
+def test_a_gradient_that_is_not_finite_is_not_added_to(held: str) -> None:
+    """With `accumulate` the step goes along all gradients that are there."""
+    problem = Problem("famo")
+    before, weight = problem.values(), getattr(problem, held).weight
+    weight.grad = torch.full_like(weight, torch.nan)
+    with pytest.raises(ValueError, match=r"those of 1 parameters \(of shapes \[\d, 2\]\) are not finite"):
+        problem.step(accumulate=True)
+    assert torch.equal(problem.values(), before)
+
+
+def test_heads_in_another_optimiser_are_warned_of_once() -> None:
+    """Nothing trains them: a step leaves no gradient for the other optimiser."""
+    problem = Problem("cagrad")
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1)
+    with pytest.warns(RuntimeWarning, match=r"depend on 6 parameters .* nor in the optimizer"):
+        problem.step(heads=(), optimizer=optimizer)
+    problem.step(heads=(), optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "half"), [("famo", "model"), ("cagrad", "head"), ("cagrad", "model"), ("adatask", "head")]
+)
+def test_a_scaler_that_refuses_leaves_everything_as_it_was(name: str, half: str) -> None:
+    """It unscales no gradients in half precision."""
+    first, norm, heads = nn.Linear(2, 3), nn.BatchNorm1d(3), [nn.Linear(3, 1) for _ in range(TASKS)]
+    model = nn.Sequential(first, norm)
+    (first if half == "model" else heads[0]).half()
+    parts = [model, *heads]
+    optimizer = torch.optim.SGD([p for part in parts for p in part.parameters()], lr=0.1)
+    first.bias.grad = torch.ones_like(first.bias)
+    before = [value.clone() for part in parts for value in part.state_dict().values()]
+
+    def losses(batch: int) -> list[Tensor]:
+        features = norm(first(INPUTS.to(first.weight.dtype)).float())
+        return [head(features.to(head.weight.dtype)).float().square().mean() for head in heads]
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    with pytest.raises(ValueError, match="Attempting to unscale FP16"):
+        mtl_step(make_combiner(name, num_tasks=TASKS), losses, model, optimizer, heads=heads, scaler=scaler)
+    after = [value for part in parts for value in part.state_dict().values()]
+    assert all(torch.equal(now, then) for now, then in zip(after, before, strict=True))
+    assert torch.equal(first.bias.grad, torch.ones_like(first.bias))
+    assert norm.weight.grad is None
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_error_of_the_losses_arrives_as_it_is(late: bool) -> None:
+    problem, batches = Problem("fs_mtl"), iter([None] * late)
+
+    def losses(batch: int) -> list[Tensor]:
+        next(batches)
+        return problem.losses()
+
+    with pytest.raises(StopIteration):
+        problem.step(losses)
+
+
+@pytest.mark.dear
+@pytest.mark.filterwarnings("ignore")  # of torch, about a group of one process
+def test_sharded_parameters_are_refused_by_name(tmp_path: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    inputs, combiner = INPUTS.float(), make_combiner("mean", num_tasks=TASKS)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        sharded = nn.Linear(2, TASKS)
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        wrapped = FullyShardedDataParallel(
+            nn.Linear(2, TASKS), device_id=torch.device("cpu"), use_orig_params=True
+        )
+        for model, shared in ((sharded, sharded), (sharded, list(sharded.parameters())), (wrapped, wrapped)):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            with pytest.raises(ValueError, match="sharded parameters have no gradients of single tasks"):
+                mtl_step(combiner, lambda b, m=model: m(inputs).square().mean(0), shared, optimizer)  # type: ignore[misc]
+    finally:
+        torch.distributed.destroy_process_group()
