@@ -7,6 +7,8 @@ Sizes are not Meta-World's, so that none of those can hide in the engine.
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import time
@@ -61,8 +63,14 @@ class CountingSuite(TaskSuite):
         render_mode: str | None,
     ) -> CountingEnv:
         if kind := os.environ.get("COUNTING_ENV_BROKEN"):
-            error = KeyError if kind == "KeyError" else RuntimeError
-            raise error("the counting environment was asked not to be made")
+            text = "the counting environment was asked not to be made"
+            errors: dict[str, Exception] = {
+                "KeyError": KeyError(text),
+                "JSONDecodeError": json.JSONDecodeError(text, "", 0),
+                "UnsupportedOperation": io.UnsupportedOperation(text),
+                "opening file": ValueError(f"Error opening file: {text}"),
+            }
+            raise errors.get(kind, RuntimeError(text))
         return CountingEnv(task, goals, self.step_seconds)
 
 

@@ -37,6 +37,7 @@ class Failure(NamedTuple):
     worker: int
     row: int | None  # the row it was working on, None between steps
     reason: str
+    classes: Sequence[str]  # names of the classes of the exception that it raised, if it did
 
 
 class WorkerPool:
@@ -188,7 +189,8 @@ class WorkerPool:
             self._refusals.append(body)
             return
         if kind == ERROR:
-            self._fail(worker, f"raised:\n{body}")
+            text, classes = body
+            self._fail(worker, f"raised:\n{text}", classes)
             return
         assert kind == RESULT
         results[worker] = body
@@ -203,7 +205,7 @@ class WorkerPool:
         hint = "; out of memory is the usual reason" if code == -signal.SIGKILL else ""
         self._fail(worker, f"died: {how}{hint}")
 
-    def _fail(self, worker: int, reason: str) -> None:
+    def _fail(self, worker: int, reason: str, classes: Sequence[str] = ()) -> None:
         """Record a failure and kill the process: if it woke up later, it would write into the arrays."""
         process = self._processes[worker]
         process.kill()
@@ -211,7 +213,7 @@ class WorkerPool:
         self._waiting.discard(worker)
         stepping = int(self.arrays.stepping[self.rows[worker][0]])
         self.arrays.stepping[self.rows[worker][0]] = 0
-        self.failures[worker] = Failure(worker, stepping - 1 if stepping else None, reason)
+        self.failures[worker] = Failure(worker, stepping - 1 if stepping else None, reason, classes)
 
     def close(self, *, at_once: bool = False) -> None:
         """End all workers, by SIGKILL if `at_once`, after a failure or while an answer is due."""

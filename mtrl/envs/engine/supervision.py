@@ -6,7 +6,7 @@ they are built and reset before the next step. That may fail again, so `begin` l
 """
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from mtrl.envs.engine.worker import Blueprint
 from mtrl.errors import EnvironmentFailure, UserError
 
 Notify = Callable[[str], None]
-# Of a suite's own code, and the same at each attempt; other exceptions may be the machine's.
-_MISTAKES = ("AttributeError", "IndexError", "KeyError", "NameError", "TypeError", "ValueError")
+# Classes of exceptions that are the same at each attempt; others may be the machine's.
+_MISTAKES = {"ArithmeticError", "AssertionError", "AttributeError", "ImportError", "LookupError", "NameError"}
+_MISTAKES |= {"SyntaxError", "TypeError", "ValueError"}
 
 
 def warn(text: str) -> None:
@@ -65,10 +66,12 @@ class Supervisor:
             EnvironmentFailure: a worker failed otherwise.
         """
         notes = self._build(range(len(self._pool.rows)), 0)
-        if failures := self._pool.failures.values():
-            last = [failure.reason.rstrip().splitlines()[-1] for failure in failures]
-            self._give_up("", UserError if all(text.startswith(_MISTAKES) for text in last) else None)
+        self._check_started()
         return list(dict.fromkeys(note for own in notes.values() for note in own))
+
+    def _check_started(self) -> None:
+        if failures := self._pool.failures.values():
+            self._give_up("", UserError if all(map(_is_mistake, failures)) else EnvironmentFailure)
 
     def renew(self) -> None:
         """Make the environments in all workers anew; the next reset restarts workers that fail."""
@@ -84,23 +87,17 @@ class Supervisor:
         return self._pool.scatter("build", builds, starting=True)
 
     def draw_goals(self, seed: int) -> tuple[dict[str, Any], list[str]]:
-        """Have one worker draw the suite's goals; return them and notes for users."""
-        drawn: tuple[dict[str, Any], list[str]]
-        drawn = self._all_of("draw_goals", {0: (self._blueprint.suite, seed)}, starting=True)[0]
+        """Have one worker draw the suite's goals; return them and notes for users. Raises as `start`."""
+        results = self._pool.scatter("draw_goals", {0: (self._blueprint.suite, seed)}, starting=True)
+        self._check_started()
+        drawn: tuple[dict[str, Any], list[str]] = results[0]
         return drawn
-
-    def _all_of(self, name: str, args: Mapping[int, tuple[Any, ...]], *, starting: bool = False) -> list[Any]:
-        """Return the workers' results in the order of `args`; EnvironmentFailure if one of them fails."""
-        self.check()
-        results = self._pool.scatter(name, args, starting=starting)
-        if any(worker not in results for worker in args):
-            self._give_up("")
-        return [results[worker] for worker in args]
 
     def begin(self, workers: Collection[int] = ()) -> None:
         """Begin an episode in all environments of these workers and of all that have failed or fail now.
 
         Raises:
+            UserError: the suite's code raises one, as it would again.
             EnvironmentFailure: no restarts are left; `revived` and `adrift` are valid nevertheless.
         """
         self.check()
@@ -141,7 +138,10 @@ class Supervisor:
     def restore(self, states: Sequence[Any]) -> None:
         """Put each row's environment into its state; EnvironmentFailure if a worker fails."""
         own = [{row: states[row] for row in rows} for rows in self._pool.rows]
-        self._all_of("set_state", {worker: (of_rows,) for worker, of_rows in enumerate(own)})
+        self.check()
+        self._pool.scatter("set_state", {worker: (of_rows,) for worker, of_rows in enumerate(own)})
+        if self._pool.failures:
+            self._give_up("")
 
     def render(self, rows: Sequence[int]) -> dict[int, Any]:
         """Return a frame of each of these rows; the next step restarts a worker that dies of it."""
@@ -161,6 +161,8 @@ class Supervisor:
         while self._pool.failures:
             failures = list(self._pool.failures.values())
             self.adrift |= self._pool.failures.keys()
+            if any(UserError.__name__ in failure.classes for failure in failures):
+                self._give_up("", UserError)
             if self.restarts + len(failures) > self._max_restarts:
                 self._give_up(
                     f"{self.restarts} of at most {self._max_restarts} restarts are used up. "
@@ -182,10 +184,10 @@ class Supervisor:
         if self._fatal is not None:
             raise EnvironmentFailure(self._fatal)
 
-    def _give_up(self, advice: str, kind: type[Exception] | None = None) -> None:
+    def _give_up(self, advice: str, kind: type[Exception] = EnvironmentFailure) -> None:
         failures = [self._describe(failure) for failure in self._pool.failures.values()]
         self._fatal = "\n".join([*failures, advice]).rstrip()
-        raise (kind or EnvironmentFailure)(self._fatal)
+        raise kind(self._fatal)
 
     def _describe(self, failure: Failure) -> str:
         rows = self._pool.rows[failure.worker]
@@ -196,3 +198,10 @@ class Supervisor:
             name += f", in task {self._tasks[failure.row]} ({self._episodes.where(failure.row)}),"
         end = "" if "\n" in failure.reason else "."
         return f"{name} {failure.reason.rstrip()}{end}"
+
+
+def _is_mistake(failure: Failure) -> bool:
+    """Return whether a worker failed by a mistake in the suite's code."""
+    classes = set(failure.classes)
+    of_files = "OSError" in classes or "opening file" in failure.reason  # MuJoCo's is a ValueError
+    return not (of_files or "MemoryError" in classes or _MISTAKES.isdisjoint(classes))

@@ -222,6 +222,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         episode ended. The others have their current observation in `final_obs`.
 
         Raises:
+            UserError: the suite's code raised one, or an observation has another shape.
             NonFiniteError: the simulation returned a non-finite observation or reward; names the tasks.
             EnvironmentFailure: a worker failed and no restarts are left. The error's `step_result` holds the
                 rows of the other workers. After it only get_state() and close() work.

@@ -331,7 +331,8 @@ def serve(connection: Connection, arrays: SharedArrays) -> None:
             if message != STEP and isinstance(error, UserError | EnvironmentFailure):
                 answer = REFUSAL + pickle.dumps(error)
             else:
-                answer = ERROR + pickle.dumps(traceback.format_exc())
+                classes = [cls.__name__ for cls in type(error).__mro__]
+                answer = ERROR + pickle.dumps((traceback.format_exc(), classes))
         connection.send_bytes(answer)
         if name == "close":
             return
