@@ -21,6 +21,7 @@ from mtrl.errors import UserError
 # Attributes of the machine or the screen instead of the simulation.
 _FOREIGN = {"mujoco_renderer", "fullpath", "_ezpickle_args", "_ezpickle_kwargs", "_saved_kwargs"}
 _FOREIGN |= {"spec", "_cached_spec", "render_mode", "metadata", "_metadata"}
+_FORMERLY_FOREIGN = {"env", "model", "data"}  # checkpoints of before hold no attribute of these names
 # Arrays of MjData whose sizes depend on the current contacts. A step computes them before it reads them.
 _VARIABLE = ("efc_", "iefc_", "island_", "contact", "dof_island", "tree_island", "map_")
 _GLOBAL_GENERATORS = (random._inst, np.random.mtrand._rand)
@@ -130,8 +131,8 @@ class ExactState:
             functions = {name for name, value in stored.items() if _is_function(value)}
             plain = {name: value for name, value in stored.items() if name not in functions}
             held = vars(layer).items()
-            changing = [name for name, v in held if not (callable(v) or self._is_constant(v, name))]
-            restore_attributes(layer, plain, changing, own_generator)
+            changing = {name for name, v in held if not (callable(v) or self._is_constant(v, name))}
+            restore_attributes(layer, plain, changing - _FORMERLY_FOREIGN, own_generator)
             for name in functions:
                 _restore_function(getattr(layer, name), stored[name], own_generator)
         if self._mujoco is not None:
@@ -143,13 +144,14 @@ class ExactState:
     def _attributes(self, layer: Any, at_start: Mapping[str, Any], once: _Once) -> dict[str, Any]:
         stored = {}
         for name, value in sorted(vars(layer).items(), key=lambda item: item[0] != "_np_random"):
+            once.name = f"{type(layer).__name__}.{name}"
             try:
                 if callable(value) and name not in _FOREIGN and at_start.get(name) != value:
                     raise NotPlainError("is a function that was assigned after the environment was made")
                 if not self._is_constant(value, name):
                     stored[name] = self._function(value, once) if callable(value) else encode(value, once)
             except NotPlainError as error:
-                self._refuse(f"{type(layer).__name__}.{name} {error}", error)
+                self._refuse(f"{once.name} {error}", error)
         return stored
 
     def _function(self, value: Any, once: _Once) -> Any:
@@ -217,7 +219,8 @@ class _Once:
 
     def __init__(self, own: np.random.Generator | None) -> None:
         self._own = own
-        self._seen: set[int] = set()
+        self.name = ""  # of the attribute that is stored now
+        self._seen: dict[int, str] = {}  # id -> the first attribute that holds it
 
     def __call__(self, value: Any) -> dict[str, Any] | None:
         while isinstance(value, np.ndarray) and value.base is not None:
@@ -226,12 +229,12 @@ class _Once:
             value = value.base
         shared = value.bit_generator if isinstance(value, np.random.Generator) else value
         if id(shared) not in self._seen:
-            self._seen.add(id(shared))
+            self._seen[id(shared)] = self.name
             return None
         if value is self._own:
             return {"kind": "view"}
         what = "memory" if shared is value else "a random generator"
-        raise NotPlainError(f"shares {what} with another attribute")
+        raise NotPlainError(f"shares {what} with {self._seen[id(shared)]}")
 
 
 def layers_of(env: Any) -> Iterator[Any]:
