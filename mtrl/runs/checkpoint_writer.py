@@ -12,7 +12,7 @@ from typing import Any, Self
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import save_checkpoint
-from mtrl.runs.directory import BEST_NAME, LOG_NAMES, flag_to_go_on, has_checkpoint
+from mtrl.runs.directory import BEST_NAME, LOG_NAMES, has_checkpoint, way_to_go_on
 from mtrl.runs.lock import OWNER_NAME, Presence
 from mtrl.runs.plain_tree import copied
 
@@ -61,10 +61,8 @@ class Writes:
         return True
 
     def _way_on(self) -> str:
-        flag = flag_to_go_on(self._path)
-        if has_checkpoint(self._path):
-            return f"earlier checkpoints are intact. Free space, then go on with {flag}"
-        return f"it has no checkpoint yet. Free space, then start it anew with {flag}"
+        found = "earlier checkpoints are intact" if has_checkpoint(self._path) else "it has no checkpoint yet"
+        return f"{found}. Free space, then {way_to_go_on(self._path)}"
 
 
 class _Abandoned(Exception):

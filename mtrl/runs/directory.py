@@ -239,6 +239,12 @@ def flag_to_go_on(path: Path) -> str:
     return f"{flag} {shlex.quote(str(path))}"
 
 
+def way_to_go_on(path: Path) -> str:
+    """Return the advice, for the end of a sentence, that continues the run in `path` or starts it anew."""
+    how = "continue" if has_checkpoint(path) else "repeat its command"  # the configuration must be the same
+    return f"{how} with {flag_to_go_on(path)}"
+
+
 def expand(path: str | Path) -> Path:
     """Return the path with `~` expanded. Raises UserError for "" or if the home directory is unknown."""
     if path == "":  # for `Path` the working directory
@@ -264,12 +270,11 @@ def _traces_of_a_run(path: Path) -> Iterator[Path]:
 def _way_on(path: Path) -> str:
     if not (path / CONFIG_NAME).is_file():
         return f"Without {CONFIG_NAME} it cannot be continued: choose another --run-dir."
-    flag = flag_to_go_on(path)
     if has_checkpoint(path):
-        return f"Continue it with {flag}, or start elsewhere with another --run-dir."
+        return f"Continue it with {flag_to_go_on(path)}, or start elsewhere with another --run-dir."
     return (
-        "It has no checkpoint. If it ended before its first checkpoint, start it anew in the same place with "
-        f"{flag}; otherwise choose another --run-dir."
+        f"It has no checkpoint. If it ended before its first checkpoint, {way_to_go_on(path)}, or delete the "
+        "directory; otherwise choose another --run-dir."
     )
 
 

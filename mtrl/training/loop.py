@@ -28,7 +28,7 @@ from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import newest_step
 from mtrl.runs.checkpoint_writer import CheckpointWriter, Saving, Writes
-from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, flag_to_go_on
+from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, way_to_go_on
 from mtrl.runs.jsonl import best_score, read_evaluations
 from mtrl.runs.log import Evaluation, Log, by_task
 from mtrl.training.evaluate import evaluate
@@ -96,7 +96,7 @@ class TrainingLoop:
         try:
             return self._run(start, resumed=resumed, evaluated=evaluated)
         except KeyboardInterrupt as error:
-            text = f"interrupted at once; continue with {flag_to_go_on(self.path)}"
+            text = f"interrupted at once; {way_to_go_on(self.path)}"
             raise KeyboardInterrupt(text) from error
 
     def _run(self, start: int, *, resumed: bool, evaluated: bool) -> TrainResult:
@@ -153,7 +153,7 @@ class TrainingLoop:
             self._save(step, last=True)
         self.writes.presence.check()
         elapsed = time.perf_counter() - self.began
-        advice = f"stopped at vector step {step:,}; continue with {flag_to_go_on(self.path)}"
+        advice = f"stopped at vector step {step:,}; {way_to_go_on(self.path)}"
         if self.stepper.failure is not None:
             raise EnvironmentFailure(f"{self.stepper.failure}\n{advice}") from self.stepper.failure
         self.progress.close()

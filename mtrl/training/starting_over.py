@@ -7,7 +7,7 @@ from mtrl.config.presets import config_text, load_config
 from mtrl.config.schema import Config
 from mtrl.errors import UserError
 from mtrl.runs.checkpoint_writer import MAX_FAILURES
-from mtrl.runs.directory import CHECKPOINTS_NAME, CONFIG_NAME, VERSIONS_NAME
+from mtrl.runs.directory import CONFIG_NAME, VERSIONS_NAME
 from mtrl.runs.jsonl import read_history
 from mtrl.training.resolve import check_same_run
 
@@ -23,14 +23,22 @@ def is_complete_without_checkpoints(config: Config, path: Path) -> bool:
     if not stored.is_file():
         return False  # a run writes it first; `RunDirectory.create` refuses all other files of a run
     if not (path / VERSIONS_NAME).exists() and not _is_written_by_a_run(stored):
-        raise UserError(f"'{stored}' is of no run, and one would replace it. Choose another directory.")
-    check_same_run(config, path)
+        raise UserError(
+            f"No run wrote '{stored}', and starting a run here would replace it. Choose another directory."
+        )
     history = read_history(path)
+    # The third failing checkpoint may be noticed only when the fourth is due; then the run gives up.
+    is_young = not history.final and history.logged <= (MAX_FAILURES + 1) * config.train.checkpoint_interval
+    try:
+        check_same_run(config, path)
+    except UserError as error:
+        if not is_young:
+            raise
+        held = f"It holds {history.logged:,} vector steps and no checkpoint"
+        raise UserError(f"{error} {held}: if nobody needs them, delete that directory.") from error
     if history.final and history.evaluated_at == config.steps:
         return True
-    # Without the folder no checkpoint has begun. Where it is, some may have failed, until the run gave up.
-    attempts = MAX_FAILURES + 1 if (path / CHECKPOINTS_NAME).is_dir() else 1
-    if history.final or history.logged > attempts * config.train.checkpoint_interval:
+    if not is_young:
         raise UserError(
             f"'{path}' holds {history.logged:,} vector steps of a run whose checkpoints were removed or not "
             "copied. It cannot be continued, and to start it over would delete its results. Choose another "

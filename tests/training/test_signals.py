@@ -140,8 +140,10 @@ def test_between_steps_both_save_at_the_step_they_meet(number: int, code: int, t
     assert saved == ([25, 40] if code else [25, 40, 50, 60])
 
 
-@pytest.mark.parametrize(("step", "flag"), [(20, "--resume-or-start"), (40, "--resume")])
-def test_a_second_stop_leaves_at_once_and_says_how_to_go_on(step: int, flag: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "how"), [(20, "repeat its command with --resume-or-start"), (40, "continue with --resume")]
+)
+def test_a_second_stop_leaves_at_once_and_says_how_to_go_on(step: int, how: str, tmp_path: Path) -> None:
     def stop_twice(event: Event) -> None:
         if event.kind == "log" and event.vector_step == step:
             while step == 40 and not has_checkpoint(run):  # that of step 25 is written beside training
@@ -150,7 +152,7 @@ def test_a_second_stop_leaves_at_once_and_says_how_to_go_on(step: int, flag: str
             send(signal.SIGINT)
 
     run = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt, match=f"interrupted at once; continue with {flag} {run}$"):
+    with pytest.raises(KeyboardInterrupt, match=f"interrupted at once; {how} {run}$"):
         train(counting(), run, callbacks=[stop_twice])
     assert resume_or_start(counting(), run).steps == 60
 
