@@ -21,8 +21,9 @@ _ID_NAME = "wandb.id"  # in the run directory: a resumed run continues its page
 class WeightsAndBiases:
     """A page per run, grouped by method; charts have a line per task, such as `success/reach-v3`.
 
-    The environment variables of wandb (WANDB_PROJECT, WANDB_MODE=offline, ...) apply. What a killed process
-    drew after its last checkpoint stays there, and the resumed run draws it again.
+    The environment variables of wandb (WANDB_PROJECT, WANDB_MODE=offline, ...) apply. Points that a killed
+    process drew after its last checkpoint stay; the resumed run draws them a second time. Pages that a former
+    version began show their former points against wandb's own step.
     """
 
     def __init__(self) -> None:
@@ -92,7 +93,7 @@ def _lost_connections() -> Iterator[None]:
     """Raise wandb's errors as a sink must: UserError for a mistake, OSError for a lost connection."""
     try:
         yield
-    except wandb.errors.UsageError as error:
+    except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:  # the second is a CommError
         raise UserError(
             f"Weights & Biases: {error}. Run `wandb login`, or set WANDB_API_KEY, WANDB_MODE=offline to keep "
             "the curves on this machine, or train.sinks without wandb."

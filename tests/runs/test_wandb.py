@@ -43,6 +43,8 @@ class Errors:
 
     class CommError(Exception): ...
 
+    class AuthenticationError(CommError): ...
+
 
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Page]]:
@@ -137,9 +139,10 @@ def test_errors_of_the_package_are_those_of_a_sink(
     info = RunInfo(tmp_path, ("reach-v3",), CONFIG, {}, None)
     sink = SINKS["wandb"]()
     with monkeypatch.context() as patch:
-        patch.setattr(wandb, "init", failing(Errors.UsageError("api_key not configured")))
-        with pytest.raises(UserError, match=r"api_key not configured.*wandb login.*WANDB_MODE=offline"):
-            sink.open(info)
+        for kind in (Errors.UsageError, Errors.AuthenticationError):
+            patch.setattr(wandb, "init", failing(kind("api_key not configured")))
+            with pytest.raises(UserError, match=r"api_key not configured.*wandb login.*WANDB_MODE=offline"):
+                sink.open(info)
         patch.setattr(wandb, "init", failing(Errors.CommError("timed out")))
         with pytest.raises(OSError, match="timed out"):
             sink.open(info)
