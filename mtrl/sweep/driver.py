@@ -211,8 +211,8 @@ class _Driver:
         return self._state()
 
     def _submit(self) -> None:
-        capacity = self._capacity()
-        limit = min(self._resources.parallel or capacity, capacity)
+        # A given number may exceed what fits: a cluster grows by the trials that wait in Ray's queue.
+        limit = self._resources.parallel or self._capacity()
         for _ in range(len(self._waiting)):
             if len(self._running) >= limit:
                 return
@@ -227,7 +227,7 @@ class _Driver:
             self._running[self._remote.remote(config_to_dict(trial.config), *paths)] = name
 
     def _capacity(self) -> int:
-        """Return how many trials fit on the live nodes; Ray would only queue further ones."""
+        """Return how many trials fit on the live nodes; Ray queues further ones."""
         cpus, gpus, _ = self._resources
         fits = 0
         for node in ray.nodes():
@@ -261,5 +261,6 @@ class _Driver:
         ray.wait(list(self._running), num_returns=len(self._running), timeout=60.0)
 
     def _state(self) -> State:
-        running = tuple(self._running.values())
-        return State(tuple(self._waiting), running, tuple(self._done), dict(self._failed))
+        begun, fits = tuple(self._running.values()), self._capacity()
+        waiting = (*begun[fits:], *self._waiting)
+        return State(waiting, begun[:fits], tuple(self._done), dict(self._failed))

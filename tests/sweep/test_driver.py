@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -138,23 +139,29 @@ def test_a_trial_that_lost_its_worker_is_tried_again_as_often_as_allowed(
     assert ("mean/seed0 failed: RayError" in capsys.readouterr().err) == bool(code)
 
 
-def test_as_many_trials_run_at_once_as_fit_and_no_more(
-    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_as_many_trials_begin_at_once_as_fit_or_as_are_asked_for(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at_once: list[int] = []
 
     def wait(references: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
         at_once.append(len(references))
-        return references, []
+        return references[:1], references[1:]
 
     ended = SimpleNamespace(exit_code=0, steps=80)
     monkeypatch.setattr("mtrl.training.run.resume_or_start", lambda *_, **__: ended)
     monkeypatch.setattr(ray, "wait", wait)
     taus = "sac.tau=.01,.02,.03,.04,.05,.06,.07"
-    assert sweep(tmp_path, "--grid", taus, "--cpus-per-trial", ".2", "--parallel", "8") == 0
-    assert at_once == [5, 2]  # 1 // .2 is four
-    assert sweep(tmp_path, "--grid", taus, "--cpus-per-trial", ".2", "--parallel", "3") == 0
-    assert at_once[2:] == [3, 3, 1]
+    for parallel, expected in (
+        ((), [5, 5, 5, 4, 3, 2, 1]),  # 1 // .2 is four
+        (("--parallel", "3"), [3, 3, 3, 3, 3, 2, 1]),
+        (("--parallel", "8"), [7, 6, 5, 4, 3, 2, 1]),  # a cluster grows by those that wait in Ray's queue
+    ):
+        at_once.clear()
+        capsys.readouterr()
+        assert sweep(tmp_path, "--grid", taus, "--cpus-per-trial", ".2", *parallel) == 0
+        assert at_once == expected
+    assert max(re.findall(r"(\d+) running", capsys.readouterr().out)) == "5"
 
 
 def test_nodes_that_are_too_small_are_refused_before_anything_starts(
