@@ -23,6 +23,8 @@ _TRAIN = (
     "tensorboard", "tyro", "yaml",
 )  # fmt: skip
 EXTRAS = dict.fromkeys(_TRAIN, "train") | {
+    "Box2D": "gymnasium",
+    "gymnasium_robotics": "gymnasium",
     "matplotlib": "report",
     "PIL": "report",
     "imageio": "video",
@@ -59,8 +61,8 @@ def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> i
             message = f"'{package}' is not installed: pip install 'mtrl-torch[{EXTRAS[package]}]'."
         else:
             message = (
-                f"'{error.name}', which a plug-in imports, was not found: install it or add its folder to "
-                "PYTHONPATH."
+                f"'{error.name}' was not found. If a plug-in of yours imports it, install it or add its "
+                "folder to PYTHONPATH."
             )
         print(f"error: {message}", file=sys.stderr)
         return 2

@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
             if len(runs) == 1:
                 raise
             print(f"error: {error}", file=sys.stderr)
-            code = exit_code(error)
+            code = code or exit_code(error)  # of the first failure
     return code
 
 

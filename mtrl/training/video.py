@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib.util import find_spec
@@ -23,6 +24,8 @@ _STEPS_PER_FRAME = 4  # software rendering takes a fifth of a second per frame
 FRAMES_PER_SECOND = _STEPS_PER_SECOND / _STEPS_PER_FRAME
 _GOAL = 0  # of the filmed episode
 _BLOCK = 16  # of the codec, which would stretch pictures of other sizes
+# What the errors of MuJoCo's renderers contain, such as "'NoneType' object has no attribute 'glGetError'".
+_RENDERER = re.compile(r"(?i:mujoco|osmesa|egl|glfw|opengl)|\bgl[A-Z]")
 CAPTION_HEIGHT = 48  # pixels, below each frame
 
 
@@ -95,7 +98,8 @@ def _film(policy: Policy, suite: TaskSuite, envs: TaskVectorEnv, row: int, seed:
             return list(_frames(policy, film, row, envs.num_envs))
     except (EnvironmentFailure, UserError) as error:
         reason = str(error).strip()
-        if (film is None or reason.startswith("rendering failed")) and "mujoco" in suite.versions():
+        begins = film is None or reason.startswith("rendering failed")
+        if begins and _RENDERER.search(reason) and "mujoco" in suite.versions():
             last = reason.splitlines()[-1].removesuffix(".")
             reason = (
                 f"{last}. Without a screen MuJoCo needs MUJOCO_GL=egl (packages libegl1 and, without a GPU, "

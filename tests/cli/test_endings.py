@@ -50,7 +50,7 @@ def test_a_module_that_a_plug_in_lacks_is_not_taken_for_a_package_of_ours(
     monkeypatch.chdir(tmp_path)
     assert launch("mtrl.cli.train", ["--tasks", "MT10", "--method", "mine.py:Mine"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: 'absent_helpers', which a plug-in imports, was not found: install it or")
+    assert said.startswith("error: 'absent_helpers' was not found. If a plug-in of yours imports it, install")
     assert "mtrl-torch[" not in said
 
 

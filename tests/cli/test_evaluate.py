@@ -70,8 +70,10 @@ def test_several_runs_and_patterns_are_evaluated_one_after_another_and_one_that_
         seen.append(f"{run.name} {values['checkpoint']}")
         if run.name == "b":
             raise failure
+        if run.name == "c":
+            raise UserError("a later failure")
 
     monkeypatch.setattr(sys.modules["mtrl.training.run"], "evaluate_run", evaluate)
     assert main_evaluate([str(tmp_path / "b"), str(tmp_path / "*"), "--checkpoint", "30"]) == code
     assert seen == ["b 30", "a 30", "c 30"]
-    assert capsys.readouterr().err == f"error: {failure}\n"
+    assert capsys.readouterr().err == f"error: {failure}\nerror: a later failure\n"

@@ -126,6 +126,8 @@ def test_what_else_prevents_a_film_is_said_without_advice_on_renderers(
 ) -> None:
     monkeypatch.setattr(mtrl.training.video, "find_spec", lambda name: name)
     monkeypatch.setenv("COUNTING_ENV_BLIND", "1" if at_fault == "picture" else "")
+    # As of Pendulum, whose suite can have MuJoCo's tasks as well.
+    monkeypatch.setattr(CountingSuite, "versions", lambda suite: {"mujoco": "3.3.0"})
     suite = CountingSuite(["task-1"])
     envs: Any = Envs(suite, suite.draw_goals(0), envs_per_task=1, num_envs=1)
     with pytest.raises(UserError, match=f"task 'task-1' cannot be filmed: {reason}") as caught:
