@@ -107,7 +107,7 @@ def from_text(text: str, annotation: Any) -> Any:
 
 
 class YamlLoader(yaml.SafeLoader):
-    """SafeLoader that reads no key twice, and numbers as people do.
+    """SafeLoader that refuses a key that is given twice, and reads numbers as decimal.
 
     For YAML 1.1, 3e-4 and -.5 are text, 010 is eight and 1:30 is ninety. Here the first two are numbers and
     the last two text, which is refused where a number is due. Documents whose aliases unfold to very many

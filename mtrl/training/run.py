@@ -261,7 +261,7 @@ def _resume(
     )
     if step > config.steps:
         raise UserError(
-            f"the run in '{run.path}' has already done {step} vector steps; --steps must be larger than that."
+            f"the run in '{run.path}' has already done {step} vector steps; --steps must be at least that."
         )
     if _is_complete(read_history(run.path), step, config.steps):
         raise UserError(

@@ -55,7 +55,7 @@ def test_copies_of_an_evaluation_are_its_own_and_change_no_result(tmp_path: Path
 
 
 def test_fewer_steps_than_are_done_are_refused(half: Path) -> None:
-    with pytest.raises(UserError, match="already done 30 vector steps; --steps must be larger than that"):
+    with pytest.raises(UserError, match="already done 30 vector steps; --steps must be at least that"):
         resume_training(half, steps=20)
 
 
