@@ -60,13 +60,18 @@ def _copy(buffer: Tensor | None) -> Tensor | None:
 
 
 def _put_back(entries: Sequence[_Entry]) -> None:
+    same: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
     for module, name, buffer, value in entries:
         module._buffers[name] = buffer
         if buffer is None or value is None:
             continue
-        # By `data`, which autograd does not count as a change: graphs that are still needed have seen the
-        # same numbers.
         if buffer.shape == value.shape:
-            buffer.data.copy_(value)
+            # By `data`, which autograd does not count as a change: graphs that are still needed have seen
+            # the same numbers.
+            buffers, values = same.setdefault((buffer.device, buffer.dtype), ([], []))
+            buffers.append(buffer.data)
+            values.append(value)
         else:  # it was resized in place
             buffer.data = value.clone()
+    for buffers, values in same.values():
+        torch._foreach_copy_(buffers, values)  # one launch for many small buffers

@@ -52,6 +52,7 @@ class ModelGradients:
         losses: [T], detached, of the first evaluation.
         head_gradients: for each head the gradients of its parameters, of the first evaluation or of the last
             one at moved heads.
+        leaves: what the losses of the first evaluation depend on, by their ids.
     """
 
     losses: Tensor
@@ -74,8 +75,8 @@ class ModelGradients:
         self._processes = processes or Processes(False, self._device)
         self._scaler, self._chunk_size = scaler, chunk_size
         self._evaluated = False
+        self.leaves: dict[int, Tensor] = {}
         self._used = self._heads_used = False  # whether any loss has depended on shared parameters, on heads
-        self._graph: Graph | None = None  # of the first evaluation
         self._buffers = Buffers(scope.modules)
         self._random: dict[int, list[Tensor]] = {}  # number of a batch -> states of the generators
         self.head_gradients: list[list[Tensor]] = [
@@ -216,8 +217,6 @@ class ModelGradients:
             raise ValueError(NONE_USED)
         if not heads_used and any(self._scope.heads):
             raise ValueError(NONE_USED.replace("the parameters", "the parameters of the heads"))
-        if self._graph is not None:  # a process without labels has none
-            self._scope.warn_of_others(self._graph)
         self.head_gradients = [[self._processes.mean(place) for place in own] for own in self.head_gradients]
 
     def _mean_losses(self, losses: Tensor) -> Tensor:
@@ -273,7 +272,7 @@ class ModelGradients:
             self._scope.check_graph(graph)
             self._scope.check_heads(losses, graph)
             self._look_for_checkpoints(graph)
-            self._graph = graph
+            self.leaves |= graph.leaves
         return graph
 
     def _look_for_checkpoints(self, graph: Graph) -> None:

@@ -48,8 +48,8 @@ def mtl_step(
             generators are set so that it gives the same dropout.
         model: the parameters that all tasks share, or the module that holds them and nothing else. Frozen
             parameters are left alone. A parameter that no loss uses gets a gradient of 0.
-        optimizer: holds all these parameters and those of the heads. Parameters in a second optimiser get no
-            gradient here: heads that only that one holds are never trained. A warning says so once.
+        optimizer: holds all these parameters and those of the heads. Parameters of a second optimiser get no
+            `.grad` here, so heads held only by it are not trained; a warning says so once.
         heads: for each task the module or parameters that it alone uses. They step by their own task's
             gradient, which no method weighs. A head may be frozen or empty.
         max_norm: bound on the norm of the whole gradient that the optimiser steps by, heads included; unused
@@ -106,15 +106,16 @@ def mtl_step(
             chunk_size=chunk_size,
         )
     )
-    state = _state_of(combiner)
+    half = scaler is not None and any(leaf.dtype == torch.float16 for leaf in held)
+    state = _state_of(combiner, large=half)  # a scaler may refuse gradients in half precision
     try:
+        if accumulate and scaler is None:
+            processes.together(lambda: scope.check_accumulated(held))
         direction = _direction(combiner, gradients)
         scope.check_finite(direction.unsqueeze(0), gradients.head_gradients)
         if accumulate:
-            if scaler is None:
-                processes.together(lambda: scope.check_accumulated(held))
             processes.average_gradients(held)
-        with scope.only(hide_others=not accumulate):
+        with scope.only(hide_others=not accumulate, keep=accumulate or scaler is not None):
             _move(combiner, gradients, scope, optimizer, direction, max_norm, scaler, add=accumulate)
     except BaseException as error:
         gradients.close(taken=False)
@@ -134,6 +135,7 @@ def mtl_step(
                 combiner.abandon_step()
     finally:
         gradients.close(taken=True)
+    scope.warn_of_others(gradients.leaves)
     return gradients.losses
 
 
@@ -196,14 +198,16 @@ def _direction(combiner: Combiner, gradients: ModelGradients) -> Tensor:
     return combiner.direction(gradients)
 
 
-def _state_of(combiner: Combiner) -> dict[str, Any] | None:
+def _state_of(combiner: Combiner, *, large: bool) -> dict[str, Any] | None:
     """Return a copy of a method's state, to be put back if no step is taken: a few vectors.
 
-    None for methods with numbers for each parameter, which change their state once all gradients are there.
+    Unless `large`, None for methods with numbers for each parameter. They change their state once all
+    gradients are there, and after that little refuses a step.
     """
-    if any(
+    rows = (
         getattr(part, "row_state", ()) or getattr(part, "vector_state", ()) for part in combiner.modules()
-    ):
+    )
+    if any(rows) and not large:
         return None
     return copy.deepcopy(combiner.state_dict())  # an extra state may be anything
 

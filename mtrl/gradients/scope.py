@@ -6,9 +6,10 @@ others that the optimiser holds, whatever their `.grad` holds from before.
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,8 @@ from mtrl.gradients.task_jacobian import (
 )
 
 # Optimisers whose weight decay is theta -= lr * decay * theta, apart from the gradient's step.
-_DECOUPLED = {"AdamW", "SGD", "Adafactor", "Muon"}  # names, as older versions of torch lack some
+_NAMES = ("AdamW", "SGD", "Adafactor", "Muon")  # older versions of torch lack some
+_DECOUPLED = tuple(getattr(torch.optim, name) for name in _NAMES if hasattr(torch.optim, name))
 
 # Wrappers, and kinds of parameters, that spread a model over processes.
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule", "FlatParameter", "DTensor"}
@@ -82,21 +84,21 @@ class Scope(NamedTuple):
                 "heads=[...], one per task, add shared ones to model, or take them out of the optimizer."
             )
 
-    def warn_of_others(self, graph: Graph) -> None:
-        """Warn, once, that losses depend on parameters which neither the step nor its optimiser holds.
+    def warn_of_others(self, leaves: Mapping[int, Tensor]) -> None:
+        """Warn, once, of leaves of the losses which neither the step nor its optimiser holds.
 
         This is no mistake where other losses train them, so it is not refused.
         """
-        found = [leaf for key, leaf in graph.leaves.items() if key not in self.names]
+        found = [leaf for key, leaf in leaves.items() if key not in self.names]
         found = [leaf for leaf in found if isinstance(leaf, nn.Parameter) and leaf not in _ELSEWHERE]
         if found:
             warnings.warn(
                 f"the losses depend on {_described(found)} that are neither in model nor in heads nor in the "
-                "optimizer: the step neither trains them nor leaves them a gradient. Pass heads=[...], and "
-                "let this optimizer hold them. If other losses train them, as those of a critic that an "
-                "actor's losses depend on, all is well.",
+                "optimizer: this step does not train them and writes no .grad for them. If they are heads, "
+                "pass heads=[...] and add them to this optimizer. If another loss trains them (a critic in "
+                "an actor's loss), ignore this.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,  # the caller of mtl_step
             )
             for leaf in found:
                 _ELSEWHERE[leaf] = True
@@ -150,27 +152,32 @@ class Scope(NamedTuple):
                 "was taken. Look for square roots and norms at 0, logarithms and divisions there."
             )
 
-    @staticmethod
-    def check_accumulated(leaves: Sequence[Tensor]) -> None:
-        """Refuse to add to gradients of these tensors that are not finite.
+    def check_accumulated(self, leaves: Sequence[Tensor]) -> None:
+        """Refuse to add to gradients of these tensors that are not finite; frozen ones lose theirs.
 
         Raises:
-            ValueError: with the shapes of such tensors.
+            ValueError: with the names of such tensors.
         """
-        bad = [leaf for leaf in leaves if leaf.grad is not None and not all_finite(dense(leaf.grad))]
+        frozen, device = set(map(id, self.frozen)), self.shared[0].device
+        pairs = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None and id(leaf) not in frozen]
+        # Finite sums decide the usual case, with one copy from the device.
+        finite = [dense(gradient).sum().isfinite().to(device) for _, gradient in pairs]
+        if not finite or bool(torch.stack(finite).all()):
+            return
+        bad = [leaf for leaf, gradient in pairs if not bool(dense(gradient).isfinite().all())]
         if bad:
             raise ValueError(
-                f"accumulate=True adds to gradients that are there, and those of {_described(bad)} are not "
-                "finite: no step was taken. Mend the loss that they come from, and set them to zero."
+                f"accumulate=True would add to non-finite gradients of {', '.join(map(self.name, bad[:5]))}: "
+                "no step was taken. Zero them, and fix the loss that made them."
             )
 
     @contextmanager
-    def only(self, *, hide_others: bool = True) -> Iterator[None]:
+    def only(self, *, hide_others: bool = True, keep: bool = True) -> Iterator[None]:
         """Hide the gradients of parameters that the step must leave alone from its optimiser.
 
-        After an error all gradients are those of before.
+        With `keep`, which needs their memory meanwhile, all gradients are those of before after an error.
         """
-        before = [(leaf, leaf.grad) for leaf in (*self.leaves, *self.frozen)]
+        before = [(leaf, leaf.grad) for leaf in (*self.leaves, *self.frozen) if keep]
         hidden = [(leaf, leaf.grad) for leaf in self.others if hide_others]
         for leaf in (*self.frozen, *(leaf for leaf, _ in hidden)):
             leaf.grad = None
@@ -297,10 +304,16 @@ def _check_optimizer(combiner: Combiner, scope: Scope, optimizer: torch.optim.Op
     if not combiner.preconditioned:
         return
     shared = {id(leaf) for leaf in scope.shared}
-    decoupled = any(base.__name__ in _DECOUPLED for base in type(optimizer).__mro__)
+    decoupled = isinstance(optimizer, _DECOUPLED)
     for group in optimizer.param_groups:
-        decays = bool(group.get("weight_decay")) and any(id(leaf) in shared for leaf in group["params"])
-        if decays and not (decoupled or group.get("decoupled_weight_decay")):
+        if not any(id(leaf) in shared for leaf in group["params"]):
+            continue
+        if not isinstance(group.get("lr"), (Real, Tensor)):
+            raise ValueError(
+                f"{combiner.name} is an optimiser of its own that takes its learning rate from "
+                f"{type(optimizer).__name__}, where it must be a number; found {group.get('lr')!r}. Pass lr=."
+            )
+        if group.get("weight_decay") and not (decoupled or group.get("decoupled_weight_decay")):
             raise ValueError(
                 f"{combiner.name} is an optimiser of its own, and {type(optimizer).__name__} adds its "
                 "weight_decay to gradients, which this method never sees: use AdamW or weight_decay=0."

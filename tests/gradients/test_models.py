@@ -190,6 +190,22 @@ def test_an_optimiser_of_its_own_refuses_decay_that_belongs_into_gradients() -> 
         mtl_step(combiner, lambda b: _losses(model), model, step, accumulate=True)
 
 
+class Adafactor(torch.optim.SGD):
+    """Finds its learning rate by itself, as the class of this name in transformers does."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.param_groups[0]["lr"] = None
+
+
+def test_an_optimiser_of_its_own_needs_a_learning_rate() -> None:
+    model, combiner = nn.Linear(2, TASKS).double(), make_combiner("adatask", num_tasks=TASKS)
+    with pytest.raises(
+        ValueError, match="learning rate from Adafactor, where it must be a number; found None"
+    ):
+        mtl_step(combiner, lambda b: _losses(model), model, Adafactor(model.parameters()))
+
+
 @pytest.mark.parametrize("name", ["mean", "cagrad", "uw"])
 def test_losses_given_for_several_micro_batches_are_refused(name: str) -> None:
     model = nn.Linear(2, TASKS).double()

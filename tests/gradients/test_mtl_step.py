@@ -18,8 +18,7 @@ INPUTS = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).view(12, 2)
 TARGETS = torch.stack((INPUTS.sum(1), 3.0 * INPUTS[:, 0], INPUTS.prod(1) + 1.0), dim=1)
 TASKS = 3
 
-# Some tests train the torso alone.
-pytestmark = pytest.mark.filterwarnings("ignore:the losses depend on")
+trains_the_torso_alone = pytest.mark.filterwarnings("ignore:the losses depend on")
 
 
 class Problem:
@@ -68,6 +67,7 @@ def test_the_mean_is_an_ordinary_step_but_for_heads_which_no_method_weighs() -> 
     torch.testing.assert_close(ours.values(), plain.values())
 
 
+@trains_the_torso_alone
 @pytest.mark.parametrize(
     ("name", "heads"), [(name, True) for name in sorted(COMBINERS)] + [(name, False) for name in FAMILIES]
 )
@@ -216,6 +216,7 @@ def test_running_statistics_move_once_per_step(name: str) -> None:
         torch.testing.assert_close(ours_buffer, expected)
 
 
+@trains_the_torso_alone
 def test_frozen_parameters_stay_and_unused_ones_get_a_zero_gradient() -> None:
     problem = Problem()
     problem.torso[0].requires_grad_(False)
@@ -268,6 +269,7 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale() -> None:
     assert not torch.equal(problem.values(), before)
 
 
+@trains_the_torso_alone
 @pytest.mark.parametrize("scaled", [False, True], ids=["refused", "skipped"])
 @pytest.mark.parametrize("name", sorted(set(COMBINERS) - {"inverse_alpha"}))
 def test_a_step_that_is_not_taken_leaves_the_methods_state_alone(name: str, scaled: bool) -> None:

@@ -181,28 +181,45 @@ def test_a_module_of_its_own_with_no_gradient_costs_no_second_evaluation_later()
     assert unused.tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("held", ["first", "other"])
-def test_a_gradient_that_is_not_finite_is_not_added_to(held: str) -> None:
-    """With `accumulate` the step goes along all gradients that are there."""
-    problem = Problem("famo")
+@pytest.mark.parametrize("name", ["famo", "momentum"])
+@pytest.mark.parametrize(
+    ("held", "called"), [("first", r"0\.weight"), ("other", r"a tensor of shape \[2, 2\]")]
+)
+def test_a_gradient_that_is_not_finite_is_not_added_to(held: str, called: str, name: str) -> None:
+    """With `accumulate` the step goes along all gradients that are there but those of frozen parameters."""
+    problem = Problem(name)
+    problem.second.bias.requires_grad_(False).grad = torch.full((4,), torch.nan, dtype=torch.float64)
+    problem.step(accumulate=True)
+    problem.optimizer.zero_grad()
     before, weight = problem.values(), getattr(problem, held).weight
     weight.grad = torch.full_like(weight, torch.nan)
-    with pytest.raises(ValueError, match=r"those of 1 parameters \(of shapes \[\d, 2\]\) are not finite"):
+    state = copy.deepcopy(problem.combiner.state_dict())
+    with pytest.raises(ValueError, match=f"non-finite gradients of {called}: no step was taken"):
         problem.step(accumulate=True)
     assert torch.equal(problem.values(), before)
+    assert all(torch.equal(value, state[key]) for key, value in problem.combiner.state_dict().items())
 
 
 def test_heads_in_another_optimiser_are_warned_of_once() -> None:
     """Nothing trains them: a step leaves no gradient for the other optimiser."""
     problem = Problem("cagrad")
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1)
-    with pytest.warns(RuntimeWarning, match=r"depend on 6 parameters .* nor in the optimizer"):
-        problem.step(heads=(), optimizer=optimizer)
-    problem.step(heads=(), optimizer=optimizer)
+    body = nn.Parameter(torch.ones((), dtype=torch.float64))  # of the second micro-batch alone
+
+    def losses(batch: int) -> list[Tensor]:
+        return [body * loss for loss in problem.losses()] if batch else problem.losses()
+
+    arguments: Any = {"optimizer": optimizer, "micro_batches": 2}
+    before = problem.values()
+    with pytest.warns(RuntimeWarning, match=r"depend on 7 parameters .* nor in the optimizer") as told:
+        mtl_step(problem.combiner, losses, problem.model, **arguments)
+    assert told[0].filename == __file__
+    assert not torch.equal(problem.values(), before)
+    mtl_step(problem.combiner, losses, problem.model, **arguments)
 
 
 @pytest.mark.parametrize(
-    ("name", "half"), [("famo", "model"), ("cagrad", "head"), ("cagrad", "model"), ("adatask", "head")]
+    ("name", "half"), [("famo", "model"), ("cagrad", "head"), ("momentum", "model"), ("adatask", "head")]
 )
 def test_a_scaler_that_refuses_leaves_everything_as_it_was(name: str, half: str) -> None:
     """It unscales no gradients in half precision."""
@@ -218,9 +235,12 @@ def test_a_scaler_that_refuses_leaves_everything_as_it_was(name: str, half: str)
         features = norm(first(INPUTS.to(first.weight.dtype)).float())
         return [head(features.to(head.weight.dtype)).float().square().mean() for head in heads]
 
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler, combiner = torch.amp.GradScaler("cpu", init_scale=2.0), make_combiner(name, num_tasks=TASKS)
+    combiner.prepare(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    state = copy.deepcopy(combiner.state_dict())
     with pytest.raises(ValueError, match="Attempting to unscale FP16"):
-        mtl_step(make_combiner(name, num_tasks=TASKS), losses, model, optimizer, heads=heads, scaler=scaler)
+        mtl_step(combiner, losses, model, optimizer, heads=heads, scaler=scaler)
+    assert all(torch.equal(value, state[key]) for key, value in combiner.state_dict().items())
     after = [value for part in parts for value in part.state_dict().values()]
     assert all(torch.equal(now, then) for now, then in zip(after, before, strict=True))
     assert torch.equal(first.bias.grad, torch.ones_like(first.bias))
