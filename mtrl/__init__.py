@@ -31,9 +31,13 @@ _HOMES = {
     "task_jacobian": "mtrl.gradients",
     "train": "mtrl.training.run",
 }
-# What all other homes than these two import of the extra [train].
-_FREE = ("mtrl.combiners", "mtrl.gradients")
-_TRAIN = ("filelock", "gymnasium", "jinja2", "pydantic", "rich", "safetensors", "scipy", "yaml")
+# What homes import of the extra [train].
+_NEEDS = {
+    "mtrl.config": ("pydantic", "yaml"),
+    "mtrl.export.policy": ("safetensors",),
+    "mtrl.report.load": ("filelock", "jinja2", "pydantic", "rich", "scipy", "yaml"),
+    "mtrl.training.run": ("filelock", "gymnasium", "pydantic", "rich", "yaml"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -50,5 +54,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     # Only what can be had: `help` and `inspect` ask for all of it.
-    complete = all(map(find_spec, _TRAIN))
-    return sorted(["__version__", *(name for name in __all__ if complete or _HOMES[name] in _FREE)])
+    had = (name for name in __all__ if all(map(_is_there, _NEEDS.get(_HOMES[name], ()))))
+    return sorted(["__version__", *had])
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # a module that was made by hand
+        return True
