@@ -65,6 +65,7 @@ class Bound(NamedTuple):
     low: float
     high: float
     advice: str  # what to change when a value lies outside
+    diverged: bool = True  # learning has diverged outside; if not so, the guard warns and never stops a run
 
 
 class Agent(Protocol):

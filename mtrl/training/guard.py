@@ -37,7 +37,7 @@ class DivergenceGuard:
                 # A comparison with NaN, an unknown number, is false.
                 bad = {task: x for task, x in values.items() if x < bound.low or x > bound.high}
                 rule = f"{group} beyond [{bound.low:g}, {bound.high:g}]"
-                self._tell(step, group, rule, bad, bound.advice)
+                self._tell(step, group, rule, bad, bound.advice, diverged=bound.diverged)
 
     def evaluation(self, step: int, success: Mapping[str, float | None], episodes: int) -> None:
         """Check an evaluation: task -> success rate, None or NaN if it has none. Raises as `metrics`.
@@ -67,15 +67,18 @@ class DivergenceGuard:
         if rate >= self._best[task][0]:
             self._best[task] = (rate, episodes)
 
-    def _tell(self, step: int, kind: str, rule: str, bad: Mapping[str, float], advice: str) -> None:
+    def _tell(
+        self, step: int, kind: str, rule: str, bad: Mapping[str, float], advice: str, *, diverged: bool = True
+    ) -> None:
         new = {task: value for task, value in bad.items() if (kind, task) not in self._told}
         self._told = {(one, task) for one, task in self._told if one != kind or task in bad}
         self._told |= {(kind, task) for task in new}
         if not new or self._action == "off":
             return
         found = ", ".join(f"{task} ({value:.3g})" for task, value in new.items())
-        text = f"learning may have diverged at vector step {step:,}: {rule} in {found}. {advice}"
-        if self._action == "stop":
+        lead = "learning may have diverged at " * diverged
+        text = f"{lead}vector step {step:,}: {rule} in {found}. {advice}"
+        if diverged and self._action == "stop":
             raise Diverged(f"{text} Stopped, as train.on_divergence=stop asks for.")
         self._warn(text)
 

@@ -228,13 +228,17 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         }
         if self.update.critic_outputs.distributional:
             low, high = network.value_low, network.value_high
+            scale = "scale the rewards (replay.reward_scaling=return)"
+            if self.config.replay.reward_scaling == "return":
+                scale = "lower replay.return_bound"
             atoms = (
-                "Scale the rewards (replay.reward_scaling=return) or widen network.value_low and "
-                "network.value_high."
+                "The critics have no atoms for such returns: widen network.value_low and network.value_high, "
+                f"or {scale}."
             )
             # A scale may put returns on the last atom; they are beyond it by rounding then.
             rounding = 3e-7
-            bounds["start_return"] = Bound(low - rounding * abs(low), high + rounding * abs(high), atoms)
+            ends = low - rounding * abs(low), high + rounding * abs(high)
+            bounds["start_return"] = Bound(*ends, atoms, diverged=False)
         return bounds
 
     def facts(self) -> dict[str, str]:

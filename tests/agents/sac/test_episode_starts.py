@@ -70,11 +70,13 @@ def test_a_log_line_has_the_critics_value_of_first_actions_beside_the_scaled_ret
     assert np.isnan(line["start_return"][1:]).all()
 
 
+@pytest.mark.parametrize("scaling", ["ema", "return"])
 @pytest.mark.parametrize("loss", ["squared", "histogram", "categorical"])
-def test_returns_that_the_atoms_do_not_hold_are_told(loss: str) -> None:
-    agent = sac_agent(sac_config(critic_loss=loss, value_low=-2.0, value_high=5.0))
+def test_returns_that_the_atoms_do_not_hold_are_told_and_stop_no_run(loss: str, scaling: str) -> None:
+    replay = {"reward_scaling": scaling}
+    agent = sac_agent(sac_config(critic_loss=loss, value_low=-2.0, value_high=5.0, replay=replay))
     told: list[str] = []
-    guard = DivergenceGuard(agent.bounds(), ("a", "b", "c"), "warn", told.append)
+    guard = DivergenceGuard(agent.bounds(), ("a", "b", "c"), "stop", told.append)
     guard.metrics(1, {"start_return": [-2.0, 5.000001, math.nan]})
     assert not told
     guard.metrics(2, {"start_return": [-2.1, 5.0, 70.0]})
@@ -82,5 +84,6 @@ def test_returns_that_the_atoms_do_not_hold_are_told(loss: str) -> None:
         assert not told
     else:
         (warning,) = told
-        assert r"start_return beyond [-2, 5] in a (-2.1), c (70)." in warning
-        assert "replay.reward_scaling=return" in warning
+        assert warning.startswith("vector step 2: start_return beyond [-2, 5] in a (-2.1), c (70).")
+        assert ("replay.reward_scaling=return" in warning) == (scaling != "return")
+        assert ("lower replay.return_bound" in warning) == (scaling == "return")
