@@ -48,9 +48,9 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         import torch
 
-        # Torch keeps freed blocks, which the device counts as used, and gives them out again.
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + cached
+        # Torch keeps freed blocks, which the device counts as used, those of live CUDA graphs for good.
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
     available = available_memory()
     # Unknown on macOS, which pages memory out on demand, so nothing is refused there.
     return 1 << 62 if available is None else available

@@ -91,9 +91,9 @@ def test_memory_limit_of_version_one(machine: Path) -> None:
 
 
 def test_memory_that_torch_keeps_for_its_next_tensors_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (GIB, 80 * GIB))
-    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 70 * GIB)
-    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 20 * GIB)
+    free = [GIB]
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free[-1], 80 * GIB))
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: free.append(51 * GIB))
     assert free_memory(torch.device("cuda")) == 51 * GIB
 
 
