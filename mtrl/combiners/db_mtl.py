@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_decay, check_number
+from mtrl.combiners._checks import check_number
 from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners._state import move_rows
 from mtrl.combiners.base import JacobianCombiner
@@ -42,8 +42,9 @@ class DBMTL(PositiveLosses, JacobianCombiner):
     ) -> None:
         super().__init__(num_tasks=num_tasks, shift=shift)
         self.sigma = check_number("sigma", sigma, low=0.0)
-        falls = self.sigma > 0.0
-        self.beta = check_number("beta", beta, low=0.0, high=1.0) if falls else check_decay("beta", beta)
+        self.beta = check_number("beta", beta, low=0.0, high=1.0)
+        if self.beta == 1.0 and self.sigma == 0.0:
+            raise ValueError("beta must be below 1 if sigma is 0: the averages would stay zero; found 1.")
         self.average: Tensor
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
