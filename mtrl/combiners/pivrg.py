@@ -55,6 +55,6 @@ class PIVRG(GramCombiner):
         return bargaining_weights(scaled, ridge=rounding_ridge(gram), alpha=2.0) * inverse
 
     def metrics(self) -> dict[str, Tensor]:
-        """Add `preference` [T], p, and `residual`, the largest |(w_t / p_t)^(1/2) (Mw)_t - 1| or 1."""
+        """Add `preference` [T], p, and `residual`, the largest |(w_t / p_t)^(1/2) (Mw)_t - 1|, at most 1."""
         residual = bargain_residual(self._last_gram, self.last_weights, alpha=2.0, preference=self.preference)
         return {**super().metrics(), "preference": self.preference.clone(), "residual": residual}

@@ -205,7 +205,7 @@ def _divergence(log_ratio: Tensor, ratio: Tensor) -> Tensor:
 
 
 def adapted(lr: float, divergence: float, target: float) -> float:
-    """Return a lower learning rate after an update that went too far, a higher one after a tiny one.
+    """Return `lr`, lower after an update that went too far, higher after one that hardly moved the policy.
 
     Rudin et al. (CoRL 2021, arXiv 2109.11978), with the factors and bounds of their code (rsl_rl). Deviation:
     that code decides at each minibatch and moves the critic's learning rate too.
