@@ -44,10 +44,14 @@ def make_base(
     if base == wrapper:
         raise ValueError(f"base must be another method than {wrapper!r}; found {base!r}.")
     made = make_combiner(base, num_tasks=num_tasks, **dict(base_options or {}))
-    if made.needs_also or made.num_batches > 1:
-        more = made.needs_also or f"{made.num_batches} independent batches"
+    if made.needs_also:
         raise ValueError(
-            f"base must be a method that takes one Jacobian; found {base!r}, which needs {more}."
+            f"base must be a method that takes one Jacobian; found {base!r}, which needs {made.needs_also}."
+        )
+    if not _combines_as_it_directs(type(made)):
+        raise ValueError(
+            f"base must be a method without a `direction` of its own, which {wrapper} would not call; found "
+            f"{base!r}. Put its rule into `_combine`."
         )
     for requirement, words in _REQUIREMENTS.items():
         if getattr(made, requirement) and requirement not in meets:
@@ -55,6 +59,14 @@ def make_base(
                 f"base must be a method that works within {wrapper}; found {base!r}, which {words}."
             )
     return made
+
+
+def _combines_as_it_directs(kind: type[Combiner]) -> bool:
+    """Whether `_combine` is at least as new as `direction`; the library's own methods agree in both."""
+    combine, direction = (
+        next(base for base in kind.__mro__ if hook in vars(base)) for hook in ("_combine", "direction")
+    )
+    return issubclass(combine, direction) or direction.__module__.startswith("mtrl.combiners.")
 
 
 def make_gram_base(

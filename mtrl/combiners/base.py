@@ -49,10 +49,10 @@ class Combiner(Stateful, ABC):
     positive_losses: bool = False  # its formulas need losses >= 0, or else `shift`
     looks_again: bool = False  # `after_step` wants the losses after the step on the same batch
     preconditioned: bool = False  # the direction is an optimiser's step: theta -= lr * direction
-    needs_also: str = ""  # what `direction` needs besides a Jacobian and losses; `combine` then refuses
+    needs: str = ""  # what `direction` needs besides Jacobians at the current parameters, and losses
     evaluates_all: bool = True  # each step evaluates all tasks, not a part of them
     num_batches: int = 1  # independent batches the method asks jacobian_at for
-    jacobians: int = 1  # how many Jacobians, or tensors of that size, exist at once while it combines
+    jacobians: int = 1  # how many tensors of a Jacobian's size exist at once while it combines, per batch
     multiplies_gradients: bool = False  # it forms products or squares of gradients, which overflow
     shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
     shift_options: Mapping[str, Any] = MappingProxyType({})  # options that do so; empty: it has none
@@ -120,12 +120,13 @@ class Combiner(Stateful, ABC):
 
     def _combine_batches(self, jacobians: Sequence[Tensor]) -> Tensor:
         """Return the direction [P] for the Jacobians of several independent batches, `num_batches`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} has `num_batches` > 1 and no `_combine_batches(jacobians)`.")
 
-    def _take_batches(self, number: int) -> None:
-        """Ask for the Jacobians of so many independent batches; see `_combine_batches`."""
-        self.num_batches = self.jacobians = number
-        self.needs_also = f"the Jacobians of {number} independent batches" if number > 1 else ""
+    @property
+    def needs_also(self) -> str:
+        """What `direction` needs besides one Jacobian and losses, in words; `combine` then refuses."""
+        several = f"the Jacobians of {self.num_batches} independent batches" if self.num_batches > 1 else ""
+        return self.needs or several
 
     @property
     def combines_by_weights(self) -> bool:

@@ -32,7 +32,9 @@ class Blocks(JacobianCombiner):
     name = "blocks"
     papers = ("cai2026mgs",)
     credit = "The paper's method is the one with base `pcgrad`."
-    needs_also = "the sizes of the modules (the option `sizes`, for a base in base_options, or `partition`)"
+    needs = (
+        "the sizes of the modules (pass `sizes=`, in `base_options` if blocks is a base, or call `partition`)"
+    )
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class Blocks(JacobianCombiner):
             )
         self._make(len(numbers))
         self._sizes = numbers
-        self.needs_also = ""
+        self.needs = ""
 
     def _make(self, count: int) -> None:
         """Make the bases, each with a random stream of its own."""

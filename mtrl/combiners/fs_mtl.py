@@ -57,7 +57,7 @@ class FSMTL(JacobianCombiner):
         self.loss_part, self.flat_part = parts
         forward_requirements(self, self.loss_part)
         self.jacobians = 1 if self.rho == 0.0 else 4  # gradients, offsets, ascended gradients, difference
-        self.needs_also = "gradients at moved parameters" if self.rho > 0.0 else ""
+        self.needs = "gradients at moved parameters" if self.rho > 0.0 else ""
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         with self.loss_part.unchecked():  # `combine` has checked the same gradients

@@ -22,7 +22,7 @@ class InverseAlpha(JacobianCombiner):
     papers = ("yang2020softmod",)
     credit = "The paper has these weights beside its networks; it could not be read."
     jacobians = 0
-    needs_also = "the tasks' temperatures (`jacobian_at.temperatures` [T]), which SAC has"
+    needs = "the tasks' temperatures (`jacobian_at.temperatures` [T]), which SAC has"
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P] for `jacobian_at.temperatures` [T].

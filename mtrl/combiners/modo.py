@@ -36,7 +36,7 @@ class MoDo(JacobianCombiner):
         self.gamma = check_number("gamma", gamma, low=0.0)
         self.rho = check_number("rho", rho, low=0.0)
         check_choice("batches", batches, (1, 3))
-        self._take_batches(batches)
+        self.num_batches = batches
         self.w = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
     def _combine_batches(self, jacobians: Sequence[Tensor]) -> Tensor:

@@ -51,7 +51,7 @@ class SDMGrad(GramCombiner):
         check_choice("batches", batches, (1, 3))
         if batches == 3 and solver == "exact":
             raise ValueError("batches = 3 needs solver = 'paper'; found 'exact'.")
-        self._take_batches(batches)
+        self.num_batches = batches
         self._paper = solver == "paper"
         self.w = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 

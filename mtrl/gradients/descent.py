@@ -74,7 +74,8 @@ class Descent(nn.Module):
         if isinstance(self.combiner, LossCombiner) and self.combiner.weights_suffice:
             return 0
         entries = self.combiner.num_tasks * self.flat.num_shared
-        return self.combiner.jacobians * entries * self.flat.seen.element_size()
+        held = self.combiner.jacobians * self.combiner.num_batches
+        return held * entries * self.flat.seen.element_size()
 
     @property
     def failures(self) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from mtrl.combiners import COMBINERS, GramCombiner, make_combiner
+from mtrl.combiners import COMBINERS, GramCombiner, JacobianAt, JacobianCombiner, make_combiner
 from mtrl.combiners.affinity import Affinity
 from mtrl.combiners.cagrad import CAGrad
 from mtrl.combiners.dropgrad import DropGrad
@@ -103,7 +104,7 @@ def test_a_base_of_ones_own_gets_all_that_it_requires_or_is_refused(name: str, r
     if name == "blocks":
         options["sizes"] = (3, -1)
     if requirement == "batches":
-        with pytest.raises(ValueError, match=r"takes one Jacobian; found .*Demanding', which needs 2 indep"):
+        with pytest.raises(ValueError, match=r"takes one Jacobian; found .*Demanding', which needs .* 2 in"):
             make_combiner(name, num_tasks=4, **options)
         return
     served = name not in ("every", "smoothed") and (name != "fs_mtl" or requirement == "reads_losses")
@@ -156,6 +157,39 @@ def test_a_base_that_combines_in_its_own_way_is_heard_or_refused(name: str, base
         make_combiner(name, num_tasks=4, base=own, **options) for own in (base, f"{__name__}:{halved}")
     )
     torch.testing.assert_close(half.combine(rows, losses), 0.5 * whole.combine(rows, losses))
+
+
+class HalvedLate(CAGrad):
+    """Half of CAGrad's direction, by a `direction` of its own."""
+
+    def direction(self, jacobian_at: JacobianAt) -> Tensor:
+        return 0.5 * super().direction(jacobian_at)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_base_whose_own_direction_would_not_be_called_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"base must be .* without a `direction` of its own.*:HalvedLate"):
+        make_combiner(name, num_tasks=4, base=f"{__name__}:HalvedLate")
+
+
+class ThreeBatches(JacobianCombiner):
+    """The sum of the mean gradients of three batches."""
+
+    name = "three_batches"
+    num_batches = 3
+
+    def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
+        return jacobian.mean(0)
+
+    def _combine_batches(self, jacobians: Sequence[Tensor]) -> Tensor:
+        return torch.stack([jacobian.mean(0) for jacobian in jacobians]).sum(0)
+
+
+def test_a_method_of_several_batches_only_says_how_many() -> None:
+    rows, combiner = jacobian("iid", 4, seed=0), ThreeBatches(num_tasks=4)
+    torch.testing.assert_close(combiner.direction(Linear(rows)), 3.0 * rows.mean(0))
+    with pytest.raises(ValueError, match="needs the Jacobians of 3 independent batches, which a"):
+        combiner.combine(rows)
 
 
 @pytest.mark.dear
