@@ -42,7 +42,7 @@ MUTATIONS = (
     Mutation("R4", "mtrl/training/stepper.py", 'lost = terminated | truncated, infos["restarted"]',
              "lost = terminated | truncated, infos['restarted'] & False",
              f"{_FAULTS}::test_a_killed_worker_is_replaced_and_nothing_invented_is_stored"),
-    Mutation("R5", "mtrl/envs/engine/pool.py", 'f"raised:\\n{body}"', '"failed"',
+    Mutation("R5", "mtrl/envs/engine/pool.py", 'f"raised:\\n{text}"', '"failed"',
              "tests/envs/engine/test_faults.py::test_exception_arrives_with_traceback_and_task"),
     Mutation("R6", "mtrl/envs/engine/pool.py",
              "return 1000 * min(0.5, max(0.0, deadline - time.monotonic()))",

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_number
+from mtrl.combiners._checks import check_decay, check_number
 from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners._state import move_rows
 from mtrl.combiners.base import JacobianCombiner
@@ -19,8 +19,8 @@ class DBMTL(PositiveLosses, JacobianCombiner):
     k^sigma in update k, and the direction is the sum of max_s |G_s| / |G_t| G_t.
 
     Args:
-        beta: Share of the averages that one update keeps (authors: 0.9); below 1 if `sigma` is 0, with which
-            the averages would stay zero.
+        beta: Share of the averages that one update keeps (authors: 0.9), at most 0.99999 if `sigma` is 0:
+            at 1 the averages would stay zero.
         sigma: `beta` is divided by the update's number to this power (authors: 0).
 
     As in the authors' code the averages start at zero without correction. The state is [T, P]. The metric
@@ -42,9 +42,8 @@ class DBMTL(PositiveLosses, JacobianCombiner):
     ) -> None:
         super().__init__(num_tasks=num_tasks, shift=shift)
         self.sigma = check_number("sigma", sigma, low=0.0)
-        self.beta = check_number("beta", beta, low=0.0, high=1.0)
-        if self.beta == 1.0 and self.sigma == 0.0:
-            raise ValueError("beta must be below 1 if sigma is 0: the averages would stay zero; found 1.")
+        falls = self.sigma > 0.0
+        self.beta = check_number("beta", beta, low=0.0, high=1.0) if falls else check_decay("beta", beta)
         self.average: Tensor
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 

@@ -20,7 +20,7 @@ class MoCo(PositiveLosses, JacobianCombiner):
     (Y Y' + rho I) w), and the direction is Y' w.
 
     Args:
-        beta: Step of the tracked gradients (LibMTL: 0.5), above 0, at which they would stay zero.
+        beta: Step of the tracked gradients (LibMTL: 0.5), at least 1e-9: at 0 they would stay zero.
         beta_sigma: `beta` is divided by the update's number to this power (LibMTL: 0.5).
         gamma: Step of the weights (LibMTL: 0.1).
         gamma_sigma: `gamma` is divided by the update's number to this power (LibMTL: 0.5).
@@ -47,9 +47,7 @@ class MoCo(PositiveLosses, JacobianCombiner):
         shift: Literal["none", "minimum"] = "none",
     ) -> None:
         super().__init__(num_tasks=num_tasks, shift=shift)
-        self.beta = check_number("beta", beta, low=0.0, high=1.0)
-        if self.beta == 0.0:
-            raise ValueError("beta must be above 0, at which the tracked gradients would stay zero; found 0.")
+        self.beta = check_number("beta", beta, low=1e-9, high=1.0)
         self.beta_sigma = check_number("beta_sigma", beta_sigma, low=0.0)
         self.gamma = check_number("gamma", gamma, low=0.0)
         self.gamma_sigma = check_number("gamma_sigma", gamma_sigma, low=0.0)

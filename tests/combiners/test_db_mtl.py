@@ -34,9 +34,9 @@ def test_units_of_a_loss_do_not_matter() -> None:
         torch.testing.assert_close(scaled.combine(rows * units.unsqueeze(-1), losses * units), expected)
 
 
-@pytest.mark.parametrize(("name", "still", "slow"), [("db_mtl", 1.0, 1.0 - 1e-6), ("moco", 0.0, 1e-6)])
+@pytest.mark.parametrize(("name", "still", "slow"), [("db_mtl", 1.0, 1.0 - 1e-5), ("moco", 0.0, 1e-6)])
 def test_running_means_that_would_never_move_are_refused(name: str, still: float, slow: float) -> None:
-    with pytest.raises(ValueError, match=r"beta must be (above 0|below 1).*would stay zero"):
+    with pytest.raises(ValueError, match=r"beta must be a finite number in \["):
         make_combiner(name, num_tasks=2, beta=still)
     combiner = make_combiner(name, num_tasks=2, beta=slow)
     rows = jacobian("iid", 2, seed=0).float()

@@ -92,7 +92,7 @@ def test_an_argument_of_a_method_without_any_is_refused() -> None:
         ("adatask", "eps", 0.0, ">= 1e-30"),
         ("adatask", "reduction", "total", "one of 'sum', 'mean'"),
         ("bmtl", "temperature", 0.0, ">= 1e-06"),
-        ("db_mtl", "beta", 1.1, r"in \[0, 1\]"),
+        ("db_mtl", "beta", 1.1, r"in \[0, 0.99999\]"),
         ("famo", "lr", -0.1, ">= 0"),
         ("famo", "shift", "lowest", "one of 'none', 'minimum'"),
         ("graddrop", "leak", 2.0, r"in \[0, 1\]"),

@@ -121,6 +121,7 @@ def test_famo_learns_as_in_the_paper() -> None:
     assert xi.abs().max() > 0.05
 
 
+@trains_the_torso_alone
 @pytest.mark.parametrize("failure", ["losses", "evaluation"])
 @pytest.mark.parametrize(("name", "options"), [("famo", {}), ("momentum", {"base": "famo"})])
 def test_a_second_look_that_fails_does_not_stop_the_steps_after_it(
