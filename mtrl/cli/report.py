@@ -6,7 +6,9 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from mtrl.cli import command, importing
 from mtrl.cli.flags import parse_command
@@ -34,6 +36,8 @@ class _Flags:
     """Methods, or labels of rows, to show in this order; by default all."""
     labels: tuple[str, ...] = ()
     """NAME=TEXT: what a method or a row is called in tables and figures, for instance cagrad=CAGrad."""
+    comparisons: Annotated[int, Field(gt=0)] | None = None
+    """Paired differences of a whole study, if these runs are a part of it: the intervals hold for all."""
     size: str | None = None
     """WIDTH or WIDTHxHEIGHT of each figure in inches, for instance 5.5x3; by default what it needs."""
     font: str | None = None
@@ -60,6 +64,7 @@ def main(arguments: list[str]) -> int:
         measure=flags.measure,
         methods=flags.methods,
         labels=_labels(flags.labels),
+        comparisons=flags.comparisons,
     )
     look = _look(flags)
     try:

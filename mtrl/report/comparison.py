@@ -82,6 +82,7 @@ class Comparison:
     tasks: tuple[str, ...]  # T
     measure: Measure  # what a score is
     single_task: dict[str, float]  # task -> mean score of agents trained on it alone
+    comparisons: int = 1  # simultaneous ones that a study has planned, at least
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, compute: Callable[[], A]) -> A:
@@ -147,6 +148,7 @@ def compare(
     measure: Measure | None = None,
     methods: Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
+    comparisons: int | None = None,
 ) -> Comparison:
     """Read runs and sweeps and group them.
 
@@ -156,10 +158,11 @@ def compare(
         measure: default: success where the suite has one, else the return.
         methods: methods or labels of the rows that are shown, in this order; default: all.
         labels: method or label -> what it is called in tables and figures.
+        comparisons: how many paired differences hold together; default: those that the table has.
 
     Raises:
         UserError: no run, no evaluation, runs that cannot share a table (names the difference), or a method
-            or label that no row has.
+            or label that no row has; fewer comparisons than the table has.
     """
     runs = read_runs(paths)
     groups = group(runs)
@@ -175,7 +178,14 @@ def compare(
         raise UserError("these runs have no success rates. Use --measure return.")
     chosen = measure or ("success" if has_success else "return")
     baselines = _single_task(read_runs(single_task), evaluated[0], chosen) if single_task else {}
-    return Comparison(tuple(_renamed(groups, labels or {})), evaluated[0].tasks, chosen, baselines)
+    renamed = tuple(_renamed(groups, labels or {}))
+    comparison = Comparison(renamed, evaluated[0].tasks, chosen, baselines, comparisons or 1)
+    compared = len(comparison.rows) - 1 if comparison.baseline else 0
+    if comparisons is not None and comparisons < compared:
+        raise UserError(
+            f"--comparisons {comparisons}: {compared} rows are compared with `mean`; give {compared} or more."
+        )
+    return comparison
 
 
 def protocol(run: Run) -> dict[str, Any]:

@@ -25,6 +25,8 @@ def paired_table(comparison: Comparison) -> Table | None:
     }
     pairs = {row: found for row, found in pairs.items() if found}
 
+    comparisons = max(len(pairs), comparison.comparisons)
+
     def final(runs: Sequence[Run]) -> Floats:
         last: Floats = curves(runs, comparison.tasks, comparison.measure).scores[:, -1].mean(axis=1)
         return last
@@ -53,11 +55,16 @@ def paired_table(comparison: Comparison) -> Table | None:
         [
             row.label,
             len(found),
-            *(stats.paired(_known(rows[index]), comparisons=len(pairs)) for rows in measures.values()),
+            *(stats.paired(_known(rows[index]), comparisons=comparisons) for rows in measures.values()),
         ]
         for index, (row, found) in enumerate(pairs.items())
     ]
-    together = f", for all {len(pairs)} rows of a column together (Bonferroni)" if len(pairs) > 1 else ""
+    together = ""
+    if comparisons > 1:
+        planned = (
+            f"{comparisons} planned comparisons" if comparisons > len(pairs) else f"all {comparisons} rows"
+        )
+        together = f", for {planned} of a column together (Bonferroni)"
     note = (
         f"Score less that of {baseline.label} with the same seed. These runs share goals and initial "
         "networks, so their differences vary less than those of runs of different seeds. Brackets: 95 % of "

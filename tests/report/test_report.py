@@ -156,6 +156,15 @@ def test_paired_differences_are_between_runs_of_one_seed(tmp_path: Path) -> None
             tuple(factor * x for x in (0.15, 0.15 - reach, 0.15 + reach))
         )
         assert rows["pcgrad"][name] == pytest.approx((0.0, 0.0, 0.0))
+    # A part of a study of seven comparisons: Student's t of one degree of freedom is a tangent.
+    (part,) = [table for table in all_tables(compare([tmp_path], comparisons=7)) if table.name == "paired"]
+    reach = np.tan(np.pi * (0.5 - 0.05 / 14)) * 0.05
+    assert _rows(compare([tmp_path], comparisons=7), "paired")["cagrad"]["final success"] == pytest.approx(
+        (0.15, 0.15 - reach, 0.15 + reach)
+    )
+    assert "for 7 planned comparisons of a column together" in part.note
+    with pytest.raises(UserError, match=r"--comparisons 1: 2 rows .* give 2 or more"):
+        compare([tmp_path], comparisons=1)
 
 
 def test_training_success_by_task_is_the_mean_over_seeds_of_what_was_logged(tmp_path: Path) -> None:
