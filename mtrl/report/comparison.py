@@ -3,7 +3,6 @@
 All runs of a comparison have one protocol. The runs of a row have one configuration and different seeds.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.config.presets import INCIDENTAL, NOT_RECORDED, OF_NETWORK, differences, flat
+from mtrl.config.presets import INCIDENTAL, NOT_RECORDED, differences, flat
 from mtrl.errors import UserError
 from mtrl.report import stats
+from mtrl.report.labels import options, row_labels, text, unique
 from mtrl.report.load import Run, read_runs
 from mtrl.report.table import plain
 
@@ -46,9 +46,6 @@ _NOT_SIMULATION = (
     "python", "platform", "cpu", "cores", "torch", "numpy", "mtrl", "stable_baselines3", "cuda",
     "cuda_device", "git_commit",
 )  # fmt: skip
-_METHODS = ("method", "critic_method", "actor_method")
-_OPTIONS = tuple(f"{key}_options." for key in _METHODS)
-_NETWORK_OPTIONS = tuple(f"network.{key}." for key in OF_NETWORK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,33 +227,11 @@ def group(runs: Sequence[Run]) -> list[Group]:
             configurations.append(settings)
         rows.setdefault(key, []).append(run)
     methods = [row[0].method for row in rows.values()]
-    differing = _differing(configurations)
-    networks = [str(settings.get("network.architecture")) for settings in configurations]
-    within, of_network = (_differing_within(configurations, names) for names in (methods, networks))
-    # Options of different methods, or networks, differ anyway, so a label only names what differs within.
-    shown = [
-        [
-            key
-            for key in differing
-            if key in within[method] or not key.startswith((*_OPTIONS, *_METHODS))
-            if key in of_network[network] or not key.startswith(_NETWORK_OPTIONS)
-        ]
-        for method, network in zip(methods, networks, strict=True)
-    ]
-    short = _short({key for keys in shown for key in keys})
-    labels = []
-    for settings, method, keys in zip(configurations, methods, shown, strict=True):
-        words = _words(settings, sorted(keys, key=lambda key: (not key.startswith(_OPTIONS), key)), short)
-        name = plain(method)
-        labels.append(name if not words else f"{name} ({words})" if len(within) > 1 else words)
+    labels = row_labels(configurations, methods)
     groups = []
-    for row, settings, method, label in zip(
-        rows.values(), configurations, methods, _unique(labels), strict=True
-    ):
+    for row, settings, method, label in zip(rows.values(), configurations, methods, labels, strict=True):
         _check_seeds(row)
-        keys = [key for key in settings if key.startswith(_OPTIONS)]
-        options = _words(settings, keys, {key: _flag(key) for key in keys})
-        groups.append(Group(label, method, options, tuple(sorted(row, key=lambda run: run.seed))))
+        groups.append(Group(label, method, options(settings), tuple(sorted(row, key=lambda run: run.seed))))
     return groups
 
 
@@ -277,7 +252,7 @@ def _check_one_protocol(runs: Sequence[Run]) -> None:
         if not run.evaluations:
             found.pop("tasks", None)  # only an evaluation names the tasks of a benchmark such as MT10
         if found:
-            words = "; ".join(f"{key}: {_text(a)} and {_text(b)}" for key, (a, b) in found.items())
+            words = "; ".join(f"{key}: {text(a)} and {text(b)}" for key, (a, b) in found.items())
             raise UserError(
                 f"runs of different protocols cannot share a table. '{first.path}' and "
                 f"'{run.path}' differ in {words}. Report them separately."
@@ -298,7 +273,7 @@ def _check_seeds(runs: Sequence[Run]) -> None:
 def _named(groups: Sequence[Group], name: str, flag: str) -> list[Group]:
     found = [row for row in groups if name in (row.label, row.method)]
     if not found:
-        known = ", ".join(dict.fromkeys(text for row in groups for text in (row.method, row.label)))
+        known = ", ".join(dict.fromkeys(name for row in groups for name in (row.method, row.label)))
         raise UserError(f"{flag}: no row is called '{name}'. These runs have {known}.")
     return found
 
@@ -311,70 +286,17 @@ def _renamed(groups: Sequence[Group], labels: Mapping[str, str]) -> list[Group]:
                 f"--labels: '{name}' is in no label, because all rows have that method. They are called "
                 f"{', '.join(row.label for row in rows)}."
             )
-    texts = []
+    names = []
     for row in groups:
         method = plain(row.method)
-        text = row.label
-        if row.method in labels and text.startswith(method):
-            text = labels[row.method] + text.removeprefix(method)
-        texts.append(labels.get(row.label, text))
+        name = row.label
+        if row.method in labels and name.startswith(method):
+            name = labels[row.method] + name.removeprefix(method)
+        names.append(labels.get(row.label, name))
     return [
-        Group(text, row.method, row.options, row.runs)
-        for row, text in zip(groups, _unique(list(map(plain, texts))), strict=True)
+        Group(name, row.method, row.options, row.runs)
+        for row, name in zip(groups, unique(list(map(plain, names))), strict=True)
     ]
-
-
-def _unique(labels: Sequence[str]) -> list[str]:
-    """Number labels that several rows have: a long tuple is abbreviated in labels."""
-    seen: Counter[str] = Counter()
-    total = Counter(labels)
-    numbered = []
-    for label in labels:
-        seen[label] += 1
-        numbered.append(f"{label} #{seen[label]}" if total[label] > 1 else label)
-    return numbered
-
-
-def _flag(key: str) -> str:
-    """Return an option's key as its flag has it: c for `--method.c`, critic.c for `--method.critic.c`."""
-    return key.replace("_method_options", "").removeprefix("method_options.")
-
-
-def _short(keys: Iterable[str]) -> dict[str, str]:
-    """Return settings by their last word where that is no other's (gamma for sac.gamma), options as flags."""
-    flags = {key: _flag(key) for key in keys}
-    last = {key: key.rpartition(".")[2] for key in flags if not key.startswith(_OPTIONS)}
-    count = Counter(name.rpartition(".")[2] for name in flags.values())
-    return {key: last[key] if key in last and count[last[key]] == 1 else name for key, name in flags.items()}
-
-
-def _words(settings: Mapping[str, Any], keys: Sequence[str], names: Mapping[str, str]) -> str:
-    shown = {names[key]: _text(settings.get(key, NOT_RECORDED)) for key in keys}
-    return ", ".join(f"{name}={text}" for name, text in shown.items())
-
-
-def _differing(configurations: Sequence[Mapping[str, Any]]) -> set[str]:
-    keys = {key for settings in configurations for key in settings}
-    return {
-        key for key in keys if len({repr(settings.get(key, NOT_RECORDED)) for settings in configurations}) > 1
-    }
-
-
-def _differing_within(
-    configurations: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> dict[str, set[str]]:
-    """Return, for each name, in what the configurations of that name differ."""
-    return {
-        name: _differing([own for own, of in zip(configurations, names, strict=True) if of == name])
-        for name in dict.fromkeys(names)
-    }
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        shown = ", ".join(map(str, value[:3]))
-        return plain(f"{shown}, ... ({len(value)})" if len(value) > 3 else shown)
-    return plain(str(value))
 
 
 def _scores(lines: Sequence[Sequence[Any]], tasks: Sequence[str], key: str) -> Floats:
