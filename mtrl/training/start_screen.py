@@ -56,7 +56,7 @@ def describe(
     if device.type == "cpu" and config.steps - start > _LONG_RUN_STEPS:
         notes.append(
             "Without a GPU this protocol may take days; the progress bar shows the time left. "
-            "`--preset laptop` trains MT10 on two CPU cores in about an hour."
+            "`--preset laptop` trains MT10 on two CPU cores within an hour."
         )
     one_each = config.env.envs_per_task == 1 and config.train.updates_per_step == 1
     if device.type == "cuda" and config.tasks == ("MT10",) and one_each and config.steps > _LONG_RUN_STEPS:
