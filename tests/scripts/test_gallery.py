@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from mtrl_gallery.command import main as main_gallery
-from mtrl_gallery.descent import LANDSCAPES, Run, descend, final_rows, toy_losses, write_table
+from mtrl_gallery.descent import (
+    LANDSCAPES,
+    Run,
+    at_optimum,
+    descend,
+    final_rows,
+    toy_losses,
+    write_table,
+)
 from torch import Tensor
 
 from mtrl import mtl_step
 from mtrl.combiners import make_combiner
 
+STORED = Path(__file__).parents[2] / "results" / "gallery"
 SHIFT = 21.0  # the gallery's: losses start at -20
 # By losses, by the Gramian, deciding on the host, at random, with a look at the losses after a step, with its
 # own optimiser.
@@ -103,6 +114,24 @@ def test_the_table_says_who_reached_the_optimum_or_the_pareto_set(tmp_path: Path
     assert len(json.loads((tmp_path / "new" / "final.json").read_text())) == 4
 
 
+def test_flat_ground_around_the_optimum_is_not_the_optimum(tmp_path: Path) -> None:
+    """At (1.5, -8.36) the mean loss is -14.86, less than .3 above its least."""
+    assert [row["reached_step"] for row in final_rows(_run_to(1.5, -8.36))] == [1, None]
+    assert "| mine | 50, 0.1 | (1.50, -8.36)* |" in write_table([_run_to(1.5, -8.36)], tmp_path)
+
+
+def test_the_stored_table_is_that_of_the_stored_ends_and_the_page_speaks_of_them(tmp_path: Path) -> None:
+    shutil.copy(STORED / "final.json", tmp_path)
+    assert write_table([], tmp_path) == (STORED / "table.md").read_text(encoding="utf-8")
+    there: dict[str, set[str]] = {}
+    for row in json.loads((STORED / "final.json").read_text(encoding="utf-8")):
+        if row["landscape"] == "cagrad" and math.dist((row["x"], row["y"]), (0.0, -8.3552)) < 0.2:
+            there.setdefault(row["method"], set()).add(row["start"])
+    assert there["conicgrad"] == set("ABCDEF")
+    assert there["cagrad"] == there["mean"] == set("BCDF")
+    assert there["mgda"] == there["nash_mtl"] == there["pcgrad"] == {"D"}
+
+
 def test_the_script_draws_what_can_run_and_says_what_cannot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +164,7 @@ def test_mistakes_end_with_exit_code_2(
 def test_conicgrad_reaches_the_optimum_from_where_the_mean_is_stuck() -> None:
     # Not CAGrad: at this learning rate rounding decides when it leaves the valley of start E.
     mean, conicgrad = (
-        {row["start"]: row["reached_step"] is not None for row in final_rows(run)}
+        {row["start"]: at_optimum(row) for row in final_rows(run)}
         for run in (
             descend(name, steps=26_000, lr=3e-3, landscapes=("cagrad",)) for name in ("mean", "conicgrad")
         )
