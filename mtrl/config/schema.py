@@ -89,7 +89,7 @@ class ReplayConfig:
 
 @settings("network.")
 class NetworkConfig:
-    """Actor and twin critics."""
+    """Actor and critics (SAC: two, PPO: one)."""
 
     architecture: str = "mlp"
     """Architecture of actor and critics: a name in docs/networks.md, package.module:Name or file.py:Name."""
@@ -271,7 +271,7 @@ class TrainConfig:
     deterministic: bool = False
     """Use slower, deterministic CUDA kernels; on a CPU runs repeat bit for bit anyway."""
     sinks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("tensorboard",)
-    """Sinks besides the JSON lines: tensorboard, wandb, or your own classes as package.module:Name."""
+    """Sinks besides the JSON lines: tensorboard, wandb, package.module:Name or file.py:Name."""
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
     """As torch.set_float32_matmul_precision; auto: `high` (TF32) on CUDA, `highest` on a CPU. Gramians and
     directions stay exact."""

@@ -244,7 +244,7 @@ def test_help_shows_flags_with_their_meaning_and_lists_the_methods(
     text = helped(capsys, "--preset", "laptop")
     for words in ("--sac.gamma FLOAT Discount per env step. (default: 0.99)", "--preset {brc,", "--resume"):
         assert words in text
-    assert "(default: laptop)" in text
+    assert "(default: laptop)" in text and "Actor and critics (SAC: two, PPO: one)." in text
     for name, method in COMBINERS.items():
         assert f"{name} {(method.__doc__ or '').splitlines()[0]}" in text
     for name, network in NETWORKS.items():
