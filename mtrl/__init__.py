@@ -1,4 +1,25 @@
-"""Multi-task reinforcement learning on Meta-World with interchangeable gradient combiners."""
+"""Multi-task reinforcement learning on Meta-World with interchangeable gradient combiners.
+
+What is where, from the commands down; docs/architecture.md says more:
+
+    cli        the commands mtrl-train, -evaluate, -report, -sweep and -export
+    compat     environments for Stable-Baselines3
+    sweep      many runs on this machine or a cluster
+    export     a trained policy as files
+    report     tables, statistics and figures of runs
+    training   train, resume, evaluate
+    agents     SAC and PPO
+    gradients  per-task gradients of any torch model, and a step along a combiner's direction
+    networks   architectures, a file each
+    combiners  methods, a file each
+    envs       suites of tasks; worker processes
+    runs       what a run leaves behind: checkpoints, logs
+    config     settings and presets
+    device     CUDA graphs, random streams, what this process may use
+    registry   names of plug-ins and their options
+    seeds      every random stream of a run
+    errors     what a user can act on
+"""
 
 from importlib import import_module
 from importlib.util import find_spec

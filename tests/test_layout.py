@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,19 @@ def test_every_package_has_its_place() -> None:
 def test_no_loose_modules() -> None:
     loose = {path.stem for path in PACKAGE.glob("*.py")}
     assert loose == {"__init__", "__main__", "errors", "registry", "seeds"}
+
+
+def test_both_maps_name_each_package() -> None:
+    modules = (name.split(".") for name in MODULES)
+    there = {parts[1] for parts in modules if len(parts) == 2} - {"__main__"}
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = page.partition("\n## Packages\n")[2].split("```")[1]
+    docstring = ast.get_docstring(_parsed(PACKAGE / "__init__.py")) or ""
+    for file, named in (
+        ("docs/architecture.md", re.findall(r"^(\w+)(?:/|\.py) ", block, re.MULTILINE)),
+        ("mtrl/__init__.py", re.findall(r"^    (\w+)  ?", docstring, re.MULTILINE)),
+    ):
+        assert sorted(named) == sorted(there), f"name each package once in {file}"
 
 
 def test_imports_point_one_way() -> None:
