@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mtrl.combiners import COMBINERS
+from tests.helpers import method_properties
 from tests.helpers.loss_methods import losses_of
 from tests.helpers.matrices import jacobian
 from tests.helpers.method_properties import (
@@ -16,16 +18,47 @@ from tests.helpers.method_properties import (
     Row,
     dependent_problems,
     direction,
-    documented,
     harmed,
     independent_problems,
     line,
+    lines_of,
     rest,
     row,
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text(encoding="utf-8")
-TABLE = dict(zip(METHODS, documented(PAGE).splitlines()[2:], strict=True))
+TABLE = lines_of(PAGE)
+WRITE = (
+    "delete rows that are wrong and write those that are missing: "
+    "python -m tests.helpers.method_properties docs/choosing.md"
+)
+
+
+def test_the_table_has_a_row_for_each_method() -> None:
+    assert list(TABLE) == METHODS, WRITE
+
+
+def test_the_script_writes_rows_that_are_missing_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(method_properties, "row", lambda name: Row(*"measured"))
+    lacking = [TABLE[name] + "\n" for name in ("cagrad (paper)", "uw")]
+    page = tmp_path / "page.md"
+    page.write_text(PAGE.replace(lacking[0], "").replace(lacking[1], "| `gone` | none |\n"), encoding="utf-8")
+    method_properties.main(page)
+    cells = " | m | e | a | s | u | r | e | d |\n"
+    expected = PAGE.replace(lacking[0], "| `cagrad` (paper)" + cells).replace(lacking[1], "| `uw`" + cells)
+    assert page.read_text(encoding="utf-8") == expected
+
+
+def test_the_list_of_all_methods_names_each_once() -> None:
+    """Methods and wrappers have a row each; of torchjd, the library, a sentence speaks."""
+    section = PAGE.partition("\n## All methods\n")[2].partition("\n## ")[0]
+    listed = [
+        *re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE),
+        *re.findall(r"^`(torchjd)`", section, re.M),
+    ]
+    assert sorted(listed) == sorted(COMBINERS), "give each method one row in docs/choosing.md, All methods"
 
 
 @pytest.mark.dear
@@ -33,7 +66,7 @@ TABLE = dict(zip(METHODS, documented(PAGE).splitlines()[2:], strict=True))
 def test_the_table_says_what_holds_on_a_part_of_the_problems(name: str) -> None:
     """The tasks that are harmed are counted on all problems by the slow test."""
     written = cells(name)
-    assert list(written[2:]) == rest(name), "write the table anew, see below"
+    assert list(written[2:]) == rest(name), WRITE
     for cell, found, total in (
         (written.harmed, harmed(name, islice(independent_problems(), 8)), 60),
         (written.harmed_dependent, harmed(name, islice(dependent_problems(), 4), dependent=True), 30),
@@ -46,13 +79,11 @@ def test_the_table_says_what_holds_on_a_part_of_the_problems(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_table_says_what_holds(name: str) -> None:
-    found = line(name, row(name))
-    assert TABLE[name] == found, (
-        "write the table anew: python -m tests.helpers.method_properties docs/choosing.md"
-    )
+    assert TABLE.get(name) == line(name, row(name)), WRITE
 
 
 def cells(name: str) -> Row:
+    assert name in TABLE, f"no row of {name}: {WRITE}"
     return Row(*TABLE[name].removeprefix("| ").removesuffix(" |").split(" | ")[1:])
 
 
@@ -84,7 +115,8 @@ def test_methods_without_a_jacobian_take_none() -> None:
 
 
 def test_the_methods_that_a_loss_scale_changes_are_named() -> None:
-    assert named("The others do not:") == {name for name in METHODS if cells(name).power != "1"}
+    found = {name for name in METHODS if cells(name).power != "1"}
+    assert named("The others do not:") == found, "name them in docs/methods.md"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +138,7 @@ def test_what_else_a_loss_scale_changes_is_named(sentence: str, of_losses: bool,
             plain, other = direction(name, seen), direction(name, scaled) / scales[-1]
             if (other - plain).norm() > 1e-5 * plain.norm():
                 found.add(name)
-    assert named(sentence) == found
+    assert named(sentence) == found, "name them in docs/methods.md"
 
 
 def named(sentence: str) -> set[str]:

@@ -1,7 +1,8 @@
 """What seven updates do to an agent, as a few numbers per method: a change of the updates shows in them.
 
-`python -m tests.helpers.fingerprints OUT.json` writes those of all methods and recipes, with a digest of
-every bit of the state. Digests are equal on one kind of processor only.
+`python -m tests.helpers.fingerprints FILE.json` adds those that the file lacks, of all methods and recipes,
+with a digest of every bit of the state. Digests are equal on one kind of processor only. What the file has
+stays as it is: it is what updates are compared with.
 """
 
 from __future__ import annotations
@@ -102,17 +103,18 @@ def _feed(digest: Any, tree: Any) -> None:
         digest.update(repr(tree).encode())
 
 
-def main() -> None:
-    """Write all fingerprints to the file that the first argument names."""
-    torch.set_num_threads(1)
-    found = {
-        f"{recipe}/{method}": fingerprint(recipe, method)
-        for recipe in RECIPES
-        for method in sorted(COMBINERS)
-    }
+def main(path: Path) -> None:
+    """Add the fingerprints that a file lacks; those of methods that are gone are dropped."""
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = {}
+    for recipe in RECIPES:
+        for method in sorted(COMBINERS):
+            name = f"{recipe}/{method}"
+            found[name] = stored[name] if name in stored else fingerprint(recipe, method)
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in found.items())
-    Path(sys.argv[1]).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

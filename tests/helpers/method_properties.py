@@ -1,6 +1,7 @@
 """What holds for a method and what does not, measured: the table in docs/choosing.md.
 
-`python -m tests.helpers.method_properties docs/choosing.md` writes it anew. Every method has its default
+`python -m tests.helpers.method_properties docs/choosing.md` measures the methods that have no row there, and
+leaves all other rows alone, of which processors round a few differently. Every method has its default
 options and takes two updates on a problem, of which the last is looked at; losses are positive and go with
 the gradients.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,10 +228,11 @@ def _cosine(first: Tensor, second: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(first, second, dim=0))
 
 
-def table() -> str:
-    """The whole table as Markdown."""
+def table(known: Mapping[str, str]) -> str:
+    """The whole table as Markdown; only methods without a known row are measured."""
     rule = "|---" * (HEADER.count("|") - 1) + "|"
-    return "\n".join((HEADER, rule, *(line(name, row(name)) for name in METHODS)))
+    rows = (known[name] if name in known else line(name, row(name)) for name in METHODS)
+    return "\n".join((HEADER, rule, *rows))
 
 
 def documented(page: str) -> str:
@@ -238,15 +240,16 @@ def documented(page: str) -> str:
     return page[page.index(HEADER) :].partition("\n\n")[0]
 
 
-def main() -> None:
-    """Print the table, or put it into the page that the first argument names."""
-    if len(sys.argv) == 1:
-        print(table())
-        return
-    page = Path(sys.argv[1])
+def lines_of(page: str) -> dict[str, str]:
+    """The table's rows as a page has them, by the name of the method."""
+    return {text.split(" | ")[0][2:].replace("`", ""): text for text in documented(page).splitlines()[2:]}
+
+
+def main(page: Path) -> None:
+    """Write the rows that the page lacks."""
     text = page.read_text(encoding="utf-8")
-    page.write_text(text.replace(documented(text), table()), encoding="utf-8")
+    page.write_text(text.replace(documented(text), table(lines_of(text))), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
