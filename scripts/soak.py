@@ -4,7 +4,6 @@ python scripts/soak.py --steps 200000 --out results/soak/counting.txt
 python scripts/soak.py --steps 20000 --metaworld --out results/soak/metaworld.txt
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -18,7 +17,20 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mtrl import Config, train
-from mtrl.config.schema import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
+from mtrl.cli import command
+from mtrl.cli.flags import parse_command
+from mtrl.cli.named_files import check_writable, naming
+from mtrl.config.schema import (
+    EnvConfig,
+    EvalConfig,
+    NetworkConfig,
+    Positive,
+    PositiveInt,
+    ReplayConfig,
+    SacConfig,
+    TrainConfig,
+)
+from mtrl.config.values import settings
 from mtrl.training.events import Event
 
 COUNTING: dict[str, Any] = {
@@ -119,14 +131,29 @@ def _table(samples: list[Sample]) -> str:
     return "\n".join(["\t".join(Sample._fields), *rows])
 
 
-def main() -> int:
+@settings("--")
+class _Flags:
+    """Measure memory, file descriptors and shared memory in a long run; a leak shows as a slope."""
+
+    steps: PositiveInt = 200_000
+    """Vector steps of the run."""
+    seconds: Positive | None = None
+    """Stop after this time; None: at the last step."""
+    metaworld: bool = False
+    """Two tasks of Meta-World in place of the counting suite."""
+    out: str | None = None
+    """File for the slopes and all samples; None: slopes on standard output alone."""
+
+
+@command
+def main(arguments: list[str]) -> int:
     """Train; print samples and slopes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
-    parser.add_argument("--metaworld", action="store_true", help="in place of the counting suite")
-    parser.add_argument("--out", type=Path, help="file for the slopes and all samples")
-    flags = parser.parse_args()
+    flags = parse_command(_Flags, arguments)
+    if flags is None:
+        return 0
+    out = None if flags.out is None else Path(flags.out)
+    if out is not None:
+        check_writable(out)
     interval = max(flags.steps // 200, 1)
     config = Config(
         **(METAWORLD if flags.metaworld else COUNTING),
@@ -148,9 +175,10 @@ def main() -> int:
         if event.kind == "log":
             samples.append(measure(event.vector_step, began))
             print(*(f"{value:.1f}" for value in samples[-1]), file=sys.stderr, flush=True)
-            if flags.out and len(samples) >= 2 * FEWEST:  # written each time, in case the run is killed
-                flags.out.write_text(f"{report(samples)}\n\n{_table(samples)}\n", encoding="utf-8")
-            if samples[-1].seconds > flags.seconds:
+            if out is not None and len(samples) >= 2 * FEWEST:  # each time, in case the run is killed
+                with naming(out, "write"):
+                    out.write_text(f"{report(samples)}\n\n{_table(samples)}\n", encoding="utf-8")
+            if flags.seconds is not None and samples[-1].seconds > flags.seconds:
                 event.stop()
 
     with tempfile.TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import itertools
 import os
@@ -114,7 +115,7 @@ def parse_command(cls: type[F], arguments: Sequence[str], positional: str | None
         for option in fields_of(cls)
     ]
     if wants_help(arguments):
-        print_help(members, cls.__doc__ or "")
+        print_help(members, inspect.cleandoc(cls.__doc__ or ""))
         return None
     return cls(**parse(members, arguments))
 

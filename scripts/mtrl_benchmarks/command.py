@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from mtrl.cli import command
+from mtrl.cli.named_files import check_writable
 from mtrl.errors import UserError, did_you_mean, unknown_name
 from mtrl_benchmarks import report
 
@@ -41,6 +42,9 @@ def run(argv: list[str]) -> int:
     arguments = _parse(module, argv)
     if arguments is None:
         return 0
+    for path in (arguments.json, getattr(arguments, "profile", None)):
+        if path is not None:
+            check_writable(path)  # before the minutes of measuring
     packages: tuple[str, ...] = getattr(module, "PACKAGES", ())
     rows: list[report.Row] = module.run(arguments)
     print(report.table(rows))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtrl.errors import UserError
+from mtrl.cli.named_files import naming
 from mtrl.runs.versions import versions
 
 Value = str | int | float | bool | None
@@ -54,11 +54,9 @@ def write_json(path: Path, rows: Sequence[Row], packages: Sequence[str] = ()) ->
         **facts(packages),
         "rows": [{key: _plain(value) for key, value in row.items()} for row in rows],
     }
-    try:
+    with naming(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror}. Choose another --json.") from error
 
 
 def _plain(value: Value) -> Value:

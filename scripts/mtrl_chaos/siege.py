@@ -1,6 +1,5 @@
 """A run under attack, and its comparison with the undisturbed one."""
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -19,16 +18,23 @@ from typing import Any
 
 import torch
 
+from mtrl.cli import command
+from mtrl.cli.flags import parse_command
+from mtrl.cli.named_files import check_writable, naming
+from mtrl.combiners import COMBINERS
 from mtrl.config.presets import load_config, save_config
 from mtrl.config.schema import (
     Config,
     EnvConfig,
     EvalConfig,
     NetworkConfig,
+    NonNegativeInt,
+    PositiveInt,
     ReplayConfig,
     SacConfig,
     TrainConfig,
 )
+from mtrl.config.values import settings
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import has_checkpoint
 from mtrl.training import resolve
@@ -189,15 +195,39 @@ class Siege:
         assert_same_run(self.whole, self.run, counters=False)
 
 
-def main() -> int:
+@settings("--")
+class _Flags:
+    """Disturb runs by seeded faults of every kind and compare each, bit for bit, with an undisturbed run.
+
+    Each part of a run between two faults is a process forked from this one, which has done the imports. A
+    fault happens at a vector step, write or env step drawn from the seed. A replaced worker loses episodes,
+    so the numbers may differ: the checkpoint must say so, and the run is restored to its state before it.
+    """
+
+    faults: PositiveInt = 100
+    """In all; dealt out evenly to the methods."""
+    methods: tuple[str, ...] = METHODS
+    """Methods of the runs, one run each."""
+    seed: NonNegativeInt = 0
+    """Of the faults and of the runs."""
+    metaworld: bool = False
+    """Two tasks of Meta-World in place of the counting suite."""
+    out: str | None = None
+    """Folder for the log; None: standard output alone."""
+
+
+@command
+def main(arguments: list[str]) -> int:
     """Attack, compare, say so."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=100, help="in all; dealt out evenly")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--metaworld", action="store_true", help="in place of the counting suite")
-    parser.add_argument("--out", type=Path, help="folder for the log; default: standard output alone")
-    flags = parser.parse_args()
+    flags = parse_command(_Flags, arguments)
+    if flags is None:
+        return 0
+    for name in flags.methods:
+        _ = COMBINERS[name]  # raises where there is none
+    suite = "metaworld" if flags.metaworld else "counting"
+    log = None if flags.out is None else Path(flags.out, f"{suite}-seed{flags.seed}.txt")
+    if log is not None:
+        check_writable(log)
     lines: list[str] = []
 
     def say(*words: object) -> None:
@@ -234,8 +264,7 @@ def main() -> int:
         f"{flags.seed}, {'Meta-World' if flags.metaworld else 'counting suite'}; {failed} runs differ"
     )
     say(", ".join(f"{name} {count}" for name, count in sorted(total.items())))
-    if flags.out is not None:
-        flags.out.mkdir(parents=True, exist_ok=True)
-        suite = "metaworld" if flags.metaworld else "counting"
-        (flags.out / f"{suite}-seed{flags.seed}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if log is not None:
+        with naming(log, "write"):
+            log.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return int(failed > 0)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mtrl.cli import command
 from mtrl.cli.flags import parse_command
+from mtrl.cli.named_files import check_writable
 from mtrl.config.values import settings
 from mtrl.errors import UserError
 
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     for name in (*flags.methods, *flags.long):
         _ = COMBINERS[name]  # raises where there is none
     out, runs = Path(flags.out), []
+    check_writable(out / "table.md")
     for name in flags.methods or sorted(COMBINERS):
         scale = 3 if name in flags.long else 1
         try:

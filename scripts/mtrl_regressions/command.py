@@ -13,6 +13,7 @@ from pydantic import Field
 
 from mtrl.cli import command
 from mtrl.cli.flags import parse_command
+from mtrl.cli.named_files import check_writable
 from mtrl.config.values import settings
 from mtrl.errors import UserError
 from mtrl_regressions.tables import TUNING_SEED, write_tables
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
         _ = COMBINERS[name]  # raises where there is none
     methods = flags.methods or tuple(sorted(set(COMBINERS) - set(LEFT_OUT)))
     out = Path(flags.out)
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / "runs.jsonl")
     record = _Record(out / "runs.jsonl", flags.steps)
     if not flags.tables_only:
         torch.set_num_threads(1)

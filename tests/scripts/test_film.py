@@ -48,3 +48,20 @@ def test_videos_are_side_by_side_at_a_known_speed_without_their_captions(
                 middle = frame[20:-2, 64 * column + 2 : 64 * column + 62]
                 assert np.abs(middle - colour).max() < 40
     assert total == pytest.approx(1000 * (seconds + 1), abs=310)  # a second for the last frame
+
+
+def test_mistakes_end_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, out = tmp_path / "text.mp4", str(tmp_path / "film.gif")
+    text.write_text("no video")
+    for arguments, message in (
+        ([], "expected VIDEO.mp4 ... OUT.gif; found nothing."),
+        ([out], "expected VIDEO.mp4 ... OUT.gif; found "),
+        ([str(text), str(text)], "expected VIDEO.mp4 ... OUT.gif; found "),  # which it would have replaced
+        (["videos/*.mp4", out], "cannot read 'videos/*.mp4': No such file or directory."),
+        ([str(text), str(text / "film.gif")], "film.gif': "),
+        ([str(text), out], f"expected a video; found '{text}'"),
+        ([str(text), out, "--every", "0"], "--every must be positive; found 0"),
+    ):
+        assert film.main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert text.read_text() == "no video"
