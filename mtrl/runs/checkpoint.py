@@ -22,7 +22,7 @@ import torch
 from mtrl.config.files import TEMPORARY_PREFIX
 from mtrl.errors import UserError
 from mtrl.runs import console
-from mtrl.runs.directory import CHECKPOINTS_NAME, remove_unfinished
+from mtrl.runs.directory import CHECKPOINTS_NAME, UNSAVED_NAME, remove_unfinished
 from mtrl.runs.plain_tree import from_plain, to_plain
 from mtrl.runs.versions import package_versions
 
@@ -83,6 +83,7 @@ def save_checkpoint(
         _publish(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    (run_dir / UNSAVED_NAME).unlink(missing_ok=True)  # from now on the run may not be started over
     _prune(run_dir, step, keep)
     return final
 

@@ -283,6 +283,8 @@ def _run(
     sinks = [*(SINKS[name]() for name in config.train.sinks), *sinks]
     with _writing(run.path):
         save_config(config, run.config_path)
+        if checkpoint is None:
+            run.mark_unsaved()
     with ExitStack() as stack:
         # Signals are noted from here on and answered before the first vector step, so that a run that is
         # asked to stop while its environments start can still write a checkpoint.
