@@ -5,6 +5,7 @@ that `torch.load(weights_only=True)` reads them. The manifest has a SHA-256 of e
 not notice flipped bits. Each part can be read without the others: evaluation needs "policy" only.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -33,6 +34,7 @@ _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _DIRECTORY_NAME = re.compile(r"step_\d+(\.replaced)?")
 # Large parts are mapped, which saves a second copy in memory; small ones are read, so that the file may go.
 _MAP_FROM_BYTES = 8 << 20
+_CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class _Damaged(Exception):
@@ -248,6 +250,9 @@ def _fsync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:  # some network file systems synchronise files alone
+            raise
     finally:
         os.close(descriptor)
 
