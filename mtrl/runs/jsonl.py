@@ -110,7 +110,8 @@ def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> Collection
             begin += len(raw)
         places = list(kept.values())
         ends = [start + length for start, length in places]
-        if [0, *ends] == [*(start for start, _ in places), begin]:
+        whole = [0, *ends] == [*(start for start, _ in places), begin]
+        if whole and os.fstat(file.fileno()).st_nlink == 1:  # a copy of hard links gets a file of its own
             return kept.keys()  # the lines follow each other from the beginning to the end
 
         def pieces() -> Iterator[bytes]:
