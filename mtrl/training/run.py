@@ -299,7 +299,6 @@ def _run(
         workers = training_workers(config, device)
         envs = build_envs(config, num_workers=workers, notify=notify, suite=suite)
         stack.enter_context(closing(envs))
-        envs.hurry_when(lambda: requests.stop)
         settled = settle_resume(config, envs)
         if settled != config:
             config = settled
@@ -319,6 +318,7 @@ def _run(
                 intervals = {"log_interval": config.train.log_interval, "eval_interval": config.eval.interval}
                 for sentence in lost_lines(history.steps, logged, **intervals):
                     console.warning(sentence)
+        envs.hurry_when(lambda: requests.stop)  # before, environments need their time, and nothing is lost
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
         stack.enter_context(closing(eval_envs))

@@ -132,10 +132,9 @@ class WorkerPool:
         """
         for worker, own in args.items():
             self._send(worker, COMMAND + pickle.dumps((name, own)))
-        timeout = max(self._timeout, _START_SECONDS) if starting else self._timeout
         self._refusals.clear()
         try:
-            results = self._gather(timeout, starting=starting)
+            results = self._gather(max(self._timeout, _START_SECONDS) if starting else self._timeout)
         except KeyboardInterrupt:
             self._interrupted = f"'{name}' was interrupted and the workers' answers are lost."
             raise
@@ -154,10 +153,10 @@ class WorkerPool:
         except OSError:
             self._died(worker)
 
-    def _gather(self, timeout: float, *, starting: bool = False) -> dict[int, Any]:
+    def _gather(self, timeout: float) -> dict[int, Any]:
         """Collect the answers of the workers that owe one."""
         results: dict[int, Any] = {}
-        began, hurried = time.monotonic(), starting  # environments need their time to start
+        began, hurried = time.monotonic(), False
         deadline = began + timeout
         # In the order of their numbers: the learner needs all answers anyway, and waking up for each one
         # would take a core from the workers that still compute.

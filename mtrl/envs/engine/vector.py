@@ -145,7 +145,11 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         return self._pool.pids
 
     def hurry_when(self, asked: Callable[[], bool]) -> None:
-        """While `asked()` is true, a worker counts as hung after eight seconds, whatever the step timeout."""
+        """While `asked()` is true, a worker counts as hung after eight seconds, and none is restarted.
+
+        This holds for new environments too, so pass it on when the first ones are there. Rows of a worker
+        that has failed are `restarted` in each step, and their episodes are stored as lost.
+        """
         self._pool.hurried = asked
 
     @property
