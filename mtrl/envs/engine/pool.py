@@ -80,7 +80,14 @@ class WorkerPool:
         )
         self._polls: dict[int, select.poll] = {}
         for worker in range(len(self.rows)):
-            process, channel = self._start(worker)
+            try:
+                process, channel = self._start(worker)
+            except OSError as error:
+                self._finalizer()
+                raise EnvironmentFailure(
+                    f"environment worker {worker} of {len(self.rows)} could not be started: {error}. If "
+                    "processes or memory are short, choose fewer workers (num_workers)."
+                ) from error
             self._processes.append(process)
             self._channels.append(channel)
 
@@ -91,7 +98,7 @@ class WorkerPool:
 
     def _start(self, worker: int) -> tuple[subprocess.Popen[bytes], Connection]:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
             path = [entry for entry in sys.path if isinstance(entry, str)]  # imports ignore all others
             arguments = json.dumps([path, theirs.fileno(), self._memory, self._sizes, self._niceness])
             # A fresh interpreter, never a forked copy: forks of a process that uses CUDA are broken.
@@ -102,16 +109,20 @@ class WorkerPool:
                 env={**os.environ, **self._variables},
                 process_group=0,  # so that Ctrl-C reaches the learner only, even while a worker starts
             )
-        channel = Connection(ours.detach())
+            channel = Connection(ours.detach())
         self._polls[worker] = select.poll()
         self._polls[worker].register(channel.fileno(), select.POLLIN)
         return process, channel
 
     def restart(self, worker: int) -> None:
-        """Replace a failed worker by a new process, which has no environments yet."""
+        """Replace a failed worker by a new process without environments; if none starts, it fails again."""
         self._channels[worker].close()
-        self._processes[worker], self._channels[worker] = self._start(worker)
-        self.failures.pop(worker, None)
+        try:
+            self._processes[worker], self._channels[worker] = self._start(worker)
+        except OSError as error:  # no process or no memory is left, or the interpreter is gone
+            self.failures[worker] = Failure(worker, None, f"could not be started again: {error}", ())
+        else:
+            del self.failures[worker]
 
     def begin_step(self) -> None:
         """Tell every worker to step with the actions in the shared arrays."""
