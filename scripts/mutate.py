@@ -45,7 +45,7 @@ MUTATIONS = (
     Mutation("R5", "mtrl/envs/engine/pool.py", 'f"raised:\\n{text}"', '"failed"',
              "tests/envs/engine/test_faults.py::test_exception_arrives_with_traceback_and_task"),
     Mutation("R6", "mtrl/envs/engine/pool.py",
-             "return 1000 * min(0.5, max(0.0, deadline - time.monotonic()))",
+             "return 1000 * min(_SLICE_SECONDS, max(0.0, deadline - time.monotonic()))",
              "return None",
              "tests/envs/engine/test_restarts.py::test_a_stopped_worker_counts_as_hung"),
     Mutation("R7", "mtrl/envs/engine/vector.py", 'check_finite(reward, self._row_tasks, "reward")', "pass",

@@ -27,6 +27,7 @@ _BOOT = (
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _START_SECONDS = 600.0
 _CLOSE_SECONDS = 2.0
+_SLICE_SECONDS = 0.5
 # Once the run is to stop: schedulers kill 30 seconds after SIGTERM, and a checkpoint must be written by then.
 _HURRY_SECONDS = 8.0
 
@@ -167,17 +168,22 @@ class WorkerPool:
     def _gather(self, timeout: float) -> dict[int, Any]:
         """Collect the answers of the workers that owe one."""
         results: dict[int, Any] = {}
-        began, hurried = time.monotonic(), False
-        deadline = began + timeout
+        began = seen = time.monotonic()
+        deadline, hurried = began + timeout, False
         # In the order of their numbers: the learner needs all answers anyway, and waking up for each one
         # would take a core from the workers that still compute.
         for worker in sorted(self._waiting):
-            answered = self._polls[worker].poll(_slice(deadline))
-            # In slices: the signal that asks the run to stop may come while a worker hangs.
-            while not answered and time.monotonic() < deadline:
-                if not hurried and self.hurried():
-                    hurried, deadline = True, min(deadline, time.monotonic() + _HURRY_SECONDS)
+            while True:
+                # In slices: the signal that asks the run to stop may come while a worker hangs.
                 answered = self._polls[worker].poll(_slice(deadline))
+                now = time.monotonic()
+                # What is longer than a slice was no waiting: the processes of this job were suspended.
+                excess = max(0.0, now - seen - _SLICE_SECONDS)
+                seen, began, deadline = now, began + excess, deadline + excess
+                if answered or now >= deadline:
+                    break
+                if not hurried and self.hurried():
+                    hurried, deadline = True, min(deadline, now + _HURRY_SECONDS)
             if answered:
                 self._receive(worker, results)
             else:
@@ -245,8 +251,8 @@ class WorkerPool:
 
 
 def _slice(deadline: float) -> float:
-    """Return the milliseconds until `deadline`, at most half a second."""
-    return 1000 * min(0.5, max(0.0, deadline - time.monotonic()))
+    """Return the milliseconds until `deadline`, at most one slice."""
+    return 1000 * min(_SLICE_SECONDS, max(0.0, deadline - time.monotonic()))
 
 
 def _stop(

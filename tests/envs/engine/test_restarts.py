@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -121,6 +123,27 @@ def test_a_stopped_worker_counts_as_hung() -> None:
         *_, infos = plain(envs)
         assert infos["restarted"].tolist() == [False, True, False, True]
         assert "no answer within 0.5 s" in reports[0]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_the_time_in_which_a_job_is_suspended_does_not_count(
+    hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Slurm, `docker pause` or SIGSTOP, which stop all processes; the clock goes on."""
+    reports: list[str] = []
+    clock = [0.0, 0.0, 3600.0]  # two readings before the first poll, which comes back an hour later
+
+    def monotonic() -> float:
+        return time.monotonic() + (clock.pop(0) if len(clock) > 1 else clock[0])
+
+    with make(reports, step_timeout=0.8 if hangs else 20.0) as envs:
+        envs.reset()
+        if hangs:
+            os.kill(envs.worker_pids[1], signal.SIGSTOP)
+        monkeypatch.setattr("mtrl.envs.engine.pool.time", SimpleNamespace(monotonic=monotonic))
+        *_, infos = envs.step(action(1, counting_env.SLOW))
+        assert infos["restarted"].tolist() == [False, hangs, False, hangs]
+        assert ["no answer within 0.8 s;" in report for report in reports] == [True] * hangs
 
 
 def test_all_workers_may_fail_at_once() -> None:
