@@ -97,7 +97,7 @@ MUTATIONS = (
     Mutation("R25", "mtrl/device/random_stream.py", 'if state["device"] == self._device.type:', "if True:",
              "tests/agents/sac/test_agent.py::test_a_checkpoint_of_another_device_goes_on"),
     Mutation("R27", "mtrl/runs/checkpoint.py",
-             "if before.get(name) != here.get(name)", "if False",
+             "if before[name] != here.get(name)", "if False",
              f"{_SAVED}::test_another_suite_is_refused_unless_allowed"),
     Mutation("R28", "mtrl/agents/actor_critic.py", 'self.update.load_state_dict(state["update"])',
              'self.update.load_state_dict({k: v for k, v in state["update"].items() if "combiner" not in k}, '

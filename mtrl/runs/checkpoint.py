@@ -305,9 +305,9 @@ def _check_versions(
     before = {**saved["suite"], "torch": majors[0]}
     here = {**(saved["suite"] if suite is None else suite), "torch": majors[1]}
     differing = [
-        f"{name} {before.get(name, 'absent')} (here {here.get(name, 'absent')})"
-        for name in sorted({*before, *here})
-        if before.get(name) != here.get(name)
+        f"{name} {before[name]} (here {here.get(name, 'absent')})"
+        for name in sorted(before)  # of a name that is new, the version then is not known
+        if before[name] != here.get(name)
     ]
     if differing:
         raise UserError(

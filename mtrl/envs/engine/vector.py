@@ -325,6 +325,9 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         """
         self._check_idle()
         header = self._header()
+        # Of a name that is new, the version then is not known.
+        known = state.get("versions", {})
+        header["versions"] = {name: found for name, found in self.versions.items() if name in known}
         if any_version:
             del header["versions"]
         check_fits(state, header)
