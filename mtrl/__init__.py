@@ -56,8 +56,8 @@ _HOMES = {
 _NEEDS = {
     "mtrl.config": ("pydantic", "yaml"),
     "mtrl.export.policy": ("safetensors",),
-    "mtrl.report.load": ("filelock", "jinja2", "pydantic", "rich", "scipy", "yaml"),
-    "mtrl.training.run": ("filelock", "gymnasium", "pydantic", "rich", "yaml"),
+    "mtrl.report.load": ("jinja2", "pydantic", "rich", "scipy", "yaml"),
+    "mtrl.training.run": ("gymnasium", "pydantic", "rich", "yaml"),
 }
 
 

@@ -19,7 +19,7 @@ from mtrl import __version__
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 
 _TRAIN = (
-    "filelock", "gymnasium", "jinja2", "metaworld", "mujoco", "pydantic", "rich", "safetensors", "scipy",
+    "gymnasium", "jinja2", "metaworld", "mujoco", "pydantic", "rich", "safetensors", "scipy",
     "tensorboard", "tyro", "yaml",
 )  # fmt: skip
 EXTRAS = dict.fromkeys(_TRAIN, "train") | {

@@ -5,6 +5,7 @@ that `torch.load(weights_only=True)` reads them. The manifest has a SHA-256 of e
 not notice flipped bits. Each part can be read without the others: evaluation needs "policy" only.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -22,7 +23,7 @@ import torch
 from mtrl.config.files import TEMPORARY_PREFIX
 from mtrl.errors import UserError
 from mtrl.runs import console
-from mtrl.runs.directory import CHECKPOINTS_NAME, remove_unfinished
+from mtrl.runs.directory import CHECKPOINTS_NAME, UNSAVED_NAME, remove_unfinished
 from mtrl.runs.plain_tree import from_plain, to_plain
 from mtrl.runs.versions import package_versions
 
@@ -33,6 +34,7 @@ _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _DIRECTORY_NAME = re.compile(r"step_\d+(\.replaced)?")
 # Large parts are mapped, which saves a second copy in memory; small ones are read, so that the file may go.
 _MAP_FROM_BYTES = 8 << 20
+_CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class _Damaged(Exception):
@@ -83,6 +85,7 @@ def save_checkpoint(
         _publish(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    (run_dir / UNSAVED_NAME).unlink(missing_ok=True)  # from now on the run may not be started over
     _prune(run_dir, step, keep)
     return final
 
@@ -247,6 +250,9 @@ def _fsync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:  # some network file systems synchronise files alone
+            raise
     finally:
         os.close(descriptor)
 
@@ -299,9 +305,9 @@ def _check_versions(
     before = {**saved["suite"], "torch": majors[0]}
     here = {**(saved["suite"] if suite is None else suite), "torch": majors[1]}
     differing = [
-        f"{name} {before.get(name, 'absent')} (here {here.get(name, 'absent')})"
-        for name in sorted({*before, *here})
-        if before.get(name) != here.get(name)
+        f"{name} {before[name]} (here {here.get(name, 'absent')})"
+        for name in sorted(before)  # of a name that is new, the version then is not known
+        if before[name] != here.get(name)
     ]
     if differing:
         raise UserError(

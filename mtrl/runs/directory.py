@@ -19,11 +19,13 @@ CONFIG_NAME = "config.yaml"
 VERSIONS_NAME = "versions.json"
 METRICS_NAME = "metrics.jsonl"
 EVALUATIONS_NAME = "evaluations.jsonl"
+UNSAVED_NAME = "run.unsaved"  # there until the first checkpoint is written
 CHECKPOINTS_NAME = "checkpoints"
 BEST_NAME = "best"  # policy of the best evaluation
 LOG_NAMES = (METRICS_NAME, EVALUATIONS_NAME)
 _EVENT_FILES = "events.out.tfevents.*"
-_FILES = (METRICS_NAME, EVALUATIONS_NAME, VERSIONS_NAME, CONFIG_NAME)  # a run writes the last one first
+# A run writes the last one first. The mark outlives the logs: if starting over is cut short, it may go on.
+_FILES = (METRICS_NAME, EVALUATIONS_NAME, VERSIONS_NAME, UNSAVED_NAME, CONFIG_NAME)
 _THEN = ", then "  # between the versions that a run has had
 _UNFINISHED = re.compile(r"\.tmp-\d+-.+")  # files and checkpoints that killed processes leave
 
@@ -129,10 +131,18 @@ class RunDirectory:
                 f"'{run.checkpoints}' is a link to the checkpoints of another run, '{other}', which this run "
                 "would delete. Copy the run with its checkpoints."
             )
+        (path / UNSAVED_NAME).unlink(missing_ok=True)  # a kill may have come between a checkpoint and this
         for place in (run.checkpoints, path / BEST_NAME / CHECKPOINTS_NAME, path):
             for name in remove_unfinished(place):
                 console.warning(f"removed {name}, which a killed process left unfinished")
         return run
+
+    def mark_unsaved(self) -> None:
+        """Note that the run has no checkpoint yet; `save_checkpoint` and `resume` remove the note.
+
+        Only a run with it may be started over. Where it is missing, the run had checkpoints.
+        """
+        write_file(self.path / UNSAVED_NAME, b"No checkpoint yet: --resume-or-start starts over.\n")
 
     def check(self) -> None:
         """Raise UserError if the directory was removed, renamed or unmounted since it was locked."""

@@ -110,7 +110,8 @@ def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> Collection
             begin += len(raw)
         places = list(kept.values())
         ends = [start + length for start, length in places]
-        if [0, *ends] == [*(start for start, _ in places), begin]:
+        whole = [0, *ends] == [*(start for start, _ in places), begin]
+        if whole and os.fstat(file.fileno()).st_nlink == 1:  # a copy of hard links gets a file of its own
             return kept.keys()  # the lines follow each other from the beginning to the end
 
         def pieces() -> Iterator[bytes]:
@@ -180,6 +181,8 @@ class _LineFile:
             path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)
         )
         self._waiting = b""  # lines that could not be written yet, for example to a full disk
+        self._unsafe = bytearray()  # lines that were written and may not be on the disk yet
+        self._safe = self._size()  # bytes of the file before them
 
     def write(self, line: Mapping[str, Any]) -> None:
         self._waiting += (json.dumps(line, allow_nan=False) + "\n").encode()
@@ -188,7 +191,7 @@ class _LineFile:
     def flush(self) -> None:
         """Write the pending lines in order; after an OSError all of them stay pending."""
         rest = memoryview(self._waiting)
-        end = os.fstat(self._file.fileno()).st_size
+        end = self._size()
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -196,10 +199,25 @@ class _LineFile:
             # Remove an incomplete line: the next one must begin on a line of its own.
             self._file.truncate(end)
             raise
+        self._unsafe += self._waiting
         self._waiting = b""
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        """Write all lines to the disk; after an OSError those since the last time are pending again."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError:
+            # The kernel reports only now that a network file system or a quota has refused what it took, and
+            # may have dropped it.
+            self._waiting = bytes(self._unsafe) + self._waiting
+            self._unsafe.clear()
+            self._file.truncate(min(self._safe, self._size()))
+            raise
+        self._unsafe.clear()
+        self._safe = self._size()
+
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         self._file.close()

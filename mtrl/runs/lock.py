@@ -8,8 +8,6 @@ import os
 import socket
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mtrl.config.files import write_file
 from mtrl.errors import RunInUse, UserError
 from mtrl.runs import console
@@ -73,27 +71,24 @@ class RunLock:
 
     def __init__(self, directory: Path) -> None:
         self._owner, self._file = directory / OWNER_NAME, directory / LOCK_NAME
-        if self._file.is_symlink():
-            raise UserError(f"'{self._file}' is a symbolic link: remove it.")
-        lock = FileLock(self._file, thread_local=False)
-        self._lock: FileLock | None = lock
-        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self._presence = Presence(directory)
+        self._held = [os.open(directory, os.O_RDONLY | os.O_DIRECTORY)]
         try:
-            _lock_directory(self._directory)
-            lock.acquire(blocking=False)
-        except (Timeout, BlockingIOError) as error:
-            os.close(self._directory)
+            _lock_directory(self._held[0])
+            self._held.append(_open_file(self._file))
+            if not _lock_file(self._held[1], self._file):
+                console.warning(
+                    f"the file system of '{directory}' has no locks: make sure no second run uses it"
+                )
+        except BlockingIOError as error:
+            self._let_go()
             raise RunInUse(
                 f"run directory '{directory}' is in use by {self._read_owner()}. "
                 "Wait for that run or stop it, or start another run with another --run-dir."
             ) from error
-        except (OSError, NotImplementedError) as error:  # NotImplementedError: no flock at all
-            if isinstance(error, OSError) and error.errno not in _NO_LOCKS_HERE:
-                os.close(self._directory)
-                raise
-            self._lock = None
-            console.warning(f"the file system of '{directory}' has no locks: make sure no second run uses it")
+        except (OSError, UserError):
+            self._let_go()
+            raise
         try:
             owner = {"pid": os.getpid(), "host": socket.gethostname()}
             write_file(self._owner, json.dumps(owner).encode())
@@ -117,12 +112,14 @@ class RunLock:
             self.check()
             for file in (self._owner, self._file) if remove else (self._owner,):
                 file.unlink()
-        if self._lock is not None:
-            self._lock.release()
-        with contextlib.suppress(OSError):
-            # Not only closed: a forked process may hold the file as well.
-            fcntl.flock(self._directory, fcntl.LOCK_UN)
-        os.close(self._directory)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for descriptor in self._held:
+            with contextlib.suppress(OSError):
+                # Not only closed: a forked process may hold the file as well.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
 
     def _read_owner(self) -> str:
         try:
@@ -132,11 +129,43 @@ class RunLock:
             return "another process"
 
 
+def _open_file(path: Path) -> int:
+    """Open a lock file, which is made if it is missing. Raises UserError if it is a symbolic link."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"'{path}' is a symbolic link: remove it.") from error
+        raise
+
+
+def _lock_file(descriptor: int, path: Path) -> bool:
+    """Lock an open file; return whether its file system has locks.
+
+    Raises:
+        BlockingIOError: it is locked, or is no longer the file at `path`, which another process may lock.
+    """
+    try:
+        _lock(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        return False
+    found = os.fstat(descriptor)
+    if _identity(path) not in ((found.st_dev, found.st_ino), _UNKNOWN):
+        raise BlockingIOError
+    return True
+
+
 def _lock_directory(descriptor: int) -> None:
     """Lock an open directory. Raises BlockingIOError if it is locked; file systems may not support it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except BlockingIOError:
         raise
     except OSError:
         return  # the lock of the file decides alone
+
+
+def _lock(descriptor: int) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

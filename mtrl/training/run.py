@@ -283,6 +283,8 @@ def _run(
     sinks = [*(SINKS[name]() for name in config.train.sinks), *sinks]
     with _writing(run.path):
         save_config(config, run.config_path)
+        if checkpoint is None:
+            run.mark_unsaved()
     with ExitStack() as stack:
         # Signals are noted from here on and answered before the first vector step, so that a run that is
         # asked to stop while its environments start can still write a checkpoint.
@@ -297,7 +299,6 @@ def _run(
         workers = training_workers(config, device)
         envs = build_envs(config, num_workers=workers, notify=notify, suite=suite)
         stack.enter_context(closing(envs))
-        envs.hurry_when(lambda: requests.stop)
         settled = settle_resume(config, envs)
         if settled != config:
             config = settled
@@ -317,6 +318,7 @@ def _run(
                 intervals = {"log_interval": config.train.log_interval, "eval_interval": config.eval.interval}
                 for sentence in lost_lines(history.steps, logged, **intervals):
                     console.warning(sentence)
+        envs.hurry_when(lambda: requests.stop)  # before, environments need their time, and nothing is lost
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
         stack.enter_context(closing(eval_envs))

@@ -6,8 +6,7 @@ from pathlib import Path
 from mtrl.config.presets import config_text, load_config
 from mtrl.config.schema import Config
 from mtrl.errors import UserError
-from mtrl.runs.checkpoint_writer import MAX_FAILURES
-from mtrl.runs.directory import CONFIG_NAME, VERSIONS_NAME
+from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, UNSAVED_NAME, VERSIONS_NAME
 from mtrl.runs.jsonl import read_history
 from mtrl.training.resolve import check_same_run
 
@@ -27,8 +26,9 @@ def is_complete_without_checkpoints(config: Config, path: Path) -> bool:
             f"No run wrote '{stored}', and starting a run here would replace it. Choose another directory."
         )
     history = read_history(path)
-    # The third failing checkpoint may be noticed only when the fourth is due; then the run gives up.
-    is_young = not history.final and history.logged <= (MAX_FAILURES + 1) * config.train.checkpoint_interval
+    # A kill at the very start and former versions leave no mark: such a run must have no results.
+    has_results = history.logged > 0 or (path / BEST_NAME).exists()
+    is_young = (path / UNSAVED_NAME).is_file() or not has_results
     try:
         check_same_run(config, path)
     except UserError as error:

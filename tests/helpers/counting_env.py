@@ -63,6 +63,8 @@ class CountingSuite(TaskSuite):
         render_mode: str | None,
     ) -> CountingEnv:
         if kind := os.environ.get("COUNTING_ENV_BROKEN"):
+            if kind == "slow":
+                time.sleep(600)
             text = "the counting environment was asked not to be made"
             errors: dict[str, Exception] = {
                 "KeyError": KeyError(text),

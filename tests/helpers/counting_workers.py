@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mtrl.envs.engine.supervision import Notify, warn
 from mtrl.envs.engine.vector import TaskVectorEnv
 from tests.helpers.counting_env import CountingSuite
 
 TASKS = ("task-0", "task-1", "task-2", "task-3")
 
 
-def make(step_timeout: float = 20.0, max_restarts: int = 0) -> TaskVectorEnv:
+def make(step_timeout: float = 20.0, max_restarts: int = 0, notify: Notify = warn) -> TaskVectorEnv:
     """Worker 0 steps tasks 0 and 2, worker 1 tasks 1 and 3."""
     return TaskVectorEnv(
         CountingSuite(TASKS),
@@ -21,6 +22,7 @@ def make(step_timeout: float = 20.0, max_restarts: int = 0) -> TaskVectorEnv:
         num_workers=2,
         step_timeout=step_timeout,
         max_restarts=max_restarts,
+        notify=notify,
     )
 
 

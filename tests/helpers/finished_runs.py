@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import pickle
 from pathlib import Path
 from typing import NamedTuple
-
-from filelock import FileLock
 
 from mtrl import train
 from mtrl.training.events import Event, TrainResult
@@ -24,7 +23,8 @@ class Finished(NamedTuple):
 def made_once(folder: Path, steps: int) -> Finished:
     folder.mkdir(exist_ok=True)
     made = folder / "finished.pickle"
-    with FileLock(folder / "lock"):
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             events: list[Event] = []
             result = train(counting(steps=steps), folder / "run", callbacks=[events.append])

@@ -256,14 +256,15 @@ SUITE = {"simulation": "1.0", "physics": "2.0"}
 
 @pytest.mark.parametrize(
     "here",
-    [{**SUITE, "physics": "2.1"}, {"simulation": "1.0"}, {**SUITE, "rewards": "3"}, {}],
-    ids=["another", "missing", "new", "none"],
+    [{**SUITE, "physics": "2.1"}, {"simulation": "1.0"}, {}],
+    ids=["another", "missing", "none"],
 )
 def test_another_suite_is_refused_unless_allowed(tmp_path: Path, here: dict[str, str]) -> None:
     save_checkpoint(tmp_path, 1, state_of(1), keep=1, suite=SUITE)
     with pytest.raises(UserError, match=r"written with \w+ .*--allow-version-mismatch"):
         load_checkpoint(tmp_path, suite=here)
-    assert load_checkpoint(tmp_path, suite=SUITE)[0] == 1
+    for same in (SUITE, {**SUITE, "rewards": "3"}):  # of rewards no version is known that it was written with
+        assert load_checkpoint(tmp_path, suite=same)[0] == 1
     assert load_checkpoint(tmp_path, suite=here, allow_version_mismatch=True)[0] == 1
 
 

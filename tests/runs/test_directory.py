@@ -247,14 +247,18 @@ def test_a_lock_on_a_removed_file_is_not_a_hold(tmp_path: Path, monkeypatch: pyt
             RunDirectory.create(tmp_path)
 
 
-def test_a_file_system_without_locks_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_a_warning_whatever_a_killed_run_has_left(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuses(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuses)
-    with RunDirectory.create(tmp_path / "run"):
+    path = bare_run(tmp_path / "run")
+    (path / "run.lock").touch()
+    (path / "run.owner").write_text(json.dumps({"pid": 1, "host": "another"}))
+    with RunDirectory.resume(path):
         assert "has no locks" in capsys.readouterr().err
 
 

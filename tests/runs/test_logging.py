@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -107,6 +108,31 @@ def test_a_line_of_evaluation_holds_every_task_and_the_means(tmp_path: Path) -> 
             "push-v3": {"success": 0.25, "success_last": 0.25, "return": 2.5, "episodes": 4},
         },
     }
+
+
+@pytest.mark.parametrize("left", [0, 5, 10_000])
+def test_lines_that_the_disk_refuses_when_it_is_asked_for_are_written_later(
+    left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network file systems and quotas take a line at first; what is left of it afterwards is not known."""
+    log, path = open_log(tmp_path), tmp_path / "metrics.jsonl"
+    log_steps(log, [10])
+    log.flush()
+    log_steps(log, [20, 30])
+    safe, written, fsync = len(path.read_bytes().splitlines(keepends=True)[0]), path.stat().st_size, os.fsync
+
+    def refuses(descriptor: int) -> None:
+        os.truncate(path, min(safe + left, written))
+        monkeypatch.setattr(os, "fsync", fsync)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuses)
+    with pytest.raises(OSError, match="No space left"):
+        log.flush()
+    log_steps(log, [40])
+    log.flush()
+    log.close()
+    assert [line["vector_step"] for line in lines(path)] == [10, 20, 30, 40]
 
 
 # -- TensorBoard --------------------------------------------------------------------------------------------

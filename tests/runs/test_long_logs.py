@@ -47,6 +47,21 @@ def test_of_each_vector_step_the_last_line_stays(seed: int, tmp_path: Path) -> N
     assert all(f"lacks {len(due)} of its lines" in sentence for sentence in said)
 
 
+def test_a_copy_of_hard_links_writes_into_a_log_of_its_own(tmp_path: Path) -> None:
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    for folder in (original, copy):
+        folder.mkdir()
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        (original / name).write_bytes(line(10))
+        (copy / name).hardlink_to(original / name)
+    drop_after(copy, 10, steps=1_000)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        with open(copy / name, "ab") as file:
+            file.write(line(20))
+        assert (original / name).read_bytes() == line(10)
+        assert (copy / name).read_bytes() == line(10) + line(20)
+
+
 def test_a_log_that_is_in_order_is_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(line(10) + line(20))

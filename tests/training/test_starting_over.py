@@ -11,6 +11,8 @@ import pytest
 
 from mtrl.config.presets import save_config
 from mtrl.errors import UserError
+from mtrl.runs.checkpoint import save_checkpoint
+from mtrl.runs.directory import RunDirectory
 from mtrl.training.resolve import resolve
 from mtrl.training.run import resume_or_start
 from mtrl.training.starting_over import is_complete_without_checkpoints
@@ -49,19 +51,52 @@ def test_a_finished_run_without_its_checkpoints_is_complete_and_cannot_be_extend
     assert lines(half / "evaluations.jsonl")[-1]["final"]
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])
-def test_lines_after_as_many_checkpoints_as_may_fail_are_kept(name: str, begun: Path) -> None:
-    config = resolve(counting())
-    # A full disk, on which not even their folder could be made: the run gives up when the fourth begins.
-    _line(begun, name, 100)
-    assert not is_complete_without_checkpoints(config, begun)
-    with pytest.raises(UserError, match=r"seed 0 \(here 1\).*holds 100 vector steps .*delete that directory"):
-        is_complete_without_checkpoints(resolve(counting(seed=1)), begun)
-    _line(begun, name, 110)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl", "best/checkpoints/step_000000010/x"])
+def test_results_are_kept_even_if_they_end_before_the_first_checkpoint_is_due(name: str, begun: Path) -> None:
+    (begun / name).parent.mkdir(parents=True, exist_ok=True)
+    _line(begun, name, 10)  # signals, callbacks and a smaller `--steps` bring earlier checkpoints
     before = _files(begun)
-    with pytest.raises(UserError, match="holds 110 vector steps of a run whose checkpoints"):
-        resume_or_start(config, begun)
+    with pytest.raises(UserError, match=r"of a run whose checkpoints were removed"):
+        resume_or_start(counting(), begun)
     assert _files(begun) == before
+
+
+def test_a_run_that_never_wrote_a_checkpoint_starts_over_whatever_it_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException): ...
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr("mtrl.training.run.build_agent", killed)
+    monkeypatch.setattr(RunDirectory, "discard_if_empty", lambda run: False)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(Killed):
+        resume_or_start(counting(), tmp_path)
+    at_its_start = _files(tmp_path)
+    # As on a full disk, on which not even the folder of the checkpoints could be made.
+    _line(tmp_path, "metrics.jsonl", 1000)
+    _line(tmp_path, "evaluations.jsonl", 1000)
+    (tmp_path / "best/checkpoints/step_000001000").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"seed 0 \(here 1\).*holds 1,000 vector steps .*delete that direct"):
+        resume_or_start(counting(seed=1), tmp_path)
+    with pytest.raises(Killed):
+        resume_or_start(counting(), tmp_path)
+    assert _files(tmp_path) == at_its_start
+    assert not (tmp_path / "best").exists()
+
+
+def test_the_first_checkpoint_ends_the_time_in_which_a_run_may_be_started_over(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "run") as run:
+        run.mark_unsaved()
+        assert (run.path / "run.unsaved").is_file()
+        save_checkpoint(run.path, 10, {"loop": {}}, keep=1)
+        assert not (run.path / "run.unsaved").exists()
+        run.mark_unsaved()  # as if a kill had come between the two
+        save_config(resolve(counting()), run.config_path)
+    with RunDirectory.resume(tmp_path / "run") as run:
+        assert not (run.path / "run.unsaved").exists()
 
 
 def _of_the_user(run: Path) -> None:

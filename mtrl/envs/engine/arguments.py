@@ -1,6 +1,6 @@
 """Checks of arguments of the environments and of values that a simulation returns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,14 @@ def check_seed(seed: object) -> int:
     return int(seed)
 
 
-def check_integers(minimum: int, **numbers: object) -> None:
-    """Refuse numbers, given by name, that are not integers of at least `minimum`."""
+def read_integers(minimum: int, **numbers: object) -> list[int]:
+    """Return numbers, given by name, as Python's; refuse any but integers of at least `minimum`."""
+    read = []
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < minimum:
             raise UserError(f"{name} must be an integer of at least {minimum}; found {number!r}.")
+        read.append(int(number))
+    return read
 
 
 def check_choices(render_mode: str | None, step_timeout: float) -> None:
@@ -53,8 +56,16 @@ def check_choices(render_mode: str | None, step_timeout: float) -> None:
         raise UserError(f"step_timeout must be a positive number of seconds; found {step_timeout!r}.")
 
 
-def check_suite(suite: TaskSuite) -> None:
-    """Refuse a suite whose attributes contradict each other."""
+def read_rows(rows: Iterable[int], num_envs: int) -> list[int]:
+    """Return the numbers of environments; refuse those that there are not."""
+    read = list(rows)
+    if unknown := [row for row in read if not 0 <= row < num_envs]:
+        raise UserError(f"rows must lie in 0..{num_envs - 1}; found {', '.join(map(repr, unknown))}.")
+    return read
+
+
+def check_suite(suite: TaskSuite) -> list[int]:
+    """Return a suite's obs_dim, action_dim and num_goals; refuse attributes that contradict each other."""
     kind = type(suite).__name__
     for name in ("task_names", "info_keys"):
         if isinstance(found := getattr(suite, name), str):
@@ -69,7 +80,7 @@ def check_suite(suite: TaskSuite) -> None:
             f"{kind}.info_keys must contain 'success' (NaN in tasks that define none); "
             f"found {suite.info_keys}."
         )
-    check_integers(1, obs_dim=suite.obs_dim, action_dim=suite.action_dim, num_goals=suite.num_goals)
+    return read_integers(1, obs_dim=suite.obs_dim, action_dim=suite.action_dim, num_goals=suite.num_goals)
 
 
 def check_observation(obs: Any, obs_dim: int, task: str) -> None:

@@ -27,6 +27,7 @@ _BOOT = (
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _START_SECONDS = 600.0
 _CLOSE_SECONDS = 2.0
+_SLICE_SECONDS = 0.5
 # Once the run is to stop: schedulers kill 30 seconds after SIGTERM, and a checkpoint must be written by then.
 _HURRY_SECONDS = 8.0
 
@@ -80,7 +81,14 @@ class WorkerPool:
         )
         self._polls: dict[int, select.poll] = {}
         for worker in range(len(self.rows)):
-            process, channel = self._start(worker)
+            try:
+                process, channel = self._start(worker)
+            except OSError as error:
+                self._finalizer()
+                raise EnvironmentFailure(
+                    f"environment worker {worker} of {len(self.rows)} could not be started: {error}. If "
+                    "processes or memory are short, choose fewer workers (num_workers)."
+                ) from error
             self._processes.append(process)
             self._channels.append(channel)
 
@@ -91,7 +99,7 @@ class WorkerPool:
 
     def _start(self, worker: int) -> tuple[subprocess.Popen[bytes], Connection]:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
             path = [entry for entry in sys.path if isinstance(entry, str)]  # imports ignore all others
             arguments = json.dumps([path, theirs.fileno(), self._memory, self._sizes, self._niceness])
             # A fresh interpreter, never a forked copy: forks of a process that uses CUDA are broken.
@@ -102,16 +110,20 @@ class WorkerPool:
                 env={**os.environ, **self._variables},
                 process_group=0,  # so that Ctrl-C reaches the learner only, even while a worker starts
             )
-        channel = Connection(ours.detach())
+            channel = Connection(ours.detach())
         self._polls[worker] = select.poll()
         self._polls[worker].register(channel.fileno(), select.POLLIN)
         return process, channel
 
     def restart(self, worker: int) -> None:
-        """Replace a failed worker by a new process, which has no environments yet."""
+        """Replace a failed worker by a new process without environments; if none starts, it fails again."""
         self._channels[worker].close()
-        self._processes[worker], self._channels[worker] = self._start(worker)
-        self.failures.pop(worker, None)
+        try:
+            self._processes[worker], self._channels[worker] = self._start(worker)
+        except OSError as error:  # no process or no memory is left, or the interpreter is gone
+            self.failures[worker] = Failure(worker, None, f"could not be started again: {error}", ())
+        else:
+            del self.failures[worker]
 
     def begin_step(self) -> None:
         """Tell every worker to step with the actions in the shared arrays."""
@@ -132,10 +144,9 @@ class WorkerPool:
         """
         for worker, own in args.items():
             self._send(worker, COMMAND + pickle.dumps((name, own)))
-        timeout = max(self._timeout, _START_SECONDS) if starting else self._timeout
         self._refusals.clear()
         try:
-            results = self._gather(timeout, starting=starting)
+            results = self._gather(max(self._timeout, _START_SECONDS) if starting else self._timeout)
         except KeyboardInterrupt:
             self._interrupted = f"'{name}' was interrupted and the workers' answers are lost."
             raise
@@ -154,20 +165,25 @@ class WorkerPool:
         except OSError:
             self._died(worker)
 
-    def _gather(self, timeout: float, *, starting: bool = False) -> dict[int, Any]:
+    def _gather(self, timeout: float) -> dict[int, Any]:
         """Collect the answers of the workers that owe one."""
         results: dict[int, Any] = {}
-        began, hurried = time.monotonic(), starting  # environments need their time to start
-        deadline = began + timeout
+        began = seen = time.monotonic()
+        deadline, hurried = began + timeout, False
         # In the order of their numbers: the learner needs all answers anyway, and waking up for each one
         # would take a core from the workers that still compute.
         for worker in sorted(self._waiting):
-            answered = self._polls[worker].poll(_slice(deadline))
-            # In slices: the signal that asks the run to stop may come while a worker hangs.
-            while not answered and time.monotonic() < deadline:
-                if not hurried and self.hurried():
-                    hurried, deadline = True, min(deadline, time.monotonic() + _HURRY_SECONDS)
+            while True:
+                # In slices: the signal that asks the run to stop may come while a worker hangs.
                 answered = self._polls[worker].poll(_slice(deadline))
+                now = time.monotonic()
+                # What is longer than a slice was no waiting: the processes of this job were suspended.
+                excess = max(0.0, now - seen - _SLICE_SECONDS)
+                seen, began, deadline = now, began + excess, deadline + excess
+                if answered or now >= deadline:
+                    break
+                if not hurried and self.hurried():
+                    hurried, deadline = True, min(deadline, now + _HURRY_SECONDS)
             if answered:
                 self._receive(worker, results)
             else:
@@ -235,8 +251,8 @@ class WorkerPool:
 
 
 def _slice(deadline: float) -> float:
-    """Return the milliseconds until `deadline`, at most half a second."""
-    return 1000 * min(0.5, max(0.0, deadline - time.monotonic()))
+    """Return the milliseconds until `deadline`, at most one slice."""
+    return 1000 * min(_SLICE_SECONDS, max(0.0, deadline - time.monotonic()))
 
 
 def _stop(

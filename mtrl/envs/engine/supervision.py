@@ -96,6 +96,8 @@ class Supervisor:
     def begin(self, workers: Collection[int] = ()) -> None:
         """Begin an episode in all environments of these workers and of all that have failed or fail now.
 
+        Once the run is to stop, failed workers are left as they are, in `adrift`: nobody needs a new one.
+
         Raises:
             UserError: the suite's code raises one, as it would again.
             EnvironmentFailure: no restarts are left; `revived` and `adrift` are valid nevertheless.
@@ -104,13 +106,21 @@ class Supervisor:
         self.revived.clear()
         pending = set(workers)
         while pending or self._pool.failures:
-            failed = self._restart_failed()
-            pending |= failed
-            self.revived |= failed
+            restarted = self._restart_failed()
+            pending |= restarted
+            self.revived |= restarted
             self.adrift |= pending
+            pending -= self._pool.failures.keys()  # left as they are
+            if not pending:
+                break
             begun = self._pool.scatter("reset", dict.fromkeys(pending, ())).keys()
             pending -= begun
             self.adrift -= begun
+        for failure in self._pool.failures.values():
+            self._notify(
+                f"{self._describe(failure)}\nThe run is to stop, so it is not restarted; its unfinished "
+                "episodes are dropped."
+            )
 
     def failed_rows(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return two masks [N]: rows revived by the last `begin`, and rows that are in no episode."""
@@ -156,13 +166,15 @@ class Supervisor:
         return frames
 
     def _restart_failed(self) -> set[int]:
-        """Restart the workers that have failed and make their environments; return these workers."""
+        """Restart failed workers and make their environments, until the run is to stop; return them."""
         restarted: set[int] = set()
         while self._pool.failures:
             failures = list(self._pool.failures.values())
             self.adrift |= self._pool.failures.keys()
             if any(UserError.__name__ in failure.classes for failure in failures):
                 self._give_up("", UserError)
+            if self._pool.hurried():
+                break
             if self.restarts + len(failures) > self._max_restarts:
                 self._give_up(
                     f"{self.restarts} of at most {self._max_restarts} restarts are used up. "

@@ -16,10 +16,11 @@ from mtrl.envs.engine.arguments import (
     check_choices,
     check_finite,
     check_fits,
-    check_integers,
     check_seed,
     check_suite,
     read_goals,
+    read_integers,
+    read_rows,
 )
 from mtrl.envs.engine.episodes import Episodes
 from mtrl.envs.engine.pool import WorkerPool, balanced
@@ -78,26 +79,26 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         goals: Mapping[str, Any] | None = None,
     ) -> None:
         self.closed = True  # __del__ calls close, which has nothing to close if a check below raises
-        check_seed(seed)
+        seed = check_seed(seed)
         num_workers = available_cores() if num_workers is None else num_workers
-        check_integers(
+        envs_per_task, max_episode_steps, num_workers = read_integers(
             1, envs_per_task=envs_per_task, max_episode_steps=max_episode_steps, num_workers=num_workers
         )
-        check_integers(0, max_restarts=max_restarts, worker_niceness=worker_niceness)
+        max_restarts, worker_niceness = read_integers(
+            0, max_restarts=max_restarts, worker_niceness=worker_niceness
+        )
         check_choices(render_mode, step_timeout)
-        check_suite(suite)
+        self.obs_dim, self.action_dim, self.num_goals = check_suite(suite)
         self.suite = suite
         self.task_names = tuple(suite.task_names)
         self.num_tasks, self.envs_per_task = len(self.task_names), envs_per_task
         self.num_envs = self.num_tasks * envs_per_task
-        self.num_goals = suite.num_goals
         self.max_episode_steps = max_episode_steps
-        self.obs_dim, self.action_dim = suite.obs_dim, suite.action_dim
         self.versions = suite.versions()
         self.render_mode = render_mode
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        self.single_observation_space = Box(-np.inf, np.inf, (suite.obs_dim,), np.float32)
-        self.single_action_space = Box(-1.0, 1.0, (suite.action_dim,), np.float32)
+        self.single_observation_space = Box(-np.inf, np.inf, (self.obs_dim,), np.float32)
+        self.single_action_space = Box(-1.0, 1.0, (self.action_dim,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._pending = self._started = False
@@ -106,14 +107,14 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         self.num_workers = len(rows)
         parcel = pack(suite)
         self._pool = WorkerPool(
-            Sizes(self.num_envs, suite.obs_dim, suite.action_dim, len(suite.info_keys)),
+            Sizes(self.num_envs, self.obs_dim, self.action_dim, len(suite.info_keys)),
             rows,
             step_timeout,
             niceness=worker_niceness,
             variables=suite.worker_variables(render_mode),
         )
         copies = [row % envs_per_task for row in range(self.num_envs)]
-        self._episodes = Episodes(self._row_tasks, copies, suite.num_goals, self._pool.arrays.goal)
+        self._episodes = Episodes(self._row_tasks, copies, self.num_goals, self._pool.arrays.goal)
         self._blueprint = Blueprint(parcel, self._row_tasks, max_episode_steps, render_mode, goals or {})
         self._workers = Supervisor(
             self._pool, self._blueprint, self._episodes, seed=seed, max_restarts=max_restarts, notify=notify
@@ -145,7 +146,11 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         return self._pool.pids
 
     def hurry_when(self, asked: Callable[[], bool]) -> None:
-        """While `asked()` is true, a worker counts as hung after eight seconds, whatever the step timeout."""
+        """While `asked()` is true, a worker counts as hung after eight seconds, and none is restarted.
+
+        This holds for new environments too, so pass it on when the first ones are there. Rows of a worker
+        that has failed are `restarted` in each step, and their episodes are stored as lost.
+        """
         self._pool.hurried = asked
 
     @property
@@ -320,6 +325,9 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         """
         self._check_idle()
         header = self._header()
+        # Of a name that is new, the version then is not known.
+        known = state.get("versions", {})
+        header["versions"] = {name: found for name, found in self.versions.items() if name in known}
         if any_version:
             del header["versions"]
         check_fits(state, header)
@@ -353,10 +361,11 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         """Return one frame for each of the given rows, by default for all environments.
 
         Raises:
+            UserError: no such row.
             EnvironmentFailure: rendering failed; the environments can still be stepped.
         """
         self._check_idle()
-        chosen = list(range(self.num_envs) if rows is None else rows)
+        chosen = read_rows(range(self.num_envs) if rows is None else rows, self.num_envs)
         frames = self._workers.render(chosen)
         return tuple(frames[row] for row in chosen)
 

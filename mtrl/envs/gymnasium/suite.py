@@ -120,10 +120,13 @@ class GymnasiumSuite(TaskSuite):
         return "any seed" if self.num_goals == _SEEDS else f"{self.num_goals} seeds"
 
     def versions(self) -> dict[str, str]:
-        """Return the installed versions of gymnasium, and of mujoco where that is installed."""
+        """Return the installed versions of gymnasium, of mujoco and of packages that ids name."""
+        modules = (own["id"].rpartition(":")[0] for own in self.environments.values())
+        packages = {module.partition(".")[0] for module in modules if module}
         found = {"gymnasium": version("gymnasium")}
-        with suppress(PackageNotFoundError):  # classic control does not need it
-            found["mujoco"] = version("mujoco")
+        for package in ("mujoco", *sorted(packages)):
+            with suppress(PackageNotFoundError):  # mujoco, or what is a module of the user's own
+                found[package] = version(package)
         return found
 
     def rules(self) -> dict[str, Any]:

@@ -52,18 +52,44 @@ def test_exception_arrives_with_traceback_and_task(fault: float, error: str) -> 
 
 def test_a_hanging_worker_is_given_up_soon_once_the_run_is_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtrl.envs.engine.pool._HURRY_SECONDS", 0.2)
-    envs = make(step_timeout=600)
+    reports: list[str] = []
+    envs = make(step_timeout=600, notify=reports.append)
     stops: list[float] = []
     envs.hurry_when(lambda: bool(stops))
     envs.reset()
+    pids = envs.worker_pids
     before = signal.signal(signal.SIGALRM, lambda *_: stops.append(time.monotonic()))
     signal.setitimer(signal.ITIMER_REAL, 0.1)  # the request comes while the step is waited for
     try:
-        with pytest.raises(EnvironmentFailure, match=r"worker 1 of 2 .*task task-1 .*no answer within"):
-            envs.step(action(1, counting_env.HANG))
+        obs, *_, infos = envs.step(action(1, counting_env.HANG))
     finally:
         signal.signal(signal.SIGALRM, before)
     assert 0.1 < time.monotonic() - stops[0] < 5
+    # A new worker would be of no use, and its environments may take minutes.
+    assert (envs.restarts, envs.worker_pids) == (0, pids)
+    (report,) = reports
+    assert re.search(r"worker 1 of 2 .*task task-1 .*no answer within .*\n.* not restarted", report)
+    assert infos["restarted"].tolist() == [False, True, False, True]
+    assert obs[:, 0].tolist() == [1, 0, 1, 0]
+    assert [env["env"] is None for env in envs.get_state()["envs"]] == [False, True, False, True]
+    assert_closes(envs)
+
+
+def test_new_environments_that_take_too_long_are_given_up_once_the_run_is_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mtrl.envs.engine.pool._HURRY_SECONDS", 0.2)
+    reports: list[str] = []
+    envs = make(max_restarts=3, notify=reports.append)
+    envs.hurry_when(lambda: bool(reports))  # the stop comes while the worker is restarted
+    envs.reset()
+    monkeypatch.setenv("COUNTING_ENV_BROKEN", "slow")  # in processes that are started from now on
+    began = time.monotonic()
+    *_, infos = envs.step(action(1, counting_env.KILL))
+    assert time.monotonic() - began < 10
+    assert envs.restarts == 1
+    assert infos["restarted"].tolist() == [False, True, False, True]
+    assert [env["env"] is None for env in envs.get_state()["envs"]] == [False, True, False, True]
     assert_closes(envs)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
+import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -121,6 +125,27 @@ def test_a_stopped_worker_counts_as_hung() -> None:
         assert "no answer within 0.5 s" in reports[0]
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_the_time_in_which_a_job_is_suspended_does_not_count(
+    hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Slurm, `docker pause` or SIGSTOP, which stop all processes; the clock goes on."""
+    reports: list[str] = []
+    clock = [0.0, 0.0, 3600.0]  # two readings before the first poll, which comes back an hour later
+
+    def monotonic() -> float:
+        return time.monotonic() + (clock.pop(0) if len(clock) > 1 else clock[0])
+
+    with make(reports, step_timeout=0.8 if hangs else 20.0) as envs:
+        envs.reset()
+        if hangs:
+            os.kill(envs.worker_pids[1], signal.SIGSTOP)
+        monkeypatch.setattr("mtrl.envs.engine.pool.time", SimpleNamespace(monotonic=monotonic))
+        *_, infos = envs.step(action(1, counting_env.SLOW))
+        assert infos["restarted"].tolist() == [False, hangs, False, hangs]
+        assert ["no answer within 0.8 s;" in report for report in reports] == [True] * hangs
+
+
 def test_all_workers_may_fail_at_once() -> None:
     with make() as envs:
         envs.reset()
@@ -171,6 +196,51 @@ def test_a_worker_that_cannot_be_made_again_ends_the_run(monkeypatch: pytest.Mon
             envs.step(action(3, counting_env.KILL))
         assert envs.restarts == 2
         assert caught.value.step_result[4]["restarted"].tolist() == [False, True, False, True]
+
+
+class Scarce(subprocess.Popen[bytes]):
+    """Processes that cannot be started from the first to the last of these numbers, as without memory."""
+
+    started = first = last = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        type(self).started += 1
+        if self.first <= self.started <= self.last:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        super().__init__(*args, **options)
+
+
+@pytest.mark.parametrize("in_vain", [1, 3])
+def test_a_process_that_cannot_be_started_is_a_failure_of_the_worker(
+    in_vain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[str] = []
+    monkeypatch.setattr(subprocess, "Popen", type("Own", (Scarce,), {"first": 3, "last": 2 + in_vain}))
+    with make(reports, max_restarts=3) as envs:
+        envs.reset()
+        plain(envs)
+        before = descriptors()
+        if in_vain < 3:
+            infos = envs.step(action(3, counting_env.KILL))[4]
+            assert descriptors() == before
+        else:
+            with pytest.raises(EnvironmentFailure, match=r"started again: .*\n3 of at most 3") as caught:
+                envs.step(action(3, counting_env.KILL))
+            infos = caught.value.step_result[4]
+            lost = [env["env"] is None for env in envs.get_state()["envs"]]
+            assert lost == [False, True, False, True]  # a checkpoint can be written
+            assert descriptors() == before - 1
+        assert infos["restarted"].tolist() == [False, True, False, True]
+        assert "SIGKILL" in reports[0]
+        assert re.search(r"worker 1 of 2 .*could not be started again: .*temporarily unavailable", reports[1])
+
+
+def test_a_first_process_that_cannot_be_started_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", type("Own", (Scarce,), {"first": 2, "last": 2}))
+    before = descriptors()
+    with pytest.raises(EnvironmentFailure, match=r"worker 1 of 2 could not be started: .*fewer workers"):
+        make()
+    assert descriptors() == before
 
 
 def test_past_the_budget_the_last_step_and_the_state_are_still_there() -> None:

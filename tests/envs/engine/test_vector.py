@@ -267,6 +267,21 @@ def test_one_name_without_a_comma_is_refused(attribute: str) -> None:
         TaskVectorEnv(suite, seed=0)
 
 
+def test_integers_of_numpy_are_as_good_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountingSuite, "obs_dim", np.int64(8))
+    monkeypatch.setattr(CountingSuite, "action_dim", np.int64(4))
+    one, two, none = np.int64(1), np.int32(2), np.int64(0)
+    numbers: dict[str, Any] = {"seed": one, "num_workers": one, "envs_per_task": two, "worker_niceness": none}
+    with make(num_goals=np.int64(9), max_episode_steps=np.int64(4), max_restarts=one, **numbers) as envs:
+        envs.reset()
+        obs, *_ = envs.step(zeros(envs))
+        state = envs.get_state()
+    assert obs[:, STEPS].tolist() == [1] * 6
+    with make(num_goals=9, envs_per_task=2) as other:
+        other.set_state(state)
+        assert other.observations.tolist() == obs.tolist()
+
+
 def test_wrong_reset_options_and_wrong_shapes_of_actions_are_refused() -> None:
     with make() as envs:
         for goal in (np.zeros(2, int), np.zeros(3), np.full(3, 50)):
@@ -283,6 +298,8 @@ def test_frames_come_in_the_order_asked_for() -> None:
     with make(num_workers=2) as envs:
         assert [frame[0, 0, 0] for frame in envs.render()] == [3, 1, 2]
         assert [frame[0, 0, 0] for frame in envs.render([2, 0])] == [2, 3]
+        with pytest.raises(UserError, match=r"rows must lie in 0..2; found -1, 3\."):
+            envs.render([-1, 0, 3])
 
 
 def test_a_task_that_ends_by_itself_is_terminated_and_not_truncated() -> None:

@@ -182,6 +182,27 @@ def test_mistakes_are_refused_before_anything_starts(tasks: Any, environments: A
         build_suite("gymnasium", tasks, options={"environments": environments})
 
 
+def test_packages_that_ids_name_are_among_the_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = 'import gymnasium; gymnasium.register("Own-v0", "gymnasium.envs.classic_control:PendulumEnv")'
+    (tmp_path / "own_pendulums.py").write_text(register)
+    metadata = tmp_path / "own_pendulums-1.2.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: own-pendulums\nVersion: 1.2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    suite = GymnasiumSuite(["own_pendulums:Own-v0", "Pendulum-v1"])
+    assert suite.versions() == {**GymnasiumSuite("Pendulum-v1").versions(), "own_pendulums": "1.2"}
+    with TaskVectorEnv(suite, seed=0, num_workers=1, max_episode_steps=200) as envs:
+        envs.reset()
+        state = envs.get_state()
+        envs.versions["own_pendulums"] = "1.3"
+        with pytest.raises(UserError, match=r"versions is .*'1\.2'.* there and .*'1\.3'"):
+            envs.set_state(state)
+        del state["versions"]["own_pendulums"]  # as a former version wrote it
+        envs.set_state(state)
+
+
 def test_unknown_options_of_a_suite_are_refused_with_advice() -> None:
     with pytest.raises(UserError, match="Did you mean 'environments'"):
         build_suite("gymnasium", ["Pendulum-v1"], options={"environment": {}})
