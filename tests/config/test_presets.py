@@ -354,6 +354,17 @@ def test_a_preset_with_settings_of_python_is_one_call() -> None:
         Config.from_preset("debug", **{"eval.intervall": 60})
 
 
+def test_settings_in_a_mapping_and_as_keywords_hold_together_and_stay_as_they_are() -> None:
+    env = {"num_workers": 1}
+    own: dict[str, Any] = {"env": env, "sac": {"gamma": 0.9, "tau": 0.1}, "env.num_goals": 5}
+    found = Config.from_preset("debug", own, sac={"gamma": 0.8}, **{"env.step_timeout": 7.0})
+    assert (found.sac.gamma, found.sac.tau) == (0.8, 0.1)
+    assert (found.env.num_workers, found.env.num_goals, found.env.step_timeout) == (1, 5, 7.0)
+    assert env == {"num_workers": 1}
+    names = {"method_defaults": {"my.file:Own": {"c": 0.4}}}  # the dots of a name begin no section
+    assert Config.from_preset("debug", names).method_defaults["my.file:Own"] == {"c": 0.4}
+
+
 @pytest.mark.parametrize("keys", [("method", "method.c"), ("method.c", "method")])
 def test_a_value_is_no_section(keys: tuple[str, str]) -> None:
     values = {"method": "cagrad", "method.c": 0.4}
