@@ -8,6 +8,7 @@ make reading slow.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _LARGEST_CONFIG = 1_000_000  # bytes
 _DEEPEST_CONFIG = 20
 _LARGEST_STEP = 2**53  # larger integers are no exact floats
 _TAIL = 1_000_000  # bytes at the end of a log that are read for its last line
+_BEGINS = re.compile(rb'\{"vector_step": ([0-9]{1,16})[,}]')  # how a run writes a line
 _METRICS = ("vector_step", "env_steps", "wall_s")  # columns of a line of metrics; all other keys are numbers
 _IDENTITY = ("run", "label", "method", "seed")
 _NUMBERS = ("success", "success_last", "return", "episodes")
@@ -56,8 +58,18 @@ class Run:
         return _lines(self.path / METRICS_NAME)
 
     def some_metrics(self, most: int) -> Iterator[Line]:
-        """At most `most` lines of metrics.jsonl, evenly spread, oldest first."""
-        return _lines(self.path / METRICS_NAME, most)
+        """At most `most` lines of metrics.jsonl, evenly spread over the vector steps, oldest first.
+
+        Of a longer log these are the first line at or after every 2nd, 4th, ... multiple of the log interval,
+        and the last line. Runs of different lengths thus have lines at common steps, and a line that one of
+        them lacks costs no other line.
+        """
+        interval = (self.config.get("train") or {}).get("log_interval")
+        interval = interval if type(interval) is int and interval > 0 else 1
+        last = self.last_metrics.get("vector_step", 0)
+        while -(-last // interval) > most:
+            interval *= 2
+        return _spread(self.path / METRICS_NAME, interval, last)
 
     @property
     def method(self) -> str:
@@ -251,26 +263,22 @@ def _versions(path: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in versions.items()}
 
 
-def _lines(path: Path, most: int | None = None) -> Iterator[Line]:
-    """Read a .jsonl file line by line; of more than `most` lines only every 2nd, 4th, ... and the last.
+def _lines(path: Path) -> Iterator[Line]:
+    """Read a .jsonl file line by line."""
+    return (_line(raw, place, path) for raw, place in _ended(path))
 
-    The strides are powers of two, so that runs of different lengths have lines at common steps.
-    """
-    with _readable(path):
-        if not path.is_file():
+
+def _spread(path: Path, interval: int, last: int) -> Iterator[Line]:
+    """Read the first line of every interval of vector steps, from the second on, and that of step `last`."""
+    taken = 0
+    for raw, place in _ended(path):
+        begins = _BEGINS.match(raw)  # most lines are left out, and need not be parsed
+        step = int(begins[1]) if begins else _line(raw, place, path)["vector_step"]
+        if step == last or (step < last and step // interval > taken):
+            taken = step // interval
+            yield _line(raw, place, path)
+        if step == last:
             return
-        stride = last = 1
-        if most is not None:
-            with path.open("rb") as file:
-                last = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-            while last // stride > most:
-                stride *= 2
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if not raw.endswith(b"\n"):
-                    return
-                if number % stride == 0 or number == last:
-                    yield _line(raw, f"line {number}", path)
 
 
 def _last(path: Path) -> Line:
@@ -281,8 +289,20 @@ def _last(path: Path) -> Line:
         ended = file.read().rpartition(b"\n")[0]
     start = ended.rfind(b"\n") + 1
     if start == 0 and len(ended) >= _TAIL // 2:  # a line that is longer than the tail
-        return next(reversed(list(_lines(path, 1))), {})
+        for raw, _ in _ended(path):
+            ended = raw
     return _line(ended[start:], "the last line", path) if ended else {}
+
+
+def _ended(path: Path) -> Iterator[tuple[bytes, str]]:
+    """Yield the lines of a file with their places, without a half-written one at the end."""
+    with _readable(path):
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if raw.endswith(b"\n"):
+                    yield raw, f"line {number}"
 
 
 def _line(raw: bytes, place: str, path: Path) -> Line:
