@@ -5,10 +5,8 @@ network is neither needed nor imported. A run may come from anywhere, so every f
 make reading slow.
 """
 
-import contextlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +17,22 @@ import yaml
 from mtrl.config.labels import method_label
 from mtrl.config.presets import flat
 from mtrl.errors import UserError
+from mtrl.report.lines import (
+    LARGEST_STEP,
+    Line,
+    check_number,
+    last_line,
+    read_lines,
+    read_spread,
+    readable,
+)
 from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, METRICS_NAME, VERSIONS_NAME, expand
 
-Line = Mapping[str, Any]  # one line of a .jsonl file
 Table = Any  # pandas.DataFrame, or a list of dicts where pandas is not installed
 
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 _LARGEST_CONFIG = 1_000_000  # bytes
 _DEEPEST_CONFIG = 20
-_LARGEST_STEP = 2**53  # larger integers are no exact floats
-_TAIL = 1_000_000  # bytes at the end of a log that are read for its last line
-_BEGINS = re.compile(rb'\{"vector_step": ([0-9]{1,16})[,}]')  # how a run writes a line
 _METRICS = ("vector_step", "env_steps", "wall_s")  # columns of a line of metrics; all other keys are numbers
 _IDENTITY = ("run", "label", "method", "seed")
 _NUMBERS = ("success", "success_last", "return", "episodes")
@@ -55,7 +58,7 @@ class Run:
         Raises:
             UserError: a line that is not what the schema says.
         """
-        return _lines(self.path / METRICS_NAME)
+        return read_lines(self.path / METRICS_NAME)
 
     def some_metrics(self, most: int) -> Iterator[Line]:
         """At most `most` lines of metrics.jsonl, evenly spread over the vector steps, oldest first.
@@ -69,7 +72,7 @@ class Run:
         last = self.last_metrics.get("vector_step", 0)
         while -(-last // interval) > most:
             interval *= 2
-        return _spread(self.path / METRICS_NAME, interval, last)
+        return read_spread(self.path / METRICS_NAME, interval, last)
 
     @property
     def method(self) -> str:
@@ -156,7 +159,7 @@ def read_runs(paths: Iterable[str | Path] | str | Path) -> list[Run]:
         paths = (paths,)
     places: dict[Path, Path] = {}  # resolved -> as given
     for path in map(expand, paths):
-        with _readable(path):
+        with readable(path):
             below = list(_run_directories(path))
         if not below:
             raise UserError(
@@ -175,14 +178,14 @@ def read_run(path: Path) -> Run:
         UserError: no run, or a file that is not what the schema says.
     """
     config_path = path / CONFIG_NAME
-    with _readable(path):
+    with readable(path):
         if not config_path.is_file():
             raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
-        evaluations = tuple(_lines(path / EVALUATIONS_NAME))
+        evaluations = tuple(read_lines(path / EVALUATIONS_NAME))
         for line in evaluations:
             _check_evaluation(line, evaluations[0], path / EVALUATIONS_NAME)
         config, versions = _config(config_path), _versions(path / VERSIONS_NAME)
-        return Run(path, config, versions, evaluations, _last(path / METRICS_NAME))
+        return Run(path, config, versions, evaluations, last_line(path / METRICS_NAME))
 
 
 def _run_directories(path: Path) -> Iterator[Path]:
@@ -202,15 +205,6 @@ def _run_directories(path: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Raise a UserError for what may not, or cannot, be read at or below `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot read '{error.filename or path}': {error.strerror}.") from error
-
-
 def _config(path: Path) -> dict[str, Any]:
     """Read a config.yaml; refuse what no run writes, such as anchors, which can unfold to any size."""
     try:
@@ -223,7 +217,8 @@ def _config(path: Path) -> dict[str, Any]:
                 reason = "an alias (*name)" if depth <= _DEEPEST_CONFIG else f"{depth} nested levels"
                 raise UserError(f"{path} is no configuration that a run wrote: it holds {reason}.")
         config = yaml.load(text, _YamlLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes, dates or integers that are none
+    # Others than YAMLError: bytes, dates, integers or values of a tag that are none.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(
@@ -236,7 +231,7 @@ def _config(path: Path) -> dict[str, Any]:
     kinds = {
         "tasks": isinstance(tasks, list) and bool(tasks) and all(isinstance(task, str) for task in tasks),
         "method": isinstance(config["method"], str),
-        "steps": type(config["steps"]) is int and 0 <= config["steps"] <= _LARGEST_STEP,
+        "steps": type(config["steps"]) is int and 0 <= config["steps"] <= LARGEST_STEP,
         "seed": type(config["seed"]) is int,
     }
     sections = ("env", "eval", "train", "sac", "ppo")
@@ -263,65 +258,6 @@ def _versions(path: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in versions.items()}
 
 
-def _lines(path: Path) -> Iterator[Line]:
-    """Read a .jsonl file line by line."""
-    return (_line(raw, place, path) for raw, place in _ended(path))
-
-
-def _spread(path: Path, interval: int, last: int) -> Iterator[Line]:
-    """Read the first line of every interval of vector steps, from the second on, and that of step `last`."""
-    taken = 0
-    for raw, place in _ended(path):
-        begins = _BEGINS.match(raw)  # most lines are left out, and need not be parsed
-        step = int(begins[1]) if begins else _line(raw, place, path)["vector_step"]
-        if step == last or (step < last and step // interval > taken):
-            taken = step // interval
-            yield _line(raw, place, path)
-        if step == last:
-            return
-
-
-def _last(path: Path) -> Line:
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        ended = file.read().rpartition(b"\n")[0]
-    start = ended.rfind(b"\n") + 1
-    if start == 0 and len(ended) >= _TAIL // 2:  # a line that is longer than the tail
-        for raw, _ in _ended(path):
-            ended = raw
-    return _line(ended[start:], "the last line", path) if ended else {}
-
-
-def _ended(path: Path) -> Iterator[tuple[bytes, str]]:
-    """Yield the lines of a file with their places, without a half-written one at the end."""
-    with _readable(path):
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if raw.endswith(b"\n"):
-                    yield raw, f"line {number}"
-
-
-def _line(raw: bytes, place: str, path: Path) -> Line:
-    try:
-        line = json.loads(raw.decode())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {place} is not JSON ({error}).") from error
-    if not isinstance(line, dict) or not _is_step(line.get("vector_step")):
-        begins = raw[:60].decode(errors="replace")
-        raise UserError(f"{path}, {place}: expected an object with 'vector_step', a count, found {begins!r}.")
-    if not isinstance(line.get("wall_s", 0.0), float | int | None):
-        raise UserError(f"{path}, {place}: expected seconds as 'wall_s', found {line['wall_s']!r:.60}.")
-    return line
-
-
-def _is_step(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _LARGEST_STEP
-
-
 def _check_evaluation(line: Line, first: Line, path: Path) -> None:
     tasks = line.get("tasks")
     place = f"{path}, the evaluation at vector step {line['vector_step']}"
@@ -333,10 +269,12 @@ def _check_evaluation(line: Line, first: Line, path: Path) -> None:
         raise UserError(f"{place}: expected numbers by task under 'tasks', found {tasks!r:.60}.")
     if tasks.keys() != first["tasks"].keys():
         raise UserError(f"{place} has other tasks than the first: {', '.join(tasks)}.")
-    for task, values in tasks.items():
-        for key in ("success", "success_last", "return"):
-            if not isinstance(values.get(key), float | int | None):
-                raise UserError(f"{place}: expected a number as {key} of {task}, found {values[key]!r:.60}.")
+    if type(line.get("final", False)) is not bool:
+        raise UserError(f"{place}: expected true or false as 'final', found {line['final']!r:.60}.")
+    for key in ("success", "success_last", "return"):
+        check_number(line.get(f"mean_{key}"), f"{place}, mean_{key}")
+        for task, values in tasks.items():
+            check_number(values.get(key), f"{place}, {key} of {task}")
 
 
 def _run_row(run: Run) -> dict[str, Any]:
