@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from mtrl.config.files import write_file
+from mtrl.config.files import expand, write_file
 from mtrl.config.schema import Config
 from mtrl.config.values import YamlLoader, convert, field_types, found
 from mtrl.errors import UserError, unknown_name
@@ -186,7 +186,7 @@ def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
     if name in children:
         raise UserError(f"presets extend each other in a circle: {' -> '.join((*children, name))}.")
     if name.endswith(_SUFFIXES):
-        path = Path(name)
+        path = expand(name)
     elif name in preset_names():
         path = presets_folder() / f"{name}.yaml"
     else:
@@ -196,7 +196,7 @@ def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
         parent = convert(values.pop("extends", None), str | None, "extends")
         values = _check(values, Config, "")
         if parent is not None:
-            parent = str(path.parent / parent) if parent.endswith(_SUFFIXES) else parent
+            parent = str(path.parent / expand(parent)) if parent.endswith(_SUFFIXES) else parent
             values = _merge(_load_chain(parent, (*children, name)), values, Config)
     return values
 

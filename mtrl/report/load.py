@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mtrl.config.files import expand
 from mtrl.config.labels import method_label
 from mtrl.config.presets import flat
 from mtrl.errors import UserError
@@ -26,7 +27,7 @@ from mtrl.report.lines import (
     read_spread,
     readable,
 )
-from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, METRICS_NAME, VERSIONS_NAME, expand
+from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, METRICS_NAME, VERSIONS_NAME
 
 Table = Any  # pandas.DataFrame, or a list of dicts where pandas is not installed
 
