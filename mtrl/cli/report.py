@@ -12,9 +12,9 @@ from pydantic import Field
 
 from mtrl.cli import command, importing
 from mtrl.cli.flags import parse_command
+from mtrl.config.files import expand
 from mtrl.config.values import settings
 from mtrl.errors import UserError
-from mtrl.runs.directory import expand
 
 if TYPE_CHECKING:
     from mtrl.report.drawing import Look

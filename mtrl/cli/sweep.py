@@ -12,12 +12,12 @@ from pydantic import Field
 
 from mtrl.cli import command, importing
 from mtrl.cli.flags import fields_of, given, parse_command
+from mtrl.config.files import expand
 from mtrl.config.labels import tasks_folder
 from mtrl.config.presets import load_preset
 from mtrl.config.schema import Config
 from mtrl.config.values import settings
 from mtrl.errors import UserError
-from mtrl.runs.directory import expand
 
 if TYPE_CHECKING:
     from mtrl.sweep.plan import State

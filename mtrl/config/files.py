@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, and names that are safe as names of files. Imports no torch."""
+"""Paths of users, files that are replaced as a whole, names that are safe for files. Imports no torch."""
 
 import hashlib
 import os
@@ -28,6 +28,18 @@ def write_file(path: Path, content: bytes | Iterable[bytes]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def expand(path: str | Path) -> Path:
+    """Return the path with `~` expanded. Raises UserError for "" or if the home directory is unknown."""
+    if path == "":  # for `Path` the working directory
+        raise UserError("expected a path; found an empty text, as of a variable that is not set.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"'{path}' cannot be expanded: the home directory is unknown. Write the whole path."
+        ) from error
 
 
 def file_name(text: str, longest: int = _LONGEST_NAME) -> str:

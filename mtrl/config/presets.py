@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from mtrl.config.files import write_file
+from mtrl.config.files import expand, write_file
 from mtrl.config.schema import Config
 from mtrl.config.values import YamlLoader, convert, field_types, found
 from mtrl.errors import UserError, unknown_name
@@ -110,28 +110,33 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+def nested(*settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inverse of `flat`: {"sac.gamma": .99} -> {"sac": {"gamma": .99}}; values may be nested.
+
+    Several mappings are merged, the last one is the strongest. None of them is written into.
 
     Raises:
         UserError: a key is given a value and used as a section, such as "method" and "method.c".
     """
     result: dict[str, Any] = {}
-    for key, value in settings.items():
-        *sections, name = key.split(".")
-        place = result
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise UserError(_no_section(section))
-        if name in place and isinstance(place[name], dict) != isinstance(value, Mapping):
-            raise UserError(_no_section(key))
-        place[name] = {**place.get(name, {}), **value} if isinstance(value, Mapping) else value
+    for key, value in (item for mapping in settings for item in mapping.items()):
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        _lay_over(result, value)
     return result
 
 
-def _no_section(key: str) -> str:
-    return f"'{key}' has a value, so that '{key}.' begins no key. Options of a method are in method_options."
+def _lay_over(place: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if key in place and isinstance(place[key], dict) != isinstance(value, Mapping):
+            raise UserError(
+                f"'{key}' has a value, so that '{key}.' begins no key. Options of a method are in "
+                "method_options."
+            )
+        if isinstance(value, Mapping):
+            _lay_over(place.setdefault(key, {}), value)
+        else:
+            place[key] = value
 
 
 def differences(
@@ -181,7 +186,7 @@ def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
     if name in children:
         raise UserError(f"presets extend each other in a circle: {' -> '.join((*children, name))}.")
     if name.endswith(_SUFFIXES):
-        path = Path(name)
+        path = expand(name)
     elif name in preset_names():
         path = presets_folder() / f"{name}.yaml"
     else:
@@ -191,7 +196,7 @@ def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
         parent = convert(values.pop("extends", None), str | None, "extends")
         values = _check(values, Config, "")
         if parent is not None:
-            parent = str(path.parent / parent) if parent.endswith(_SUFFIXES) else parent
+            parent = str(path.parent / expand(parent)) if parent.endswith(_SUFFIXES) else parent
             values = _merge(_load_chain(parent, (*children, name)), values, Config)
     return values
 

@@ -355,13 +355,14 @@ class Config:
         """Return the Config of a preset, or of a user's .yaml file, with other settings over it.
 
         Settings are nested or have dotted names: `Config.from_preset("laptop", **{"eval.interval": 60})`.
+        Those given as keywords are the strongest.
 
         Raises:
             UserError: as `mtrl.config.presets.load_preset` and `build_config`.
         """
         from mtrl.config.presets import build_config, load_preset, nested
 
-        return build_config(load_preset(name), nested({**(settings or {}), **more}))
+        return build_config(load_preset(name), nested(settings or {}, more))
 
     def methods(self) -> dict[str, tuple[str, Options]]:
         """Return the name and options of the method that combines the gradients of "critic" and "actor"."""

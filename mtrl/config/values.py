@@ -111,7 +111,7 @@ class YamlLoader(yaml.SafeLoader):
 
     For YAML 1.1, 3e-4 and -.5 are text, 010 is eight and 1:30 is ninety. Here the first two are numbers and
     the last two text, which is refused where a number is due. Documents whose aliases unfold to very many
-    values or contain themselves are refused too.
+    values or contain themselves are refused too, and what looks like a date or number and is none.
     """
 
     def get_single_node(self) -> Any:
@@ -123,6 +123,15 @@ class YamlLoader(yaml.SafeLoader):
         except RecursionError:
             raise yaml.YAMLError("too many nested levels") from None
         return root
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Build a value. Raises YAMLError, also where PyYAML cannot convert the text: 2026-30-11, 0x_."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            raise yaml.MarkedYAMLError(
+                problem=f"'{node.value!s:.60}' is no value ({error})", problem_mark=node.start_mark
+            ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping; PyYAML would silently keep the last of two equal keys."""

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 import mtrl
 from mtrl.agents.base import Exportable
-from mtrl.config.files import TEMPORARY_PREFIX, write_file
+from mtrl.config.files import TEMPORARY_PREFIX, expand, write_file
 from mtrl.config.labels import RESTART, described_methods, method_label, methods_of, tasks_label, with_options
 from mtrl.config.presets import config_to_dict
 from mtrl.errors import UserError
@@ -20,7 +20,6 @@ from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TE
 from mtrl.networks.make import describe_network
 from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
-from mtrl.runs.directory import expand
 from mtrl.training.resolve import bound_to_policy, build_agent, suite_of
 from mtrl.training.trust import load_trusted
 

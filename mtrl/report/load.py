@@ -5,7 +5,6 @@ network is neither needed nor imported. A run may come from anywhere, so every f
 make reading slow.
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,19 +14,26 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mtrl.config.files import expand
 from mtrl.config.labels import method_label
 from mtrl.config.presets import flat
 from mtrl.errors import UserError
-from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, METRICS_NAME, VERSIONS_NAME, expand
+from mtrl.report.lines import (
+    LARGEST_STEP,
+    Line,
+    check_number,
+    last_line,
+    read_lines,
+    read_spread,
+    readable,
+)
+from mtrl.runs.directory import CONFIG_NAME, EVALUATIONS_NAME, METRICS_NAME, VERSIONS_NAME
 
-Line = Mapping[str, Any]  # one line of a .jsonl file
 Table = Any  # pandas.DataFrame, or a list of dicts where pandas is not installed
 
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 _LARGEST_CONFIG = 1_000_000  # bytes
 _DEEPEST_CONFIG = 20
-_LARGEST_STEP = 2**53  # larger integers are no exact floats
-_TAIL = 1_000_000  # bytes at the end of a log that are read for its last line
 _METRICS = ("vector_step", "env_steps", "wall_s")  # columns of a line of metrics; all other keys are numbers
 _IDENTITY = ("run", "label", "method", "seed")
 _NUMBERS = ("success", "success_last", "return", "episodes")
@@ -53,11 +59,21 @@ class Run:
         Raises:
             UserError: a line that is not what the schema says.
         """
-        return _lines(self.path / METRICS_NAME)
+        return read_lines(self.path / METRICS_NAME)
 
     def some_metrics(self, most: int) -> Iterator[Line]:
-        """At most `most` lines of metrics.jsonl, evenly spread, oldest first."""
-        return _lines(self.path / METRICS_NAME, most)
+        """At most `most` lines of metrics.jsonl, evenly spread over the vector steps, oldest first.
+
+        Of a longer log these are the first line at or after every 2nd, 4th, ... multiple of the log interval,
+        and the last line. Runs of different lengths thus have lines at common steps, and a line that one of
+        them lacks costs no other line.
+        """
+        interval = (self.config.get("train") or {}).get("log_interval")
+        interval = interval if type(interval) is int and interval > 0 else 1
+        last = self.last_metrics.get("vector_step", 0)
+        while -(-last // interval) > most:
+            interval *= 2
+        return read_spread(self.path / METRICS_NAME, interval, last)
 
     @property
     def method(self) -> str:
@@ -144,7 +160,7 @@ def read_runs(paths: Iterable[str | Path] | str | Path) -> list[Run]:
         paths = (paths,)
     places: dict[Path, Path] = {}  # resolved -> as given
     for path in map(expand, paths):
-        with _readable(path):
+        with readable(path):
             below = list(_run_directories(path))
         if not below:
             raise UserError(
@@ -163,14 +179,14 @@ def read_run(path: Path) -> Run:
         UserError: no run, or a file that is not what the schema says.
     """
     config_path = path / CONFIG_NAME
-    with _readable(path):
+    with readable(path):
         if not config_path.is_file():
             raise UserError(f"'{path}' is not a run directory: expected {CONFIG_NAME} in it, found none.")
-        evaluations = tuple(_lines(path / EVALUATIONS_NAME))
+        evaluations = tuple(read_lines(path / EVALUATIONS_NAME))
         for line in evaluations:
             _check_evaluation(line, evaluations[0], path / EVALUATIONS_NAME)
         config, versions = _config(config_path), _versions(path / VERSIONS_NAME)
-        return Run(path, config, versions, evaluations, _last(path / METRICS_NAME))
+        return Run(path, config, versions, evaluations, last_line(path / METRICS_NAME))
 
 
 def _run_directories(path: Path) -> Iterator[Path]:
@@ -190,15 +206,6 @@ def _run_directories(path: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Raise a UserError for what may not, or cannot, be read at or below `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot read '{error.filename or path}': {error.strerror}.") from error
-
-
 def _config(path: Path) -> dict[str, Any]:
     """Read a config.yaml; refuse what no run writes, such as anchors, which can unfold to any size."""
     try:
@@ -211,7 +218,8 @@ def _config(path: Path) -> dict[str, Any]:
                 reason = "an alias (*name)" if depth <= _DEEPEST_CONFIG else f"{depth} nested levels"
                 raise UserError(f"{path} is no configuration that a run wrote: it holds {reason}.")
         config = yaml.load(text, _YamlLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes, dates or integers that are none
+    # Others than YAMLError: bytes, dates, integers or values of a tag that are none.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(
@@ -224,7 +232,7 @@ def _config(path: Path) -> dict[str, Any]:
     kinds = {
         "tasks": isinstance(tasks, list) and bool(tasks) and all(isinstance(task, str) for task in tasks),
         "method": isinstance(config["method"], str),
-        "steps": type(config["steps"]) is int and 0 <= config["steps"] <= _LARGEST_STEP,
+        "steps": type(config["steps"]) is int and 0 <= config["steps"] <= LARGEST_STEP,
         "seed": type(config["seed"]) is int,
     }
     sections = ("env", "eval", "train", "sac", "ppo")
@@ -251,57 +259,6 @@ def _versions(path: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in versions.items()}
 
 
-def _lines(path: Path, most: int | None = None) -> Iterator[Line]:
-    """Read a .jsonl file line by line; of more than `most` lines only every 2nd, 4th, ... and the last.
-
-    The strides are powers of two, so that runs of different lengths have lines at common steps.
-    """
-    with _readable(path):
-        if not path.is_file():
-            return
-        stride = last = 1
-        if most is not None:
-            with path.open("rb") as file:
-                last = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-            while last // stride > most:
-                stride *= 2
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if not raw.endswith(b"\n"):
-                    return
-                if number % stride == 0 or number == last:
-                    yield _line(raw, f"line {number}", path)
-
-
-def _last(path: Path) -> Line:
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        ended = file.read().rpartition(b"\n")[0]
-    start = ended.rfind(b"\n") + 1
-    if start == 0 and len(ended) >= _TAIL // 2:  # a line that is longer than the tail
-        return next(reversed(list(_lines(path, 1))), {})
-    return _line(ended[start:], "the last line", path) if ended else {}
-
-
-def _line(raw: bytes, place: str, path: Path) -> Line:
-    try:
-        line = json.loads(raw.decode())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {place} is not JSON ({error}).") from error
-    if not isinstance(line, dict) or not _is_step(line.get("vector_step")):
-        begins = raw[:60].decode(errors="replace")
-        raise UserError(f"{path}, {place}: expected an object with 'vector_step', a count, found {begins!r}.")
-    if not isinstance(line.get("wall_s", 0.0), float | int | None):
-        raise UserError(f"{path}, {place}: expected seconds as 'wall_s', found {line['wall_s']!r:.60}.")
-    return line
-
-
-def _is_step(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _LARGEST_STEP
-
-
 def _check_evaluation(line: Line, first: Line, path: Path) -> None:
     tasks = line.get("tasks")
     place = f"{path}, the evaluation at vector step {line['vector_step']}"
@@ -313,10 +270,12 @@ def _check_evaluation(line: Line, first: Line, path: Path) -> None:
         raise UserError(f"{place}: expected numbers by task under 'tasks', found {tasks!r:.60}.")
     if tasks.keys() != first["tasks"].keys():
         raise UserError(f"{place} has other tasks than the first: {', '.join(tasks)}.")
-    for task, values in tasks.items():
-        for key in ("success", "success_last", "return"):
-            if not isinstance(values.get(key), float | int | None):
-                raise UserError(f"{place}: expected a number as {key} of {task}, found {values[key]!r:.60}.")
+    if type(line.get("final", False)) is not bool:
+        raise UserError(f"{place}: expected true or false as 'final', found {line['final']!r:.60}.")
+    for key in ("success", "success_last", "return"):
+        check_number(line.get(f"mean_{key}"), f"{place}, mean_{key}")
+        for task, values in tasks.items():
+            check_number(values.get(key), f"{place}, {key} of {task}")
 
 
 def _run_row(run: Run) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import numpy as np
 from mtrl.errors import UserError
 from mtrl.report import stats
 from mtrl.report.comparison import Comparison, Floats, Group
-from mtrl.report.load import Line, Run
+from mtrl.report.lines import Line, number
+from mtrl.report.load import Run
 from mtrl.report.table import Cell, Table
+from mtrl.runs.directory import METRICS_NAME
 
 Network = Literal["critic", "actor"]
 Source = Literal["critic", "actor", "training"]  # of numbers by task; "training": its episodes
@@ -147,14 +149,17 @@ def _read(run: Run, tasks: Sequence[str]) -> _Logged:
                 matrix = line.get(f"{network}_cosine")
                 if matrix is not None:
                     matrices.setdefault(network, []).append(_matrix(matrix, tasks))
-            if updates := line.get("time/updates_per_step"):  # logs of former versions do not say it
-                update_ms.append(float(line["time/update_ms"]) / float(updates))
+            updates, milliseconds = (
+                number(line.get(f"time/{key}")) for key in ("updates_per_step", "update_ms")
+            )
+            if updates > 0.0 <= milliseconds:  # not if one is NaN: logs of former versions have no updates
+                update_ms.append(milliseconds / updates)
             if (rate := line.get("rollout/success_rate")) is not None:
-                success.append(float(rate))
+                success.append(number(rate))
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"metrics of '{run.path}' at vector step {line['vector_step']}: expected numbers, numbers by "
-                f"task or numbers by pair of tasks ({error})."
+                f"{run.path / METRICS_NAME}, the line of vector step {line['vector_step']}: expected "
+                f"numbers, numbers by task or numbers by pair of tasks ({error})."
             ) from error
     return _Logged(
         {
@@ -173,7 +178,7 @@ def _numbers(line: Line, tasks: Sequence[str]) -> Iterator[tuple[tuple[str, str]
         for quantity in _SCALARS:
             value = line.get(f"grad/{network}_{quantity}")
             if value is not None:
-                yield (network, quantity), float(value)
+                yield (network, quantity), number(value)
         for quantity in _PER_TASK:
             # The weights of the critic are logged as "weight".
             key = "weight" if (network, quantity) == ("critic", "weight") else f"{network}_{quantity}"
@@ -185,7 +190,7 @@ def _numbers(line: Line, tasks: Sequence[str]) -> Iterator[tuple[tuple[str, str]
 
 
 def _by_task(value: Any, tasks: Sequence[str]) -> Any:
-    return np.array([value.get(task) for task in tasks], dtype=np.float32)  # half the memory of float64
+    return np.array([number(value.get(task)) for task in tasks], np.float32)  # half the memory of float64
 
 
 def _matrix(value: Any, tasks: Sequence[str]) -> Floats:
@@ -193,5 +198,5 @@ def _matrix(value: Any, tasks: Sequence[str]) -> Floats:
     for i, a in enumerate(tasks):
         for j, b in enumerate(tasks[:i]):  # a pair of tasks is logged in one order
             found = value.get(a, {}).get(b, value.get(b, {}).get(a))
-            matrix[i, j] = matrix[j, i] = np.nan if found is None else float(found)
+            matrix[i, j] = matrix[j, i] = number(found)
     return matrix

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from mtrl.config.files import write_file
+from mtrl.config.files import expand, write_file
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.lock import RunLock
@@ -253,18 +253,6 @@ def way_to_go_on(path: Path) -> str:
     """Return the advice, for the end of a sentence, that continues the run in `path` or starts it anew."""
     how = "continue" if has_checkpoint(path) else "repeat its command"  # the configuration must be the same
     return f"{how} with {flag_to_go_on(path)}"
-
-
-def expand(path: str | Path) -> Path:
-    """Return the path with `~` expanded. Raises UserError for "" or if the home directory is unknown."""
-    if path == "":  # for `Path` the working directory
-        raise UserError("expected a path; found an empty text, as of a variable that is not set.")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(
-            f"'{path}' cannot be expanded: the home directory is unknown. Write the whole path."
-        ) from error
 
 
 def _traces_of_a_run(path: Path) -> Iterator[Path]:

@@ -96,10 +96,9 @@ def plan(
         (constants,) = _points(fixed, *left_out)
         for values in _points(grid, *left_out):
             # The folder names a key even if the grid has one value: more values can be added later.
-            both = sorted((constants | values).items(), key=lambda item: item[0].startswith(f"{method}."))
-            point = [_layer(key, value, method) for key, value in both]
+            point = _layer(constants | values, method)
             for seed in seeds:
-                config = resolve(build_config(*layers, {"method": method}, *point, {"seed": seed}))
+                config = resolve(build_config(*layers, {"method": method}, point, {"seed": seed}))
                 grown = {"critic_method", "actor_method"} & set(values)  # then the folder names them anyway
                 folder = _folder(method, values, method if grown else method_label(vars(config)))
                 name = f"{folder}/seed{seed}"
@@ -190,10 +189,12 @@ def _points(
         yield dict(zip(own, values, strict=True))
 
 
-def _layer(key: str, value: Any, method: str) -> dict[str, Any]:
-    if key.startswith(f"{method}."):
-        key = _ALL + key.removeprefix(f"{method}.")
-    return nested({key: value})
+def _layer(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Return settings as one layer: of several, one that names a plug-in would drop the options before it."""
+    beginning = f"{method}."
+    own = {key: value for key, value in settings.items() if key.startswith(beginning)}
+    of_all = {key: value for key, value in settings.items() if key not in own}
+    return nested(of_all, {_ALL + key.removeprefix(beginning): value for key, value in own.items()})
 
 
 def _folder(method: str, shown: Mapping[str, Any], label: str) -> str:

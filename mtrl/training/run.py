@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mtrl.config.files import file_name
+from mtrl.config.files import expand, file_name
 from mtrl.config.labels import method_label, tasks_folder
 from mtrl.config.presets import INCIDENTAL, config_to_dict, flat, save_config
 from mtrl.config.schema import Config, Device
@@ -22,7 +22,7 @@ from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.checkpoint_writer import CheckpointWriter
-from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, RunDirectory, expand, has_checkpoint
+from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, RunDirectory, has_checkpoint
 from mtrl.runs.jsonl import History, JsonLines, drop_after, lost_lines, read_history
 from mtrl.runs.log import SINKS, Evaluation, Log, RunInfo, Sink, Stamp
 from mtrl.training.evaluate import evaluate

@@ -24,7 +24,7 @@ class _Flags:
     lr: Annotated[float, Field(gt=0)] = 3e-3
     """Learning rate of Adam."""
     long: tuple[str, ...] = ()
-    """Methods to run with three times --steps at a third of --lr; by default none."""
+    """Methods to run with three times --steps at a third of --lr, also beside --methods; by default none."""
     out: str = "gallery"
     """Folder for the pictures, final.json and table.md; made if missing."""
 
@@ -38,11 +38,12 @@ def main(arguments: list[str]) -> int:
     from mtrl.combiners import COMBINERS
     from mtrl_gallery.descent import descend, write_table
 
-    for name in (*flags.methods, *flags.long):
+    methods = dict.fromkeys((*(flags.methods or sorted(COMBINERS)), *flags.long))
+    for name in methods:
         _ = COMBINERS[name]  # raises where there is none
     out, runs = Path(flags.out), []
     check_writable(out / "table.md")
-    for name in flags.methods or sorted(COMBINERS):
+    for name in methods:
         scale = 3 if name in flags.long else 1
         try:
             runs.append(descend(name, steps=flags.steps * scale, lr=flags.lr / scale))

@@ -14,6 +14,7 @@ from pydantic import Field
 from mtrl.cli import command
 from mtrl.cli.flags import parse_command
 from mtrl.cli.named_files import check_writable
+from mtrl.config.files import write_file
 from mtrl.config.values import settings
 from mtrl.errors import UserError
 from mtrl_regressions.tables import TUNING_SEED, write_tables
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
     methods = flags.methods or tuple(sorted(set(COMBINERS) - set(LEFT_OUT)))
     out = Path(flags.out)
     check_writable(out / "runs.jsonl")
-    record = _Record(out / "runs.jsonl", flags.steps)
+    record = _Record(out / "runs.jsonl", flags.steps, reads_only=flags.tables_only)
     if not flags.tables_only:
         torch.set_num_threads(1)
         _note_versions(out / "versions.json")
@@ -93,13 +94,16 @@ def _tuning(names: Mapping[str, Any], methods: Sequence[str]) -> Iterator[Job]:
 
 
 class _Record:
-    """The runs in a file, one JSON object a line; a line that a kill has cut short is dropped."""
+    """The runs in a file, one JSON object a line; a line that a kill has cut short is dropped.
 
-    def __init__(self, path: Path, steps: int) -> None:
+    `reads_only`: the file stays as it is.
+    """
+
+    def __init__(self, path: Path, steps: int, *, reads_only: bool) -> None:
         self.path, self.steps = path, steps
         self.runs: dict[Job, dict[str, Any]] = {}
-        kept = []
-        for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        content, kept = path.read_text(encoding="utf-8") if path.is_file() else "", ""
+        for text in content.splitlines():
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
@@ -107,8 +111,9 @@ class _Record:
             if line["steps"][-1] != steps:
                 raise UserError(f"'{path}' has runs of {line['steps'][-1]} steps; found --steps {steps}.")
             self.runs[Job(line["setting"], line["method"], line["seed"], line["lr"])] = line
-            kept.append(text + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
+            kept += text + "\n"
+        if kept != content and not reads_only:
+            write_file(path, kept.encode())
 
     def fill(self, job: Job) -> None:
         """Run a job that is not there yet, and append its line."""
@@ -142,4 +147,4 @@ def _note_versions(path: Path) -> None:
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     known.append({**versions(), "load_average": load, "niceness": str(os.nice(0))})
-    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    write_file(path, (json.dumps(known, indent=1) + "\n").encode())

@@ -41,6 +41,8 @@ MISTAKES = [
     ("--stesp 3", "Did you mean '--steps'?"),
     ("--no-such-thing-at-all", "unknown flag '--no-such-thing-at-all'."),
     ("--sac.gamma x", "sac.gamma must be a finite number; found 'x' (text)."),
+    ("--seed 2026-30-11", "seed must be an integer; found '2026-30-11' (text)."),
+    ("--preset=2026-30-11", "unknown preset '2026-30-11'."),
     ("--seed 010", "seed must be an integer; found '010' (text)."),
     ("--steps 1:00:00", "steps must be an integer; found '1:00:00' (text)."),
     ("--seed 2e3", "seed must be an integer; found 2000.0. Write 2000."),

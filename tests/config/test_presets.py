@@ -181,6 +181,17 @@ def test_extends_merges_the_chain_of_presets(tmp_path: Path) -> None:
     }
 
 
+def test_a_tilde_in_the_path_of_a_preset_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    write(tmp_path / "home", "seed: 5\n", "base.yaml")
+    child = write(tmp_path, "extends: ~/base.yaml\nsteps: 7\n")
+    assert load_preset("~/base.yaml") == {"seed": 5}
+    assert load_preset(child) == {"seed": 5, "steps": 7}
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}/home/none.yaml: No such file"):
+        load_preset("~/none.yaml")
+
+
 def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "extends: mine.yaml\n", "other.yaml")
     with pytest.raises(UserError, match=r"circle: .*mine\.yaml -> .*other\.yaml -> .*mine\.yaml"):
@@ -352,6 +363,17 @@ def test_a_preset_with_settings_of_python_is_one_call() -> None:
     assert Config(sac={"gamma": 0.9}).sac.gamma == 0.9  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"unknown key 'eval.intervall'. Did you mean 'eval.interval'"):
         Config.from_preset("debug", **{"eval.intervall": 60})
+
+
+def test_settings_in_a_mapping_and_as_keywords_hold_together_and_stay_as_they_are() -> None:
+    env = {"num_workers": 1}
+    own: dict[str, Any] = {"env": env, "sac": {"gamma": 0.9, "tau": 0.1}, "env.num_goals": 5}
+    found = Config.from_preset("debug", own, sac={"gamma": 0.8}, **{"env.step_timeout": 7.0})
+    assert (found.sac.gamma, found.sac.tau) == (0.8, 0.1)
+    assert (found.env.num_workers, found.env.num_goals, found.env.step_timeout) == (1, 5, 7.0)
+    assert env == {"num_workers": 1}
+    names = {"method_defaults": {"my.file:Own": {"c": 0.4}}}  # the dots of a name begin no section
+    assert Config.from_preset("debug", names).method_defaults["my.file:Own"] == {"c": 0.4}
 
 
 @pytest.mark.parametrize("keys", [("method", "method.c"), ("method.c", "method")])

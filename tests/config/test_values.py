@@ -9,6 +9,12 @@ import yaml
 
 from mtrl.config.values import YamlLoader, convert, from_text
 
+# They look like a date, a number or a value with a tag, and are none.
+NO_VALUES = (
+    *("2026-30-11", "2026-11-30 25:00:00", "0x_", "0b_", "9" * 5_000),
+    *("!!bool x", "!!int ''", "!!timestamp x"),
+)
+
 
 @pytest.mark.parametrize("annotation", [Any, float | str, int | str, float | bool | str | None, Any | None])
 @pytest.mark.parametrize("text", ["3", "word"])
@@ -44,6 +50,7 @@ def test_numbers_are_decimal_unless_they_say_so(text: str, value: Any) -> None:
         ("~", str | None, "~"),  # a folder
         ("None", str | None, None),
         ("off", Literal["warn", "off"], "off"),
+        *((text, kind, text) for text in NO_VALUES for kind in (str, str | None, Any, int)),
     ],
 )
 def test_text_stays_text_where_nothing_else_is_meant(text: str, annotation: Any, value: Any) -> None:

@@ -19,6 +19,9 @@ BOMBS = {
     "bytes": b"tasks: \xff",
     "a list": "[1, 2]",
     "wrong kinds": "steps: [x]\ntasks: {a: 1}",
+    "no date": "tasks: [reach-v3]\nmethod_options: {a: 2026-30-11}",
+    "no number": "seed: 0x_",
+    "no bool": "device: !!bool maybe",
 }
 
 

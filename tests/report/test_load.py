@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 import mtrl
+from mtrl.cli.report import main as main_report
 from mtrl.errors import UserError
 from mtrl.report.load import load_runs, read_run, read_runs
 from tests.helpers.written_runs import write_run
@@ -131,6 +132,14 @@ def test_what_is_no_configuration_is_refused(content: str, message: str, tmp_pat
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a run directory and holds none"):
         read_runs([tmp_path])
+
+
+def test_a_folder_may_be_called_like_a_date_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main_report(["2026-30-11"]) == 2
+    assert "'2026-30-11' is not a run directory and holds none" in capsys.readouterr().err
 
 
 def test_what_may_not_be_read_is_named_and_not_left_out(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

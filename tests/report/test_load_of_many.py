@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from tests.helpers.written_runs import write_run
 
 TASKS = ("reach-v3", "push-v3")
 SUCCESS = dict.fromkeys(TASKS, (0.5, 1.0))
+EVERY_TEN = {"train": {"log_interval": 10}}
 
 
 def test_of_a_long_log_a_report_reads_few_lines_evenly_and_the_last(tmp_path: Path) -> None:
     line = {"time/update_ms": 7.0, "weight": dict.fromkeys(TASKS, 0.5), "filler": "x" * 2_000}
-    run = write_run(
-        tmp_path / "run", SUCCESS, metrics=[{"vector_step": 10 * k, **line} for k in range(1, 5_001)]
-    )
+    metrics = [{"vector_step": 10 * k, **line} for k in range(1, 5_001)]
+    run = write_run(tmp_path / "run", SUCCESS, metrics=metrics, config=EVERY_TEN)
     tracemalloc.start()
     read = read_run(run)
     assert read.step == 50_000
@@ -36,12 +37,46 @@ def test_of_a_long_log_a_report_reads_few_lines_evenly_and_the_last(tmp_path: Pa
 
 
 def test_runs_of_different_lengths_share_lines_when_their_logs_are_thinned(tmp_path: Path) -> None:
-    found = []
-    for count in (100, 300, 700):
-        metrics = [{"vector_step": 10 * k} for k in range(1, count + 1)]
-        run = read_run(write_run(tmp_path / str(count), SUCCESS, metrics=metrics))
-        found.append({line["vector_step"] for line in run.some_metrics(128)})
+    found = [set(_read_steps(tmp_path / f"{k}", range(10, 10 * k + 1, 10))) for k in (100, 300, 700)]
     assert len(set.intersection(*found)) >= 100 // 8
+
+
+def _read_steps(path: Path, steps: Iterable[int]) -> list[int]:
+    metrics = [{"vector_step": step} for step in steps]
+    run = read_run(write_run(path, SUCCESS, metrics=metrics, config=EVERY_TEN))
+    return [line["vector_step"] for line in run.some_metrics(128)]
+
+
+def test_a_line_that_is_lost_or_extra_costs_the_runs_of_a_row_no_other_line(tmp_path: Path) -> None:
+    steps = range(10, 10_001, 10)
+    whole = _read_steps(tmp_path / "whole", steps)
+    for name, others in {
+        "lost": [step for step in steps if step != 30],
+        "doubled": [10, 20, 20, *steps[2:]],
+        "between": [10, 15, 20, 25, *steps[2:]],
+    }.items():
+        assert len(set(whole) & set(_read_steps(tmp_path / name, others))) >= len(whole) - 1, name
+
+
+@pytest.mark.parametrize("count", [127, 128, 129, 255, 256, 257, 1_000])
+@pytest.mark.parametrize("rest", [0, 3])
+def test_of_any_log_at_most_that_many_lines_are_read(count: int, rest: int, tmp_path: Path) -> None:
+    end = 10 * count + rest
+    found = _read_steps(tmp_path / "run", [*range(10, end, 10), end])
+    assert len(found) <= 128
+    assert len(found) >= min(64, count)
+    assert found[-1] == end
+    gaps = np.diff([0, *found[:-1]])
+    assert gaps.min() == gaps.max()
+
+
+def test_of_a_log_whose_steps_go_back_few_lines_are_read(tmp_path: Path) -> None:
+    metrics = [{"wall_s": 0.0, "vector_step": step} for step in (*range(10, 10**4, 10), 2_000)]
+    run = read_run(write_run(tmp_path / "run", SUCCESS, metrics=metrics))
+    found = [line["vector_step"] for line in run.some_metrics(128)]
+    assert found[-1] == 2_000
+    assert 64 <= len(found) <= 128
+    assert found == sorted(set(found))
 
 
 def test_the_last_line_is_found_in_a_log_whose_lines_are_longer_than_its_tail(tmp_path: Path) -> None:

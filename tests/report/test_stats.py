@@ -191,3 +191,26 @@ def test_all_paired_intervals_hold_together_as_often_as_they_say() -> None:
         found = [stats.paired(column, comparisons=5) for column in differences.T]
         hits += all(low <= value <= high for value, (_, low, high) in zip(truth, found, strict=True))
     assert 0.94 <= hits / 1_000 <= 0.985
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.bool_, np.float16, list])
+def test_scores_of_any_kind_of_number_count_as_the_floats_that_they_are(kind: Any) -> None:
+    random = np.random.default_rng(0)
+    floats = [random.integers(0, 2, shape).astype(float) for shape in ((3, 4), (5, 4), (4,), (4,))]
+    given: list[Any] = [array.tolist() if kind is list else array.astype(kind) for array in floats]
+    for statistic in (
+        lambda a, *_: (stats.mean(a), stats.iqm(a), stats.paired(a[0]), stats.selection(a)),
+        lambda a, b, *_: (stats.bootstrap(stats.mean, a), stats.improvement(a, b), stats.average_rank(a)),
+        lambda a, b, c, d: (*stats.band(a), stats.mean_of_known(a), stats.performance_profile(a, c)),
+        lambda a, b, c, d: (stats.first_crossing(c, a, 0.5), stats.rank_agreement(c, d)),
+        lambda a, *_: (stats.delta_m(a, [True] * 4), stats.area_under_curve([0, 1, 2, 9], a)),
+    ):
+        for found, expected in zip(statistic(*given), statistic(*floats), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_counts_without_a_sign_are_compared_and_ranked_by_hand() -> None:
+    few, many = np.array([[1], [2]], np.uint8), np.array([[3], [4]], np.uint8)
+    assert stats.improvement(few, many).value == 0.0
+    assert stats.average_rank(np.array([[0, 0], [1, 2], [2, 1]], np.uint8)).tolist() == [3.0, 1.5, 1.5]
+    assert stats.delta_m(np.array([3], np.uint8), np.array([2], np.uint8)) == -50.0

@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mtrl.cli.report import main as main_report
 from mtrl.errors import UserError
-from mtrl.report import compare, write_report
+from mtrl.report import compare, signals, write_report
 from mtrl.report.load import load_runs, read_run, read_runs
 from mtrl.report.table import Table
 from tests.helpers.written_runs import evaluation_line, write_run
@@ -123,7 +124,7 @@ def _bomb() -> str:
         "tasks: [a]\nmethod: mean\nsteps: 1\nseed: 0\nenv: 3",
         "- a",
         "",
-        "a: 2020-99-99",
+        *("a: 2020-99-99", "a: !!bool maybe", "a: !!timestamp x", "a: !!int ''"),
         "x: !!python/object/apply:os.system [ls]",
         "b: " + "x" * 1_100_000,
     ],
@@ -147,7 +148,8 @@ LINE: dict[str, Any] = evaluation_line(30, {"reach-v3": 0.5})
     [
         *("{", "[" * 100_000, "null", '"text"', "[1]", "{}", "\udcff{}", '{"vector_step": 1e999}'),
         *('{"vector_step": null}', '{"vector_step": "3"}', '{"vector_step": -1}'),
-        '{"vector_step": 1, "wall_s": "x"}',
+        *('{"vector_step": 1, "wall_s": "x"}', '{"vector_step": 1, "wall_s": true}'),
+        *(f'{{"vector_step": 1, "a": {n}}}' for n in ("NaN", "-Infinity", "1e999", "9" * 401, "9" * 9999)),
         f'{{"a": "{"x" * 52}é"}}',  # the message shows 60 bytes, which end within a character
     ],
 )
@@ -169,6 +171,7 @@ def test_a_line_that_is_no_record_is_refused_with_its_file(file: str, line: str,
         {"reach-v3": 1},
         {"other": {"success": 1.0}},
         {"reach-v3": {"success": "x"}},
+        {"reach-v3": {"success": True}},
     ],
 )
 def test_an_evaluation_that_is_no_record_is_refused(tasks: Any, tmp_path: Path) -> None:
@@ -179,14 +182,51 @@ def test_an_evaluation_that_is_no_record_is_refused(tasks: Any, tmp_path: Path) 
         read_run(run)
 
 
+@pytest.mark.parametrize("values", [{"mean_success": "x"}, {"mean_return": False}, {"final": "no"}])
+def test_a_mean_or_an_end_that_is_none_is_refused(values: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", SUCCESS)
+    with open(run / "evaluations.jsonl", "a") as file:
+        file.write(json.dumps({**LINE, **values}) + "\n")
+    with pytest.raises(
+        UserError, match=rf"evaluations\.jsonl, the evaluation at .* 30.*{next(iter(values))}"
+    ):
+        read_run(run)
+
+
 @pytest.mark.parametrize(
-    "numbers", [{"weight": 3}, {"critic_cosine": {"reach-v3": 1}}, {"critic_loss": {"reach-v3": "x"}}]
+    "numbers",
+    [
+        *({"weight": 3}, {"critic_cosine": {"reach-v3": 1}}, {"critic_loss": {"reach-v3": "x"}}),
+        *({"weight": {"reach-v3": "0.5"}}, {"actor_loss": {"reach-v3": True}}, {"grad/critic_cos_min": "1"}),
+        *({"critic_cosine": {"reach-v3": {"push-v3": "1"}}}, {"rollout/success_rate": True}),
+        *({"time/updates_per_step": "2"}, {"time/update_ms": [1]}, {"training_success": {"push-v3": [1]}}),
+    ],
 )
-def test_metrics_of_another_shape_are_refused_by_the_report(numbers: Any, tmp_path: Path) -> None:
+def test_metrics_of_another_shape_are_refused_by_the_report(
+    numbers: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     success = {"reach-v3": (0.5, 1.0), "push-v3": (0.5, 1.0)}
     line = {"vector_step": 10, **numbers}
     run = write_run(tmp_path / "run", success, metrics=[line])
     assert main_report([str(run), "--out", str(tmp_path / "out")]) == 2
+    assert f"{run}/metrics.jsonl, the line of vector step 10: expected numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ({"time/updates_per_step": 4}, np.nan),
+        ({"time/update_ms": 4.0}, np.nan),
+        ({"time/updates_per_step": 0, "time/update_ms": 0.0}, np.nan),
+        ({"time/updates_per_step": 4, "time/update_ms": 2}, 0.5),
+    ],
+)
+def test_the_time_of_an_update_is_that_of_lines_with_both_of_its_numbers(
+    numbers: Any, expected: float, tmp_path: Path
+) -> None:
+    comparison = compare([write_run(tmp_path / "run", SUCCESS, metrics=[{"vector_step": 10, **numbers}])])
+    (row,) = comparison.rows
+    np.testing.assert_array_equal(signals.update_milliseconds(comparison, row), [expected])
 
 
 @pytest.mark.parametrize(

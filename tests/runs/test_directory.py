@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 import mtrl
+from mtrl.config.files import expand
 from mtrl.errors import UserError
-from mtrl.runs.directory import RunDirectory, expand
+from mtrl.runs.directory import RunDirectory
 from tests.helpers.written_runs import bare_run
 
 ROOT = Path(mtrl.__file__).parent.parent

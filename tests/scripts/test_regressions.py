@@ -62,11 +62,20 @@ def test_the_study_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Captu
     before = record.read_text().splitlines()
     assert len(before) == 4 * 2 * (3 + 2)
     record.write_text("\n".join(before[:-1]) + "\n" + before[-1][:20])  # killed while it wrote
+    cut, former = record.read_bytes(), tmp_path / "former"
+    former.hardlink_to(record)
+    assert main([*arguments, "--tables-only"]) == 0
+    assert record.samefile(former)
+    assert former.read_bytes() == cut
     capsys.readouterr()
     assert main([*arguments, "--seeds", "2"]) == 0
     after = [{**json.loads(line), "cpu_s": 0} for line in record.read_text().splitlines()]
     assert after == [{**json.loads(line), "cpu_s": 0} for line in before]
+    assert former.read_bytes() == cut  # the file was replaced as a whole
     assert capsys.readouterr().out.count("| uw |") == 4
+    written = record.stat()
+    assert main([*arguments, "--seeds", "2"]) == 0
+    assert (record.stat().st_ino, record.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     assert main(["--out", str(tmp_path), "--steps", "10"]) == 2
     assert "--steps 10" in capsys.readouterr().err
 

@@ -131,6 +131,32 @@ def test_an_option_of_one_method_wins_over_that_of_all_in_any_order(tmp_path: Pa
     assert options("cagrad.c=0.1,0.2", fixed=("method_options.c=0.4",)) == expected
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("owner", "name", "option", "value"),
+    [
+        ("critic_method", "cagrad", "critic_method_options.c", 0.11),
+        ("network.architecture", "moore", "network.options.experts", 3),
+        ("smoothed.base", "cagrad", "smoothed.base_options.c", 0.11),
+    ],
+)
+def test_options_hold_in_any_order_with_the_name_of_their_plug_in(
+    owner: str, name: str, option: str, value: Any, order: int, tmp_path: Path
+) -> None:
+    keys = (f"{option}={value}", f"{owner}={name}")[::order]
+    for fixed, grid in ((keys, ()), ((), keys), (keys[:1], keys[1:])):
+        (trial,) = _plan(tmp_path, *grid, fixed=fixed, methods=("smoothed",), seeds=1)
+        place: Any = config_to_dict(trial.config)
+        for part in option.replace("smoothed.", "method_options.").split("."):
+            place = place[part]
+        assert place == value
+
+
+def test_an_option_that_one_value_of_a_grid_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method 'pcgrad' has no options; found 'c' = 0\.11"):
+        _plan(tmp_path, "critic_method=cagrad,pcgrad", fixed=("critic_method_options.c=.11",))
+
+
 def test_a_key_in_both_flags_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sac\.gamma is in --set and in --grid"):
         _plan(tmp_path, "sac.gamma=.98,.99", fixed=("sac.gamma=.9",))
