@@ -16,6 +16,7 @@ from mtrl.agents.base import Transitions
 from mtrl.agents.sac.agent import SACAgent
 from mtrl.combiners.base import LossCombiner
 from mtrl.device.random_stream import RandomStream
+from mtrl.errors import UserError
 from tests.helpers.agents import ACTION, OBS, TASKS, sac_agent, sac_config, spec
 from tests.helpers.three_tasks import all_methods
 
@@ -245,6 +246,27 @@ def test_a_users_method_need_not_repeat_the_weights_among_its_numbers() -> None:
     scalars, per_task = agent.metrics()
     assert scalars["grad/critic_own"] == 7.0
     assert per_task["weight"].tolist() == pytest.approx([1 / TASKS] * TASKS)
+
+
+@pytest.mark.parametrize("network", ["critic", "actor"])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("loss", torch.zeros(TASKS), "has a number 'loss'.*another name"),
+        ("grad/norm", torch.zeros(TASKS), "has a number 'grad/norm'.*another name"),
+        ("update_norm", torch.tensor(1.0), "has a number 'update_norm'.*another name"),
+        ("ratio", torch.ones(1), r"'ratio' must be .* \[\] or \[3\] or \[3, 3\] for 3 tasks; found \[1\]"),
+        ("ratio", 0.5, "'ratio' must be .*; found float"),
+        ("weights", torch.tensor(1.0), r"'weights' must be .* \[3\] for 3 tasks; found \[\]"),
+    ],
+)
+def test_a_methods_numbers_that_no_log_line_can_hold_are_refused_at_the_start(
+    name: str, value: Any, words: str, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OwnNumbers, "metrics", lambda method: {name: value})
+    method = f"{__name__}:OwnNumbers"
+    with pytest.raises(UserError, match=f"method {method}.*{words}"):
+        sac_agent(sac_config("mean", per_network={f"{network}_method": method}))
 
 
 @pytest.mark.parametrize("loss", ["squared", "categorical"])
