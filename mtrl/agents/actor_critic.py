@@ -331,11 +331,15 @@ class ActorCriticAgent(Generic[Update]):
             norm.mean.copy_(part["observation_mean"])
             norm.deviation.copy_(part["observation_deviation"])
 
-    def _own_state(self) -> dict[str, Any]:
-        """Return what part "agent" holds of networks, noise and progress."""
+    def _own_state(self, *, each_steps: bool = True) -> dict[str, Any]:
+        """Return what part "agent" holds of networks, noise and progress.
+
+        Args:
+            each_steps: whether both networks step in each update.
+        """
         networks = (self.update.critic, self.update.actor)
-        # Where a log line is due before the next step; all other states keep the entries they always had.
-        due = bool(self.update.totals.sums.any())
+        # Where a log line may come before a network's next step; other states keep the entries that they had.
+        due = not each_steps or bool(self.update.totals.sums.any())
         return {
             **({"newest_step": [_of_newest_step(network) for network in networks]} if due else {}),
             "update": dict(self.update.state_dict()),

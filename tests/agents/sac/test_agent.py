@@ -180,6 +180,24 @@ def test_a_delayed_actor_and_its_temperatures_move_at_every_kth_update_only() ->
     assert moved == [(made, made % 3 == 0) for made, _ in moved]
 
 
+def test_a_log_line_between_two_steps_of_a_delayed_actor_is_the_same_after_a_resume() -> None:
+    """The line before has taken all sums; the next one comes before the actor's next step."""
+    config = sac_config("cagrad", sac={"actor_every": 4})
+    agent, other = sac_agent(config), sac_agent(config)
+    _live(agent, 5)
+    while agent.updates % 4 != 1:
+        _live(agent, 1)
+    agent.metrics()
+    other.load_state(copy.deepcopy(agent.state()))
+    found = []
+    for one in (agent, other):
+        _live(one, 2, seed=5)
+        assert one.updates % 4 == 3
+        found.append(one.metrics())
+    assert found[0].scalars["grad/actor_cos_min"] != 0.0  # that of a fresh method
+    np.testing.assert_equal(found[1], found[0])
+
+
 def test_neighbouring_seeds_share_neither_parameters_nor_noise() -> None:
     """Seed 0's noise was seed 1's initialisation."""
     draws = []
