@@ -109,7 +109,7 @@ MUTATIONS = (
              "test_a_run_whose_directory_is_gone_stops_and_never_says_complete"),
     Mutation("R30", "mtrl/runs/jsonl.py", "            file.sync()\n", "",
              f"{_LOST}::test_the_log_is_on_disk_before_a_checkpoint_that_counts_its_lines"),
-    Mutation("R31", "mtrl/training/loop.py", " if step != start)", ")",
+    Mutation("R31", "mtrl/training/best.py", "if start in lines:", "if False:",
              f"{_LOST}::test_the_best_policy_is_made_up_for_after_a_kill_while_it_was_saved"),
     Mutation("R32", "mtrl/config/files.py", "os.replace(temporary, path)", "path.write_bytes(content)",
              "tests/runs/test_run_files.py::test_no_file_outside_is_written_through_a_link_in_a_run"),

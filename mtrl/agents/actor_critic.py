@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.base import GaussianPolicy, Metrics, Policy, TaskSpec
-from mtrl.agents.methods import network_combiner
+from mtrl.agents.methods import check_numbers, network_combiner
 from mtrl.agents.unread import unread_settings
 from mtrl.config.schema import Config, PpoConfig, SacConfig
 from mtrl.device.cuda import load_in_place
@@ -48,6 +48,9 @@ class ActorCritic(nn.Module):
         actor_arguments: of the actor's network, as `make_network` takes them.
         critic_arguments: of the critic's.
         num_batches: K, the number of independent batches that a step takes.
+
+    Raises:
+        UserError: a method whose numbers cannot be logged (`check_numbers`).
     """
 
     def __init__(
@@ -96,6 +99,9 @@ class ActorCritic(nn.Module):
         self.critic = descent("critic", self.critic_network, settings.critic_lr, critic_heads)
         self.num_batches = max(self.actor.combiner.num_batches, self.critic.combiner.num_batches)
         self.totals = TaskTotals(of_actor, spec.num_tasks, others).to(device)
+        taken = {name.replace("/", "_") for name in (*self.totals.names, "actor/weight")}
+        for role, (method, _) in config.methods().items():
+            check_numbers(getattr(self, role).combiner, method, role, taken)
 
     @property
     def optimizers(self) -> tuple[torch.optim.Adam, ...]:
@@ -130,14 +136,17 @@ class TaskTotals(nn.Module):
         of_actor: names of the means that the actor's losses have in their `aux`.
         num_tasks: T.
         others: names of numbers that come from neither network.
+
+    Attributes:
+        names: of all numbers.
     """
 
     def __init__(self, of_actor: Sequence[str], num_tasks: int, others: Sequence[str] = ()) -> None:
         super().__init__()
         self._of_actor = ("actor_loss", *of_actor)
-        self._names = ("critic_loss", *self._of_actor, *others, *_NORMS)
+        self.names = ("critic_loss", *self._of_actor, *others, *_NORMS)
         # For each name a row of sums and a row that counts the updates in the sum.
-        self.sums: Tensor = nn.Buffer(torch.zeros(2 * len(self._names), num_tasks))
+        self.sums: Tensor = nn.Buffer(torch.zeros(2 * len(self.names), num_tasks))
         self._constants: Tensor = nn.Buffer(torch.stack((self.sums[0], self.sums[0] + 1)), persistent=False)
 
     def add(self, critic: StepReport, actor: StepReport | None, **others: Tensor) -> None:
@@ -155,7 +164,7 @@ class TaskTotals(nn.Module):
                 found[f"{name}/update_norm"] = (report.gradient_norm.expand_as(ones), ones)
                 if report.task_norms is not None:
                     found[f"{name}_grad_norm"] = (report.task_norms, report.evaluated)
-        pairs = [found.get(name, (zeros, zeros)) for name in self._names]
+        pairs = [found.get(name, (zeros, zeros)) for name in self.names]
         # Two launches on CUDA, however many totals there are.
         self.sums += torch.stack([row.to(zeros.dtype) for pair in pairs for row in pair])
 
@@ -169,9 +178,9 @@ class TaskTotals(nn.Module):
         NaN where no update since then has evaluated the task or the network.
         """
         sums, counts = self.sums[::2], self.sums[1::2]
-        result = dict(zip(self._names, (sums / counts).unbind(), strict=True))
+        result = dict(zip(self.names, (sums / counts).unbind(), strict=True))
         for name in ("critic_grad_norm", "actor_grad_norm"):
-            if not counts[self._names.index(name)].any():  # the method forms no gradients of single tasks
+            if not counts[self.names.index(name)].any():  # the method forms no gradients of single tasks
                 del result[name]
         for name in ("critic/update_norm", "actor/update_norm"):
             result[name] = result[name][0]
@@ -322,11 +331,15 @@ class ActorCriticAgent(Generic[Update]):
             norm.mean.copy_(part["observation_mean"])
             norm.deviation.copy_(part["observation_deviation"])
 
-    def _own_state(self) -> dict[str, Any]:
-        """Return what part "agent" holds of networks, noise and progress."""
+    def _own_state(self, *, each_steps: bool = True) -> dict[str, Any]:
+        """Return what part "agent" holds of networks, noise and progress.
+
+        Args:
+            each_steps: whether both networks step in each update.
+        """
         networks = (self.update.critic, self.update.actor)
-        # Where a log line is due before the next step; all other states keep the entries they always had.
-        due = bool(self.update.totals.sums.any())
+        # Where a log line may come before a network's next step; other states keep the entries that they had.
+        due = not each_steps or bool(self.update.totals.sums.any())
         return {
             **({"newest_step": [_of_newest_step(network) for network in networks]} if due else {}),
             "update": dict(self.update.state_dict()),

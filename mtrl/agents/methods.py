@@ -1,7 +1,9 @@
 """The choice of methods: each network's combiner, from the configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
+
+from torch import Tensor
 
 from mtrl import seeds
 from mtrl.combiners import Combiner, make_combiner
@@ -30,6 +32,35 @@ def network_combiner(config: Config, network: Literal["critic", "actor"], num_ta
         )
     combiner.seed(seeds.integer(config.seed, f"{network}_combiner"))
     return combiner
+
+
+def check_numbers(combiner: Combiner, method: str, network: str, taken: Collection[str]) -> None:
+    """Refuse numbers of a method that a log line cannot hold beside the agent's.
+
+    Args:
+        combiner: of one network.
+        method: as the user calls it.
+        network: whose name goes before those of the numbers.
+        taken: names of the agent's own numbers.
+
+    Raises:
+        UserError: a name that is taken, or something else than a number, one by task or by pairs of tasks.
+    """
+    tasks = combiner.num_tasks
+    for name, value in combiner.metrics().items():
+        if (logged := f"{network}_{name}".replace("/", "_")) in taken:
+            raise UserError(
+                f"`metrics` of method {method} has a number '{name}', which would be logged as {logged}, a "
+                "number of the agent. Give it another name."
+            )
+        allowed = [(tasks,)] if name == "weights" else [(), (tasks,), (tasks, tasks)]
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if found not in allowed:
+            shapes = " or ".join(str(list(shape)) for shape in allowed)
+            raise UserError(
+                f"`metrics` of method {method}: '{name}' must be a tensor of shape {shapes} for {tasks} "
+                f"tasks; found {found if isinstance(found, str) else list(found)}. Return such a tensor."
+            )
 
 
 def reads_temperatures(combiner: Combiner) -> bool:

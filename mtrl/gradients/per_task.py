@@ -149,7 +149,7 @@ class TaskGradients:
         norms: [T], norms of the shared parameters' gradients in the first evaluation; None: not formed.
         head_gradient: [H], each head's gradient of its own task's loss, from the first evaluation or from the
             last one at moved heads.
-        evaluations: all up to the first one of all tasks; later ones repeat tasks.
+        evaluations: the evaluations up to and including the first that covers all tasks.
     """
 
     losses: Tensor

@@ -149,11 +149,6 @@ def load_checkpoint(
     )
 
 
-def newest_step(run_dir: Path) -> int:
-    """Return the vector step of the newest checkpoint, -1 if there is none. Opens no file of it."""
-    return max(map(_step, _directories(run_dir)), default=-1)
-
-
 class _HashingFile(io.FileIO):
     """A new file that hashes what is written to it, so that nothing need be read back."""
 

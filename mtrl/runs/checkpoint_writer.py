@@ -190,12 +190,12 @@ class Saving:
             self.saved_at = step
             self._written(step, paths[0])
 
-    def keep_best(self, step: int, policy: Any) -> bool:
-        """Replace the stored best policy by this one; return whether that succeeded."""
+    def keep_best(self, step: int, parts: Mapping[str, Any]) -> bool:
+        """Replace the stored best policy by this one, with its evaluation; return whether that succeeded."""
 
         def save() -> None:
             best = self._writer.run_dir / BEST_NAME
             best.mkdir(exist_ok=True)
-            save_checkpoint(best, step, {"policy": policy}, keep=1, **self._writer.about)
+            save_checkpoint(best, step, parts, keep=1, **self._writer.about)
 
         return self._writes.attempt("best policy", step, save)

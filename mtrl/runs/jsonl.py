@@ -4,7 +4,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,14 +164,6 @@ def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
         return []
     with open(path, "rb") as file:
         return [line for raw in file if (line := _parsed(raw)) is not None]
-
-
-def best_score(evaluations: Sequence[Mapping[str, Any]]) -> float:
-    """Return the best `Evaluation.score` of these lines; minus infinity for no lines."""
-    scores = [
-        line["mean_return"] if line["mean_success"] is None else line["mean_success"] for line in evaluations
-    ]
-    return max((score for score in scores if score is not None), default=-math.inf)
 
 
 class _LineFile:

@@ -57,7 +57,7 @@ class Evaluation(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Mean success, by which policies are compared; the mean return if a task knows no success."""
+        """Mean success; the mean return if a task knows no success."""
         return self.mean_return if np.isnan(self.mean_success) else self.mean_success
 
     def _repr_html_(self) -> str:

@@ -11,7 +11,6 @@ Before them comes the learning of an agent that is behind (`LearnsBetweenSteps`)
 middle of it saves there, and the resumed run learns on and writes the lines of that vector step.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +25,11 @@ from mtrl.config.schema import Config
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
-from mtrl.runs.checkpoint import newest_step
 from mtrl.runs.checkpoint_writer import CheckpointWriter, Saving, Writes
-from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, way_to_go_on
-from mtrl.runs.jsonl import best_score, read_evaluations
+from mtrl.runs.directory import CONFIG_NAME, way_to_go_on
+from mtrl.runs.jsonl import read_evaluations
 from mtrl.runs.log import Evaluation, Log, by_task
+from mtrl.training.best import BestPolicy, Outcome
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Event, Requests, TrainResult
 from mtrl.training.guard import DivergenceGuard
@@ -72,7 +71,7 @@ class TrainingLoop:
         self.former_restarts = state.restarts
         self.learnt_since_save = False  # whether the agent has learnt after the vector step of the checkpoint
         self.guard.remember(read_evaluations(path))
-        self.best = -math.inf  # score of the policy that is stored as the best
+        self.best = BestPolicy(path, state.envs.task_names, self.saving)
         self.seconds = {"evaluation": 0.0, "checkpoint": 0.0}
         self.final: Evaluation | None = None
         self.began = time.perf_counter()
@@ -105,12 +104,12 @@ class TrainingLoop:
         self.saving.saved_at = start if resumed else None  # nothing new to save if no step is made
         self.stepper.begin()
         if self.config.train.keep_best:
-            self._find_best(start)
+            self.best.find(start, self.state.agent.policy_state)
         if self.state.behind:  # the former process was stopped while the agent learnt
             self._settle(start)
         elif resumed and not evaluated:  # it ended after the checkpoint, before the evaluation
             self._evaluate_if_due(start)
-        elif resumed:  # a checkpoint is taken before the evaluation of its step
+        elif resumed and not self.state.told:  # the checkpoint is of before the evaluation of its step
             tasks = read_evaluations(self.path)[-1]["tasks"]
             rates = [tasks[name]["success"] for name in self.state.envs.task_names]
             self._note_success(np.array(rates, np.float64))  # None becomes NaN
@@ -290,8 +289,8 @@ class TrainingLoop:
         )
         self.progress.success = result.mean_success
         self.progress.message(console.evaluation_line(step, result))
-        if self.config.train.keep_best and result.score > self.best:
-            self._keep_best(step, result.score)
+        if self.config.train.keep_best:
+            self.best.offer(step, Outcome.of_result(result), self.state.agent.policy_state)
         self._note_success(result.success.mean(axis=1))
         self.guard.evaluation(step, result.task_means()["success"], result.episodes_per_task)
         if final:
@@ -299,27 +298,9 @@ class TrainingLoop:
         self._tell("evaluation", step, evaluation=result, final=final)
 
     def _note_success(self, rates: NDArray[Any]) -> None:
+        self.state.told = True
         if isinstance(self.state.agent, NotesSuccess):
             self.state.agent.note_success(rates)
-
-    def _find_best(self, start: int) -> None:
-        """Take the score of the stored best policy, or store that of `start` if it is better.
-
-        A former process may have been killed between an evaluation's line and its policy. The line of a
-        stored policy was dropped if its steps are taken again or if it ended a run that is extended now; it
-        was better than the lines before.
-        """
-        scores = {line["vector_step"]: best_score([line]) for line in read_evaluations(self.path)}
-        stored = newest_step(self.path / BEST_NAME)
-        if stored >= 0:
-            others = (score for step, score in scores.items() if step != start)
-            self.best = scores.get(stored, max(others, default=-math.inf))
-        if scores.get(start, -math.inf) > self.best:
-            self._keep_best(start, scores[start])
-
-    def _keep_best(self, step: int, score: float) -> None:
-        if self.saving.keep_best(step, self.state.agent.policy_state()):
-            self.best = score
 
     def _between_evaluation_steps(self, step: int) -> None:
         """Answer signals during an evaluation: schedulers kill half a minute after their warning."""

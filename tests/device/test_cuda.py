@@ -10,7 +10,6 @@ import torch
 
 from mtrl.agents.base import Transitions
 from mtrl.agents.sac.agent import SACAgent
-from mtrl.agents.sac.noise_hold import NoiseHold
 from mtrl.combiners import COMBINERS
 from mtrl.device import cpu
 from mtrl.device.cuda import WARM_UP_CALLS, GraphedStep
@@ -262,22 +261,6 @@ def test_a_deterministic_mode_that_only_warns_is_restored(deterministic: bool) -
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def test_held_noise_of_one_environment_on_cuda_draws_no_single_sample(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    drawn, multinomial = [], torch.multinomial
-
-    def noted(probabilities: torch.Tensor, count: int, **options: Any) -> torch.Tensor:
-        drawn.append(count)
-        return multinomial(probabilities, count, **options)
-
-    monkeypatch.setattr(torch, "multinomial", noted)
-    hold = NoiseHold((1, 1), 2, longest=4, device=CPU, seed=0)
-    hold._single_draws = False  # as on CUDA
-    assert hold.draw(torch.zeros(1, 1, 2)).shape == (1, 1, 2)
-    assert drawn == [2]
 
 
 def test_policies_of_evaluations_are_made_once_and_follow_the_parameters() -> None:

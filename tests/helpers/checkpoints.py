@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,14 @@ def state_of(step: int) -> dict[str, Any]:
         "rng": {"generator": np.random.default_rng(step).bit_generator.state},
         "counters": {"step": step, "returns": np.full(7, step + 0.5)},
     }
+
+
+def stored_rows(parts: Mapping[str, Any]) -> torch.Tensor:
+    """The replay's ring [T, size, W] in the parts of a checkpoint, which must not be empty."""
+    found = [part for name, part in parts.items() if name.startswith("replay_")]
+    pieces = [part() if callable(part) else part for part in found]
+    pieces.sort(key=lambda piece: int(piece["first"]))
+    return torch.cat([piece["rows"] for piece in pieces], dim=1)
 
 
 def assert_same(found: Any, expected: Any) -> None:

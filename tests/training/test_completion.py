@@ -276,7 +276,7 @@ def test_the_policy_of_the_best_evaluation_is_kept_and_stands_alone(
         train(counting(train=settings, eval=often, steps=40), run)
         assert load_checkpoint(run / "best")[0] == 20
         train_state = {path.name for path in (run / "best/checkpoints/step_000000020").iterdir()}
-        assert train_state == {"policy.pt", "manifest.json"}
+        assert train_state == {"policy.pt", "evaluation.pt", "manifest.json"}
         resume_training(run, steps=60)
     assert load_checkpoint(run / "best")[0] == 20  # 0.8 is less than what the former process saw
     policy = load_checkpoint(run / "best")[1]["policy"]["parameters"]
@@ -292,13 +292,17 @@ def test_the_policy_of_the_best_evaluation_is_kept_and_stands_alone(
         evaluate_run(run, best=True)
 
 
+@pytest.mark.parametrize(("version", "next_score"), [("this", 0.85), ("former", 0.5)])
 def test_a_worse_policy_does_not_replace_the_best_one_of_a_former_end_without_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    version: str, next_score: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = dataclasses.replace(EVERY_TEN, keep_best=True)
     seldom = EvalConfig(interval=30, episodes_per_task=1, final_episodes_per_task=1)
-    set_scores(monkeypatch, 0.8, 0.9, 0.5)
+    set_scores(monkeypatch, 0.8, 0.9, next_score)
     train(counting(train=settings, eval=seldom, steps=45), tmp_path / "run")
+    if version == "former":  # which stored no score
+        step, parts = load_checkpoint(tmp_path / "run/best")
+        save_checkpoint(tmp_path / "run/best", step, {"policy": parts["policy"]}, keep=1)
     resume_training(tmp_path / "run", steps=50)
     assert evaluated(tmp_path / "run") == [(30, False), (50, True)]
     assert load_checkpoint(tmp_path / "run/best")[0] == 45

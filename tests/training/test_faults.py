@@ -10,7 +10,6 @@ import torch
 
 from mtrl import train
 from mtrl.agents.base import Transitions
-from mtrl.agents.sac.replay import stored_rows
 from mtrl.cli.train import main as main_train
 from mtrl.config.schema import EnvConfig, EvalConfig
 from mtrl.device.cuda import resolve_device
@@ -18,6 +17,7 @@ from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.training.run import resume_training
 from mtrl.training.stepper import Stepper
+from tests.helpers.checkpoints import stored_rows
 from tests.helpers.faults import before_each_step, kill_a_worker, kill_a_worker_in_evaluations
 from tests.helpers.short_runs import (
     COUNTING,

@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from mtrl import Config, train
-from mtrl.agents.sac.replay import stored_rows
 from mtrl.cli.train import main as main_train
 from mtrl.combiners import COMBINERS
 from mtrl.config.presets import save_config
@@ -28,7 +27,7 @@ from mtrl.errors import UserError
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.training.run import evaluate_run, resume_training
 from mtrl.training.stepper import Stepper
-from tests.helpers.checkpoints import assert_same
+from tests.helpers.checkpoints import assert_same, stored_rows
 from tests.helpers.counting_env import CountingSuite
 from tests.helpers.faults import before_each_step
 from tests.helpers.killed_runs import kill_and_resume, wait_for

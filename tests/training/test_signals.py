@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from mtrl import train
+from mtrl.agents.sac.agent import SACAgent
+from mtrl.config.schema import EvalConfig
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import has_checkpoint
 from mtrl.training.evaluate import evaluate
@@ -187,3 +189,18 @@ def test_a_hang_up_right_after_something_was_written_is_not_lost(kind: str, tmp_
     result = train(counting(), tmp_path / "run", callbacks=[hang_up])
     assert (result.exit_code, result.evaluation) == (128 + signal.SIGHUP, None)
     assert load_checkpoint(tmp_path / "run")[0] == result.steps < 60
+
+
+def test_an_agent_is_told_of_an_evaluation_once_if_a_callback_stops_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At vector step 40 no checkpoint is due: the one of the stop has what the agent was told."""
+    told: list[list[float]] = []
+    monkeypatch.setattr(SACAgent, "note_success", lambda agent, rates: told.append(rates.tolist()))
+    settings = counting(eval=EvalConfig(interval=40, episodes_per_task=1, final_episodes_per_task=1))
+    stop = [lambda event: event.stop() if event.kind == "evaluation" else None]
+    train(settings, tmp_path / "run", callbacks=stop)
+    assert load_checkpoint(tmp_path / "run")[0] == 40
+    assert len(told) == 1
+    resume_training(tmp_path / "run")
+    assert len(told) == 2  # that of vector step 60

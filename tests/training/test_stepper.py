@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtrl.agents.sac.replay import stored_rows
 from mtrl.config.schema import EnvConfig, SacConfig, TrainConfig
 from mtrl.training.resolve import build_envs
 from mtrl.training.stepper import RunState, Stepper
+from tests.helpers.checkpoints import stored_rows
 from tests.helpers.short_runs import COUNTING, config
 
 STEPS = 45

@@ -222,7 +222,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
     def data_memory(self) -> dict[str, int]:
         """Bytes of the rollout; allocates it."""
         spec, rows = self.spec, self.rollout.rows.shape[1]
-        return {"rollout": rollout_bytes(spec.num_tasks, rows, spec.obs_dim, spec.action_dim)}
+        return {"rollout": rollout_bytes(spec.num_tasks, rows, spec.obs_dim, spec.action_dim, self.device)}
 
     def state(self) -> dict[str, Any]:
         """Return the parts "policy" (all that acting needs), "agent" and "rollout"."""

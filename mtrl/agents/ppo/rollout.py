@@ -5,7 +5,7 @@ Letters: T tasks, N vector steps, E copies of each task, R = N * E rows of each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +33,8 @@ class Minibatch(NamedTuple):
 class Rollout:
     """N vector steps, one row per transition, which a single gather reads.
 
-    Successors are stored only for vector steps at which an episode ended, and for the last one: elsewhere the
-    next row has them.
+    Successors are stored, on the host, only of the rows that ended an episode and of the last vector step:
+    elsewhere the next row has them.
 
     Args:
         num_tasks: T.
@@ -64,7 +64,7 @@ class Rollout:
         self.num_tasks, self.envs, self.steps, self.obs_dim = num_tasks, envs_per_task, steps, obs_dim
         self._widths = _widths(obs_dim, action_dim)
         check_fits(
-            rollout_bytes(num_tasks, envs_per_task * steps, obs_dim, action_dim),
+            rollout_bytes(num_tasks, envs_per_task * steps, obs_dim, action_dim, device),
             device,
             what="the rollout's rows",
             advice="Lower ppo.rollout_steps or env.envs_per_task.",
@@ -73,9 +73,8 @@ class Rollout:
         self._first_row = torch.arange(num_tasks, device=device).unsqueeze(1) * self.rows.shape[1]
         # From the host come observation, reward and flags; the device has the raw actions already.
         self._incoming = torch.zeros(num_tasks, envs_per_task, obs_dim + 4, device=device)
-        self._successor = torch.zeros(num_tasks, envs_per_task, obs_dim, device=device)
-        self._staging, self._successor_staging = Staging(self._incoming), Staging(self._successor)
-        self.successors: dict[int, Tensor] = {}  # vector step -> [T, E, O]
+        self._staging = Staging(self._incoming)
+        self._successors: dict[int, Tensor] = {}  # vector step -> [K, O], of the rows of `_stores`
         self.position = 0
 
     @property
@@ -108,17 +107,29 @@ class Rollout:
         rows[..., self.obs_dim : after_raw] = raw
         rows[..., after_raw : after_raw + 4] = self._incoming[..., self.obs_dim :]
         rows[..., after_raw + 4 :] = 0.0  # of the rollout before, which a checkpoint should not hold
-        if bool(ended.any()) or self.position == self.steps - 1:
-            self._successor_staging.wait()
-            self._successor_staging.host.copy_(next_obs)
-            self._successor_staging.send()
-            self.successors[self.position] = self._successor.clone()
+        stored = ended | (self.position == self.steps - 1)
+        if bool(stored.any()):
+            self._successors[self.position] = next_obs[stored]
         self.position += 1
 
     def clear(self) -> None:
         """Forget all rows."""
         self.position = 0
-        self.successors.clear()
+        self._successors.clear()
+
+    def successors(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield vector steps of a full rollout and successors [T, E, O], where the next rows lack some."""
+        obs = self.obs.unflatten(1, (self.steps, self.envs))
+        for step, found in self._successors.items():
+            whole = obs[:, min(step + 1, self.steps - 1)].clone()
+            whole[self._stores(step)] = found.to(whole)
+            yield step, whole
+
+    def _stores(self, step: int) -> Tensor:
+        """Return for which rows [T, E] of a vector step successors are stored."""
+        first = step * self.envs
+        ended = self._columns[2][:, first : first + self.envs, 2] > 0
+        return ended | (step == self.steps - 1)
 
     @property
     def _columns(self) -> tuple[Tensor, ...]:
@@ -167,20 +178,27 @@ class Rollout:
         return {
             "position": self.position,
             "rows": self.rows[:, : self.position * self.envs],
-            "successors": {str(step): value for step, value in self.successors.items()},
+            "successors": {str(step): value for step, value in self._successors.items()},
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore `state` of a rollout of the same shape."""
         self.position = state["position"]
         self.rows[:, : self.position * self.envs] = state["rows"].to(self.rows.device)
-        successors = state["successors"].items()
-        self.successors = {int(step): value.to(self.rows.device).clone() for step, value in successors}
+        # Former versions stored those of all rows [T, E, O].
+        self._successors = {
+            step: (found if found.dim() == 2 else found[self._stores(step).cpu()]).clone()
+            for step, found in ((int(name), value) for name, value in state["successors"].items())
+        }
 
 
-def rollout_bytes(num_tasks: int, rows: int, obs_dim: int, action_dim: int) -> int:
-    """Bytes of float32 rows of `rows` transitions of each task, without successors."""
-    return 4 * num_tasks * rows * sum(_widths(obs_dim, action_dim))
+def rollout_bytes(num_tasks: int, rows: int, obs_dim: int, action_dim: int, device: torch.device) -> int:
+    """Bytes on the device of float32 rows of `rows` transitions of each task.
+
+    If the device is the host, successors are among them: of all rows, since each may end an episode.
+    """
+    successor = obs_dim if device.type == "cpu" else 0
+    return 4 * num_tasks * rows * (sum(_widths(obs_dim, action_dim)) + successor)
 
 
 def _widths(obs_dim: int, action_dim: int) -> list[int]:

@@ -84,7 +84,7 @@ class PPOUpdate(ActorCritic):
         value = self._in_parts(values, rows, rollout.obs).unflatten(1, (rollout.steps, rollout.envs))
         reward, terminated, ended, lost = rollout.outcome
         following = torch.cat((value[:, 1:], torch.zeros_like(value[:, :1])), dim=1)
-        for step, successor in rollout.successors.items():
+        for step, successor in rollout.successors():
             true = values(self.standardised(successor))
             last = step == rollout.steps - 1
             following[:, step] = true if last else torch.where(ended[:, step], true, following[:, step])

@@ -256,7 +256,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         return {
             "policy": self.policy_state(),
             "agent": {
-                **self._own_state(),
+                **self._own_state(each_steps=self.config.sac.actor_every == 1),
                 "exploration": self._exploration.bit_generator.state,
                 "noise_hold": None if self._hold is None else self._hold.state_dict(),
                 "starts": self._starts.state_dict(),

@@ -33,10 +33,10 @@ class NoiseHold:
         seed: int,
     ) -> None:
         self._stream = RandomStream(seed, device)
-        lengths = torch.arange(1, longest + 1, device=device, dtype=torch.float32)
-        self._probabilities = lengths**-2.0
+        self._probabilities = torch.arange(1, longest + 1, dtype=torch.float32) ** -2.0
+        shares = self._probabilities.double() / self._probabilities.double().sum()
+        self._bounds = shares.cumsum(0)[:-1].float().to(device)  # P(k <= 1), ..., P(k <= longest - 1)
         self._noise = torch.zeros(*lead, action_dim, device=device)
-        self._single_draws = device.type == "cpu"
         self._remaining = torch.zeros(lead, dtype=torch.int64, device=device)
 
     def draw(self, noise: Tensor) -> Tensor:
@@ -44,15 +44,21 @@ class NoiseHold:
         # All environments draw at every step, due or not: what is due need not be read on the host.
         generator = self._stream.generator
         fresh = torch.empty_like(self._noise).normal_(generator=generator)
-        count = self._remaining.numel()
-        # On CUDA `multinomial` reads the host for a single sample, so a second one is drawn and left out.
-        drawn = count if self._single_draws else max(count, 2)
-        lengths = torch.multinomial(self._probabilities, drawn, replacement=True, generator=generator)[:count]
+        lengths = self._lengths()
         due = self._remaining == 0
         self._noise.copy_(torch.where(due.unsqueeze(-1), fresh, self._noise))
-        # Index i stands for i + 1 steps, of which this one is the first.
+        # Of the i + 1 steps this one is the first.
         self._remaining.copy_(torch.where(due, lengths.view_as(due), self._remaining - 1))
         return noise.copy_(self._noise)
+
+    def _lengths(self) -> Tensor:
+        """Draw an index for each environment; i stands for i + 1 steps."""
+        count, generator = self._remaining.numel(), self._stream.generator
+        if self._remaining.device.type == "cpu":
+            return torch.multinomial(self._probabilities, count, replacement=True, generator=generator)
+        # On CUDA `multinomial` sums in no fixed order, which `train.deterministic` refuses.
+        uniform = torch.rand(count, generator=generator, device=self._remaining.device)
+        return indices(uniform, self._bounds)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the noise, the number of steps that it stays, and the stream."""
@@ -63,6 +69,11 @@ class NoiseHold:
         self._noise.copy_(state["noise"])
         self._remaining.copy_(state["remaining"])
         self._stream.load_state(state["stream"])
+
+
+def indices(uniform: Tensor, bounds: Tensor) -> Tensor:
+    """Return for numbers in [0, 1) how many of the rising `bounds` each has reached."""
+    return torch.searchsorted(bounds, uniform, right=True)
 
 
 def spread_over_copies(

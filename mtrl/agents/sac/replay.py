@@ -290,8 +290,9 @@ class Replay:
         """Restore `state_parts` of a buffer of the same shape; pieces may be functions or their results."""
         state = parts["replay"]
         self.size, self._next = state["size"], state["next"]
-        if self.size:
-            self._rows[:, : self.size] = stored_rows(parts).to(self._rows.device)
+        for name, part in parts.items():
+            if name.startswith("replay_"):
+                self._load_piece(part() if callable(part) else part)
         self._stream.load_state(state["stream"])
         self._second_moment.copy_(state["second_moment"])
         self._mean_reward.copy_(state["mean_reward"])
@@ -301,6 +302,10 @@ class Replay:
             self._return_scale.load_state_dict(state["return_scale"])
         if self.curriculum is not None:
             self.curriculum.load_state(state["curriculum"])
+
+    def _load_piece(self, piece: Mapping[str, Any]) -> None:
+        first, rows = piece["first"], piece["rows"]
+        self._rows[:, first : first + rows.shape[1]] = rows.to(self._rows.device)
 
 
 class RingView:
@@ -344,14 +349,6 @@ class RingView:
             if low < high:
                 rows[:, low - first : high - first] = kept[:, low - start : high - start]
         return {"first": first, "rows": rows}
-
-
-def stored_rows(parts: Mapping[str, Any]) -> Tensor:
-    """Return the ring [T, size, W] of a checkpoint's parts, which must not be empty."""
-    found = [part for name, part in parts.items() if name.startswith("replay_")]
-    pieces = [part() if callable(part) else part for part in found]
-    pieces.sort(key=lambda piece: int(piece["first"]))
-    return torch.cat([piece["rows"] for piece in pieces], dim=1)
 
 
 def replay_bytes(num_tasks: int, capacity: int, obs_dim: int, action_dim: int) -> int:

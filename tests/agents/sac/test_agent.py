@@ -16,6 +16,7 @@ from mtrl.agents.base import Transitions
 from mtrl.agents.sac.agent import SACAgent
 from mtrl.combiners.base import LossCombiner
 from mtrl.device.random_stream import RandomStream
+from mtrl.errors import UserError
 from tests.helpers.agents import ACTION, OBS, TASKS, sac_agent, sac_config, spec
 from tests.helpers.three_tasks import all_methods
 
@@ -179,6 +180,24 @@ def test_a_delayed_actor_and_its_temperatures_move_at_every_kth_update_only() ->
     assert moved == [(made, made % 3 == 0) for made, _ in moved]
 
 
+def test_a_log_line_between_two_steps_of_a_delayed_actor_is_the_same_after_a_resume() -> None:
+    """The line before has taken all sums; the next one comes before the actor's next step."""
+    config = sac_config("cagrad", sac={"actor_every": 4})
+    agent, other = sac_agent(config), sac_agent(config)
+    _live(agent, 5)
+    while agent.updates % 4 != 1:
+        _live(agent, 1)
+    agent.metrics()
+    other.load_state(copy.deepcopy(agent.state()))
+    found = []
+    for one in (agent, other):
+        _live(one, 2, seed=5)
+        assert one.updates % 4 == 3
+        found.append(one.metrics())
+    assert found[0].scalars["grad/actor_cos_min"] != 0.0  # that of a fresh method
+    np.testing.assert_equal(found[1], found[0])
+
+
 def test_neighbouring_seeds_share_neither_parameters_nor_noise() -> None:
     """Seed 0's noise was seed 1's initialisation."""
     draws = []
@@ -245,6 +264,27 @@ def test_a_users_method_need_not_repeat_the_weights_among_its_numbers() -> None:
     scalars, per_task = agent.metrics()
     assert scalars["grad/critic_own"] == 7.0
     assert per_task["weight"].tolist() == pytest.approx([1 / TASKS] * TASKS)
+
+
+@pytest.mark.parametrize("network", ["critic", "actor"])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("loss", torch.zeros(TASKS), "has a number 'loss'.*another name"),
+        ("grad/norm", torch.zeros(TASKS), "has a number 'grad/norm'.*another name"),
+        ("update_norm", torch.tensor(1.0), "has a number 'update_norm'.*another name"),
+        ("ratio", torch.ones(1), r"'ratio' must be .* \[\] or \[3\] or \[3, 3\] for 3 tasks; found \[1\]"),
+        ("ratio", 0.5, "'ratio' must be .*; found float"),
+        ("weights", torch.tensor(1.0), r"'weights' must be .* \[3\] for 3 tasks; found \[\]"),
+    ],
+)
+def test_a_methods_numbers_that_no_log_line_can_hold_are_refused_at_the_start(
+    name: str, value: Any, words: str, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OwnNumbers, "metrics", lambda method: {name: value})
+    method = f"{__name__}:OwnNumbers"
+    with pytest.raises(UserError, match=f"method {method}.*{words}"):
+        sac_agent(sac_config("mean", per_network={f"{network}_method": method}))
 
 
 @pytest.mark.parametrize("loss", ["squared", "categorical"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
+from mtrl.agents.sac.noise_hold import NoiseHold, indices, spread_over_copies
 
 LEAD, ACTION = (4, 50), 2
 
@@ -14,8 +14,8 @@ def _draws(hold: NoiseHold, steps: int) -> torch.Tensor:
     return torch.stack([hold.draw(torch.empty(*LEAD, ACTION)) for _ in range(steps)])
 
 
-def _hold(longest: int = 16) -> NoiseHold:
-    return NoiseHold(LEAD, ACTION, longest=longest, device=torch.device("cpu"), seed=0)
+def _hold(longest: int = 16, device: str = "cpu") -> NoiseHold:
+    return NoiseHold(LEAD, ACTION, longest=longest, device=torch.device(device), seed=0)
 
 
 def test_noise_is_standard_normal_at_each_step() -> None:
@@ -24,8 +24,13 @@ def test_noise_is_standard_normal_at_each_step() -> None:
     assert noise.std().item() == pytest.approx(1.0, abs=0.05)
 
 
-def test_lengths_follow_the_truncated_zeta_distribution() -> None:
-    noise = _draws(_hold(longest=4), 2000)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_lengths_follow_the_truncated_zeta_distribution_with_deterministic_kernels(device: str) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        noise = _draws(_hold(longest=4, device=device), 2000)
+    finally:
+        torch.use_deterministic_algorithms(False)
     # All action components of a copy change together; runs that touch neither end are whole.
     changes = (noise[1:] != noise[:-1]).any(-1)
     assert torch.equal(changes, (noise[1:] != noise[:-1]).all(-1))
@@ -35,6 +40,16 @@ def test_lengths_follow_the_truncated_zeta_distribution() -> None:
         seen = (lengths_seen == length).float().mean().item()
         assert seen == pytest.approx(share.item(), abs=0.01), length
     assert int(lengths_seen.max()) == 4
+
+
+def test_a_table_of_uniform_numbers_gives_the_same_distribution() -> None:
+    """CUDA draws by it. Every number of a fine grid is met once, so shares are exact but for the grid."""
+    grid = (torch.arange(100_000) + 0.5) / 100_000
+    drawn = indices(grid, _hold(longest=4)._bounds)
+    weights = torch.tensor([1.0, 1 / 4, 1 / 9, 1 / 16])
+    shares = drawn.bincount(minlength=4) / len(grid)
+    torch.testing.assert_close(shares, weights / weights.sum(), atol=1e-4, rtol=0.0)
+    assert indices(torch.tensor([0.0, 1.0 - 2**-24]), _hold(longest=4)._bounds).tolist() == [0, 3]
 
 
 def test_restored_state_continues_the_same_noise() -> None:

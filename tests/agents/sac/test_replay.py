@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor
 
 import mtrl.agents.sac.replay
-from mtrl.agents.sac.replay import Replay, replay_bytes, stored_rows
+from mtrl.agents.sac.replay import Replay, replay_bytes
 from mtrl.errors import UserError
+from tests.helpers.checkpoints import assert_same, stored_rows
 
 TASKS, OBS, ACTION = 3, 2, 1
 CPU = torch.device("cpu")
@@ -245,3 +248,29 @@ def test_rows_are_put_aside_only_as_long_as_somebody_may_read_them() -> None:
     assert len(replay._views) == 1
     del parts
     assert len(replay._views) == 0
+
+
+def test_a_ring_is_restored_without_a_second_one_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mtrl.agents.sac.replay, "PIECE_BYTES", 1)  # a piece for each slot
+    replay, restored = _replay(capacity=8), _replay(capacity=8)
+    for step in range(11):
+        replay.add(*_transition(step))
+    made: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def counted(part: Any) -> Any:
+        nonlocal most
+        piece = part()
+        made.append(weakref.ref(piece["rows"]))
+        most = max(most, sum(rows() is not None for rows in made))
+        return piece
+
+    parts = {
+        name: partial(counted, part) if callable(part) else part
+        for name, part in replay.state_parts().items()
+    }
+    restored.load_state_parts(parts)
+    assert len(made) == 8
+    assert most == 1
+    assert_same(restored.state_parts()["replay"], replay.state_parts()["replay"])
+    assert torch.equal(stored_rows(restored.state_parts()), stored_rows(replay.state_parts()))
