@@ -81,7 +81,7 @@ def test_trials_of_two_methods_are_named_after_both(tmp_path: Path) -> None:
 
 def test_seeds_of_all_settings_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = pytest.importorskip("mtrl.sweep.driver")
-    monkeypatch.setattr("ray.nodes", lambda: [])  # Ray is not started
+    monkeypatch.setattr("ray.nodes", list)  # Ray is not started
     seen: list[State] = []
     # The driver shows its queue and is stopped before anything starts.
     with pytest.raises(_Stop):
