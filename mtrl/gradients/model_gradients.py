@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,8 @@ _UNUSED = WeakIdKeyDictionary()
 class ModelGradients:
     """Evaluates losses and gradients of a model for one step of a combiner.
 
-    Call `close` at the end. Then the modules' buffers (running statistics of a normalisation) are those of
-    the first evaluation, and further evaluations have left no trace. All evaluations of one batch within a
+    Call `close` at the end. The first evaluation moves the modules' buffers (running statistics of a
+    normalisation), and further evaluations leave no trace in them. All evaluations of one batch within a
     step start from the same buffers and draw the same random numbers from torch's generators, so that dropout
     keeps its mask.
 
@@ -77,7 +78,7 @@ class ModelGradients:
         self._evaluated = False
         self.leaves: dict[int, Tensor] = {}
         self._used = self._heads_used = False  # whether any loss has depended on shared parameters, on heads
-        self._buffers = Buffers(scope.modules)
+        self._buffers = Buffers(scope.modules, scope.leaves)
         self._random: dict[int, list[Tensor]] = {}  # number of a batch -> states of the generators
         self.head_gradients: list[list[Tensor]] = [
             [torch.zeros_like(p) for p in head] for head in scope.heads
@@ -159,9 +160,9 @@ class ModelGradients:
             parts = [self._called(number).detach() for number in self._numbers(0)]
             return torch.stack(parts).mean(dim=0)
 
-        self._buffers.start(0)
-        losses = self._processes.together(whole)
-        self._buffers.restore()
+        with self._buffers.unmoved():
+            self._buffers.start(0)
+            losses = self._processes.together(whole)
         return self._mean_losses(losses)
 
     def _evaluate(self, batch: int, backward: Callable[[Tensor, Graph], Tensor], rows: int) -> Tensor:
@@ -190,13 +191,12 @@ class ModelGradients:
                     total = part if total is None else total + part
                 if first:
                     self._buffers.restore()  # the backward pass of a checkpoint runs its module again
-            if not first:
-                self._buffers.restore()
             if total is None:
                 total = self.parameters.new_zeros(rows, self.parameters.numel())
             return total, torch.stack(values).mean(dim=0)
 
-        total, values = self._processes.together(local)
+        with nullcontext() if first else self._buffers.unmoved():
+            total, values = self._processes.together(local)
         if first:
             self._finish_first(values)
         return self._finite(self._processes.mean(total))
@@ -284,11 +284,10 @@ class ModelGradients:
         unused = [leaf for leaf in self._scope.shared if id(leaf) not in graph.leaves and leaf not in _UNUSED]
         if not unused or self._function is None:
             return
-        with warnings.catch_warnings(record=True) as caught, torch.enable_grad():
+        with warnings.catch_warnings(record=True) as caught, torch.enable_grad(), self._buffers.unmoved():
             warnings.simplefilter("always")
             self._buffers.start(0)
             self._called(0)
-        self._buffers.restore()
         if any("None of the inputs have requires_grad=True" in str(found.message) for found in caught):
             raise ValueError(REENTRANT)
         for leaf in unused:
@@ -320,8 +319,8 @@ class ModelGradients:
                 for task in range(self._num_tasks)
             ]
 
-        found = self._processes.together(local)
-        self._buffers.restore()
+        with self._buffers.unmoved():
+            found = self._processes.together(local)
         if moves_heads:
             self.head_gradients = [[self._processes.mean(place) for place in own] for _, own in found]
         return self._finite(self._processes.mean(torch.stack([row for row, _ in found])))
@@ -368,11 +367,9 @@ class ModelGradients:
         return gradient / self._scaler.get_scale()
 
     def close(self, *, taken: bool) -> None:
-        """End the step: leave the buffers of the first evaluation or, if no step was taken, those before."""
-        if taken:
-            self._buffers.restore()
-        else:
-            self._buffers.discard()
+        """End the step: if none was taken, put back the buffers of before."""
+        if not taken:
+            self._buffers.start(0)
         torch.clear_autocast_cache()
 
 
