@@ -218,6 +218,7 @@ def _skip(scope: Scope, optimizer: torch.optim.Optimizer, scaler: torch.amp.Grad
     with scope.only():
         for leaf in scope.leaves:
             leaf.grad = torch.full_like(leaf, torch.inf)
+        scaler.unscale_(optimizer)  # by itself `step` would not look at gradients once more
         scaler.step(optimizer)
         scaler.update()
         for leaf in scope.leaves:

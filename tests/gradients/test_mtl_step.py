@@ -270,6 +270,29 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale() -> None:
     assert not torch.equal(problem.values(), before)
 
 
+@pytest.mark.parametrize("factor", [1.0, math.inf], ids=["finite", "overflow"])
+def test_gradients_that_were_unscaled_before_the_step_are_refused_by_torch(factor: float) -> None:
+    problem = Problem()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = torch.optim.SGD(problem.parameters, lr=0.1)
+    combiner = make_combiner("mean", num_tasks=TASKS)
+    scaler.scale(torch.cat([p.flatten() for p in problem.parameters]).square().sum()).backward()
+    scaler.unscale_(optimizer)
+    before, gradients = problem.values(), [p.grad for p in problem.parameters]
+    with pytest.raises(RuntimeError, match=r"unscale_\(\) has already been called"):
+        mtl_step(
+            combiner,
+            lambda b: torch.stack(problem.losses(b)) * factor,
+            problem.torso,
+            optimizer,
+            heads=problem.heads,
+            scaler=scaler,
+            accumulate=True,
+        )
+    assert torch.equal(problem.values(), before)
+    assert all(p.grad is gradient for p, gradient in zip(problem.parameters, gradients, strict=True))
+
+
 @trains_the_torso_alone
 @pytest.mark.parametrize("scaled", [False, True], ids=["refused", "skipped"])
 @pytest.mark.parametrize("name", sorted(set(COMBINERS) - {"inverse_alpha"}))
