@@ -241,14 +241,19 @@ def _move(
     scope.put(own, gradients.head_gradients, add=add, scale=scale)
     held = (leaf for group in optimizer.param_groups for leaf in group["params"])
     moving = [leaf for leaf in held if leaf.grad is not None]
-    if scaler is not None and moving:  # without gradients a scaler has nothing to look at
+    if scaler is not None:
+        stand_in = [] if moving else scope.shared[:1]  # its scale grows only if it has seen a gradient
+        for leaf in stand_in:
+            leaf.grad = torch.zeros_like(leaf)
         scaler.unscale_(optimizer)  # it may refuse, so this comes before anything moves
+        for leaf in stand_in:
+            leaf.grad = None
     if combiner.preconditioned:
         plain_step(scope, direction, optimizer)
     elif max_norm is not None and math.isfinite(max_norm):
         nn.utils.clip_grad_norm_(moving, max_norm)
     if scaler is None:
         optimizer.step()
-    elif moving:
+    else:
         scaler.step(optimizer)
         scaler.update()

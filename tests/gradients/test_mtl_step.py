@@ -270,6 +270,21 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale() -> None:
     assert not torch.equal(problem.values(), before)
 
 
+@trains_the_torso_alone
+@pytest.mark.parametrize("name", ["mean", "adatask", "m_config"])
+def test_a_loss_scale_grows_after_steps_without_an_overflow(name: str) -> None:
+    """By 2 after each second step, as the scaler is told to."""
+    scaled, plain = Problem(), Problem()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+    for problem, own in ((scaled, scaler), (plain, None)):
+        optimizer = torch.optim.SGD(problem.torso.parameters(), lr=0.01, momentum=0.5)
+        combiner = make_combiner(name, num_tasks=TASKS)
+        for _ in range(4):
+            mtl_step(combiner, problem.losses, problem.torso, optimizer, scaler=own)
+    assert scaler.get_scale() == 16.0
+    torch.testing.assert_close(scaled.values(), plain.values())
+
+
 @pytest.mark.parametrize("factor", [1.0, math.inf], ids=["finite", "overflow"])
 def test_gradients_that_were_unscaled_before_the_step_are_refused_by_torch(factor: float) -> None:
     problem = Problem()
