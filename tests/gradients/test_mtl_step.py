@@ -334,6 +334,29 @@ def test_a_step_that_is_not_taken_leaves_the_methods_state_alone(name: str, scal
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+@trains_the_torso_alone
+@pytest.mark.parametrize("scaled", [False, True], ids=["refused", "skipped"])
+@pytest.mark.parametrize("base", ["cagrad", "momentum"])
+def test_losses_that_are_not_finite_at_moved_parameters_leave_the_methods_state_alone(
+    base: str, scaled: bool
+) -> None:
+    problem, combiner = Problem(), make_combiner("fs_mtl", num_tasks=TASKS, base=base)
+    optimizer = torch.optim.SGD(problem.torso.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu") if scaled else None
+    mtl_step(combiner, problem.losses, problem.torso, optimizer, scaler=scaler)
+    before, values, calls = copy.deepcopy(combiner.state_dict()), problem.values(), len(problem.calls)
+
+    def losses(batch: int) -> Tensor:
+        found = torch.stack(problem.losses(batch))
+        return found * math.nan if len(problem.calls) == calls + 2 else found
+
+    refused = contextlib.nullcontext() if scaled else pytest.raises(ValueError, match="no step was taken")
+    with refused:
+        mtl_step(combiner, losses, problem.torso, optimizer, scaler=scaler)
+    torch.testing.assert_close(combiner.state_dict(), before, rtol=0.0, atol=0.0)
+    assert torch.equal(problem.values(), values)
+
+
 def test_with_a_scaler_an_overflow_after_the_step_is_passed_over() -> None:
     problem, combiner = Problem(), make_combiner("famo", num_tasks=TASKS)
     optimizer, scaler = torch.optim.SGD(problem.parameters, lr=0.1), torch.amp.GradScaler("cpu")
