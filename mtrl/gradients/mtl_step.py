@@ -58,7 +58,9 @@ def mtl_step(
             before they are combined, so do not divide the losses by their number. Adding up combined
             directions would be another method.
         scaler: of automatic mixed precision. Methods see gradients without the scale. An overflow skips the
-            step and lowers the scale, as without a combiner.
+            step and lowers the scale, as without a combiner. This function calls `scaler.step` and
+            `scaler.update`: take backward passes of other losses with this scaler afterwards, but for those
+            of gradients that `accumulate` adds to.
         distributed: average losses and Jacobians over the processes of the default group, so that all combine
             alike. Models are plain modules with equal parameters, not DistributedDataParallel. If a process
             fails or overflows, none of them steps. A process without labels returns losses of 0.
