@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mtrl.gradients.buffers import Buffers
-from mtrl.gradients.processes import Overflow, Processes
+from mtrl.gradients.processes import Overflow, Processes, Result
 from mtrl.gradients.random_states import random_states, replayed
 from mtrl.gradients.scope import Scope, all_finite
 from mtrl.gradients.task_jacobian import (
@@ -162,7 +162,7 @@ class ModelGradients:
 
         with self._buffers.unmoved():
             self._buffers.start(0)
-            losses = self._processes.together(whole)
+            losses = self._together(whole)
         return self._mean_losses(losses)
 
     def _evaluate(self, batch: int, backward: Callable[[Tensor, Graph], Tensor], rows: int) -> Tensor:
@@ -196,10 +196,15 @@ class ModelGradients:
             return total, torch.stack(values).mean(dim=0)
 
         with nullcontext() if first else self._buffers.unmoved():
-            total, values = self._processes.together(local)
+            total, values = self._together(local)
         if first:
             self._finish_first(values)
         return self._finite(self._processes.mean(total))
+
+    def _together(self, action: Callable[[], Result]) -> Result:
+        """Return `action()` as `Processes` does, with gradients, which the caller may have switched off."""
+        with torch.enable_grad():
+            return self._processes.together(action)
 
     def _finite(self, rows: Tensor) -> Tensor:
         """Return rows [N, P] if they and the gradients of the heads are finite.
@@ -284,7 +289,7 @@ class ModelGradients:
         unused = [leaf for leaf in self._scope.shared if id(leaf) not in graph.leaves and leaf not in _UNUSED]
         if not unused or self._function is None:
             return
-        with warnings.catch_warnings(record=True) as caught, torch.enable_grad(), self._buffers.unmoved():
+        with warnings.catch_warnings(record=True) as caught, self._buffers.unmoved():
             warnings.simplefilter("always")
             self._buffers.start(0)
             self._called(0)
@@ -320,7 +325,7 @@ class ModelGradients:
             ]
 
         with self._buffers.unmoved():
-            found = self._processes.together(local)
+            found = self._together(local)
         if moves_heads:
             self.head_gradients = [[self._processes.mean(place) for place in own] for _, own in found]
         return self._finite(self._processes.mean(torch.stack([row for row, _ in found])))
