@@ -104,7 +104,6 @@ class ModelGradients:
         """
         if offset is not None:
             return self._moved(offset, batch)
-
         count = self._num_tasks if tasks is None else len(tasks)
         return self._rows(batch, lambda losses: losses if tasks is None else losses[tasks], count)
 
@@ -217,7 +216,12 @@ class ModelGradients:
     def _finish_first(self, values: Tensor) -> None:
         self._evaluated = True
         self.losses = self._checked(self._mean_losses(values))
-        used, heads_used = self._processes.any(self._used, self._heads_used)
+        unused = [leaf for leaf in self._scope.shared if id(leaf) not in self.leaves and leaf not in _UNUSED]
+        # Losses without any graph are those of a process without labels, which hides nothing.
+        looks = bool(unused and self.leaves and self._function is not None)
+        used, heads_used, look = self._processes.any(self._used, self._heads_used, looks)
+        if look:
+            self._look_for_checkpoints(unused if looks else ())
         if not used:
             raise ValueError(NONE_USED)
         if not heads_used and any(self._scope.heads):
@@ -276,25 +280,25 @@ class ModelGradients:
         if batch == 0 and not self._evaluated:
             self._scope.check_graph(graph)
             self._scope.check_heads(losses, graph)
-            self._look_for_checkpoints(graph)
             self.leaves |= graph.leaves
         return graph
 
-    def _look_for_checkpoints(self, graph: Graph) -> None:
-        """Refuse a reentrant checkpoint that the graph does not show, since its inputs need no gradient.
+    def _look_for_checkpoints(self, unused: Sequence[Tensor]) -> None:
+        """Refuse a reentrant checkpoint that no graph shows, since its inputs need no gradient.
 
         Torch warns of it in the forward pass. Where parameters are unused, one more evaluation looks for that
-        warning, once in the life of a parameter.
+        warning, once in the life of a parameter. All processes take part in it: layers may communicate.
         """
-        unused = [leaf for leaf in self._scope.shared if id(leaf) not in graph.leaves and leaf not in _UNUSED]
-        if not unused or self._function is None:
-            return
-        with warnings.catch_warnings(record=True) as caught, self._buffers.unmoved():
-            warnings.simplefilter("always")
-            self._buffers.start(0)
-            self._called(0)
-        if any("None of the inputs have requires_grad=True" in str(found.message) for found in caught):
-            raise ValueError(REENTRANT)
+
+        def look() -> None:
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                self._buffers.start(0)
+                self._called(0)
+            if any("None of the inputs have requires_grad=True" in str(found.message) for found in caught):
+                raise ValueError(REENTRANT)
+
+        with self._buffers.unmoved():
+            self._together(look if self._function is not None else lambda: None)
         for leaf in unused:
             _UNUSED[leaf] = True
 
