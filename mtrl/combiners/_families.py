@@ -13,7 +13,7 @@ from mtrl.combiners._jacobian_at import JacobianAt
 from mtrl.combiners._random import next_tasks, shuffled
 from mtrl.combiners._state import HostCounter, LossOrigin
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianCombiner
-from mtrl.combiners.registry import make_combiner
+from mtrl.combiners.registry import from_options
 
 # What a base may require of its caller, and how a message says it.
 _REQUIREMENTS = {
@@ -43,7 +43,7 @@ def make_base(
         raise ValueError(f"base_options must map arguments of {base} to values; found {base_options!r}.")
     if base == wrapper:
         raise ValueError(f"base must be another method than {wrapper!r}; found {base!r}.")
-    made = make_combiner(base, num_tasks=num_tasks, **dict(base_options or {}))
+    made = from_options(base, num_tasks, base_options or {})
     if made.needs_also:
         raise ValueError(
             f"base must be a method that takes one Jacobian; found {base!r}, which needs {made.needs_also}."

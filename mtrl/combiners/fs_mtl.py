@@ -67,15 +67,14 @@ class FSMTL(JacobianCombiner):
         """Return base(G) + base(H) [P]; task heads ascend too."""
         gradients = jacobian_at()
         losses = jacobian_at.losses
-        combined = self._of_losses(gradients, losses)
         if self.rho == 0.0:
-            return combined
+            return self._of_losses(gradients, losses)
         values, their_gradients = jacobian_at.heads
         # Shared parameters and heads ascend by rho each: the sharpness is that of both.
         pull = self._joint(gradients)
         ascent = self._ascent(pull, jacobian_at.parameters), self._ascent(their_gradients, values)
-        ascended = jacobian_at(offset=torch.cat(ascent, dim=1))
-        return combined + self.flat_part.combine(ascended - gradients, losses)
+        ascended = jacobian_at(offset=torch.cat(ascent, dim=1))  # may raise, so it comes before a base moves
+        return self._of_losses(gradients, losses) + self.flat_part.combine(ascended - gradients, losses)
 
     def _of_losses(self, gradients: Tensor, losses: Tensor | None) -> Tensor:
         """Return base(G) [P], whose weights are those of this method."""

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ COMBINERS = Registry(
     wrappers=True,
     bibliography=Path(__file__).with_name("references.bib"),
 )
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def scan() -> None:
@@ -53,6 +56,11 @@ def make_combiner(method: str | type[Combiner], *, num_tasks: int, **options: An
             Combiner with a `name`. A UserError is a ValueError.
         ValueError: a value outside its rule.
     """
+    return from_options(method, num_tasks, options)
+
+
+def from_options(method: str | type[Combiner], num_tasks: int, options: Mapping[Any, Any]) -> Combiner:
+    """Return `make_combiner` with the method's arguments as a mapping, whatever its keys are."""
     cls = COMBINERS[method] if isinstance(method, str) else method
     if not (inspect.isclass(cls) and issubclass(cls, Combiner)) or inspect.isabstract(cls):
         missing = sorted(getattr(cls, "__abstractmethods__", ()))
@@ -63,11 +71,13 @@ def make_combiner(method: str | type[Combiner], *, num_tasks: int, **options: An
         )
     if not cls.name:
         raise UserError(f"{cls.__name__} needs a class attribute `name`, which messages use.")
-    valid = [key for key in inspect.signature(cls).parameters if key != "num_tasks"]
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(cls).parameters.items()}
+    valid = [name for name, kind in kinds.items() if kind in _NAMED and name != "num_tasks"]
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds.values()  # and hands it to the method that it extends
     for key in options:
-        if key not in valid:
+        if key not in valid and not (takes_any and isinstance(key, str) and key != "num_tasks"):
             names = f" Valid: {', '.join(sorted(valid))}." if valid else " It takes none."
-            raise UserError(f"unknown argument '{key}' of {cls.name}.{did_you_mean(key, valid)}{names}")
+            raise UserError(f"unknown argument '{key}' of {cls.name}.{did_you_mean(str(key), valid)}{names}")
     made = cls(num_tasks=num_tasks, **options)
     made.seed(0)  # members that draw get a stream each
     return made

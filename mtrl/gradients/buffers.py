@@ -1,10 +1,13 @@
 """Buffers of modules, such as running statistics: a step moves them once, however often it evaluates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from mtrl.combiners import Combiner
 
 
 class _Entry(NamedTuple):
@@ -15,14 +18,19 @@ class _Entry(NamedTuple):
 
 
 class Buffers:
-    """The buffers of modules, which can be put back to what they were.
+    """The buffers that forward passes of modules write, which can be put back to what they were.
+
+    A combiner among the modules is left out, since `mtl_step` looks after its state.
 
     Args:
         modules: theirs and those of all modules in them.
+        leaves: parameters that the step moves. Buffers that share their memory, which are views of them, are
+            left out.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], leaves: Sequence[Tensor]) -> None:
         self._modules = modules
+        self._moving = {_memory(leaf) for leaf in leaves} - {None}
         self._first = self._kept = self._now()
 
     def keep(self) -> None:
@@ -37,18 +45,33 @@ class Buffers:
         """Put back what every evaluation of a batch starts from: of batch 0, what was there at first."""
         _put_back(self._kept if batch else self._first)
 
-    def discard(self) -> None:
-        """Put back what was there at first, and remember it."""
-        self._kept = self._first
-        self.restore()
+    @contextmanager
+    def unmoved(self) -> Iterator[None]:
+        """Put back afterwards what is there now, which hooks may have written since the last evaluation."""
+        now = self._now()
+        try:
+            yield
+        finally:
+            _put_back(now)
 
     def _now(self) -> list[_Entry]:
         return [
             _Entry(module, name, buffer, _copy(buffer))
             for root in self._modules
-            for module in root.modules()
+            for module in _without_combiners(root)
             for name, buffer in module._buffers.items()
+            if buffer is None or _memory(buffer) not in self._moving
         ]
+
+
+def _without_combiners(root: nn.Module) -> Iterator[nn.Module]:
+    passed: set[nn.Module] = {module for module in root.modules() if isinstance(module, Combiner)}
+    return (module for _, module in root.named_modules(passed))
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Return a number that tensors of the same memory share."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else None
 
 
 def _copy(buffer: Tensor | None) -> Tensor | None:

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mtrl.gradients.buffers import Buffers
-from mtrl.gradients.processes import Overflow, Processes
+from mtrl.gradients.processes import Overflow, Processes, Result
 from mtrl.gradients.random_states import random_states, replayed
 from mtrl.gradients.scope import Scope, all_finite
 from mtrl.gradients.task_jacobian import (
@@ -33,8 +34,8 @@ _UNUSED = WeakIdKeyDictionary()
 class ModelGradients:
     """Evaluates losses and gradients of a model for one step of a combiner.
 
-    Call `close` at the end. Then the modules' buffers (running statistics of a normalisation) are those of
-    the first evaluation, and further evaluations have left no trace. All evaluations of one batch within a
+    Call `close` at the end. The first evaluation moves the modules' buffers (running statistics of a
+    normalisation), and further evaluations leave no trace in them. All evaluations of one batch within a
     step start from the same buffers and draw the same random numbers from torch's generators, so that dropout
     keeps its mask.
 
@@ -77,7 +78,7 @@ class ModelGradients:
         self._evaluated = False
         self.leaves: dict[int, Tensor] = {}
         self._used = self._heads_used = False  # whether any loss has depended on shared parameters, on heads
-        self._buffers = Buffers(scope.modules)
+        self._buffers = Buffers(scope.modules, scope.leaves)
         self._random: dict[int, list[Tensor]] = {}  # number of a batch -> states of the generators
         self.head_gradients: list[list[Tensor]] = [
             [torch.zeros_like(p) for p in head] for head in scope.heads
@@ -103,7 +104,6 @@ class ModelGradients:
         """
         if offset is not None:
             return self._moved(offset, batch)
-
         count = self._num_tasks if tasks is None else len(tasks)
         return self._rows(batch, lambda losses: losses if tasks is None else losses[tasks], count)
 
@@ -159,9 +159,9 @@ class ModelGradients:
             parts = [self._called(number).detach() for number in self._numbers(0)]
             return torch.stack(parts).mean(dim=0)
 
-        self._buffers.start(0)
-        losses = self._processes.together(whole)
-        self._buffers.restore()
+        with self._buffers.unmoved():
+            self._buffers.start(0)
+            losses = self._together(whole)
         return self._mean_losses(losses)
 
     def _evaluate(self, batch: int, backward: Callable[[Tensor, Graph], Tensor], rows: int) -> Tensor:
@@ -190,16 +190,20 @@ class ModelGradients:
                     total = part if total is None else total + part
                 if first:
                     self._buffers.restore()  # the backward pass of a checkpoint runs its module again
-            if not first:
-                self._buffers.restore()
             if total is None:
                 total = self.parameters.new_zeros(rows, self.parameters.numel())
             return total, torch.stack(values).mean(dim=0)
 
-        total, values = self._processes.together(local)
+        with nullcontext() if first else self._buffers.unmoved():
+            total, values = self._together(local)
         if first:
             self._finish_first(values)
         return self._finite(self._processes.mean(total))
+
+    def _together(self, action: Callable[[], Result]) -> Result:
+        """Return `action()` as `Processes` does, with gradients, which the caller may have switched off."""
+        with torch.enable_grad():
+            return self._processes.together(action)
 
     def _finite(self, rows: Tensor) -> Tensor:
         """Return rows [N, P] if they and the gradients of the heads are finite.
@@ -212,7 +216,12 @@ class ModelGradients:
     def _finish_first(self, values: Tensor) -> None:
         self._evaluated = True
         self.losses = self._checked(self._mean_losses(values))
-        used, heads_used = self._processes.any(self._used, self._heads_used)
+        unused = [leaf for leaf in self._scope.shared if id(leaf) not in self.leaves and leaf not in _UNUSED]
+        # Losses without any graph are those of a process without labels, which hides nothing.
+        looks = bool(unused and self.leaves and self._function is not None)
+        used, heads_used, look = self._processes.any(self._used, self._heads_used, looks)
+        if look:
+            self._look_for_checkpoints(unused if looks else ())
         if not used:
             raise ValueError(NONE_USED)
         if not heads_used and any(self._scope.heads):
@@ -271,26 +280,25 @@ class ModelGradients:
         if batch == 0 and not self._evaluated:
             self._scope.check_graph(graph)
             self._scope.check_heads(losses, graph)
-            self._look_for_checkpoints(graph)
             self.leaves |= graph.leaves
         return graph
 
-    def _look_for_checkpoints(self, graph: Graph) -> None:
-        """Refuse a reentrant checkpoint that the graph does not show, since its inputs need no gradient.
+    def _look_for_checkpoints(self, unused: Sequence[Tensor]) -> None:
+        """Refuse a reentrant checkpoint that no graph shows, since its inputs need no gradient.
 
         Torch warns of it in the forward pass. Where parameters are unused, one more evaluation looks for that
-        warning, once in the life of a parameter.
+        warning, once in the life of a parameter. All processes take part in it: layers may communicate.
         """
-        unused = [leaf for leaf in self._scope.shared if id(leaf) not in graph.leaves and leaf not in _UNUSED]
-        if not unused or self._function is None:
-            return
-        with warnings.catch_warnings(record=True) as caught, torch.enable_grad():
-            warnings.simplefilter("always")
-            self._buffers.start(0)
-            self._called(0)
-        self._buffers.restore()
-        if any("None of the inputs have requires_grad=True" in str(found.message) for found in caught):
-            raise ValueError(REENTRANT)
+
+        def look() -> None:
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                self._buffers.start(0)
+                self._called(0)
+            if any("None of the inputs have requires_grad=True" in str(found.message) for found in caught):
+                raise ValueError(REENTRANT)
+
+        with self._buffers.unmoved():
+            self._together(look if self._function is not None else lambda: None)
         for leaf in unused:
             _UNUSED[leaf] = True
 
@@ -320,8 +328,8 @@ class ModelGradients:
                 for task in range(self._num_tasks)
             ]
 
-        found = self._processes.together(local)
-        self._buffers.restore()
+        with self._buffers.unmoved():
+            found = self._together(local)
         if moves_heads:
             self.head_gradients = [[self._processes.mean(place) for place in own] for _, own in found]
         return self._finite(self._processes.mean(torch.stack([row for row, _ in found])))
@@ -368,11 +376,9 @@ class ModelGradients:
         return gradient / self._scaler.get_scale()
 
     def close(self, *, taken: bool) -> None:
-        """End the step: leave the buffers of the first evaluation or, if no step was taken, those before."""
-        if taken:
-            self._buffers.restore()
-        else:
-            self._buffers.discard()
+        """End the step: if none was taken, put back the buffers of before."""
+        if not taken:
+            self._buffers.start(0)
         torch.clear_autocast_cache()
 
 

@@ -58,7 +58,9 @@ def mtl_step(
             before they are combined, so do not divide the losses by their number. Adding up combined
             directions would be another method.
         scaler: of automatic mixed precision. Methods see gradients without the scale. An overflow skips the
-            step and lowers the scale, as without a combiner.
+            step and lowers the scale, as without a combiner. This function calls `scaler.step` and
+            `scaler.update`: take backward passes of other losses with this scaler afterwards, but for those
+            of gradients that `accumulate` adds to.
         distributed: average losses and Jacobians over the processes of the default group, so that all combine
             alike. Models are plain modules with equal parameters, not DistributedDataParallel. If a process
             fails or overflows, none of them steps. A process without labels returns losses of 0.
@@ -218,6 +220,7 @@ def _skip(scope: Scope, optimizer: torch.optim.Optimizer, scaler: torch.amp.Grad
     with scope.only():
         for leaf in scope.leaves:
             leaf.grad = torch.full_like(leaf, torch.inf)
+        scaler.unscale_(optimizer)  # by itself `step` would not look at gradients once more
         scaler.step(optimizer)
         scaler.update()
         for leaf in scope.leaves:
@@ -240,14 +243,19 @@ def _move(
     scope.put(own, gradients.head_gradients, add=add, scale=scale)
     held = (leaf for group in optimizer.param_groups for leaf in group["params"])
     moving = [leaf for leaf in held if leaf.grad is not None]
-    if scaler is not None and moving:  # without gradients a scaler has nothing to look at
+    if scaler is not None:
+        stand_in = [] if moving else scope.shared[:1]  # its scale grows only if it has seen a gradient
+        for leaf in stand_in:
+            leaf.grad = torch.zeros_like(leaf)
         scaler.unscale_(optimizer)  # it may refuse, so this comes before anything moves
+        for leaf in stand_in:
+            leaf.grad = None
     if combiner.preconditioned:
         plain_step(scope, direction, optimizer)
     elif max_norm is not None and math.isfinite(max_norm):
         nn.utils.clip_grad_norm_(moving, max_norm)
     if scaler is None:
         optimizer.step()
-    elif moving:
+    else:
         scaler.step(optimizer)
         scaler.update()

@@ -79,9 +79,13 @@ class FlatParameters(nn.Module):
 
     @property
     def module_sizes(self) -> list[int]:
-        """How many of the P shared parameters belong to each layer, by the part of a name before its dot."""
+        """How many of the P shared parameters belong to each layer, by the part of a name before its dot.
+
+        A layer whose parameters are empty does not count.
+        """
         layers = groupby(self.shared_slices, key=lambda part: part.name.rpartition(".")[0])
-        return [sum(part.stop - part.start for part in layer) for _, layer in layers]
+        sizes = [sum(part.stop - part.start for part in layer) for _, layer in layers]
+        return [size for size in sizes if size > 0]
 
     @property
     def shared(self) -> Tensor:

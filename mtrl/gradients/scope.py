@@ -58,13 +58,17 @@ class Scope(NamedTuple):
 
     @property
     def module_sizes(self) -> list[int]:
-        """Number of shared parameters, in their order, of each submodule; bare tensors stand alone."""
+        """Number of shared parameters, in their order, of each submodule; bare tensors stand alone.
+
+        A submodule whose parameters are empty, as a layer's without inputs, does not count.
+        """
 
         def owner(leaf: Tensor) -> object:
             name = self.names.get(id(leaf), "")
             return name.rpartition(".")[0] if name and not name.startswith("parameter ") else id(leaf)
 
-        return [sum(leaf.numel() for leaf in own) for _, own in groupby(self.shared, key=owner)]
+        sizes = [sum(leaf.numel() for leaf in own) for _, own in groupby(self.shared, key=owner)]
+        return [size for size in sizes if size > 0]
 
     def name(self, leaf: Tensor) -> str:
         """Return the name of a parameter for messages."""

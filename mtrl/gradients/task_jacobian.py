@@ -207,7 +207,8 @@ def loss_vector(losses: Any, num_tasks: int | None = None) -> Tensor:
             raise ValueError(
                 f"losses must be a vector [T] or a list of T 0-dim tensors, one per task; found {found}."
             )
-        vector = torch.stack(scalars)
+        with torch.enable_grad():  # they keep their graph where the caller has switched gradients off
+            vector = torch.stack(scalars)
     if vector.dim() != 1 or len(vector) == 0 or not vector.is_floating_point():
         raise ValueError(no_graph(vector))
     if num_tasks not in (None, len(vector)):
@@ -220,8 +221,8 @@ def no_graph(losses: Tensor) -> str:
     hint = ""
     if not losses.requires_grad:
         hint = (
-            " Losses lose their graph under torch.no_grad, by .detach() or .item(), and under reentrant "
-            "checkpointing of inputs that need no gradient (use_reentrant=False)."
+            " Losses lose their graph under torch.no_grad and torch.inference_mode, by .detach() or .item(), "
+            "and under reentrant checkpointing of inputs that need no gradient (use_reentrant=False)."
         )
     found = f"shape {list(losses.shape)}, requires_grad={losses.requires_grad}"
     kind = "" if losses.is_floating_point() else f", {losses.dtype}"

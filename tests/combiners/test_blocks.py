@@ -11,6 +11,7 @@ from mtrl import mtl_step
 from mtrl.combiners import make_combiner
 from mtrl.combiners.blocks import Blocks
 from mtrl.combiners.mean import Mean
+from mtrl.gradients.per_task import FlatParameters
 from tests.helpers.agents import sac_config, sac_update
 from tests.helpers.matrices import jacobian
 
@@ -32,11 +33,13 @@ def test_each_block_is_the_base_on_its_columns(base: str) -> None:
 
 
 class Conflict(nn.Module):
-    """Two tasks that agree on one layer and conflict on the other."""
+    """Two tasks that agree on one layer and conflict on the other; a layer in between may be empty."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, hollow: bool = False) -> None:
         super().__init__()
         self.first = nn.Linear(1, 1).double()
+        if hollow:
+            self.hollow = nn.Embedding(0, 4).double()
         self.second = nn.Linear(1, 1).double()
 
     def losses(self, batch: int = 0) -> torch.Tensor:
@@ -45,8 +48,9 @@ class Conflict(nn.Module):
         return torch.stack((agreed + apart, agreed - 3.0 * apart))
 
 
-def test_a_step_takes_the_modules_as_blocks() -> None:
-    model = Conflict()
+@pytest.mark.parametrize("hollow", [False, True])
+def test_a_step_takes_the_modules_as_blocks(hollow: bool) -> None:
+    model = Conflict(hollow=hollow)
     before = [p.detach().clone() for p in model.parameters()]
     combiner = make_combiner("blocks", num_tasks=2, base="pcgrad")
     mtl_step(combiner, model.losses, model, torch.optim.SGD(model.parameters(), lr=1.0))
@@ -55,6 +59,15 @@ def test_a_step_takes_the_modules_as_blocks() -> None:
     )
     # Gradients that agree are averaged; of those that conflict along one line nothing is left.
     torch.testing.assert_close(moves, torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64))
+    assert len(combiner.bases) == 2  # type: ignore[arg-type]
+
+
+def test_in_training_a_layer_without_parameters_is_no_block() -> None:
+    shapes = {"first.weight": (2, 3), "first.bias": (3,), "hollow.weight": (0, 4), "last.weight": (3, 1)}
+    parameters = FlatParameters({name: torch.zeros(shape) for name, shape in shapes.items()})
+    combiner = make_combiner("blocks", num_tasks=2)
+    combiner.partition(parameters.module_sizes)
+    assert combiner.combine(torch.ones(2, 12)).tolist() == [1.0] * 12
     assert len(combiner.bases) == 2  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mtrl.combiners import COMBINERS, Combiner, make_combiner, registry
+from mtrl.combiners.cagrad import CAGrad
 from mtrl.errors import UserError
 from tests.combiners.calls import combined, methods
 from tests.combiners.oracles import ORACLES
@@ -83,6 +84,39 @@ def test_an_unknown_argument_is_refused_with_the_nearest_one() -> None:
 def test_an_argument_of_a_method_without_any_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown argument 'c' of imtl_g\. It takes none"):
         make_combiner("imtl_g", num_tasks=2, c=1.0)
+
+
+class Extended(CAGrad):
+    """Adds an option, and hands all others on."""
+
+    name = "extended"
+
+    def __init__(self, *, num_tasks: int, extra: float = 1.0, **options: Any) -> None:
+        super().__init__(num_tasks=num_tasks, **options)
+        self.extra = extra
+
+
+def test_a_class_that_hands_options_on_gets_them_all() -> None:
+    made = make_combiner(Extended, num_tasks=3, extra=2.0, c=0.2, rescale=0)
+    assert isinstance(made, Extended)
+    assert made.extra == 2.0
+    rows = jacobian("conflicting", 3, seed=0)
+    alone = make_combiner("cagrad", num_tasks=3, c=0.2, rescale=0)
+    assert torch.equal(made.combine(rows), alone.combine(rows))
+    with pytest.raises(ValueError, match="c must be a finite number"):
+        make_combiner(Extended, num_tasks=3, c=-1.0)
+
+
+@pytest.mark.parametrize("key", ["num_tasks", "method", 3, None])
+def test_keys_that_are_no_option_of_a_base_are_refused_as_such(
+    key: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=rf"unknown argument '{key}' of cagrad\..* Valid: c, "):
+        make_combiner("momentum", num_tasks=3, base="cagrad", base_options={key: 2})
+    monkeypatch.setattr(COMBINERS, "_plugins", {**COMBINERS._plugins, "extended": Extended})
+    if key != "method":  # the class may hand it on
+        with pytest.raises(UserError, match=rf"unknown argument '{key}' of extended\. Valid: extra"):
+            make_combiner("momentum", num_tasks=3, base="extended", base_options={key: 2})
 
 
 @pytest.mark.parametrize(

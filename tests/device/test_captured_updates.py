@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from mtrl.agents.base import Transitions
 from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.sac.agent import SACAgent
-from mtrl.combiners import COMBINERS
+from mtrl.combiners import COMBINERS, Combiner, make_combiner
 from mtrl.combiners.solvers import backends
 from mtrl.combiners.solvers.backends import by_host, handed_to
 from mtrl.device.cuda import WARM_UP_CALLS, GraphedStep
 from tests.helpers import recording
 from tests.helpers.agents import ACTION, OBS, TASKS, sac_agent, sac_config
+from tests.helpers.evaluators import Linear
+from tests.helpers.matrices import jacobian
 
 CUDA = torch.device("cuda:1")
 
@@ -135,3 +138,41 @@ def test_a_step_has_a_graph_for_each_key(monkeypatch: pytest.MonkeyPatch) -> Non
     assert results == [1, 2] * 10
     assert float(total) == sum(results)
     assert len(runs) == 2 * (WARM_UP_CALLS + 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("every", {"refresh_every": 3}),
+        ("turns", {}),
+        ("normscale", {"refresh_every": 3}),
+        ("momentum", {"base": "famo"}),
+    ],
+)
+def test_after_a_failed_capture_the_update_is_the_one_that_was_due(
+    method: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The capture runs the method's Python and fails after it, before the losses after the step are told."""
+    recording.install(monkeypatch)
+    directions: list[list[torch.Tensor]] = []
+    for device in (CUDA, torch.device("cpu")):
+        combiner, made = make_combiner(method, num_tasks=3, **options), []
+        combiner.skip_checks()
+        given = [Linear(jacobian("iid", 3, seed)) for seed in range(14)]
+
+        def step(combiner: Combiner = combiner, given: list[Linear] = given) -> torch.Tensor:
+            direction = combiner.direction(given[0])
+            float(direction.sum())  # a read of the host
+            if combiner.looks_again:
+                combiner.after_step(given[0].losses * torch.tensor([0.9, 1.1, 0.5]))
+            return direction
+
+        update = CapturedUpdate(step, [combiner], device)
+        fails = pytest.warns(RuntimeWarning, match="the update cannot be captured")
+        with fails if device.type == "cuda" else contextlib.nullcontext():
+            while given:
+                made.append(update())
+                del given[0]
+        directions.append(made)
+    for found, expected in zip(*directions, strict=True):
+        torch.testing.assert_close(found, expected)

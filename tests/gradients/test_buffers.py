@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from mtrl import mtl_step
@@ -176,3 +177,51 @@ def test_all_evaluations_of_a_batch_see_the_same_buffers(name: str, micro_batche
     mtl_step(combiner, losses, model, optimizer, micro_batches=micro_batches)
     assert seen == {(batch, 1.5**batch) for batch in range(micro_batches)}
     assert model.gate.item() == 1.5**micro_batches
+
+
+class _Holding(_Normalised):
+    """Holds its combiner, if it is `inside`, and an average of its last layer, which an optimiser moves."""
+
+    def __init__(self, name: str, *, inside: bool) -> None:
+        super().__init__()
+        self.average = AveragedModel(self.last).requires_grad_(False)
+        self.combiners = [make_combiner(name, num_tasks=TASKS)]
+        if inside:
+            self.inside = self.combiners[0]
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        self.optimizer.register_step_post_hook(lambda *_: self.average.update_parameters(self.last))
+
+    def train_on(self, steps: int) -> None:
+        for _ in range(steps):
+            mtl_step(self.combiners[0], lambda b: _losses(self, INPUTS), self, self.optimizer)
+
+
+@pytest.mark.parametrize("name", ["famo", "momentum", "uw", "fs_mtl", "turns"])
+def test_a_combiner_within_the_model_learns_as_one_outside(name: str) -> None:
+    inside, outside = (_Holding(name, inside=inside) for inside in (True, False))
+    for model in (inside, outside):
+        model.train_on(3)
+    torch.testing.assert_close(dict(inside.named_parameters()), dict(outside.named_parameters()))
+    torch.testing.assert_close(inside.inside.state_dict(), outside.combiners[0].state_dict())
+
+
+@pytest.mark.parametrize("name", ["cagrad", "famo", "fs_mtl"])
+def test_what_a_hook_of_the_optimiser_writes_to_buffers_stays(name: str) -> None:
+    model, values = _Holding(name, inside=False), []
+    model.optimizer.register_step_post_hook(lambda *_: values.append(model.last.weight.detach().clone()))
+    model.train_on(3)
+    assert model.average.state_dict()["n_averaged"].item() == 3
+    torch.testing.assert_close(model.average.state_dict()["module.weight"], torch.stack(values).mean(0))
+    assert model.norm.state_dict()["num_batches_tracked"].item() == 3
+
+
+@pytest.mark.parametrize("name", ["mean", "famo", "fs_mtl"])
+def test_a_buffer_that_is_a_view_of_a_parameter_moves_with_it(name: str) -> None:
+    plain, viewed = _Normalised(), _Normalised()
+    viewed.register_buffer("view", viewed.last.weight.detach()[1:])
+    for model in (plain, viewed):
+        combiner, optimizer = make_combiner(name, num_tasks=TASKS), torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(2):
+            mtl_step(combiner, lambda b, m=model: _losses(m, INPUTS), model, optimizer)  # type: ignore[misc]
+    torch.testing.assert_close(dict(viewed.named_parameters()), dict(plain.named_parameters()))
+    assert torch.equal(viewed.get_buffer("view"), viewed.last.weight[1:])

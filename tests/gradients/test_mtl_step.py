@@ -271,6 +271,44 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale() -> None:
 
 
 @trains_the_torso_alone
+@pytest.mark.parametrize("name", ["mean", "adatask", "m_config"])
+def test_a_loss_scale_grows_after_steps_without_an_overflow(name: str) -> None:
+    """By 2 after each second step, as the scaler is told to."""
+    scaled, plain = Problem(), Problem()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+    for problem, own in ((scaled, scaler), (plain, None)):
+        optimizer = torch.optim.SGD(problem.torso.parameters(), lr=0.01, momentum=0.5)
+        combiner = make_combiner(name, num_tasks=TASKS)
+        for _ in range(4):
+            mtl_step(combiner, problem.losses, problem.torso, optimizer, scaler=own)
+    assert scaler.get_scale() == 16.0
+    torch.testing.assert_close(scaled.values(), plain.values())
+
+
+@pytest.mark.parametrize("factor", [1.0, math.inf], ids=["finite", "overflow"])
+def test_gradients_that_were_unscaled_before_the_step_are_refused_by_torch(factor: float) -> None:
+    problem = Problem()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = torch.optim.SGD(problem.parameters, lr=0.1)
+    combiner = make_combiner("mean", num_tasks=TASKS)
+    scaler.scale(torch.cat([p.flatten() for p in problem.parameters]).square().sum()).backward()
+    scaler.unscale_(optimizer)
+    before, gradients = problem.values(), [p.grad for p in problem.parameters]
+    with pytest.raises(RuntimeError, match=r"unscale_\(\) has already been called"):
+        mtl_step(
+            combiner,
+            lambda b: torch.stack(problem.losses(b)) * factor,
+            problem.torso,
+            optimizer,
+            heads=problem.heads,
+            scaler=scaler,
+            accumulate=True,
+        )
+    assert torch.equal(problem.values(), before)
+    assert all(p.grad is gradient for p, gradient in zip(problem.parameters, gradients, strict=True))
+
+
+@trains_the_torso_alone
 @pytest.mark.parametrize("scaled", [False, True], ids=["refused", "skipped"])
 @pytest.mark.parametrize("name", sorted(set(COMBINERS) - {"inverse_alpha"}))
 def test_a_step_that_is_not_taken_leaves_the_methods_state_alone(name: str, scaled: bool) -> None:
@@ -294,6 +332,29 @@ def test_a_step_that_is_not_taken_leaves_the_methods_state_alone(name: str, scal
     after = combiner.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@trains_the_torso_alone
+@pytest.mark.parametrize("scaled", [False, True], ids=["refused", "skipped"])
+@pytest.mark.parametrize("base", ["cagrad", "momentum"])
+def test_losses_that_are_not_finite_at_moved_parameters_leave_the_methods_state_alone(
+    base: str, scaled: bool
+) -> None:
+    problem, combiner = Problem(), make_combiner("fs_mtl", num_tasks=TASKS, base=base)
+    optimizer = torch.optim.SGD(problem.torso.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu") if scaled else None
+    mtl_step(combiner, problem.losses, problem.torso, optimizer, scaler=scaler)
+    before, values, calls = copy.deepcopy(combiner.state_dict()), problem.values(), len(problem.calls)
+
+    def losses(batch: int) -> Tensor:
+        found = torch.stack(problem.losses(batch))
+        return found * math.nan if len(problem.calls) == calls + 2 else found
+
+    refused = contextlib.nullcontext() if scaled else pytest.raises(ValueError, match="no step was taken")
+    with refused:
+        mtl_step(combiner, losses, problem.torso, optimizer, scaler=scaler)
+    torch.testing.assert_close(combiner.state_dict(), before, rtol=0.0, atol=0.0)
+    assert torch.equal(problem.values(), values)
 
 
 def test_with_a_scaler_an_overflow_after_the_step_is_passed_over() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing import set_forkserver_preload
 from typing import Any
 
@@ -60,6 +61,21 @@ def _no_labels_with_a_scaler(problem: Problem, rank: int) -> dict[str, Any]:
     return _no_labels(problem, rank) | {"scaler": torch.amp.GradScaler("cpu", init_scale=2.0)}
 
 
+def _layer_unused(problem: Problem, rank: int) -> dict[str, Any]:
+    """The forward pass communicates, as that of SyncBatchNorm, so all processes must run as many of them."""
+    _halves(problem, rank)
+
+    def losses(batch: int) -> list[Tensor]:
+        hidden = problem.first(INPUTS[problem.rows])
+        centre = hidden.detach().mean(0)
+        torch.distributed.all_reduce(centre)
+        hidden = torch.tanh(hidden - centre / 2.0)
+        features = hidden if rank else problem.second(hidden)
+        return [head(features).square().mean() for head in problem.heads]
+
+    return {"losses": losses}
+
+
 def _regulariser_on_one(problem: Problem, rank: int) -> dict[str, Any]:
     for parameter in (problem.other.weight, problem.first.weight):
         parameter.grad = torch.ones_like(parameter) if rank else None
@@ -98,6 +114,7 @@ TOGETHER: dict[str, tuple[Callable[[Problem, int], dict[str, Any]], str]] = {
     "an overflow on one process": (_overflowing, "skip"),
     "an infinite loss on one process": (_infinite, "skip"),
     "a head that one process does not use": (_head_unused, "step"),
+    "a layer that one process does not use": (_layer_unused, "step"),
     "a process without labels": (_no_labels, "step"),
     "a process without labels, in single precision": (_no_labels_in_single_precision, "step"),
     "a process without labels of one task": (_no_labels_of_one_task, "step"),
@@ -113,7 +130,11 @@ TOGETHER: dict[str, tuple[Callable[[Problem, int], dict[str, Any]], str]] = {
 
 def _worker(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(minutes=1),  # processes out of step wait no longer
     )
     found: dict[Any, Any] = {}
     for situation, (change, _) in TOGETHER.items():

@@ -130,6 +130,21 @@ def test_a_step_that_cannot_be_right_is_refused_before_anything_moves(situation:
             assert all(not state for state in problem.optimizer.state.values())
 
 
+@pytest.mark.parametrize("given", [list, torch.stack, None], ids=["list", "vector", "function"])
+def test_a_step_is_the_same_where_gradients_are_switched_off(given: Callable[[Any], Any] | None) -> None:
+    """As torch's optimisers evaluate a closure. Losses that are given bring their graph with them."""
+    for name in FAMILIES:
+        plain, off = Problem(name), Problem(name)
+        if given is not None and (plain.combiner.looks_again or plain.combiner.needs_also):
+            continue
+        plain.step()
+        losses: Any = off.losses if given is None else given(off.losses())
+        with case(name):
+            with torch.no_grad():
+                off.step(losses)
+            torch.testing.assert_close(off.values(), plain.values(), rtol=0.0, atol=0.0)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_frozen_later_and_what_only_the_optimiser_holds_stays(name: str) -> None:
     problem = Problem(name)

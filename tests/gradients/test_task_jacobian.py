@@ -93,6 +93,9 @@ def test_what_would_have_been_ignored_is_refused_or_works(module: _Shared) -> No
     expected = task_jacobian(module.losses(INPUTS), module)
     for given in (module.named_parameters(), module.parameters(), list(module.parameters())):
         torch.testing.assert_close(task_jacobian(list(module.losses(INPUTS)), given), expected)
+    losses = list(module.losses(INPUTS))
+    with torch.no_grad():
+        torch.testing.assert_close(task_jacobian(losses, module), expected)
     theta = torch.tensor([1.0, 2.0], requires_grad=True)
     assert task_jacobian(torch.stack((theta[0] ** 2, theta.prod())), theta).tolist() == [
         [2.0, 0.0],

@@ -53,7 +53,7 @@ class Problem:
 
     def step(self, losses: Callable[[int], Any] | None = None, **options: Any) -> Tensor:
         arguments: dict[str, Any] = {"model": self.model, "heads": self.heads, "optimizer": self.optimizer}
-        return mtl_step(self.combiner, losses or self.losses, **(arguments | options))
+        return mtl_step(self.combiner, self.losses if losses is None else losses, **(arguments | options))
 
     def values(self) -> Tensor:
         parts = (self.model, *self.heads, self.other)
