@@ -120,6 +120,25 @@ def test_long_gradients_are_combined_or_refused_for_what_overflows(name: str) ->
                 assert direction.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "lengths"),
+    [
+        ("db_mtl", {}, (1e20, 1e20, 1e-20)),
+        ("loss_proportional", {}, (1e20, 1e20, 1e-20)),
+        ("momentum", {"base": "loss_proportional"}, (1e20, 1e20, 1e-20)),
+        ("ngdiff", {}, (1e18, 1e18, 1e-22)),
+        ("ntkmtl", {}, (1e18, 1e18, 1e-22)),
+    ],
+)
+def test_a_gradient_too_short_to_be_stretched_to_the_others_refuses_no_step(
+    name: str, options: dict[str, Any], lengths: tuple[float, ...]
+) -> None:
+    rows = torch.nn.functional.normalize(drawn(3, 8)) * torch.tensor(lengths).unsqueeze(-1)
+    direction = make_combiner(name, num_tasks=3, **options).combine(rows.float(), torch.ones(3)).double()
+    pull = rows[0] + rows[1]
+    torch.testing.assert_close(direction / direction.norm(), pull / pull.norm(), rtol=1e-5, atol=1e-5)
+
+
 def test_a_gradient_that_is_not_finite_is_still_named_beside_long_ones() -> None:
     rows = torch.full((3, 40), 3e38)  # whose sums overflow
     make_combiner("mean", num_tasks=3).combine(rows)

@@ -118,9 +118,13 @@ def lengths_of(rows: Tensor) -> Tensor:
     return lengths
 
 
-def one_over(lengths: Tensor) -> Tensor:
-    """Return one over lengths, 0 for a length of 0."""
-    return lengths.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0)
+def one_over(lengths: Tensor, most: float = 1e30) -> Tensor:
+    """Return one over lengths [T], 0 for a length of 0, and no more than `most` over the longest.
+
+    Single precision holds no weight above 3e38, by which a method may stretch a short gradient to a long one.
+    """
+    inverse = lengths.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0)
+    return torch.minimum(inverse, most / lengths.amax())
 
 
 def lengths_and_cosines(rows: Tensor) -> tuple[Tensor, Tensor]:
