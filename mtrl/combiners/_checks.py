@@ -151,14 +151,21 @@ def check_gradients(name: str, rows: Tensor, *, products: bool, tasks: Sequence[
 
 
 def refuse_products(
-    name: str, long: Tensor, dtype: torch.dtype, tasks: Sequence[int] | None = None
+    name: str, long: Tensor, dtype: torch.dtype, tasks: Sequence[int] | None = None, of: str = "gradients"
 ) -> NoReturn:
     """Raise ValueError for gradients whose products overflow `dtype`, those of the rows chosen by `long`."""
     wider = "" if dtype == torch.float64 else ", or pass jacobian.double()"
     raise ValueError(
-        f"{name} needs products of gradients; those of tasks {_numbers(long, tasks)} overflow "
+        f"{name} needs products of {of}; those of tasks {_numbers(long, tasks)} overflow "
         f"{str(dtype)[6:]}. Divide the losses by a constant{wider}."
     )
+
+
+def check_squares(name: str, losses: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError, which names the tasks, for losses [T] whose squares overflow `dtype`."""
+    long = ~(losses < torch.finfo(dtype).max ** 0.5)
+    if bool(long.any()):
+        refuse_products(name, long, dtype, of="losses")
 
 
 def check_products(name: str, gram: Tensor, rows: Tensor) -> None:

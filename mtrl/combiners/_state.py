@@ -156,8 +156,12 @@ class HostCounter(Stateful):
 
 
 def move_rows(state: Tensor, kept: Tensor, added: Tensor, rows: Tensor) -> None:
-    """Set `state` [T, P] to kept state + added rows in place; `kept` is [1] and `added` [T]."""
-    kept, added = kept.to(state.dtype), added.to(state.dtype).unsqueeze(-1)
+    """Set `state` [T, P] to kept state + added rows in place; `kept` is [1] and `added` [T].
+
+    Shares of rows above the dtype's largest number, such as one over a length of 1e-40, count as that number.
+    """
+    largest = torch.finfo(state.dtype).max
+    kept, added = kept.to(state.dtype), added.clamp(max=largest).to(state.dtype).unsqueeze(-1)
     state.mul_(kept).addcmul_(rows, added)
 
 

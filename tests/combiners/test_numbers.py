@@ -139,6 +139,23 @@ def test_a_gradient_too_short_to_be_stretched_to_the_others_refuses_no_step(
     torch.testing.assert_close(direction / direction.norm(), pull / pull.norm(), rtol=1e-5, atol=1e-5)
 
 
+def test_moco_goes_on_after_the_shortest_gradients() -> None:
+    rows, combiner = drawn(3, 8).float(), make_combiner("moco", num_tasks=3)
+    for lengths in ((1.0, 1.0, 1.0), (1e-40, 1.0, 1.0), (1e-40, 1e-40, 1e-40), (1.0, 1.0, 1.0)):
+        direction = combiner.combine(rows * torch.tensor(lengths).unsqueeze(-1), torch.ones(3))
+        assert float(direction.norm()) <= 1.0  # a mean of means of gradients that are as long as the losses
+
+
+def test_moco_refuses_losses_whose_squares_overflow_before_it_learns_from_them() -> None:
+    rows, losses = drawn(3, 8).float(), torch.tensor([1.0, 2.0, 0.5])
+    refused, never = (make_combiner("moco", num_tasks=3) for _ in range(2))
+    for size in (1.0, 0.7):
+        with pytest.raises(ValueError, match=r"moco needs products of losses; those of tasks \[1\] overflow"):
+            refused.combine(rows, losses * torch.tensor([1e18, 1e19, 1e18]))
+        assert torch.equal(*(combiner.combine(rows, size * losses) for combiner in (refused, never)))
+    assert refused.combine(rows, 9e18 * torch.ones(3)).isfinite().all()
+
+
 def test_a_gradient_that_is_not_finite_is_still_named_beside_long_ones() -> None:
     rows = torch.full((3, 40), 3e38)  # whose sums overflow
     make_combiner("mean", num_tasks=3).combine(rows)
