@@ -8,7 +8,7 @@ the hook of the same name with an underscore. A method implements the hooks only
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, final
@@ -74,10 +74,12 @@ class Combiner(Stateful, ABC):
 
         Inputs are detached. Methods that need more than one Jacobian (other batches, gradients at moved
         parameters, losses after the step) use `direction` and `after_step`; `mtrl.mtl_step` calls both.
+        A call that raises leaves the state as it was. Only methods with state per parameter (`row_state`,
+        `vector_state`) have learned from the gradients when their direction is refused; `reset` forgets it.
 
         Raises:
             ValueError: wrong shape, dtype or device, missing losses, or non-finite entries (names the tasks);
-                the method needs more than a Jacobian and losses, or its direction exceeds float16.
+                the method needs more than a Jacobian and losses, or its direction exceeds its dtype.
         """
         if self.needs_also:
             raise ValueError(
@@ -94,13 +96,7 @@ class Combiner(Stateful, ABC):
         if losses is not None:  # first: one NaN loss makes the rows of all tasks NaN
             losses = self._taken("losses", losses)
         jacobian = self._taken("jacobian", jacobian)
-        try:
-            direction = self._combine(jacobian, losses)
-            if self._checked:
-                check_direction(self.name, direction)
-        except BaseException:
-            self.abandon_step()
-            raise
+        direction = self._guarded(lambda: self._combine(jacobian, losses))
         self._awaits_losses = self.looks_again
         return direction
 
@@ -113,10 +109,7 @@ class Combiner(Stateful, ABC):
         if self.num_batches == 1:
             return self.combine(jacobian_at(), jacobian_at.losses)  # in this order: losses are of that call
         batches = [self._seen(jacobian_at(batch=batch)) for batch in range(self.num_batches)]
-        direction = self._combine_batches(batches)
-        if self._checked:
-            check_direction(self.name, direction)
-        return direction
+        return self._guarded(lambda: self._combine_batches(batches))
 
     def _combine_batches(self, jacobians: Sequence[Tensor]) -> Tensor:
         """Return the direction [P] for the Jacobians of several independent batches, `num_batches`."""
@@ -267,6 +260,19 @@ class Combiner(Stateful, ABC):
             elif not (isinstance(self, GramCombiner) and self.combines_by_weights):
                 self._check_gradients(value)  # the others look at the Gramian instead
         return value.detach()
+
+    def _guarded(self, combine: Callable[[], Tensor]) -> Tensor:
+        """Return a checked direction [P] and put the state back if it is refused; `unchecked`: neither."""
+        put_back = self._snapshot() if self._checked else lambda: None
+        try:
+            direction = combine()
+            if self._checked:
+                check_direction(self.name, direction)
+        except BaseException:
+            put_back()
+            self.abandon_step()
+            raise
+        return direction
 
     def _check_gradients(self, rows: Tensor, tasks: Tensor | None = None) -> None:
         """Check the numbers of gradients [N, P], those of `tasks` [N] or of all."""
