@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtrl.combiners import COMBINERS, GramCombiner, make_combiner
 from mtrl.combiners.solvers import projections
+from mtrl.combiners.solvers.gramian import lengths_of
 from mtrl.combiners.solvers.hull import project
 from tests.combiners.calls import NAMES
 from tests.combiners.oracles import ORACLES
@@ -137,6 +138,12 @@ def test_a_gradient_too_short_to_be_stretched_to_the_others_refuses_no_step(
     direction = make_combiner(name, num_tasks=3, **options).combine(rows.float(), torch.ones(3)).double()
     pull = rows[0] + rows[1]
     torch.testing.assert_close(direction / direction.norm(), pull / pull.norm(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_lengths_of_half_precision_are_those_of_the_rows_as_they_are(dtype: torch.dtype) -> None:
+    rows = drawn(6, 20_000).to(dtype)
+    torch.testing.assert_close(lengths_of(rows), rows.double().norm(dim=1), rtol=1e-6, atol=0.0)
 
 
 def test_moco_goes_on_after_the_shortest_gradients() -> None:

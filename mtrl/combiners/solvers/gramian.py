@@ -150,13 +150,14 @@ def _peaks(rows: Tensor) -> Tensor:
 
 
 def _scaled_blocks(rows: Tensor, peaks: Tensor) -> Iterator[Tensor]:
-    """Yield rows [T, P] over their peaks, block by block of the columns.
+    """Yield rows [T, P] over their peaks, block by block of the columns; float32 for half precision.
 
     Plain squares overflow float32 at 1e19 and vanish at 1e-23. Memory for all quotients would take longer
     than what is computed from them.
     """
+    dtype = torch.promote_types(rows.dtype, torch.float32)
     for part in column_blocks(rows):
-        yield rows[:, part] / peaks.unsqueeze(-1)
+        yield rows[:, part].to(dtype) / peaks.unsqueeze(-1)
 
 
 def column_blocks(rows: Tensor) -> list[slice]:
