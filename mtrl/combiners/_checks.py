@@ -104,6 +104,19 @@ def check_input(name: str, kind: str, value: Tensor, tasks: int) -> None:
         raise ValueError(f"{kind} of {name} must have shape {rule}; found {list(value.shape)}.")
 
 
+def check_same_device(name: str, own: torch.device, kind: str, device: torch.device) -> None:
+    """Raise ValueError if an input, called `kind`, is on another `device` than the method `name`."""
+    if own == device:
+        return
+    way = f"move the combiner once, before the first step, by combiner.to('{device}')"
+    if device.type == "mps":
+        way = (
+            "that device has no float64, which methods need. Combine on the CPU: "
+            "combiner.combine(jacobian.cpu(), losses.cpu())"
+        )
+    raise ValueError(f"{name} is on {own} and the {kind} on {device}: {way}.")
+
+
 def check_losses(name: str, losses: Tensor, *, signed: bool, shift_options: Mapping[str, Any]) -> None:
     """Raise ValueError, which names the tasks, for losses [T] not finite, or below 0 unless `signed`.
 
@@ -116,6 +129,12 @@ def check_losses(name: str, losses: Tensor, *, signed: bool, shift_options: Mapp
             way = ", ".join(f"{option}={value!r}" for option, value in shift_options.items())
             text += f" Pass {way} to measure losses from the lowest value of each task, plus one."
         raise ValueError(text)
+
+
+def check_rates(rates: Tensor, tasks: int) -> None:
+    """Raise ValueError for success rates that are not `tasks` numbers in [0, 1] or NaN."""
+    if rates.shape != (tasks,) or bool(((rates < 0.0) | (rates > 1.0)).any()):
+        raise ValueError(f"success rates must be {tasks} numbers in [0, 1], or NaN; found {rates.tolist()}.")
 
 
 def check_finite(kind: str, value: Tensor, tasks: Sequence[int] | None = None) -> None:

@@ -3,8 +3,8 @@
 Letters: T tasks, P parameters. Row t of a Jacobian is the gradient of task t's loss; the Gramian is
 `jacobian @ jacobian.T`; the direction goes where a gradient would go (theta <- theta - lr * direction).
 
-The public calls (`combine`, `weights`, `after_step`) are final. They check and detach their input, then call
-the hook of the same name with an underscore. A method implements the hooks only.
+The public calls (`combine`, `weights`, `after_step`, `note_success`) are final. They check and detach their
+input, then call the hook of the same name with an underscore. A method implements the hooks only.
 """
 
 from abc import ABC, abstractmethod
@@ -23,6 +23,8 @@ from mtrl.combiners._checks import (
     check_input,
     check_losses,
     check_products,
+    check_rates,
+    check_same_device,
     is_integer,
 )
 from mtrl.combiners._jacobian_at import JacobianAt
@@ -183,8 +185,13 @@ class Combiner(Stateful, ABC):
         """Whether losses must be positive: the formulas need it and no `shift` makes them so."""
         return self.positive_losses and self.shift == "none"
 
+    @final
     def note_success(self, rates: Tensor) -> None:
-        """Take note of the tasks' success rates [T] in [0, 1], NaN where unknown, and hand it on."""
+        """Take note of the tasks' success rates [T] in [0, 1], NaN where unknown; ValueError for others."""
+        check_rates(rates, self.num_tasks)
+        self._note_success(rates.detach())
+
+    def _note_success(self, rates: Tensor) -> None:
         for module in self.nearest():
             if isinstance(module, Combiner):
                 module.note_success(rates)
@@ -219,16 +226,7 @@ class Combiner(Stateful, ABC):
 
     def check_device(self, kind: str, device: torch.device) -> None:
         """Raise ValueError if an input, called `kind`, is on another device."""
-        own = self.last_weights.device
-        if own == device:
-            return
-        way = f"move the combiner once, before the first step, by combiner.to('{device}')"
-        if device.type == "mps":
-            way = (
-                "that device has no float64, which methods need. Combine on the CPU: "
-                "combiner.combine(jacobian.cpu(), losses.cpu())"
-            )
-        raise ValueError(f"{self.name} is on {own} and the {kind} on {device}: {way}.")
+        check_same_device(self.name, self.last_weights.device, kind, device)
 
     def skip_checks(self) -> None:
         """Check no inputs from now on, in this method and those within it; a check waits for the device."""

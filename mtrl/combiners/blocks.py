@@ -67,10 +67,9 @@ class Blocks(JacobianCombiner):
             for base, columns in zip(self.bases, self._columns(sum(sizes)), strict=True):
                 cast(Combiner, base).partition([columns])  # to its base a block is one module
 
-    def note_success(self, rates: Tensor) -> None:
-        """Hand the tasks' success rates [T] to the bases, also to those that are still to be made."""
-        self._rates = None if len(self.bases) else rates.detach().clone()
-        super().note_success(rates)
+    def _note_success(self, rates: Tensor) -> None:
+        self._rates = None if len(self.bases) else rates.clone()
+        super()._note_success(rates)
 
     def reset(self) -> None:
         """Forget success rates that no base has got yet, too."""
