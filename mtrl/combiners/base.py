@@ -177,8 +177,15 @@ class Combiner(Stateful, ABC):
         """
         if not is_integer(stream) or not 0 <= stream < 2**63:
             raise ValueError(f"stream must be an integer in [0, 2^63); found {stream!r}.")
-        for index, member in enumerate(one for one in self.modules() if isinstance(one, Combiner)):
+        members = [one for one in self.modules() if isinstance(one, Combiner)]
+        for index, member in enumerate(members):
             member.stream.fill_(stream_key(int(stream), index))
+        for member in reversed(members):  # the outer one last: its rule holds for all within it
+            member._seeded()
+
+    def _seeded(self) -> None:
+        """Take note of a new stream; for methods that derive those of their members from their own."""
+        return
 
     @property
     def refuses_signed_losses(self) -> bool:
