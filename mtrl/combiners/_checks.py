@@ -104,6 +104,19 @@ def check_input(name: str, kind: str, value: Tensor, tasks: int) -> None:
         raise ValueError(f"{kind} of {name} must have shape {rule}; found {list(value.shape)}.")
 
 
+def check_same_device(name: str, own: torch.device, kind: str, device: torch.device) -> None:
+    """Raise ValueError if an input, called `kind`, is on another `device` than the method `name`."""
+    if own == device:
+        return
+    way = f"move the combiner once, before the first step, by combiner.to('{device}')"
+    if device.type == "mps":
+        way = (
+            "that device has no float64, which methods need. Combine on the CPU: "
+            "combiner.combine(jacobian.cpu(), losses.cpu())"
+        )
+    raise ValueError(f"{name} is on {own} and the {kind} on {device}: {way}.")
+
+
 def check_losses(name: str, losses: Tensor, *, signed: bool, shift_options: Mapping[str, Any]) -> None:
     """Raise ValueError, which names the tasks, for losses [T] not finite, or below 0 unless `signed`.
 
@@ -116,6 +129,12 @@ def check_losses(name: str, losses: Tensor, *, signed: bool, shift_options: Mapp
             way = ", ".join(f"{option}={value!r}" for option, value in shift_options.items())
             text += f" Pass {way} to measure losses from the lowest value of each task, plus one."
         raise ValueError(text)
+
+
+def check_rates(rates: Tensor, tasks: int) -> None:
+    """Raise ValueError for success rates that are not `tasks` numbers in [0, 1] or NaN."""
+    if rates.shape != (tasks,) or bool(((rates < 0.0) | (rates > 1.0)).any()):
+        raise ValueError(f"success rates must be {tasks} numbers in [0, 1], or NaN; found {rates.tolist()}.")
 
 
 def check_finite(kind: str, value: Tensor, tasks: Sequence[int] | None = None) -> None:
@@ -151,14 +170,21 @@ def check_gradients(name: str, rows: Tensor, *, products: bool, tasks: Sequence[
 
 
 def refuse_products(
-    name: str, long: Tensor, dtype: torch.dtype, tasks: Sequence[int] | None = None
+    name: str, long: Tensor, dtype: torch.dtype, tasks: Sequence[int] | None = None, of: str = "gradients"
 ) -> NoReturn:
     """Raise ValueError for gradients whose products overflow `dtype`, those of the rows chosen by `long`."""
     wider = "" if dtype == torch.float64 else ", or pass jacobian.double()"
     raise ValueError(
-        f"{name} needs products of gradients; those of tasks {_numbers(long, tasks)} overflow "
+        f"{name} needs products of {of}; those of tasks {_numbers(long, tasks)} overflow "
         f"{str(dtype)[6:]}. Divide the losses by a constant{wider}."
     )
+
+
+def check_squares(name: str, losses: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError, which names the tasks, for losses [T] whose squares overflow `dtype`."""
+    long = ~(losses < torch.finfo(dtype).max ** 0.5)
+    if bool(long.any()):
+        refuse_products(name, long, dtype, of="losses")
 
 
 def check_products(name: str, gram: Tensor, rows: Tensor) -> None:

@@ -54,6 +54,29 @@ class Stateful(nn.Module):
         for module in self.nearest():
             module.reset()
 
+    def _snapshot(self) -> Callable[[], None]:
+        """Return what puts buffers and counters back to their values of now.
+
+        It puts nothing back if there is state per parameter, which is large and which the rest goes with.
+        """
+        if any(module._rows for module in self.modules() if isinstance(module, Stateful)):
+            return lambda: None
+        kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for buffer in self.buffers():
+            kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+        # One copy of all that are alike: a method in many blocks has hundreds of buffers.
+        copies = [torch.cat([buffer.flatten() for buffer in kind]) for kind in kinds.values()]
+        counts = [(counter, counter.counter) for counter in self.counters()]
+
+        def put_back() -> None:
+            for kind, copy in zip(kinds.values(), copies, strict=True):
+                for buffer, part in zip(kind, copy.split([one.numel() for one in kind]), strict=True):
+                    buffer.copy_(part.view_as(buffer))
+            for counter, count in counts:
+                counter.counter = count
+
+        return put_back
+
     def nearest(self) -> "Iterator[Stateful]":
         """Yield the Stateful modules within this one, but not those within them: they pass calls on."""
         inner = list(self.children())
@@ -156,8 +179,12 @@ class HostCounter(Stateful):
 
 
 def move_rows(state: Tensor, kept: Tensor, added: Tensor, rows: Tensor) -> None:
-    """Set `state` [T, P] to kept state + added rows in place; `kept` is [1] and `added` [T]."""
-    kept, added = kept.to(state.dtype), added.to(state.dtype).unsqueeze(-1)
+    """Set `state` [T, P] to kept state + added rows in place; `kept` is [1] and `added` [T].
+
+    Shares of rows above the dtype's largest number, such as one over a length of 1e-40, count as that number.
+    """
+    largest = torch.finfo(state.dtype).max
+    kept, added = kept.to(state.dtype), added.clamp(max=largest).to(state.dtype).unsqueeze(-1)
     state.mul_(kept).addcmul_(rows, added)
 
 

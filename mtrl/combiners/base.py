@@ -3,12 +3,12 @@
 Letters: T tasks, P parameters. Row t of a Jacobian is the gradient of task t's loss; the Gramian is
 `jacobian @ jacobian.T`; the direction goes where a gradient would go (theta <- theta - lr * direction).
 
-The public calls (`combine`, `weights`, `after_step`) are final. They check and detach their input, then call
-the hook of the same name with an underscore. A method implements the hooks only.
+The public calls (`combine`, `weights`, `after_step`, `note_success`) are final. They check and detach their
+input, then call the hook of the same name with an underscore. A method implements the hooks only.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, final
@@ -23,6 +23,8 @@ from mtrl.combiners._checks import (
     check_input,
     check_losses,
     check_products,
+    check_rates,
+    check_same_device,
     is_integer,
 )
 from mtrl.combiners._jacobian_at import JacobianAt
@@ -74,10 +76,12 @@ class Combiner(Stateful, ABC):
 
         Inputs are detached. Methods that need more than one Jacobian (other batches, gradients at moved
         parameters, losses after the step) use `direction` and `after_step`; `mtrl.mtl_step` calls both.
+        A call that raises leaves the state as it was. Only methods with state per parameter (`row_state`,
+        `vector_state`) have learned from the gradients when their direction is refused; `reset` forgets it.
 
         Raises:
             ValueError: wrong shape, dtype or device, missing losses, or non-finite entries (names the tasks);
-                the method needs more than a Jacobian and losses, or its direction exceeds float16.
+                the method needs more than a Jacobian and losses, or its direction exceeds its dtype.
         """
         if self.needs_also:
             raise ValueError(
@@ -94,13 +98,7 @@ class Combiner(Stateful, ABC):
         if losses is not None:  # first: one NaN loss makes the rows of all tasks NaN
             losses = self._taken("losses", losses)
         jacobian = self._taken("jacobian", jacobian)
-        try:
-            direction = self._combine(jacobian, losses)
-            if self._checked:
-                check_direction(self.name, direction)
-        except BaseException:
-            self.abandon_step()
-            raise
+        direction = self._guarded(lambda: self._combine(jacobian, losses))
         self._awaits_losses = self.looks_again
         return direction
 
@@ -113,10 +111,7 @@ class Combiner(Stateful, ABC):
         if self.num_batches == 1:
             return self.combine(jacobian_at(), jacobian_at.losses)  # in this order: losses are of that call
         batches = [self._seen(jacobian_at(batch=batch)) for batch in range(self.num_batches)]
-        direction = self._combine_batches(batches)
-        if self._checked:
-            check_direction(self.name, direction)
-        return direction
+        return self._guarded(lambda: self._combine_batches(batches))
 
     def _combine_batches(self, jacobians: Sequence[Tensor]) -> Tensor:
         """Return the direction [P] for the Jacobians of several independent batches, `num_batches`."""
@@ -182,16 +177,28 @@ class Combiner(Stateful, ABC):
         """
         if not is_integer(stream) or not 0 <= stream < 2**63:
             raise ValueError(f"stream must be an integer in [0, 2^63); found {stream!r}.")
-        for index, member in enumerate(one for one in self.modules() if isinstance(one, Combiner)):
+        members = [one for one in self.modules() if isinstance(one, Combiner)]
+        for index, member in enumerate(members):
             member.stream.fill_(stream_key(int(stream), index))
+        for member in reversed(members):  # the outer one last: its rule holds for all within it
+            member._seeded()
+
+    def _seeded(self) -> None:
+        """Take note of a new stream; for methods that derive those of their members from their own."""
+        return
 
     @property
     def refuses_signed_losses(self) -> bool:
         """Whether losses must be positive: the formulas need it and no `shift` makes them so."""
         return self.positive_losses and self.shift == "none"
 
+    @final
     def note_success(self, rates: Tensor) -> None:
-        """Take note of the tasks' success rates [T] in [0, 1], NaN where unknown, and hand it on."""
+        """Take note of the tasks' success rates [T] in [0, 1], NaN where unknown; ValueError for others."""
+        check_rates(rates, self.num_tasks)
+        self._note_success(rates.detach())
+
+    def _note_success(self, rates: Tensor) -> None:
         for module in self.nearest():
             if isinstance(module, Combiner):
                 module.note_success(rates)
@@ -226,16 +233,7 @@ class Combiner(Stateful, ABC):
 
     def check_device(self, kind: str, device: torch.device) -> None:
         """Raise ValueError if an input, called `kind`, is on another device."""
-        own = self.last_weights.device
-        if own == device:
-            return
-        way = f"move the combiner once, before the first step, by combiner.to('{device}')"
-        if device.type == "mps":
-            way = (
-                "that device has no float64, which methods need. Combine on the CPU: "
-                "combiner.combine(jacobian.cpu(), losses.cpu())"
-            )
-        raise ValueError(f"{self.name} is on {own} and the {kind} on {device}: {way}.")
+        check_same_device(self.name, self.last_weights.device, kind, device)
 
     def skip_checks(self) -> None:
         """Check no inputs from now on, in this method and those within it; a check waits for the device."""
@@ -267,6 +265,19 @@ class Combiner(Stateful, ABC):
             elif not (isinstance(self, GramCombiner) and self.combines_by_weights):
                 self._check_gradients(value)  # the others look at the Gramian instead
         return value.detach()
+
+    def _guarded(self, combine: Callable[[], Tensor]) -> Tensor:
+        """Return a checked direction [P] and put the state back if it is refused; `unchecked`: neither."""
+        put_back = self._snapshot() if self._checked else lambda: None
+        try:
+            direction = combine()
+            if self._checked:
+                check_direction(self.name, direction)
+        except BaseException:
+            put_back()
+            self.abandon_step()
+            raise
+        return direction
 
     def _check_gradients(self, rows: Tensor, tasks: Tensor | None = None) -> None:
         """Check the numbers of gradients [N, P], those of `tasks` [N] or of all."""

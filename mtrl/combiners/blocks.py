@@ -67,10 +67,9 @@ class Blocks(JacobianCombiner):
             for base, columns in zip(self.bases, self._columns(sum(sizes)), strict=True):
                 cast(Combiner, base).partition([columns])  # to its base a block is one module
 
-    def note_success(self, rates: Tensor) -> None:
-        """Hand the tasks' success rates [T] to the bases, also to those that are still to be made."""
-        self._rates = None if len(self.bases) else rates.detach().clone()
-        super().note_success(rates)
+    def _note_success(self, rates: Tensor) -> None:
+        self._rates = None if len(self.bases) else rates.clone()
+        super()._note_success(rates)
 
     def reset(self) -> None:
         """Forget success rates that no base has got yet, too."""
@@ -92,7 +91,7 @@ class Blocks(JacobianCombiner):
         if len(self.bases) == 0:
             made = [make_base(self.name, self._base, self._options, self.num_tasks) for _ in range(count)]
             self.bases.extend(base.to(self.last_weights.device) for base in made)
-            self._seed_bases()
+            self._seeded()
             if not self._checked:
                 self.skip_checks()
             if self._rates is not None:
@@ -102,7 +101,8 @@ class Blocks(JacobianCombiner):
                 f"this instance has {len(self.bases)} blocks; found {count}. Make one combiner per network."
             )
 
-    def _seed_bases(self) -> None:
+    def _seeded(self) -> None:
+        # From the own stream: it may be chosen before the bases are made, or be that of a loaded state.
         members = [module for module in self.bases.modules() if isinstance(module, Combiner)]
         keys = torch.arange(1, len(members) + 1, device=self.stream.device)
         streams = scrambled(keys, torch.zeros_like(self.stream), self.stream)
@@ -167,5 +167,5 @@ class Blocks(JacobianCombiner):
         if not saved and len(self.bases):  # a state from before the modules were known: that of new bases
             for base in self.bases:
                 cast(Combiner, base).reset()
-            self._seed_bases()
+            self._seeded()
             state_dict.update(self.bases.state_dict(prefix=lead))

@@ -18,7 +18,8 @@ class CappedMGDA(GramCombiner):
     groups of tasks, and steps are longer where few tasks stand against many.
 
     Args:
-        cap: Largest weight of a task, in [0, 1]; below 1 / T it means 1 / T, the mean.
+        cap: Largest weight of a task, in [0, 1]; below 1 / T it means 1 / T, the mean. The default is the
+            mean for up to three tasks.
 
     Zero gradients (in a smooth transition near 1e-16 of the longest, see solvers/path.py) get only the weight
     that the caps of the others leave, so that 1 / T stays the mean.

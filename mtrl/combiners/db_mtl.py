@@ -11,6 +11,8 @@ from mtrl.combiners._state import move_rows
 from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers.gramian import lengths_of, one_over, weighted_sum
 
+_MOST = 1e8  # how far an average is stretched
+
 
 class DBMTL(PositiveLosses, JacobianCombiner):
     """DB-MTL (dual balancing): running averages of the gradients of log(loss_t), scaled to the longest.
@@ -23,9 +25,10 @@ class DBMTL(PositiveLosses, JacobianCombiner):
             at 1 the averages would stay zero.
         sigma: `beta` is divided by the update's number to this power (authors: 0).
 
-    As in the authors' code the averages start at zero without correction. The state is [T, P]. The metric
-    `weights` has the weights of the averages, scaled to sum to 1. With `shift` = `minimum` a task above its
-    lowest loss counts less, and nothing else of the logarithm remains.
+    As in the authors' code the averages start at zero without correction, and a task whose gradient stays
+    zero fades out: no average is stretched more than 1e8 times (they divide by |G_t| + 1e-8). The state is
+    [T, P]. The metric `weights` has the weights of the averages, scaled to sum to 1. With `shift` = `minimum`
+    a task above its lowest loss counts less, and nothing else of the logarithm remains.
     """
 
     name = "db_mtl"
@@ -54,6 +57,6 @@ class DBMTL(PositiveLosses, JacobianCombiner):
         kept = self.beta * self.step**-self.sigma
         move_rows(self.average, kept, (1.0 - kept) / self.origin(losses), jacobian)
         lengths = lengths_of(self.average)
-        inverse = one_over(lengths)
+        inverse = one_over(lengths, most=_MOST)
         self.last_weights.copy_(inverse / inverse.sum().clamp(min=1e-300))
         return weighted_sum(lengths.amax() * inverse, self.average).to(jacobian.dtype)

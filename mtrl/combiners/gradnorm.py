@@ -25,8 +25,9 @@ class GradNorm(PositiveLosses, JacobianCombiner):
 
     Deviations from the paper: w is T times a softmax of logits, which stays positive and needs no
     renormalising. Norms are those of the whole shared gradients instead of one layer's, in units of their
-    mean, so that Adam's epsilon does not matter. The direction is the mean of w_t g_t, not the sum. With
-    `shift` = `minimum` only norms are evened out: a loss that falls and one that stays both measure 1.
+    mean, so that Adam's epsilon does not matter. The direction is the mean of w_t g_t, not the sum. A task
+    without a gradient enters no mean, and nothing pulls at its logit. With `shift` = `minimum` only norms are
+    evened out: a loss that falls and one that stays both measure 1.
     """
 
     name = "gradnorm"
@@ -52,10 +53,15 @@ class GradNorm(PositiveLosses, JacobianCombiner):
         left = measured / self.initial
         weights = torch.softmax(self.logits.value, dim=0, out=self.last_weights)
         lengths = weights * lengths_of(jacobian)
-        mean = lengths.mean()
-        above = torch.addcmul(lengths, mean, (left / left.mean()) ** self.alpha, value=-1.0).sign()
+        # The norm of a task without a gradient cannot be evened out: its logit would grow without end.
+        absent = lengths == 0.0
+        share = 1.0 - absent.sum(dtype=torch.float64) / self.num_tasks  # of tasks with a gradient
+        mean, mean_left = lengths.mean() / share, left.masked_fill(absent, 0.0).mean() / share
+        above = torch.addcmul(lengths, mean, (left / mean_left) ** self.alpha, value=-1.0).sign()
         # The derivative by w_t, times w_t, in units of the mean length. Through the softmax w / T of the
         # logits: a step along all of them at once changes nothing.
-        slope = lengths / mean.clamp(min=1e-300) * above
-        self.logits.update(torch.addcmul(slope, weights, slope.sum(), value=-1.0))
+        slope = lengths / mean * above
+        among = self.logits.value.masked_fill(absent, -torch.inf).softmax(dim=0)
+        gradient = torch.addcmul(slope, among, slope.sum(), value=-1.0)
+        self.logits.update(gradient.masked_fill_(absent, 0.0))
         return weighted_sum(weights, jacobian)

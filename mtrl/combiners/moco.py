@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_number
+from mtrl.combiners._checks import check_number, check_squares
 from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners._state import move_rows
 from mtrl.combiners.base import JacobianCombiner
@@ -59,10 +59,12 @@ class MoCo(PositiveLosses, JacobianCombiner):
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
         self.prepare(jacobian[0])
+        measured = self.origin(losses)
+        if self._checked:  # before the state changes: no tracked gradient is longer than all losses so far
+            check_squares(self.name, measured, self.tracked.dtype)
         self.step.add_(1.0)
-        lengths = lengths_of(jacobian)
         moved = self.beta * self.step**-self.beta_sigma
-        move_rows(self.tracked, 1.0 - moved, moved * self.origin(losses) * one_over(lengths), jacobian)
+        move_rows(self.tracked, 1.0 - moved, moved * measured * one_over(lengths_of(jacobian)), jacobian)
         slope = torch.add(gramian(self.tracked).to(torch.float64) @ self.w, self.w, alpha=self.rho)
         steps = self.step**-self.gamma_sigma
         self.w.copy_(torch.addcmul(self.w, steps, slope, value=-self.gamma).softmax(dim=0))

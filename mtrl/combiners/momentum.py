@@ -24,7 +24,8 @@ class Momentum(Wrapper):
             corrected for their zero start.
 
     The state is [T, P]. The base gets the losses unchanged. With an optimiser that has momentum, gradients
-    are averaged twice.
+    are averaged twice. For a base that ignores the gradients' lengths, such as `nash_mtl`, the mean of a task
+    whose gradients have become zero pulls at full strength, along the last of them, for hundreds of updates.
     """
 
     name = "momentum"

@@ -1,5 +1,7 @@
 """Normalisation by smoothed gradient norms, with a Jacobian in few updates only."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,8 @@ class NormScale(Refreshed):
         decay: Share of the running mean that one refresh keeps.
         refresh_every: Updates per Jacobian; in between, one backward pass of the weighted loss is enough.
 
-    Task heads are not weighted. Tasks whose gradients have all been zero weigh 0.
+    Task heads are not weighted. A task whose gradient is zero at a refresh weighs 0 until the next one, and
+    its running mean stays as it was.
     """
 
     name = "normscale"
@@ -31,16 +34,27 @@ class NormScale(Refreshed):
         super().__init__(num_tasks=num_tasks, refresh_every=refresh_every)
         self.decay = check_decay("decay", decay)
         self.norms = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))
-        self.share = nn.Buffer(torch.zeros(1, dtype=torch.float64))  # of the mean that is data
+        self.share = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))  # of the means that is data
 
     def _solve(self, gram: Tensor) -> Tensor:
         lengths = gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
-        self.norms.lerp_(lengths, 1.0 - self.decay)
-        self.share.mul_(self.decay).add_(1.0 - self.decay)
-        # The correction for the start is the same for all tasks and cancels here.
-        inverse = one_over(self.norms)
+        there = lengths != 0.0
+        moved = self.norms.lerp(lengths, 1.0 - self.decay)
+        torch.where(there, moved, self.norms, out=self.norms)
+        filled = self.share * self.decay + (1.0 - self.decay)
+        torch.where(there, filled, self.share, out=self.share)
+        # The correction for the start cancels between tasks that had a gradient equally often.
+        corrected = self.share / self.share.amax().clamp(min=1e-300)
+        inverse = torch.where(there, one_over(self.norms) * corrected, 0.0)
         total = inverse.sum()
         return inverse / torch.where(total > 0.0, total, 1.0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A state of before the tasks had shares of their own: one share is that of all.
+        key = f"{prefix}share"
+        if key in state_dict and state_dict[key].shape == (1,):
+            state_dict[key] = state_dict[key].expand(self.num_tasks)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `gradient_norms` [T], the running means."""

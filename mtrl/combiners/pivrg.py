@@ -33,17 +33,8 @@ class PIVRG(GramCombiner):
         self.temperature = check_number("temperature", temperature, low=0.05)
         self.preference = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))
 
-    def note_success(self, rates: Tensor) -> None:
-        """Take note of the tasks' success rates [T] in [0, 1], NaN where unknown.
-
-        Raises:
-            ValueError: another shape, or rates outside [0, 1].
-        """
-        rates = rates.detach().to(self.preference)
-        if rates.shape != self.preference.shape or bool(((rates < 0.0) | (rates > 1.0)).any()):
-            raise ValueError(
-                f"success rates must be {self.num_tasks} numbers in [0, 1], or NaN; found {rates.tolist()}."
-            )
+    def _note_success(self, rates: Tensor) -> None:
+        rates = rates.to(self.preference)
         known = ~rates.isnan()
         shares = torch.softmax(torch.where(known, (1.0 - rates) / self.temperature, -torch.inf), dim=0)
         self.preference.copy_(torch.where(known, shares * known.sum(), 1.0))

@@ -23,6 +23,8 @@ class Smoothed(GramCombiner):
         base_options: Arguments of the base method.
         decay: Share of the old weights that one update keeps; 0 is the base method.
 
+    Weights are used as they were solved, also for a base that weighs by one over the gradients' lengths, such
+    as `nash_mtl`: after a batch with a gradient of 1e-8 steps are up to 1e7 times as long for many updates.
     Deviation from the paper, whose text could not be read: `decay` is constant. According to TorchJD's
     documentation the paper's rises towards 1 as the learning rate falls.
     """

@@ -13,6 +13,8 @@ from mtrl.combiners.solvers.backends import by_host
 from mtrl.errors import UserError, unknown_name
 
 _INSTALL = "pip install 'mtrl-torch[torchjd]'"
+# What aggregators raise for arguments that do not fit.
+_MISTAKES = (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class TorchJD(JacobianCombiner):
@@ -27,7 +29,10 @@ class TorchJD(JacobianCombiner):
 
     Args:
         aggregator: Name of a class of torchjd.aggregation: UPGrad, MGDA, ConFIG, AlignedMTL, ...
-        arguments: Its arguments as Python writes them, "c=0.4, norm_eps=0.0"; n_tasks is filled in.
+        arguments: Its arguments as Python writes them, "c=0.4, norm_eps=0.0", with lists for tensors,
+            "pref_vector=[1.0, 2.0]"; n_tasks is filled in.
+
+    Gradients of half precision are combined in float32.
     """
 
     name = "torchjd"
@@ -37,22 +42,29 @@ class TorchJD(JacobianCombiner):
 
     def __init__(self, *, num_tasks: int, aggregator: str = "UPGrad", arguments: str = "") -> None:
         super().__init__(num_tasks=num_tasks)
-        cls = _aggregator_class(aggregator)
-        values = _parsed(arguments)
-        if "n_tasks" in inspect.signature(cls).parameters:
-            values.setdefault("n_tasks", num_tasks)
+        self._class = _aggregator_class(aggregator)
+        self._arguments = _parsed(arguments)
+        valid = inspect.signature(self._class)
+        if "n_tasks" in valid.parameters:
+            self._arguments.setdefault("n_tasks", num_tasks)
+        self._weights: Tensor | None = None
         try:
-            built = cls(**values)
-        except (ImportError, TypeError, ValueError) as error:
-            rule = f"arguments must fit {aggregator}{inspect.signature(cls)}; found {arguments!r}"
+            self._make(torch.empty(0))
+        except _MISTAKES as error:
+            rule = f"arguments must fit {aggregator}{valid}; found {arguments!r}"
             if isinstance(error, ImportError):
                 rule = f"{aggregator} needs more packages: {_INSTALL}"
             raise ValueError(f"{rule}. TorchJD says: {error}") from error
-        self._weights: Tensor | None = None
+
+    def _make(self, like: Tensor) -> None:
+        """Make the aggregator, with the lists in its arguments as tensors of this dtype, on this device."""
+        lists = {key: like.new_tensor(one) for key, one in self._arguments.items() if isinstance(one, list)}
+        built = self._class(**self._arguments | lists)
         if isinstance(built, importlib.import_module("torchjd.aggregation").WeightedAggregator):
             built.weighting.register_forward_hook(self._keep_weights)
         # A tuple hides the aggregator from nn.Module: its state is not in buffers of fixed memory.
         self._held = (built,)
+        self._fits = (like.dtype, like.device) if lists else None
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         return by_host(lambda: self._aggregated(jacobian), jacobian.new_empty(jacobian.shape[1]))
@@ -61,11 +73,14 @@ class TorchJD(JacobianCombiner):
         if not bool(torch.isfinite(jacobian).all()):
             return jacobian.sum(dim=0)  # not finite either; the aggregator's solver would raise
         self._weights = None
+        rows = jacobian.detach().to(torch.promote_types(jacobian.dtype, torch.float32))
+        if self._fits not in (None, (rows.dtype, rows.device)):
+            self._make(rows)
         with torch.no_grad():
-            direction: Tensor = self._held[0](jacobian.detach())
+            direction: Tensor = self._held[0](rows)
         if self._weights is not None:
             self.last_weights.copy_(self._weights)
-        return direction
+        return direction.to(jacobian.dtype)
 
     def reset(self) -> None:
         """Reset the aggregator too, if it has state."""

@@ -90,7 +90,6 @@ class Turns(HostCounter, JacobianCombiner):
         before = (self.counter - 1) % len(self._groups)
         self._base(before).after_step(losses[self.get_buffer(self._groups[before])])
 
-    def note_success(self, rates: Tensor) -> None:
-        """Hand each group's success rates to its base."""
+    def _note_success(self, rates: Tensor) -> None:
         for turn, name in enumerate(self._groups):
             self._base(turn).note_success(rates[self.get_buffer(name).to(rates.device)])

@@ -109,6 +109,23 @@ def test_a_state_from_before_the_blocks_were_known_loads_later() -> None:
         assert torch.equal(second.combine(rows), third.combine(rows))
 
 
+def test_a_stream_is_the_same_whether_it_is_chosen_before_or_after_the_blocks_are_known() -> None:
+    rows = jacobian("conflicting", 5, seed=0)
+    for base, options in (("pcgrad", {}), ("momentum", {"base": "graddrop"})):
+        given: dict[str, Any] = {"num_tasks": 5, "base": base, "base_options": options}
+        early, late = (make_combiner("blocks", **given) for _ in range(2))
+        sized = make_combiner("blocks", sizes=(4, -1), **given)
+        early.seed(7)
+        for combiner in (early, late):
+            combiner.partition((4, rows.shape[1] - 4))
+        for combiner in (late, sized):
+            combiner.seed(7)
+        for _ in range(3):
+            directions = [combiner.combine(rows) for combiner in (early, late, sized)]
+            assert torch.equal(directions[0], directions[1])
+            assert torch.equal(directions[0], directions[2])
+
+
 def test_blocks_that_are_made_after_the_checks_were_skipped_skip_them() -> None:
     combiner, losses = make_combiner("blocks", num_tasks=2, base="famo"), torch.ones(2)
     combiner.skip_checks()

@@ -67,6 +67,13 @@ def test_a_conic_solver_agrees_whatever_the_cap(cap: float) -> None:
         assert abs(float(combiner.metrics()["residual"])) < 1e-9
 
 
+@pytest.mark.parametrize(("tasks", "is_mean"), [(2, True), (3, True), (4, False)])
+def test_the_default_cap_is_the_mean_up_to_three_tasks_as_its_page_says(tasks: int, is_mean: bool) -> None:
+    rows = jacobian("spread_2", tasks, seed=1)
+    direction = make_combiner("capped_mgda", num_tasks=tasks).combine(rows)
+    assert torch.allclose(direction, rows.mean(dim=0)) is is_mean
+
+
 def test_a_larger_cap_never_makes_a_longer_vector() -> None:
     rows = jacobian("spread_2", 8, seed=0)
     caps = torch.linspace(0.125, 1.0, 15).tolist()

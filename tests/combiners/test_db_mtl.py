@@ -41,3 +41,18 @@ def test_running_means_that_would_never_move_are_refused(name: str, still: float
     combiner = make_combiner(name, num_tasks=2, beta=slow)
     rows = jacobian("iid", 2, seed=0).float()
     assert combiner.combine(rows, torch.ones(2)).norm() > 1e-7 * rows.norm()
+
+
+def test_a_task_whose_gradient_stays_zero_fades_out_and_stops_no_update() -> None:
+    rows = jacobian("iid", 2, seed=0).float()
+    combiner, losses = DBMTL(num_tasks=2), torch.ones(2)
+    for _ in range(5):
+        combiner.combine(rows, losses)
+    rows[1] = 0.0
+    for _ in range(150):
+        direction = combiner.combine(rows, losses)
+    # Its average has 0.9^150 = 1e-7 of its length and is stretched to the other's, as in algorithm 1.
+    assert float((direction - rows[0]).norm() / rows[0].norm()) == pytest.approx(1.0, rel=0.01)
+    for _ in range(850):
+        direction = combiner.combine(rows, losses)
+    torch.testing.assert_close(direction, rows[0])

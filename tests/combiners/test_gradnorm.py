@@ -45,3 +45,14 @@ def test_a_task_that_trains_slower_gets_the_longer_gradient() -> None:
     for _ in range(2000):
         direction = combiner.combine(rows, torch.tensor([0.8, 1.6], dtype=torch.float64))
     assert float(direction[0] / direction[1]) == pytest.approx(2.0, rel=0.05)
+
+
+def test_the_weight_of_a_task_without_a_gradient_stays_while_the_others_are_evened_out() -> None:
+    rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    combiner, losses = GradNorm(num_tasks=3), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    for _ in range(800):
+        direction = combiner.combine(rows, losses)
+    # Two thirds of the weight are theirs, as 3 to 1.
+    torch.testing.assert_close(direction, torch.tensor([0.5, 0.5, 0.0]).double(), rtol=0.05, atol=0.0)
+    combiner.combine(torch.zeros_like(rows), losses)
+    assert combiner.logits.value.isfinite().all()

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtrl.combiners import COMBINERS, GramCombiner, make_combiner
 from mtrl.combiners.solvers import projections
+from mtrl.combiners.solvers.gramian import lengths_of
 from mtrl.combiners.solvers.hull import project
 from tests.combiners.calls import NAMES
 from tests.combiners.oracles import ORACLES
@@ -118,6 +119,48 @@ def test_long_gradients_are_combined_or_refused_for_what_overflows(name: str) ->
                 assert "non-finite" not in str(error)
             else:
                 assert direction.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "lengths"),
+    [
+        ("db_mtl", {}, (1e20, 1e20, 1e-20)),
+        ("loss_proportional", {}, (1e20, 1e20, 1e-20)),
+        ("momentum", {"base": "loss_proportional"}, (1e20, 1e20, 1e-20)),
+        ("ngdiff", {}, (1e18, 1e18, 1e-22)),
+        ("ntkmtl", {}, (1e18, 1e18, 1e-22)),
+    ],
+)
+def test_a_gradient_too_short_to_be_stretched_to_the_others_refuses_no_step(
+    name: str, options: dict[str, Any], lengths: tuple[float, ...]
+) -> None:
+    rows = torch.nn.functional.normalize(drawn(3, 8)) * torch.tensor(lengths).unsqueeze(-1)
+    direction = make_combiner(name, num_tasks=3, **options).combine(rows.float(), torch.ones(3)).double()
+    pull = rows[0] + rows[1]
+    torch.testing.assert_close(direction / direction.norm(), pull / pull.norm(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_lengths_of_half_precision_are_those_of_the_rows_as_they_are(dtype: torch.dtype) -> None:
+    rows = drawn(6, 20_000).to(dtype)
+    torch.testing.assert_close(lengths_of(rows), rows.double().norm(dim=1), rtol=1e-6, atol=0.0)
+
+
+def test_moco_goes_on_after_the_shortest_gradients() -> None:
+    rows, combiner = drawn(3, 8).float(), make_combiner("moco", num_tasks=3)
+    for lengths in ((1.0, 1.0, 1.0), (1e-40, 1.0, 1.0), (1e-40, 1e-40, 1e-40), (1.0, 1.0, 1.0)):
+        direction = combiner.combine(rows * torch.tensor(lengths).unsqueeze(-1), torch.ones(3))
+        assert float(direction.norm()) <= 1.0  # a mean of means of gradients that are as long as the losses
+
+
+def test_moco_refuses_losses_whose_squares_overflow_before_it_learns_from_them() -> None:
+    rows, losses = drawn(3, 8).float(), torch.tensor([1.0, 2.0, 0.5])
+    refused, never = (make_combiner("moco", num_tasks=3) for _ in range(2))
+    for size in (1.0, 0.7):
+        with pytest.raises(ValueError, match=r"moco needs products of losses; those of tasks \[1\] overflow"):
+            refused.combine(rows, losses * torch.tensor([1e18, 1e19, 1e18]))
+        assert torch.equal(*(combiner.combine(rows, size * losses) for combiner in (refused, never)))
+    assert refused.combine(rows, 9e18 * torch.ones(3)).isfinite().all()
 
 
 def test_a_gradient_that_is_not_finite_is_still_named_beside_long_ones() -> None:

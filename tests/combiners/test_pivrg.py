@@ -63,6 +63,16 @@ def test_what_is_no_rate_per_task_is_refused(rates: list[float]) -> None:
         PIVRG(num_tasks=3).note_success(torch.tensor(rates))
 
 
+@pytest.mark.parametrize("name", ["turns", "smoothed", "blocks"])
+@pytest.mark.parametrize("rates", [[0.5] * 3, [0.5] * 6, [0.5, 0.5, 0.5, 2.0]])
+def test_methods_around_it_refuse_what_is_no_rate_per_task(name: str, rates: list[float]) -> None:
+    combiner = make_combiner(name, num_tasks=4, base="pivrg")
+    before = {key: value.clone() for key, value in combiner.state_dict().items()}
+    with pytest.raises(ValueError, match=r"success rates must be 4 numbers in \[0, 1\], or NaN; found \["):
+        combiner.note_success(torch.tensor(rates))
+    assert all(torch.equal(value, before[key]) for key, value in combiner.state_dict().items())
+
+
 def test_methods_around_it_hand_rates_on() -> None:
     grouped = make_combiner("turns", num_tasks=4, base="pivrg", order=(3, 1, 0, 2))
     smoothed = make_combiner("smoothed", num_tasks=4, base="pivrg")

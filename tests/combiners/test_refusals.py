@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -165,3 +166,25 @@ def test_a_direction_that_its_type_cannot_hold_is_refused() -> None:
     expected = torch.full((4,), 6e38, dtype=torch.float64)
     found = make_combiner("mean", num_tasks=3, weights=(1.0, 1.0, 1.0)).combine(rows.double())
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("stch", {}),
+        ("dropgrad", {"base": "stch"}),
+        ("turns", {"base": "stch"}),
+        ("blocks", {"base": "stch", "sizes": (3, -1)}),
+        ("every", {"base": "nash_mtl", "base_options": {"max_norm": 0.0}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_direction_that_is_refused_leaves_the_state_as_it_was(name: str, options: dict[str, Any]) -> None:
+    rows, losses = [1e-3 * jacobian("iid", 4, seed).half() for seed in range(6)], torch.ones(4).half()
+    refused, never = (make_combiner(name, num_tasks=4, **options) for _ in range(2))
+    for batch in rows:
+        assert torch.equal(*(combiner.combine(batch, losses) for combiner in (refused, never)))
+        before = state(refused)
+        with pytest.raises(ValueError, match=f"the direction of {name} exceeds float16"):
+            refused.combine(1e6 * batch, 1e-7 * losses)
+        assert unchanged(refused, before)

@@ -36,6 +36,23 @@ def test_directions_are_those_of_the_library(
         assert torch.equal(combiner.combine(rows), expected)
 
 
+@pytest.mark.parametrize("aggregator", ["UPGrad", "ConFIG", "AlignedMTL", "Constant"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_lists_of_numbers_are_tensors_of_the_gradients_dtype(aggregator: str, dtype: torch.dtype) -> None:
+    key = "weights" if aggregator == "Constant" else "pref_vector"
+    rows = jacobian("iid", 3, seed=0).to(dtype)
+    direct = getattr(aggregation, aggregator)(**{key: torch.tensor([1.0, 2.0, 3.0], dtype=dtype)})
+    combiner = make_combiner("torchjd", num_tasks=3, aggregator=aggregator, arguments=f"{key}=[1, 2.0, 3]")
+    assert torch.equal(combiner.combine(rows), direct(rows))
+
+
+@pytest.mark.parametrize("aggregator", ["UPGrad", "AlignedMTL", "ConFIG", "MGDA"])
+def test_half_precision_is_combined_in_single_precision(aggregator: str) -> None:
+    rows = jacobian("iid", 3, seed=0).half()
+    combiner = make_combiner("torchjd", num_tasks=3, aggregator=aggregator)
+    assert torch.equal(combiner.combine(rows), getattr(aggregation, aggregator)()(rows.float()).half())
+
+
 def test_weights_are_reported_where_the_aggregator_weighs_tasks() -> None:
     rows = jacobian("iid", 4, seed=0)
     combiner = make_combiner("torchjd", num_tasks=4, aggregator="UPGrad")
@@ -70,6 +87,9 @@ def test_the_number_of_tasks_is_filled_in_and_reset_forgets_state() -> None:
         ({"aggregator": "CAGrad"}, r"arguments must fit CAGrad\(c: float.*missing 1 required.*'c'"),
         ({"arguments": "radius=1"}, r"arguments must fit UPGrad\(.*found 'radius=1'"),
         ({"arguments": "0.5"}, r"arguments must read like 'c=0.4, norm_eps=0.0'; found '0.5'"),
+        ({"arguments": "pref_vector=0.5"}, r"arguments must fit UPGrad\(.*found 'pref_vector=0.5'"),
+        ({"arguments": "pref_vector=[1.0, 'x']"}, r"arguments must fit UPGrad\(.*TorchJD says"),
+        ({"aggregator": "Constant", "arguments": "weights='x'"}, r"arguments must fit Constant\(weights"),
         ({"arguments": "c="}, "arguments must read like"),
         ({"arguments": "c=open('x')"}, "arguments must read like"),
     ],

@@ -302,6 +302,26 @@ def test_rows_scales_do_not_matter_after_a_refresh() -> None:
     torch.testing.assert_close(scaled.metrics()["gradient_norms"], factors * rows.norm(dim=1))
 
 
+def test_a_task_without_a_gradient_at_a_refresh_weighs_nothing_and_keeps_its_norm() -> None:
+    rows, combiner = jacobian("spread_2", 3, seed=3), NormScale(num_tasks=3, refresh_every=1)
+    inverse = 1.0 / rows.norm(dim=1)
+    absent = rows * torch.tensor([[1.0], [1.0], [0.0]])
+    of_two = torch.cat((inverse[:2] / inverse[:2].sum(), torch.zeros(1)))
+    expected = {False: inverse / inverse.sum(), True: of_two}
+    for missing in (True,) * 30 + (False,) + (True,) * 300 + (False,):
+        combiner.combine(absent if missing else rows)
+        torch.testing.assert_close(combiner.last_weights, expected[missing])
+    torch.testing.assert_close(combiner.metrics()["gradient_norms"], rows.norm(dim=1))
+
+
+def test_a_state_with_one_share_for_all_norms_is_that_of_each() -> None:
+    rows, before, after = jacobian("spread_2", 3, seed=3), *(NormScale(num_tasks=3) for _ in range(2))
+    before.combine(rows)
+    saved = before.state_dict()
+    after.load_state_dict(saved | {"share": saved["share"][:1].clone()})
+    torch.testing.assert_close(after.metrics()["gradient_norms"], rows.norm(dim=1))
+
+
 def test_groups_take_turns_and_only_the_group_is_evaluated() -> None:
     combiner = make_combiner("turns", num_tasks=5, base="mean", groups=2, order=(3, 0, 4, 1, 2))
     groups = [[3, 0, 4], [1, 2]]

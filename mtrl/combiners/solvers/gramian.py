@@ -118,9 +118,13 @@ def lengths_of(rows: Tensor) -> Tensor:
     return lengths
 
 
-def one_over(lengths: Tensor) -> Tensor:
-    """Return one over lengths, 0 for a length of 0."""
-    return lengths.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0)
+def one_over(lengths: Tensor, most: float = 1e30) -> Tensor:
+    """Return one over lengths [T], 0 for a length of 0, and no more than `most` over the longest.
+
+    Single precision holds no weight above 3e38, by which a method may stretch a short gradient to a long one.
+    """
+    inverse = lengths.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0)
+    return torch.minimum(inverse, most / lengths.amax())
 
 
 def lengths_and_cosines(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,13 +150,14 @@ def _peaks(rows: Tensor) -> Tensor:
 
 
 def _scaled_blocks(rows: Tensor, peaks: Tensor) -> Iterator[Tensor]:
-    """Yield rows [T, P] over their peaks, block by block of the columns.
+    """Yield rows [T, P] over their peaks, block by block of the columns; float32 for half precision.
 
     Plain squares overflow float32 at 1e19 and vanish at 1e-23. Memory for all quotients would take longer
     than what is computed from them.
     """
+    dtype = torch.promote_types(rows.dtype, torch.float32)
     for part in column_blocks(rows):
-        yield rows[:, part] / peaks.unsqueeze(-1)
+        yield rows[:, part].to(dtype) / peaks.unsqueeze(-1)
 
 
 def column_blocks(rows: Tensor) -> list[slice]:
