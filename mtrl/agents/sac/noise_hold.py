@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,8 +35,9 @@ class NoiseHold:
     ) -> None:
         self._stream = RandomStream(seed, device)
         self._probabilities = torch.arange(1, longest + 1, dtype=torch.float32) ** -2.0
-        shares = self._probabilities.double() / self._probabilities.double().sum()
-        self._bounds = shares.cumsum(0)[:-1].float().to(device)  # P(k <= 1), ..., P(k <= longest - 1)
+        shares = np.arange(1, longest + 1) ** -2.0
+        reached = np.cumsum(shares / shares.sum())[:-1]  # P(k <= 1), ..., P(k <= longest - 1)
+        self._bounds = torch.as_tensor(reached, dtype=torch.float32, device=device)
         self._noise = torch.zeros(*lead, action_dim, device=device)
         self._remaining = torch.zeros(lead, dtype=torch.int64, device=device)
 
