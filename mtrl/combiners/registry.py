@@ -60,7 +60,11 @@ def make_combiner(method: str | type[Combiner], *, num_tasks: int, **options: An
 
 
 def from_options(method: str | type[Combiner], num_tasks: int, options: Mapping[Any, Any]) -> Combiner:
-    """Return `make_combiner` with the method's arguments as a mapping, whatever its keys are."""
+    """Return `make_combiner` with the method's arguments as a mapping, whatever its keys are.
+
+    Raises:
+        UserError, ValueError: as `make_combiner`.
+    """
     cls = COMBINERS[method] if isinstance(method, str) else method
     if not (inspect.isclass(cls) and issubclass(cls, Combiner)) or inspect.isabstract(cls):
         missing = sorted(getattr(cls, "__abstractmethods__", ()))
