@@ -236,7 +236,8 @@ def differences(name: str, gram: Tensor, bargain: bool) -> Iterator[tuple[str, f
             # Any weights make the same direction; its length is rounding's choice.
             own, other = (weights @ exact @ weights for weights in (found, expected))
             found = found * torch.where(own > 0.0, other / own, 1.0).clamp(min=0.0).sqrt()
-        apart, terms = found - expected, float(expected.abs() @ lengths + 1e-9 * lengths.mean())
-        yield "direction", float((apart @ exact @ apart).clamp(min=0.0).sqrt()), 1e-6 * terms
+        apart, terms = found - expected, float(expected.abs() @ lengths)
+        bound = 1e-6 * terms + 1e-10 * float(lengths.mean())
+        yield "direction", float((apart @ exact @ apart).clamp(min=0.0).sqrt()), bound
         if bargain and name in ("nash", "fair"):
             yield "weights", float(apart.abs().max()), 1e-2 * float(expected.abs().max())
