@@ -14,7 +14,7 @@ QUICK = combiners gradients networks agents config device test_layout.py
 quick: ## the mathematics, under forty seconds: what starts no environments
 	pytest $(QUICK:%=tests/%) -m 'not slow and not gpu and not dear'
 
-test: ## the default suite, two to five minutes on two cores
+test: ## the default suite, four to eight minutes on two cores
 	pytest
 
 slow: ## the long tests: all 50 tasks, every method through a resumed run, a cluster of two nodes
