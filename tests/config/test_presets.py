@@ -182,13 +182,13 @@ def test_extends_merges_the_chain_of_presets(tmp_path: Path) -> None:
 
 
 def test_a_tilde_in_the_path_of_a_preset_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    write(tmp_path / "home", "seed: 5\n", "base.yaml")
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    (tmp_path / "user").mkdir()
+    write(tmp_path / "user", "seed: 5\n", "base.yaml")
     child = write(tmp_path, "extends: ~/base.yaml\nsteps: 7\n")
     assert load_preset("~/base.yaml") == {"seed": 5}
     assert load_preset(child) == {"seed": 5, "steps": 7}
-    with pytest.raises(UserError, match=f"cannot read {tmp_path}/home/none.yaml: No such file"):
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}/user/none.yaml: No such file"):
         load_preset("~/none.yaml")
 
 
