@@ -149,8 +149,6 @@ class _Flags:
 def main(arguments: list[str]) -> int:
     """Train; print samples and slopes."""
     flags = parse_command(_Flags, arguments)
-    if flags is None:
-        return 0
     out = None if flags.out is None else Path(flags.out)
     if out is not None:
         check_writable(out)

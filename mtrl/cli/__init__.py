@@ -36,6 +36,10 @@ EXTRAS = dict.fromkeys(_TRAIN, "train") | {
 }
 """Package, by the name it is imported by -> the extra that installs it."""
 
+class HelpShown(Exception):
+    """The help that a command was asked for is printed; the command is done."""
+
+
 _CODES = {UserError: 2, NonFiniteError: 1, EnvironmentFailure: 75}
 
 
@@ -111,6 +115,8 @@ def command(run: Callable[..., int]) -> Callable[..., int]:
             return 0
         try:
             return run(arguments, **defaults)
+        except HelpShown:
+            return 0
         except (UserError, NonFiniteError, EnvironmentFailure) as error:
             code, message = exit_code(error), f"error: {error}"
         except OSError as error:

@@ -42,8 +42,6 @@ class _Flags:
 def main(arguments: list[str]) -> int:
     """Evaluate runs one after another, and film them if asked to."""
     flags = parse_command(_Flags, arguments, positional="run_dirs")
-    if flags is None:
-        return 0
     if flags.camera is not None and not flags.video:
         raise UserError("--camera chooses the view of videos; found no --video. Add it or drop --camera.")
     runs = _runs(flags.run_dirs)

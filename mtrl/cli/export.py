@@ -21,8 +21,6 @@ class _Flags:
 def main(arguments: list[str]) -> int:
     """Export the policy of a run."""
     flags = parse_command(_Flags, arguments, positional="run_dir")
-    if flags is None:
-        return 0
     with importing():
         from mtrl.export.run import export_run
 

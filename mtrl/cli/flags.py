@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_origin
 
 import tyro
 
+from mtrl.cli import HelpShown
 from mtrl.config.values import field_types, from_text, items_of, label
 from mtrl.errors import UserError, did_you_mean
 from mtrl.registry import REQUIRED, Option
@@ -108,15 +109,20 @@ def print_help(members: Members, description: str, epilogue: str = "") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def parse_command(cls: type[F], arguments: Sequence[str], positional: str | None = None) -> F | None:
-    """Return a command's flags, the fields of a `settings` class; None if it printed help instead."""
+def parse_command(cls: type[F], arguments: Sequence[str], positional: str | None = None) -> F:
+    """Return a command's flags, the fields of a `settings` class.
+
+    Raises:
+        HelpShown: `arguments` ask for help, and it was printed.
+        UserError: as `parse`.
+    """
     members = [
         option_flag(option, "", "PATH") if option.name == positional else option_flag(option)
         for option in fields_of(cls)
     ]
     if wants_help(arguments):
         print_help(members, inspect.cleandoc(cls.__doc__ or ""))
-        return None
+        raise HelpShown
     return cls(**parse(members, arguments))
 
 

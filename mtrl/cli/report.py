@@ -50,8 +50,6 @@ class _Flags:
 def main(arguments: list[str]) -> int:
     """Write the report and print its first two tables."""
     flags = parse_command(_Flags, arguments, positional="runs")
-    if flags is None:
-        return 0
     if not flags.runs:
         raise UserError("no runs: give run directories or folders of them, for instance runs/mt10-sweep.")
     with importing():

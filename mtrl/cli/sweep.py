@@ -67,8 +67,6 @@ def main(arguments: list[str]) -> int:
     """Run a sweep; return 0 if all trials have finished, 1 if some have failed, else as `mtrl-train`."""
     _refuse_settings(arguments)
     flags = parse_command(_Flags, arguments)
-    if flags is None:
-        return 0
     if not flags.methods:
         raise UserError("no methods: give for instance --methods mean cagrad.")
     layers = [load_preset(flags.preset)] if flags.preset else []

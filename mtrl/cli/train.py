@@ -156,7 +156,6 @@ def _resume(arguments: list[str]) -> int:
                 f"--allow-version-mismatch and --trust besides; found {flag}. To change it, start a new run."
             )
     asked = parse_command(_ResumeFlags, arguments)
-    assert asked is not None
     with importing():
         from mtrl.training.run import resume_training
 

@@ -220,8 +220,6 @@ class _Flags:
 def main(arguments: list[str]) -> int:
     """Attack, compare, say so."""
     flags = parse_command(_Flags, arguments)
-    if flags is None:
-        return 0
     for name in flags.methods:
         _ = COMBINERS[name]  # raises where there is none
     suite = "metaworld" if flags.metaworld else "counting"

@@ -33,8 +33,6 @@ class _Flags:
 def main(arguments: list[str]) -> int:
     """Draw the gallery."""
     flags = parse_command(_Flags, arguments)
-    if flags is None:
-        return 0
     from mtrl.combiners import COMBINERS
     from mtrl_gallery.descent import descend, write_table
 

@@ -43,8 +43,6 @@ class _Flags:
 def main(arguments: list[str]) -> int:
     """Read the videos and write the film."""
     flags = parse_command(_Flags, arguments, positional="paths")
-    if flags is None:
-        return 0
     *videos, out = map(Path, flags.paths or ("",))
     if not videos or out.suffix.lower() != ".gif":  # a forgotten GIF would replace the last video
         raise UserError(f"expected VIDEO.mp4 ... OUT.gif; found {' '.join(flags.paths) or 'nothing'}.")

@@ -27,8 +27,6 @@ class _Flags:
 def main(arguments: list[str]) -> int:
     """Read the runs and write the picture."""
     flags = parse_command(_Flags, arguments, positional="paths")
-    if flags is None:
-        return 0
     *run_dirs, out = map(Path, flags.paths or ("",))
     if not run_dirs:
         raise UserError(f"expected RUN_DIR ... OUT.png; found {' '.join(flags.paths) or 'nothing'}.")

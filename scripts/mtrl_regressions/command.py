@@ -59,8 +59,6 @@ class Job(NamedTuple):
 def main(arguments: list[str]) -> int:
     """Run the study."""
     flags = parse_command(_Flags, arguments)
-    if flags is None:
-        return 0
     from mtrl.combiners import COMBINERS
     from mtrl_regressions.problem import SETTINGS
 
