@@ -1,51 +1,58 @@
 """Command line of scripts/group.py."""
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import Tensor
 
+from mtrl.cli import command
+from mtrl.cli.flags import parse_command
+from mtrl.config.values import settings
 from mtrl.errors import UserError
 from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl_grouping.groups import best_groups, task_order
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@settings("--")
+class _Flags:
     """Print flags, from a run with `affinity`: `--tasks` of the best groups, `--method.order` of all tasks.
 
     The order is for `cagrad_fast`, `sdmgrad_os` and `turns` on the tasks of the run in their order there.
     """
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("run", type=Path, help="directory of a run with --method affinity")
-    parser.add_argument("--groups", type=int, default=2, help="largest number of groups (default: 2)")
-    parser.add_argument("--smallest", type=int, default=1, help="fewest tasks in a group (default: 1)")
-    parser.add_argument("--largest", type=int, default=None, help="most tasks in a group (default: all)")
-    parser.add_argument("--network", choices=("critic", "actor"), default="critic")
-    try:
-        _report(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    run: str
+    """Directory of a run with --method affinity."""
+    groups: Annotated[int, Field(gt=0)] = 2
+    """Largest number of groups."""
+    smallest: Annotated[int, Field(gt=0)] = 1
+    """Fewest tasks in a group."""
+    largest: Annotated[int, Field(gt=0)] | None = None
+    """Most tasks in a group; None: all."""
+    network: Literal["critic", "actor"] = "critic"
+    """Network whose affinities are taken."""
 
 
-def _report(chosen: argparse.Namespace) -> None:
-    _, parts = load_checkpoint(chosen.run, parts=["agent"], allow_version_mismatch=True)
-    gains, cosines = affinities(parts["agent"]["update"], chosen.network)
-    names = _task_names(chosen.run, len(gains))
+@command
+def main(arguments: list[str]) -> int:
+    """Print the groups and the order."""
+    flags = parse_command(_Flags, arguments, positional="run")
+    run = Path(flags.run)
+    _, parts = load_checkpoint(run, parts=["agent"], allow_version_mismatch=True)
+    gains, cosines = affinities(parts["agent"]["update"], flags.network)
+    names = _task_names(run, len(gains))
     try:
         groups = best_groups(
-            gains.numpy(), budget=chosen.groups, smallest=chosen.smallest, largest=chosen.largest
+            gains.numpy(), budget=flags.groups, smallest=flags.smallest, largest=flags.largest
         )
     except ValueError as error:
         raise UserError(str(error)) from None
     for group in groups:
         print("--tasks " + " ".join(names[task] for task in group))
     print("--method.order " + " ".join(map(str, task_order(cosines.numpy()))))
+    return 0
 
 
 def affinities(state: Mapping[str, Any], network: str) -> tuple[Tensor, Tensor]:
