@@ -36,6 +36,7 @@ EXTRAS = dict.fromkeys(_TRAIN, "train") | {
 }
 """Package, by the name it is imported by -> the extra that installs it."""
 
+
 class HelpShown(Exception):
     """The help that a command was asked for is printed; the command is done."""
 

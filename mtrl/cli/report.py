@@ -37,7 +37,7 @@ class _Flags:
     labels: tuple[str, ...] = ()
     """NAME=TEXT: what a method or a row is called in tables and figures, for instance cagrad=CAGrad."""
     comparisons: Annotated[int, Field(gt=0)] | None = None
-    """Paired differences of a whole study, if these runs are a part of it: the intervals hold for all."""
+    """Number of comparisons in the whole study, if these runs are only a part of it; intervals get wider."""
     size: str | None = None
     """WIDTH or WIDTHxHEIGHT of each figure in inches, for instance 5.5x3; by default what it needs."""
     font: str | None = None

@@ -131,7 +131,7 @@ class NetworkConfig:
     value_high: float = 10.0
     """Highest atom, in units of scaled reward (FastTD3, BRC: 10)."""
     observation_norm: Literal["none", "warmup"] = "none"
-    """`warmup`: standardise observations by their mean and deviation over the warm-up of all tasks
+    """`warmup`: standardise observations by their mean and standard deviation over the warm-up of all tasks
     (of PPO: over its first rollout)."""
     task_identity: Literal["one_hot", "embedding", "file", "none"] = "one_hot"
     """What the first layer gets of the task (MW+: one_hot; 2021 mtrl: none). `embedding`: a learnt vector
@@ -180,8 +180,8 @@ class SacConfig:
     """Act with the actor from before the newest updates, so that a GPU acts and updates at the same time. The
     policy is then one vector step's updates old."""
     noise_hold: Annotated[int, Field(gt=0, le=10_000)] = 1
-    """Env steps at most for which an environment holds its exploration noise, drawn as k ~ Zeta(2) (FlashSAC:
-    16); 1: independent noise at every step."""
+    """Exploration noise is held for k ~ Zeta(2) env steps, at most this many (FlashSAC: 16); 1: independent
+    noise at every step."""
     noise_spread: Annotated[float, Field(ge=1)] = 1.0
     """Factor of the exploration noise of a task's last copy; it grows geometrically from 1 for the first copy
     (as Ape-X's epsilons). Above 1 actions are off-policy, for which n-step targets are not corrected."""

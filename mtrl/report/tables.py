@@ -246,7 +246,8 @@ def runs_table(comparison: Comparison) -> Table:
             last = run.evaluations[-1] if run.evaluations else {}
             status = "finished" if run.finished else f"unfinished, {run.step:,} of {run.steps:,}"
             known = run.versions
-            cpu = f"{known.get('cpu', 'CPU')}, {known.get('cores', '?')} cores"
+            cores = known.get("cores", "?")
+            cpu = f"{known.get('cpu', 'CPU')}, {cores} core{'' if cores == '1' else 's'}"
             machine, score = known.get("cuda_device") or cpu, last.get(f"mean_{comparison.measure}")
             folder = os.path.relpath(run.path, above) if run.path.is_absolute() else str(run.path)
             body.append([row.label, run.seed, status, score, machine, folder])
