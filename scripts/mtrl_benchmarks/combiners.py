@@ -33,16 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's flags."""
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="default: all that apply")
     parser.add_argument(
-        "--tasks", type=int, nargs="+", metavar="T", help="default: 2 10 50 200; with --accuracy 2 10 50"
+        "--tasks",
+        type=report.count,
+        nargs="+",
+        metavar="T",
+        help="default: 2 10 50 200; with --accuracy 2 10 50",
     )
     parser.add_argument(
-        "--parameters", type=int, default=350_000, metavar="P", help="columns (default: 350000)"
+        "--parameters", type=report.count, default=350_000, metavar="P", help="columns (default: 350000)"
     )
     parser.add_argument(
         "--implementations", nargs="+", choices=_IMPLEMENTATIONS, metavar="NAME",
         help=f"of {', '.join(_IMPLEMENTATIONS)}; default: all; with --accuracy mtrl",
     )  # fmt: skip
-    parser.add_argument("--repetitions", type=int, default=21, metavar="N", help="per median (default: 21)")
+    parser.add_argument(
+        "--repetitions", type=report.count, default=21, metavar="N", help="per median (default: 21)"
+    )
     parser.add_argument(
         "--seconds",
         type=float,
@@ -50,20 +56,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="per solver, for its repetitions; skipped if one call takes 6 times that (default: 10)",
     )
     parser.add_argument("--family", default="conflicting", help="of Jacobians to time (default: conflicting)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
+    parser.add_argument(
+        "--threads", type=report.count, default=1, metavar="N", help="CPU threads (default: 1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random Jacobians")
     parser.add_argument("--accuracy", action="store_true", help="worst cases instead of times")
-    parser.add_argument("--cases", type=int, default=20, metavar="N", help="per family (default: 20)")
+    parser.add_argument(
+        "--cases", type=report.count, default=20, metavar="N", help="per family (default: 20)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> list[report.Row]:
     """Measure; returns rows with ROW_KEYS, or ACCURACY_KEYS for --accuracy."""
-    for name in ("parameters", "repetitions", "threads", "cases"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be positive; found {getattr(arguments, name)}.")
     tasks = tuple(arguments.tasks or ((2, 10, 50) if arguments.accuracy else (2, 10, 50, 200)))
-    if min(tasks) < 1:
-        raise UserError(f"--tasks must be positive; found {min(tasks)}.")
     _limit_threads(arguments.threads)
     from mtrl_benchmarks import _accuracy, _implementations, _timing
     from mtrl_benchmarks._families import FAMILIES

@@ -38,12 +38,14 @@ _LONGEST = 480  # vector steps without a reset, of an episode of 500
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's flags."""
     parser.add_argument("--tasks", nargs="+", default=["MT10", "MT50"], help="benchmarks or single tasks")
-    parser.add_argument("--envs-per-task", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--envs-per-task", nargs="+", type=report.count, default=[1, 8])
     parser.add_argument("--actions", nargs="+", choices=_KINDS, default=list(_KINDS))
     parser.add_argument("--peers", nargs="*", default=list(_PEERS), help=f"of {', '.join(_PEERS)}")
-    parser.add_argument("--workers", nargs="+", type=int, help="mtrl's worker processes; several: a sweep")
-    parser.add_argument("--steps", type=int, default=40, help="vector steps of a turn")
-    parser.add_argument("--turns", type=int, default=7, help="turns of each backend")
+    parser.add_argument(
+        "--workers", nargs="+", type=report.count, help="mtrl's worker processes; several: a sweep"
+    )
+    parser.add_argument("--steps", type=report.count, default=40, help="vector steps of a turn")
+    parser.add_argument("--turns", type=report.count, default=7, help="turns of each backend")
 
 
 def run(arguments: argparse.Namespace) -> list[report.Row]:
@@ -62,11 +64,6 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    sizes = [*arguments.envs_per_task, *(arguments.workers or []), arguments.steps, arguments.turns]
-    if min(sizes) < 1:
-        raise UserError(
-            f"--envs-per-task, --workers, --steps and --turns must be positive; found {min(sizes)}."
-        )
     if arguments.steps * arguments.turns > _LONGEST:
         raise UserError(
             f"--steps times --turns must be at most {_LONGEST}, within one episode; "

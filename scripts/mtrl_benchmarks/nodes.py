@@ -27,7 +27,7 @@ ROW_KEYS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's flags."""
     parser.add_argument(
-        "--tasks", type=int, nargs="+", default=[10, 50], metavar="T", help="numbers of tasks"
+        "--tasks", type=report.count, nargs="+", default=[10, 50], metavar="T", help="numbers of tasks"
     )
     parser.add_argument(
         "--presets", nargs="+", default=["mt10"], metavar="NAME", help="settings of the update"

@@ -1,5 +1,6 @@
 """What all benchmarks share: facts about machine and versions, the printed table, the `--json` file."""
 
+import argparse
 import contextlib
 import importlib.metadata
 import json
@@ -16,6 +17,17 @@ Value = str | int | float | bool | None
 Row = dict[str, Value]
 
 _OF_THE_MACHINE = ("platform", "cpu", "cores", "cuda", "cuda_device")
+
+
+def count(text: str) -> int:
+    """Return the positive number that a flag was given, as `type` of an argument of argparse."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be positive; found {number}")
+    return number
 
 
 def note(text: str) -> None:

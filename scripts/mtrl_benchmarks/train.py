@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mtrl.errors import UserError
 from mtrl_benchmarks import report
 
 if TYPE_CHECKING:
@@ -36,18 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="laptop", help="configuration to train with")
     parser.add_argument("--methods", nargs="+", default=["mean", "cagrad"], help="combiners")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--steps", type=int, default=500, help="timed vector steps of each measurement")
-    parser.add_argument("--envs-per-task", type=int, default=None, help="instead of the preset's")
-    parser.add_argument("--num-workers", type=int, default=None, help="instead of the preset's")
-    parser.add_argument("--threads", type=int, default=None, help="the learner's, instead of the preset's")
+    parser.add_argument(
+        "--steps", type=report.count, default=500, help="timed vector steps of each measurement"
+    )
+    parser.add_argument("--envs-per-task", type=report.count, default=None, help="instead of the preset's")
+    parser.add_argument("--num-workers", type=report.count, default=None, help="instead of the preset's")
+    parser.add_argument(
+        "--threads", type=report.count, default=None, help="the learner's, instead of the preset's"
+    )
 
 
 def run(arguments: argparse.Namespace) -> list[report.Row]:
     """Measure each method; returns rows with the keys ROW_KEYS."""
     from mtrl.config.presets import build_config, load_preset
 
-    if arguments.steps < 1:
-        raise UserError(f"--steps must be positive; found {arguments.steps}.")
     chosen = {"envs_per_task": arguments.envs_per_task, "num_workers": arguments.num_workers}
     layer = {
         "device": arguments.device,

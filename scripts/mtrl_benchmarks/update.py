@@ -19,7 +19,6 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtrl.errors import UserError
 from mtrl_benchmarks import report
 
 if TYPE_CHECKING:
@@ -42,11 +41,15 @@ Step = Callable[[], None]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's flags."""
     parser.add_argument(
-        "--tasks", type=int, nargs="+", default=[10, 50], metavar="T", help="numbers of tasks"
+        "--tasks", type=report.count, nargs="+", default=[10, 50], metavar="T", help="numbers of tasks"
     )
-    parser.add_argument("--widths", type=int, nargs="+", default=[400], help="units per hidden layer")
-    parser.add_argument("--depth", type=int, default=3, help="hidden layers")
-    parser.add_argument("--batch-per-task", type=int, default=128, help="transitions per task and update")
+    parser.add_argument(
+        "--widths", type=report.count, nargs="+", default=[400], help="units per hidden layer"
+    )
+    parser.add_argument("--depth", type=report.count, default=3, help="hidden layers")
+    parser.add_argument(
+        "--batch-per-task", type=report.count, default=128, help="transitions per task and update"
+    )
     parser.add_argument(
         "--network",
         nargs="+",
@@ -57,9 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--equal-size", action="store_true", help="also an mlp as large as each --network")
     parser.add_argument("--methods", nargs="+", default=["mean", "cagrad", "nash_mtl"], help="combiners")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=report.count, default=None, help="CPU threads (default: all cores)")
     parser.add_argument("--matmul-precision", choices=["auto", "highest", "high", "medium"], default="auto")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds; each times every row once")
+    parser.add_argument(
+        "--rounds", type=report.count, default=15, help="timed rounds; each times every row once"
+    )
     parser.add_argument("--agent", choices=["sac", "ppo"], default="sac", help="ppo: no peers")
     parser.add_argument(
         "--preset",
@@ -80,9 +85,6 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
     from mtrl.device import cpu
     from mtrl.device.cuda import resolve_device
 
-    for name in ("rounds", "depth", "batch_per_task"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be positive; found {getattr(arguments, name)}.")
     device = resolve_device(arguments.device)
     rows: list[report.Row] = []
     with cpu.settings(arguments.threads, arguments.matmul_precision, device):

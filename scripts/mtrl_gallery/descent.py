@@ -194,9 +194,8 @@ def write_table(runs: Sequence[Run], folder: Path) -> str:
         lines += [
             f"{landscape.title}: where each start ended",
             "",
-            "| method | steps, lr | " + " | ".join(titles),
+            "| method | steps, lr | " + " | ".join(titles) + " |",
         ]
-        lines[-1] += " |"
         lines.append("|---" * (2 + len(titles)) + "|")
         for method, own in of_methods.items():
             ends = [_cell(row) for row in own if row["landscape"] == name]

@@ -124,9 +124,9 @@ class _Record:
         found = run(job.method, setting, seed=job.seed, lr=job.lr, steps=self.steps, points=POINTS)
         errors = [[float(f"{error:.4g}") for error in row] for row in found.errors]
         line = {**job._asdict(), "steps": found.steps, "errors": errors}
-        line |= {"cpu_s": round(time.process_time() - began, 2)} | (
-            {"failure": found.failure} if found.failure else {}
-        )
+        line["cpu_s"] = round(time.process_time() - began, 2)
+        if found.failure:
+            line["failure"] = found.failure
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.runs[job] = line

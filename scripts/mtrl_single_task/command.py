@@ -39,6 +39,10 @@ from mtrl.training.evaluate import evaluate
 from mtrl.training.resolve import build_envs, resolve, suite_of
 
 METHOD = "sb3_sac"
+_NO_METHODS: Mapping[str, Any] = {
+    "critic_method": None, "actor_method": None,
+    "method_options": {}, "critic_method_options": {}, "actor_method_options": {},
+}  # fmt: skip
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
 # What Stable-Baselines3's SAC does; it has no other values of these settings.
 _THEIRS: Mapping[str, Mapping[str, Any]] = {
@@ -111,7 +115,7 @@ def train_single_task(config: Config, run_dir: Path) -> Evaluation:
     config = dataclasses.replace(config, env=dataclasses.replace(config.env, max_restarts=0))
     with ExitStack() as stack:
         run = stack.enter_context(RunDirectory.create(run_dir))
-        recorded = dataclasses.replace(config, agent=METHOD, method=METHOD, method_options={})
+        recorded = dataclasses.replace(config, agent=METHOD, method=METHOD, **_NO_METHODS)
         save_config(recorded, run.config_path)
         settings = config_to_dict(recorded)
         device = resolve_device(config.device)

@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
-from mtrl_benchmarks._conic import best_worst_improvement_in_ball
 from torch import Tensor
 
 from mtrl.combiners import GramCombiner, make_combiner
+from tests.helpers.conic import best_worst_improvement_in_ball
 from tests.helpers.evaluators import Linear
 from tests.helpers.matrices import jacobian
 

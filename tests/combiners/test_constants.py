@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from mtrl_benchmarks._conic import best_worst_improvement_in_ball, best_worst_improvement_in_cap
 from torch import Tensor
 
 from mtrl.combiners import make_combiner
 from tests.combiners.calls import combined
+from tests.helpers.conic import best_worst_improvement_in_ball, best_worst_improvement_in_cap
 from tests.helpers.gramian_methods import assert_shortest_within_caps
 from tests.helpers.matrices import jacobian
 from tests.helpers.properties import assert_direction_oriented

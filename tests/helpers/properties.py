@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from mtrl_benchmarks._conic import best_worst_improvement_in_ball, best_worst_improvement_in_cap
 from torch import Tensor
+
+from tests.helpers.conic import best_worst_improvement_in_ball, best_worst_improvement_in_cap
 
 
 def direction_oriented(jacobian: Tensor, lam: float) -> Tensor:

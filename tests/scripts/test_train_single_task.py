@@ -25,7 +25,9 @@ from mtrl_single_task.command import _THEIRS, main, make_model, not_carried_over
 
 
 def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = short_config(**COUNTING, env=EnvConfig(envs_per_task=2, max_episode_steps=20))
+    config = short_config(
+        **COUNTING, critic_method="cagrad", env=EnvConfig(envs_per_task=2, max_episode_steps=20)
+    )
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, max_episode_steps=25))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
     arguments = ["--preset", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run")]
