@@ -12,7 +12,6 @@ from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.actor_critic import ActorCriticAgent
 from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
-from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner, reads_temperatures
 from mtrl.agents.ppo.rollout import Rollout, rollout_bytes
 from mtrl.agents.ppo.update import LEARNING_RATES, PPOUpdate
@@ -105,8 +104,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         batches, self._batch = self.update.num_batches, rows // config.ppo.minibatches
         self._order = torch.zeros(batches, spec.num_tasks, rows, dtype=torch.int64, device=device)
         self._rows = torch.zeros(batches, spec.num_tasks, self._batch, dtype=torch.int64, device=device)
-        combiners = self.update.critic.combiner, self.update.actor.combiner
-        self._captured = CapturedUpdate(self._step_once, combiners, device)
+        self._captured = self._captured_update(self._step_once)
 
     @cached_property
     def rollout(self) -> Rollout:
@@ -174,11 +172,6 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
             self.update.adapt(self.rollout, batch)
             self._epoch, self._assessed = 0, False
             self.rollout.clear()
-
-    def wait(self) -> None:
-        """Wait for the work that `learn` started."""
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
 
     def metrics(self) -> Metrics:
         """Return means over the steps since the last call, with the newest rollout's and combiners' numbers.

@@ -12,7 +12,6 @@ from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.actor_critic import ActorCriticAgent
 from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
-from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner, reads_temperatures
 from mtrl.agents.sac.episode_starts import EpisodeStarts
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
@@ -107,8 +106,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         batches, sizes = self.update.num_batches, (spec.num_tasks, config.sac.batch_per_task)
         self._rows = torch.zeros(batches, *sizes, dtype=torch.int64, device=device)
         self._noise = torch.zeros(batches, 2, *sizes, spec.action_dim, device=device)
-        combiners = self.update.critic.combiner, self.update.actor.combiner
-        self._captured = CapturedUpdate(self._update_once, combiners, device)
+        self._captured = self._captured_update(self._update_once)
 
     @cached_property
     def replay(self) -> Replay:
@@ -187,8 +185,8 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
 
     def wait(self) -> None:
         """Wait for the updates that `learn` started, unless a snapshot acts."""
-        if self.device.type == "cuda" and self._beside is None:
-            torch.cuda.current_stream(self.device).synchronize()
+        if self._beside is None:
+            super().wait()
 
     def metrics(self) -> Metrics:
         """Return means over the updates since the last call, and the combiners' metrics of the newest one."""
