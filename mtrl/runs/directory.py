@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from mtrl.config.files import expand, write_file
+from mtrl.config.files import UNFINISHED, expand, write_file
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.lock import RunLock
@@ -27,7 +26,6 @@ _EVENT_FILES = "events.out.tfevents.*"
 # A run writes the last one first. The mark outlives the logs: if starting over is cut short, it may go on.
 _FILES = (METRICS_NAME, EVALUATIONS_NAME, VERSIONS_NAME, UNSAVED_NAME, CONFIG_NAME)
 _THEN = ", then "  # between the versions that a run has had
-_UNFINISHED = re.compile(r"\.tmp-\d+-.+")  # files and checkpoints that killed processes leave
 
 
 class RunDirectory:
@@ -218,7 +216,7 @@ def remove_unfinished(folder: Path) -> list[str]:
 
     The caller must hold the run's lock, so that no other process is writing them.
     """
-    stale = sorted(entry for entry in folder.glob(".*") if _UNFINISHED.fullmatch(entry.name))
+    stale = sorted(entry for entry in folder.glob(".*") if UNFINISHED.fullmatch(entry.name))
     for entry in stale:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
