@@ -41,7 +41,7 @@ from mtrl.training import resolve
 from mtrl.training import run as runs
 from mtrl_chaos.faults import BETWEEN, DAMAGE, INSIDE, MOVED, Leg, killed, send, worker_killed
 from tests.helpers.loss_methods import sac_options
-from tests.helpers.short_runs import assert_same_run
+from tests.helpers.short_runs import COUNTING, assert_same_run
 
 METHODS = (
     "mean",
@@ -55,8 +55,7 @@ METHODS = (
     "rlw",
     "pcgrad",
 )
-COUNTING = {"suite": "tests.helpers.counting_env:CountingSuite", "tasks": ("task-1", "task-2")}
-METAWORLD = {"tasks": ("reach-v3", "drawer-close-v3")}
+METAWORLD: dict[str, Any] = {"tasks": ("reach-v3", "drawer-close-v3")}
 STEPS = 240
 
 
