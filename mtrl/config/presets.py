@@ -110,6 +110,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def flat_config(config: Config) -> dict[str, Any]:
+    """Return every value of `config` by its dotted key, plain as in YAML; lists become tuples."""
+    return flat(config_to_dict(config))
+
+
 def nested(*settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inverse of `flat`: {"sac.gamma": .99} -> {"sac": {"gamma": .99}}; values may be nested.
 

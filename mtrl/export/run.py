@@ -20,7 +20,8 @@ from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TE
 from mtrl.networks.make import describe_network
 from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
-from mtrl.training.resolve import bound_to_policy, build_agent, suite_of
+from mtrl.training.build import build_agent, suite_of
+from mtrl.training.resolve import bound_to_policy
 from mtrl.training.trust import load_trusted
 
 CARD_NAME = "README.md"

@@ -30,10 +30,10 @@ from mtrl.runs.directory import CONFIG_NAME, way_to_go_on
 from mtrl.runs.jsonl import read_evaluations
 from mtrl.runs.log import Evaluation, Log, by_task
 from mtrl.training.best import BestPolicy, Outcome
+from mtrl.training.build import with_restart
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Event, Requests, TrainResult
 from mtrl.training.guard import DivergenceGuard
-from mtrl.training.resolve import with_restart
 from mtrl.training.stepper import RunState, Stepper, timed
 
 

@@ -13,7 +13,7 @@ import torch
 
 from mtrl.config.files import expand, file_name
 from mtrl.config.labels import method_label, tasks_folder
-from mtrl.config.presets import INCIDENTAL, config_to_dict, flat, save_config
+from mtrl.config.presets import config_to_dict, save_config
 from mtrl.config.schema import Config, Device
 from mtrl.device import cpu
 from mtrl.device.cuda import resolve_device
@@ -25,27 +25,17 @@ from mtrl.runs.checkpoint_writer import CheckpointWriter
 from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, RunDirectory, has_checkpoint
 from mtrl.runs.jsonl import History, JsonLines, drop_after, lost_lines, read_history
 from mtrl.runs.log import SINKS, Evaluation, Log, RunInfo, Sink, Stamp
+from mtrl.training.build import build_agent, build_envs, settle_resume, suite_of, training_workers
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Requests, TrainResult
 from mtrl.training.loop import TrainingLoop
-from mtrl.training.resolve import (
-    bound_to_policy,
-    build_agent,
-    build_envs,
-    check_same_run,
-    resolve,
-    settle_resume,
-    suite_of,
-    training_workers,
-    unread_facts,
-)
+from mtrl.training.resolve import bound_to_policy, bound_to_run, check_same_run, resolve, unread_facts
 from mtrl.training.start_screen import describe
 from mtrl.training.starting_over import is_complete_without_checkpoints
 from mtrl.training.stepper import RunState, agent_parts
 from mtrl.training.trust import load_trusted, remember
 from mtrl.training.video import check_filming, record
 
-_FREE = ("steps", *INCIDENTAL)
 _NEW = History(wall_s=0.0, evaluated_at=None, final=False, success=None)
 
 
@@ -257,7 +247,7 @@ def _resume(
     device = resolve_device(config.device)
     suite = suite_of(config).versions()
     step, state = load_checkpoint(
-        run.path, suite=suite, config=_bound(config), allow_version_mismatch=allow_version_mismatch
+        run.path, suite=suite, config=bound_to_run(config), allow_version_mismatch=allow_version_mismatch
     )
     if step > config.steps:
         raise UserError(
@@ -340,7 +330,7 @@ def _run(
         progress = stack.enter_context(console.RunProgress(config.steps, start, success=history.success))
         keep = config.train.keep_checkpoints
         writer = stack.enter_context(
-            CheckpointWriter(run.path, keep=keep, suite=envs.versions, config=_bound(config))
+            CheckpointWriter(run.path, keep=keep, suite=envs.versions, config=bound_to_run(config))
         )
         loop = TrainingLoop(config, run.path, state, eval_envs, log, progress, requests, writer, callbacks)
         run.check()  # the loop watches the directory and the logs from here on
@@ -351,14 +341,6 @@ def _run(
 def _process_settings(config: Config, device: torch.device) -> contextlib.AbstractContextManager[None]:
     train = config.train
     return cpu.settings(train.num_threads, train.matmul_precision, device, deterministic=train.deterministic)
-
-
-def _bound(config: Config) -> dict[str, Any]:
-    """Return the settings that a run keeps for life, by dotted key."""
-    # A file of task rows may be moved: `bound_to_policy` has what it holds.
-    free = (*_FREE, "network.identity_file")
-    bound = {key: value for key, value in flat(config_to_dict(config)).items() if key not in free}
-    return bound | bound_to_policy(config)
 
 
 def _is_complete(history: History, step: int, steps: int) -> bool:

@@ -15,7 +15,7 @@ from mtrl.envs import TaskVectorEnv
 from mtrl.envs.engine.shared import StepResult
 from mtrl.errors import EnvironmentFailure, UserError
 from mtrl.runs import console
-from mtrl.training.resolve import build_agent, restart_sentence
+from mtrl.training.build import build_agent, restart_sentence
 
 
 class RunState:

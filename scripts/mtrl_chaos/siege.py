@@ -37,7 +37,7 @@ from mtrl.config.schema import (
 from mtrl.config.values import settings
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import has_checkpoint
-from mtrl.training import resolve
+from mtrl.training import build
 from mtrl.training import run as runs
 from mtrl_chaos.faults import BETWEEN, DAMAGE, INSIDE, MOVED, Leg, killed, send, worker_killed
 from tests.helpers.loss_methods import sac_options
@@ -93,7 +93,7 @@ def child(config: Config, run: Path, fault: Any, seed: int, output: Path, start:
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     leg = Leg(random.Random(seed), start)
-    original = resolve.build_envs
+    original = build.build_envs
 
     def build_envs(*arguments: Any, **options: Any) -> Any:
         leg.envs.append(original(*arguments, **(options | {"num_workers": options["num_workers"] or 1})))
