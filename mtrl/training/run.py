@@ -36,8 +36,6 @@ from mtrl.training.stepper import RunState, agent_parts
 from mtrl.training.trust import load_trusted, remember
 from mtrl.training.video import check_filming, record
 
-_NEW = History(wall_s=0.0, evaluated_at=None, final=False, success=None)
-
 
 def train(
     config: Config,
@@ -282,7 +280,7 @@ def _run(
         stack.enter_context(_process_settings(config, device))
         suite = suite_of(config)
         agent = build_agent(config, suite, device)
-        told = agent.facts()  # before the environments start: a lack of memory shows here
+        agent_facts = agent.facts()  # before the environments start: a lack of memory shows here
         agent_parts(agent)  # now, not at the first checkpoint
         console.say("starting the environments (the first start may take a minute)")
         notify = console.once()  # both sets of environments give the same warnings about the suite
@@ -295,25 +293,16 @@ def _run(
             with _writing(run.path):
                 save_config(config, run.config_path)
         state = RunState(config, envs, device, agent)
-        start, history = 0, _NEW
-        if checkpoint is not None:
-            start = checkpoint[0]
-            state.load(checkpoint[1])
-            checkpoint[1].clear()  # large parts are maps of files, which would stay on the disk
-            with _writing(run.path):
-                # The vector steps of lines beyond the checkpoint are made again now. A checkpoint from the
-                # middle of the agent's learning comes before the lines of its vector step.
-                logged = start - 1 if state.behind else start
-                history = drop_after(run.path, logged, config.steps)
-                intervals = {"log_interval": config.train.log_interval, "eval_interval": config.eval.interval}
-                for sentence in lost_lines(history.steps, logged, **intervals):
-                    console.warning(sentence)
+        if checkpoint is None:
+            start, history = 0, read_history(run.path)
+        else:
+            start, history = checkpoint[0], _restored(state, config, run.path, checkpoint)
         envs.hurry_when(lambda: requests.stop)  # before, environments need their time, and nothing is lost
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
         stack.enter_context(closing(eval_envs))
         eval_envs.hurry_when(lambda: requests.stop)
-        own = {**told, **unread_facts(config)}
+        own = {**agent_facts, **unread_facts(config)}
         if state.restart_steps:
             steps = ", ".join(f"{number:,}" for number in state.restart_steps)
             own["replaced"] = f"workers at vector steps {steps}: an undisturbed run has other numbers"
@@ -336,6 +325,22 @@ def _run(
         run.check()  # the loop watches the directory and the logs from here on
         evaluated = history.evaluated_at == start and (history.final or start < config.steps)
         return loop.run(start, resumed=checkpoint is not None, evaluated=evaluated)
+
+
+def _restored(state: RunState, config: Config, path: Path, checkpoint: tuple[int, dict[str, Any]]) -> History:
+    """Load a checkpoint into `state`, drop the log lines after it, and return the history of the rest."""
+    step, parts = checkpoint
+    state.load(parts)
+    parts.clear()  # large parts are maps of files, which would stay on the disk
+    # The vector steps of lines beyond the checkpoint are made again now. A checkpoint from the middle of the
+    # agent's learning comes before the lines of its vector step.
+    logged = step - 1 if state.behind else step
+    with _writing(path):
+        history = drop_after(path, logged, config.steps)
+    intervals = {"log_interval": config.train.log_interval, "eval_interval": config.eval.interval}
+    for sentence in lost_lines(history.steps, logged, **intervals):
+        console.warning(sentence)
+    return history
 
 
 def _process_settings(config: Config, device: torch.device) -> contextlib.AbstractContextManager[None]:
