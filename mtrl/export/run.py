@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -64,13 +64,13 @@ def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: boo
     )
     suite = suite_of(config)
     agent = build_agent(config, suite, torch.device("cpu"))
-    if not hasattr(agent, "gaussian_policy"):
+    if not isinstance(agent, Exportable):
         raise UserError(
             f"the agent {config.agent} cannot be exported: it has no method `gaussian_policy` "
             "(mtrl.agents.base.Exportable)."
         )
     agent.load_policy(state["policy"])
-    policy = cast("Exportable", agent).gaussian_policy()
+    policy = agent.gaussian_policy()
     tensors = {PARAMETER + name: value for name, value in policy.parameters.items()}
     if policy.standardisation is not None:
         tensors[MEAN], tensors[DEVIATION] = policy.standardisation
