@@ -14,7 +14,7 @@ import yaml
 
 from mtrl.config.files import expand, write_file
 from mtrl.config.schema import Config
-from mtrl.config.values import YamlLoader, convert, field_types, found
+from mtrl.config.values import YamlLoader, convert, field_types, quoted
 from mtrl.errors import UserError, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -183,7 +183,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict | None):
-        raise UserError(f"{path} must hold a mapping 'key: value'; found {found(values)}.")
+        raise UserError(f"{path} must hold a mapping 'key: value'; found {quoted(values)}.")
     return values or {}
 
 
@@ -236,7 +236,7 @@ def _check(values: Mapping[str, Any], section: Any, prefix: str) -> dict[str, An
             raise UserError(_unknown_key(path, [prefix + name for name in types]))
         if dataclasses.is_dataclass(types[key]):
             if not isinstance(value, Mapping):
-                raise UserError(f"{path} must be a mapping 'key: value'; found {found(value)}.")
+                raise UserError(f"{path} must be a mapping 'key: value'; found {quoted(value)}.")
             checked[key] = _check(value, types[key], path + ".")
         else:
             checked[key] = convert(value, types[key], path)

@@ -109,7 +109,7 @@ class TrainingLoop:
             self._settle(start)
         elif resumed and not evaluated:  # it ended after the checkpoint, before the evaluation
             self._evaluate_if_due(start)
-        elif resumed and not self.state.told:  # the checkpoint is of before the evaluation of its step
+        elif resumed and not self.state.success_noted:  # the checkpoint predates the evaluation of its step
             tasks = read_evaluations(self.path)[-1]["tasks"]
             rates = [tasks[name]["success"] for name in self.state.envs.task_names]
             self._note_success(np.array(rates, np.float64))  # None becomes NaN
@@ -298,7 +298,7 @@ class TrainingLoop:
         self._tell("evaluation", step, evaluation=result, final=final)
 
     def _note_success(self, rates: NDArray[Any]) -> None:
-        self.state.told = True
+        self.state.success_noted = True
         if isinstance(self.state.agent, NotesSuccess):
             self.state.agent.note_success(rates)
 

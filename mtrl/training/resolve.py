@@ -11,7 +11,7 @@ from mtrl.agents import AGENTS
 from mtrl.combiners import COMBINERS, make_combiner
 from mtrl.config.presets import INCIDENTAL, differences, flat_config, load_config
 from mtrl.config.schema import Config
-from mtrl.config.values import convert, found
+from mtrl.config.values import convert, quoted
 from mtrl.envs.suite import SUITES
 from mtrl.errors import UserError, unknown_name
 from mtrl.networks.base import NETWORKS
@@ -199,7 +199,7 @@ def checked(registry: Registry, name: str, values: Mapping[str, Any], path: str)
     options, owner = registry.options(name), f"{registry.kind} '{name}'"
     for key, value in values.items():
         if not options:
-            raise UserError(f"{path}: {owner} has no options; found '{key}' = {found(value)}.")
+            raise UserError(f"{path}: {owner} has no options; found '{key}' = {quoted(value)}.")
         if key not in options:
             raise UserError(unknown_name(f"option of {owner}", str(key), options))
     return {key: convert(value, options[key].annotation, f"{path}.{key}") for key, value in values.items()}

@@ -130,9 +130,9 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
     def observe(self, transitions: Transitions) -> None:
         """Store one vector step of the policy that `act` sampled."""
         obs, _, reward, successor, terminated, truncated, lost = transitions
-        parts = (obs, reward, successor, terminated, terminated | truncated, lost)
-        first, *rest = (self._by_task(part) for part in parts)
-        self.rollout.add(first, self._raw, *rest)
+        first, *rest = (self._by_task(part) for part in (obs, reward, successor, terminated))
+        flags = {"ended": self._by_task(terminated | truncated), "lost": self._by_task(lost)}
+        self.rollout.add(first, self._raw, *rest, **flags)
 
     def behind(self) -> bool:
         """Return whether the rollout is full and not yet learnt from."""
@@ -202,14 +202,14 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         """Return sizes for the start screen; allocates the rollout, which may raise UserError."""
         ppo = self.config.ppo
         rows = ppo.rollout_steps * self.spec.envs_per_task
-        told = (
+        rollout = (
             f"{rows:,} rows per task in {ppo.rollout_steps:,} vector steps, {ppo.epochs} x "
             f"{ppo.minibatches} minibatches of {self._batch} rows per task"
         )
         rollouts, rest = divmod(self.config.steps, ppo.rollout_steps)
         unused = f"the last {rest:,} are not learnt from"
         short = {"rollouts": f"{rollouts:,} in {self.config.steps:,} vector steps; {unused}"} if rest else {}
-        return self._facts("critic", rollout=told, **short)
+        return self._facts("critic", rollout=rollout, **short)
 
     @property
     def data_memory(self) -> dict[str, int]:

@@ -89,6 +89,7 @@ class Rollout:
         reward: Tensor,
         next_obs: Tensor,
         terminated: Tensor,
+        *,
         ended: Tensor,
         lost: Tensor,
     ) -> None:

@@ -101,8 +101,8 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         draw: Callable[[Tensor], Tensor] = self._draw_noise if self._hold is None else self._hold.draw
         if config.sac.noise_spread > 1:
             draw = spread_over_copies(draw, config.sac.noise_spread, spec.envs_per_task, device)
-        self._beside = SideStream(device) if config.sac.act_on_snapshot else None
-        self._explore = ActingPolicy(self.update.act, spec, draw, device, self._beside)
+        self._side_stream = SideStream(device) if config.sac.act_on_snapshot else None
+        self._explore = ActingPolicy(self.update.act, spec, draw, device, self._side_stream)
         batches, sizes = self.update.num_batches, (spec.num_tasks, config.sac.batch_per_task)
         self._rows = torch.zeros(batches, *sizes, dtype=torch.int64, device=device)
         self._noise = torch.zeros(batches, 2, *sizes, spec.action_dim, device=device)
@@ -150,8 +150,9 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
     def observe(self, transitions: Transitions) -> None:
         """Store one vector step. Time limits are bootstrapped, but they end an n-step window."""
         obs, action, reward, successor, terminated, truncated, lost = transitions
-        parts = (obs, action, reward, successor, terminated, lost, terminated | truncated)
-        self.replay.add(*(self._by_task(part) for part in parts))
+        parts = (self._by_task(part) for part in (obs, action, reward, successor, terminated))
+        flags = {"ended": self._by_task(terminated | truncated), "lost": self._by_task(lost)}
+        self.replay.add(*parts, **flags)
         self._starts.add(transitions)
         self._observed += 1
 
@@ -162,9 +163,9 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         train = self.config.train
         self._fit_observations()
         self.update.anneal(progress)
-        if self._beside is not None:
+        if self._side_stream is not None:
             self.update.take_snapshot()  # the last `act` has returned, so nobody reads the former one
-            self._beside.mark()
+            self._side_stream.mark()
         if self.replay.curriculum is not None:
             self.replay.curriculum.advance(progress)
         burst = train.warmup_updates if self.updates == 0 else 0
@@ -185,7 +186,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
 
     def wait(self) -> None:
         """Wait for the updates that `learn` started, unless a snapshot acts."""
-        if self._beside is None:
+        if self._side_stream is None:
             super().wait()
 
     def metrics(self) -> Metrics:
@@ -273,8 +274,8 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         self._starts.load_state_dict(state["starts"])
         self._observed = state["observed"]
         self.replay.load_state_parts(parts)
-        if self._beside is not None:
-            self._beside.mark()
+        if self._side_stream is not None:
+            self._side_stream.mark()
 
     def _fit_observations(self) -> None:
         """Fix the standardisation of observations when warm-up is over, before anything depends on it."""
