@@ -27,9 +27,9 @@ INCIDENTAL = (
 """Settings of machine, storage and display: runs that differ in nothing else are the same run."""
 NOT_RECORDED = "not recorded"
 OF_NETWORK = ("options", "actor_options", "critic_options")
-"""Keys of the section `network` that hold options of its architecture: of both networks, and over these."""
+"""Keys of `network` with options of its architecture: of both networks, then of one, which override them."""
 _OF_ONE_NETWORK = ("critic_method", "actor_method")
-"""Methods of one network, over `method`."""
+"""Methods of one network; they override `method`."""
 
 
 def owner_of(key: str) -> str | None:

@@ -27,7 +27,7 @@ class RunState:
         self.envs = envs
         self.agent = build_agent(config, envs, device) if agent is None else agent
         self.resume = config.env.resume
-        self.begun_anew = False  # whether the state is that of a checkpoint without environments
+        self.begun_anew = False  # whether episodes began anew, because the checkpoint held no environments
         self.rollout = RolloutStatistics(envs.num_tasks, config.env.envs_per_task)
         self.obs: Floats | None = None
         self.restarts = 0  # of workers, in all processes of the run

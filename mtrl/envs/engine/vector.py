@@ -345,7 +345,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         self._started = True
 
     def _header(self) -> dict[str, Any]:
-        # The second is a former option, which checkpoints have.
+        # `terminate_on_success` was an option once; saved states are compared with it.
         rules = {"max_episode_steps": self.max_episode_steps, "terminate_on_success": False}
         return {
             "schema": _STATE_SCHEMA,
