@@ -32,11 +32,8 @@ from mtrl.config.schema import (
 )
 from mtrl.config.values import settings
 from mtrl.training.events import Event
+from tests.helpers.short_runs import COUNTING
 
-COUNTING: dict[str, Any] = {
-    "suite": "tests.helpers.counting_env:CountingSuite",
-    "tasks": ("task-1", "task-2"),
-}
 METAWORLD: dict[str, Any] = {"tasks": ("reach-v3", "drawer-close-v3")}
 BLOCKS = 20  # of neighbouring samples: their means are nearly independent
 FEWEST = 6  # samples for a slope

@@ -23,7 +23,7 @@ class ActingPolicy:
         spec: sizes.
         draw: overwrites a tensor with the actions' noise; None: the noise is 0.
         device: of the parameters.
-        beside: the stream to act on; None: the current one.
+        side_stream: to act on; None: the current stream.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class ActingPolicy:
         spec: TaskSpec,
         draw: Callable[[Tensor], Tensor] | None,
         device: torch.device,
-        beside: SideStream | None = None,
+        side_stream: SideStream | None = None,
     ) -> None:
-        self._act, self._draw, self._beside = act, draw, beside
+        self._act, self._draw, self._side_stream = act, draw, side_stream
         lead = (spec.num_tasks, spec.envs_per_task)
         self._obs = torch.zeros(*lead, spec.obs_dim, device=device)
         self._noise = torch.zeros(*lead, spec.action_dim, device=device)
@@ -54,7 +54,8 @@ class ActingPolicy:
                 f"expected observations [{tasks * copies}, {size}], {copies} for each of {tasks} tasks; "
                 f"found {list(obs.shape)}. Ask the agent for a policy of as many copies as environments."
             )
-        with one_thread(self._obs.device), nullcontext() if self._beside is None else self._beside.use():
+        stream = nullcontext() if self._side_stream is None else self._side_stream.use()
+        with one_thread(self._obs.device), stream:
             self._to_device.host.copy_(torch.from_numpy(obs).view_as(self._obs))
             self._to_device.send()
             if self._draw is not None:

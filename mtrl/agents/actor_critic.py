@@ -1,8 +1,8 @@
-"""What the agents share: an actor and a critic with a method each, and what is stored and told of them."""
+"""Base of the agents: actor and critic, their combiners and optimisers, saved state and log numbers."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.base import GaussianPolicy, Metrics, Policy, TaskSpec
+from mtrl.agents.captured import CapturedUpdate, Result
 from mtrl.agents.methods import check_numbers, network_combiner
 from mtrl.agents.unread import unread_settings
 from mtrl.config.schema import Config, PpoConfig, SacConfig
@@ -97,11 +98,16 @@ class ActorCritic(nn.Module):
 
         self.actor = descent("actor", self.actor_network, settings.actor_lr, {})
         self.critic = descent("critic", self.critic_network, settings.critic_lr, critic_heads)
-        self.num_batches = max(self.actor.combiner.num_batches, self.critic.combiner.num_batches)
+        self.num_batches = max(network.combiner.num_batches for network in self.networks.values())
         self.totals = TaskTotals(of_actor, spec.num_tasks, others).to(device)
         taken = {name.replace("/", "_") for name in (*self.totals.names, "actor/weight")}
         for role, (method, _) in config.methods().items():
-            check_numbers(getattr(self, role).combiner, method, role, taken)
+            check_numbers(self.networks[role].combiner, method, role, taken)
+
+    @property
+    def networks(self) -> dict[str, Descent]:
+        """The steps of critic and actor, by their names in logs and checkpoints."""
+        return {"critic": self.critic, "actor": self.actor}
 
     @property
     def optimizers(self) -> tuple[torch.optim.Adam, ...]:
@@ -240,15 +246,20 @@ class ActorCriticAgent(Generic[Update]):
             update.squash,
         )
 
+    def wait(self) -> None:
+        """Wait for the work that `learn` started."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
     def note_success(self, rates: NDArray[Any]) -> None:
         """Hand the tasks' success rates [T] to methods that look at them (`pivrg`)."""
-        for network in (self.update.critic, self.update.actor):
+        for network in self.update.networks.values():
             network.combiner.note_success(torch.from_numpy(rates))
 
     def failures(self) -> dict[str, list[int]]:
         """Return the tasks whose losses or gradients were non-finite, by network."""
-        networks = {"critic": self.update.critic, "actor": self.update.actor}
-        flags = {name: network.failures.nonzero().flatten().tolist() for name, network in networks.items()}
+        networks = self.update.networks.items()
+        flags = {name: network.failures.nonzero().flatten().tolist() for name, network in networks}
         return {name: tasks for name, tasks in flags.items() if tasks}
 
     def _logged(self, values: Mapping[str, Tensor], *averaged: str) -> Metrics:
@@ -257,7 +268,7 @@ class ActorCriticAgent(Generic[Update]):
         Numbers [T] and [T, T] go by task, 0-dim ones are called "grad/...".
         """
         values = dict(values)
-        for name, network in (("critic", self.update.critic), ("actor", self.update.actor)):
+        for name, network in self.update.networks.items():
             # A user's method need not repeat the weights among its numbers.
             numbers = {"weights": network.combiner.last_weights, **network.combiner.metrics()}
             values |= {f"{name}/{key}": value for key, value in numbers.items()}
@@ -285,7 +296,7 @@ class ActorCriticAgent(Generic[Update]):
     @property
     def jacobian_bytes(self) -> int:
         """Bytes of the per-task gradients that actor and critic keep."""
-        return self.update.actor.jacobian_bytes + self.update.critic.jacobian_bytes
+        return sum(network.jacobian_bytes for network in self.update.networks.values())
 
     def memory(self) -> dict[str, int]:
         """Return the bytes that training takes on the device, by purpose; allocates what it learns from."""
@@ -337,11 +348,10 @@ class ActorCriticAgent(Generic[Update]):
         Args:
             each_steps: whether both networks step in each update.
         """
-        networks = (self.update.critic, self.update.actor)
         # Where a log line may come before a network's next step; other states keep the entries that they had.
         due = not each_steps or bool(self.update.totals.sums.any())
         return {
-            **({"newest_step": [_of_newest_step(network) for network in networks]} if due else {}),
+            **({"newest_step": [_of_newest_step(n) for n in self.update.networks.values()]} if due else {}),
             "update": dict(self.update.state_dict()),
             "optimizers": [optimizer.state_dict()["state"] for optimizer in self.update.optimizers],
             "learning_rates": [float(each.param_groups[0]["lr"]) for each in self.update.optimizers],
@@ -359,10 +369,14 @@ class ActorCriticAgent(Generic[Update]):
             set_lr(optimizer, rate)
         self._noise_stream.load_state(state["noise"])
         due = state.get("newest_step", ({}, {}))
-        for network, saved in zip((self.update.critic, self.update.actor), due, strict=True):
+        for network, saved in zip(self.update.networks.values(), due, strict=True):
             for name, value in _of_newest_step(network).items():
                 value.copy_(saved.get(name, value))
         self._fitted, self.updates = state["fitted"], state["updates"]
+
+    def _captured_update(self, step: Callable[..., Result]) -> CapturedUpdate[Result]:
+        """Return `step`, which updates both networks, as a graph on CUDA."""
+        return CapturedUpdate(step, [n.combiner for n in self.update.networks.values()], self.device)
 
     def _draw_noise(self, noise: Tensor) -> Tensor:
         return noise.normal_(generator=self._noise_stream.generator)
@@ -374,10 +388,9 @@ class ActorCriticAgent(Generic[Update]):
 
 
 def _of_newest_step(network: Descent) -> dict[str, Tensor]:
-    """Return the buffers that a combiner does not save itself, by name.
+    """Return the combiner's buffers that its `state_dict` leaves out, by name.
 
-    Its numbers for a log line are computed from them, and the first line after a resume may come before the
-    first step.
+    Its log numbers need them, because a resumed run may log before its first step.
     """
     saved = network.combiner.state_dict()
     return {name: value for name, value in network.combiner.named_buffers() if name not in saved}

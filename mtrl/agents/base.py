@@ -152,8 +152,10 @@ class LearnsBetweenSteps(Protocol):
         ...
 
 
+@runtime_checkable
 class Exportable(Protocol):
     """An agent whose policy `mtrl-export` can write."""
 
     def gaussian_policy(self) -> GaussianPolicy:
         """Return the policy of `policy` as data."""
+        ...

@@ -9,7 +9,10 @@ from mtrl.networks.base import NETWORKS
 
 
 class _Only(NamedTuple):
-    """Where a setting is read: only where another one is as it says."""
+    """A setting is read only where `holds` accepts the value of the setting `other`.
+
+    `words` names those values.
+    """
 
     other: str
     words: str

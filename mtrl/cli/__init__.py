@@ -50,9 +50,8 @@ def launch(module: str, argv: Sequence[str] | None = None, **defaults: Any) -> i
     If a package is missing, print what to install. `argv` None stands for the process's arguments.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a name that the terminal's encoding lacks must not end a run
+        # A name that the terminal's encoding lacks must not end a run.
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         with importing():
@@ -123,10 +122,8 @@ def command(run: Callable[..., int]) -> Callable[..., int]:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            code, message = (
-                2,
-                f"error: too many open files ({error}). Raise the limit, for instance `ulimit -n 1024`.",
-            )
+            code = 2
+            message = f"error: too many open files ({error}). Raise the limit, for instance `ulimit -n 1024`."
         except KeyboardInterrupt as error:
             code, message = 130, str(error) or "interrupted"
         print(message, file=sys.stderr)

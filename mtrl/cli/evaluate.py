@@ -12,6 +12,7 @@ from mtrl.cli.flags import parse_command
 from mtrl.config.schema import Device
 from mtrl.config.values import settings
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
+from mtrl.runs.directory import CONFIG_NAME
 
 
 @settings("--")
@@ -69,9 +70,9 @@ def _runs(given: tuple[str, ...]) -> list[Path]:
             found.append(Path(text))
             continue
         matching = sorted(map(Path, glob.glob(str(Path(text).expanduser()))))
-        runs = [path for path in matching if (path / "config.yaml").is_file()]
+        runs = [path for path in matching if (path / CONFIG_NAME).is_file()]
         if not runs:
-            raise UserError(f"no run directory matches '{text}': expected directories with config.yaml.")
+            raise UserError(f"no run directory matches '{text}': expected directories with {CONFIG_NAME}.")
         found += runs
     if not found:
         raise UserError("no runs: give run directories that a training wrote, or a pattern.")

@@ -69,8 +69,8 @@ def main(arguments: list[str]) -> int:
     flags = parse_command(_Flags, arguments)
     if not flags.methods:
         raise UserError("no methods: give for instance --methods mean cagrad.")
-    layers = [load_preset(flags.preset)] if flags.preset else []
-    tasks = flags.tasks or layers[0].get("tasks", ()) if layers else flags.tasks
+    layer = load_preset(flags.preset) if flags.preset else {}
+    tasks = flags.tasks or layer.get("tasks", ())
     if not tasks:
         raise UserError("no tasks: give --tasks MT10, --tasks reach-v3 push-v3 or a preset that names tasks.")
     out = expand(flags.out or f"runs/{tasks_folder(tasks)}-sweep")
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
         from mtrl.sweep.show import Watch, show_plan
 
     trials = plan(
-        [*layers, {"tasks": tuple(tasks)}],
+        [layer, {"tasks": tuple(tasks)}],
         methods=flags.methods,
         seeds=seeds,
         settings=parse_settings(flags.set),

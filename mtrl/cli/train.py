@@ -150,7 +150,7 @@ def _spelled_out(argument: str) -> str:
 def _resume(arguments: list[str]) -> int:
     own = {field.name for field in dataclasses.fields(_ResumeFlags)}
     for flag in flags.given(arguments):
-        if _key(flag).removeprefix("no_") not in own:
+        if _key(flag) not in own:
             raise UserError(
                 "--resume continues a run with its own configuration and takes only --steps, --device, "
                 f"--allow-version-mismatch and --trust besides; found {flag}. To change it, start a new run."

@@ -9,7 +9,13 @@ from pathlib import Path
 from mtrl.errors import UserError
 
 TEMPORARY_PREFIX = ".tmp-"
+UNFINISHED = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}\d+-.+")  # names that killed processes leave
 _LONGEST_NAME = 100  # characters; file systems allow 255 bytes
+
+
+def temporary_path(path: Path) -> Path:
+    """Return where this process keeps an unfinished file or folder; `UNFINISHED` matches its name."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
 
 
 def write_file(path: Path, content: bytes | Iterable[bytes]) -> None:
@@ -18,7 +24,7 @@ def write_file(path: Path, content: bytes | Iterable[bytes]) -> None:
     The content of a large file may come in pieces. A symbolic link is replaced, not followed: a run from
     elsewhere may hold links to any file.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    temporary = temporary_path(path)
     try:
         temporary.unlink(missing_ok=True)
         with open(temporary, "xb") as file:

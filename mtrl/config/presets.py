@@ -14,7 +14,7 @@ import yaml
 
 from mtrl.config.files import expand, write_file
 from mtrl.config.schema import Config
-from mtrl.config.values import YamlLoader, convert, field_types, found
+from mtrl.config.values import YamlLoader, convert, field_types, quoted
 from mtrl.errors import UserError, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -27,9 +27,9 @@ INCIDENTAL = (
 """Settings of machine, storage and display: runs that differ in nothing else are the same run."""
 NOT_RECORDED = "not recorded"
 OF_NETWORK = ("options", "actor_options", "critic_options")
-"""Keys of the section `network` that hold options of its architecture: of both networks, and over these."""
+"""Keys of `network` with options of its architecture: of both networks, then of one, which override them."""
 _OF_ONE_NETWORK = ("critic_method", "actor_method")
-"""Methods of one network, over `method`."""
+"""Methods of one network; they override `method`."""
 
 
 def owner_of(key: str) -> str | None:
@@ -110,6 +110,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def flat_config(config: Config) -> dict[str, Any]:
+    """Return every value of `config` by its dotted key, plain as in YAML; lists become tuples."""
+    return flat(config_to_dict(config))
+
+
 def nested(*settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inverse of `flat`: {"sac.gamma": .99} -> {"sac": {"gamma": .99}}; values may be nested.
 
@@ -178,7 +183,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict | None):
-        raise UserError(f"{path} must hold a mapping 'key: value'; found {found(values)}.")
+        raise UserError(f"{path} must hold a mapping 'key: value'; found {quoted(values)}.")
     return values or {}
 
 
@@ -231,7 +236,7 @@ def _check(values: Mapping[str, Any], section: Any, prefix: str) -> dict[str, An
             raise UserError(_unknown_key(path, [prefix + name for name in types]))
         if dataclasses.is_dataclass(types[key]):
             if not isinstance(value, Mapping):
-                raise UserError(f"{path} must be a mapping 'key: value'; found {found(value)}.")
+                raise UserError(f"{path} must be a mapping 'key: value'; found {quoted(value)}.")
             checked[key] = _check(value, types[key], path + ".")
         else:
             checked[key] = convert(value, types[key], path)

@@ -179,7 +179,7 @@ def items_of(annotation: Any) -> Any:
     return None
 
 
-def found(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Return how a message shows `value`, with its type where that could be mistaken."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -270,4 +270,4 @@ def _user_error(error: Any, path: str, expected: Any) -> UserError:
         hint = " Write null."
     elif isinstance(value, bool) and (word := "on" if value else "off") in choices:  # for YAML 1.1 a bool
         hint = f" Write it in quotes: '{word}'."
-    return UserError(f"{path} must be {describe(expected)}; found {found(value)}.{hint}")
+    return UserError(f"{path} must be {describe(expected)}; found {quoted(value)}.{hint}")

@@ -167,10 +167,8 @@ def load_policy(
             raise UserError(f"it describes a larger network than that in {TENSORS_NAME}.")
         network = make_network(architecture, spec["arguments"])
         fresh = network.initial_parameters(torch.Generator().manual_seed(0))
-    except (
-        UserError,
-        TypeError,
-    ) as error:  # TypeError: an argument of another kind, as text for a range
+    except (UserError, TypeError) as error:
+        # TypeError: an argument of another kind, as text for a range.
         raise UserError(f"'{folder / SPEC_NAME}': {error}") from None
     flat = FlatParameters(*fresh)
     named = flat.named()

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -20,7 +20,8 @@ from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TE
 from mtrl.networks.make import describe_network
 from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
-from mtrl.training.resolve import bound_to_policy, build_agent, suite_of
+from mtrl.training.build import build_agent, suite_of
+from mtrl.training.resolve import bound_to_policy
 from mtrl.training.trust import load_trusted
 
 CARD_NAME = "README.md"
@@ -63,13 +64,13 @@ def export_run(run_dir: str | Path, out: str | Path | None = None, *, trust: boo
     )
     suite = suite_of(config)
     agent = build_agent(config, suite, torch.device("cpu"))
-    if not hasattr(agent, "gaussian_policy"):
+    if not isinstance(agent, Exportable):
         raise UserError(
             f"the agent {config.agent} cannot be exported: it has no method `gaussian_policy` "
             "(mtrl.agents.base.Exportable)."
         )
     agent.load_policy(state["policy"])
-    policy = cast("Exportable", agent).gaussian_policy()
+    policy = agent.gaussian_policy()
     tensors = {PARAMETER + name: value for name, value in policy.parameters.items()}
     if policy.standardisation is not None:
         tensors[MEAN], tensors[DEVIATION] = policy.standardisation

@@ -20,6 +20,7 @@ from mtrl.report.comparison import Comparison, Group, protocol
 from mtrl.report.load import Run
 from mtrl.report.table import DASH, Table, plain
 from mtrl.report.tables import all_tables
+from mtrl.runs.directory import THEN
 
 if TYPE_CHECKING:
     from mtrl.report.drawing import Look
@@ -187,7 +188,7 @@ def _summary(comparison: Comparison) -> list[str]:
     if lost:
         sentences.append(f"{lost} lost episodes with a worker that was restarted.")
     commits = {run.versions.get("git_commit") for run in runs}
-    if len(commits) > 1 or any(", then " in str(commit) for commit in commits):
+    if len(commits) > 1 or any(THEN in str(commit) for commit in commits):
         sentences.append("Not all have one commit: see Versions.")
     if min(len(row.finished) for row in rows) < 5:
         sentences.append("Bootstrap intervals of rows with fewer than five finished seeds are too narrow.")

@@ -20,7 +20,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 
-from mtrl.config.files import TEMPORARY_PREFIX
+from mtrl.config.files import temporary_path
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.directory import CHECKPOINTS_NAME, UNSAVED_NAME, remove_unfinished
@@ -76,7 +76,7 @@ def save_checkpoint(
     _fsync_directory(run_dir)
     remove_unfinished(checkpoints)
     final = checkpoints / f"step_{step:09d}"
-    temporary = checkpoints / f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}"
+    temporary = temporary_path(final)
     temporary.mkdir()
     try:
         files = {f"{part}.pt": _write_part(temporary, part, tree) for part, tree in state.items()}
@@ -236,7 +236,7 @@ def _prune(run_dir: Path, step: int, keep: int) -> None:
 
 def _delete(directory: Path) -> None:
     # Renamed first: a kill during the deletion must not leave an incomplete checkpoint under its name.
-    doomed = directory.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-deleted-{directory.name}")
+    doomed = temporary_path(directory.with_name(f"deleted-{directory.name}"))
     os.replace(directory, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 

@@ -53,7 +53,7 @@ def evaluation_table(result: "Evaluation", *, console: Console | None = None) ->
     console = console or Console()
     tables = (result.success, result.success_last, result.episode_return)
     of_tasks = zip(*(table.mean(axis=1) for table in tables), strict=True)
-    means = (result.mean_success, result.mean_success_last, result.mean_return)
+    means = tuple(result.means().values())
     several = "s" if result.episodes_per_task > 1 else ""
     header = [f"task ({result.episodes_per_task} episode{several} each)", "success", "last step", "return"]
     rows = [

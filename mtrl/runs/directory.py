@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from mtrl.config.files import expand, write_file
+from mtrl.config.files import UNFINISHED, expand, write_file
 from mtrl.errors import UserError
 from mtrl.runs import console
 from mtrl.runs.lock import RunLock
@@ -23,11 +22,10 @@ UNSAVED_NAME = "run.unsaved"  # there until the first checkpoint is written
 CHECKPOINTS_NAME = "checkpoints"
 BEST_NAME = "best"  # policy of the best evaluation
 LOG_NAMES = (METRICS_NAME, EVALUATIONS_NAME)
-_EVENT_FILES = "events.out.tfevents.*"
+EVENT_FILES = "events.out.tfevents.*"
 # A run writes the last one first. The mark outlives the logs: if starting over is cut short, it may go on.
-_FILES = (METRICS_NAME, EVALUATIONS_NAME, VERSIONS_NAME, UNSAVED_NAME, CONFIG_NAME)
-_THEN = ", then "  # between the versions that a run has had
-_UNFINISHED = re.compile(r"\.tmp-\d+-.+")  # files and checkpoints that killed processes leave
+_FILES = (*LOG_NAMES, VERSIONS_NAME, UNSAVED_NAME, CONFIG_NAME)
+THEN = ", then "  # between the versions that a run has had
 
 
 class RunDirectory:
@@ -161,7 +159,7 @@ class RunDirectory:
             before = json.loads(path.read_bytes())
             for name in {**found, **before}.keys() - {"platform", "cpu", "cores"}:
                 now, former = found.get(name, "absent"), before.get(name, "absent")
-                found[name] = former if former.rpartition(_THEN)[2] == now else f"{former}{_THEN}{now}"
+                found[name] = former if former.rpartition(THEN)[2] == now else f"{former}{THEN}{now}"
         write_file(path, (json.dumps(found, indent=2) + "\n").encode())
         return found
 
@@ -197,7 +195,7 @@ class RunDirectory:
         self.release()
 
     def _has_results(self) -> bool:
-        logs = (self.path / METRICS_NAME, self.path / EVALUATIONS_NAME)
+        logs = [self.path / name for name in LOG_NAMES]
         return any(log.exists() and log.stat().st_size > 0 for log in logs) or has_checkpoint(self.path)
 
     def _remove_traces(self) -> None:
@@ -218,7 +216,7 @@ def remove_unfinished(folder: Path) -> list[str]:
 
     The caller must hold the run's lock, so that no other process is writing them.
     """
-    stale = sorted(entry for entry in folder.glob(".*") if _UNFINISHED.fullmatch(entry.name))
+    stale = sorted(entry for entry in folder.glob(".*") if UNFINISHED.fullmatch(entry.name))
     for entry in stale:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
@@ -257,7 +255,7 @@ def way_to_go_on(path: Path) -> str:
 
 def _traces_of_a_run(path: Path) -> Iterator[Path]:
     """Yield the files and folders that a run writes."""
-    yield from path.glob(_EVENT_FILES)
+    yield from path.glob(EVENT_FILES)
     if (path / BEST_NAME / CHECKPOINTS_NAME).is_dir():
         yield path / BEST_NAME
     for name in (CHECKPOINTS_NAME, *_FILES):

@@ -35,17 +35,15 @@ class JsonLines:
 
     def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
         """Write one line with the means and every task's numbers."""
-        means = result.task_means()
+        of_tasks = result.task_means()
         line: dict[str, Any] = stamp._asdict()
         line.update(
             final=final,
             episodes_per_task=result.episodes_per_task,
-            mean_success=_finite(result.mean_success),
-            mean_success_last=_finite(result.mean_success_last),
-            mean_return=_finite(result.mean_return),
+            **{f"mean_{name}": _finite(value) for name, value in result.means().items()},
             tasks={
                 task: {
-                    **{group: _finite(values[task]) for group, values in means.items()},
+                    **{group: _finite(values[task]) for group, values in of_tasks.items()},
                     "episodes": result.episodes_per_task,
                 }
                 for task in result.task_names

@@ -62,9 +62,9 @@ class Evaluation(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows."""
-        means = self.task_means()
-        rows = {task: [values[task] for values in means.values()] for task in self.task_names}
-        rows["mean"] = [self.mean_success, self.mean_success_last, self.mean_return]
+        of_tasks = self.task_means().values()
+        rows = {task: [values[task] for values in of_tasks] for task in self.task_names}
+        rows["mean"] = list(self.means().values())
         head = "".join(f"<th>{name}</th>" for name in ("task", "success", "last step", "return"))
         body = "".join(
             f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{value:.3g}</td>" for value in row) + "</tr>"
@@ -72,6 +72,14 @@ class Evaluation(NamedTuple):
         )
         caption = f"{self.episodes_per_task} episodes per task"
         return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+
+    def means(self) -> dict[str, float]:
+        """Means over tasks and episodes: "success", "success_last", "return"."""
+        return {
+            "success": self.mean_success,
+            "success_last": self.mean_success_last,
+            "return": self.mean_return,
+        }
 
     def task_means(self) -> dict[str, dict[str, float]]:
         """Means over the episodes: "success", "success_last", "return" -> task name -> value."""

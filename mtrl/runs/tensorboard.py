@@ -25,10 +25,15 @@ from torch.utils.tensorboard.summary import custom_scalars, hparams
 
 from mtrl.config.labels import method_label, methods_of
 from mtrl.config.presets import INCIDENTAL, flat
+from mtrl.runs.directory import EVENT_FILES
 from mtrl.runs.log import STEP_LABEL, Evaluation, RunInfo, Stamp
 
-SUCCESS, RETURN = "1_success/all_tasks", "2_return/all_tasks"
-SUCCESS_LAST = "3_success_at_last_step/all_tasks"
+# Of the means of an evaluation.
+_TAGS = {
+    "success": "1_success/all_tasks",
+    "success_last": "3_success_at_last_step/all_tasks",
+    "return": "2_return/all_tasks",
+}
 # Tags of the log that are shown in the group of the corresponding evaluation.
 _RENAMED = {
     "rollout/success_rate": "1_success/training_episodes",
@@ -76,12 +81,8 @@ class TensorBoard:
 
     def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
         """Draw the means of an evaluation over all tasks and for each task."""
-        means = {
-            SUCCESS: result.mean_success,
-            SUCCESS_LAST: result.mean_success_last,
-            RETURN: result.mean_return,
-        }
-        self._draw(stamp, means.items(), result.task_means())
+        means = ((_TAGS[name], value) for name, value in result.means().items())
+        self._draw(stamp, means, result.task_means())
 
     def close(self) -> None:
         """Flush and close the file."""
@@ -92,7 +93,7 @@ class TensorBoard:
     def _writer(self, folder: str) -> SummaryWriter:
         # TensorBoard reads event files in the order of their names, which hold the time: a clock that is
         # behind must not put the file of a resumed run before those that it continues.
-        names = [path.name.split(".") for path in Path(folder).glob("events.out.tfevents.*")]
+        names = [path.name.split(".") for path in Path(folder).glob(EVENT_FILES)]
         newest = max((int(name[3]) for name in names if name[3].isdigit()), default=-1)
         clock = SimpleNamespace(**{**vars(time), "time": lambda: max(time.time(), newest + 1)})
         with patch.object(event_file_writer, "time", clock):

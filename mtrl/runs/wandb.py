@@ -63,11 +63,7 @@ class WeightsAndBiases:
 
     def evaluation(self, stamp: Stamp, result: Evaluation, *, final: bool) -> None:
         """Draw the means of an evaluation and each task's."""
-        means = {
-            "success/mean": result.mean_success,
-            "success_last/mean": result.mean_success_last,
-            "return/mean": result.mean_return,
-        }
+        means = {f"{name}/mean": value for name, value in result.means().items()}
         self.metrics(stamp, means, result.task_means())
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """A process that ends what a killed driver of a sweep leaves behind; it needs the standard library alone.
 
-Ray's server and raylet die with the driver, but its agents try for a minute to tell the dead server so.
+Ray's server and raylet die with the driver, but its agents keep retrying for a minute.
 """
 
 import contextlib

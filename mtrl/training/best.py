@@ -59,7 +59,7 @@ class BestPolicy:
     def find(self, start: int, policy: Callable[[], Any]) -> None:
         """Take the outcome of the stored policy, or store that of `start` if it is better.
 
-        A former process may have been killed between an evaluation's line and its policy.
+        A process may have been killed after it wrote an evaluation's line and before it stored the policy.
         """
         lines = {line["vector_step"]: Outcome.of_line(line) for line in read_evaluations(self._path)}
         self._known = self._known.union(*(outcome.known for outcome in lines.values()))

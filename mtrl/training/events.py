@@ -53,7 +53,7 @@ class Requests:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number in _SAVE:
             self.save = True
-        elif not self.exit_code:  # after a callback's request (0) the first signal is no second one
+        elif not self.exit_code:  # None, or 0 after a callback's request: this is the first signal
             self.exit_code = 128 + number
         elif number == signal.SIGINT:  # kernels, shells and schedulers send the others twice by themselves
             raise KeyboardInterrupt

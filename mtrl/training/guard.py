@@ -26,7 +26,7 @@ class DivergenceGuard:
         warn: Callable[[str], None],
     ) -> None:
         self._bounds, self._tasks, self._action, self._warn = bounds, tuple(tasks), action, warn
-        self._told: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str]] = set()
         self._best: dict[str, tuple[float, int]] = dict.fromkeys(tasks, (0.0, 0))
 
     def metrics(self, step: int, per_task: Mapping[str, Sequence[float]]) -> None:
@@ -70,9 +70,9 @@ class DivergenceGuard:
     def _tell(
         self, step: int, kind: str, rule: str, bad: Mapping[str, float], advice: str, *, diverged: bool = True
     ) -> None:
-        new = {task: value for task, value in bad.items() if (kind, task) not in self._told}
-        self._told = {(one, task) for one, task in self._told if one != kind or task in bad}
-        self._told |= {(kind, task) for task in new}
+        new = {task: value for task, value in bad.items() if (kind, task) not in self._warned}
+        self._warned = {(one, task) for one, task in self._warned if one != kind or task in bad}
+        self._warned |= {(kind, task) for task in new}
         if not new or self._action == "off":
             return
         found = ", ".join(f"{task} ({value:.3g})" for task, value in new.items())

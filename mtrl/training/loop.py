@@ -30,10 +30,10 @@ from mtrl.runs.directory import CONFIG_NAME, way_to_go_on
 from mtrl.runs.jsonl import read_evaluations
 from mtrl.runs.log import Evaluation, Log, by_task
 from mtrl.training.best import BestPolicy, Outcome
+from mtrl.training.build import with_restart
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Event, Requests, TrainResult
 from mtrl.training.guard import DivergenceGuard
-from mtrl.training.resolve import with_restart
 from mtrl.training.stepper import RunState, Stepper, timed
 
 
@@ -109,7 +109,7 @@ class TrainingLoop:
             self._settle(start)
         elif resumed and not evaluated:  # it ended after the checkpoint, before the evaluation
             self._evaluate_if_due(start)
-        elif resumed and not self.state.told:  # the checkpoint is of before the evaluation of its step
+        elif resumed and not self.state.success_noted:  # the checkpoint predates the evaluation of its step
             tasks = read_evaluations(self.path)[-1]["tasks"]
             rates = [tasks[name]["success"] for name in self.state.envs.task_names]
             self._note_success(np.array(rates, np.float64))  # None becomes NaN
@@ -298,7 +298,7 @@ class TrainingLoop:
         self._tell("evaluation", step, evaluation=result, final=final)
 
     def _note_success(self, rates: NDArray[Any]) -> None:
-        self.state.told = True
+        self.state.success_noted = True
         if isinstance(self.state.agent, NotesSuccess):
             self.state.agent.note_success(rates)
 

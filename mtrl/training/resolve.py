@@ -1,4 +1,4 @@
-"""Check the plug-ins and options of a configuration before anything starts; build what it names."""
+"""Check the plug-ins and options of a configuration before anything starts."""
 
 import contextlib
 import dataclasses
@@ -7,27 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mtrl.agents import AGENTS
-from mtrl.agents.base import Agent, TaskSpec
 from mtrl.combiners import COMBINERS, make_combiner
-from mtrl.config.presets import INCIDENTAL, config_to_dict, differences, flat, load_config
+from mtrl.config.presets import INCIDENTAL, differences, flat_config, load_config
 from mtrl.config.schema import Config
-from mtrl.config.values import convert, found
-from mtrl.device.resources import available_cores
-from mtrl.envs import TaskVectorEnv, build_suite
-from mtrl.envs.engine.supervision import Notify
-from mtrl.envs.suite import SUITES, TaskSuite
+from mtrl.config.values import convert, quoted
+from mtrl.envs.suite import SUITES
 from mtrl.errors import UserError, unknown_name
 from mtrl.networks.base import NETWORKS
 from mtrl.networks.identity import digest
 from mtrl.networks.make import check_networks
 from mtrl.registry import REQUIRED, Registry
-from mtrl.runs import console
 from mtrl.runs.directory import CONFIG_NAME
 from mtrl.runs.log import SINKS
-from mtrl.runs.plain_tree import to_plain
+from mtrl.training.build import suite_of
 from mtrl.training.trust import code_in
 
 WITH_OPTIONS = {
@@ -35,6 +28,7 @@ WITH_OPTIONS = {
     "architecture": NETWORKS,
 }  # fmt: skip
 """Keys of the configuration that name a plug-in with options; the options are under KEY_options."""
+_FREE = ("steps", *INCIDENTAL)  # may change in a run's life
 
 
 def resolve(config: Config) -> Config:
@@ -117,7 +111,7 @@ def why_unread(config: Config, key: str) -> str | None:
 
 def unread_facts(config: Config) -> dict[str, str]:
     """Return the line of the start screen on settings without effect that are not at their defaults."""
-    values, defaults = flat(config_to_dict(config)), flat(config_to_dict(Config()))
+    values, defaults = flat_config(config), flat_config(Config())
     changed = [key for key, value in values.items() if value != defaults.get(key, value)]
     unread = [name for name in _unread(config) if any(f"{key}.".startswith(f"{name}.") for key in changed)]
     return {"not used": ", ".join(unread)} if unread else {}
@@ -141,8 +135,8 @@ def check_same_run(config: Config, path: Path) -> None:
     if not code_in(stored).keys() - code_in(config).keys():  # code that differs is a difference, and not run
         with contextlib.suppress(UserError):  # a plug-in or option that is not there now is a difference
             stored = written_out(stored)
-    found, asked = (flat(config_to_dict(one)) for one in (stored, config))
-    differing = differences(found, asked, but=("steps", *INCIDENTAL))
+    found, asked = (flat_config(one) for one in (stored, config))
+    differing = differences(found, asked, but=_FREE)
     if differing:
         words = ", ".join(f"{key} {theirs} (here {ours})" for key, (theirs, ours) in differing.items())
         raise UserError(
@@ -154,11 +148,19 @@ def check_same_run(config: Config, path: Path) -> None:
 def bound_to_policy(config: Config) -> dict[str, Any]:
     """Return the settings without which a stored policy cannot act, by dotted key."""
     parts = ("tasks", "suite", "agent", "network.", "ppo.squash")
-    found = {key: value for key, value in flat(config_to_dict(config)).items() if key.startswith(parts)}
+    found = {key: value for key, value in flat_config(config).items() if key.startswith(parts)}
     file = found.pop("network.identity_file")
     if file is not None:  # what counts is what it holds, wherever it lies
         found["network.identity_file.sha256"] = digest(file)
     return found
+
+
+def bound_to_run(config: Config) -> dict[str, Any]:
+    """Return the settings that a run keeps for life, by dotted key."""
+    # A file of task rows may be moved: `bound_to_policy` has what it holds.
+    free = (*_FREE, "network.identity_file")
+    bound = {key: value for key, value in flat_config(config).items() if key not in free}
+    return bound | bound_to_policy(config)
 
 
 def complete(
@@ -197,91 +199,7 @@ def checked(registry: Registry, name: str, values: Mapping[str, Any], path: str)
     options, owner = registry.options(name), f"{registry.kind} '{name}'"
     for key, value in values.items():
         if not options:
-            raise UserError(f"{path}: {owner} has no options; found '{key}' = {found(value)}.")
+            raise UserError(f"{path}: {owner} has no options; found '{key}' = {quoted(value)}.")
         if key not in options:
             raise UserError(unknown_name(f"option of {owner}", str(key), options))
     return {key: convert(value, options[key].annotation, f"{path}.{key}") for key, value in values.items()}
-
-
-def suite_of(config: Config) -> TaskSuite:
-    """Return the run's suite of tasks. Raises UserError if there is no such suite, option or task."""
-    return build_suite(
-        config.suite, config.tasks, num_goals=config.env.num_goals, options=config.suite_options
-    )
-
-
-def training_workers(config: Config, device: torch.device) -> int | None:
-    """Return the number of environment processes for training; None: one per available core."""
-    if config.env.num_workers is None and device.type == "cuda":
-        # The learner's thread and the one that writes checkpoints are busy while environments step.
-        return max(available_cores() - 2, 1)
-    return config.env.num_workers
-
-
-def build_envs(
-    config: Config,
-    *,
-    num_workers: int | None,
-    evaluation: bool = False,
-    notify: Notify = console.warning,
-    suite: TaskSuite | None = None,
-) -> TaskVectorEnv:
-    """Start the run's environments in num_workers processes; None: one per available core.
-
-    An evaluation may have longer episodes (`eval.max_episode_steps`) and another number of copies
-    (`eval.envs_per_task`). Restarts are reported to `notify`.
-    """
-    env = config.env
-    own_steps = config.eval.max_episode_steps if evaluation else None
-    own_copies = config.eval.envs_per_task if evaluation else None
-    return TaskVectorEnv(
-        suite or suite_of(config),
-        seed=config.seed,
-        envs_per_task=own_copies or env.envs_per_task,
-        num_workers=num_workers,
-        max_episode_steps=own_steps or env.max_episode_steps,
-        step_timeout=env.step_timeout,
-        max_restarts=env.max_restarts,
-        worker_niceness=env.worker_niceness,
-        notify=notify,
-    )
-
-
-def restart_sentence(problem: str) -> str:
-    """Say what follows from environments that cannot be saved."""
-    return (
-        f"{problem} Checkpoints of this run hold no environments (env.resume=restart): a resumed run begins "
-        "new episodes and does not repeat the undisturbed run bit for bit."
-    )
-
-
-def settle_resume(config: Config, envs: TaskVectorEnv) -> Config:
-    """Return `config`, with env.resume=restart and a warning if `auto` finds that states cannot be saved.
-
-    Raises:
-        UserError: they cannot be saved, and env.resume=exact.
-    """
-    if config.env.resume == "restart":
-        return config
-    problem = envs.state_problem(lambda states: to_plain(states, "environment"))
-    if problem is None:
-        return config
-    if config.env.resume == "exact":
-        raise UserError(
-            f"{problem} env.resume=exact needs environments that can be saved. With env.resume=restart "
-            "checkpoints hold no environments, and a resumed run begins new episodes."
-        )
-    console.warning(restart_sentence(problem))
-    return with_restart(config)
-
-
-def with_restart(config: Config) -> Config:
-    """Return `config` with env.resume=restart."""
-    return dataclasses.replace(config, env=dataclasses.replace(config.env, resume="restart"))
-
-
-def build_agent(config: Config, tasks: TaskSuite | TaskVectorEnv, device: torch.device) -> Agent:
-    """Make a fresh agent for the run's tasks."""
-    spec = TaskSpec(tuple(tasks.task_names), config.env.envs_per_task, tasks.obs_dim, tasks.action_dim)
-    agent: Agent = AGENTS[config.agent](config, spec, device)
-    return agent

@@ -13,7 +13,7 @@ import torch
 
 from mtrl.config.files import expand, file_name
 from mtrl.config.labels import method_label, tasks_folder
-from mtrl.config.presets import INCIDENTAL, config_to_dict, flat, save_config
+from mtrl.config.presets import config_to_dict, save_config
 from mtrl.config.schema import Config, Device
 from mtrl.device import cpu
 from mtrl.device.cuda import resolve_device
@@ -25,28 +25,16 @@ from mtrl.runs.checkpoint_writer import CheckpointWriter
 from mtrl.runs.directory import BEST_NAME, CONFIG_NAME, RunDirectory, has_checkpoint
 from mtrl.runs.jsonl import History, JsonLines, drop_after, lost_lines, read_history
 from mtrl.runs.log import SINKS, Evaluation, Log, RunInfo, Sink, Stamp
+from mtrl.training.build import build_agent, build_envs, settle_resume, suite_of, training_workers
 from mtrl.training.evaluate import evaluate
 from mtrl.training.events import Callback, Requests, TrainResult
 from mtrl.training.loop import TrainingLoop
-from mtrl.training.resolve import (
-    bound_to_policy,
-    build_agent,
-    build_envs,
-    check_same_run,
-    resolve,
-    settle_resume,
-    suite_of,
-    training_workers,
-    unread_facts,
-)
+from mtrl.training.resolve import bound_to_policy, bound_to_run, check_same_run, resolve, unread_facts
 from mtrl.training.start_screen import describe
 from mtrl.training.starting_over import is_complete_without_checkpoints
 from mtrl.training.stepper import RunState, agent_parts
 from mtrl.training.trust import load_trusted, remember
 from mtrl.training.video import check_filming, record
-
-_FREE = ("steps", *INCIDENTAL)
-_NEW = History(wall_s=0.0, evaluated_at=None, final=False, success=None)
 
 
 def train(
@@ -257,7 +245,7 @@ def _resume(
     device = resolve_device(config.device)
     suite = suite_of(config).versions()
     step, state = load_checkpoint(
-        run.path, suite=suite, config=_bound(config), allow_version_mismatch=allow_version_mismatch
+        run.path, suite=suite, config=bound_to_run(config), allow_version_mismatch=allow_version_mismatch
     )
     if step > config.steps:
         raise UserError(
@@ -292,7 +280,7 @@ def _run(
         stack.enter_context(_process_settings(config, device))
         suite = suite_of(config)
         agent = build_agent(config, suite, device)
-        told = agent.facts()  # before the environments start: a lack of memory shows here
+        agent_facts = agent.facts()  # before the environments start: a lack of memory shows here
         agent_parts(agent)  # now, not at the first checkpoint
         console.say("starting the environments (the first start may take a minute)")
         notify = console.once()  # both sets of environments give the same warnings about the suite
@@ -305,25 +293,16 @@ def _run(
             with _writing(run.path):
                 save_config(config, run.config_path)
         state = RunState(config, envs, device, agent)
-        start, history = 0, _NEW
-        if checkpoint is not None:
-            start = checkpoint[0]
-            state.load(checkpoint[1])
-            checkpoint[1].clear()  # large parts are maps of files, which would stay on the disk
-            with _writing(run.path):
-                # The vector steps of lines beyond the checkpoint are made again now. A checkpoint from the
-                # middle of the agent's learning comes before the lines of its vector step.
-                logged = start - 1 if state.behind else start
-                history = drop_after(run.path, logged, config.steps)
-                intervals = {"log_interval": config.train.log_interval, "eval_interval": config.eval.interval}
-                for sentence in lost_lines(history.steps, logged, **intervals):
-                    console.warning(sentence)
+        if checkpoint is None:
+            start, history = 0, read_history(run.path)
+        else:
+            start, history = checkpoint[0], _restored(state, config, run.path, checkpoint)
         envs.hurry_when(lambda: requests.stop)  # before, environments need their time, and nothing is lost
         # The learner waits while these run, so they may take all cores.
         eval_envs = build_envs(config, num_workers=None, evaluation=True, notify=notify)
         stack.enter_context(closing(eval_envs))
         eval_envs.hurry_when(lambda: requests.stop)
-        own = {**told, **unread_facts(config)}
+        own = {**agent_facts, **unread_facts(config)}
         if state.restart_steps:
             steps = ", ".join(f"{number:,}" for number in state.restart_steps)
             own["replaced"] = f"workers at vector steps {steps}: an undisturbed run has other numbers"
@@ -340,7 +319,7 @@ def _run(
         progress = stack.enter_context(console.RunProgress(config.steps, start, success=history.success))
         keep = config.train.keep_checkpoints
         writer = stack.enter_context(
-            CheckpointWriter(run.path, keep=keep, suite=envs.versions, config=_bound(config))
+            CheckpointWriter(run.path, keep=keep, suite=envs.versions, config=bound_to_run(config))
         )
         loop = TrainingLoop(config, run.path, state, eval_envs, log, progress, requests, writer, callbacks)
         run.check()  # the loop watches the directory and the logs from here on
@@ -348,17 +327,25 @@ def _run(
         return loop.run(start, resumed=checkpoint is not None, evaluated=evaluated)
 
 
+def _restored(state: RunState, config: Config, path: Path, checkpoint: tuple[int, dict[str, Any]]) -> History:
+    """Load a checkpoint into `state`, drop the log lines after it, and return the history of the rest."""
+    step, parts = checkpoint
+    state.load(parts)
+    parts.clear()  # large parts are maps of files, which would stay on the disk
+    # The vector steps of lines beyond the checkpoint are made again now. A checkpoint from the middle of the
+    # agent's learning comes before the lines of its vector step.
+    logged = step - 1 if state.behind else step
+    with _writing(path):
+        history = drop_after(path, logged, config.steps)
+    intervals = {"log_interval": config.train.log_interval, "eval_interval": config.eval.interval}
+    for sentence in lost_lines(history.steps, logged, **intervals):
+        console.warning(sentence)
+    return history
+
+
 def _process_settings(config: Config, device: torch.device) -> contextlib.AbstractContextManager[None]:
     train = config.train
     return cpu.settings(train.num_threads, train.matmul_precision, device, deterministic=train.deterministic)
-
-
-def _bound(config: Config) -> dict[str, Any]:
-    """Return the settings that a run keeps for life, by dotted key."""
-    # A file of task rows may be moved: `bound_to_policy` has what it holds.
-    free = (*_FREE, "network.identity_file")
-    bound = {key: value for key, value in flat(config_to_dict(config)).items() if key not in free}
-    return bound | bound_to_policy(config)
 
 
 def _is_complete(history: History, step: int, steps: int) -> bool:

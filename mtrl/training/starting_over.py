@@ -1,4 +1,4 @@
-"""Tells a run that ended before its first checkpoint, which may be started over, from all other files."""
+"""Decides if a directory without checkpoints holds a complete run, one to start over, or results to keep."""
 
 import contextlib
 from pathlib import Path

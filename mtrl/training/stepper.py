@@ -15,7 +15,7 @@ from mtrl.envs import TaskVectorEnv
 from mtrl.envs.engine.shared import StepResult
 from mtrl.errors import EnvironmentFailure, UserError
 from mtrl.runs import console
-from mtrl.training.resolve import build_agent, restart_sentence
+from mtrl.training.build import build_agent, restart_sentence
 
 
 class RunState:
@@ -27,12 +27,12 @@ class RunState:
         self.envs = envs
         self.agent = build_agent(config, envs, device) if agent is None else agent
         self.resume = config.env.resume
-        self.begun_anew = False  # whether the state is that of a checkpoint without environments
+        self.begun_anew = False  # whether episodes began anew, because the checkpoint held no environments
         self.rollout = RolloutStatistics(envs.num_tasks, config.env.envs_per_task)
         self.obs: Floats | None = None
         self.restarts = 0  # of workers, in all processes of the run
         self.restart_steps: list[int] = []  # vector steps that lost episodes to a worker that was replaced
-        self.told = False  # whether the agent knows the success rates of an evaluation at this vector step
+        self.success_noted = False  # whether the agent knows the rates of an evaluation at this vector step
 
     def tree(self) -> dict[str, Any]:
         """Return the parts of a checkpoint: the agent's, the environments' and the loop's own numbers."""
@@ -44,7 +44,7 @@ class RunState:
                 "rollout": self.rollout.state_dict(),
                 "restarts": self.restarts,
                 "restart_steps": self.restart_steps,
-                "told": self.told,
+                "told": self.success_noted,
             },
         }
 
@@ -76,7 +76,7 @@ class RunState:
         self.obs = np.array(loop["obs"])
         self.rollout.load_state_dict(loop["rollout"])
         self.restarts, self.restart_steps = loop["restarts"], list(loop["restart_steps"])
-        self.told = loop.get("told", False)  # former versions did not save it
+        self.success_noted = loop.get("told", False)  # former versions did not save it
 
 
 def agent_parts(agent: Agent) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Stepper:
         next_obs, reward, terminated, truncated, infos = result
         if infos["restarted"].any() and not state.begun_anew:
             state.restart_steps.append(step + 1)
-        state.begun_anew = state.told = False
+        state.begun_anew = state.success_noted = False
         ended, lost = terminated | truncated, infos["restarted"]
         successor = infos["final_obs"] if ended.any() else next_obs
         learnt = reward if self._factors is None else reward * self._factors

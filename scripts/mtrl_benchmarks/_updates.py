@@ -216,9 +216,8 @@ def stable_baselines3(problem: Problem) -> Callable[[], None] | None:
         device=problem.device,
         seed=0,
     )
-    model._setup_learn(
-        total_timesteps=1
-    )  # what `train` needs of `learn`, without its steps in an environment
+    # What `train` needs of `learn`, without its steps in an environment.
+    model._setup_learn(total_timesteps=1)
     random = np.random.default_rng(0)
     buffer = model.replay_buffer
     assert buffer is not None

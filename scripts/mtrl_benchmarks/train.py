@@ -73,7 +73,7 @@ def _measure(config: Config, steps: int) -> report.Row:
 
 def _measure_here(config: Config, steps: int, device: torch.device) -> report.Row:
     from mtrl.agents.sac.agent import SACAgent
-    from mtrl.training.resolve import build_envs, training_workers
+    from mtrl.training.build import build_envs, training_workers
     from mtrl.training.stepper import RunState, Stepper
 
     # Enough data for an update; PPO's first rollout may give statistics alone, so it is not timed.

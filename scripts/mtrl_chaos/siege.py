@@ -37,11 +37,11 @@ from mtrl.config.schema import (
 from mtrl.config.values import settings
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import has_checkpoint
-from mtrl.training import resolve
+from mtrl.training import build
 from mtrl.training import run as runs
 from mtrl_chaos.faults import BETWEEN, DAMAGE, INSIDE, MOVED, Leg, killed, send, worker_killed
 from tests.helpers.loss_methods import sac_options
-from tests.helpers.short_runs import assert_same_run
+from tests.helpers.short_runs import COUNTING, assert_same_run
 
 METHODS = (
     "mean",
@@ -55,8 +55,7 @@ METHODS = (
     "rlw",
     "pcgrad",
 )
-COUNTING = {"suite": "tests.helpers.counting_env:CountingSuite", "tasks": ("task-1", "task-2")}
-METAWORLD = {"tasks": ("reach-v3", "drawer-close-v3")}
+METAWORLD: dict[str, Any] = {"tasks": ("reach-v3", "drawer-close-v3")}
 STEPS = 240
 
 
@@ -94,7 +93,7 @@ def child(config: Config, run: Path, fault: Any, seed: int, output: Path, start:
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     leg = Leg(random.Random(seed), start)
-    original = resolve.build_envs
+    original = build.build_envs
 
     def build_envs(*arguments: Any, **options: Any) -> Any:
         leg.envs.append(original(*arguments, **(options | {"num_workers": options["num_workers"] or 1})))

@@ -35,8 +35,9 @@ from mtrl.runs import console
 from mtrl.runs.directory import RunDirectory
 from mtrl.runs.jsonl import JsonLines
 from mtrl.runs.log import Evaluation, Log, RunInfo
+from mtrl.training.build import build_envs, suite_of
 from mtrl.training.evaluate import evaluate
-from mtrl.training.resolve import build_envs, resolve, suite_of
+from mtrl.training.resolve import resolve
 
 METHOD = "sb3_sac"
 _NO_METHODS: Mapping[str, Any] = {

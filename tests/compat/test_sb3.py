@@ -16,8 +16,8 @@ from mtrl.config.schema import EnvConfig, PpoConfig
 from mtrl.envs import TaskVectorEnv
 from mtrl.errors import UserError
 from mtrl.export.run import export_run
+from mtrl.training.build import build_envs
 from mtrl.training.evaluate import evaluate
-from mtrl.training.resolve import build_envs
 from tests.helpers.counting_env import ACTION_DIM, END, SUCCEED, CountingSuite
 from tests.helpers.short_runs import random_run
 

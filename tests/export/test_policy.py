@@ -24,8 +24,8 @@ from mtrl.config.schema import EnvConfig, NetworkConfig, PpoConfig, SacConfig
 from mtrl.errors import UserError
 from mtrl.export.run import export_run
 from mtrl.networks.base import NETWORKS
+from mtrl.training.build import build_envs
 from mtrl.training.evaluate import evaluate
-from mtrl.training.resolve import build_envs
 from tests.helpers.counting_env import ACTION_DIM, OBS_DIM
 from tests.helpers.short_runs import config as short_config
 from tests.helpers.short_runs import lines, random_run

@@ -13,7 +13,7 @@ from mtrl.agents.base import Agent
 from mtrl.config.presets import save_config
 from mtrl.config.schema import EnvConfig, EvalConfig, NetworkConfig, ReplayConfig, SacConfig, TrainConfig
 from mtrl.runs.checkpoint import load_checkpoint, save_checkpoint
-from mtrl.training.resolve import build_agent, suite_of
+from mtrl.training.build import build_agent, suite_of
 from tests.helpers.checkpoints import assert_same
 
 TASKS = ("reach-v3", "drawer-close-v3")

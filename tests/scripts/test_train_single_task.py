@@ -15,7 +15,7 @@ from mtrl.config.presets import config_to_dict, differences, save_config
 from mtrl.config.schema import EnvConfig, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.report.comparison import configuration, group
 from mtrl.report.load import read_run
-from mtrl.training.resolve import build_envs
+from mtrl.training.build import build_envs
 from tests.helpers.short_runs import COUNTING, lines
 from tests.helpers.short_runs import config as short_config
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mtrl import train
 from mtrl.agents import AGENTS
@@ -12,14 +11,7 @@ from mtrl.combiners import make_combiner
 from mtrl.config import Config, EnvConfig, NetworkConfig, PpoConfig, ReplayConfig, SacConfig, TrainConfig
 from mtrl.config.presets import build_config, load_preset, preset_names
 from mtrl.errors import UserError
-from mtrl.training.resolve import (
-    bound_to_policy,
-    build_envs,
-    resolve,
-    training_workers,
-    unread_facts,
-    why_unread,
-)
+from mtrl.training.resolve import bound_to_policy, resolve, unread_facts, why_unread
 
 
 def test_every_option_is_written_out() -> None:
@@ -51,18 +43,6 @@ def test_a_wrappers_base_has_the_options_of_the_preset_and_its_own() -> None:
     assert resolve(build_config(load_preset("mt50"), given)).method_options["base_options"]["c"] == 0.3
     with pytest.raises(UserError, match=r"unknown option of method 'cagrad' 'd'"):
         resolve(Config(method="fs_mtl", method_options={"base_options": {"d": 1}}))
-
-
-@pytest.mark.parametrize(
-    ("device", "asked", "cores", "expected"),
-    [("cuda", None, 16, 14), ("cuda", None, 2, 1), ("cuda", 16, 16, 16), ("cpu", None, 16, None)],
-)
-def test_on_cuda_two_cores_are_left_to_the_learner_unless_workers_are_asked_for(
-    device: str, asked: int | None, cores: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mtrl.training.resolve.available_cores", lambda: cores)
-    config = Config(env=EnvConfig(num_workers=asked))
-    assert training_workers(config, torch.device(device)) == expected
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
@@ -167,15 +147,6 @@ def test_an_agent_checks_its_own_settings_and_no_other_agents(monkeypatch: pytes
     assert resolve(config).agent == "plain"
     with pytest.raises(UserError, match="10 tasks are too many"):
         resolve(Config(agent="careful"))
-
-
-def test_evaluations_play_the_goals_of_the_runs_own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not those of another seed: published success rates are of these goals."""
-    seeds: list[int] = []
-    monkeypatch.setattr("mtrl.training.resolve.TaskVectorEnv", lambda suite, **how: seeds.append(how["seed"]))
-    for evaluation in (False, True):
-        build_envs(Config(seed=7, tasks=("reach-v3",)), num_workers=1, evaluation=evaluation)
-    assert seeds == [7, 7]
 
 
 def test_the_start_screen_names_settings_without_effect() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mtrl.config.schema import EnvConfig, SacConfig, TrainConfig
-from mtrl.training.resolve import build_envs
+from mtrl.training.build import build_envs
 from mtrl.training.stepper import RunState, Stepper
 from tests.helpers.checkpoints import stored_rows
 from tests.helpers.short_runs import COUNTING, config

@@ -12,7 +12,6 @@ from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.actor_critic import ActorCriticAgent
 from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
-from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner, reads_temperatures
 from mtrl.agents.ppo.rollout import Rollout, rollout_bytes
 from mtrl.agents.ppo.update import LEARNING_RATES, PPOUpdate
@@ -105,8 +104,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         batches, self._batch = self.update.num_batches, rows // config.ppo.minibatches
         self._order = torch.zeros(batches, spec.num_tasks, rows, dtype=torch.int64, device=device)
         self._rows = torch.zeros(batches, spec.num_tasks, self._batch, dtype=torch.int64, device=device)
-        combiners = self.update.critic.combiner, self.update.actor.combiner
-        self._captured = CapturedUpdate(self._step_once, combiners, device)
+        self._captured = self._captured_update(self._step_once)
 
     @cached_property
     def rollout(self) -> Rollout:
@@ -132,9 +130,9 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
     def observe(self, transitions: Transitions) -> None:
         """Store one vector step of the policy that `act` sampled."""
         obs, _, reward, successor, terminated, truncated, lost = transitions
-        parts = (obs, reward, successor, terminated, terminated | truncated, lost)
-        first, *rest = (self._by_task(part) for part in parts)
-        self.rollout.add(first, self._raw, *rest)
+        first, *rest = (self._by_task(part) for part in (obs, reward, successor, terminated))
+        flags = {"ended": self._by_task(terminated | truncated), "lost": self._by_task(lost)}
+        self.rollout.add(first, self._raw, *rest, **flags)
 
     def behind(self) -> bool:
         """Return whether the rollout is full and not yet learnt from."""
@@ -175,11 +173,6 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
             self._epoch, self._assessed = 0, False
             self.rollout.clear()
 
-    def wait(self) -> None:
-        """Wait for the work that `learn` started."""
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-
     def metrics(self) -> Metrics:
         """Return means over the steps since the last call, with the newest rollout's and combiners' numbers.
 
@@ -209,14 +202,14 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         """Return sizes for the start screen; allocates the rollout, which may raise UserError."""
         ppo = self.config.ppo
         rows = ppo.rollout_steps * self.spec.envs_per_task
-        told = (
+        rollout = (
             f"{rows:,} rows per task in {ppo.rollout_steps:,} vector steps, {ppo.epochs} x "
             f"{ppo.minibatches} minibatches of {self._batch} rows per task"
         )
         rollouts, rest = divmod(self.config.steps, ppo.rollout_steps)
         unused = f"the last {rest:,} are not learnt from"
         short = {"rollouts": f"{rollouts:,} in {self.config.steps:,} vector steps; {unused}"} if rest else {}
-        return self._facts("critic", rollout=told, **short)
+        return self._facts("critic", rollout=rollout, **short)
 
     @property
     def data_memory(self) -> dict[str, int]:

@@ -89,6 +89,7 @@ class Rollout:
         reward: Tensor,
         next_obs: Tensor,
         terminated: Tensor,
+        *,
         ended: Tensor,
         lost: Tensor,
     ) -> None:
@@ -185,11 +186,7 @@ class Rollout:
         """Restore `state` of a rollout of the same shape."""
         self.position = state["position"]
         self.rows[:, : self.position * self.envs] = state["rows"].to(self.rows.device)
-        # Former versions stored those of all rows [T, E, O].
-        self._successors = {
-            step: (found if found.dim() == 2 else found[self._stores(step).cpu()]).clone()
-            for step, found in ((int(name), value) for name, value in state["successors"].items())
-        }
+        self._successors = {int(step): found.clone() for step, found in state["successors"].items()}
 
 
 def rollout_bytes(num_tasks: int, rows: int, obs_dim: int, action_dim: int, device: torch.device) -> int:

@@ -12,7 +12,6 @@ from mtrl import seeds
 from mtrl.agents.acting import ActingPolicy
 from mtrl.agents.actor_critic import ActorCriticAgent
 from mtrl.agents.base import Bound, Floats, Metrics, TaskSpec, Transitions
-from mtrl.agents.captured import CapturedUpdate
 from mtrl.agents.methods import network_combiner, reads_temperatures
 from mtrl.agents.sac.episode_starts import EpisodeStarts
 from mtrl.agents.sac.noise_hold import NoiseHold, spread_over_copies
@@ -102,13 +101,12 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         draw: Callable[[Tensor], Tensor] = self._draw_noise if self._hold is None else self._hold.draw
         if config.sac.noise_spread > 1:
             draw = spread_over_copies(draw, config.sac.noise_spread, spec.envs_per_task, device)
-        self._beside = SideStream(device) if config.sac.act_on_snapshot else None
-        self._explore = ActingPolicy(self.update.act, spec, draw, device, self._beside)
+        self._side_stream = SideStream(device) if config.sac.act_on_snapshot else None
+        self._explore = ActingPolicy(self.update.act, spec, draw, device, self._side_stream)
         batches, sizes = self.update.num_batches, (spec.num_tasks, config.sac.batch_per_task)
         self._rows = torch.zeros(batches, *sizes, dtype=torch.int64, device=device)
         self._noise = torch.zeros(batches, 2, *sizes, spec.action_dim, device=device)
-        combiners = self.update.critic.combiner, self.update.actor.combiner
-        self._captured = CapturedUpdate(self._update_once, combiners, device)
+        self._captured = self._captured_update(self._update_once)
 
     @cached_property
     def replay(self) -> Replay:
@@ -152,8 +150,9 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
     def observe(self, transitions: Transitions) -> None:
         """Store one vector step. Time limits are bootstrapped, but they end an n-step window."""
         obs, action, reward, successor, terminated, truncated, lost = transitions
-        parts = (obs, action, reward, successor, terminated, lost, terminated | truncated)
-        self.replay.add(*(self._by_task(part) for part in parts))
+        parts = (self._by_task(part) for part in (obs, action, reward, successor, terminated))
+        flags = {"ended": self._by_task(terminated | truncated), "lost": self._by_task(lost)}
+        self.replay.add(*parts, **flags)
         self._starts.add(transitions)
         self._observed += 1
 
@@ -164,9 +163,9 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         train = self.config.train
         self._fit_observations()
         self.update.anneal(progress)
-        if self._beside is not None:
+        if self._side_stream is not None:
             self.update.take_snapshot()  # the last `act` has returned, so nobody reads the former one
-            self._beside.mark()
+            self._side_stream.mark()
         if self.replay.curriculum is not None:
             self.replay.curriculum.advance(progress)
         burst = train.warmup_updates if self.updates == 0 else 0
@@ -187,8 +186,8 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
 
     def wait(self) -> None:
         """Wait for the updates that `learn` started, unless a snapshot acts."""
-        if self.device.type == "cuda" and self._beside is None:
-            torch.cuda.current_stream(self.device).synchronize()
+        if self._side_stream is None:
+            super().wait()
 
     def metrics(self) -> Metrics:
         """Return means over the updates since the last call, and the combiners' metrics of the newest one."""
@@ -275,8 +274,8 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         self._starts.load_state_dict(state["starts"])
         self._observed = state["observed"]
         self.replay.load_state_parts(parts)
-        if self._beside is not None:
-            self._beside.mark()
+        if self._side_stream is not None:
+            self._side_stream.mark()
 
     def _fit_observations(self) -> None:
         """Fix the standardisation of observations when warm-up is over, before anything depends on it."""

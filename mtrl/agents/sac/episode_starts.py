@@ -1,4 +1,4 @@
-"""What episodes brought, beside what the critics say of their first action: a check of the critics."""
+"""Realised returns of episodes, with their first observations and actions: a check of the critics' values."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -142,8 +142,9 @@ class Replay:
         reward: Tensor,
         next_obs: Tensor,
         terminated: Tensor,
-        lost: Tensor | None = None,
+        *,
         ended: Tensor | None = None,
+        lost: Tensor | None = None,
     ) -> None:
         """Store E transitions per task: [T, E, O], [T, E, A], [T, E], [T, E, O], [T, E].
 
@@ -153,11 +154,11 @@ class Replay:
             reward: raw rewards.
             next_obs: true successors, of an episode that ended its final observation.
             terminated: 1 only where the task itself ended the episode, never for the time limit.
+            ended: bool [T, E], where the task or the time limit ended the episode; default: `terminated`.
             lost: bool [T, E], rows that are no transition, because their environment was restarted. All rings
                 advance together, so their slots repeat the environment's transition of the step before: it is
                 a true one, drawn twice as often while both last. Zeros or an invented successor would teach
                 the critic what no task does. Without a step before, the whole vector step is left out.
-            ended: bool [T, E], where the task or the time limit ended the episode; default: `terminated`.
         """
         envs = obs.shape[1]
         ended = terminated > 0 if ended is None else ended

@@ -102,7 +102,7 @@ def check_finite(values: NDArray[np.float32], tasks: Sequence[str], what: str) -
     raise NonFiniteError(f"non-finite {what} in {names} (environments {bad}).")
 
 
-def check_fits(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_header(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Refuse a saved state whose header differs from the header of these environments."""
     for key, mine in expected.items():
         if state.get(key) != mine:

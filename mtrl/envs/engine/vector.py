@@ -15,7 +15,7 @@ from mtrl.device.resources import available_cores
 from mtrl.envs.engine.arguments import (
     check_choices,
     check_finite,
-    check_fits,
+    check_header,
     check_seed,
     check_suite,
     read_goals,
@@ -330,7 +330,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         header["versions"] = {name: found for name, found in self.versions.items() if name in known}
         if any_version:
             del header["versions"]
-        check_fits(state, header)
+        check_header(state, header)
         self._started = False
         envs = state["envs"]
         if not _same(state["goals"], self._blueprint.goals):
@@ -345,7 +345,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         self._started = True
 
     def _header(self) -> dict[str, Any]:
-        # The second is a former option, which checkpoints have.
+        # `terminate_on_success` was an option once; saved states are compared with it.
         rules = {"max_episode_steps": self.max_episode_steps, "terminate_on_success": False}
         return {
             "schema": _STATE_SCHEMA,

@@ -21,7 +21,7 @@ from mtrl.errors import UserError
 # Attributes of the machine or the screen instead of the simulation.
 _FOREIGN = {"mujoco_renderer", "fullpath", "_ezpickle_args", "_ezpickle_kwargs", "_saved_kwargs"}
 _FOREIGN |= {"spec", "_cached_spec", "render_mode", "metadata", "_metadata"}
-_FORMERLY_FOREIGN = {"env", "model", "data"}  # checkpoints of before hold no attribute of these names
+_FORMERLY_FOREIGN = {"env", "model", "data"}  # older checkpoints hold no attributes of these names
 # Arrays of MjData whose sizes depend on the current contacts. A step computes them before it reads them.
 _VARIABLE = ("efc_", "iefc_", "island_", "contact", "dof_island", "tree_island", "map_")
 _GLOBAL_GENERATORS = (random._inst, np.random.mtrand._rand)

@@ -25,15 +25,15 @@ class Counter:
         self.lengths = lengths  # [T, E] steps per episode
         self.episode, self.step = torch.zeros_like(lengths), torch.zeros_like(lengths)
 
-    def transition(self, terminate: bool) -> tuple[Tensor, ...]:
+    def transition(self, terminate: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         obs = (self.episode * 1000 + self.step).float()
         self.step += 1
         ended = self.step >= self.lengths
         successor = (self.episode * 1000 + self.step).float()
         self.episode, self.step = self.episode + ended, self.step * ~ended
         terminated = (ended & terminate).float()
-        return obs.unsqueeze(-1), torch.zeros_like(obs).unsqueeze(-1), obs + 1, successor.unsqueeze(-1), \
-            terminated, torch.zeros_like(ended), ended  # fmt: skip
+        obs, successor = obs.unsqueeze(-1), successor.unsqueeze(-1)
+        return (obs, torch.zeros_like(obs), obs.squeeze(-1) + 1, successor, terminated), ended
 
 
 @pytest.mark.parametrize("terminate", [False, True])
@@ -47,8 +47,8 @@ def test_windows_end_with_the_episode_or_the_newest_transition(
     replay, counter = _replay(capacity=30, n_step=n_step), Counter(lengths)
     last: Tensor = torch.zeros(0)
     for _ in range(steps):
-        parts = counter.transition(terminate)
-        replay.add(*parts)
+        parts, ended = counter.transition(terminate)
+        replay.add(*parts, ended=ended)
         last = parts[0].squeeze(-1)
     batch = replay.gather(torch.arange(replay.size).expand(TASKS, -1))
     for task in range(TASKS):
@@ -78,7 +78,7 @@ def test_a_truncated_window_bootstraps_from_its_final_observation() -> None:
     for obs, reward, successor, ended in row:
         values = (torch.full((1, 1, 1), obs), torch.zeros(1, 1, 1), torch.full((1, 1), reward))
         replay.add(
-            *values, torch.full((1, 1, 1), successor), torch.zeros(1, 1), None, torch.tensor([[ended]])
+            *values, torch.full((1, 1, 1), successor), torch.zeros(1, 1), ended=torch.tensor([[ended]])
         )
     batch = replay.gather(torch.arange(3).unsqueeze(0))
     assert batch.reward.tolist() == [[2.0, 2.0, 4.0]]
@@ -93,7 +93,7 @@ def test_a_window_stops_before_a_transition_that_a_restart_has_cost() -> None:
     for step, lost in enumerate([False, False, True, False]):
         obs = torch.full((1, 1, 1), float(step))
         replay.add(
-            obs, obs, torch.full((1, 1), 1.0 + step), obs + 1, torch.zeros(1, 1), torch.tensor([[lost]])
+            obs, obs, torch.full((1, 1), 1.0 + step), obs + 1, torch.zeros(1, 1), lost=torch.tensor([[lost]])
         )
     batch = replay.gather(torch.arange(4).unsqueeze(0))
     # 1 + 2/2 up to the step before the loss; its repetition is a window of its own; so is what came after.
@@ -105,7 +105,8 @@ def test_resumed_windows_are_the_same() -> None:
     lengths = torch.tensor([[4, 7, 1], [5, 3, 100]])
     replay, other, counter = _replay(30, 3), _replay(30, 3), Counter(lengths)
     for _ in range(14):
-        replay.add(*counter.transition(False))
+        parts, ended = counter.transition(False)
+        replay.add(*parts, ended=ended)
     other.load_state_parts(replay.state_parts())
     index = torch.arange(replay.size).expand(TASKS, -1)
     for ours, theirs in zip(replay.gather(index), other.gather(index), strict=True):

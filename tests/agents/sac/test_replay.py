@@ -170,7 +170,7 @@ def test_a_lost_row_repeats_the_transition_before_and_others_are_stored(before: 
     poison = [torch.where(_lost((1, 0), envs=2).view(TASKS, 2, *[1] * (part.dim() - 2)), torch.nan, part)
               for part in _transition(before, envs=2)]  # fmt: skip
     obs, action, reward, next_obs, _ = poison
-    replay.add(obs, action, reward, next_obs, torch.zeros(TASKS, 2), _lost((1, 0), envs=2))
+    replay.add(obs, action, reward, next_obs, torch.zeros(TASKS, 2), lost=_lost((1, 0), envs=2))
     rows = stored_rows(replay.state_parts())
     slot = 2 * (before % 5)
     newest = rows[:, slot : slot + 2, OBS + ACTION]
@@ -183,9 +183,9 @@ def test_a_lost_row_repeats_the_transition_before_and_others_are_stored(before: 
 
 def test_a_step_with_a_lost_row_before_any_transition_is_left_out() -> None:
     replay = _replay(envs=2)
-    replay.add(*_transition(0, envs=2), _lost((0, 1), envs=2))
+    replay.add(*_transition(0, envs=2), lost=_lost((0, 1), envs=2))
     assert replay.size == 0
-    replay.add(*_transition(1, envs=2), _lost(envs=2))
+    replay.add(*_transition(1, envs=2), lost=_lost(envs=2))
     assert replay.size == 2
 
 
@@ -214,7 +214,7 @@ def test_lost_rows_do_not_enter_the_reward_scale() -> None:
         parts = list(_transition(2))
         parts[2] = parts[2].clone()
         parts[2][1] = reward
-        replay.add(parts[0], parts[1], parts[2], parts[3], parts[4], _lost((1, 0), envs=1))
+        replay.add(parts[0], parts[1], parts[2], parts[3], parts[4], lost=_lost((1, 0), envs=1))
         scales.append(replay.state_parts()["replay"]["second_moment"].clone())
     assert torch.equal(*scales)
 
