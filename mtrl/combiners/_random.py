@@ -1,6 +1,6 @@
 """Random numbers of methods: a hash of a stream, a step and a key, all of them in a method's state.
 
-A resume is exact therefore, and a CUDA graph draws new numbers in each replay. Different streams draw
+A resume is therefore exact, and a CUDA graph draws new numbers in each replay. Different streams draw
 different numbers at every step. Nothing here waits for the device.
 """
 
@@ -92,7 +92,7 @@ def _(items: Tensor, step: Tensor, stream: Tensor) -> Tensor:
 
 
 def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tensor:
-    """Return a cyclic order, int64 [T], from the first of those `count` tasks on whose turn it is at `step`.
+    """Return the cyclic order, int64 [T], rotated so that the `count` tasks of this step come first.
 
     Each step continues where the one before ended. The stream draws the start: all tasks are equally likely.
     """

@@ -55,9 +55,10 @@ class Stateful(nn.Module):
             module.reset()
 
     def _snapshot(self) -> Callable[[], None]:
-        """Return what puts buffers and counters back to their values of now.
+        """Return a function that restores the present values of all buffers and counters.
 
-        It puts nothing back if there is state per parameter, which is large and which the rest goes with.
+        With state per parameter it restores nothing: a copy would be large, and the other state belongs with
+        it.
         """
         if any(module._rows for module in self.modules() if isinstance(module, Stateful)):
             return lambda: None

@@ -109,7 +109,7 @@ class Combiner(Stateful, ABC):
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P]; methods that need gradients elsewhere or of some tasks override this."""
         if self.num_batches == 1:
-            return self.combine(jacobian_at(), jacobian_at.losses)  # in this order: losses are of that call
+            return self.combine(jacobian_at(), jacobian_at.losses)  # `losses` exist only after the call
         batches = [self._seen(jacobian_at(batch=batch)) for batch in range(self.num_batches)]
         return self._guarded(lambda: self._combine_batches(batches))
 
@@ -125,12 +125,12 @@ class Combiner(Stateful, ABC):
 
     @property
     def combines_by_weights(self) -> bool:
-        """Whether `combine` is the sum of gradients by `weights`, and no `_combine` of the method's own."""
+        """Whether `combine` returns the gradients summed by `weights`; False with a `_combine` of its own."""
         return type(self)._combine in (LossCombiner._combine, GramCombiner._combine)
 
     @property
     def weights_suffice(self) -> bool:
-        """Whether `direction` is that sum, too: then an update calls `weights` and stores no Jacobian."""
+        """Whether `direction` returns that sum, too, so that an update calls `weights` alone."""
         plain = self.combines_by_weights and type(self).direction is Combiner.direction
         return plain and self.num_batches == 1
 

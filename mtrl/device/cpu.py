@@ -16,7 +16,8 @@ _DETERMINISM: Any = torch.utils.deterministic  # its only attribute is not annot
 # Most that glibc documents for its mmap threshold; older versions refuse more.
 _MMAP_LIMIT = 32 << 20
 # glibc's malloc.h: parameter -> value while training, value afterwards, environment variable of the user.
-# Setting one ends the rule by which glibc adapts the thresholds, so they end at the most that it reaches.
+# Setting one switches glibc's dynamic thresholds off, so afterwards they get the largest values that rule
+# reaches.
 _MALLOC = {
     -3: (1 << 30, _MMAP_LIMIT, "MALLOC_MMAP_THRESHOLD_"),
     -1: ((1 << 31) - 1, 2 * _MMAP_LIMIT, "MALLOC_TRIM_THRESHOLD_"),

@@ -181,9 +181,10 @@ def load_in_place(optimizer: torch.optim.Optimizer, saved: Mapping[Any, Mapping[
 
 
 class SideStream:
-    """Work that a CUDA device does beside the current stream, after what that was given before `mark`.
+    """A second CUDA stream. On a CPU its work is plain calls.
 
-    Without a mark it waits for all that the current stream has been given. On a CPU it is plain calls.
+    Its work waits for what the current stream was given before the last `mark`; without a mark, for all it
+    was given.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -192,7 +193,7 @@ class SideStream:
         self._mark: torch.cuda.Event | None = None
 
     def mark(self) -> None:
-        """Let what is used from now on wait for the work of the current stream up to here, and no further."""
+        """From now on let `use` wait for the current stream's work up to this point only."""
         if self._device.type == "cuda":
             self._mark = self._mark or torch.cuda.Event()
             self._mark.record(torch.cuda.current_stream(self._device))

@@ -138,7 +138,7 @@ class Descent(nn.Module):
 
 
 def _direction(combiner: Combiner, gradients: TaskGradients) -> tuple[Tensor, bool]:
-    """Return the direction [P], at the least cost that the method allows, and that it is no state of it."""
+    """Return the direction [P] at the least cost the method allows, and whether it may be overwritten."""
     if isinstance(combiner, LossCombiner) and combiner.weights_suffice:
         return gradients.weighted(combiner.weights), True
     if isinstance(combiner, GramCombiner) and combiner.weights_suffice:

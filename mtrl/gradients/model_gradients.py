@@ -377,7 +377,7 @@ class ModelGradients:
         return gradient / self._scaler.get_scale()
 
     def close(self, *, taken: bool) -> None:
-        """End the step: if none was taken, put back the buffers of before."""
+        """End the step. Unless it was `taken`, restore the modules' buffers."""
         if not taken:
             self._buffers.start(0)
         torch.clear_autocast_cache()

@@ -121,8 +121,8 @@ def _round_again(flat: FlatParameters, _: Any) -> None:
 LossFunction = Callable[[Parameters, int, Tensor | None], tuple[Tensor, Any]]
 
 
-# Jacobians by their place in a step and the number of chosen tasks, None: all. Rows of a choice hold own-row
-# parameters elsewhere than those of all tasks, also where all are chosen.
+# Jacobians by their number within a step and the number of chosen tasks (None: all). A choice of all tasks
+# has its own buffer: in its order it writes other entries of own-row columns.
 Jacobians = dict[tuple[int, int | None], Tensor]
 
 
@@ -255,7 +255,7 @@ class TaskGradients:
     ) -> tuple[Tensor, Tensor]:
         """Return Jacobian and losses; unless `whole`, the columns `_known` may be left as they were.
 
-        With `singles` the last row is the sum over all `tasks` but so many, which come first.
+        With `singles`, the first so many of `tasks` have a row each; the last row is the sum over the others.
         """
         flat, own_offset = self._flat, None
         if offset is not None:

@@ -179,7 +179,7 @@ class Scope(NamedTuple):
     def only(self, *, hide_others: bool = True, keep: bool = True) -> Iterator[None]:
         """Hide the gradients of parameters that the step must leave alone from its optimiser.
 
-        With `keep`, which needs their memory meanwhile, all gradients are those of before after an error.
+        With `keep`, an error restores all former gradients, whose memory stays in use meanwhile.
         """
         before = [(leaf, leaf.grad) for leaf in (*self.leaves, *self.frozen) if keep]
         hidden = [(leaf, leaf.grad) for leaf in self.others if hide_others]

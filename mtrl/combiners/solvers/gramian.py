@@ -124,9 +124,8 @@ def one_over(lengths: Tensor, most: float = 1e30) -> Tensor:
     Single precision holds no weight above 3e38, by which a method may stretch a short gradient to a long one.
     """
     inverse = lengths.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0)
-    longest = lengths.nan_to_num(
-        nan=0.0, posinf=0.0
-    ).amax()  # a length that is no number concerns its task alone
+    # A length that is no number concerns its task alone.
+    longest = lengths.nan_to_num(nan=0.0, posinf=0.0).amax()
     return torch.minimum(inverse, most / longest)
 
 
