@@ -30,7 +30,7 @@ from mtrl.combiners._checks import (
 from mtrl.combiners._jacobian_at import JacobianAt
 from mtrl.combiners._random import stream_key
 from mtrl.combiners._state import Stateful
-from mtrl.combiners.solvers.gramian import cosines_or_zero, gramian, weighted_sum
+from mtrl.combiners.solvers.gramian import cosines_or_zero, divisor, gramian, weighted_sum
 
 _AWAITS_LOSSES = "awaits_losses"  # in a `state_dict`: a step was taken whose `after_step` is still to come
 
@@ -384,7 +384,7 @@ class GramCombiner(Combiner):
         pairs = max(self.num_tasks * (self.num_tasks - 1), 1)
         alone = float(self.num_tasks == 1)
         mean_square = gram.mean()
-        ratio = (weights @ gram @ weights).clamp(min=0.0) / torch.where(mean_square > 0.0, mean_square, 1.0)
+        ratio = (weights @ gram @ weights).clamp(min=0.0) / divisor(mean_square)
         return {
             **super().metrics(),
             "cosine": cosines,

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtrl.combiners.solvers.gramian import divisor
+
 Model = nn.Module | Tensor | Iterable[Any]
 Losses = Tensor | Iterable[Tensor]  # [T], or T 0-dim tensors
 
@@ -115,8 +117,7 @@ def within_range(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | 
     """
     if dtype != torch.float16:
         return weights.to(dtype), None
-    largest = weights.abs().amax()
-    unit = torch.where(largest > 0.0, largest, 1.0)
+    unit = divisor(weights.abs().amax())
     return (weights / unit).to(dtype), unit
 
 
