@@ -5,12 +5,11 @@ different numbers at every step. Nothing here waits for the device.
 """
 
 import math
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import has_numbers
+from mtrl.combiners.solvers.backends import has_kernels, has_numbers
 
 _MASK = 2**64 - 1
 
@@ -48,7 +47,7 @@ def _hashed(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
 # One launch on CUDA instead of thirteen.
 @torch.library.custom_op("mtrl::scrambled", mutates_args=())
 def _scrambled(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
-    if not keys.is_cuda or find_spec("triton") is None:
+    if not has_kernels(keys):
         return _hashed(keys, step, stream)
     from mtrl.combiners.solvers.kernels import launch_hash
 
@@ -78,7 +77,7 @@ def _sorted(items: Tensor, step: Tensor, stream: Tensor) -> Tensor:
 # One launch on CUDA instead of six.
 @torch.library.custom_op("mtrl::shuffled", mutates_args=())
 def _shuffled(items: Tensor, step: Tensor, stream: Tensor) -> Tensor:
-    if not items.is_cuda or find_spec("triton") is None:
+    if not has_kernels(items):
         return _sorted(items, step, stream)
     from mtrl.combiners.solvers.kernels import launch_shuffle
 

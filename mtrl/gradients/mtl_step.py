@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtrl.combiners import Combiner, LossCombiner
 from mtrl.gradients.model_gradients import ModelGradients
 from mtrl.gradients.processes import Overflow, Processes
-from mtrl.gradients.scope import Scope, all_finite, plain_step, scope_of
+from mtrl.gradients.scope import Scope, all_finite, held_by, plain_step, scope_of
 from mtrl.gradients.task_jacobian import Losses, Model, check_chunk, is_count
 
 
@@ -86,7 +86,7 @@ def mtl_step(
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
     processes = Processes(distributed, _device(optimizer))
     scope = processes.together(lambda: scope_of(combiner, model, heads, optimizer))
-    held = [leaf for group in optimizer.param_groups for leaf in group["params"]]
+    held = held_by(optimizer)
     processes.check_equal(
         trainable_parameters=sum(leaf.numel() for leaf in scope.leaves),
         parameters_of_the_optimizer=len(held),
@@ -190,8 +190,8 @@ def _takes_one(function: Callable[..., object]) -> bool:
 
 
 def _device(optimizer: torch.optim.Optimizer) -> torch.device:
-    held = (leaf.device for group in optimizer.param_groups for leaf in group["params"])
-    return next(held, torch.device("cpu"))  # one that holds nothing is refused by `scope_of`
+    devices = (leaf.device for leaf in held_by(optimizer))
+    return next(devices, torch.device("cpu"))  # one that holds nothing is refused by `scope_of`
 
 
 def _direction(combiner: Combiner, gradients: ModelGradients) -> Tensor:
@@ -206,10 +206,7 @@ def _state_of(combiner: Combiner, *, large: bool) -> dict[str, Any] | None:
     Unless `large`, None for methods with numbers for each parameter. They change their state once all
     gradients are there, and after that little refuses a step.
     """
-    rows = (
-        getattr(part, "row_state", ()) or getattr(part, "vector_state", ()) for part in combiner.modules()
-    )
-    if any(rows) and not large:
+    if combiner.keeps_rows and not large:
         return None
     return copy.deepcopy(combiner.state_dict())  # an extra state may be anything
 
@@ -241,8 +238,7 @@ def _move(
     scale = 1.0 if scaler is None else scaler.get_scale()  # the scaler's step divides by it
     own = None if combiner.preconditioned else direction
     scope.put(own, gradients.head_gradients, add=add, scale=scale)
-    held = (leaf for group in optimizer.param_groups for leaf in group["params"])
-    moving = [leaf for leaf in held if leaf.grad is not None]
+    moving = [leaf for leaf in held_by(optimizer) if leaf.grad is not None]
     if scaler is not None:
         stand_in = [] if moving else scope.shared[:1]  # its scale grows only if it has seen a gradient
         for leaf in stand_in:

@@ -82,6 +82,11 @@ def in_one_launch(name: str, tasks: int) -> bool:
     return tasks <= PROBLEMS[name].most_tasks and known
 
 
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether Triton's kernels run where a tensor is."""
+    return tensor.is_cuda and find_spec("triton") is not None
+
+
 _takers: list[Callable[[Callable[[], None]], None]] = []  # of the capture under way, if there is one
 
 
