@@ -28,7 +28,6 @@ def mtl_step(
     micro_batches: int = 1,
     scaler: torch.amp.GradScaler | None = None,
     distributed: bool = False,
-    batched: bool = True,
     chunk_size: int | None = None,
     accumulate: bool = False,
 ) -> Tensor:
@@ -64,7 +63,6 @@ def mtl_step(
         distributed: average losses and Jacobians over the processes of the default group, so that all combine
             alike. Models are plain modules with equal parameters, not DistributedDataParallel. If a process
             fails or overflows, none of them steps. A process without labels returns losses of 0.
-        batched: see `task_jacobian`.
         chunk_size: see `task_jacobian`.
         accumulate: add the combined gradient to the gradients that are there (of a regulariser, say) instead
             of replacing them; all gradients of the optimiser then count, and zeroing them is up to you. With
@@ -76,11 +74,11 @@ def mtl_step(
             parameters, needs a closure or holds parameters of the losses that are neither in `model` nor in
             `heads`; a parameter is in `model` and in a head; a method needs what no step can give it
             (`inverse_alpha`: temperatures).
-        RuntimeError: torch.vmap refuses an operation (pass `batched=False`), or another process failed.
+        RuntimeError: torch.vmap refuses an operation (pass `chunk_size=1`), or another process failed.
     """
     _check_call(combiner, losses, optimizer, max_norm, micro_batches, accumulate)
     max_norm = None if max_norm is None else float(max_norm)
-    micro_batches, chunk_size = int(micro_batches), check_chunk(chunk_size, batched)
+    micro_batches, chunk_size = int(micro_batches), check_chunk(chunk_size)
     if scaler is not None and not hasattr(scaler, "is_enabled"):
         raise ValueError(f"scaler must be a torch.amp.GradScaler or None; found {scaler!r}.")
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
