@@ -6,7 +6,7 @@ from torch import Tensor
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers import operations as op
-from mtrl.combiners.solvers.backends import one_text, solve
+from mtrl.combiners.solvers.backends import portable, solve
 from mtrl.combiners.solvers.gramian import lengths_and_cosines, weighted_sum
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import or_one, smaller, tolerance_of
@@ -51,7 +51,7 @@ class EMTL(JacobianCombiner):
         return weighted_sum(weights, jacobian)
 
 
-@one_text("emtl")
+@portable("emtl")
 def weigh(cosine: Array, lengths: Array, losses: Array, tasks: int, lam: float, tolerance: float) -> Array:
     """Return the weights of `EMTL`, for cosines with an error of `tolerance`."""
     there = lengths > 0.0

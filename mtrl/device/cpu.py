@@ -26,7 +26,7 @@ _MALLOC = {
 
 
 @contextlib.contextmanager
-def settings(
+def process_settings(
     num_threads: int | None, matmul_precision: str, device: torch.device, *, deterministic: bool = False
 ) -> Iterator[None]:
     """Set the learner's threads and float32 matmul precision for the block, then restore the former ones.
@@ -53,7 +53,7 @@ def settings(
         ) from error
     torch.set_num_threads(num_threads or min(threads, available_cores()))
     torch.set_float32_matmul_precision(precision_on(device, matmul_precision))
-    determined = torch.are_deterministic_algorithms_enabled()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     filling = _DETERMINISM.fill_uninitialized_memory
     if deterministic:
@@ -65,7 +65,7 @@ def settings(
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(determined, warn_only=warn_only)
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=warn_only)
         _DETERMINISM.fill_uninitialized_memory = filling
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)

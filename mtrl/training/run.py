@@ -350,7 +350,9 @@ def _run(
 
 def _process_settings(config: Config, device: torch.device) -> contextlib.AbstractContextManager[None]:
     train = config.train
-    return cpu.settings(train.num_threads, train.matmul_precision, device, deterministic=train.deterministic)
+    return cpu.process_settings(
+        train.num_threads, train.matmul_precision, device, deterministic=train.deterministic
+    )
 
 
 def _bound(config: Config) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.solvers import operations as op
-from mtrl.combiners.solvers.backends import MOST_TASKS, one_text, problem, solve
+from mtrl.combiners.solvers.backends import MOST_TASKS, portable, problem, solve
 from mtrl.combiners.solvers.gramian import divisor
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import follow, larger, or_one, smaller, tolerance_of, units_of
@@ -34,7 +34,7 @@ def shortest_in_hull(gram: Tensor, *, eps: float) -> Tensor:
     return solve("hull", gram, numbers=(tolerance_of(eps),))
 
 
-@one_text("hull")
+@portable("hull")
 def hull(gram: Array, tasks: int, tolerance: float) -> Array:
     """Return the weights of `shortest_in_hull`."""
     cosines, inverse, amounts, there = units_of(gram)

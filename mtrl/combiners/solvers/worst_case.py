@@ -14,8 +14,8 @@ from mtrl.combiners.solvers.backends import (
     MOST_TASKS,
     by_numpy,
     has_numbers,
-    one_text,
     padded,
+    portable,
     problem,
     solve,
     symmetric,
@@ -136,7 +136,7 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> tuple[Tensor, Tensor,
     return found[:-2], found[-2], found[-1]
 
 
-@one_text("cone", lambda tasks: (tasks + 3,), MOST_TASKS - 1)  # its mean gradient is one more
+@portable("cone", lambda tasks: (tasks + 3,), MOST_TASKS - 1)  # its mean gradient is one more
 def cone(gram: Array, tasks: int, c: float, tolerance: float) -> Array:
     """Return the weights, the length and the reach of `best_in_cone`, one behind the other."""
     cosines, inverse, amounts, _ = units_of(gram)
