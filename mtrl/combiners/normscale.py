@@ -1,7 +1,5 @@
 """Normalisation by smoothed gradient norms, with a Jacobian in few updates only."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -47,13 +45,6 @@ class NormScale(Refreshed):
         corrected = self.share / self.share.amax().clamp(min=1e-300)
         inverse = torch.where(there, one_over(self.norms) * corrected, 0.0)
         return inverse / divisor(inverse.sum())
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A state of before the tasks had shares of their own: one share is that of all.
-        key = f"{prefix}share"
-        if key in state_dict and state_dict[key].shape == (1,):
-            state_dict[key] = state_dict[key].expand(self.num_tasks)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `gradient_norms` [T], the running means."""
