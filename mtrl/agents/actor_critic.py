@@ -17,10 +17,9 @@ from mtrl.agents.captured import CapturedUpdate, Result
 from mtrl.agents.methods import check_numbers, network_combiner
 from mtrl.agents.unread import unread_settings
 from mtrl.config.schema import Config, PpoConfig, SacConfig
-from mtrl.device.cuda import load_in_place
 from mtrl.device.random_stream import RandomStream
 from mtrl.device.resources import check_fits
-from mtrl.gradients.descent import Descent, StepReport, set_lr
+from mtrl.gradients.descent import Descent, StepReport, load_in_place, set_lr
 from mtrl.gradients.per_task import FlatParameters
 from mtrl.networks.base import Network, Parameters, Projects
 from mtrl.networks.gaussian import Squash, mode_action

@@ -1,4 +1,4 @@
-"""Bases of three families: methods around another one, with periodic solves, on sampled tasks."""
+"""Base classes: wrappers of another method, losses made positive, periodic solves, sampled tasks."""
 
 import inspect
 from abc import abstractmethod

@@ -1,16 +1,15 @@
 """Random numbers of methods: a hash of a stream, a step and a key, all of them in a method's state.
 
-A resume is exact therefore, and a CUDA graph draws new numbers in each replay. Different streams draw
+A resume is therefore exact, and a CUDA graph draws new numbers in each replay. Different streams draw
 different numbers at every step. Nothing here waits for the device.
 """
 
 import math
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import has_numbers
+from mtrl.combiners.solvers.backends import has_kernels, has_numbers
 
 _MASK = 2**64 - 1
 
@@ -48,7 +47,7 @@ def _hashed(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
 # One launch on CUDA instead of thirteen.
 @torch.library.custom_op("mtrl::scrambled", mutates_args=())
 def _scrambled(keys: Tensor, step: Tensor, stream: Tensor) -> Tensor:
-    if not keys.is_cuda or find_spec("triton") is None:
+    if not has_kernels(keys):
         return _hashed(keys, step, stream)
     from mtrl.combiners.solvers.kernels import launch_hash
 
@@ -78,7 +77,7 @@ def _sorted(items: Tensor, step: Tensor, stream: Tensor) -> Tensor:
 # One launch on CUDA instead of six.
 @torch.library.custom_op("mtrl::shuffled", mutates_args=())
 def _shuffled(items: Tensor, step: Tensor, stream: Tensor) -> Tensor:
-    if not items.is_cuda or find_spec("triton") is None:
+    if not has_kernels(items):
         return _sorted(items, step, stream)
     from mtrl.combiners.solvers.kernels import launch_shuffle
 
@@ -92,7 +91,7 @@ def _(items: Tensor, step: Tensor, stream: Tensor) -> Tensor:
 
 
 def next_tasks(order: Tensor, count: int, step: Tensor, stream: Tensor) -> Tensor:
-    """Return a cyclic order, int64 [T], from the first of those `count` tasks on whose turn it is at `step`.
+    """Return the cyclic order, int64 [T], rotated so that the `count` tasks of this step come first.
 
     Each step continues where the one before ended. The stream draws the start: all tasks are equally likely.
     """

@@ -54,12 +54,18 @@ class Stateful(nn.Module):
         for module in self.nearest():
             module.reset()
 
-    def _snapshot(self) -> Callable[[], None]:
-        """Return what puts buffers and counters back to their values of now.
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether there is state per parameter, here or in a submodule."""
+        return any(module._rows for module in self.modules() if isinstance(module, Stateful))
 
-        It puts nothing back if there is state per parameter, which is large and which the rest goes with.
+    def _snapshot(self) -> Callable[[], None]:
+        """Return a function that restores the present values of all buffers and counters.
+
+        With state per parameter it restores nothing: a copy would be large, and the other state belongs with
+        it.
         """
-        if any(module._rows for module in self.modules() if isinstance(module, Stateful)):
+        if self.keeps_rows:
             return lambda: None
         kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for buffer in self.buffers():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_decay
 from mtrl.combiners._families import Wrapper
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.gramian import cosines_or_zero, gramian, weighted_sum
+from mtrl.combiners.solvers.gramian import cosines_or_zero, divisor, gramian, weighted_sum
 
 
 class Affinity(Wrapper):
@@ -69,5 +69,5 @@ class Affinity(Wrapper):
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return `gains` and `cosines` [T, T], corrected for their zero start."""
-        share = torch.where(self.share > 0.0, self.share, 1.0)
+        share = divisor(self.share)
         return self.gains / share, self.cosines / share

@@ -30,7 +30,7 @@ from mtrl.combiners._checks import (
 from mtrl.combiners._jacobian_at import JacobianAt
 from mtrl.combiners._random import stream_key
 from mtrl.combiners._state import Stateful
-from mtrl.combiners.solvers.gramian import cosines_or_zero, gramian, weighted_sum
+from mtrl.combiners.solvers.gramian import cosines_or_zero, divisor, gramian, weighted_sum
 
 _AWAITS_LOSSES = "awaits_losses"  # in a `state_dict`: a step was taken whose `after_step` is still to come
 
@@ -109,7 +109,7 @@ class Combiner(Stateful, ABC):
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
         """Return the direction [P]; methods that need gradients elsewhere or of some tasks override this."""
         if self.num_batches == 1:
-            return self.combine(jacobian_at(), jacobian_at.losses)  # in this order: losses are of that call
+            return self.combine(jacobian_at(), jacobian_at.losses)  # `losses` exist only after the call
         batches = [self._seen(jacobian_at(batch=batch)) for batch in range(self.num_batches)]
         return self._guarded(lambda: self._combine_batches(batches))
 
@@ -125,12 +125,12 @@ class Combiner(Stateful, ABC):
 
     @property
     def combines_by_weights(self) -> bool:
-        """Whether `combine` is the sum of gradients by `weights`, and no `_combine` of the method's own."""
+        """Whether `combine` returns the gradients summed by `weights`; False with a `_combine` of its own."""
         return type(self)._combine in (LossCombiner._combine, GramCombiner._combine)
 
     @property
     def weights_suffice(self) -> bool:
-        """Whether `direction` is that sum, too: then an update calls `weights` and stores no Jacobian."""
+        """Whether `direction` returns that sum, too, so that an update calls `weights` alone."""
         plain = self.combines_by_weights and type(self).direction is Combiner.direction
         return plain and self.num_batches == 1
 
@@ -384,7 +384,7 @@ class GramCombiner(Combiner):
         pairs = max(self.num_tasks * (self.num_tasks - 1), 1)
         alone = float(self.num_tasks == 1)
         mean_square = gram.mean()
-        ratio = (weights @ gram @ weights).clamp(min=0.0) / torch.where(mean_square > 0.0, mean_square, 1.0)
+        ratio = (weights @ gram @ weights).clamp(min=0.0) / divisor(mean_square)
         return {
             **super().metrics(),
             "cosine": cosines,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_choice, check_decay, check_number
 from mtrl.combiners.base import LossCombiner
+from mtrl.combiners.solvers.gramian import divisor
 
 
 class BMTL(LossCombiner):
@@ -55,6 +56,5 @@ class BMTL(LossCombiner):
     def _deviation(self, losses: Tensor) -> Tensor:
         self.variance.lerp_(losses.var(correction=0), 1.0 - self.decay)
         self.share.mul_(self.decay).add_(1.0 - self.decay)
-        root = (self.variance / self.share).sqrt()
         # 0 if all losses were always equal; then the weights are equal in any unit.
-        return torch.where(root > 0.0, root, 1.0)
+        return divisor((self.variance / self.share).sqrt())

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import GramCombiner
+from mtrl.combiners.solvers.gramian import divisor
 from mtrl.combiners.solvers.hull import shortest_capped
 
 
@@ -47,6 +48,5 @@ class CappedMGDA(GramCombiner):
         number = torch.arange(1, self.num_tasks + 1, dtype=products.dtype, device=products.device)
         most = (number * max(self.cap, 1.0 / self.num_tasks)).clamp(max=1.0)
         least = (most.diff(prepend=most.new_zeros(1)) * products[order]).sum()
-        scale = squares.mean()
         gap = torch.dot(self.last_weights, products) - least
-        return {**super().metrics(), "residual": gap / torch.where(scale > 0.0, scale, 1.0)}
+        return {**super().metrics(), "residual": gap / divisor(squares.mean())}

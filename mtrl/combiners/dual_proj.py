@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_weights
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.gramian import rounding_ridge
+from mtrl.combiners.solvers.gramian import divisor, gram_lengths, rounding_ridge
 from mtrl.combiners.solvers.projections import cone_projection
 
 
@@ -41,9 +41,8 @@ class DualProj(GramCombiner):
         largest gradient that is projected. Up to 1e-5; in single precision the ridge makes it up to 3e-5 for
         dependent gradients.
         """
-        lengths = self._last_gram.diagonal().clamp(min=0.0).sqrt()
-        scale = (self._preference * lengths).amax()
-        scale = torch.where(scale > 0.0, scale, 1.0)
+        lengths = gram_lengths(self._last_gram)
+        scale = divisor((self._preference * lengths).amax())
         added = (self.last_weights - self._preference) * lengths / scale
         gains = self._last_gram @ self.last_weights / torch.where(lengths > 0.0, lengths * scale, torch.inf)
         return {**super().metrics(), "residual": torch.minimum(added, gains).abs().amax()}

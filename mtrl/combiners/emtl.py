@@ -6,10 +6,10 @@ from torch import Tensor
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import JacobianCombiner
 from mtrl.combiners.solvers import operations as op
-from mtrl.combiners.solvers.backends import one_text, solve
+from mtrl.combiners.solvers.backends import portable, solve
 from mtrl.combiners.solvers.gramian import lengths_and_cosines, weighted_sum
 from mtrl.combiners.solvers.operations import Array
-from mtrl.combiners.solvers.path import larger, or_one, smaller, tolerance_of
+from mtrl.combiners.solvers.path import or_one, smaller, tolerance_of
 
 _LONGEST = 1e100  # one over a length, whose square must not overflow
 _TINY = 1e-300  # instead of zero in a divisor
@@ -51,11 +51,11 @@ class EMTL(JacobianCombiner):
         return weighted_sum(weights, jacobian)
 
 
-@one_text("emtl")
+@portable("emtl")
 def weigh(cosine: Array, lengths: Array, losses: Array, tasks: int, lam: float, tolerance: float) -> Array:
     """Return the weights of `EMTL`, for cosines with an error of `tolerance`."""
     there = lengths > 0.0
-    count = larger(op.real(1.0), op.total(op.where(there, 1.0, lengths * 0.0)))
+    count = or_one(op.total(op.where(there, 1.0, lengths * 0.0)))
     # Lengths and losses in units of their means over tasks with a gradient.
     inverse = op.where(there, op.total(lengths) / count / op.where(there, lengths, 1.0), 0.0)
     inverse = op.where(inverse > _LONGEST, _LONGEST, inverse)
@@ -63,7 +63,7 @@ def weigh(cosine: Array, lengths: Array, losses: Array, tasks: int, lam: float, 
     contributions = exact / or_one(op.total(abs(exact)) / count) * inverse
     apart = op.where(there, contributions - op.total(contributions) / count, 0.0)
     extra = 2.0 * lam / count * apart * inverse
-    relative = lengths / larger(_TINY + count * 0.0, op.largest(lengths))
+    relative = lengths / op.at_least(op.largest(lengths), _TINY)
     # Each task's improvement under the mean, and what `extra` adds to it: the largest share of `extra` that
     # makes none of them negative and keeps weights positive. Where gradients cancel, an improvement is
     # rounding.
@@ -71,6 +71,6 @@ def weigh(cosine: Array, lengths: Array, losses: Array, tasks: int, lam: float, 
     before = op.where(before > tolerance * op.times(abs(cosine), relative), before, 0.0)
     change = op.times(cosine, extra * relative)
     worse = op.where((change < 0.0) & (before > 0.0), before / op.where(change < 0.0, -change, 1.0), op.INF)
-    share = smaller(op.smallest(worse), 1.0 / larger(_TINY + count * 0.0, op.largest(abs(extra))))
+    share = smaller(op.smallest(worse), 1.0 / op.at_least(op.largest(abs(extra)), _TINY))
     weights: Array = (1.0 + smaller(op.real(1.0), share) * extra) / op.real(tasks)
     return weights

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_number
 from mtrl.combiners._random import uniform
 from mtrl.combiners.base import JacobianCombiner
-from mtrl.combiners.solvers.gramian import column_blocks
+from mtrl.combiners.solvers.gramian import column_blocks, divisor
 
 
 class GradDrop(JacobianCombiner):
@@ -42,6 +42,5 @@ class GradDrop(JacobianCombiner):
         drawn = uniform(rows.shape[1], self.step, self.stream, begin)
         positive = rows.clamp(min=0.0).mean(dim=0)
         negative = rows.clamp(max=0.0).mean(dim=0)
-        total = positive - negative
-        share = positive / torch.where(total > 0.0, total, 1.0)
+        share = positive / divisor(positive - negative)
         return torch.where(share > drawn, positive, negative).lerp(positive + negative, self.leak)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtrl.combiners._checks import check_number
 from mtrl.combiners.base import GramCombiner
 from mtrl.combiners.cagrad import divisor_of
+from mtrl.combiners.solvers.gramian import gram_lengths
 from mtrl.combiners.solvers.hull import shortest_in_hull
 from mtrl.combiners.solvers.worst_case import around_gap, best_around
 
@@ -71,7 +72,7 @@ def _balance(gram: Tensor, eps: float) -> Tensor:
     products = gram.mean(dim=-1)
     square = torch.dot(shortest, gram @ shortest)
     # Below the rounding error of its square the min-norm point is noise, and so is its direction.
-    noise = torch.dot(shortest, gram.diagonal().clamp(min=0.0).sqrt()).square() * len(gram) * eps
+    noise = torch.dot(shortest, gram_lengths(gram)).square() * len(gram) * eps
     scale = (square * products.mean()).clamp(min=0.0).sqrt()
     scale = torch.where((square > noise) & (scale > 0.0), scale, torch.inf)
     return (torch.dot(products, shortest) / scale).clamp(0.0, 1.0)

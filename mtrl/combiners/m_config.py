@@ -48,13 +48,12 @@ class MConFIG(JacobianCombiner):
         self.pseudo: Tensor
         self.second: Tensor
         self.step = nn.Buffer(torch.zeros(1, dtype=torch.int64))
-        # What `_corrections` needs of each running mean and of the two moments: the updates between two
-        # renewals, how many of them were over at update 0 (its first renewal ends one), and the decay.
-        turns = [(num_tasks, num_tasks - task, beta1) for task in range(num_tasks)]
-        moments = [(1, 2 - num_tasks, beta1), (1, 2 - num_tasks, beta2)]
-        between, over, decays = zip(*turns, *moments, strict=True)
-        self._between = nn.Buffer(torch.tensor(between), persistent=False)
-        self._over = nn.Buffer(torch.tensor(over), persistent=False)
+        # Of each running mean and of the two moments: updates between renewals, the first renewal, the decay.
+        turns = [(num_tasks, task, beta1) for task in range(num_tasks)]
+        moments = [(1, num_tasks - 1, beta1), (1, num_tasks - 1, beta2)]
+        every, begin, decays = zip(*turns, *moments, strict=True)
+        self._every = nn.Buffer(torch.tensor(every), persistent=False)
+        self._begin = nn.Buffer(torch.tensor(begin), persistent=False)
         self._decays = nn.Buffer(torch.tensor(decays, dtype=torch.float64), persistent=False)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
@@ -84,7 +83,7 @@ class MConFIG(JacobianCombiner):
 
     def _corrections(self) -> Tensor:
         """Return 1 - decay^renewals of the means and of the two moments [T + 2], as after this update."""
-        renewals = (self.step + self._over).div_(self._between, rounding_mode="floor")
+        renewals = (self.step - self._begin).div_(self._every, rounding_mode="floor").add_(1)
         return 1.0 - self._decays ** renewals.clamp_(min=1)
 
     def _scaled(self, combined: Tensor, start_pseudo: Tensor, start_second: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.solvers.gramian import one_over
+from mtrl.combiners.solvers.gramian import gram_lengths, one_over
 
 
 class NGDiff(GramCombiner):
@@ -22,11 +22,5 @@ class NGDiff(GramCombiner):
     papers = ("jin2025ngdiff",)
 
     def _weights(self, gram: Tensor) -> Tensor:
-        inverse, lengths = unit_weights(gram)
-        return lengths.mean() / self.num_tasks * inverse
-
-
-def unit_weights(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 1 / |g_t|, 0 where there is no gradient, and |g_t| for the Gramian [T, T]: [T] each, float64."""
-    lengths = gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
-    return one_over(lengths), lengths
+        lengths = gram_lengths(gram.to(torch.float64))
+        return lengths.mean() / self.num_tasks * one_over(lengths)

@@ -1,13 +1,11 @@
 """Normalisation by smoothed gradient norms, with a Jacobian in few updates only."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from mtrl.combiners._checks import check_decay
 from mtrl.combiners._families import Refreshed
-from mtrl.combiners.solvers.gramian import one_over
+from mtrl.combiners.solvers.gramian import divisor, gram_lengths, one_over
 
 
 class NormScale(Refreshed):
@@ -37,7 +35,7 @@ class NormScale(Refreshed):
         self.share = nn.Buffer(torch.zeros(num_tasks, dtype=torch.float64))  # of the means that is data
 
     def _solve(self, gram: Tensor) -> Tensor:
-        lengths = gram.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
+        lengths = gram_lengths(gram.to(torch.float64))
         there = lengths != 0.0
         moved = self.norms.lerp(lengths, 1.0 - self.decay)
         torch.where(there, moved, self.norms, out=self.norms)
@@ -46,17 +44,8 @@ class NormScale(Refreshed):
         # The correction for the start cancels between tasks that had a gradient equally often.
         corrected = self.share / self.share.amax().clamp(min=1e-300)
         inverse = torch.where(there, one_over(self.norms) * corrected, 0.0)
-        total = inverse.sum()
-        return inverse / torch.where(total > 0.0, total, 1.0)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A state of before the tasks had shares of their own: one share is that of all.
-        key = f"{prefix}share"
-        if key in state_dict and state_dict[key].shape == (1,):
-            state_dict[key] = state_dict[key].expand(self.num_tasks)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        return inverse / divisor(inverse.sum())
 
     def metrics(self) -> dict[str, Tensor]:
         """Add `gradient_norms` [T], the running means."""
-        mean = self.norms / torch.where(self.share > 0.0, self.share, 1.0)
-        return {**super().metrics(), "gradient_norms": mean}
+        return {**super().metrics(), "gradient_norms": self.norms / divisor(self.share)}

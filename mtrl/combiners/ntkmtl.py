@@ -1,9 +1,10 @@
 """NTKMTL: unit gradients, scaled by the norm of all gradients together."""
 
+import torch
 from torch import Tensor
 
 from mtrl.combiners.base import GramCombiner
-from mtrl.combiners.ngdiff import unit_weights
+from mtrl.combiners.solvers.gramian import gram_lengths, one_over
 
 
 class NTKMTL(GramCombiner):
@@ -21,5 +22,5 @@ class NTKMTL(GramCombiner):
     papers = ("qin2025ntkmtl",)
 
     def _weights(self, gram: Tensor) -> Tensor:
-        inverse, lengths = unit_weights(gram)
-        return lengths.square().sum().sqrt() / self.num_tasks * inverse
+        lengths = gram_lengths(gram.to(torch.float64))
+        return lengths.square().sum().sqrt() / self.num_tasks * one_over(lengths)

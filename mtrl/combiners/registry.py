@@ -60,7 +60,7 @@ def make_combiner(method: str | type[Combiner], *, num_tasks: int, **options: An
 
 
 def from_options(method: str | type[Combiner], num_tasks: int, options: Mapping[Any, Any]) -> Combiner:
-    """Return `make_combiner` with the method's arguments as a mapping, whatever its keys are.
+    """As `make_combiner`, with the options as a mapping, whose keys may be anything.
 
     Raises:
         UserError, ValueError: as `make_combiner`.

@@ -56,14 +56,9 @@ class SDMGrad(GramCombiner):
         self.w = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
 
     def _weights(self, gram: Tensor) -> Tensor:
-        """Return (w + lam u) / (1 + lam), shape [T], for the Gramian [T, T]."""
-        exact = gram.to(torch.float64)
-        if self._paper:
-            w = self._published_steps(exact)
-        else:
-            w = shortest_in_hull(shifted(exact, self.lam), eps=torch.finfo(gram.dtype).eps)
+        w = self._published_steps(gram.to(torch.float64)) if self._paper else shortest_mix(gram, self.lam)
         self.w.copy_(w)
-        return torch.add(w, self.lam / self.num_tasks).div(1.0 + self.lam)
+        return with_mean(w, self.lam)
 
     def _combine_batches(self, jacobians: Sequence[Tensor]) -> Tensor:
         first, second, third = jacobians
@@ -96,3 +91,13 @@ def shifted(gram: Tensor, lam: float) -> Tensor:
     linear = gram.mean(dim=-1)
     row = torch.add(linear, linear.mean(), alpha=lam)
     return torch.add(torch.add(gram, linear.unsqueeze(-1), alpha=lam), row, alpha=lam)
+
+
+def shortest_mix(gram: Tensor, lam: float) -> Tensor:
+    """Return the w [T] of the simplex with the shortest g_w + lam g0, float64, for the Gramian [T, T]."""
+    return shortest_in_hull(shifted(gram.to(torch.float64), lam), eps=torch.finfo(gram.dtype).eps)
+
+
+def with_mean(w: Tensor, lam: float) -> Tensor:
+    """Return the weights [T] of the direction: (w + lam u) / (1 + lam) for the uniform weights u."""
+    return torch.add(w, lam / len(w)).div(1.0 + lam)

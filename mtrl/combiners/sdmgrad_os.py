@@ -1,14 +1,12 @@
 """SDMGrad-OS: SDMGrad with objective sampling, a few tasks per update."""
 
-import torch
 from torch import Tensor
 
 from mtrl.combiners._checks import check_number
 from mtrl.combiners._families import Sampled
 from mtrl.combiners._jacobian_at import JacobianAt
-from mtrl.combiners.sdmgrad import shifted
+from mtrl.combiners.sdmgrad import shortest_mix, with_mean
 from mtrl.combiners.solvers.gramian import gramian, weighted_sum
-from mtrl.combiners.solvers.hull import shortest_in_hull
 
 
 class SDMGradOS(Sampled):
@@ -51,9 +49,7 @@ class SDMGradOS(Sampled):
         return self._direction(self._seen(jacobian_at(tasks=tasks), tasks), tasks)
 
     def _direction(self, rows: Tensor, tasks: Tensor) -> Tensor:
-        gram = gramian(rows)
-        w = shortest_in_hull(shifted(gram.to(torch.float64), self.lam), eps=torch.finfo(gram.dtype).eps)
-        weights = torch.add(w, self.lam / len(w)).div(1.0 + self.lam)
+        weights = with_mean(shortest_mix(gramian(rows), self.lam), self.lam)
         self.step.add_(1)
         self.last_weights.zero_().index_copy_(0, tasks, weights.to(self.last_weights.dtype))
         return weighted_sum(weights, rows)

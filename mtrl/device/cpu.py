@@ -16,7 +16,8 @@ _DETERMINISM: Any = torch.utils.deterministic  # its only attribute is not annot
 # Most that glibc documents for its mmap threshold; older versions refuse more.
 _MMAP_LIMIT = 32 << 20
 # glibc's malloc.h: parameter -> value while training, value afterwards, environment variable of the user.
-# Setting one ends the rule by which glibc adapts the thresholds, so they end at the most that it reaches.
+# Setting one switches glibc's dynamic thresholds off, so afterwards they get the largest values that rule
+# reaches.
 _MALLOC = {
     -3: (1 << 30, _MMAP_LIMIT, "MALLOC_MMAP_THRESHOLD_"),
     -1: ((1 << 31) - 1, 2 * _MMAP_LIMIT, "MALLOC_TRIM_THRESHOLD_"),
@@ -25,7 +26,7 @@ _MALLOC = {
 
 
 @contextlib.contextmanager
-def settings(
+def process_settings(
     num_threads: int | None, matmul_precision: str, device: torch.device, *, deterministic: bool = False
 ) -> Iterator[None]:
     """Set the learner's threads and float32 matmul precision for the block, then restore the former ones.
@@ -52,7 +53,7 @@ def settings(
         ) from error
     torch.set_num_threads(num_threads or min(threads, available_cores()))
     torch.set_float32_matmul_precision(precision_on(device, matmul_precision))
-    determined = torch.are_deterministic_algorithms_enabled()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     filling = _DETERMINISM.fill_uninitialized_memory
     if deterministic:
@@ -64,7 +65,7 @@ def settings(
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(determined, warn_only=warn_only)
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=warn_only)
         _DETERMINISM.fill_uninitialized_memory = filling
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)

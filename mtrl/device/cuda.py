@@ -1,8 +1,7 @@
 """Steps that CUDA replays as a graph, and copies between host and device. On a CPU both are plain calls."""
 
-import copy
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
@@ -156,34 +155,11 @@ def _stop_capturing_memory(pool: tuple[int, int]) -> None:
         release(device, pool)
 
 
-@torch.no_grad()
-def load_in_place(optimizer: torch.optim.Optimizer, saved: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Restore the "state" of an optimiser's state_dict, but not its parameter groups.
-
-    Tensors that the optimiser has are overwritten where they are. `load_state_dict` would replace them, and a
-    captured graph would continue with the old ones. New tensors are copies, which keep no file mapped. The
-    parameter groups hold learning rates and flags of the device, which stay.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    own = {number: optimizer.state[p] for number, p in enumerate(parameters) if p in optimizer.state}
-    if saved.keys() - own.keys():  # an optimiser without state, which no graph has captured
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": copy.deepcopy(dict(saved))})
-        return
-    for number, values in own.items():
-        for name, value in values.items():
-            new = saved.get(number, {}).get(name)
-            if not isinstance(value, Tensor):
-                values[name] = new
-            elif new is None:  # saved before the first step
-                value.zero_()
-            else:
-                value.copy_(new)
-
-
 class SideStream:
-    """Work that a CUDA device does beside the current stream, after what that was given before `mark`.
+    """A second CUDA stream. On a CPU its work is plain calls.
 
-    Without a mark it waits for all that the current stream has been given. On a CPU it is plain calls.
+    Its work waits for what the current stream was given before the last `mark`; without a mark, for all it
+    was given.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -192,7 +168,7 @@ class SideStream:
         self._mark: torch.cuda.Event | None = None
 
     def mark(self) -> None:
-        """Let what is used from now on wait for the work of the current stream up to here, and no further."""
+        """From now on let `use` wait for the current stream's work up to this point only."""
         if self._device.type == "cuda":
             self._mark = self._mark or torch.cuda.Event()
             self._mark.record(torch.cuda.current_stream(self._device))

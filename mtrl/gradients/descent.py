@@ -4,15 +4,17 @@ A step evaluates losses and gradients as the combiner asks for them (`TaskGradie
 the result and moves the parameters. On CUDA a graph can hold it.
 """
 
+import copy
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtrl.combiners import Combiner, GramCombiner, LossCombiner
 from mtrl.gradients.per_task import FlatParameters, Jacobians, LossEvaluation, LossFunction, TaskGradients
+from mtrl.gradients.scope import held_by
 from mtrl.networks.base import Parameters
 
 
@@ -138,7 +140,7 @@ class Descent(nn.Module):
 
 
 def _direction(combiner: Combiner, gradients: TaskGradients) -> tuple[Tensor, bool]:
-    """Return the direction [P], at the least cost that the method allows, and that it is no state of it."""
+    """Return the direction [P] at the least cost the method allows, and whether it may be overwritten."""
     if isinstance(combiner, LossCombiner) and combiner.weights_suffice:
         return gradients.weighted(combiner.weights), True
     if isinstance(combiner, GramCombiner) and combiner.weights_suffice:
@@ -178,3 +180,27 @@ def adam_step(optimizer: torch.optim.Adam, parameter: Tensor, gradient: Tensor) 
     parameter.grad = gradient
     optimizer.step()
     parameter.grad = None
+
+
+@torch.no_grad()
+def load_in_place(optimizer: torch.optim.Optimizer, saved: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Restore the "state" of an optimiser's state_dict, but not its parameter groups.
+
+    Tensors that the optimiser has are overwritten where they are. `load_state_dict` would replace them, and a
+    captured graph would continue with the old ones. New tensors are copies, which keep no file mapped. The
+    parameter groups hold learning rates and flags of the device, which stay.
+    """
+    held = enumerate(held_by(optimizer))
+    own = {number: optimizer.state[leaf] for number, leaf in held if leaf in optimizer.state}
+    if saved.keys() - own.keys():  # an optimiser without state, which no graph has captured
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": copy.deepcopy(dict(saved))})
+        return
+    for number, values in own.items():
+        for name, value in values.items():
+            new = saved.get(number, {}).get(name)
+            if not isinstance(value, Tensor):
+                values[name] = new
+            elif new is None:  # saved before the first step
+                value.zero_()
+            else:
+                value.copy_(new)

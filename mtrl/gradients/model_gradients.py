@@ -103,7 +103,7 @@ class ModelGradients:
         Moved parameters cost one forward and one backward pass per task, since tasks move differently.
         """
         if offset is not None:
-            return self._moved(offset, batch)
+            return self._moved(offset, batch, range(self._num_tasks) if tasks is None else tasks.tolist())
         count = self._num_tasks if tasks is None else len(tasks)
         return self._rows(batch, lambda losses: losses if tasks is None else losses[tasks], count)
 
@@ -316,7 +316,7 @@ class ModelGradients:
                 self._scope.note_alone(leaf, gradient)
                 place += self._unscaled(dense(gradient)) / self._micro_batches
 
-    def _moved(self, offset: Tensor, batch: int) -> Tensor:
+    def _moved(self, offset: Tensor, batch: int, tasks: Sequence[int]) -> Tensor:
         self._require_function()
         size = sum(leaf.numel() for leaf in self._scope.shared)
         shared, own_offset = offset.tensor_split([size], dim=1)
@@ -325,13 +325,14 @@ class ModelGradients:
         def local() -> list[tuple[Tensor, list[Tensor]]]:
             return [
                 self._moved_row(task, shared[task], own_offset[task] if moves_heads else None, batch)
-                for task in range(self._num_tasks)
+                for task in tasks
             ]
 
         with self._buffers.unmoved():
             found = self._together(local)
         if moves_heads:
-            self.head_gradients = [[self._processes.mean(place) for place in own] for _, own in found]
+            for task, (_, own) in zip(tasks, found, strict=True):
+                self.head_gradients[task] = [self._processes.mean(place) for place in own]
         return self._finite(self._processes.mean(torch.stack([row for row, _ in found])))
 
     def _moved_row(
@@ -376,7 +377,7 @@ class ModelGradients:
         return gradient / self._scaler.get_scale()
 
     def close(self, *, taken: bool) -> None:
-        """End the step: if none was taken, put back the buffers of before."""
+        """End the step. Unless it was `taken`, restore the modules' buffers."""
         if not taken:
             self._buffers.start(0)
         torch.clear_autocast_cache()

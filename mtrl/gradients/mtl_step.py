@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtrl.combiners import Combiner, LossCombiner
 from mtrl.gradients.model_gradients import ModelGradients
 from mtrl.gradients.processes import Overflow, Processes
-from mtrl.gradients.scope import Scope, all_finite, plain_step, scope_of
+from mtrl.gradients.scope import Scope, all_finite, held_by, plain_step, scope_of
 from mtrl.gradients.task_jacobian import Losses, Model, check_chunk, is_count
 
 
@@ -28,7 +28,6 @@ def mtl_step(
     micro_batches: int = 1,
     scaler: torch.amp.GradScaler | None = None,
     distributed: bool = False,
-    batched: bool = True,
     chunk_size: int | None = None,
     accumulate: bool = False,
 ) -> Tensor:
@@ -64,7 +63,6 @@ def mtl_step(
         distributed: average losses and Jacobians over the processes of the default group, so that all combine
             alike. Models are plain modules with equal parameters, not DistributedDataParallel. If a process
             fails or overflows, none of them steps. A process without labels returns losses of 0.
-        batched: see `task_jacobian`.
         chunk_size: see `task_jacobian`.
         accumulate: add the combined gradient to the gradients that are there (of a regulariser, say) instead
             of replacing them; all gradients of the optimiser then count, and zeroing them is up to you. With
@@ -76,17 +74,17 @@ def mtl_step(
             parameters, needs a closure or holds parameters of the losses that are neither in `model` nor in
             `heads`; a parameter is in `model` and in a head; a method needs what no step can give it
             (`inverse_alpha`: temperatures).
-        RuntimeError: torch.vmap refuses an operation (pass `batched=False`), or another process failed.
+        RuntimeError: torch.vmap refuses an operation (pass `chunk_size=1`), or another process failed.
     """
     _check_call(combiner, losses, optimizer, max_norm, micro_batches, accumulate)
     max_norm = None if max_norm is None else float(max_norm)
-    micro_batches, chunk_size = int(micro_batches), check_chunk(chunk_size, batched)
+    micro_batches, chunk_size = int(micro_batches), check_chunk(chunk_size)
     if scaler is not None and not hasattr(scaler, "is_enabled"):
         raise ValueError(f"scaler must be a torch.amp.GradScaler or None; found {scaler!r}.")
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
     processes = Processes(distributed, _device(optimizer))
     scope = processes.together(lambda: scope_of(combiner, model, heads, optimizer))
-    held = [leaf for group in optimizer.param_groups for leaf in group["params"]]
+    held = held_by(optimizer)
     processes.check_equal(
         trainable_parameters=sum(leaf.numel() for leaf in scope.leaves),
         parameters_of_the_optimizer=len(held),
@@ -190,8 +188,8 @@ def _takes_one(function: Callable[..., object]) -> bool:
 
 
 def _device(optimizer: torch.optim.Optimizer) -> torch.device:
-    held = (leaf.device for group in optimizer.param_groups for leaf in group["params"])
-    return next(held, torch.device("cpu"))  # one that holds nothing is refused by `scope_of`
+    devices = (leaf.device for leaf in held_by(optimizer))
+    return next(devices, torch.device("cpu"))  # one that holds nothing is refused by `scope_of`
 
 
 def _direction(combiner: Combiner, gradients: ModelGradients) -> Tensor:
@@ -206,10 +204,7 @@ def _state_of(combiner: Combiner, *, large: bool) -> dict[str, Any] | None:
     Unless `large`, None for methods with numbers for each parameter. They change their state once all
     gradients are there, and after that little refuses a step.
     """
-    rows = (
-        getattr(part, "row_state", ()) or getattr(part, "vector_state", ()) for part in combiner.modules()
-    )
-    if any(rows) and not large:
+    if combiner.keeps_rows and not large:
         return None
     return copy.deepcopy(combiner.state_dict())  # an extra state may be anything
 
@@ -241,8 +236,7 @@ def _move(
     scale = 1.0 if scaler is None else scaler.get_scale()  # the scaler's step divides by it
     own = None if combiner.preconditioned else direction
     scope.put(own, gradients.head_gradients, add=add, scale=scale)
-    held = (leaf for group in optimizer.param_groups for leaf in group["params"])
-    moving = [leaf for leaf in held if leaf.grad is not None]
+    moving = [leaf for leaf in held_by(optimizer) if leaf.grad is not None]
     if scaler is not None:
         stand_in = [] if moving else scope.shared[:1]  # its scale grows only if it has seen a gradient
         for leaf in stand_in:

@@ -121,8 +121,8 @@ def _round_again(flat: FlatParameters, _: Any) -> None:
 LossFunction = Callable[[Parameters, int, Tensor | None], tuple[Tensor, Any]]
 
 
-# Jacobians by their place in a step and the number of chosen tasks, None: all. Rows of a choice hold own-row
-# parameters elsewhere than those of all tasks, also where all are chosen.
+# Jacobians by their number within a step and the number of chosen tasks (None: all). A choice of all tasks
+# has its own buffer: in its order it writes other entries of own-row columns.
 Jacobians = dict[tuple[int, int | None], Tensor]
 
 
@@ -187,11 +187,15 @@ class TaskGradients:
     @property
     def heads(self) -> tuple[Tensor, Tensor]:
         """Parameters of the task heads and their gradients so far, [T, h] each."""
-        sizes = [part.stop - part.start for part in self._flat.head_slices]
-        pair = (self._flat.vector.detach()[self._flat.num_shared :], self.head_gradient)
-        rows = [[part.view(self._num_tasks, -1) for part in vector.split(sizes)] for vector in pair]
         none = self.head_gradient.new_empty(self._num_tasks, 0)
-        return torch.cat([none, *rows[0]], dim=1), torch.cat([none, *rows[1]], dim=1)
+        parameters = self._head_rows(self._flat.vector.detach()[self._flat.num_shared :])
+        gradients = self._head_rows(self.head_gradient)
+        return torch.cat([none, *parameters], dim=1), torch.cat([none, *gradients], dim=1)
+
+    def _head_rows(self, vector: Tensor) -> list[Tensor]:
+        """Views [T, n] of the parameters of the heads in a vector [H]."""
+        sizes = [part.stop - part.start for part in self._flat.head_slices]
+        return [part.view(self._num_tasks, -1) for part in vector.split(sizes)]
 
     def __call__(self, offset: Tensor | None = None, batch: int = 0, tasks: Tensor | None = None) -> Tensor:
         """Return the Jacobian [T, P], or [N, P] of `tasks`, by one batched backward; see `JacobianAt`."""
@@ -251,7 +255,7 @@ class TaskGradients:
     ) -> tuple[Tensor, Tensor]:
         """Return Jacobian and losses; unless `whole`, the columns `_known` may be left as they were.
 
-        With `singles` the last row is the sum over all `tasks` but so many, which come first.
+        With `singles`, the first so many of `tasks` have a row each; the last row is the sum over the others.
         """
         flat, own_offset = self._flat, None
         if offset is not None:
@@ -320,8 +324,12 @@ class TaskGradients:
     def _note_evaluation(
         self, evaluation: LossEvaluation, of_heads: tuple[Tensor, ...], moved: bool = False
     ) -> None:
-        if moved or not self.evaluations:
-            dtype = self.parameters.dtype
+        dtype, tasks = self.parameters.dtype, evaluation.tasks
+        if moved and tasks is not None and self.evaluations:  # heads of other tasks keep their gradients
+            for rows, gradient in zip(self._head_rows(self.head_gradient), of_heads, strict=True):
+                own = gradient.reshape(self._num_tasks, -1).index_select(0, tasks)
+                rows.index_copy_(0, tasks, own.to(dtype))
+        elif moved or not self.evaluations:
             parts = [part.flatten() for part in of_heads]
             self.head_gradient = (torch.cat(parts) if parts else self._seen.new_empty(0)).to(dtype)
         if all(seen.tasks is not None for seen in self.evaluations):

@@ -179,7 +179,7 @@ class Scope(NamedTuple):
     def only(self, *, hide_others: bool = True, keep: bool = True) -> Iterator[None]:
         """Hide the gradients of parameters that the step must leave alone from its optimiser.
 
-        With `keep`, which needs their memory meanwhile, all gradients are those of before after an error.
+        With `keep`, an error restores all former gradients, whose memory stays in use meanwhile.
         """
         before = [(leaf, leaf.grad) for leaf in (*self.leaves, *self.frozen) if keep]
         hidden = [(leaf, leaf.grad) for leaf in self.others if hide_others]
@@ -252,12 +252,11 @@ def scope_of(
                 )
             names[id(leaf)] = f"{name} of heads[{task}]"
     everything = [leaf for part in (named, *own) for _, leaf in part]
-    groups = [leaf for group in optimizer.param_groups for leaf in group["params"]]
     scope = Scope(
         shared,
         [[leaf for _, leaf in head if leaf.requires_grad] for head in own],
         [leaf for leaf in everything if not leaf.requires_grad],
-        [leaf for leaf in groups if id(leaf) not in names],
+        [leaf for leaf in held_by(optimizer) if id(leaf) not in names],
         modules,
         names,
     )
@@ -267,6 +266,11 @@ def scope_of(
     combiner.check_device("model", shared[0].device)
     _check_optimizer(combiner, scope, optimizer)
     return scope
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters of all groups of an optimiser."""
+    return [leaf for group in optimizer.param_groups for leaf in group["params"]]
 
 
 def _refuse_wrappers(modules: Sequence[nn.Module], leaves: Sequence[Tensor]) -> None:
@@ -286,7 +290,7 @@ def _refuse_wrappers(modules: Sequence[nn.Module], leaves: Sequence[Tensor]) -> 
 
 
 def _check_optimizer(combiner: Combiner, scope: Scope, optimizer: torch.optim.Optimizer) -> None:
-    held = {id(leaf) for group in optimizer.param_groups for leaf in group["params"]}
+    held = {id(leaf) for leaf in held_by(optimizer)}
     missing = [scope.name(leaf) for leaf in scope.leaves if id(leaf) not in held]
     if missing:
         raise ValueError(

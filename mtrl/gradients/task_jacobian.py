@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtrl.combiners.solvers.gramian import divisor
+
 Model = nn.Module | Tensor | Iterable[Any]
 Losses = Tensor | Iterable[Tensor]  # [T], or T 0-dim tensors
 
@@ -20,9 +22,7 @@ NONE_USED = (
 )
 
 
-def task_jacobian(
-    losses: Losses, parameters: Model, *, batched: bool = True, chunk_size: int | None = None
-) -> Tensor:
+def task_jacobian(losses: Losses, parameters: Model, *, chunk_size: int | None = None) -> Tensor:
     """Return the gradients [T, P] of the losses [T] of T tasks that share parameters, for a combiner.
 
     Parameters that need no gradient are left out. The others make up P, in their order. A task that does not
@@ -31,24 +31,23 @@ def task_jacobian(
     Args:
         losses: [T], or a list of T 0-dim tensors, computed from the parameters by any differentiable code.
         parameters: a module, a tensor, or several: tensors, `named_parameters()`, a generator of either.
-        batched: one backward pass for all tasks, under torch.vmap. False: one per task, for operations and
-            hooks that vmap refuses. Models compiled by torch.compile, sparse embeddings and anomaly detection
-            take one per task whatever this says; a model to be compiled needs
-            `torch._functorch.config.donated_buffer = False` for it.
-        chunk_size: tasks per batched backward pass; less memory, more passes. None: all.
+        chunk_size: tasks per backward pass under torch.vmap; less memory, more passes. None: all. 1: ordinary
+            backward passes, for operations and hooks that vmap refuses. Models compiled by torch.compile,
+            sparse embeddings and anomaly detection take one task per pass whatever this says; a model to be
+            compiled needs `torch._functorch.config.donated_buffer = False` for it.
 
     Raises:
         ValueError: losses are not a vector with a graph or use none of the parameters; no parameter needs a
             gradient, one is named twice, something else than a tensor is among them; the graph holds a
             reentrant checkpoint.
-        RuntimeError: vmap refuses an operation; pass `batched=False`. A model was compiled with donated
+        RuntimeError: vmap refuses an operation; pass `chunk_size=1`. A model was compiled with donated
             buffers.
     """
     leaves = trainable(name_tensors(parameters))
     losses = loss_vector(losses)
     if not losses.requires_grad:
         raise ValueError(no_graph(losses))
-    rows, used = jacobian_rows(losses, leaves, read_graph(losses), check_chunk(chunk_size, batched))
+    rows, used = jacobian_rows(losses, leaves, read_graph(losses), check_chunk(chunk_size))
     if not used:
         raise ValueError(NONE_USED)
     return rows
@@ -97,7 +96,7 @@ def jacobian_rows(
             raise RuntimeError(
                 "the backward pass of all tasks at once failed. If an operation or a hook is to blame that "
                 "torch.vmap cannot batch (.item(), .numpy(), dropout in a checkpoint, branches on values), "
-                f"pass batched=False: one backward pass per task. Torch says: {error}"
+                f"pass chunk_size=1: one backward pass per task. Torch says: {error}"
             ) from error
         used = used or any(gradient is not None for gradient in gradients)
         parts = [
@@ -115,8 +114,7 @@ def within_range(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | 
     """
     if dtype != torch.float16:
         return weights.to(dtype), None
-    largest = weights.abs().amax()
-    unit = torch.where(largest > 0.0, largest, 1.0)
+    unit = divisor(weights.abs().amax())
     return (weights / unit).to(dtype), unit
 
 
@@ -147,11 +145,11 @@ def is_count(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-def check_chunk(chunk_size: int | None, batched: bool) -> int | None:
+def check_chunk(chunk_size: int | None) -> int | None:
     """Return tasks per backward pass, None for all; raise ValueError if they are no positive integer."""
     if chunk_size is not None and not is_count(chunk_size):
         raise ValueError(f"chunk_size must be a positive number of tasks or None; found {chunk_size!r}.")
-    return 1 if not batched else None if chunk_size is None else int(chunk_size)
+    return None if chunk_size is None else int(chunk_size)
 
 
 def set_gradient(parameters: Model, direction: Tensor, *, accumulate: bool = False) -> None:

@@ -64,16 +64,23 @@ def dense_layer(
 
 
 def dense_layers(
-    name: str, stack: int, sizes: Sequence[int], draw: Callable[[int], Draw], last: Draw | None = None
+    name: str,
+    stack: int,
+    sizes: Sequence[int],
+    draw: Callable[[int], Draw],
+    last: Draw | None = None,
+    biases: Callable[[int], Draw] | None = None,
 ) -> dict[str, Fresh]:
-    """Return the linear layers NAME.0, NAME.1, ... between sizes[0], sizes[1], ...; biases are 0.
+    """Return the linear layers NAME.0, NAME.1, ... between sizes[0], sizes[1], ...; biases are 0 by default.
 
-    `draw` maps a layer's number of inputs to how its weights are drawn; `last` draws those of the last one.
+    `draw` and `biases` map a layer's number of inputs to how its weights and its biases are drawn; `last`
+    draws the weights of the last layer.
     """
     layers: dict[str, Fresh] = {}
     for number, (before, after) in enumerate(itertools.pairwise(sizes)):
         drawn = last if last is not None and number == len(sizes) - 2 else draw(before)
-        layers |= dense_layer(f"{name}.{number}", stack, before, after, drawn)
+        bias = None if biases is None else biases(before)
+        layers |= dense_layer(f"{name}.{number}", stack, before, after, drawn, bias)
     return layers
 
 

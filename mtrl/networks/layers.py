@@ -32,7 +32,7 @@ class PlacedParameters(dict[str, Tensor]):
 
     Attributes:
         used_again: whether a place was asked for that has been claimed.
-        whole: likewise; also true after a second use of a parameter. While it is false, the backward of a
+        whole: as the argument, and true once a parameter was used twice. While it is false, the backward of a
             layer may note factors of a gradient instead of writing it.
         outer_products: such factors by a parameter's name, left [N, S, K] and right [N, S, M]: each task's
             gradient is their outer product, [S, K, M] numbers.

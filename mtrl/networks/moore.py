@@ -12,6 +12,7 @@ from mtrl.networks.initial import (
     Layout,
     at_least,
     dense_layer,
+    dense_layers,
     torch_default,
     xavier_uniform,
 )
@@ -58,12 +59,8 @@ class MOORE(Sized):
     def layout(self) -> Layout:
         """Return experts [S*E, ...], W [S, T, E] and heads [T, S, ...]."""
         stack, tasks, width = self.stack, self.num_tasks, self.width
-        shared: dict[str, Fresh] = {}
-        before = self.inputs
-        for layer in range(self.depth):
-            draw = torch_default(before)
-            shared |= dense_layer(f"experts.{layer}", stack * self.experts, before, width, draw, draw)
-            before = width
+        sizes = [self.inputs, *[width] * self.depth]
+        shared = dense_layers("experts", stack * self.experts, sizes, torch_default, biases=torch_default)
         shared["mixture.table"] = Fresh((stack, tasks, self.experts), xavier_uniform(tasks, self.experts))
         draw = xavier_uniform(width, self.outputs)
         heads = dense_layer("head", (tasks, stack), width, self.outputs, draw, torch_default(width))

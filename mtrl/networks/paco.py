@@ -14,7 +14,7 @@ from mtrl.networks.initial import (
     Layout,
     Shape,
     at_least,
-    constant,
+    dense_layer,
     he_uniform,
     normal,
     uniform,
@@ -63,9 +63,8 @@ class PaCo(Sized):
         sizes = [self.inputs, *[self.width] * self.depth, self.outputs]
         for layer in range(self.depth + 1):
             draw = he_uniform(sizes[layer]) if layer < self.depth else uniform(self.head_range)
-            shape = (self.stack, self.sets, sizes[layer + 1])
-            shared[f"{layer}.weight"] = Fresh((*shape, sizes[layer]), _equal_sets(draw))
-            shared[f"{layer}.bias"] = Fresh(shape, constant(0.0))
+            stack = (self.stack, self.sets)
+            shared |= dense_layer(str(layer), stack, sizes[layer], sizes[layer + 1], _equal_sets(draw))
         return Layout(shared, {}, frozenset({_TABLE}))
 
     def apply(self, parameters: Parameters, inputs: Tensor, tasks: Tensor | None = None) -> Tensor:

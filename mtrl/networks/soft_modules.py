@@ -59,14 +59,11 @@ class SoftModules(Sized):
         shared: dict[str, Fresh] = {}
 
         def layer(name: str, before: int, after: int, stack: int = self.stack) -> None:
-            nonlocal shared
-            draw, bias = _fan_out(after), constant(_BIAS)
-            shared |= dense_layer(name, stack, before, after, draw, bias)
+            shared.update(dense_layer(name, stack, before, after, _fan_out(after), constant(_BIAS)))
 
         def last(name: str, before: int, after: int) -> None:
-            nonlocal shared
             draw = uniform(_LAST_RANGE)
-            shared |= dense_layer(name, self.stack, before, after, draw, draw)
+            shared.update(dense_layer(name, self.stack, before, after, draw, draw))
 
         layer("features.0", self.inputs, self.width)
         layer("features.1", self.width, self.width)

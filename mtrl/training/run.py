@@ -345,7 +345,9 @@ def _restored(state: RunState, config: Config, path: Path, checkpoint: tuple[int
 
 def _process_settings(config: Config, device: torch.device) -> contextlib.AbstractContextManager[None]:
     train = config.train
-    return cpu.settings(train.num_threads, train.matmul_precision, device, deterministic=train.deterministic)
+    return cpu.process_settings(
+        train.num_threads, train.matmul_precision, device, deterministic=train.deterministic
+    )
 
 
 def _is_complete(history: History, step: int, steps: int) -> bool:

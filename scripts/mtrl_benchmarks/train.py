@@ -67,7 +67,7 @@ def _measure(config: Config, steps: int) -> report.Row:
     from mtrl.device.cuda import resolve_device
 
     device = resolve_device(config.device)
-    with cpu.settings(config.train.num_threads, config.train.matmul_precision, device):
+    with cpu.process_settings(config.train.num_threads, config.train.matmul_precision, device):
         return _measure_here(config, steps, device)
 
 

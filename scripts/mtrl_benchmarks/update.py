@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
 
     device = resolve_device(arguments.device)
     rows: list[report.Row] = []
-    with cpu.settings(arguments.threads, arguments.matmul_precision, device):
+    with cpu.process_settings(arguments.threads, arguments.matmul_precision, device):
         if arguments.preset:
             return _measure_presets(arguments, device)
         for tasks in arguments.tasks:

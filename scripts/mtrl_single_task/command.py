@@ -120,7 +120,9 @@ def train_single_task(config: Config, run_dir: Path) -> Evaluation:
         save_config(recorded, run.config_path)
         settings = config_to_dict(recorded)
         device = resolve_device(config.device)
-        stack.enter_context(cpu.settings(config.train.num_threads, config.train.matmul_precision, device))
+        stack.enter_context(
+            cpu.process_settings(config.train.num_threads, config.train.matmul_precision, device)
+        )
         envs = stack.enter_context(closing(build_envs(config, num_workers=config.env.num_workers)))
         eval_envs = stack.enter_context(closing(build_envs(config, num_workers=None, evaluation=True)))
         versions = run.write_versions({**envs.versions, "stable_baselines3": stable_baselines3.__version__})

@@ -50,11 +50,3 @@ def test_a_task_without_a_gradient_at_a_refresh_weighs_nothing_and_keeps_its_nor
         combiner.combine(absent if missing else rows)
         torch.testing.assert_close(combiner.last_weights, expected[missing])
     torch.testing.assert_close(combiner.metrics()["gradient_norms"], rows.norm(dim=1))
-
-
-def test_a_state_with_one_share_for_all_norms_is_that_of_each() -> None:
-    rows, before, after = jacobian("spread_2", 3, seed=3), *(NormScale(num_tasks=3) for _ in range(2))
-    before.combine(rows)
-    saved = before.state_dict()
-    after.load_state_dict(saved | {"share": saved["share"][:1].clone()})
-    torch.testing.assert_close(after.metrics()["gradient_norms"], rows.norm(dim=1))

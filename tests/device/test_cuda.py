@@ -237,7 +237,7 @@ def test_products_are_tf32_on_cuda_unless_another_precision_is_asked_for(
     device: str, setting: str, expected: str
 ) -> None:
     before = torch.get_float32_matmul_precision()
-    with cpu.settings(None, setting, torch.device(device)):
+    with cpu.process_settings(None, setting, torch.device(device)):
         assert torch.get_float32_matmul_precision() == expected
     assert torch.get_float32_matmul_precision() == before
 
@@ -245,7 +245,7 @@ def test_products_are_tf32_on_cuda_unless_another_precision_is_asked_for(
 def test_deterministic_settings_leave_uninitialised_memory_alone() -> None:
     settings: Any = torch.utils.deterministic
     before = settings.fill_uninitialized_memory
-    with cpu.settings(None, "highest", CPU, deterministic=True):
+    with cpu.process_settings(None, "highest", CPU, deterministic=True):
         assert torch.are_deterministic_algorithms_enabled()
         assert not settings.fill_uninitialized_memory
     assert settings.fill_uninitialized_memory == before
@@ -255,7 +255,7 @@ def test_deterministic_settings_leave_uninitialised_memory_alone() -> None:
 def test_a_deterministic_mode_that_only_warns_is_restored(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with cpu.settings(None, "highest", CPU, deterministic=deterministic):
+        with cpu.process_settings(None, "highest", CPU, deterministic=deterministic):
             assert torch.is_deterministic_algorithms_warn_only_enabled() != deterministic
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()

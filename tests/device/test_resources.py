@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtrl.device import resources
-from mtrl.device.cpu import settings
+from mtrl.device.cpu import process_settings
 from mtrl.device.resources import free_memory
 
 GIB = 2**30
@@ -114,7 +114,7 @@ def test_the_allocator_keeps_large_blocks_for_training_alone(
     monkeypatch.setattr("ctypes.CDLL", lambda name: library)
     for variable in ("MMAP_THRESHOLD", "TRIM_THRESHOLD", "TOP_PAD"):
         monkeypatch.delenv(f"MALLOC_{variable}_", raising=False)
-    with settings(None, "highest", torch.device("cpu")):
+    with process_settings(None, "highest", torch.device("cpu")):
         assert held == {-3: min(GIB, most), -1: 2**31 - 1, -2: 64 * 2**20}
     # What glibc's own rule, which is off from now on, ends at in a process with large blocks.
     assert held == {-3: 32 * 2**20, -1: 64 * 2**20, -2: 128 * 2**10}

@@ -231,7 +231,7 @@ def _checkpointed(model: nn.Module) -> Callable[[], Tensor]:
 
 
 @pytest.mark.parametrize("made", [_hooked, _checkpointed])
-def test_what_vmap_refuses_says_batched_false_which_works(made: Any) -> None:
+def test_what_vmap_refuses_works_in_ordinary_backward_passes_as_the_error_says(made: Any) -> None:
     model = _dropped()
     reference = copy.deepcopy(model)
     losses = made(model)
@@ -244,14 +244,14 @@ def test_what_vmap_refuses_says_batched_false_which_works(made: Any) -> None:
         for loss in plain
     ]
     torch.manual_seed(5)
-    with pytest.raises(RuntimeError, match=r"batched=False: one backward pass per task\. Torch says: "):
+    with pytest.raises(RuntimeError, match=r"chunk_size=1: one backward pass per task\. Torch says: "):
         task_jacobian(losses(), model)
     torch.manual_seed(5)
-    torch.testing.assert_close(task_jacobian(losses(), model, batched=False), torch.stack(expected))
+    torch.testing.assert_close(task_jacobian(losses(), model, chunk_size=1), torch.stack(expected))
     step = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(RuntimeError, match="batched=False"):
+    with pytest.raises(RuntimeError, match="chunk_size=1"):
         mtl_step(make_combiner("cagrad", num_tasks=TASKS), lambda b: losses(), model, step)
-    mtl_step(make_combiner("cagrad", num_tasks=TASKS), lambda b: losses(), model, step, batched=False)
+    mtl_step(make_combiner("cagrad", num_tasks=TASKS), lambda b: losses(), model, step, chunk_size=1)
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")

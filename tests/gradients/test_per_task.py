@@ -166,6 +166,32 @@ def test_some_tasks_alone_give_their_rows(heads: bool, one_hot: bool) -> None:
         torch.testing.assert_close(gradients.head_gradient, reference[order, flat.num_shared :].sum(0))
 
 
+def test_moved_heads_of_some_tasks_leave_the_gradients_of_the_other_heads() -> None:
+    network, flat, inputs, targets = _problem(heads=True)
+
+    def losses(parameters: Mapping[str, Tensor], _: int, tasks: Tensor | None) -> Tensor:
+        rows = slice(None) if tasks is None else tasks
+        return _losses(network, inputs[rows], targets[rows], parameters)
+
+    gradients, order, size = _gradients(flat, losses), [2, 0], flat.num_shared
+    gradients()
+    rows, of_heads = torch.empty(len(order), size).double(), gradients.head_gradient.clone()
+    offset = 0.1 * torch.randn(TASKS, size + gradients.heads[0].shape[1]).double()
+    for place, task in enumerate(order):
+        vector, start = flat.vector.detach().clone(), size
+        vector[:size] += offset[task, :size]
+        for head in [flat.named(vector)[part.name][task] for part in flat.head_slices]:
+            head += offset[task, start : start + head.numel()].view(head.shape)
+            start += head.numel()
+        vector.requires_grad_()
+        loss = _losses(network, inputs, targets, flat.named(vector))[task]
+        (found,) = torch.autograd.grad(loss, vector)
+        rows[place] = found[:size]
+        of_heads = torch.where(found[size:] != 0.0, found[size:], of_heads)
+    torch.testing.assert_close(gradients(offset, tasks=torch.tensor(order)), rows)
+    torch.testing.assert_close(gradients.head_gradient, of_heads)
+
+
 def test_all_tasks_in_another_order_leave_nothing_in_the_next_step_s_rows() -> None:
     network, flat, inputs, targets = _problem(one_hot=True)
 

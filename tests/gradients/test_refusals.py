@@ -60,9 +60,9 @@ class Words(nn.Module):
         return [self.heads[0](x).square().mean(), (x * rows).sum(1).cosh().mean()]
 
 
-@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("chunk_size", [None, 1])
 @pytest.mark.parametrize("method", ["mean", "famo", "pcgrad", "cagrad", "fs_mtl"])
-def test_sparse_embeddings_step_as_dense_ones(method: str, batched: bool) -> None:
+def test_sparse_embeddings_step_as_dense_ones(method: str, chunk_size: int | None) -> None:
     after = []
     for sparse in (True, False):
         model = Words(sparse)
@@ -70,7 +70,8 @@ def test_sparse_embeddings_step_as_dense_ones(method: str, batched: bool) -> Non
         optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
         combiner = make_combiner(method, num_tasks=2)
         for _ in range(3):
-            mtrl.mtl_step(combiner, model.losses, shared, optimizer, heads=list(model.heads), batched=batched)
+            heads = list(model.heads)
+            mtrl.mtl_step(combiner, model.losses, shared, optimizer, heads=heads, chunk_size=chunk_size)
         after.append([parameter.detach() for parameter in model.parameters()])
     for sparse_one, dense_one in zip(*after, strict=True):
         torch.testing.assert_close(sparse_one, dense_one)

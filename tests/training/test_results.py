@@ -184,7 +184,7 @@ def test_the_calling_process_is_left_as_it_was(tmp_path: Path) -> None:
         train(counting(steps=20), tmp_path / "run", callbacks=[look])
         assert set(during) == {(1, "highest")}
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "medium")
-        with pytest.raises(KeyError), cpu.settings(1, "high", torch.device("cpu")):
+        with pytest.raises(KeyError), cpu.process_settings(1, "high", torch.device("cpu")):
             raise KeyError
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "medium")
     finally:
@@ -202,7 +202,7 @@ def test_torchs_other_interface_to_the_precision_is_refused_in_one_sentence() ->
         products.fp32_precision = "tf32"
         with (
             pytest.raises(UserError, match="has set torch"),
-            cpu.settings(1, "auto", torch.device("cpu")),
+            cpu.process_settings(1, "auto", torch.device("cpu")),
         ):
             pass
     finally:
@@ -218,7 +218,7 @@ def test_the_learner_takes_no_more_threads_than_torch_would_and_cores_there_are(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(torchs)
-        with cpu.settings(None, "highest", torch.device("cpu")):
+        with cpu.process_settings(None, "highest", torch.device("cpu")):
             assert torch.get_num_threads() == expected
         assert torch.get_num_threads() == torchs
     finally:
@@ -261,7 +261,7 @@ def test_a_core_that_taskset_grants_alone_is_one_thread() -> None:
     try:
         torch.set_num_threads(8)
         os.sched_setaffinity(0, [min(cores)])
-        with cpu.settings(None, "highest", torch.device("cpu")):
+        with cpu.process_settings(None, "highest", torch.device("cpu")):
             assert torch.get_num_threads() == 1
     finally:
         os.sched_setaffinity(0, cores)

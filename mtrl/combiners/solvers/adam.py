@@ -1,11 +1,9 @@
 """A step of Adam for the weights that a method learns: a dozen operations on a CPU, one kernel on CUDA."""
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers.backends import has_numbers
+from mtrl.combiners.solvers.backends import has_kernels, has_numbers
 
 # Adam's defaults (Kingma and Ba, ICLR 2015), used by all methods that learn their weights.
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -40,7 +38,7 @@ def stepped(
 def _adam(
     value: Tensor, first: Tensor, second: Tensor, step: Tensor, gradient: Tensor, lr: float, decay: float
 ) -> None:
-    if not value.is_cuda or find_spec("triton") is None:
+    if not has_kernels(value):
         stepped(value, first, second, step, gradient, lr, decay)
         return
     from mtrl.combiners.solvers.kernels import launch_adam

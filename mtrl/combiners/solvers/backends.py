@@ -47,22 +47,22 @@ def problem(
     return register
 
 
-def one_text(
+def portable(
     name: str, shape: Callable[[int], tuple[int, ...]] = lambda tasks: (tasks,), most_tasks: int = MOST_TASKS
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Register a text of `operations` as the solver of the problem `name`, on the host and on devices."""
+    """Register a solver written in `operations` for the problem `name`, on the host and on devices."""
 
-    def register(text: Callable[..., Any]) -> Callable[..., Any]:
-        problem(name, shape, most_tasks)(partial(by_numpy, text))
-        return text
+    def register(solver: Callable[..., Any]) -> Callable[..., Any]:
+        problem(name, shape, most_tasks)(partial(by_numpy, solver))
+        return solver
 
     return register
 
 
-def by_numpy(text: Callable[..., Any], gram: Array, *given: Any) -> Array:
-    """Return what a text of `operations` makes of a Gramian [T, T], vectors [T] and numbers."""
+def by_numpy(solver: Callable[..., Any], gram: Array, *given: Any) -> Array:
+    """Return what a solver written in `operations` makes of a Gramian [T, T], vectors [T] and numbers."""
     vectors = [padded(one) for one in given if isinstance(one, np.ndarray)]
-    found = text(padded(gram), *vectors, len(gram), *given[len(vectors) :])
+    found = solver(padded(gram), *vectors, len(gram), *given[len(vectors) :])
     return np.stack(found) if isinstance(found, tuple) else found
 
 
@@ -80,6 +80,11 @@ def in_one_launch(name: str, tasks: int) -> bool:
     """
     known = torch.version.cuda is None or find_spec("triton") is not None
     return tasks <= PROBLEMS[name].most_tasks and known
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether Triton's kernels run where a tensor is."""
+    return tensor.is_cuda and find_spec("triton") is not None
 
 
 _takers: list[Callable[[Callable[[], None]], None]] = []  # of the capture under way, if there is one

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.solvers import operations as op
-from mtrl.combiners.solvers.backends import one_text, solve
+from mtrl.combiners.solvers.backends import portable, solve
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import larger
 
@@ -62,7 +62,7 @@ def _enough(alpha: float) -> int:
     return 12 if alpha == 1.0 else math.ceil(18.0 + 10.0 * alpha)
 
 
-@one_text("bargain")
+@portable("bargain")
 def bargain(
     gram: Array, tasks: int, alpha: float, ridge: float, added: float, bound: float, steps: int
 ) -> Array:

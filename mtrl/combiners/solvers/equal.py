@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mtrl.combiners.solvers import operations as op
-from mtrl.combiners.solvers.backends import one_text, solve
+from mtrl.combiners.solvers.backends import portable, solve
 from mtrl.combiners.solvers.gramian import rounding_ridge
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import larger, or_one, units_of
@@ -30,7 +30,7 @@ def equal_projections(gram: Tensor, *, projected: bool) -> Tensor:
     return solve("equal", gram, numbers=(float(projected), len(gram) * rounding_ridge(gram)))
 
 
-@one_text("equal")
+@portable("equal")
 def equal(gram: Array, tasks: int, projected: bool, ridge: float) -> Array:
     """Return the weights of `equal_projections`."""
     _, inverse, _, there = units_of(gram)

@@ -95,9 +95,19 @@ def cosines(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def cosines_or_zero(gram: Tensor) -> Tensor:
     """Return the cosines [T, T] of the gradients of a Gramian [T, T], 0 where one of the two is zero."""
-    lengths = gram.diagonal().clamp(min=0.0).sqrt()
+    lengths = gram_lengths(gram)
     scales = torch.outer(lengths, lengths)
     return torch.where(scales > 0.0, gram / scales, 0.0)
+
+
+def gram_lengths(gram: Tensor) -> Tensor:
+    """Return the lengths [T] of the gradients of a Gramian [T, T]."""
+    return gram.diagonal().clamp(min=0.0).sqrt()
+
+
+def divisor(values: Tensor) -> Tensor:
+    """Return values, with 1 in place of those that are not positive."""
+    return torch.where(values > 0.0, values, 1.0)
 
 
 def rounding_ridge(gram: Tensor) -> float:
@@ -124,9 +134,8 @@ def one_over(lengths: Tensor, most: float = 1e30) -> Tensor:
     Single precision holds no weight above 3e38, by which a method may stretch a short gradient to a long one.
     """
     inverse = lengths.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0)
-    longest = lengths.nan_to_num(
-        nan=0.0, posinf=0.0
-    ).amax()  # a length that is no number concerns its task alone
+    # A length that is no number concerns its task alone.
+    longest = lengths.nan_to_num(nan=0.0, posinf=0.0).amax()
     return torch.minimum(inverse, most / longest)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.solvers import operations as op
-from mtrl.combiners.solvers.backends import MOST_TASKS, one_text, problem, solve
+from mtrl.combiners.solvers.backends import MOST_TASKS, portable, problem, solve
+from mtrl.combiners.solvers.gramian import divisor
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import follow, larger, or_one, smaller, tolerance_of, units_of
 
@@ -33,7 +34,7 @@ def shortest_in_hull(gram: Tensor, *, eps: float) -> Tensor:
     return solve("hull", gram, numbers=(tolerance_of(eps),))
 
 
-@one_text("hull")
+@portable("hull")
 def hull(gram: Array, tasks: int, tolerance: float) -> Array:
     """Return the weights of `shortest_in_hull`."""
     cosines, inverse, amounts, there = units_of(gram)
@@ -52,8 +53,7 @@ def hull_gap(gram: Tensor, weights: Tensor) -> Tensor:
     products, squares = gram @ weights, gram.diagonal()
     value = torch.dot(weights, products)
     gap = (value - torch.where(squares > 0.0, products, value)).amax()
-    scale = squares.mean()
-    return gap / torch.where(scale > 0.0, scale, 1.0)
+    return gap / divisor(squares.mean())
 
 
 def project(point: Tensor) -> Tensor:

@@ -19,20 +19,20 @@ from mtrl.combiners.solvers import operations
 
 
 @cache
-def compiled(text):
+def compiled(solver):
     """Return a solver, or a function that it calls, as a function that kernels may call."""
     # The names of types stand at arguments, where Triton looks them up.
     scope = dict.fromkeys(("Array", "Any", "bool"), tl.constexpr(0))
-    scope |= {"__name__": text.__module__, "tl": tl, "abs": absolute}
-    for name in text.__code__.co_names:
-        value = text.__globals__.get(name)
+    scope |= {"__name__": solver.__module__, "tl": tl, "abs": absolute}
+    for name in solver.__code__.co_names:
+        value = solver.__globals__.get(name)
         if value is operations:
             scope[name] = sys.modules[__name__]
         elif isinstance(value, FunctionType):
             scope[name] = compiled(value)
         elif isinstance(value, float | int):
             scope[name] = tl.constexpr(value)
-    return triton.jit(FunctionType(text.__code__, scope, text.__name__))
+    return triton.jit(FunctionType(solver.__code__, scope, solver.__name__))
 
 
 INF = tl.constexpr(operations.INF)
@@ -72,7 +72,7 @@ def smallest(values):
 
 
 @triton.jit
-def lowest(values):
+def argmin(values):
     return tl.argmin(values, 0)
 
 
@@ -164,7 +164,7 @@ def pivoted(tableau, place):
 
 
 @triton.jit
-def made(tableau, chosen):
+def pivoted_on(tableau, chosen):
     # The largest diagonal entry first, and what is not a number at last.
     left = chosen
     while any_of(left):
@@ -178,13 +178,13 @@ def made(tableau, chosen):
 
 @triton.jit
 def solutions(tableau, chosen, place):
-    found = made(tableau, chosen)
+    found = pivoted_on(tableau, chosen)
     return tl.where(chosen, -column(found, place), 0.0), tl.where(chosen, -column(found, place + 1), 0.0)
 
 
 @triton.jit
 def inverted(matrix):
-    return made(matrix, tl.arange(0, matrix.shape[0]) >= 0)
+    return pivoted_on(matrix, tl.arange(0, matrix.shape[0]) >= 0)
 
 
 @triton.jit

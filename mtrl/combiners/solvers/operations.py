@@ -1,11 +1,11 @@
 """The operations that solvers are written in, for NumPy arrays; `kernels_operations` has them for Triton.
 
-A solver is one text. NumPy runs it on a CPU, and Triton compiles it to one kernel for a CUDA device. Triton's
-language is a part of Python: arithmetic, comparisons, `if`, `while` and calls of functions of this kind, but
-no methods, slices, `break` or early `return`. Numbers that a branch or a loop changes are made by `real` at
-first, or are counts and flags. A matrix is [N, N] and a vector [N], where N is at least the number of tasks;
-what lies beyond the tasks belongs to zero gradients, which take no part. `total`, `root`, `times` and
-`diagonal` also take tensors.
+A solver is written once. NumPy runs it on a CPU, and Triton compiles it to one kernel for a CUDA device.
+Triton's language is a part of Python: arithmetic, comparisons, `if`, `while` and calls of functions of this
+kind, but no methods, slices, `break` or early `return`. Numbers that a branch or a loop changes are made by
+`real` at first, or are counts and flags. A matrix is [N, N] and a vector [N], where N is at least the number
+of tasks; what lies beyond the tasks belongs to zero gradients, which take no part. `total`, `root`, `times`
+and `diagonal` also take tensors.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 where: Callable[..., Any] = np.where
 largest: Callable[[Array], Any] = np.maximum.reduce
 smallest: Callable[[Array], Any] = np.minimum.reduce
-lowest: Callable[[Array], Any] = np.argmin
+argmin: Callable[[Array], Any] = np.argmin
 any_of: Callable[[Array], Any] = np.logical_or.reduce
 at_least: Callable[[Array, Any], Any] = np.maximum
 entry: Any = getitem  # of a vector of numbers
@@ -114,7 +114,7 @@ def pivoted(tableau: Array, place: int) -> Array:
     return found
 
 
-def made(tableau: Array, chosen: Array) -> Array:
+def pivoted_on(tableau: Array, chosen: Array) -> Array:
     """Return a symmetric tableau after pivots on all that is `chosen`, computed by one stable solve.
 
     With K the tableau, A the chosen rows and B the rest: [K_AA^-1, -K_AA^-1 K_AB; K_BA K_AA^-1,

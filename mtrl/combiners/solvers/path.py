@@ -138,7 +138,7 @@ def follow(
         # The slack of an exact copy of a task in A has the rate 0 up to the rounding error of A's rates.
         copied = op.total(op.where(active, abs(rates), 0.0)) * _ROUNDING
         corners = op.where(rates > slowest + (most + copied), values / rates, op.INF)
-        nearest = op.lowest(corners)
+        nearest = op.argmin(corners)
         corner = larger(op.entry(corners, nearest), amount)
         end = op.real(0.0)
         if to_length:
@@ -168,7 +168,7 @@ def follow(
                     least = op.select(apart > _CANCELLED * bound, 0.0, bound)
                     shrinks = (mix > 0.0) & (mix * mix > least * op.diagonal(tableau))
                     room = op.where(shrinks, (values - amount * rates) / op.where(shrinks, mix, 1.0), op.INF)
-                    leaving = op.lowest(room)
+                    leaving = op.argmin(room)
                     if op.entry(room, leaving) == op.INF:
                         stuck = True
                         ray = alone
@@ -182,7 +182,7 @@ def follow(
                 tableau = op.pivoted(tableau, nearest)
                 active = op.flipped(active, nearest)
                 if shaky:
-                    tableau = op.made(whole, active)
+                    tableau = op.pivoted_on(whole, active)
     amount = op.select(abs(amount) < op.INF, amount, 0.0)  # infinite while A is empty
     on_the_way = op.column(tableau, tasks) - amount * op.column(tableau, tasks + 1)
     on_the_way = op.where(active, op.at_least(on_the_way, 0.0), 0.0)

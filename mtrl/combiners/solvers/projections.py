@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners.solvers import operations as op
-from mtrl.combiners.solvers.backends import MOST_TASKS, one_text, padded, problem, solve
+from mtrl.combiners.solvers.backends import MOST_TASKS, padded, portable, problem, solve
 from mtrl.combiners.solvers.gramian import cosines
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import follow, or_one, tolerance_of, units_of
@@ -66,7 +66,7 @@ def cone_projection(gram: Tensor, weights: Tensor, *, ridge: float) -> Tensor:
     return solve("cone_projection", gram, (weights,), (ridge,))
 
 
-@one_text("cone_projection")
+@portable("cone_projection")
 def projection(gram: Array, wanted: Array, tasks: int, ridge: float) -> Array:
     """Return the weights of `cone_projection`."""
     cosines, inverse, _, there = units_of(gram)

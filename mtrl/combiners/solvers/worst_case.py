@@ -14,12 +14,13 @@ from mtrl.combiners.solvers.backends import (
     MOST_TASKS,
     by_numpy,
     has_numbers,
-    one_text,
     padded,
+    portable,
     problem,
     solve,
     symmetric,
 )
+from mtrl.combiners.solvers.gramian import divisor
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import follow, or_one, tolerance_of, units_of
 
@@ -117,7 +118,7 @@ def ball_gap(gram: Tensor, linear: Tensor, solution: Tensor, dual: Tensor) -> Te
     bound = torch.dot(dual, linear) + torch.dot(dual, gram @ dual).clamp(min=0.0).sqrt()
     worst = torch.where(squares > 0.0, linear + gram @ solution, torch.inf).amin()
     scale = torch.dot(dual, squares.sqrt())
-    return torch.where(scale > 0.0, (bound - worst) / torch.where(scale > 0.0, scale, 1.0), 0.0)
+    return torch.where(scale > 0.0, (bound - worst) / divisor(scale), 0.0)
 
 
 def best_in_cone(gram: Tensor, c: float, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,7 +136,7 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> tuple[Tensor, Tensor,
     return found[:-2], found[-2], found[-1]
 
 
-@one_text("cone", lambda tasks: (tasks + 3,), MOST_TASKS - 1)  # its mean gradient is one more
+@portable("cone", lambda tasks: (tasks + 3,), MOST_TASKS - 1)  # its mean gradient is one more
 def cone(gram: Array, tasks: int, c: float, tolerance: float) -> Array:
     """Return the weights, the length and the reach of `best_in_cone`, one behind the other."""
     cosines, inverse, amounts, _ = units_of(gram)
@@ -163,7 +164,7 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     """
     squares = gram.diagonal().clamp(min=0.0)
     products, length = products_with(gram, torch.full_like(solution[:-1], 1.0 / len(gram)), len(gram))
-    column = products / torch.where(length > 0.0, length, 1.0)
+    column = products / divisor(length)
     tasks, eta = solution[:-1], solution[-1]
     gains = gram @ tasks + eta * column
     worst = torch.where(squares > 0.0, gains, torch.inf).amin()
@@ -171,8 +172,8 @@ def cone_gap(gram: Tensor, c: float, solution: Tensor) -> Tensor:
     total = tasks.sum()
     some = total > 0.0
     # Scaled to the simplex, because weights are huge where gradients nearly cancel.
-    shares, lift = tasks / torch.where(some, total, 1.0), eta / torch.where(some, total, 1.0)
+    shares, lift = tasks / divisor(total), eta / divisor(total)
     missed = torch.dot(shares, gains - torch.where(some, worst, 0.0)) + lift * along.clamp(min=0.0)
     missed = missed + along.clamp(max=0.0).abs() * (length > 0.0)
     scale = torch.dot(shares, squares.sqrt())
-    return torch.where(some, missed / torch.where(scale > 0.0, scale, 1.0), 0.0)
+    return torch.where(some, missed / divisor(scale), 0.0)
