@@ -3,11 +3,10 @@
 For each task i a quadratic program in the gradients' weights: min v'Mv subject to v >= e_i. With x = v - e_i
 and C the cosines, its optimum is x >= 0, y = Cx + Ce_i >= 0, x'y = 0. Two stages:
 
-1. Douglas-Rachford splitting, with one matrix product per step for all programs, guesses which x are 0.
-   Newton steps on these active sets are exact once the sets are right. A step is kept only if it lowers the
-   violation of the conditions above. This is usually enough.
+1. Newton steps on active sets (a primal-dual active-set method), all programs at once, from x = 0: exact once
+   the sets are right. A step is kept only if it lowers the violation. This is usually enough.
 2. Programs that are still unsolved, of gradients that depend on each other, follow a path each (see `path`).
-   In the worst case, fifty tasks along a line, that takes .4 s.
+   In the worst case, fifty gradients of rank 25, that takes .3 s.
 
 A CUDA device takes the second way for all programs, one block each.
 """
@@ -22,13 +21,11 @@ from mtrl.combiners.solvers.gramian import cosines
 from mtrl.combiners.solvers.operations import Array
 from mtrl.combiners.solvers.path import follow, or_one, tolerance_of, units_of
 
-_EXACT_STEPS = 3
+_EXACT_STEPS = 5
 _MOST_ENTRIES = 2**25  # of the matrices [T, T] of the programs that are solved at once, 256 MiB
 _SOLVED = 1e-12  # violation of optimality at which a program of unit gradients counts as solved
-_SPLITTING_STEPS = 16  # more steps would help only dependent gradients, and those not enough
 # Of dependent cosines (see `follow`): the ridge keeps them apart.
 _TOLERANCE = tolerance_of(0.0)
-_SHIFT, _RELAXATION = 0.1, 1.6  # step size and over-relaxation (below 2) of the splitting
 
 
 def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
@@ -46,8 +43,7 @@ def cone_weights(matrix: Tensor, *, ridge: float) -> Tensor:
 def _cone_weights(gram: Array, ridge: float) -> Array:
     cosine, unit = _scaled(torch.from_numpy(gram), ridge=ridge)
     at_once = max(1, _MOST_ENTRIES // len(cosine) ** 2)
-    parts = zip(cosine.split(at_once), _splitting_steps(cosine, unit).split(at_once), strict=True)
-    found = [_exact(cosine, unit, asked, guessed) for asked, guessed in parts]
+    found = [_exact(cosine, unit, asked) for asked in cosine.split(at_once)]
     x, violated = (torch.cat(part) for part in zip(*found, strict=True))
     bound = max(_SOLVED, 1e-2 * ridge)
     if not float(violated.amax()) < bound:
@@ -104,28 +100,6 @@ def _scaled(matrix: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
     return torch.add(cosines(matrix)[0], unit, alpha=ridge), unit
 
 
-# Row i of a matrix of guesses [T, T] belongs to program i, and so does row i of the cosines, Ce_i: those of n
-# programs are `asked` [n, T].
-
-
-def _splitting_steps(cosine: Tensor, unit: Tensor) -> Tensor:
-    # Douglas-Rachford for 1/2 x'Cx + x'Ce_i over x >= 0. With p = max(s, 0) the point reflected at the
-    # constraint is 2 p - s = |s|, the quadratic's resolvent there is (C + shift)^-1 (shift |s| - C e_i), and
-    # s += relaxation * (that resolvent - p). In the limit p is x.
-    shifted = torch.add(cosine, unit, alpha=_SHIFT)
-    factor = torch.linalg.cholesky_ex(shifted, check_errors=False)[0]
-    inverse_factor = torch.linalg.solve_triangular(factor, unit, upper=False)
-    resolvent = _SHIFT * (inverse_factor.mT @ inverse_factor)
-    # The update is linear in s and p: [s, p] times one matrix [2 T, T], plus a constant.
-    constant = _RELAXATION * (resolvent - unit)
-    scaled = _RELAXATION * resolvent
-    both = torch.cat((unit - scaled, torch.add(2.0 * scaled, unit, alpha=-_RELAXATION)))
-    state = torch.zeros_like(cosine)
-    for _ in range(_SPLITTING_STEPS):
-        state = torch.addmm(constant, torch.cat((state, state.clamp(min=0.0)), 1), both)
-    return state.clamp(min=0.0)
-
-
 def _walked(cosine: Tensor, unit: Tensor, x: Tensor, violated: Tensor, bound: float) -> Tensor:
     x = x.clone()
     # These cosines include the ridge already.
@@ -139,10 +113,13 @@ def _walked(cosine: Tensor, unit: Tensor, x: Tensor, violated: Tensor, bound: fl
     return x
 
 
-def _exact(cosine: Tensor, unit: Tensor, asked: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+# Row i of x [n, T] belongs to program i; row i of `asked` [n, T] is its linear term Ce_i.
+
+
+def _exact(cosine: Tensor, unit: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
     """Return x [n, T] after the exact steps and each program's violation of optimality [n, 1]."""
-    y = torch.addmm(asked, x, cosine)
-    free, violated = x > y, torch.minimum(x, y).abs().amax(dim=-1, keepdim=True)
+    x = torch.zeros_like(asked)
+    free, violated = asked < 0.0, asked.clamp(max=0.0).abs().amax(dim=-1, keepdim=True)
     for _ in range(_EXACT_STEPS):
         x, free, violated = _exact_step(cosine, unit, asked, x, free, violated)
         if float(violated.amax()) < _SOLVED:
