@@ -79,11 +79,13 @@ def square(gram: Tensor, found: Any, known: Any) -> tuple[float, float]:
 
 
 def rows_of_projections(gram: Tensor, found: Any, known: Any) -> tuple[float, float]:
+    """Mean over the programs of |g_v|^2 of unit gradients; rounding can make it negative, see `square`."""
     lengths = gram.diagonal().clamp(min=0.0).sqrt()
     scales = torch.outer(lengths, lengths)
     unit = gram / torch.where(scales > 0.0, scales, 1.0)
     unit.fill_diagonal_(1.0)
-    return float(torch.einsum("ij,jk,ik->i", found, unit, found).mean()), 1.0
+    values = torch.einsum("ij,jk,ik->i", found, unit, found)
+    return float(values.clamp(min=0.0).mean()), 1.0
 
 
 def orders(gram: Tensor) -> Tensor:
