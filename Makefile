@@ -1,6 +1,6 @@
 # Every check, defined once: people, .ci/run and GitHub type these. All of them need an activated environment
-# with the extra [dev]; `quick`, `test` and `slow` need [test] alone.
-.PHONY: help fix quick test slow check docs smoke nodes kernels ci bench release mutate chaos
+# with the extra [dev]; `quick`, `test`, `dear` and `slow` need [test] alone.
+.PHONY: help fix quick test dear slow check docs smoke nodes kernels ci bench release mutate chaos
 
 help: ## this list
 	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' Makefile
@@ -12,10 +12,13 @@ fix: ## what ruff can repair, and the format
 QUICK = combiners gradients networks agents config device test_layout.py
 
 quick: ## the mathematics, under forty seconds: what starts no environments
-	pytest $(QUICK:%=tests/%) -m 'not slow and not gpu and not dear'
+	pytest $(QUICK:%=tests/%)
 
-test: ## the default suite, four to eight minutes on two cores
+test: ## the default suite, two to four minutes on two cores
 	pytest
+
+dear: ## the tests that take seconds each, two minutes on two cores
+	pytest -m 'dear and not slow and not gpu'
 
 slow: ## the long tests: all 50 tasks, every method through a resumed run, a cluster of two nodes
 	pytest -m 'slow and not gpu'
@@ -40,7 +43,7 @@ nodes: ## bounds on what updates launch on a GPU, two minutes; needs none
 kernels: ## kernels and host on all families of problems, up to 62 tasks, three minutes; needs no GPU
 	pytest tests/combiners/solvers/test_kernels.py -m slow -k 'all_families or on_numpy'
 
-ci: check docs smoke nodes kernels ## what must pass before a change lands, besides the tests
+ci: check docs dear smoke nodes kernels ## what must pass before a change lands, besides the default suite
 
 bench: ## combiners and updates next to their peers, a few minutes
 	python scripts/benchmark.py combiners --tasks 10 50

@@ -133,7 +133,7 @@ MUTATIONS = (
 
 def passes(folder: Path, test: str) -> tuple[bool, str]:
     """Run one test in a copy of the project; return whether it passed, and the end of its output."""
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-n0", "--timeout=150"]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-n0", "--timeout=150", "-m", "not gpu"]
     command = [sys.executable, "-B", "-m", "pytest", *options, test]
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'scripts'}"}
     done = subprocess.run(

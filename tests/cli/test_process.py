@@ -30,6 +30,7 @@ def test_help_of_each_script(script: str, tmp_path: Path) -> None:
     assert result.stdout.startswith(f"usage: {script}")
 
 
+@pytest.mark.dear
 def test_help_cut_off_by_a_pager_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} {SCRIPTS / 'train.py'} --help | head -1"
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
@@ -83,6 +84,7 @@ def test_module_is_the_console_commands(tmp_path: Path) -> None:
     assert "Did you mean 'train'?" in wrong.stderr
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("script", "package", "extra"),
     [

@@ -43,6 +43,7 @@ def test_what_leaks_is_the_same_share_of_every_gradient(leak: float) -> None:
         torch.testing.assert_close(leaking.combine(rows), expected)
 
 
+@pytest.mark.dear
 def test_torchjd_agrees_on_the_average() -> None:
     library = pytest.importorskip("torchjd.aggregation")
     rows = jacobian("iid", 3, seed=3, parameters=5)

@@ -39,6 +39,7 @@ def test_steady_gradients_end_at_equal_norms() -> None:
     torch.testing.assert_close(direction, direction.mean().expand(3), rtol=0.05, atol=0.0)
 
 
+@pytest.mark.dear
 def test_a_task_that_trains_slower_gets_the_longer_gradient() -> None:
     rows, combiner = torch.eye(2, dtype=torch.float64), GradNorm(num_tasks=2, alpha=1.0)
     combiner.combine(rows, torch.tensor([1.0, 4.0], dtype=torch.float64))

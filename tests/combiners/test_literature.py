@@ -58,6 +58,7 @@ def test_excess_risks_are_weighed_as_in_the_authors_code() -> None:
         torch.testing.assert_close(combiner.combine(rows), expected)
 
 
+@pytest.mark.dear
 def test_smoothed_weights_are_torchjds() -> None:
     solver = library("MGDAWeighting")(epsilon=1e-12, max_iters=20_000)
     theirs = library("CRMOGMWeighting")(solver, alpha=0.9)

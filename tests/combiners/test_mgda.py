@@ -49,6 +49,7 @@ def test_a_zero_gradient_leaves_the_hull_to_the_others() -> None:
     assert combiner.metrics()["residual"].abs() < 1e-9
 
 
+@pytest.mark.dear
 def test_the_library_of_another_group_agrees() -> None:
     aggregation = pytest.importorskip("torchjd.aggregation")
     other = aggregation.MGDA(epsilon=1e-9, max_iters=20_000)

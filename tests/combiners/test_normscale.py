@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mtrl.combiners import make_combiner
@@ -9,6 +10,7 @@ from mtrl.combiners.normscale import NormScale
 from tests.helpers.matrices import jacobian
 
 
+@pytest.mark.dear
 def test_smoothed_norms_are_not_biased_by_a_batchs_own_noise() -> None:
     """Noisy rows: mean gradients over mean norms, which no norm of the day gives."""
     generator = torch.Generator().manual_seed(0)

@@ -90,6 +90,7 @@ def test_an_order_is_gone_through_round_and_round(name: str, count: int) -> None
     assert sorted(seen) == sorted(list(range(7)) * count)
 
 
+@pytest.mark.dear
 def test_where_a_round_begins_is_drawn_so_that_no_task_is_preferred() -> None:
     counts = torch.zeros(7)
     rows = jacobian("iid", 7, seed=1)

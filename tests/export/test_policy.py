@@ -118,6 +118,7 @@ def test_actions_are_the_evaluations_bit_for_bit(changes: dict[str, Any], tmp_pa
         np.testing.assert_allclose(one.predict(obs[rows][0])[0], wanted[rows][0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.dear
 def test_the_run_s_own_final_evaluation_is_repeated_exactly(tmp_path: Path) -> None:
     config = short_config(
         suite="gymnasium",
@@ -159,6 +160,7 @@ np.save(sys.argv[3], policy.predict(np.load(sys.argv[2]))[0])
 """
 
 
+@pytest.mark.dear
 def test_torch_numpy_and_safetensors_are_enough(tmp_path: Path) -> None:
     _, agent = random_run(tmp_path / "run", **CONFIGURATIONS["standardised"])
     folder = export_run(tmp_path / "run")

@@ -182,6 +182,7 @@ def test_what_is_equal_up_to_rounding_counts_as_equal() -> None:
     assert stats.first_crossing(np.array([1.0, 2.0]), just_below, 0.8) == 2.0
 
 
+@pytest.mark.dear
 def test_all_paired_intervals_hold_together_as_often_as_they_say() -> None:
     """Five comparisons with one baseline, whose seeds also move all scores alike: 95 % or a little more."""
     random, truth, hits = np.random.default_rng(1), np.array([0.0, 0.1, -0.2, 0.5, 0.0]), 0

@@ -68,6 +68,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.dear
 @settings(max_examples=25, deadline=None)
 @given(tree=TREES)
 def test_any_tree_comes_back_bit_equal(tree: Any) -> None:

@@ -85,6 +85,7 @@ def run_script(script: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.dear
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint_whole(tmp_path: Path) -> None:
     new_steps = (2, 1)  # another step, and the same one again
     found = json.loads(run_script(KILLED_SAVES, str(tmp_path), *map(str, new_steps)))

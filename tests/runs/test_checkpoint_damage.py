@@ -114,6 +114,7 @@ def test_damage_is_reported_once_and_the_previous_checkpoint_used(
         load_checkpoint(tmp_path, warn=reports)
 
 
+@pytest.mark.dear
 def test_no_flipped_bit_anywhere_goes_unnoticed(tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, step, state_of(step), keep=2)

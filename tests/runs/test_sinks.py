@@ -126,6 +126,7 @@ FULL_DISK = """
 """
 
 
+@pytest.mark.dear
 def test_a_full_disk_never_leaves_half_a_line_and_ends_only_the_curves(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)],

@@ -113,6 +113,7 @@ def test_implementations_of_a_method_agree_on_an_easy_problem(method: str) -> No
         assert torch.nn.functional.cosine_similarity(other, directions[0], dim=0) > 0.995
 
 
+@pytest.mark.dear
 def test_accuracy_is_that_of_converged_solvers(tmp_path: Path) -> None:
     rows = rows_of(["--accuracy", "--tasks", "4", "--cases", "2"], tmp_path)
     assert all(tuple(row) == ACCURACY_KEYS for row in rows)
@@ -243,6 +244,7 @@ def test_tables_align_and_json_has_no_nan(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.dear
 def test_updates_of_presets_are_timed_with_all_their_settings(tmp_path: Path) -> None:
     flags = "update --preset sac_laptop ppo_laptop --methods preset mean --rounds 1 --device cpu"
     assert main_benchmark([*flags.split(), "--json", str(tmp_path / "b.json")]) == 0

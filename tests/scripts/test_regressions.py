@@ -55,6 +55,7 @@ def test_a_method_that_ignores_units_fits_the_same_in_all_of_them() -> None:
     np.testing.assert_allclose(equal.errors, units.errors, rtol=1e-2)
 
 
+@pytest.mark.dear
 def test_the_study_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--out", str(tmp_path), "--methods", "mean", "uw", "--steps", "5"]
     assert main([*arguments, "--seeds", "2"]) == 0

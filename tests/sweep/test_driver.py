@@ -112,6 +112,7 @@ def test_a_ray_that_does_not_start_here_is_no_missing_cluster(
     assert "Ray could not be started on this machine: no free port" in capsys.readouterr().err
 
 
+@pytest.mark.dear
 def test_a_sweep_goes_on_beside_a_failed_trial_and_runs_nothing_twice(
     ray: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

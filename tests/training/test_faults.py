@@ -123,6 +123,7 @@ def test_a_killed_worker_is_replaced_and_nothing_invented_is_stored(
     assert jumps[mine].nonzero().flatten().tolist() == [9, 10, 30]
 
 
+@pytest.mark.dear
 def test_a_resumed_run_counts_restarts_on_and_knows_which_steps_saw_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_resumed_run_counts_restarts_on_and_knows_which_steps_saw_them(
     assert logged == [(10, 0, None), (20, 0, None), (30, 0, None), (40, 1, 31), (50, 2, 46), (60, 2, 46)]
 
 
+@pytest.mark.dear
 def test_past_the_budget_a_checkpoint_is_written_and_the_run_goes_on_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +176,7 @@ def test_the_script_exits_75_past_the_budget(
     assert load_checkpoint(run)[0] == 21
 
 
+@pytest.mark.dear
 def test_a_worker_killed_during_evaluation_changes_no_number(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +186,7 @@ def test_a_worker_killed_during_evaluation_changes_no_number(
     assert [without_time(line) for line in first] == [without_time(line) for line in second]
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     "number", [pytest.param(0, id="on the way", marks=pytest.mark.slow), pytest.param(1, id="at the end")]
 )
@@ -203,6 +207,7 @@ def test_an_evaluation_that_failed_is_made_on_resume(
     assert_same_run(undisturbed, failed)
 
 
+@pytest.mark.dear
 def test_a_worker_that_fails_in_the_last_step_leaves_a_run_that_can_be_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_a_callback_may_stop_and_the_run_resumes_as_if_undisturbed(tmp_path: Pat
     assert [line["wall_s"] >= 3600.0 for line in lines(evaluations)] == [False, True]
 
 
+@pytest.mark.dear
 def test_an_agent_that_looks_at_success_rates_resumes_as_if_undisturbed(tmp_path: Path) -> None:
     """The checkpoint of a step is taken before its evaluation, whose rates pivrg turns into preferences."""
     settings = counting(

@@ -96,6 +96,7 @@ def assert_resumes(settings: Config, folder: Path) -> None:
     assert_same_run(whole, parts)
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
@@ -227,6 +228,7 @@ EVERY_INGREDIENT: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.dear
 def test_every_ingredient_of_the_recipe_survives_a_resume(tmp_path: Path) -> None:
     """Stopped in the middle of an episode, of held noise and between two steps of the actor."""
     assert_resumes(counting(method="cagrad", **EVERY_INGREDIENT), tmp_path)

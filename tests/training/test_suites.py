@@ -28,6 +28,7 @@ CHANGES = {"suite": "gymnasium", "tasks": ("all",), "suite_options": {"environme
 pytestmark = pytest.mark.filterwarnings("ignore:Pendulum-v1 is registered with")
 
 
+@pytest.mark.dear
 def test_a_run_without_success_says_so_and_resumes_bit_for_bit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,7 @@ def installed(evil: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     trust._packages_for_gymnasium.cache_clear()
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("name", "free"),
     [("env_pack:Env-v0", True), ("env_pack.inner:Env-v0", False), ("other_pack:Env-v0", False)],

@@ -102,6 +102,7 @@ def test_a_suite_that_workers_cannot_import_is_reported(monkeypatch: pytest.Monk
         TaskVectorEnv(suite_class(TASKS), seed=0)
 
 
+@pytest.mark.dear
 def test_a_mistake_in_the_code_that_makes_environments_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Job scripts try again after an EnvironmentFailure."""
     for mistake in ("KeyError", "JSONDecodeError"):  # the second is a ValueError
@@ -212,6 +213,7 @@ print(*envs.worker_pids, flush=True)
 """
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("then", "code"),
     [
@@ -285,6 +287,7 @@ def worker_libraries() -> list[str]:
     return run.stdout.split(maxsplit=1)
 
 
+@pytest.mark.dear
 def test_workers_and_their_replacements_are_no_copies_of_the_learner() -> None:
     assert worker_libraries()[1].strip() == "[[], []]"
 

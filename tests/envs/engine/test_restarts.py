@@ -88,6 +88,7 @@ def goals_of_episodes(envs: TaskVectorEnv, fault_at: int | None) -> list[list[fl
     return goals
 
 
+@pytest.mark.dear
 def test_goal_streams_go_on_after_a_restart_as_without_it() -> None:
     with make() as undisturbed:
         expected = goals_of_episodes(undisturbed, None)
@@ -125,6 +126,7 @@ def test_a_stopped_worker_counts_as_hung() -> None:
         assert "no answer within 0.5 s" in reports[0]
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("hangs", [False, True])
 def test_the_time_in_which_a_job_is_suspended_does_not_count(
     hangs: bool, monkeypatch: pytest.MonkeyPatch
@@ -146,6 +148,7 @@ def test_the_time_in_which_a_job_is_suspended_does_not_count(
         assert ["no answer within 0.8 s;" in report for report in reports] == [True] * hangs
 
 
+@pytest.mark.dear
 def test_all_workers_may_fail_at_once() -> None:
     with make() as envs:
         envs.reset()
@@ -243,6 +246,7 @@ def test_a_first_process_that_cannot_be_started_ends_the_others(monkeypatch: pyt
     assert descriptors() == before
 
 
+@pytest.mark.dear
 def test_past_the_budget_the_last_step_and_the_state_are_still_there() -> None:
     with make(max_restarts=0) as envs:
         envs.reset()
@@ -268,6 +272,7 @@ def test_past_the_budget_the_last_step_and_the_state_are_still_there() -> None:
         assert not plain(other)[4]["restarted"].any()
 
 
+@pytest.mark.dear
 def test_a_state_taken_while_a_worker_is_dead_stores_its_episodes_as_lost() -> None:
     with make() as envs, make() as other:
         envs.reset()
@@ -289,6 +294,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.mark.dear
 def test_restarts_leave_no_descriptors_and_no_processes_behind() -> None:
     with make(max_restarts=10) as envs:
         envs.reset()
@@ -317,6 +323,7 @@ def restarted_rows(tasks: tuple[str, ...], workers: int, copies: int) -> NDArray
         return restarted
 
 
+@pytest.mark.dear
 def test_all_copies_of_a_worker_are_marked_and_no_others() -> None:
     assert restarted_rows(TASKS[:2], workers=1, copies=3).all()
     assert restarted_rows(TASKS, workers=4, copies=2).sum() == 2

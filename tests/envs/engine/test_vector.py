@@ -121,6 +121,7 @@ def drawn_goals(envs: TaskVectorEnv, episodes: int = 8) -> NDArray[np.float32]:
     return np.array(rows)
 
 
+@pytest.mark.dear
 @pytest.mark.processes
 def test_goal_streams_do_not_depend_on_the_number_of_workers() -> None:
     streams = []
@@ -161,6 +162,7 @@ def test_returned_arrays_are_the_callers_own() -> None:
             np.testing.assert_array_equal(array, copy)
 
 
+@pytest.mark.dear
 @pytest.mark.processes
 def test_state_continues_with_another_seed_and_number_of_workers() -> None:
     with make(num_workers=2, envs_per_task=2, num_goals=9) as envs:
@@ -353,6 +355,7 @@ def test_a_suite_that_no_other_process_can_load_is_refused_with_advice() -> None
         TaskVectorEnv(Local(TASKS), seed=0)
 
 
+@pytest.mark.dear
 @pytest.mark.meta
 @pytest.mark.processes
 def test_paths_that_are_no_text_and_a_renderer_that_is_missing_do_not_matter(

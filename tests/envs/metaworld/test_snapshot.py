@@ -97,6 +97,7 @@ def test_all_tasks_continue() -> None:
     assert_continues("MT50", before=[0, 60], after=120, horizon=150, workers=2)
 
 
+@pytest.mark.dear
 def test_state_fits_environments_that_were_never_reset() -> None:
     names = ["basketball-v3", "door-lock-v3"]  # attributes become live views at their first reset
     goals = some_goals(names, 0)
@@ -183,6 +184,7 @@ def assert_views_survive(names: Sequence[str]) -> None:
             assert any(np.shares_memory(ours, array) for array in memory), f"{name}.{key}"
 
 
+@pytest.mark.dear
 def test_live_views_stay_live_views() -> None:
     assert_views_survive(["basketball-v3", "pick-place-v3"])
 

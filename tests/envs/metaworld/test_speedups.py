@@ -140,6 +140,7 @@ def episode(suite: type[MetaWorldSuite]) -> list[StepResult]:
         return drive(envs, 40, 1)
 
 
+@pytest.mark.dear
 @pytest.mark.filterwarnings("ignore:Constant")  # the scripted policies' own
 def test_another_version_of_metaworld_warns_once_and_gives_the_same_numbers_slowly() -> None:
     with pytest.warns(RuntimeWarning, match="metaworld 99.0 runs with upstream's own code") as caught:
@@ -188,6 +189,7 @@ print("equal")
 """
 
 
+@pytest.mark.dear
 def test_environments_that_share_a_model_do_as_with_one_of_their_own() -> None:
     names = ["drawer-open-v3", "drawer-close-v3", "basketball-v3"]  # two of one file, and one with live views
     run = subprocess.run([sys.executable, "-c", SHARED, *names], capture_output=True, text=True)

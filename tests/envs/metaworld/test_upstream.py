@@ -117,6 +117,7 @@ def test_tasks_equal_upstream_with_random_and_scripted_actions() -> None:
     compare(BENCHMARKS["MT10"][1::3], episodes=["scripted", "mixed"], steps=60, reward_version="v2")
 
 
+@pytest.mark.dear
 def test_the_first_reward_version_equals_upstreams() -> None:
     """All tasks: slow, below."""
     compare(BENCHMARKS["MT10"][::3], episodes=["mixed"], steps=30, reward_version="v1")
@@ -144,6 +145,7 @@ def test_all_tasks_begin_each_of_many_episodes_as_upstream() -> None:
         compare(names, episodes=["mixed"] * 8, steps=12, reward_version="v2", seed=seed)
 
 
+@pytest.mark.dear
 def test_episode_longer_than_upstreams_limit_goes_on() -> None:
     with TaskVectorEnv(MetaWorldSuite(["reach-v3"]), seed=SEED, max_episode_steps=503) as envs:
         envs.reset()
@@ -162,6 +164,7 @@ def test_goals_of_a_benchmarks_first_tasks_equal_upstreams_train_tasks() -> None
         np.testing.assert_array_equal(ours[name], vectors)
 
 
+@pytest.mark.dear
 def test_wrappers_of_make_vec_change_no_number() -> None:
     name = "push-v3"
     with TaskVectorEnv(MetaWorldSuite([name]), seed=SEED, num_workers=1) as ours:
@@ -193,6 +196,7 @@ def rollout(names: Sequence[str], columns: Sequence[int], **options: Any) -> lis
     return rows
 
 
+@pytest.mark.dear
 def test_trajectories_depend_on_neither_workers_nor_copies_nor_other_tasks() -> None:
     np.random.seed(5)
     before = np.random.get_state(legacy=True)
