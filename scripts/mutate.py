@@ -115,7 +115,7 @@ MUTATIONS = (
              "tests/runs/test_run_files.py::test_no_file_outside_is_written_through_a_link_in_a_run"),
     Mutation("R33", "mtrl/export/policy.py",
              'if architecture is None and spec["architecture"] not in NETWORKS:', "if False:",
-             "tests/export/test_policy.py::test_code_that_the_files_name_is_not_run"),
+             "tests/export/test_strange_files.py::test_code_that_the_files_name_is_not_run"),
     Mutation("R34", "mtrl/config/files.py",
              'name = re.sub(r"[^\\w.,=+-]+", "-", text).strip("-").lstrip(".-") or "_"', "name = text",
              "tests/config/test_labels.py::test_names_from_a_configuration_stay_in_their_folder_and_apart"),

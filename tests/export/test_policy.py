@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from mtrl.export.run import export_run
 from mtrl.networks.base import NETWORKS
 from mtrl.training.build import build_envs
 from mtrl.training.evaluate import evaluate
+from tests.export.conftest import edit
 from tests.helpers.counting_env import ACTION_DIM, OBS_DIM
 from tests.helpers.short_runs import config as short_config
 from tests.helpers.short_runs import lines, random_run
@@ -70,30 +69,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 def observations(rows: int = TASKS * COPIES) -> NDArray[np.float32]:
     return np.random.default_rng(0).normal(size=(rows, OBS_DIM)).astype(np.float32) * 3
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run and its export; to be read only."""
-    folder = tmp_path_factory.mktemp("made")
-    random_run(folder / "run")
-    return export_run(folder / "run", folder / "policy").parent
-
-
-@pytest.fixture
-def exported(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made / "policy", tmp_path / "policy"))
-
-
-@pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made / "run", tmp_path / "run"))
-
-
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    spec = json.loads((folder / "policy.json").read_text())
-    change(spec)
-    (folder / "policy.json").write_text(json.dumps(spec))
 
 
 @pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
@@ -236,24 +211,6 @@ def test_an_unknown_task_gets_the_nearest_name(exported: Path) -> None:
         mtrl.load_policy(exported).for_task("task1")
 
 
-def test_what_is_damaged_or_missing_is_refused(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no policy in"):
-        mtrl.load_policy(tmp_path / "nowhere")
-    tensors, spec = exported / "policy.safetensors", exported / "policy.json"
-    intact, description = tensors.read_bytes(), json.loads(spec.read_text())
-    tensors.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
-    with pytest.raises(UserError, match="SHA-256 differs"):
-        mtrl.load_policy(exported)
-    tensors.write_bytes(intact)
-    description["network"]["arguments"]["width"] = 17
-    spec.write_text(json.dumps(description))
-    with pytest.raises(UserError, match=r"expected .*\[1, 17, 8\].*; found .*\[1, 16, 8\]"):
-        mtrl.load_policy(exported)
-    spec.write_text(json.dumps(description | {"format": 99}))
-    with pytest.raises(UserError, match="export the policy again"):
-        mtrl.load_policy(exported)
-
-
 def test_a_network_whose_class_has_moved_is_found_where_one_says(tmp_path: Path) -> None:
     random_run(tmp_path / "run", **CONFIGURATIONS["own module"])
     folder = export_run(tmp_path / "run")
@@ -309,73 +266,6 @@ def test_nothing_of_the_user_s_is_overwritten(run: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
     first = export_run(run, tmp_path / "out")
     assert export_run(run, tmp_path / "out") == first
-
-
-@pytest.mark.parametrize("named", ["net.py:Net", "{folder}/net.py:Net", "stranger_module:Net"])
-def test_code_that_the_files_name_is_not_run(
-    named: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(exported)
-    monkeypatch.syspath_prepend(str(exported))
-    named = named.format(folder=exported)
-    for name in ("net.py", "stranger_module.py"):
-        (exported / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Net: pass\n")
-    edit(exported, lambda spec: spec["network"].update(architecture=named))
-    with pytest.raises(UserError, match="whose code would be run"):
-        mtrl.load_policy(".")
-    assert not (tmp_path / "ran").exists()
-
-
-BOMBS: dict[str, Any] = {
-    "width": {"width": 60_000},
-    "depth": {"depth": 1_000_000},
-    "stack": {"stack": 10**9},
-    "outputs": {"outputs": 10**9},
-    "negative width": {"width": -1},
-    "width in words": {"width": "many"},
-}
-
-
-@pytest.mark.parametrize("changes", BOMBS.values(), ids=BOMBS)
-def test_a_network_larger_than_its_file_is_refused_before_it_takes_memory(
-    changes: dict[str, Any], exported: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    edit(exported, lambda spec: spec["network"]["arguments"].update(changes))
-
-    def draw(*_: Any) -> None:
-        raise AssertionError("parameters were drawn")
-
-    monkeypatch.setattr("mtrl.networks.mlp.MLP.initial_parameters", draw)
-    with pytest.raises(UserError, match="larger network"):
-        mtrl.load_policy(exported)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"activation": "relo"}, {"activation": []}, {"width": 0}, {"head_range": "x"}, {"head_range": None}],
-    ids=str,
-)
-def test_an_argument_that_the_network_cannot_take_is_a_user_s_error(
-    changes: dict[str, Any], exported: Path
-) -> None:
-    edit(exported, lambda spec: spec["network"]["arguments"].update(changes))
-    with pytest.raises(UserError, match=r"policy\.json"):
-        mtrl.load_policy(exported)
-
-
-@pytest.mark.parametrize("key", ["sha256", "tasks", "obs_dim", "network", "format"])
-@pytest.mark.parametrize("value", [None, [], {}, "x", -1, 1e999, "absent"])
-def test_a_description_that_lacks_something_is_a_user_s_error(key: str, value: Any, exported: Path) -> None:
-    edit(exported, lambda spec: spec.pop(key) if value == "absent" else spec.update({key: value}))
-    with pytest.raises(UserError):
-        mtrl.load_policy(exported)
-
-
-@pytest.mark.parametrize("text", [b"", b"{", b"[" * 200_000, b"\xff", b"[]", b" " * (17 << 20)])
-def test_a_description_that_is_none_is_a_user_s_error(text: bytes, exported: Path) -> None:
-    (exported / "policy.json").write_bytes(text)
-    with pytest.raises(UserError):
-        mtrl.load_policy(exported)
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
