@@ -8,7 +8,7 @@ import numpy as np
 
 from mtrl.report import drawing as draw
 from mtrl.report import signals, stats
-from mtrl.report.comparison import Comparison, Floats, Group, curves
+from mtrl.report.comparison import Comparison, Curves, Floats, Group, curves
 from mtrl.report.drawing import Figure, Room
 from mtrl.report.table import number
 from mtrl.report.tables import MOST_ROWS, only_best
@@ -16,6 +16,7 @@ from mtrl.runs.log import STEP_LABEL
 
 _OVERLAID = 3  # rows whose bands can be told apart in one panel; more rows have a panel each
 _SMALLEST_NUMBER = 4.0  # points; the cells of a matrix have no numbers if these would be smaller
+_UNFINISHED = {"linewidth": 0.8, "marker": ".", "markersize": 3}
 _OTHERS = {"color": "#C4C8CC", "linewidth": 0.8, "zorder": 1}
 Build = Callable[[Room], Figure | None]  # draws a figure into a room; None: the runs lack its numbers
 _DrawRow = Callable[[Any, Group, dict[str, Any], bool], None]  # axes, row, style, with its band
@@ -92,13 +93,10 @@ def _mean_curves(comparison: Comparison, room: Room) -> Figure:
                 _band(axes, own.steps, band, style, marker="o", markersize=2.5)
             else:
                 axes.plot(own.steps, own.scores.mean(axis=(0, 2)), **style)
-        for run in row.runs if is_own else ():
-            if not run.finished and run.evaluations:
-                found = curves([run], comparison.tasks, comparison.measure)
-                thin = style | {"linewidth": 0.8, "marker": ".", "markersize": 3}
-                axes.plot(found.steps, found.scores[0].mean(axis=1), **thin)
+        for found in _unfinished(comparison, row) if is_own else ():
+            axes.plot(found.steps, found.scores[0].mean(axis=1), **style | _UNFINISHED)
 
-    rows = [row for row in shown(comparison, room.rows) if any(run.evaluations for run in row.runs)]
+    rows = _with_curves(comparison, room)
     drawing, grid = _overlay(comparison, room, rows, draw_row)
     first, *others = comparison.tasks
     over = f"mean {comparison.measure} over {len(comparison.tasks)} tasks"
@@ -109,25 +107,28 @@ def _mean_curves(comparison: Comparison, room: Room) -> Figure:
         f"Mean {comparison.measure} over tasks and seeds at each evaluation; band: 95 % bootstrap over seeds."
         f"{' Grey: the other rows.' if len(grid) > 1 else ''}{_only_shown(rows, comparison)}"
     )
-    if not all(run.finished for run in comparison.runs):
-        caption += " Thin lines: unfinished runs, which count nowhere else."
+    caption += _thin_lines(comparison)
     return Figure("curves", f"{comparison.measure.capitalize()} over training", caption, drawing)
 
 
 def _task_curves(comparison: Comparison, room: Room) -> Figure:
-    rows = [row for row in shown(comparison, room.rows) if row.finished]
+    rows = _with_curves(comparison, room)
     share = comparison.measure == "success"
     tasks = draw.short_names(comparison.tasks)[: room.tasks]
     drawing, grid = draw.panels(room, len(tasks), 2.3, 1.6, 5, tasks, sharex=True, sharey=share)
     looks = styles(comparison)
     for row in rows:
-        found = comparison.curves(row)
-        center, low, high = stats.band(found.scores)  # [K, T]
-        for index, axes in enumerate(grid):
-            if len(rows) <= _OVERLAID:
-                _band(axes, found.steps, (center[:, index], low[:, index], high[:, index]), looks[row])
-            else:
-                axes.plot(found.steps, center[:, index], linewidth=1.3, **looks[row])
+        if row.finished:
+            found = comparison.curves(row)
+            center, low, high = stats.band(found.scores)  # [K, T]
+            for index, axes in enumerate(grid):
+                if len(rows) <= _OVERLAID:
+                    _band(axes, found.steps, (center[:, index], low[:, index], high[:, index]), looks[row])
+                else:
+                    axes.plot(found.steps, center[:, index], linewidth=1.3, **looks[row])
+        for found in _unfinished(comparison, row):
+            for index, axes in enumerate(grid):
+                axes.plot(found.steps, found.scores[0, :, index], **looks[row] | _UNFINISHED)
     for axes in grid:
         _score_axis(axes, comparison)
     handles = [grid[0].plot([], [], linewidth=2, **looks[row])[0] for row in rows]
@@ -135,7 +136,23 @@ def _task_curves(comparison: Comparison, room: Room) -> Figure:
     draw.name_axes(drawing, grid, STEP_LABEL, comparison.measure)
     bands = "bands as above." if len(rows) <= _OVERLAID else "means over seeds."
     caption = f"Each task on its own; {bands}{_only_shown(rows, comparison)}{only_first(tasks, comparison)}"
+    caption += _thin_lines(comparison)
     return Figure("curves-per-task", f"{comparison.measure.capitalize()} of each task", caption, drawing)
+
+
+def _with_curves(comparison: Comparison, room: Room) -> list[Group]:
+    return [row for row in shown(comparison, room.rows) if any(run.evaluations for run in row.runs)]
+
+
+def _unfinished(comparison: Comparison, row: Group) -> Iterator[Curves]:
+    for run in row.runs:
+        if not run.finished and run.evaluations:
+            yield curves([run], comparison.tasks, comparison.measure)
+
+
+def _thin_lines(comparison: Comparison) -> str:
+    unfinished = any(not run.finished for run in comparison.runs)
+    return " Thin lines: unfinished runs, which count in no table." if unfinished else ""
 
 
 def _score_axis(axes: Any, comparison: Comparison) -> None:

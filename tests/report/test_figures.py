@@ -155,6 +155,19 @@ def test_what_a_small_figure_leaves_out_is_said_below_it(tmp_path: Path) -> None
     assert len(panels) == int(found[1]) or int(found[1]) <= 3  # these share a panel
 
 
+def test_unfinished_runs_are_thin_lines_in_the_panels_of_all_figures_of_curves(tmp_path: Path) -> None:
+    rates = {"reach-v3": (0.0, 0.5), "push-v3": (0.25, 1.0)}
+    write_run(tmp_path / "run", rates, finished=False)
+    means, per_task = itertools.islice(_figures(tmp_path / "run", Look(), "scores"), 2)
+    wanted = ((means, ((0.125, 0.75),)), (per_task, rates.values()))
+    for figure, scores in wanted:
+        panels = [axes for axes in figure.drawing.axes if axes.get_visible()]
+        for axes, task_scores in zip(panels, scores, strict=True):
+            lines = [line for line in axes.lines if len(line.get_xdata()) > 0]
+            assert [(*line.get_xdata(), *line.get_ydata()) for line in lines] == [(10, 20, *task_scores)]
+        assert "Thin lines: unfinished runs" in figure.caption
+
+
 def test_a_size_that_holds_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "run", {"reach-v3": (0.0, 0.5)})
     flags = ["--size", "1x1", "--font-size", "30", "--out", str(tmp_path / "out")]
