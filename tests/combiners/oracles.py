@@ -36,6 +36,7 @@ from tests.helpers.literature import (
 )
 from tests.helpers.loss_methods import (
     assert_adam_per_task,
+    assert_discrepancies,
     assert_dual_balance,
     assert_equal_contributions,
     assert_exponential,
@@ -201,7 +202,13 @@ ORACLES: dict[str, Row] = {
     "imtl_g": Row(assert_equal_projections, oracle_families=_SOLVABLE),
     "imtl_l": Row(assert_mean, needs_losses=True, starts_as_mean=True),
     "inverse_alpha": Row(assert_inverse_temperatures),
-    "ldc_mtl": Row(assert_mean, needs_losses=True, starts_as_mean=True),
+    "ldc_mtl": Row(
+        functools.partial(assert_discrepancies, lam=0.4),
+        orthonormal=None,  # rounding decides which of two equal losses is larger
+        needs_losses=True,
+        permutation_equivariant=False,  # neighbours in the tasks' order
+        options={"lam": 0.4},
+    ),
     "loss_proportional": Row(assert_equal_contributions, needs_losses=True, oracle_families=_SOLVABLE),
     # Optimiser's first step, the sign of each entry, once all tasks have had their turn.
     "m_config": Row(

@@ -59,11 +59,12 @@ def test_ldc_descends_on_losses_and_discrepancies_of_neighbours() -> None:
     logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     learner = torch.optim.Adam([logits], lr=0.05)
     for losses in histories(3, 6):
-        weights = torch.softmax(logits, dim=0)
-        torch.testing.assert_close(combiner.weights(losses), weights.detach())
-        weighted = weights * losses
+        losses.requires_grad_()
+        weighted = torch.softmax(logits, dim=0) * losses
         learner.zero_grad()
         (weighted.sum() + 0.8 * (weighted[:-1] - weighted[1:]).abs().sum()).backward()
+        # As in the authors' code, parameters and weights have one objective and one backward pass.
+        torch.testing.assert_close(combiner.weights(losses.detach()), losses.grad)
         learner.step()
 
 

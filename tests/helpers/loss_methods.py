@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,6 +67,15 @@ def assert_soft_inverse_losses(jacobian: Tensor, direction: Tensor, *, temperatu
     """UW-SO: weights in proportion to exp(1 / (loss temperature)), of sum 1."""
     powers = [math.exp(1.0 / (loss * temperature)) for loss in losses_of(jacobian).tolist()]
     torch.testing.assert_close(direction, mixed(jacobian, powers))
+
+
+def assert_discrepancies(jacobian: Tensor, direction: Tensor, *, lam: float) -> None:
+    """LDC-MTL's first direction: the gradient of mean losses and of what lies between neighbours."""
+    theta = torch.zeros(jacobian.shape[1], dtype=torch.float64, requires_grad=True)
+    losses = (losses_of(jacobian) + jacobian @ theta) / len(jacobian)
+    between = sum((abs(one - other) for one, other in pairwise(losses)), torch.zeros(()))
+    (expected,) = torch.autograd.grad(losses.sum() + lam * between, theta)
+    torch.testing.assert_close(direction, expected)
 
 
 def assert_half_mean(jacobian: Tensor, direction: Tensor) -> None:
