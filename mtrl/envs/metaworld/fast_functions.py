@@ -1,9 +1,9 @@
 """Replacements, with bit-identical results, of functions that upstream calls on tiny arrays.
 
 numpy and SciPy spend most of such a call on checking arguments. The replacements handle the common case and
-pass everything else on. Only names in upstream's modules are replaced; numpy and SciPy stay unchanged. Equal
-formulas do not guarantee equal bits, because compilers may fuse a multiplication and an addition. So each
-replacement is first compared with its original on this machine, and left out if a bit differs.
+pass everything else on. Only names in upstream's modules are replaced. Equal formulas do not guarantee equal
+bits, because compilers may fuse a multiplication and an addition. So `install` compares each of its functions
+with the original on this machine and leaves it out if a bit differs. Tests alone compare `caging_reward`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def install(reward_utils: Any) -> list[str]:
     Args:
         reward_utils: upstream's module of that name.
     """
+    global vector_norm
     left_out = []
     modules = [module for name, module in sys.modules.items() if _steps_environments(name)]
     if all(np.array_equal(quaternion(m), Rotation.from_matrix(m).as_quat()) for m in _rotations()):
@@ -40,6 +41,7 @@ def install(reward_utils: Any) -> list[str]:
     if all(_same_bits(norm(x), _numpy_norm(x)) for x in _vectors()):
         _exchange(modules, "np", np, _numpy_with_quick_norm())
     else:
+        vector_norm = _numpy_norm
         left_out.append("numpy.linalg.norm")
     upstream, tolerance = reward_utils.tolerance, quick_tolerance(reward_utils.tolerance)
     if all(_same_bits(tolerance(x, **k), upstream(x, **k)) for x, k in _distances()):
@@ -82,6 +84,10 @@ def length(vector: NDArray[np.float64]) -> float:
     if not vector.flags.c_contiguous:
         vector = vector.copy()
     return math.sqrt(vector.dot(vector))
+
+
+vector_norm: Callable[[NDArray[np.float64]], Any] = length
+"""The norm that the other replacements use: numpy's where `install` has left out `norm`."""
 
 
 def quick_tolerance(upstream: Callable[..., Any]) -> Callable[..., Any]:
@@ -205,8 +211,8 @@ def caging_reward(
     if high_density:
         return (reward + caging) / 2
     if medium_density:
-        margin = abs(length(initial - initial_tcp) - object_reach_radius)
-        reach = near(length(obj_pos - tcp), (0, object_reach_radius), margin, "long_tail")
+        margin = abs(vector_norm(initial - initial_tcp) - object_reach_radius)
+        reach = near(vector_norm(obj_pos - tcp), (0, object_reach_radius), margin, "long_tail")
         return (reward + float(reach)) / 2
     return reward
 
@@ -215,10 +221,10 @@ def _is_position(value: Any) -> bool:
     return type(value) is np.ndarray and value.dtype.char == "d" and value.shape == (3,)
 
 
-def _horizontal(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+def _horizontal(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:
     _HORIZONTAL[0] = first.item(0) - second.item(0)
     _HORIZONTAL[1] = first.item(2) - second.item(2)
-    return length(_HORIZONTAL)
+    return vector_norm(_HORIZONTAL)
 
 
 def _rotations() -> list[NDArray[np.float64]]:

@@ -206,7 +206,7 @@ def _current_obs(self: Any, handles: _Handles) -> NDArray[np.float64]:
     obs[:3] = handles.hand
     right, left = handles.claws
     gap = right - left
-    obs[3] = min(max(fast_functions.length(gap) / 0.1, 0.0), 1.0)
+    obs[3] = min(max(fast_functions.vector_norm(gap) / 0.1, 0.0), 1.0)
     if count == 1:
         obs[4:7], obs[7:11] = position, rotation
         return obs

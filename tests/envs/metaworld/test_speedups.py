@@ -95,7 +95,7 @@ def check(before):
     notes = [*notes, *speedups.install(SawyerXYZEnv)]
     assert reward_utils.tolerance is tolerance  # not wrapped again for each environment
     print(SawyerXYZEnv.step.__module__, reach.Rotation.__module__, reach.np.linalg.norm.__module__,
-          reward_utils.tolerance.__module__)
+          reward_utils.tolerance.__module__, fast_functions.vector_norm.__module__)
     assert numpy.linalg.norm is not fast_functions.norm
     assert scipy.spatial.transform.Rotation is not fast_functions._QuickRotation
     print(len(set(notes)), *notes, flush=True)
@@ -107,16 +107,21 @@ for before in sys.argv[1:]:  # each in a process without the replacements; the i
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 """
-CASES = [  # what is changed before; whose step, Rotation, norm and tolerance there are then; what is noted
-    ("", "mtrl mtrl mtrl mtrl", "0"),
+CASES = [  # what is changed before; whose step, Rotation, norm, tolerance and vector_norm are in use; the note
+    ("", "mtrl mtrl mtrl mtrl mtrl", "0"),
     (
         "speedups.version = lambda name: '3.2.0'",
-        "metaworld scipy numpy metaworld",
+        "metaworld scipy numpy metaworld mtrl",
         "1 metaworld 3.2.0",
     ),
     (
+        "fast_functions.norm = lambda x: fast_functions.length(x) * (1 + 1e-15)",
+        "mtrl mtrl numpy mtrl numpy",
+        "1 environments are somewhat slower: numpy.linalg.norm",
+    ),
+    (
         "fast_functions.quaternion = lambda m: m[0]",
-        "mtrl scipy mtrl mtrl",
+        "mtrl scipy mtrl mtrl mtrl",
         "1 environments are somewhat slower: scipy's Rotation",
     ),
 ]
