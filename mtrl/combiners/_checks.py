@@ -78,7 +78,7 @@ def check_weights(name: str, value: Iterable[float], num_tasks: int) -> Tensor:
         numbers = list(value)
         texts = isinstance(value, str) or any(isinstance(number, str) for number in numbers)
         weights = [] if texts else list(map(float, numbers)) or [1.0 / num_tasks] * num_tasks
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weights = []
     fits = all(math.isfinite(weight) and weight >= 0.0 for weight in weights) and any(weights)
     if not fits or len(weights) != num_tasks:
@@ -156,8 +156,8 @@ def check_gradients(name: str, rows: Tensor, *, products: bool, tasks: Sequence[
     Raises:
         ValueError: non-finite entries, or `products` that overflow; it names the tasks.
     """
-    # One pass over memory decides the usual case: norms below the limit or, at a fraction of the cost in half
-    # precision, a finite sum. Whatever is not finite spoils both.
+    # One pass over memory decides the usual case. For products, norms must be below the limit. Otherwise the
+    # sum must be finite, at a fraction of the cost in half precision. A non-finite entry fails either test.
     if not products:
         if not bool(rows.sum().isfinite()):
             check_finite("jacobian", rows, tasks)

@@ -40,8 +40,8 @@ class Combiner(Stateful, ABC):
 
     A method derives from LossCombiner or GramCombiner and implements `_weights`, or from JacobianCombiner and
     implements `_combine`. State lives in buffers that are written in place (see `Stateful`), so that `reset`,
-    checkpoints and CUDA graphs cover all of it. A bad input raises ValueError; an update checks no inputs
-    (`skip_checks`), since a check waits for the device.
+    checkpoints and CUDA graphs cover all of it. A bad input raises ValueError; training switches the checks
+    off (`skip_checks`), since a check waits for the device.
     """
 
     name: ClassVar[str] = ""
@@ -76,23 +76,19 @@ class Combiner(Stateful, ABC):
 
         Inputs are detached. Methods that need more than one Jacobian (other batches, gradients at moved
         parameters, losses after the step) use `direction` and `after_step`; `mtrl.mtl_step` calls both.
-        A call that raises leaves the state as it was. Only methods with state per parameter (`row_state`,
-        `vector_state`) have learned from the gradients when their direction is refused; `reset` forgets it.
+        A call that raises leaves the state as it was. Exception: if the direction is refused, a method with
+        state per parameter (`row_state`, `vector_state`) keeps what it learned; only `reset` clears it.
 
         Raises:
             ValueError: wrong shape, dtype or device, missing losses, or non-finite entries (names the tasks);
-                the method needs more than a Jacobian and losses, or its direction exceeds its dtype.
+                the method needs more than these, `after_step` is due, or its direction exceeds its dtype.
         """
         if self.needs_also:
             raise ValueError(
                 f"{self.name} needs {self.needs_also}, which a Jacobian does not contain: "
                 "use mtrl.mtl_step, or `direction` with an evaluator of your own."
             )
-        if self._awaits_losses:
-            raise ValueError(
-                f"{self.name} learns from the losses after each step: call after_step(losses) on the same "
-                "batch before the next one, or use mtrl.mtl_step."
-            )
+        self._check_learned()
         if losses is None and self.reads_losses:
             raise ValueError(f"{self.name} needs the tasks' losses; found none. Pass losses of shape [T].")
         if losses is not None:  # first: one NaN loss makes the rows of all tasks NaN
@@ -130,7 +126,7 @@ class Combiner(Stateful, ABC):
 
     @property
     def weights_suffice(self) -> bool:
-        """Whether `direction` returns that sum, too, so that an update calls `weights` alone."""
+        """Whether `direction` returns the sum by `weights`, too, so that an update calls `weights` alone."""
         plain = self.combines_by_weights and type(self).direction is Combiner.direction
         return plain and self.num_batches == 1
 
@@ -143,7 +139,7 @@ class Combiner(Stateful, ABC):
         Raises:
             ValueError: wrong losses, as in `combine`, or no step since the last call.
         """
-        # A method with its own `direction` never calls `combine`, so nothing records that losses are due.
+        # A method with its own `direction` may bypass `combine`; then nothing records that losses are due.
         noted = self.looks_again and type(self).direction is Combiner.direction
         if noted and not self._awaits_losses:
             raise ValueError(
@@ -160,7 +156,7 @@ class Combiner(Stateful, ABC):
 
     @final
     def abandon_step(self) -> None:
-        """Await no losses of the last step any more, in this method and those within it."""
+        """Stop waiting for the losses after the last step, in this method and those within it."""
         for module in self.modules():
             if isinstance(module, Combiner):
                 module._awaits_losses = False
@@ -189,7 +185,7 @@ class Combiner(Stateful, ABC):
 
     @property
     def refuses_signed_losses(self) -> bool:
-        """Whether losses must be positive: the formulas need it and no `shift` makes them so."""
+        """Whether losses below 0 are refused: the formulas need losses >= 0 and no `shift` makes them so."""
         return self.positive_losses and self.shift == "none"
 
     @final
@@ -197,6 +193,11 @@ class Combiner(Stateful, ABC):
         """Take note of the tasks' success rates [T] in [0, 1], NaN where unknown; ValueError for others."""
         check_rates(rates, self.num_tasks)
         self._note_success(rates.detach())
+
+    def _check_learned(self) -> None:
+        if self._awaits_losses:
+            due = "call after_step(losses) on the same batch before the next one, or use mtrl.mtl_step."
+            raise ValueError(f"{self.name} learns from the losses after each step: {due}")
 
     def _note_success(self, rates: Tensor) -> None:
         for module in self.nearest():
@@ -210,10 +211,7 @@ class Combiner(Stateful, ABC):
                 module.partition(sizes)
 
     def reset(self) -> None:
-        """Return to the state of a fresh instance with the same random stream.
-
-        Methods with state outside buffers extend this.
-        """
+        """Return to the state of a fresh instance of this stream; extend it for state outside buffers."""
         super().reset()
         self._awaits_losses = False
 
@@ -267,7 +265,7 @@ class Combiner(Stateful, ABC):
         return value.detach()
 
     def _guarded(self, combine: Callable[[], Tensor]) -> Tensor:
-        """Return a checked direction [P] and put the state back if it is refused; `unchecked`: neither."""
+        """Return the direction [P], checked; put the state back if this raises. In `unchecked`: neither."""
         put_back = self._snapshot() if self._checked else lambda: None
         try:
             direction = combine()
@@ -287,7 +285,7 @@ class Combiner(Stateful, ABC):
     def _seen(self, rows: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Return gradients [N, P] of `jacobian_at`, checked unless in `unchecked`.
 
-        For a `direction` that does not pass `combine`; call it before the state changes.
+        For a `direction` that does not call `combine` (which checks too); call it before the state changes.
         """
         if self._checked:
             self._check_gradients(rows, tasks)
@@ -313,8 +311,9 @@ class LossCombiner(Combiner):
         Weights have the dtype of the losses, float32 for half precision.
 
         Raises:
-            ValueError: wrong shape or dtype, or non-finite entries (names the tasks).
+            ValueError: wrong shape or dtype, or non-finite entries (names the tasks); `after_step` is due.
         """
+        self._check_learned()
         weights = self._noted(self._taken("losses", losses))
         self._awaits_losses = self.looks_again
         return weights
@@ -352,8 +351,9 @@ class GramCombiner(Combiner):
         digits for a Jacobian of single precision.
 
         Raises:
-            ValueError: wrong shape or dtype, or non-finite entries (names the tasks).
+            ValueError: wrong shape or dtype, or non-finite entries (names the tasks); `after_step` is due.
         """
+        self._check_learned()
         weights = self._noted(self._taken("gram", gram))
         self._awaits_losses = self.looks_again
         return weights

@@ -102,8 +102,12 @@ def test_a_method_that_learns_from_the_losses_after_the_step_asks_for_them() -> 
     rows, losses = jacobian("iid", 3, seed=0), torch.ones(3, dtype=torch.float64)
     combiner = make_combiner("famo", num_tasks=3)
     combiner.combine(rows, losses)
-    with pytest.raises(ValueError, match=r"famo learns from the losses after each step.*after_step"):
-        combiner.combine(rows, losses)
+    assert isinstance(combiner, LossCombiner)
+    for early in (lambda: combiner.combine(rows, losses), lambda: combiner.weights(losses)):
+        with pytest.raises(ValueError, match=r"famo learns from the losses after each step.*after_step"):
+            early()
+    combiner.after_step(losses)
+    combiner.weights(losses)
     combiner.after_step(losses)
     combiner.combine(rows, losses)
 

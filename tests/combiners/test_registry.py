@@ -138,6 +138,7 @@ def test_keys_that_are_no_option_of_a_base_are_refused_as_such(
         ("cagrad", "rescale", True, "one of 0, 1, 2"),
         ("cagrad", "c", 1e300, "<= 1e\\+12"),
         ("cagrad", "c", 10**400, "<= 1e\\+12"),
+        ("mean", "weights", (10**400, 1), "2 finite numbers"),
         ("imgrad", "c", 1e200, "<= 1e\\+12"),
         ("cagrad_fast", "c", 1e300, "<= 1e\\+12"),
         ("sdmgrad", "lam", 1e300, "<= 1e\\+12"),
