@@ -22,7 +22,7 @@ Kind = Literal["one_hot", "embedding", "file", "none"]
 Rows = Sequence[Sequence[float]]  # [T][D], numbers that describe each task
 
 TABLE = "identity.table"  # [1, T, width], an own row of each task
-PROJECTION = "identity"  # IDENTITY.weight [1, width, D] and IDENTITY.bias
+PROJECTION = "identity"  # the layer of identity.weight [1, width, D] and identity.bias [1, width]
 
 _LARGEST_FILE = 64 << 20  # bytes
 _LARGEST_NUMBER = torch.finfo(torch.float32).max
@@ -46,9 +46,12 @@ class TaskIdentity:
     def __init__(self, kind: Kind, num_tasks: int, width: int = 32, rows: Rows | None = None) -> None:
         self.kind, self.num_tasks, self.width, self.rows = kind, num_tasks, width, rows
         if (kind == "file") != (rows is not None):
-            raise ValueError(f"identity_rows belong to task_identity=file; found {kind}, rows {rows}.")
+            found = "no rows" if rows is None else f"{len(rows)} rows"
+            raise ValueError(f"identity_rows belong to task_identity=file; found {kind} and {found}.")
         if rows is not None and (len(rows) != num_tasks or len(set(map(len, rows))) != 1):
-            raise ValueError(f"identity_rows must be {num_tasks} rows of one length; found {rows}.")
+            sizes = sorted(set(map(len, rows)))
+            found = f"{len(rows)} rows of lengths {sizes}"
+            raise ValueError(f"identity_rows must be {num_tasks} rows of one length; found {found}.")
         self.columns = {"one_hot": num_tasks, "none": 0}.get(kind, width)
         self._constants = cache(self._constant)  # a captured graph must not copy them from the host
 
@@ -93,7 +96,7 @@ def read_rows(path: str, task_names: Sequence[str]) -> list[list[float]]:
     of facebookresearch/mtrl, outlive versions.
 
     Raises:
-        UserError: no such file, not of that form, a task without numbers, or rows of different lengths.
+        UserError: file missing, too large or not of that form; numbers missing, ambiguous or unequally many.
     """
     content = _content(path)
     try:

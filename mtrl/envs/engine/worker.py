@@ -184,7 +184,7 @@ class Worker:
         )
 
     def try_states(self, rows: Sequence[int]) -> tuple[str | None, list[Any]]:
-        """Try to save another environment like that of each of these rows which belong to this worker.
+        """For each of the given rows that this worker owns, make another environment and try to save it.
 
         Returns:
             What is wrong with the first that cannot be saved, None if all can, and the states taken.
@@ -197,10 +197,10 @@ class Worker:
                 env = self._make(row)
                 problem, state = try_state(env, self.blueprint.tasks[row], self.suite)
                 env.close()
+            self.stepping[0] = 0
             if problem is not None:
                 return problem, []
             states.append(state)
-        self.stepping[0] = 0
         return None, states
 
     def reset(self) -> None:
@@ -329,6 +329,7 @@ def serve(connection: Connection, arrays: SharedArrays) -> None:
         except Exception as error:  # noqa: BLE001 - the simulation may raise anything; the learner reports it
             # Only a command can be refused: a step that raises has not stepped all environments.
             if message != STEP and isinstance(error, UserError | EnvironmentFailure):
+                worker.stepping[:] = 0  # this row must not be blamed for a later failure
                 answer = REFUSAL + pickle.dumps(error)
             else:
                 classes = [cls.__name__ for cls in type(error).__mro__]
