@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    # Only what can be had: `help` and `inspect` ask for all of it.
+    # Only names whose packages are installed: `help` and `inspect` get every name that is listed.
     had = (name for name in __all__ if all(map(_is_there, _NEEDS.get(_HOMES[name], ()))))
     return sorted(["__version__", *had])
 

@@ -237,7 +237,7 @@ def _load_file(path: Path, kind: str) -> Any:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]  # half of it would pass for the whole at the next call
+        del sys.modules[name]  # else the next call would return the incomplete module
         raise
     return module
 

@@ -1,4 +1,4 @@
-"""Table and success curves of runs; see --help."""
+"""Compare runs: one HTML page, tables and figures; see --help."""
 
 from mtrl.cli import launch
 

@@ -52,7 +52,7 @@ class ActingPolicy:
         if obs.shape != (tasks * copies, size):
             raise UserError(
                 f"expected observations [{tasks * copies}, {size}], {copies} for each of {tasks} tasks; "
-                f"found {list(obs.shape)}. Ask the agent for a policy of as many copies as environments."
+                f"found {list(obs.shape)}. Call policy(envs_per_task) with the number of copies stepped."
             )
         stream = nullcontext() if self._side_stream is None else self._side_stream.use()
         with one_thread(self._obs.device), stream:

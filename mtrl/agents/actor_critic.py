@@ -31,14 +31,14 @@ _MOST_TASKS_IN_PAIRS = 25  # a log line with a number for each pair of 50 tasks 
 
 
 class ActorCritic(nn.Module):
-    """The networks of an agent, their methods and their optimisers; base of what steps them.
+    """The networks of an agent with their combiners and optimisers; base class of the agents' updates.
 
     Args:
         config: of the run. Only `network`, `seed`, the methods and the agent's own section are read.
         spec: sizes.
         device: of the parameters.
         settings: of the agent.
-        critic: of its network: stack, inputs, outputs, and which of the inputs are actions.
+        critic: sizes of its network: stack, inputs, outputs, `actions` (how many inputs are; default 0).
         critic_heads: task heads [T, ...] beside those of the critic's network.
         of_actor: names of the means that the actor's losses have in their `aux` (`TaskTotals`).
         others: names of the numbers that each step counts besides.

@@ -56,7 +56,7 @@ class TaskTotals(nn.Module):
     def pop_means(self) -> dict[str, Tensor]:
         """Return the means since the last call, then start again: [T], and 0-dim norms of the directions.
 
-        NaN where no update since then has evaluated the task or the network.
+        NaN where no update evaluated the task or the network; task norms that no update formed are left out.
         """
         sums, counts = self.sums[::2], self.sums[1::2]
         result = dict(zip(self.names, (sums / counts).unbind(), strict=True))

@@ -103,8 +103,8 @@ def exit_code(error: Exception) -> int:
 def command(run: Callable[..., int]) -> Callable[..., int]:
     """Turn `run(arguments, **defaults)` into a command's `main(argv=None, **defaults)`.
 
-    `main` returns an exit code: 0 done; 1 non-finite numbers; 2 a mistake of the user, with nothing written;
-    75 environment failure; 130 interrupted; 143 terminated.
+    `main` returns an exit code: 0 done; 1 non-finite numbers; 2 a mistake of the user, or a run directory
+    that is gone or cannot be written; 75 environment failure; 130 interrupted; 143 terminated.
     """
 
     @functools.wraps(run)

@@ -40,7 +40,7 @@ class _RunFlags:
     preset: str | None = None
     """Values to start from."""
     run_dir: str | None = None
-    """Default: runs/TASKS/METHOD/seedK-TIME."""
+    """Directory of the new run; by default runs/TASKS/METHOD/seedN-TIME."""
     resume: str | None = None
     """Run directory to continue; besides it only --steps, --device, --allow-version-mismatch and --trust."""
     resume_or_start: str | None = None

@@ -62,7 +62,7 @@ def make_base(
 
 
 def _combines_as_it_directs(kind: type[Combiner]) -> bool:
-    """Whether `_combine` is at least as new as `direction`; the library's own methods agree in both."""
+    """Whether `_combine` is defined where `direction` is, or in a subclass; the library's methods pass."""
     combine, direction = (
         next(base for base in kind.__mro__ if hook in vars(base)) for hook in ("_combine", "direction")
     )
@@ -131,8 +131,8 @@ class PositiveLosses(Combiner):
 class Refreshed(HostCounter, GramCombiner):
     """Solves for the weights in every `refresh_every`-th update and keeps them in between.
 
-    In between, an update computes no Jacobian, only the gradient of the weighted loss: on a GPU, two graphs.
-    `counter` is the number of updates until the next solve.
+    In between, an update computes no Jacobian, only the gradient of the weighted loss. On a GPU each of the
+    two kinds of update has a CUDA graph. `counter` is the number of updates until the next solve.
     """
 
     def __init__(self, *, num_tasks: int, refresh_every: int) -> None:

@@ -32,7 +32,7 @@ class JacobianAt(Protocol):
         """
 
     def weighted(self, weights_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the gradient [P] of `weights_of(losses) @ losses`, losses and weights [T]: one backward."""
+        """Return the gradient [P] of `w @ losses` for constant w = `weights_of(losses)` [T]: one backward."""
 
     def pooled(self, order: Tensor, singles: int) -> Tensor:
         """Return gradients [N + 1, P] of the first N tasks of an order [T] and of the others' mean loss."""

@@ -1,4 +1,4 @@
-"""Random numbers of methods: a hash of a stream, a step and a key, all of them in a method's state.
+"""Random numbers of methods: a hash of a key, and of a stream and a step that are in a method's state.
 
 A resume is therefore exact, and a CUDA graph draws new numbers in each replay. Different streams draw
 different numbers at every step. Nothing here waits for the device.

@@ -62,8 +62,8 @@ class Stateful(nn.Module):
     def _snapshot(self) -> Callable[[], None]:
         """Return a function that restores the present values of all buffers and counters.
 
-        With state per parameter it restores nothing: a copy would be large, and the other state belongs with
-        it.
+        With state per parameter it restores nothing: a copy would be large, and restoring only the rest would
+        leave the two inconsistent.
         """
         if self.keeps_rows:
             return lambda: None
@@ -96,8 +96,8 @@ class Stateful(nn.Module):
     def prepare(self, parameters: Tensor) -> None:
         """Allocate `row_state` and `vector_state` with P, dtype and device of `parameters` [P].
 
-        `combine` does this if nobody did before; afterwards the memory stays the same. For parameters of half
-        precision the state is float32: the squares of gradients of .01 and Adam's epsilon vanish in float16.
+        A method with such state calls this in its `_combine`; once allocated, the memory stays the same. For
+        half precision the state is float32: in float16 squares of gradients of 1e-4 and Adam's eps vanish.
         """
         dtype = torch.float32 if parameters.dtype in HALF else parameters.dtype
         for name, rows in self._rows.items():
@@ -146,8 +146,8 @@ class Stateful(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A fresh instance does not know P before its state arrives; a state from before the first step, whose
-        # entries are zero, does not either.
+        # A fresh instance does not know P before its state arrives. A state saved before the first step does
+        # not hold P either: it has no columns and stands for zeros.
         for name in self._rows:
             saved, own = state_dict.get(prefix + name), self.get_buffer(name)
             if saved is not None and own.shape[1] == 0:
@@ -160,8 +160,8 @@ class Stateful(nn.Module):
 class HostCounter(Stateful):
     """State on the host: one integer, `counter`, zero at first, that goes round with the updates.
 
-    It decides what an update does, and so belongs to `phases`. The update calls `advance`; where a CUDA graph
-    replays one, without running this code, whoever replays it does.
+    It decides what an update does, and so belongs to `phases`. The update calls `advance`. A CUDA graph that
+    replays an update does not run this code; whoever replays it calls `advance`.
     """
 
     counter = 0
@@ -185,9 +185,9 @@ class HostCounter(Stateful):
 
 
 def move_rows(state: Tensor, kept: Tensor, added: Tensor, rows: Tensor) -> None:
-    """Set `state` [T, P] to kept state + added rows in place; `kept` is [1] and `added` [T].
+    """Set `state` [T, P] to `kept * state + added * rows` in place; `kept` is [1] and `added` [T].
 
-    Shares of rows above the dtype's largest number, such as one over a length of 1e-40, count as that number.
+    Entries of `added` above the dtype's largest number, such as one over a length of 1e-40, count as that.
     """
     largest = torch.finfo(state.dtype).max
     kept, added = kept.to(state.dtype), added.clamp(max=largest).to(state.dtype).unsqueeze(-1)

@@ -16,7 +16,7 @@ class Affinity(Wrapper):
     """Affinity between tasks, collected during training: running means that `scripts/group.py` reads.
 
     After Wang et al., 2024 (arXiv:2402.15328; only the abstract could be read). The measure is the look-ahead
-    of Fifty et al., NeurIPS 2021 (arXiv:2109.04617) to first order: a step of length h along -g_i changes
+    of Fifty et al., NeurIPS 2021 (arXiv:2109.04617) to first order: the step -h g_i of task i changes
     loss j by -h <g_i, g_j>. `gains[i, j]` is the running mean of <g_i, g_j> / |loss_j|, the share of loss j
     that task i's step removes per unit of step size. `cosines[i, j]` is the running mean of the cosine.
 

@@ -24,7 +24,7 @@ class Blocks(JacobianCombiner):
         base: Name of the method; each block has an instance.
         base_options: Arguments of the base method.
         sizes: Numbers of columns of the blocks, in their order; -1, once, stands for the rest. Empty: one
-            block per module; training and `mtl_step` tell them to `partition`.
+            block per module; training and `mtl_step` pass the sizes of the modules to `partition`.
 
     The metric `weights` is the mean over all parameters. Every instance gets the losses unchanged.
     """

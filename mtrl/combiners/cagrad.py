@@ -71,8 +71,8 @@ class CAGrad(GramCombiner):
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the duality gap of the last weights over c |g0| and the mean norm under w.
 
-        Up to 1e-5; in single precision up to 2e-3 for dependent gradients, without bound if norms differ by
-        orders of magnitude besides (docs/methods.md).
+        With `exact` up to 1e-5; in single precision up to 2e-3 for dependent gradients, and without bound if
+        their norms also differ by orders of magnitude (docs/methods.md).
         """
         weights = self.last_weights * self._divisor
         gap = around_gap(self._last_gram, self._reference, self.c, weights, self._dual)

@@ -7,7 +7,7 @@ from mtrl.combiners.solvers.equal import equal_projections
 
 
 class ConFIG(GramCombiner):
-    """ConFIG (conflict-free inverse gradients): equal cosines with all gradients, their mean projection long.
+    """ConFIG (conflict-free inverse gradients): equal cosines with all gradients, mean projection as length.
 
     Liu, Chu and Thuerey, ICLR 2025 (arXiv:2408.11104), equation 2 as in the authors' code. With the unit
     gradients U, d points along pinv(U) 1 and is as long as the mean projection of the gradients onto it.

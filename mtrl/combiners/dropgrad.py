@@ -31,8 +31,8 @@ class DropGrad(Wrapper):
         schedule: `constant`, or `linear`: 0 in the first update, `rate` from `ramp` updates later on.
         ramp: Updates over which a linear schedule grows.
 
-    An update draws T P numbers from a counter in the state. Where the paper's linear schedule begins and ends
-    could not be verified. Normal numbers end at 5.3 standard deviations.
+    An update forms its T P numbers from P + T hashes of a counter in the state. Where the paper's linear
+    schedule begins and ends could not be verified. Normal numbers end at 5.3 standard deviations.
     """
 
     name = "dropgrad"
@@ -65,8 +65,8 @@ class DropGrad(Wrapper):
             with self.base.unchecked():  # `combine` has checked the same gradients
                 direction = self.base.combine(jacobian, losses)
         elif isinstance(self.base, LossCombiner) and self.base.combines_by_weights:
-            # Its weights are known first, so that noisy gradients need no memory, whose first use takes
-            # longer than the noise.
+            # The base's weights are known first, so noisy gradients are summed by blocks: the first use of
+            # memory for all of them would take longer than the noise.
             given = losses if losses is not None else jacobian.new_ones(self.num_tasks)
             weights = self.base.weights(given)
             direction = torch.empty_like(jacobian[0])

@@ -15,8 +15,8 @@ class FAMO(PositiveLosses, LossCombiner):
     """FAMO (fast adaptive multi-task optimisation): aims at the same rate of decrease for all log-losses.
 
     Liu et al., NeurIPS 2023 (arXiv:2306.03792), algorithm 1. With z = softmax(xi), task t weighs c z_t /
-    loss_t, where c makes the weights sum to 1. After the step, xi takes an Adam step against the derivative
-    of z applied to log(loss before) - log(loss after), both on the same batch.
+    loss_t, where c makes the weights sum to 1. After the step, xi takes an Adam step against the gradient of
+    sum_t z_t fall_t for constants fall_t = log(loss_t before) - log(loss_t after), both on the same batch.
 
     Args:
         lr: Learning rate of xi (authors' RL runs: 0.025).

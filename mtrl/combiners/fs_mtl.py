@@ -88,7 +88,7 @@ class FSMTL(JacobianCombiner):
         return {**self.loss_part.metrics(), **flat}
 
     def _joint(self, gradients: Tensor) -> Tensor:
-        """Return along what each task ascends [T, P]: its own gradient, or a mix with the mean gradient."""
+        """Return each task's ascent direction [T, P]: its own gradient, or a mix with the mean gradient."""
         if self.local == 1.0:
             return gradients
         mean = gradients.mean(dim=0)

@@ -58,8 +58,8 @@ class GradNorm(PositiveLosses, JacobianCombiner):
         share = 1.0 - absent.sum(dtype=torch.float64) / self.num_tasks  # of tasks with a gradient
         mean, mean_left = lengths.mean() / share, left.masked_fill(absent, 0.0).mean() / share
         above = torch.addcmul(lengths, mean, (left / mean_left) ** self.alpha, value=-1.0).sign()
-        # The derivative by w_t, times w_t, in units of the mean length. Through the softmax w / T of the
-        # logits: a step along all of them at once changes nothing.
+        # The derivative by w_t, times w_t, in units of the mean length. The gradient of the logits subtracts
+        # `among` times its sum, since a constant added to all logits changes no weight.
         slope = lengths / mean * above
         among = self.logits.value.masked_fill(absent, -torch.inf).softmax(dim=0)
         gradient = torch.addcmul(slope, among, slope.sum(), value=-1.0)

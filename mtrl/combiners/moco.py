@@ -60,7 +60,7 @@ class MoCo(PositiveLosses, JacobianCombiner):
         assert losses is not None
         self.prepare(jacobian[0])
         measured = self.origin(losses)
-        if self._checked:  # before the state changes: no tracked gradient is longer than all losses so far
+        if self._checked:  # before the state changes: no tracked gradient is longer than the largest loss
             check_squares(self.name, measured, self.tracked.dtype)
         self.step.add_(1.0)
         moved = self.beta * self.step**-self.beta_sigma

@@ -14,8 +14,8 @@ class Momentum(Wrapper):
     """Momentum: the base method combines running means of the tasks' gradients.
 
     After GCond (Limarenko and Studenikina, 2025, arXiv:2509.07252), which accumulates gradients before it
-    arbitrates between them: a mean over updates has less noise, so that fewer conflicts are those of one
-    batch.
+    arbitrates between them: a mean over updates has less noise, so fewer conflicts come from the noise of
+    one batch.
 
     Args:
         base: Name of the method that combines the means.

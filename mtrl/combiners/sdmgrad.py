@@ -70,8 +70,8 @@ class SDMGrad(GramCombiner):
     def metrics(self) -> dict[str, Tensor]:
         """Add `residual`: the KKT gap of w relative to the objective's scale.
 
-        Up to 1e-5; in single precision up to 1e-3 for dependent gradients, and a solve among fifty of them
-        may fail with a residual of 2 (docs/methods.md).
+        With `exact` up to 1e-5; in single precision up to 1e-3 for dependent gradients, and a solve among
+        fifty of them may fail with a residual of 2 (docs/methods.md).
         """
         return {**super().metrics(), "residual": hull_gap(shifted(self._last_gram, self.lam), self.w)}
 

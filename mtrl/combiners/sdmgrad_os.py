@@ -22,7 +22,7 @@ class SDMGradOS(Sampled):
 
     Deviations from the authors' code: exactly `sampled` tasks are drawn, theirs draws each with probability
     sampled / T (and again if none was drawn). w ranges over the drawn tasks; the code's zero rows for the
-    others, solved exactly, would take all of the weight and leave no direction. `order` is ours (see
+    others, solved exactly, would often take all of w and leave only lam g0 / (1 + lam). `order` is ours (see
     `_families.Sampled`). The temperatures of tasks that were not drawn change only by Adam's momentum. In
     `mtl_step` the task heads of all tasks step; in training those of tasks that were not drawn have a
     gradient of 0.

@@ -1,4 +1,4 @@
-"""UW-SO: the optimal weights of uncertainty weighting, made less unequal by a softmax."""
+"""UW-SO: a softmax, with a temperature, of the optimal weights of uncertainty weighting."""
 
 from typing import Literal
 

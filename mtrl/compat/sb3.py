@@ -1,4 +1,4 @@
-"""Environments as a VecEnv of Stable-Baselines3; policies of `mtrl.load_policy` suit its evaluation."""
+"""Environments as a VecEnv of Stable-Baselines3, whose `evaluate_policy` takes exported policies."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

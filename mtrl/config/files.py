@@ -10,7 +10,7 @@ from mtrl.errors import UserError
 
 TEMPORARY_PREFIX = ".tmp-"
 UNFINISHED = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}\d+-.+")  # names that killed processes leave
-_LONGEST_NAME = 100  # characters; file systems allow 255 bytes
+_LONGEST_NAME = 100  # bytes; file systems allow 255
 
 
 def temporary_path(path: Path) -> Path:
@@ -65,7 +65,7 @@ def paths_in(folder: Path, names: Iterable[str], suffix: str = "") -> dict[str, 
     """Return a path in `folder` for each name; different names get different paths.
 
     Raises:
-        UserError: a symbolic link in `folder` leads out of it.
+        UserError: a symbolic link, `folder` or one in it, leads out of the parent of `folder`.
     """
     paths: dict[str, Path] = {}
     taken: set[str] = set()

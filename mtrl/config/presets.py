@@ -135,7 +135,7 @@ def _lay_over(place: dict[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if key in place and isinstance(place[key], dict) != isinstance(value, Mapping):
             raise UserError(
-                f"'{key}' has a value, so that '{key}.' begins no key. Options of a method are in "
+                f"'{key}' is given a value and used as a section ('{key}.NAME'). Options of a method are in "
                 "method_options."
             )
         if isinstance(value, Mapping):

@@ -276,7 +276,7 @@ class TrainConfig:
     """As torch.set_float32_matmul_precision; auto: `high` (TF32) on CUDA, `highest` on a CPU. Gramians and
     directions stay exact."""
     num_threads: PositiveInt | None = None
-    """Threads of the learner on the CPU; None: all available cores."""
+    """Threads of the learner on the CPU; None: as many as torch would use, at most one per available core."""
 
 
 @settings("eval.")

@@ -30,7 +30,7 @@ class GraphedStep(Generic[Result]):
         step: reads and writes tensors of `device` that keep their address, and nothing on the host.
         device: where the step runs.
         what: names the step in the warning.
-        host_calls: makes what runs in it pass its calls that need the host to the given `between`.
+        host_calls: makes a context in which code passes its calls that need the host to the given `between`.
 
     Attributes:
         eager: whether no call is captured or replayed; True also after a capture has failed.

@@ -126,7 +126,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _model_card(policy: Mapping[str, Any]) -> str:
-    """Return the card of a policy with the content of policy.json, without a license."""
+    """Return the model card for the content of policy.json; it names no licence."""
     config = policy["config"]
     tasks = policy["tasks"]
     name = tasks_label(tasks, many=f"tasks of {config['suite']}")

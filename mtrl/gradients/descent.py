@@ -23,7 +23,7 @@ class StepReport(NamedTuple):
 
     losses: Tensor  # [T], 0 for tasks that were not evaluated
     evaluated: Tensor  # [T], 1 or 0
-    gradient_norm: Tensor  # 0-dim, of the combined gradient before clipping
+    gradient_norm: Tensor  # 0-dim, of the combined gradient and those of the task heads, before clipping
     task_norms: Tensor | None  # [T], of the tasks' gradients; None: the method never forms them
     evaluations: list[LossEvaluation]
 
@@ -40,7 +40,7 @@ class Descent(nn.Module):
         combiner: of its tasks' gradients.
         lr: learning rate.
         eps: of Adam.
-        max_norm: bound of the combined gradient's norm; None: none.
+        max_norm: bound of the gradient's norm, task heads included; None: none.
         weight_decay: decoupled, as AdamW's: before a step parameters shrink by lr * weight_decay.
         undecayed: how many numbers at the end of the vector do not shrink.
         project: of the network (`Projects`).

@@ -74,7 +74,7 @@ def mtl_step(
             parameters, needs a closure or holds parameters of the losses that are neither in `model` nor in
             `heads`; a parameter is in `model` and in a head; a method needs what no step can give it
             (`inverse_alpha`: temperatures).
-        RuntimeError: torch.vmap refuses an operation (pass `chunk_size=1`), or another process failed.
+        RuntimeError: as `task_jacobian` (vmap refuses: pass `chunk_size=1`), or another process failed.
     """
     _check_call(combiner, losses, optimizer, max_norm, micro_batches, accumulate)
     max_norm = None if max_norm is None else float(max_norm)

@@ -50,7 +50,7 @@ class FlatParameters(nn.Module):
     `own_rows` names shared parameters [S, T, ...] of which task t's loss uses row t alone, such as an
     embedding of the task identity. Their per-task form is [T, S, ...].
 
-    With a `dtype` of half precision networks compute with a rounded copy, and so do their gradients. The
+    With a `dtype` of half precision networks compute with a rounded copy, and gradients have its dtype. The
     vector itself, which the optimiser moves, keeps its precision: steps below the rounding would be lost.
     """
 
@@ -145,7 +145,7 @@ class TaskGradients:
             tens of megabytes at each step.
         temperatures: [T], for methods that read them.
         trouble: [T], becomes NaN for a task with a non-finite loss or gradient and stays as it is for others.
-            `weighted` forms no gradients of single tasks and looks at losses only. None: not wanted.
+            `weighted` and `pooled` look at losses only. None: not wanted.
 
     Attributes:
         losses: [T], of the first evaluation; 0 for tasks that it left out.

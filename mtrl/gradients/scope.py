@@ -1,7 +1,7 @@
 """What one step may touch and what it refuses: decided here and nowhere else.
 
-A step moves the trainable parameters of the model and of the heads. It leaves alone frozen parameters and all
-others that the optimiser holds, whatever their `.grad` holds from before.
+A step moves the trainable parameters of the model and of the heads. It leaves alone frozen parameters and,
+unless it accumulates, all others that the optimiser holds, whatever their `.grad` holds from before.
 """
 
 import inspect
@@ -47,7 +47,7 @@ class Scope(NamedTuple):
     shared: Sequence[Tensor]  # the combined direction moves them
     heads: Sequence[Sequence[Tensor]] = ()  # for each task its own; moved by the task's own gradient
     frozen: Sequence[Tensor] = ()  # of model and heads; they stay, and lose a gradient from before
-    others: Sequence[Tensor] = ()  # of the optimiser alone; they stay, and keep a gradient from before
+    others: Sequence[Tensor] = ()  # of the optimiser alone; they stay unless the step accumulates
     modules: Sequence[nn.Module] = ()  # their buffers move once per step
     names: dict[int, str] = {}  # noqa: RUF012 - id of a tensor -> its name in messages
 
@@ -177,7 +177,7 @@ class Scope(NamedTuple):
 
     @contextmanager
     def only(self, *, hide_others: bool = True, keep: bool = True) -> Iterator[None]:
-        """Hide the gradients of parameters that the step must leave alone from its optimiser.
+        """Hide from the optimiser the gradients of parameters that the step must leave alone.
 
         With `keep`, an error restores all former gradients, whose memory stays in use meanwhile.
         """

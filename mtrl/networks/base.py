@@ -61,8 +61,8 @@ class Projects(Protocol):
 
 
 SIZES = ("stack", "num_tasks", "inputs", "outputs", "task_identity")
-"""Arguments of every network. Where its constructor names them it also gets `actions`, the columns at the end
-of the inputs that are actions (0 for an actor), and `role`, "actor" or "critic"."""
+"""Arguments of every network. Where its constructor names them it also gets `actions`, the number of actions
+at the end of the inputs (0 but for SAC's critics), and `role`, "actor" or "critic"."""
 
 OF_IDENTITY = ("identity_width", "identity_rows")
 """Arguments that come with the task identities "embedding" and "file" (`TaskIdentity`)."""

@@ -26,7 +26,7 @@ class BRC(Residual):
 
     Args:
         width: units per layer.
-        depth: of which depth - 1 are residual blocks of two layers.
+        depth: 1 (the input layer) plus the number of residual blocks, which have two layers each.
     """
 
     papers = ("nauman2024bro", "nauman2025brc")

@@ -15,9 +15,9 @@ from mtrl.networks.layers import Weights
 class CARE(Encoded):
     """CARE in the form of metaworld-algorithms: encoders mixed by attention on a context of the task.
 
-    The context c is a perceptron of relu(a learnt vector of the task); the attention is the softmax of a
-    second perceptron of c, over the temperature. Encoders, perceptrons of the inputs without the task
-    identity, are mixed by it, and a torso maps [mixture, c] to the outputs.
+    The context c is a perceptron of relu(a learnt vector of the task). A second perceptron of c gives logits,
+    and the attention is softmax(logits / temperature). It mixes the outputs of encoders, perceptrons of the
+    inputs without the task identity, and a torso maps [mixture, c] to the outputs.
 
     Source: Sodhani et al., "Multi-Task Reinforcement Learning with Context-based Representations" (ICML 2021,
     arXiv 2102.06177), as metaworld-algorithms has it (nn/care.py). Differences from the authors' code:

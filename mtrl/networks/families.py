@@ -64,7 +64,7 @@ class Residual(Sized):
     Args:
         task_identity: see `TaskIdentity`.
         role: "actor" or "critic".
-        depth: of which depth - 1 are residual blocks.
+        depth: 1 (the input layer) plus the number of residual blocks.
         identity_width: columns of a learnt or projected task identity.
         identity_rows: the given numbers of task_identity "file".
 

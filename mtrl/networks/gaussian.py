@@ -18,7 +18,7 @@ class SampledAction(NamedTuple):
 
 
 def sample_action(outputs: Tensor, noise: Tensor) -> SampledAction:
-    """Sample actions (SAC, eq. 11 and appendix C).
+    """Sample actions (SAC, arXiv 1801.01290, eq. 11 and appendix C).
 
     Args:
         outputs: [T, B, 2A] of the actor's network: means, then logarithms of standard deviations.

@@ -32,8 +32,8 @@ class PlacedParameters(dict[str, Tensor]):
 
     Attributes:
         used_again: whether a place was asked for that has been claimed.
-        whole: as the argument, and true once a parameter was used twice. While it is false, the backward of a
-            layer may note factors of a gradient instead of writing it.
+        whole: as the argument, and true once `claim_place` has returned None. While it is false, the backward
+            of a layer may note factors of a gradient instead of writing it.
         outer_products: such factors by a parameter's name, left [N, S, K] and right [N, S, M]: each task's
             gradient is their outer product, [S, K, M] numbers.
     """
@@ -219,7 +219,7 @@ def _joint(weight: Tensor) -> Tensor | None:
 
 
 class ObservationNorm(nn.Module):
-    """Standardises each coordinate by its mean and deviation in a run's first ones; only clips before `fit`.
+    """Standardises each coordinate by mean and deviation in the observations of `fit`; before, only clips.
 
     All tasks share the statistics, since a coordinate that rests at first in one task moves in another.
     They never change after `fit`, so that the policy stays a fixed function of the observation.

@@ -185,8 +185,8 @@ class ModuleNetwork:
         identity_rows: the given numbers of "file".
 
     Raises:
-        UserError: the module has buffers or no parameters, gives other outputs, does not run under vmap, or
-            its rows depend on each other.
+        UserError: the module has buffers, frozen parameters or no parameters, gives other outputs, does not
+            run under vmap, or its rows depend on each other.
     """
 
     identities = ("one_hot", "embedding", "file", "none")

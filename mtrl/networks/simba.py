@@ -17,7 +17,7 @@ class SimBa(Residual):
     """SimBa: a linear input layer, residual blocks with layer normalisation in front, a last normalisation.
 
     h = W x, then blocks h + W2 relu(W1 LN(h)) with 4 times as many units inside, then LN and a linear layer.
-    An actor has two of these, for means and log deviations (`bounded_log_std`).
+    An actor has two linear layers there, for means and log deviations (`bounded_log_std`).
 
     Source: Lee et al., "SimBa" (ICLR 2025, arXiv 2410.09754), section 4, with the authors' code (scale_rl
     simba_layer.py): first and last layers orthogonal with gain 1, the blocks He-normal (cut off at two
@@ -27,7 +27,7 @@ class SimBa(Residual):
 
     Args:
         width: units between the blocks; 128 for the actor and 512 for the critic in the paper.
-        depth: of which depth - 1 are blocks; the paper has one block for the actor and two for the critic.
+        depth: 1 (the input layer) plus the number of blocks; in the paper 1 for the actor, 2 for the critic.
     """
 
     papers = ("lee2025simba",)

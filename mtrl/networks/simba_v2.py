@@ -35,7 +35,7 @@ class SimbaV2(Residual):
 
     Args:
         width: units between the blocks; 128 for the actor and 512 for the critic in the paper.
-        depth: of which depth - 1 are blocks; the paper has one block for the actor and two for the critic.
+        depth: 1 (the input layer) plus the number of blocks; in the paper 1 for the actor, 2 for the critic.
     """
 
     papers = ("lee2025simbav2",)

@@ -29,8 +29,8 @@ class SoftModules(Sized):
     the layers E, the routing's sight of all earlier layers, the ReLU after the sum and the last p, which the
     code has. Weights start as in that code: hidden ones uniform in +-1/sqrt(outputs), for it takes the number
     of rows for the fan-in, with biases .1; H and R uniform in +-3e-3. The published runs weigh the tasks'
-    losses by their temperatures: `--method inverse_alpha`. Deviations: each task's row z_t has that number of
-    rows too, one bias for all tasks stands beside it.
+    losses by their temperatures: `--method inverse_alpha`. The authors' linear layer of the one-hot identity
+    is here a row z_t per task, which starts in the same range, plus one bias for all tasks.
 
     Args:
         task_identity: "one_hot", which stands for the rows z_t.

@@ -67,7 +67,7 @@ class Curves(NamedTuple):
     """Evaluations of R runs at their K common steps."""
 
     steps: Floats  # [K] vector steps
-    seconds: Floats  # [R, K] since the start of each run
+    seconds: Floats  # [R, K] that each run has worked, without pauses
     scores: Floats  # [R, K, T]
 
 
@@ -79,7 +79,7 @@ class Comparison:
     tasks: tuple[str, ...]  # T
     measure: Measure  # what a score is
     single_task: dict[str, float]  # task -> mean score of agents trained on it alone
-    comparisons: int = 1  # simultaneous ones that a study has planned, at least
+    comparisons: int = 1  # paired differences that the study plans; if the table has more, those
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, compute: Callable[[], A]) -> A:
@@ -155,7 +155,7 @@ def compare(
         measure: default: success where the suite has one, else the return.
         methods: methods or labels of the rows that are shown, in this order; default: all.
         labels: method or label -> what it is called in tables and figures.
-        comparisons: how many paired differences hold together; default: those that the table has.
+        comparisons: number of paired differences whose intervals hold together; default: those of the table.
 
     Raises:
         UserError: no run, no evaluation, runs that cannot share a table (names the difference), or a method
@@ -201,7 +201,7 @@ def protocol(run: Run) -> dict[str, Any]:
 
 def configuration(run: Run) -> dict[str, Any]:
     """Return the settings of the learner of a run: agent, method, networks."""
-    # An option of a method that is empty or null counts as one that an older run does not have.
+    # Empty and null options of methods are left out: older runs, which lack an option, then match.
     measured = (*_PROTOCOL, *_INCIDENTAL)
     return {
         key: value
@@ -215,7 +215,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     """Return the rows that `runs` make, in the order of their first runs.
 
     Raises:
-        UserError: two protocols among them, or one seed twice in a row; names both runs and the difference.
+        UserError: two protocols among them, or two runs of a row with one seed; names both runs.
     """
     _check_one_protocol(runs)
     rows: dict[tuple[Any, ...], list[Run]] = {}

@@ -21,13 +21,13 @@ from mtrl.report.tables import MOST_ROWS
 from mtrl.report.ticks import RoundTicks, ShortTexts, number_axis
 from mtrl.runs.log import STEP_LABEL
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, and three more; not black.
+# Okabe and Ito's colours but black and yellow, which colour-blind readers can tell apart; three more.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B", "#B8A800")
 _DASHES = ("-", "--", ":", "-.")
 _DOTS_PER_INCH = 160
 _FONT_SIZE = 10.0  # points, for which the sizes in the code are meant: all grow with the text
-_TITLE_SHARE = 0.85  # of a panel's width: the rest is its ticks', beside which the title stands
-_NARROWEST = 0.55  # of the natural width of a panel, when columns are chosen by width alone
+_TITLE_SHARE = 0.85  # of a panel's width that its title may take: tick labels take the rest
+_NARROWEST = 0.55  # smallest share of a panel's natural width, when columns are chosen by width alone
 _STYLE = {
     "font.size": _FONT_SIZE,
     "axes.spines.top": False,
@@ -91,7 +91,7 @@ def style(look: Look) -> Iterator[None]:
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:
-    """Write a drawing that is laid out in all formats; return the files."""
+    """Write a drawing, which is already laid out, in all formats; return the files."""
     png, svg, pdf = (folder / f"{figure.name}.{suffix}" for suffix in ("png", "svg", "pdf"))
     # `savefig` would draw each twice.
     FigureCanvasAgg(figure.drawing).print_png(png)
@@ -200,7 +200,7 @@ def legend(
 def heat_map(axes: Any, values: Any, rows: Sequence[str], columns: Sequence[str], **options: Any) -> Any:
     """Draw a matrix with named rows and columns; return the image."""
     image = axes.imshow(values, **options)
-    axes.figure.set_layout_engine("compressed")  # squares leave room that the names have to be close to
+    axes.figure.set_layout_engine("compressed")  # square cells leave free room, which this layout removes
     axes.grid(visible=False)
     is_long = max(map(len, columns)) > 3
     turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_long else {}

@@ -178,7 +178,7 @@ def _final(comparison: Comparison, room: Room) -> Figure:
             bar = {"color": colour, "linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
             axes.plot([found.low, found.high], [index, index], **bar)
             axes.plot(found.value, index, "o", color=colour, markersize=6)
-        if comparison.measure == "success":  # with a margin only where a success rate can be
+        if comparison.measure == "success":  # a rate is in [0, 1]: a small margin around it is enough
             low, high = axes.get_xlim()
             margin = 0.02 * (high - low)
             axes.set_xlim(max(low, -margin), min(high, 1.0 + margin))

@@ -132,7 +132,7 @@ def _panel_rows(comparison: Comparison, room: Room) -> Sequence[Group]:
 
 
 def _thinned(series: signals.Series) -> tuple[Any, Any]:
-    """Return means over blocks of log lines, at most about `_POINTS`."""
+    """Return means over at most `_POINTS` blocks of log lines; an incomplete last block is left out."""
     size = -(-len(series.steps) // _POINTS)
     whole = len(series.steps) // size * size
     steps = series.steps[:whole].reshape(-1, size).mean(axis=1)

@@ -65,8 +65,8 @@ class Run:
         """At most `most` lines of metrics.jsonl, evenly spread over the vector steps, oldest first.
 
         Of a longer log these are the first line at or after every 2nd, 4th, ... multiple of the log interval,
-        and the last line. Runs of different lengths thus have lines at common steps, and a line that one of
-        them lacks costs no other line.
+        and the last line. Runs of different lengths thus have lines at common steps. A line that is missing
+        in one run does not shift its other lines.
         """
         interval = (self.config.get("train") or {}).get("log_interval")
         interval = interval if type(interval) is int and interval > 0 else 1
@@ -218,7 +218,7 @@ def _config(path: Path) -> dict[str, Any]:
                 reason = "an alias (*name)" if depth <= _DEEPEST_CONFIG else f"{depth} nested levels"
                 raise UserError(f"{path} is no configuration that a run wrote: it holds {reason}.")
         config = yaml.load(text, _YamlLoader)
-    # Others than YAMLError: bytes, dates, integers or values of a tag that are none.
+    # The other errors come from bytes that are not UTF-8 and from invalid dates, integers or tags.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):

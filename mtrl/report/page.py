@@ -65,7 +65,7 @@ def write_report(
 
     Raises:
         OSError: `out` cannot be written.
-        UserError: a font that is not installed; a link in `out` that leads out of it.
+        UserError: a font that is not installed; a link in `configs` that leads out of `out`.
     """
     tables = all_tables(comparison)
     files = _write_tables(tables, out / "tables")
@@ -174,7 +174,7 @@ def _title(comparison: Comparison) -> str:
 
 
 def _summary(comparison: Comparison) -> list[str]:
-    """Return sentences about what is on the page, the unfinished first."""
+    """Return sentences about the runs on the page; the first one counts them."""
     runs, rows = comparison.runs, comparison.groups
     unfinished = sum(not run.finished for run in runs)
     counts = f"{len(runs)} run{'s' * (len(runs) > 1)} of {len(rows)} configuration{'s' * (len(rows) > 1)}"
@@ -183,13 +183,13 @@ def _summary(comparison: Comparison) -> list[str]:
         sentences.append(f"{unfinished} unfinished: drawn as thin lines, in no table of scores.")
     anew = sum((run.config.get("env") or {}).get("resume") == "restart" for run in runs)
     if anew:
-        sentences.append(f"{anew} with env.resume=restart: each that was resumed began new episodes there.")
+        sentences.append(f"{anew} with env.resume=restart: such a run begins new episodes when resumed.")
     lost = sum(bool(run.last_metrics.get("env/restarts")) for run in runs)
     if lost:
         sentences.append(f"{lost} lost episodes with a worker that was restarted.")
     commits = {run.versions.get("git_commit") for run in runs}
     if len(commits) > 1 or any(THEN in str(commit) for commit in commits):
-        sentences.append("Not all have one commit: see Versions.")
+        sentences.append("The commit differs between or within runs: see Versions and machines.")
     if min(len(row.finished) for row in rows) < 5:
         sentences.append("Bootstrap intervals of rows with fewer than five finished seeds are too narrow.")
     return sentences

@@ -13,7 +13,7 @@ _TRAINING = "area under training success"
 
 
 def paired_table(comparison: Comparison) -> Table | None:
-    """Row per group: mean difference to plain averaging over the seeds that both have; None without pairs."""
+    """Row per group: mean difference to plain averaging over common seeds; None without a baseline."""
     baseline = comparison.baseline
     if baseline is None:
         return None

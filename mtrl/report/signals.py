@@ -24,8 +24,8 @@ _MOST_LINES = 128  # of a log that are read, evenly spread: enough for a figure 
 _SCALARS = ("conflict_fraction", "cos_mean", "cos_min", "direction_norm_ratio")
 _PER_TASK = ("weight", "grad_norm", "loss")
 _TAU = (
-    "Kendall's tau with the ranking by final score. 1: same order, -1: reversed; p: chance of such a tau if "
-    "the two rankings were unrelated."
+    "Kendall's tau with the ranking by final score. 1: same order, -1: reversed; p: chance of a tau at least "
+    "as far from 0 if the two rankings were unrelated."
 )
 
 
@@ -152,7 +152,7 @@ def _read(run: Run, tasks: Sequence[str]) -> _Logged:
             updates, milliseconds = (
                 number(line.get(f"time/{key}")) for key in ("updates_per_step", "update_ms")
             )
-            if updates > 0.0 <= milliseconds:  # not if one is NaN: logs of former versions have no updates
+            if updates > 0.0 <= milliseconds:  # false if one is NaN: older logs lack updates_per_step
                 update_ms.append(milliseconds / updates)
             if (rate := line.get("rollout/success_rate")) is not None:
                 success.append(number(rate))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mtrl.report.stats import Interval
 
 DASH = "\N{EN DASH}"
-_WHOLE = 100.0  # a column with such numbers has no decimals
+_WHOLE = 100.0  # a column with a number of at least this size has no decimals
 _PAGE_CHARACTERS = 95  # that a line of a LaTeX page holds in \small
 Cell = str | int | float | Interval | None
 

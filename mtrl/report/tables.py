@@ -193,9 +193,9 @@ def learning_table(comparison: Comparison) -> Table:
         update = signals.update_milliseconds(comparison, row)
         body.append([*cells, float(stats.mean_of_known(update)), float(hours.mean())])
     note = (
-        "Area: mean height of the curve between first and last evaluation. To a threshold: median over seeds "
-        "of the first evaluation at or above it, with the number of seeds that reached it. Times depend on "
-        "the machines, listed under Runs, and on other programs."
+        "Area: mean height of the curve between first and last evaluation. To a threshold: first evaluation "
+        "at or above it, median over the seeds that reached it, with their number if some did not. Times "
+        "depend on the machines, listed under Runs, and on other programs."
     )
     reaching = [f"{unit} to {threshold}" for threshold in thresholds for unit in ("steps", "seconds")]
     columns = ("method", "area under curve", *reaching, "ms per update", "hours per run")
@@ -231,7 +231,7 @@ def published_table(comparison: Comparison) -> Table | None:
     if not found:
         return None
     body = [[row.title, success, row.protocol, row.source, row.seen] for row, success in found]
-    benchmark, note = _benchmark(comparison), "docs/protocols.md compares the lines."
+    benchmark, note = _benchmark(comparison), "docs/protocols.md compares the protocols."
     columns = ("method", f"{benchmark} success", "protocol", "source", "as read in")
     return Table("published", f"Published numbers of {benchmark}", columns, body, note)
 

@@ -116,7 +116,7 @@ def load_checkpoint(
         copy-on-write maps of the file: copy them instead of keeping them.
 
     Raises:
-        UserError: no valid checkpoint, or the newest valid one has another format or other versions.
+        UserError: no valid checkpoint, or the newest valid one has another format, configuration or version.
     """
     kept = sorted({_step(directory) for directory in _directories(run_dir)})
     if step is not None and step not in kept:
@@ -301,7 +301,7 @@ def _check_versions(
     here = {**(saved["suite"] if suite is None else suite), "torch": majors[1]}
     differing = [
         f"{name} {before[name]} (here {here.get(name, 'absent')})"
-        for name in sorted(before)  # of a name that is new, the version then is not known
+        for name in sorted(before)  # packages without a saved version are not compared
         if before[name] != here.get(name)
     ]
     if differing:

@@ -34,7 +34,7 @@ class Writes:
         """Call `action`; return whether it succeeded. Print a warning if it raised an OSError.
 
         Args:
-            kind: "log", "evaluation", "checkpoint" or "best policy".
+            kind: "log", "evaluation", "checkpoint", "best policy" or "config".
             step: vector step.
             action: the write.
             last: no later write of this kind follows.
@@ -101,7 +101,7 @@ class CheckpointWriter:
 
     @property
     def done(self) -> bool:
-        """Whether that checkpoint is written: `result` returns at once."""
+        """Whether that write has ended, also if it failed: `result` does not wait."""
         return self._future is not None and self._future.done()
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
@@ -117,7 +117,7 @@ class CheckpointWriter:
     def result(self) -> Path:
         """Wait for the checkpoint that has begun and return its directory. Raises as `save_checkpoint`."""
         assert self._future is not None
-        # Forgotten first: while the future exists, replay keeps copies of overwritten rows for its parts.
+        # Forgotten first: a failed write's error holds its parts, for which replay keeps overwritten rows.
         future, self._future = self._future, None
         return future.result()
 

@@ -23,7 +23,7 @@ CHECKPOINTS_NAME = "checkpoints"
 BEST_NAME = "best"  # policy of the best evaluation
 LOG_NAMES = (METRICS_NAME, EVALUATIONS_NAME)
 EVENT_FILES = "events.out.tfevents.*"
-# A run writes the last one first. The mark outlives the logs: if starting over is cut short, it may go on.
+# Order of removal: run.unsaved after the logs, config.yaml last, so that starting over can be interrupted.
 _FILES = (*LOG_NAMES, VERSIONS_NAME, UNSAVED_NAME, CONFIG_NAME)
 THEN = ", then "  # between the versions that a run has had
 
@@ -138,7 +138,7 @@ class RunDirectory:
     def mark_unsaved(self) -> None:
         """Note that the run has no checkpoint yet; `save_checkpoint` and `resume` remove the note.
 
-        Only a run with it may be started over. Where it is missing, the run had checkpoints.
+        Without the note only a run without results may be started over: others had checkpoints.
         """
         write_file(self.path / UNSAVED_NAME, b"No checkpoint yet: --resume-or-start starts over.\n")
 

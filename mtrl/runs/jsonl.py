@@ -124,7 +124,7 @@ def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> Collection
 def lost_lines(
     steps: Mapping[str, Collection[int]], step: int, *, log_interval: int, eval_interval: int
 ) -> list[str]:
-    """Return a sentence for each log that lacks lines which a checkpoint of vector step `step` counts.
+    """Return a sentence for each log that lacks lines due by the checkpoint of vector step `step`.
 
     `steps` are those of a `History`.
     """

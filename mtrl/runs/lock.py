@@ -103,8 +103,8 @@ class RunLock:
     def release(self, *, remove: bool = False) -> None:
         """Release the lock. Pass `remove` only when discarding the directory.
 
-        A process that waits has opened the lock file already. If the file were removed, that process would
-        lock the old file and a later one a new file, and both would write to the run.
+        Another process may have opened the lock file without having locked it yet. If the file were removed,
+        that process would lock the old file and a later one a new file, and both would write to the run.
         """
         # Errors do not matter: closing the files releases the lock. If the directory was renamed, another run
         # may own these paths.

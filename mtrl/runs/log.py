@@ -105,7 +105,7 @@ class RunInfo(NamedTuple):
     task_names: tuple[str, ...]  # T
     config: Mapping[str, Any]  # resolved, nested mappings of plain values
     versions: Mapping[str, str]  # of all packages that influence results
-    resumed_at: Stamp | None  # earlier points after it are invalid: they are made again; None: a new run
+    resumed_at: Stamp | None  # points that earlier processes logged after it are invalid; None: a new run
 
 
 class Sink(Protocol):

@@ -183,14 +183,14 @@ def _read_progress(trial: Trial) -> Progress:
 def _points(
     grid: Mapping[str, Sequence[Any]], beginnings: tuple[str, ...], names: Collection[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield every combination of values of keys that neither begin so nor are among the names."""
+    """Yield every combination of values, leaving out keys in `names` and keys with these `beginnings`."""
     own = {key: values for key, values in grid.items() if not key.startswith(beginnings) and key not in names}
     for values in itertools.product(*own.values()):
         yield dict(zip(own, values, strict=True))
 
 
 def _layer(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Return settings as one layer: of several, one that names a plug-in would drop the options before it."""
+    """Return settings as one layer; in several, a layer with a plug-in's name would drop earlier options."""
     beginning = f"{method}."
     own = {key: value for key, value in settings.items() if key.startswith(beginning)}
     of_all = {key: value for key, value in settings.items() if key not in own}

@@ -28,7 +28,7 @@ def evaluate(
         policy: maps observations [T*E, O] to actions [T*E, A].
         envs: environments used for nothing else.
         episodes_per_task: episodes counted for each task.
-        between_steps: called before each env step, to handle signals; may raise to abort the evaluation.
+        between_steps: called before each vector step, to handle signals; may raise to abort the evaluation.
     """
     tasks, copies = envs.num_tasks, envs.envs_per_task
     rounds = -(-episodes_per_task // copies)

@@ -20,7 +20,7 @@ class Requests:
 
     A handler only notes the request. The loop answers it between two vector steps, where the state of the run
     can be saved. SIGINT, SIGTERM and SIGHUP ask to stop, SIGUSR1 and SIGUSR2 to save and go on. A Ctrl-C
-    after a request to stop raises KeyboardInterrupt.
+    after another stop signal raises KeyboardInterrupt.
 
     Attributes:
         exit_code: None until a stop is asked for; then 128 + the signal's number (130 for Ctrl-C, 143 for
@@ -64,9 +64,9 @@ class TrainResult(NamedTuple):
 
     Attributes:
         exit_code: 0, or 128 + the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM.
-        evaluation: the final one; None if the run stopped before it.
+        evaluation: the final one; None if the run stopped before it, or was complete before this call.
         path: the run directory.
-        seconds: of this call, evaluations and checkpoints included.
+        seconds: of the training loop in this call, with evaluations and checkpoints, without the start.
         steps: vector steps done, former calls included.
     """
 
@@ -108,7 +108,7 @@ class Event:
     def save(self) -> None:
         """Ask for a checkpoint after this vector step.
 
-        An evaluation comes after the checkpoint of its step: asked for there, it is made after the next step.
+        An evaluation comes after the checkpoint of its step: a request in its event is met one step later.
         """
         self._requests.save = True
 

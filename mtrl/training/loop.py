@@ -244,7 +244,7 @@ class TrainingLoop:
             self._save(step, last=last)
 
     def _save(self, step: int, *, last: bool = False) -> None:
-        """Begin a checkpoint, unless the agent has met something non-finite."""
+        """Begin a checkpoint; raise NonFiniteError if the agent has met something non-finite."""
         self._raise_if_failed()
         self.requests.save = self.learnt_since_save = False
         self.state.restarts = self._restarts()

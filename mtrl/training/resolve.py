@@ -102,7 +102,7 @@ def written_out(config: Config) -> Config:
 
 
 def why_unread(config: Config, key: str) -> str | None:
-    """Return why the setting of that dotted name has no effect in a run, to follow its name; else None."""
+    """Return why a setting has no effect, in words that follow its dotted name; None if it has an effect."""
     for name, why in _unread(config).items():
         if key == name or key.startswith(f"{name}."):
             return why

@@ -165,7 +165,7 @@ def evaluate_run(
     checkpoint: int | None = None,
     trust: bool = False,
 ) -> Evaluation:
-    """Evaluate a run's newest checkpoint, print a table and return it; changes nothing in the run.
+    """Evaluate a run's newest checkpoint, print a table and return the results; write nothing but videos.
 
     Args:
         run_dir: of the run.

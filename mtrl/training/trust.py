@@ -89,7 +89,7 @@ def _only_imports_a_package(code: Code, keys: list[str]) -> bool:
     """Return whether `code` is nothing but the id of an environment in an installed package for Gymnasium.
 
     Gymnasium imports the package of an id and looks the id up; it calls nothing that the id names. The user
-    has installed the package for this purpose. A module inside of a package could be any of it.
+    has installed the package for this purpose. Modules inside a package do not count: any could be named.
     """
     package = code.name.partition(":")[0]
     installed = code.file is not None and any(code.file.is_relative_to(place) for place in _INSTALLED)

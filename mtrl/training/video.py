@@ -40,7 +40,7 @@ def record(
 ) -> list[Path]:
     """Write one episode of each task, started at goal 0, to `folder`; return the files.
 
-    The caption below each frame gives task, goal, env step, and the step at which the task was solved.
+    The caption below each frame gives task, goal, env step, and the step of success (no flag: the return).
 
     Args:
         policy: maps observations [T*E, O] of all tasks to actions [T*E, A].

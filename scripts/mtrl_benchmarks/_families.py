@@ -39,7 +39,7 @@ def _deficient(generator: torch.Generator, tasks: int, parameters: int) -> Tenso
 
 
 def _near_opposite(distance: float) -> Family:
-    """All along one line, both ways, but for a part of their length."""
+    """One line in alternating directions, plus normal noise times `distance`."""
 
     def family(generator: torch.Generator, tasks: int, parameters: int) -> Tensor:
         line = _normal(generator, 1, parameters)

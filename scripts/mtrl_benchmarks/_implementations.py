@@ -55,8 +55,8 @@ def implementation(
 ) -> Implementation | None:
     """Return a fresh instance; None where `name` does not offer `method`.
 
-    `constant` is CAGrad's or ConicGrad's c, capped MGDA's cap, SDMGrad's lam or FairGrad's alpha; None: those
-    above, ConicGrad's and capped MGDA's own.
+    `constant` is CAGrad's or ConicGrad's c, capped MGDA's cap, SDMGrad's lam or FairGrad's alpha; None: C,
+    LAM and ALPHA of this module, and the defaults of ConicGrad and capped MGDA.
     """
     more: dict[str, Any] = {} if constant is None else {_CONSTANT[method]: constant}
     if name == "mtrl":

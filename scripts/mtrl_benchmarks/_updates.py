@@ -66,7 +66,7 @@ class Problem:
         return sum(network.layout().size for network in made)
 
     def mlp_of_this_size(self) -> Problem:
-        """Return the problem of an mlp of this depth whose parameters are as many as they can be equal."""
+        """Return the problem of an mlp of this depth whose number of parameters is closest to this one's."""
         widths = range(1, 20_000)
         candidates = [replace(self, architecture="mlp", width=width) for width in widths]
         above = bisect.bisect_left(candidates, self.parameters, key=lambda problem: problem.parameters)

@@ -1,4 +1,4 @@
-"""Time the whole training loop: vector steps per second, where they go, hours of the full protocol.
+"""Time the whole training loop: vector steps per second, times of its parts, hours of the preset's run.
 
 For each method: the environments alone, the update alone, then the loop that overlaps them, from the same
 parts. `overlap_efficiency` is the longer of the two over the loop's time per vector step: 1 if acting,
@@ -140,7 +140,7 @@ def _milliseconds(function: Callable[[], None], steps: int, device: torch.device
 
 
 def _env_ms(stepper: Stepper, steps: int) -> float:
-    """Time of a vector step of the environments alone, with the actions of the policy."""
+    """Time of a vector step of the environments alone, with uniformly random actions."""
     import numpy as np
 
     envs = stepper.state.envs

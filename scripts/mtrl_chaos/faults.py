@@ -1,4 +1,4 @@
-"""Faults: what disturbs a leg of a run from inside, and what damages its files between two legs."""
+"""Faults: what disturbs a leg (one process of a run) from inside, or damages files between two legs."""
 
 import dataclasses
 import os

@@ -169,7 +169,7 @@ class Siege:
         )
 
     def put_back(self, backup: Path) -> str:
-        """The record must tell of the replaced worker; then the run goes on from before it."""
+        """Check that the log has the replaced worker, then restore the run from `backup`."""
         saved = (
             load_checkpoint(self.run, warn=lambda text: None)[1]["loop"] if has_checkpoint(self.run) else {}
         )
@@ -200,7 +200,7 @@ class _Flags:
 
     Each part of a run between two faults is a process forked from this one, which has done the imports. A
     fault happens at a vector step, write or env step drawn from the seed. A replaced worker loses episodes,
-    so the numbers may differ: the checkpoint must say so, and the run is restored to its state before it.
+    so the numbers may differ: the log must say so, and the run is put back to before the fault.
     """
 
     faults: PositiveInt = 100

@@ -20,9 +20,9 @@ class _Flags:
     methods: tuple[str, ...] = ()
     """Methods to run; none given: all."""
     steps: Annotated[int, Field(gt=0)] = 20_000
-    """Steps of Adam."""
+    """Steps of Adam; of plain gradient descent for a method that is an optimiser of its own."""
     lr: Annotated[float, Field(gt=0)] = 3e-3
-    """Learning rate of Adam."""
+    """Learning rate of these steps."""
     long: tuple[str, ...] = ()
     """Methods to run with three times --steps at a third of --lr, also beside --methods; by default none."""
     out: str = "gallery"

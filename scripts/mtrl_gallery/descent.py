@@ -20,7 +20,7 @@ from mtrl.gradients.scope import Scope
 POINTS = 400  # kept of a trajectory
 OPTIMUM = (0.0, -8.3552)  # of the mean loss of the CAGrad landscape, where that is -15.09
 WITHIN = 0.2  # an end no farther from the optimum is said to be there
-NEAR = -14.8  # mean loss below which a path is near the optimum: flat ground, of which some is 3 away from it
+NEAR = -14.8  # mean loss below which a path counts as near the optimum; it is flat, so some points are 3 away
 PARETO_Y = -8.36  # of the Pareto set, which spans x from -7 to 7
 # Losses are at least -20; methods get them shifted by this, so that those for positive losses work as well.
 _SHIFT = 21.0
@@ -53,7 +53,7 @@ LANDSCAPES: dict[str, Landscape] = {
 
 
 class Run(NamedTuple):
-    """Trajectories of one method: `paths[landscape][start]` [N, 2], of `steps` steps of Adam at `lr`."""
+    """Trajectories of one method: `paths[landscape][start]` [N, 2], `steps` optimiser steps at `lr`."""
 
     method: str
     steps: int
@@ -136,7 +136,7 @@ def _rows_and_losses(theta: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _looking_around(theta: Tensor, factors: Tensor) -> ModelGradients:
-    """What a method asks that wants gradients elsewhere; all batches of a landscape are the same."""
+    """Return the gradients at other points, for methods that need them; all batches are the same."""
     point = theta.detach().requires_grad_()
     return ModelGradients(lambda batch: toy_losses(point, factors) + _SHIFT, Scope([point]), len(factors))
 

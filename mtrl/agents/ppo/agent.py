@@ -26,11 +26,11 @@ SLICE_SECONDS = 1.0  # after which `learn` returns, so that signals are answered
 class PPOAgent(ActorCriticAgent[PPOUpdate]):
     """One agent for all tasks (`mtrl.agents.base.Agent`); the rollout is allocated at its first use.
 
-    It fills a rollout with one policy, then it is `behind` and `learn` goes through the rollout: first what
-    its rows are worth, then `ppo.epochs` times all of its minibatches. Pauses of `learn` change no number.
-    Permutations are drawn before each epoch, so a captured step gets the same rows as an eager one, and a
-    checkpoint holds what remains of an epoch. An update is a step on one minibatch. With
-    `network.observation_norm: warmup` the first rollout gives the statistics of observations alone.
+    It fills a rollout with one policy. Then it is `behind`, and `learn` computes the rows' log-probabilities,
+    advantages and targets and steps `ppo.epochs` times on all minibatches. Pauses of `learn` do not change
+    results. Permutations are drawn before each epoch, so a captured step gets the same rows as an eager one,
+    and a checkpoint holds what remains of an epoch. `updates` counts steps on single minibatches. With
+    `network.observation_norm: warmup` the first rollout is used for the statistics of observations only.
 
     Source: Schulman et al., "Proximal Policy Optimization Algorithms" (2017, arXiv 1707.06347), with
     generalised advantage estimates (Schulman et al., ICLR 2016, arXiv 1506.02438). Options: values by PopArt
@@ -99,7 +99,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         self._raw = torch.zeros(*lead, spec.action_dim, device=device)  # of the newest actions
         self._explore = ActingPolicy(self._explored, spec, self._draw_noise, device)
         self._assessed = False
-        self._epoch = self._minibatch = 0  # done of this update, and of this epoch
+        self._epoch = self._minibatch = 0  # epochs done on this rollout, minibatches done of this epoch
         rows = config.ppo.rollout_steps * spec.envs_per_task
         batches, self._batch = self.update.num_batches, rows // config.ppo.minibatches
         self._order = torch.zeros(batches, spec.num_tasks, rows, dtype=torch.int64, device=device)
@@ -124,7 +124,7 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
         )
 
     def act(self, obs: Floats) -> Floats:
-        """Return a sample of the policy [T*E, A]; `observe` stores it."""
+        """Return actions [T*E, A] sampled from the policy; `observe` stores the samples before squashing."""
         return self._explore(obs)
 
     def observe(self, transitions: Transitions) -> None:

@@ -1,4 +1,4 @@
-"""PopArt: values of each task in units of that task's returns, and outputs that survive a change of units."""
+"""PopArt: values of each task in units of its returns; when the units change, all values stay the same."""
 
 import torch
 from torch import Tensor, nn

@@ -68,11 +68,11 @@ class PPOUpdate(ActorCritic):
 
     @torch.no_grad()
     def assess(self, rollout: Rollout, rows: int) -> None:
-        """Write what a full rollout is worth into it: log-probabilities, advantages and the critic's targets.
+        """Write log-probabilities, advantages and the critic's targets of a full rollout into it.
 
-        Policy and critic have not changed since its first step, so that acting needs the actor alone, and all
-        of this is one pass over the rows, `rows` of each task at a time. The statistics of returns take in
-        this rollout before its update.
+        Policy and critic have not changed since its first step, so this can wait until the rollout is full,
+        and acting needs the actor alone. The networks see `rows` rows of each task at a time. The statistics
+        of returns take in this rollout before the steps on it.
         """
         ppo, parameters = self.ppo, self.critic.flat.named()
         log_prob, advantage, target = rollout.learnt_from

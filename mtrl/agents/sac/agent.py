@@ -205,7 +205,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         return metrics
 
     def _calibration(self) -> dict[str, Tensor]:
-        """Return, by task, the critics' values of episodes' first actions and what the episodes brought."""
+        """Return, by task, the mean critic value at episode starts and the episodes' mean scaled return."""
         obs, action, realised = (self._by_task(part) for part in self._starts.newest)
         value = self.update.value(obs.to(self.device), action.to(self.device))
         realised = realised.to(self.device)
@@ -219,7 +219,7 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         """Return the ranges of critic loss, actor loss (about minus Q), temperature and returns of atoms."""
         sac, network = self.config.sac, self.config.network
         lower = "Lower sac.critic_lr or sac.gamma, or scale the rewards (replay.reward_scaling=ema)."
-        temperature = "Set sac.target_entropy for this task's actions, or lower sac.temperature_lr."
+        temperature = "Set sac.target_entropy (one value for all tasks), or lower sac.temperature_lr."
         bounds = {
             "critic_loss": Bound(0.0, sac.critic_loss_bound, lower),
             "actor_loss": Bound(-sac.q_bound, sac.q_bound, lower),

@@ -20,8 +20,8 @@ class Starts(NamedTuple):
 class EpisodeStarts:
     """Follows the episodes of T*E environments, rows in task-major order; NumPy on the host alone.
 
-    A critic that is far above what episodes bring has lost a task: its rewards may be scaled below the
-    critic's own error.
+    Values far above the realised returns show that the critic does not fit a task: the task's rewards may be
+    scaled below the critic's own error.
     """
 
     def __init__(self, spec: TaskSpec, gamma: float) -> None:

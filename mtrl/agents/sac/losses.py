@@ -1,7 +1,7 @@
 """SAC's losses per task, and the meaning of the critics' outputs: a value, or a distribution over atoms.
 
 Pure functions of networks' outputs, `[T, B, ...] -> [T]`, which never mix tasks. The N atoms lie equally
-spaced on [low, high], at a distance D.
+spaced on [low, high], at a distance D. Equations of "SAC" are those of arXiv 1812.05905.
 """
 
 from __future__ import annotations

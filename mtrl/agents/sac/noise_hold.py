@@ -1,4 +1,4 @@
-"""Exploration noise: held for a few steps, and of another size in each environment. Knows no SAC."""
+"""Exploration noise: held for a few steps, and of another size in each copy of a task. Knows no SAC."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -96,7 +96,7 @@ class Replay:
         if needed > 0.9 * free:
             raise UserError(
                 f"the replay buffers need {needed / 2**30:.2f} GiB on {device} ({num_tasks} tasks x "
-                f"{self.capacity} transitions), but {free / 2**30:.2f} GiB are free. "
+                f"{self.capacity} transitions), but may use only 90 % of the {free / 2**30:.2f} GiB free. "
                 f"Lower replay.capacity_per_task to {int(0.8 * free / needed * self.capacity)} or less."
             )
         self._rows = torch.zeros(num_tasks, self.capacity, sum(self._widths), device=device)
@@ -190,7 +190,7 @@ class Replay:
         rows = torch.where(lost.unsqueeze(-1), self._rows.index_select(1, before), rows)
         self._rows.index_copy_(1, slots, rows)
         if self._n_step > 1:
-            # The successor of the step before is not stored: no window may cross from it to a next slot.
+            # The lost transition is not stored: no window may cross from the step before it to the next slot.
             self._ended.index_copy_(1, before, self._ended.index_select(1, before) | lost)
             self._ended.index_copy_(1, slots, ended | lost)
         if self.curriculum is not None:

@@ -58,7 +58,7 @@ def bargain_residual(
 
 
 def _enough(alpha: float) -> int:
-    """Return how many steps reach rounding level for norms over eight decades, at most 95 % down a step."""
+    """Return the steps to rounding level for norms over eight decades; each lowers an a_i by at most 95 %."""
     return 12 if alpha == 1.0 else math.ceil(18.0 + 10.0 * alpha)
 
 

@@ -17,9 +17,9 @@ def equal_projections(gram: Tensor, *, projected: bool) -> Tensor:
 
     With the cosines C, v solves C v = 1, and w_i = v_i / |g_i|. Tasks with a zero gradient weigh 0.
 
-    A ridge r makes C definite. Each further solve, for what the ridge left of the equations, multiplies its
-    effect along eigenvectors of C by r / (r + eigenvalue). Along those at the level of rounding, where no
-    solution exists, the ridge is only divided by the number of solves.
+    A ridge r makes C definite. Each further solve, for the residual of the equations, multiplies the ridge's
+    effect along an eigenvector of C by r / (r + eigenvalue). Where the eigenvalue is at the level of rounding
+    and no solution exists, n solves only divide the ridge by n.
 
     Args:
         gram: M [T, T].

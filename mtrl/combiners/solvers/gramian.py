@@ -23,7 +23,7 @@ def inner_products(left: Tensor, right: Tensor) -> Tensor:
 
     TF32 and bfloat16 products are switched off for this one product: solvers rely on entries that are exact
     to rounding. Half precision is multiplied in float32, since squares of numbers above 256 overflow float16,
-    and blocks of columns are added in float64: the entries are exact for the rows as they are.
+    and blocks of columns are added in float64: the entries are exact to the rounding of float32.
     """
     with _full_precision(left.device.type):
         if left.dtype not in HALF:

@@ -1,7 +1,7 @@
 """The kernels of a CUDA device and their launches: one for each solve, random numbers and a step of Adam.
 
-A kernel reads a problem, calls the solver of its host (see `operations`), and writes what it returns. Tests
-run kernels without a GPU. Loops end as soon as the solution is reached, which costs no read on the host.
+Most kernels call the host's solver (see `operations`); surgery, random numbers and Adam are written twice.
+Tests run kernels without a GPU. Loops end once the solution is reached, which costs no read on the host.
 """
 
 # mypy: ignore-errors

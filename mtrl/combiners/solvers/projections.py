@@ -89,7 +89,7 @@ def _added(cosines: Array, there: Array, parts: Array, tasks: int, ridge: float)
 def violation(cosine: Tensor, weights: Tensor) -> Tensor:
     """Return for each row of `weights` [T, T] the largest |min(x, y)| [T, 1]: 0 exactly at the optimum.
 
-    x = v - e_i is the product that v[i] adds, y the multiplier of x >= 0.
+    x = v[i] - e_i are the weights that the projection adds, y = C v[i] the multipliers of x >= 0.
     """
     x = weights - torch.eye(len(cosine), dtype=weights.dtype, device=weights.device)
     return torch.minimum(x, weights @ cosine).abs().amax(dim=-1, keepdim=True)

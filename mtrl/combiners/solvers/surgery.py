@@ -29,8 +29,8 @@ def projected(gram: Tensor, order: Tensor) -> Tensor:
 def turned(gram: Tensor, order: Tensor, targets: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Return the weights [T], float64, of the mean of GradVac's gradients, and the moved targets [T, T].
 
-    A cosine below its target gets as much of the other gradient as reaches it. Targets move to the cosines
-    met by the share `beta`. Pairs with a gradient that is zero or not finite keep their target.
+    A gradient whose cosine is below the target gets enough of the other one to reach it. Targets move by the
+    share `beta` towards the cosines met. Pairs with a gradient that is zero or not finite keep their target.
     """
     added, moved = solve("vaccine", gram, (order, targets), (beta,))
     return _mean(added), moved

@@ -140,7 +140,7 @@ class WorkerPool:
         """Call a method of Worker with each worker's arguments; return the results of those that answered.
 
         Raises:
-            UserError, EnvironmentFailure: a worker refused the call; its environments are as before.
+            UserError, EnvironmentFailure: a worker's method raised it, or an earlier call was interrupted.
         """
         for worker, own in args.items():
             self._send(worker, COMMAND + pickle.dumps((name, own)))

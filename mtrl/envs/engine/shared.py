@@ -62,7 +62,7 @@ def collect(
         lost: `unstepped`, and rows whose observation before belonged to an episode that was lost.
     """
     obs, reward, info = arrays.obs.copy(), arrays.reward.copy(), arrays.info.T.copy()
-    # A lost row is truncated and stays at its last observation with reward 0 and unknown info. So callers
+    # A lost row is truncated, with its last observation in `final_obs`, reward 0 and info NaN. So callers
     # that ignore `restarted` neither bootstrap across episodes nor see invented numbers.
     terminated = arrays.terminated & ~lost
     truncated = (arrays.truncated & ~unstepped) | lost

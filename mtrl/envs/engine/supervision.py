@@ -18,7 +18,7 @@ from mtrl.envs.engine.worker import Blueprint
 from mtrl.errors import EnvironmentFailure, UserError
 
 Notify = Callable[[str], None]
-# Classes of exceptions that are the same at each attempt; others may be the machine's.
+# Exceptions of these classes come again at each attempt; others may be due to the machine.
 _MISTAKES = {"ArithmeticError", "AssertionError", "AttributeError", "ImportError", "LookupError", "NameError"}
 _MISTAKES |= {"SyntaxError", "TypeError", "ValueError"}
 

@@ -148,8 +148,8 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
     def hurry_when(self, asked: Callable[[], bool]) -> None:
         """While `asked()` is true, a worker counts as hung after eight seconds, and none is restarted.
 
-        This holds for new environments too, so pass it on when the first ones are there. Rows of a worker
-        that has failed are `restarted` in each step, and their episodes are stored as lost.
+        This also holds while `renew` or `set_state` makes environments, so restore a run first. Rows of a
+        worker that has failed are `restarted` in each step, and their episodes are stored as lost.
         """
         self._pool.hurried = asked
 
@@ -270,7 +270,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         """Return the state in mid-episode: plain containers of arrays, numbers and strings.
 
         Environments of a worker that has died are stored as lost, and `set_state` begins an episode in them.
-        So are all environments without `environments`.
+        If `environments` is false, all environments are stored as lost.
 
         Raises:
             UserError: an environment cannot be saved.
@@ -325,7 +325,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         """
         self._check_idle()
         header = self._header()
-        # Of a name that is new, the version then is not known.
+        # Packages without a saved version are not compared.
         known = state.get("versions", {})
         header["versions"] = {name: found for name, found in self.versions.items() if name in known}
         if any_version:

@@ -88,10 +88,10 @@ def _uses_random(layers: list[Any]) -> bool:
 class ExactState:
     """Takes and restores the state of an environment in mid-episode.
 
-    The state holds all attributes of the environment and of its wrappers, MuJoCo's simulation and the global
-    random generators. An attribute that cannot be stored exactly is refused by name, and so are class
-    attributes that have changed: a run that resumes from another state without notice is worse than one that
-    cannot be saved.
+    The state holds all attributes of the environment and of its wrappers, and MuJoCo's simulation.
+    `GlobalStreams` saves the global random generators. An attribute that cannot be stored exactly is refused
+    by name, and so are class attributes that have changed: a run that resumes from another state without
+    notice is worse than one that cannot be saved.
 
     Args:
         env: as `gymnasium.make` returned it, not yet reset.

@@ -56,8 +56,8 @@ class GymnasiumSuite(TaskSuite):
         pad_observations: append zeros to shorter observations, so that sizes may differ between tasks.
 
     Raises:
-        UserError: an environment cannot be made, or its shapes differ from the others or are not bounded
-            vectors.
+        UserError: an environment cannot be made, observations or actions are no vectors or differ in size
+            between tasks, or actions have no bounds.
     """
 
     info_keys = ("success",)

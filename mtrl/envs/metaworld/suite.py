@@ -1,4 +1,4 @@
-"""Meta-World as a suite of tasks. Only `simulation` imports metaworld and mujoco, and only in workers."""
+"""Meta-World as a suite of tasks. Workers alone import metaworld and mujoco (`simulation`, `speedups`)."""
 
 import os
 import tempfile
