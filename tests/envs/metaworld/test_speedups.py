@@ -107,7 +107,7 @@ for before in sys.argv[1:]:  # each in a process without the replacements; the i
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 """
-CASES = [  # what is changed before; whose step, Rotation, norm, tolerance and vector_norm are in use; the note
+CASES = [  # what is changed before; whose step, Rotation, norm, tolerance and vector_norm are used; the note
     ("", "mtrl mtrl mtrl mtrl mtrl", "0"),
     (
         "speedups.version = lambda name: '3.2.0'",
