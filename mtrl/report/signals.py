@@ -23,10 +23,7 @@ NETWORKS: tuple[Network, ...] = ("critic", "actor")
 _MOST_LINES = 128  # of a log that are read, evenly spread: enough for a figure and for a mean over training
 _SCALARS = ("conflict_fraction", "cos_mean", "cos_min", "direction_norm_ratio")
 _PER_TASK = ("weight", "grad_norm", "loss")
-_TAU = (
-    "Kendall's tau with the ranking by final score. 1: same order, -1: reversed; p: chance of a tau at least "
-    "as far from 0 if the two rankings were unrelated."
-)
+_TAU = "Kendall's tau with the ranking by final score. 1: same order, -1: reversed."
 
 
 class Series(NamedTuple):
@@ -94,7 +91,8 @@ def method_agreement_table(comparison: Comparison) -> Table:
                 identifiers, scores = np.array(pairs).T
                 name = f"{network}: {quantity.replace('_', ' ')}"
                 body.append([name, len(pairs), *stats.rank_agreement(identifiers, scores)])
-    note = f"Does a method whose gradients conflict less score higher? {_TAU}"
+    p = "p: chance of a tau at least as far from 0 if the two rankings were unrelated."
+    note = f"Does a method whose gradients conflict less score higher? {_TAU} {p}"
     columns = ("mean over training", "n", "tau", "p")
     return Table("agreement-methods", "Rank agreement over methods", columns, body, note)
 

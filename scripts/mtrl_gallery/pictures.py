@@ -30,7 +30,7 @@ def draw(runs: Sequence[Run], folder: Path) -> list[Path]:
         for panel, name in zip(panels[0], run.paths, strict=True):
             _panel(panel, run, name)
             panel.set_title(LANDSCAPES[name].title, fontsize=9)
-        figure.suptitle(f"{run.method}: {run.steps} steps of Adam, learning rate {run.lr:g}", fontsize=10)
+        figure.suptitle(f"{run.method}: {run.steps} steps, learning rate {run.lr:g}", fontsize=10)
         figure.tight_layout()
         path = folder / f"{run.method}.png"
         figure.savefig(path, dpi=75)
