@@ -11,10 +11,11 @@ from mtrl.combiners.base import LossCombiner
 
 
 class DWA(PositiveLosses, LossCombiner):
-    """DWA (dynamic weight average): weights are the softmax of L_t / L_{t-1} over a temperature.
+    """DWA (dynamic weight average): weights are the softmax of L_{t-1} / L_{t-2} over a temperature.
 
-    Liu, Johns and Davison, CVPR 2019 (arXiv:1803.10704), equation 7. L_t and L_{t-1} are the task's mean
-    losses in the last two complete windows of updates; until there are two, the tasks weigh equal.
+    Liu, Johns and Davison, CVPR 2019 (arXiv:1803.10704), equation 7. L_{t-1} and L_{t-2} are the task's mean
+    losses in the last two complete windows of updates before the present update, whose losses thus do not
+    enter its own weights. Until there are two, the tasks weigh equal.
 
     Args:
         temperature: Above 1 the weights are more equal (paper: 2).
@@ -45,7 +46,8 @@ class DWA(PositiveLosses, LossCombiner):
         self.ratio = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))  # of the last two windows
 
     def _weights(self, losses: Tensor) -> Tensor:
-        """Return weights [T] that sum to 1 for losses [T], which join the present window first."""
+        """Return weights [T] that sum to 1, from former losses; then the losses [T] join their window."""
+        weights = torch.softmax(self.ratio / self.temperature, dim=0)
         place = self.step.remainder(self.window) + 1.0  # of this update in its window
         self.step.add_(1.0)
         self.running.lerp_(self.origin(losses), 1.0 / place)  # at place 1 it forgets the window before
@@ -53,4 +55,4 @@ class DWA(PositiveLosses, LossCombiner):
         ratio = self.running / torch.where(second, self.latest, 1.0)
         self.ratio.copy_(torch.where(complete & second, ratio, self.ratio))
         self.latest.copy_(torch.where(complete, self.running, self.latest))
-        return torch.softmax(self.ratio / self.temperature, dim=0)
+        return weights

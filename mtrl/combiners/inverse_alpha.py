@@ -11,8 +11,10 @@ class InverseAlpha(JacobianCombiner):
     """Weights softmax(-log alpha_t) for SAC's temperatures alpha_t, one per task.
 
     The balance of losses of Yang et al., NeurIPS 2020 (arXiv:2003.13661, soft modularisation; its text could
-    not be read), as in the Meta-World+ authors' code: task t weighs (1 / alpha_t) / sum_s (1 / alpha_s), so a
-    common factor changes nothing. Deviation from that code: weights sum to 1 instead of T.
+    not be read), as in its code (Soft-Module) and the Meta-World+ authors': task t weighs (1 / alpha_t) /
+    sum_s (1 / alpha_s), so a common factor changes nothing. Their factor T cancels in their mean over the
+    samples of all tasks. The temperatures are those before their own step, as in Meta-World+; Soft-Module
+    takes those after it.
 
     `direction` reads `jacobian_at.temperatures` [T], which an agent with temperatures provides, and takes one
     weighted backward pass.

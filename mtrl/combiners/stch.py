@@ -19,7 +19,7 @@ class STCH(PositiveLosses, LossCombiner):
 
     Args:
         mu: Smoothness; towards 0 only the task with the largest relative loss counts (LibMTL: 1).
-        warmup: Updates before z is fixed (authors: four epochs, the last of which gives z).
+        warmup: Updates before z is fixed (authors: five epochs, the last of which gives z).
 
     Deviations: the warm-up counts updates, and z is the mean over all of it; weights are 1 / T of the code's.
     The paper's text could not be read. With `shift` = `minimum` losses that only fall all measure 1: the

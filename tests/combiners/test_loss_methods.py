@@ -28,7 +28,7 @@ def test_dwa_compares_the_last_two_complete_windows(window: int) -> None:
     seen = histories(3, 11)
     for update, losses in enumerate(seen, start=1):
         weights = combiner.weights(losses)
-        complete = update // window
+        complete = (update - 1) // window  # before this update
         ratio = torch.ones(3, dtype=torch.float64)
         if complete >= 2:
             means = [torch.stack(seen[k * window : (k + 1) * window]).mean(dim=0) for k in range(complete)]
