@@ -18,7 +18,8 @@ class Blocks(JacobianCombiner):
     """Blocks: the base method combines each block of columns of the Jacobian by itself, such as a layer's.
 
     Modular Gradient Surgery, Cai et al., 2026 (arXiv:2602.02301), is this method with base `pcgrad` and a
-    block per module: tasks may conflict in one module and agree in another.
+    block per module: tasks may conflict in one module and agree in another. In the authors' code a block is
+    one parameter tensor (a weight or a bias; `sizes` can say so), and the tasks are summed.
 
     Args:
         base: Name of the method; each block has an instance.

@@ -1,5 +1,6 @@
 """DropGrad: noise on every task's gradient before another method combines them."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -28,11 +29,12 @@ class DropGrad(Wrapper):
         rate: Probability that an entry is dropped; it also sets the normal noise's variance (paper: 0.1 to
             0.2).
         kind: `binary` drops entries, `gaussian` multiplies them by normal numbers.
-        schedule: `constant`, or `linear`: 0 in the first update, `rate` from `ramp` updates later on.
-        ramp: Updates over which a linear schedule grows.
+        schedule: `constant`, or `linear`: the rate, or the deviation of normal noise, is 0 in the first
+            update and whole from `ramp` updates later on.
+        ramp: Updates over which a linear schedule grows (authors' code: all epochs of the training).
 
-    An update forms its T P numbers from P + T hashes of a counter in the state. Where the paper's linear
-    schedule begins and ends could not be verified. Normal numbers end at 5.3 standard deviations.
+    An update forms its T P numbers from P + T hashes of a counter in the state. Normal numbers end at 5.3
+    standard deviations.
     """
 
     name = "dropgrad"
@@ -83,10 +85,10 @@ class DropGrad(Wrapper):
 
     def _noisy_blocks(self, jacobian: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield the columns and the noisy gradients of each block of columns."""
-        rate = torch.full_like(self.step, self.rate, dtype=torch.float64)
+        grown = torch.ones_like(self.step, dtype=torch.float64)
         if self.schedule == "linear":
-            rate = rate * (self.step / self.ramp).clamp(max=1.0)
-        kept = 1.0 - rate
+            grown = (self.step.to(torch.float64) / self.ramp).clamp(max=1.0)
+        kept = 1.0 - self.rate * grown
         # Of the 2^32 numbers that can be drawn those below this one keep an entry.
         bound = (kept * 2.0**32 - 2.0**31).clamp(max=2.0**31 - 1.0).to(torch.int32)
         inverse = kept.reciprocal().to(jacobian.dtype)
@@ -103,5 +105,6 @@ class DropGrad(Wrapper):
                 yield columns, (jacobian[:, columns] * noise).mul_(inverse).to(jacobian.dtype)
             else:  # sqrt(2) erfinv of uniform numbers on (-1, 1) is normal
                 uniform = drawn.float().mul_(2.0**-31).clamp_(-_LARGEST, _LARGEST)
-                noise = uniform.erfinv_().mul_((2.0 * rate / kept).sqrt().float()).add_(1.0)
+                deviation = grown * math.sqrt(self.rate / (1.0 - self.rate))
+                noise = uniform.erfinv_().mul_((math.sqrt(2.0) * deviation).float()).add_(1.0)
                 yield columns, (jacobian[:, columns] * noise).to(jacobian.dtype)

@@ -19,8 +19,9 @@ class DualProj(GramCombiner):
     Args:
         preference: Weight of each task in the vector that is projected, used as given; empty: 1 / T each.
 
-    Deviations from TorchJD: the program is solved on the device to rounding error, and the Gramian's norm and
-    regularisation constants, which replace small gradients by their mean, are absent.
+    GEM's code adds a ridge, and optionally a margin to the constraints. Deviations from TorchJD: the program
+    is solved on the device to rounding error, and the Gramian's norm and regularisation constants, which
+    replace small gradients by their mean, are absent.
     """
 
     name = "dual_proj"

@@ -11,9 +11,10 @@ from mtrl.combiners._families import Refreshed, make_gram_base
 class Every(Refreshed):
     """Periodic weights: the base method solves once in `refresh_every` updates; its weights are then kept.
 
-    Xu et al., AAAI 2025 (arXiv:2412.10961), "PSMGD: periodic stochastic multi-gradient descent" (title and
-    idea from a third party's summary; its text could not be read), for any method whose weights depend on the
-    Gramian alone. An update in between costs one weighted backward pass instead of a Jacobian.
+    Xu et al., AAAI 2025 (arXiv:2412.10961), "PSMGD: periodic stochastic multi-gradient descent" (its text
+    could not be read), for any method whose weights depend on the Gramian alone. An update in between costs
+    one weighted backward pass instead of a Jacobian. The authors' code has base `mgda` and `refresh_every` 8,
+    multiplies weights by T, and also weighs the losses of task heads.
 
     Args:
         base: Name of the method that solves for the weights.
@@ -26,7 +27,7 @@ class Every(Refreshed):
 
     name = "every"
     papers = ("xu2025psmgd",)
-    credit = "Made after a summary of the paper, for any base."
+    credit = "The paper's method is the one with base `mgda`; here the base can be any."
 
     def __init__(
         self,

@@ -30,7 +30,8 @@ class IMGrad(GramCombiner):
 
     Deviations from the authors' supervised code (their RL code is not public): both problems are solved to
     convergence, rho below 1e-4 counts as 1e-4, and the direction is not multiplied by T. Tasks with a zero
-    gradient leave the minimisations but count in the mean.
+    gradient leave the minimisations but count in the mean. A missing bracket in their Cityscapes code, by
+    which 1.5 - rho multiplies one term only, is not copied.
     """
 
     name = "imgrad"

@@ -15,9 +15,11 @@ from mtrl.combiners.solvers.gramian import gramian, lengths_of, one_over, weight
 class MoCo(PositiveLosses, JacobianCombiner):
     """MoCo (gradient correction): running means y of the gradients, weights that track their min-norm point.
 
-    Fernando et al., ICLR 2023 (openreview dLAYGdKTi2), as LibMTL has it from the authors' code. In update k,
-    y_t moves by beta / k^beta_sigma towards loss_t g_t / |g_t|, then w <- softmax(w - gamma / k^gamma_sigma
-    (Y Y' + rho I) w), and the direction is Y' w.
+    Fernando et al., ICLR 2023 (openreview dLAYGdKTi2), as LibMTL has it. In update k, y_t moves by beta /
+    k^beta_sigma towards loss_t g_t / |g_t|, then w <- softmax(w - gamma / k^gamma_sigma (Y Y' + rho I) w),
+    and the direction is Y' w. The authors' own codes differ among themselves: most track the plain gradients
+    and project w on the simplex. The softmax and loss_t g_t / |g_t| are those of their Cityscapes code with
+    `raw_loss`, in which the steps shrink by epoch.
 
     Args:
         beta: Step of the tracked gradients (LibMTL: 0.5), at least 1e-9: at 0 they would stay zero.

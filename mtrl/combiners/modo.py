@@ -15,14 +15,16 @@ from mtrl.combiners.solvers.hull import project
 class MoDo(JacobianCombiner):
     """MoDo (double sampling): w <- simplex(w - gamma (J1 J2' w + rho w)), and the direction is J3' w.
 
-    Chen et al., NeurIPS 2023 and JMLR 2024 (openreview yPkbdJxQ0o), as LibMTL has it from the authors' code.
-    Products between the gradients of two independent batches are unbiased, and so is the direction, from a
-    third batch. w starts equal. The paper's text could not be read.
+    Chen et al., NeurIPS 2023 and JMLR 2024 (openreview yPkbdJxQ0o), as LibMTL has it. Products between the
+    gradients of two independent batches are unbiased, and so is the direction, from a third batch. w starts
+    equal. The authors' main code takes two batches and steps along (J1 + J2)' w; the third batch is an option
+    of their toy example. Task heads step by the first batch alone (LibMTL: by the mean). The paper's text
+    could not be read.
 
     Args:
-        gamma: Step of the weights, which depends on the gradients' scale (LibMTL: 0.001).
+        gamma: Step of the weights, which depends on the gradients' scale (LibMTL: 0.001, authors' code: 0.1).
         rho: Pull of the weights to equality (LibMTL: 0.1).
-        batches: The paper's 3 independent batches, or 1 for all three Jacobians, which biases the weights.
+        batches: 3 independent batches, or 1 for all three Jacobians, which biases the weights.
     """
 
     name = "modo"

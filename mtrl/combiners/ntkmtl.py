@@ -14,8 +14,9 @@ class NTKMTL(GramCombiner):
     largest eigenvalue of a task's kernel is M_tt, the square of its gradient's norm. The direction is that of
     `ngdiff` with another length: sqrt(sum_s |g_s|^2) times the mean of the unit gradients.
 
-    Deviations from the authors' code: the mean instead of the sum over tasks. Its variant with several kernel
-    entries per task needs gradients of parts of a batch and is absent. Tasks with a zero gradient weigh 0.
+    Deviations from the authors' code: the mean over tasks instead of T times the sum, no clipping to norm 1,
+    and always the square root (an option there; 3/4 in one script). Its variant with several kernel entries
+    per task needs gradients of parts of a batch and is absent. Tasks with a zero gradient weigh 0.
     """
 
     name = "ntkmtl"

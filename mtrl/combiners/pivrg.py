@@ -1,5 +1,7 @@
 """PIVRG: FairGrad in which tasks that succeed less often count more."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,31 +14,36 @@ from mtrl.combiners.solvers.gramian import rounding_ridge
 class PIVRG(GramCombiner):
     """PIVRG (performance-informed variance reduction): weights w > 0 with M w = (p / w)^(1/2).
 
-    Qin, Wang and Yan, CVPR 2025; M is the Gramian and p = T softmax((1 - success rate) / temperature). With p
-    = 1 it is `fairgrad` with alpha = 2.
+    Qin, Wang and Yan, CVPR 2025; M is the Gramian and p = T softmax((1 - success rate) / tau), where tau is
+    the largest difference of success rates over log(bound), at least `temperature`. So no p is more than
+    `bound` times another. With p = 1 it is `fairgrad` with alpha = 2.
 
     Args:
-        temperature: Difference of success rates that makes one task's p e times another's, at least 0.05
-            (ours).
+        bound: Largest ratio of two tasks' p, above 1 (authors' code: 2; 1.8 in one of its scripts).
+        temperature: Smallest tau, at least 0.05 (authors' code: 10 points of a score in percent).
 
     Success rates come from `note_success(rates)`. Training calls it after each evaluation; in other code call
     it with any measure of performance in [0, 1]. Until then p = 1, and a task without a rate (NaN) keeps p =
-    1. Deviation from the authors' code: Newton's method solves to rounding error. Where no solution exists,
-    see `fairgrad`. The paper's text could not be read.
+    1. Deviations from the authors' code: its scores are percent lost against single-task training, Newton's
+    method solves to rounding error, and the direction is not multiplied by T and clipped to norm 1. Where no
+    solution exists, see `fairgrad`. The paper's text could not be read.
     """
 
     name = "pivrg"
     papers = ("qin2025pivrg",)
 
-    def __init__(self, *, num_tasks: int, temperature: float = 1.0) -> None:
+    def __init__(self, *, num_tasks: int, bound: float = 2.0, temperature: float = 0.1) -> None:
         super().__init__(num_tasks=num_tasks)
+        self.bound = check_number("bound", bound, low=1.001)
         self.temperature = check_number("temperature", temperature, low=0.05)
         self.preference = nn.Buffer(torch.ones(num_tasks, dtype=torch.float64))
 
     def _note_success(self, rates: Tensor) -> None:
         rates = rates.to(self.preference)
         known = ~rates.isnan()
-        shares = torch.softmax(torch.where(known, (1.0 - rates) / self.temperature, -torch.inf), dim=0)
+        spread = torch.where(known, rates, -torch.inf).amax() - torch.where(known, rates, torch.inf).amin()
+        tau = (spread / math.log(self.bound)).clamp(min=self.temperature)
+        shares = torch.softmax(torch.where(known, (1.0 - rates) / tau, -torch.inf), dim=0)
         self.preference.copy_(torch.where(known, shares * known.sum(), 1.0))
 
     def _weights(self, gram: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ class FiLM(Encoded):
 
     Source: Perez et al., "FiLM" (AAAI 2018, arXiv 1709.07871), as a baseline of CARE (arXiv 2102.06177) and
     in metaworld-algorithms (nn/film.py). Both have one number per layer where the FiLM paper has one per
-    channel; `per_channel` is that, and is ours. In the authors' code of CARE the actor's encoder stays at its
-    random start; here every parameter follows the losses of its own network.
+    channel, before the ReLU and with gamma around 1. `per_channel` is ours: one per channel, after it. In the
+    authors' code of CARE the actor's encoder stays at its random start; here every parameter follows the
+    losses of its own network.
 
     Args:
         per_channel: a factor and a shift for each unit, not one for the layer (ours).

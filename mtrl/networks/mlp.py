@@ -48,8 +48,9 @@ class MLP(Sized):
         residual: depth - 1 residual blocks of two layers follow the input layer; each layer is normalised
             with gain and bias (BroNet; Nauman et al., NeurIPS 2024, arXiv 2405.16158).
         initialisation: of the weights; biases start at 0. "he_uniform": hidden layers He-uniform, the last
-            layer uniform in +-head_range, as in the public Meta-World+ code. "orthogonal": hidden layers with
-            gain sqrt 2 (the columns of the one-hot identity among themselves), the last layer with head_gain.
+            layer uniform in +-head_range, as in the public Meta-World+ code (there its biases too).
+            "orthogonal": hidden layers with gain sqrt 2 (the columns of the one-hot identity among
+            themselves), the last layer with head_gain.
         head_gain: of an orthogonal last layer; 0.01 for actors and 1 for critics, as PPO in CleanRL and
             Stable-Baselines3.
         identity_width: columns of a learnt or projected task identity.

@@ -34,10 +34,11 @@ class PaCo(Sized):
 
     Source: Sun et al., "PaCo: Parameter-Compositional Multi-Task Reinforcement Learning" (NeurIPS 2022, arXiv
     2210.11653), section 3. As in the authors' code W is standard normal without bias, and the K sets start
-    equal. Hidden layers are He-uniform and the last one is uniform in +-head_range, as in
-    metaworld-algorithms; the authors' ranges could not be verified. Deviations: actor and critics have a W
-    each, the authors one for all; W takes steps of the same size as the rest; a task whose loss explodes is
-    not reset; the agent clamps log standard deviations to [-20, 2], not to [-10, 2].
+    equal. Deviations: hidden layers are He-uniform and the last one is uniform in +-head_range, as in
+    metaworld-algorithms, while the authors' actor is Xavier-uniform with heads of deviation .3 / sqrt(inputs)
+    and their critics are uniform in +-1 / sqrt(inputs); actor and critics have a W each, the authors one for
+    all; a task whose loss explodes is not reset; the agent clamps log standard deviations to [-20, 2], not to
+    [-10, 2].
 
     Args:
         task_identity: "one_hot", which stands for W.

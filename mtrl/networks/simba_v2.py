@@ -31,7 +31,8 @@ class SimbaV2(Residual):
     arXiv 2502.15280), section 4, with the authors' code (scale_rl simbaV2_layer.py): weights orthogonal, then
     of unit length; s starts at sqrt(2 / width), inside a block at half of that, at the end at 1; a starts at
     1 / (blocks + 1), stored in units of that times sqrt(width). Made for one task; here the task identity is
-    appended to the inputs, and observations are standardised by the statistics of the warm-up.
+    appended to the inputs, observations are standardised by the statistics of the warm-up, and critics'
+    logits are relative to those of a Laplace distribution (`CriticOutputs`).
 
     Args:
         width: units between the blocks; 128 for the actor and 512 for the critic in the paper.

@@ -251,6 +251,14 @@ def test_a_linear_schedule_begins_at_no_noise_and_ends_at_the_rate() -> None:
     assert dropped == pytest.approx([0.0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5], abs=0.01)
 
 
+def test_a_linear_schedule_of_normal_noise_grows_in_deviation() -> None:
+    options = {"rate": 0.5, "kind": "gaussian", "schedule": "linear", "ramp": 4}
+    combiner = make_combiner("dropgrad", num_tasks=1, base="mean", **options)
+    ones = torch.ones(1, 40_000, dtype=torch.float64)
+    deviations = [float(combiner.combine(ones).std()) for _ in range(7)]
+    assert deviations == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0], abs=0.02)
+
+
 def test_a_zero_gradient_takes_all_weight_unless_others_conflict_with_the_mean() -> None:
     agreeing = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.0, 0.0]], dtype=torch.float64)
     opposed = torch.tensor([[4.0, 0.0], [-1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import cast
 
@@ -21,20 +22,22 @@ from tests.helpers.short_runs import counting
 RATES = (1.0, 0.25, 0.0, 0.5)
 
 
-def preferences(rates: tuple[float, ...], temperature: float) -> torch.Tensor:
-    powers = torch.tensor([(1.0 - rate) / temperature for rate in rates], dtype=torch.float64).exp()
+def preferences(rates: tuple[float, ...], bound: float = 2.0, temperature: float = 0.1) -> torch.Tensor:
+    tau = max((max(rates) - min(rates)) / math.log(bound), temperature)
+    powers = torch.tensor([math.exp((1.0 - rate) / tau) for rate in rates], dtype=torch.float64)
     return len(rates) * powers / powers.sum()
 
 
 @pytest.mark.parametrize("family", ["iid", "common", "conflicting", "spread_3"])
-def test_weights_solve_the_equation_of_the_paper(family: str) -> None:
+@pytest.mark.parametrize(("bound", "temperature"), [(5.0, 0.1), (100.0, 0.3)])  # each decides tau once
+def test_weights_solve_the_equation_of_the_paper(family: str, bound: float, temperature: float) -> None:
     rows = jacobian(family, 4, seed=2)
-    combiner = PIVRG(num_tasks=4, temperature=0.3)
+    combiner = PIVRG(num_tasks=4, bound=bound, temperature=temperature)
     combiner.note_success(torch.tensor(RATES))
     direction = combiner.combine(rows)
     weights = torch.linalg.lstsq(rows.T, direction).solution
     torch.testing.assert_close(
-        rows @ direction, (preferences(RATES, 0.3) / weights).sqrt(), rtol=1e-6, atol=0.0
+        rows @ direction, (preferences(RATES, bound, temperature) / weights).sqrt(), rtol=1e-6, atol=0.0
     )
     assert combiner.metrics()["residual"] < 1e-6
 
@@ -53,8 +56,16 @@ def test_a_task_without_a_rate_keeps_a_preference_of_one() -> None:
     combiner = PIVRG(num_tasks=3)
     combiner.note_success(torch.tensor([0.0, torch.nan, 1.0]))
     found = combiner.metrics()["preference"]
-    torch.testing.assert_close(found[[0, 2]], preferences((0.0, 1.0), 1.0))
+    torch.testing.assert_close(found[[0, 2]], preferences((0.0, 1.0)))
     assert found[1] == 1.0
+
+
+@pytest.mark.parametrize(("lowest", "ratio"), [(0.1, 2.0), (0.8, 2.0), (0.87, math.exp(0.3))])
+def test_no_preference_exceeds_another_by_more_than_the_bound(lowest: float, ratio: float) -> None:
+    combiner = PIVRG(num_tasks=3)
+    combiner.note_success(torch.tensor([0.9, lowest, 0.9], dtype=torch.float64))
+    found = combiner.metrics()["preference"]
+    assert (found[1] / found[0]).item() == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize("rates", [[0.1, 0.2], [0.1, 1.2, 0.0], [-0.1, 0.0, 0.0]])
@@ -80,9 +91,9 @@ def test_methods_around_it_hand_rates_on() -> None:
         combiner.note_success(torch.tensor(RATES))
     found = [base.preference for base in grouped.modules() if isinstance(base, PIVRG)]
     for group, preference in zip(((3, 1), (0, 2)), found, strict=True):
-        torch.testing.assert_close(preference, preferences(tuple(RATES[task] for task in group), 1.0))
+        torch.testing.assert_close(preference, preferences(tuple(RATES[task] for task in group)))
     (inner,) = [base for base in smoothed.modules() if isinstance(base, PIVRG)]
-    torch.testing.assert_close(inner.preference, preferences(RATES, 1.0))
+    torch.testing.assert_close(inner.preference, preferences(RATES))
 
 
 def test_an_agent_tells_the_methods_of_both_networks() -> None:
@@ -90,7 +101,7 @@ def test_an_agent_tells_the_methods_of_both_networks() -> None:
     agent.note_success(torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64).numpy())
     for network in (agent.update.critic, agent.update.actor):
         found = cast(PIVRG, network.combiner).preference
-        torch.testing.assert_close(found, preferences((1.0, 0.0, 0.5), 1.0))
+        torch.testing.assert_close(found, preferences((1.0, 0.0, 0.5)))
 
 
 @pytest.mark.dear
@@ -112,5 +123,5 @@ def test_a_run_notes_its_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.evaluation is not None
     assert noted[-1] == result.evaluation.success.mean(axis=1).tolist()
     state = load_checkpoint(tmp_path / "run")[1]["agent"]["update"]
-    expected = preferences(tuple(noted[-1]), 1.0)
+    expected = preferences(tuple(noted[-1]))
     torch.testing.assert_close(state["critic.combiner.preference"], expected)

@@ -18,7 +18,8 @@ class PopArt(nn.Module):
     be rescaled for each of them.
 
     Deviation from these papers: sample statistics of the whole run (Welford) instead of a moving average, as
-    digests of TOPPO (arXiv 2605.11473) say; its own text on this could not be read.
+    digests of TOPPO (arXiv 2605.11473) say; its own text on this could not be read. Their actors learn from
+    advantages in the same units; here `ppo.advantages` decides that.
 
     Attributes:
         mean: [T], in units of reward.

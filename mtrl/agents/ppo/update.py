@@ -208,7 +208,8 @@ def adapted(lr: float, divergence: float, target: float) -> float:
     """Return `lr`, lower after an update that went too far, higher after one that hardly moved the policy.
 
     Rudin et al. (CoRL 2021, arXiv 2109.11978), with the factors and bounds of their code (rsl_rl). Deviation:
-    that code decides at each minibatch and moves the critic's learning rate too.
+    that code decides at each minibatch, from the closed form for two Gaussians instead of an estimate from
+    samples, and moves the critic's learning rate too.
     """
     if divergence > 2.0 * target:
         return max(lr / 1.5, LEARNING_RATES[0])

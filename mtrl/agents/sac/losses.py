@@ -208,7 +208,8 @@ def gaussian(atoms: Atoms, values: Tensor, deviation: float) -> Tensor:
     """Return probabilities [..., N] of normal distributions around values [...], cut off at the ends.
 
     The mass of each atom is that of the interval of width D around it (HL-Gauss, arXiv 2403.03950, eq. 6).
-    The deviation is in units of D. Values beyond the ends count as the ends.
+    The deviation is in units of D. Values beyond the ends count as the ends. In that paper's code the bins
+    fill [low, high]; here the atoms do, and the outer intervals reach D / 2 beyond.
     """
     position = atoms.position(values)
     edges = torch.arange(atoms.number + 1, dtype=values.dtype, device=values.device) - 0.5

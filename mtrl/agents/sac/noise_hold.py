@@ -14,7 +14,8 @@ class NoiseHold:
     """Standard normal noise that each environment keeps for k steps, P(k) ~ 1 / k^2, k <= longest.
 
     At any one step the noise is exactly standard normal, so actions are draws from the policy. Over time it
-    is correlated, which moves a slow body further than independent noise does (FlashSAC: at most 16 steps).
+    is correlated, which moves a slow body further than independent noise does (FlashSAC: at most 16 steps,
+    one k for all environments).
 
     Args:
         lead: T and E.

@@ -79,7 +79,8 @@ class ReturnScale:
 
     Every environment keeps a running return G <- r + gamma G, reset at the end of an episode. The scale of a
     task is max(std G, max |G| / bound) over all steps of all its environments so far: scaled returns deviate
-    by about 1 and never leave the bound (the normalisers of FastTD3, arXiv 2505.22642, and FlashSAC). Unlike
+    by about 1 and never leave the bound (the normalisers of FastTD3, arXiv 2505.22642, and FlashSAC, which
+    reset G before the last reward of an episode and carry that reward into the next one). Unlike
     a deviation of single rewards, it does not blow up a first success after thousands of steps without one.
 
     A maximum never forgets: one lucky episode of a task that otherwise pays hundredths shrinks its rewards
