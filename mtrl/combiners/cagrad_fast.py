@@ -27,8 +27,9 @@ class CAGradFast(Sampled):
         rescale: Divides the direction by 1 (0), by 1 + c^2 (1) or by 1 + c (2, the authors' code here).
 
     Deviations from the authors' code: the pooled gradient holds every task that was not sampled (theirs
-    leaves one out), the dual is solved to convergence instead of by SLSQP, and samples come from a counter in
-    the state. `order` is ours (see `_families.Sampled`).
+    leaves one out), samples come from a counter in the state, and the dual is solved to convergence. Theirs
+    divides gradients by 100 first, so that SLSQP stops at equal weights for gradients of length 1 and below.
+    `order` is ours (see `_families.Sampled`).
     """
 
     name = "cagrad_fast"

@@ -28,10 +28,13 @@ class FSMTL(JacobianCombiner):
         adaptive: Scale the step per parameter (ASAM): rho theta^2 g / |theta g|.
         local: Share b of the task's own gradient in its ascent along (1 - b) g0 + b |g0| g_t / |g_t|, with g0
             the mean gradient: the joint perturbation of SAMO (ICCV 2025). 1 is FS-MTL's.
+        moved_only: Return base(G + H) instead: the base combines the gradients at the moved parameters alone,
+            as SAMO's code does (base `fairgrad`, rho 0.001 and b 0.5 in most of its scripts).
 
-    Deviation from the authors' code: the default step is the plain one. For a base that ignores the
-    gradients' scale (nash_mtl) the flatness part is as long as the other, however small rho is. `combine`
-    raises for rho > 0, because one Jacobian holds no gradients elsewhere; use `direction`.
+    Deviation from the authors' code: the default step is the plain one. SAMO's code normalises g_t in each
+    parameter tensor by itself and estimates it from differences of losses; here it is exact. For a base that
+    ignores the gradients' scale (nash_mtl) the flatness part is as long as the other, however small rho is.
+    `combine` raises for rho > 0, because one Jacobian holds no gradients elsewhere; use `direction`.
     """
 
     name = "fs_mtl"
@@ -47,16 +50,19 @@ class FSMTL(JacobianCombiner):
         rho: float = 0.05,
         adaptive: bool = False,
         local: float = 1.0,
+        moved_only: bool = False,
     ) -> None:
         super().__init__(num_tasks=num_tasks)
         self.rho = check_number("rho", rho, low=0.0)
         self.adaptive = check_flag("adaptive", adaptive)
         self.local = check_number("local", local, low=0.0, high=1.0)
+        self.moved_only = check_flag("moved_only", moved_only)
         # Neither the sum of two optimisers' steps nor the losses of a difference have a meaning.
         parts = [make_base(self.name, base, base_options, num_tasks, meets=("reads_losses",)) for _ in "GH"]
         self.loss_part, self.flat_part = parts
         forward_requirements(self, self.loss_part)
-        self.jacobians = 1 if self.rho == 0.0 else 4  # gradients, offsets, ascended gradients, difference
+        # The gradients, offsets, ascended gradients and, but for `moved_only`, their difference.
+        self.jacobians = 1 if self.rho == 0.0 else 4 - self.moved_only
         self.needs = "gradients at moved parameters" if self.rho > 0.0 else ""
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
@@ -64,7 +70,7 @@ class FSMTL(JacobianCombiner):
             return self._of_losses(jacobian, losses)
 
     def direction(self, jacobian_at: JacobianAt) -> Tensor:
-        """Return base(G) + base(H) [P]; task heads ascend too."""
+        """Return base(G) + base(H) [P], or base(G + H); task heads ascend too."""
         gradients = jacobian_at()
         losses = jacobian_at.losses
         if self.rho == 0.0:
@@ -74,16 +80,20 @@ class FSMTL(JacobianCombiner):
         pull = self._joint(gradients)
         ascent = self._ascent(pull, jacobian_at.parameters), self._ascent(their_gradients, values)
         ascended = jacobian_at(offset=torch.cat(ascent, dim=1))  # may raise, so it comes before a base moves
+        if self.moved_only:
+            return self._of_losses(ascended, losses)
         return self._of_losses(gradients, losses) + self.flat_part.combine(ascended - gradients, losses)
 
     def _of_losses(self, gradients: Tensor, losses: Tensor | None) -> Tensor:
-        """Return base(G) [P], whose weights are those of this method."""
+        """Return the base's direction [P] for G, or G + H; its weights are those of this method."""
         combined = self.loss_part.combine(gradients, losses)
         self.last_weights.copy_(self.loss_part.last_weights)
         return combined
 
     def metrics(self) -> dict[str, Tensor]:
         """Return the base's metrics for the gradients and, prefixed by `flat_`, for the sharpness part."""
+        if self.moved_only:
+            return self.loss_part.metrics()
         flat = {f"flat_{key}": value for key, value in self.flat_part.metrics().items()}
         return {**self.loss_part.metrics(), **flat}
 

@@ -25,7 +25,7 @@ class NashMTL(GramCombiner):
     gradients cancel up to 1e-5 of their length (single precision: 1e-2), the Gramian does not determine the
     solution to 1e-5; `residual` tells the error, up to 1. Tasks with a zero gradient weigh 0, and so do
     gradients whose squares vanish: the direction is 0 for float32 gradients of 1e-24. Kept weights are
-    unclipped: `max_norm` applies to the current gradients.
+    unclipped: `max_norm` applies to the current gradients. Their code also weighs the losses of task heads.
     """
 
     name = "nash_mtl"

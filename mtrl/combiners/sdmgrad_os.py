@@ -21,10 +21,11 @@ class SDMGradOS(Sampled):
         lam: Weight of the mean gradient in the objective (0.6 in the authors' RL runs).
 
     Deviations from the authors' code: exactly `sampled` tasks are drawn, theirs draws each with probability
-    sampled / T (and again if none was drawn). w ranges over the drawn tasks; the code's zero rows for the
-    others, solved exactly, would often take all of w and leave only lam g0 / (1 + lam). `order` is ours (see
-    `_families.Sampled`). The temperatures of tasks that were not drawn change only by Adam's momentum. In
-    `mtl_step` the task heads of all tasks step; in training those of tasks that were not drawn have a
+    sampled / T (and again if none was drawn). w ranges over the drawn tasks and is solved anew; theirs keeps
+    w between updates, takes 20 steps per update, and multiplies all of the direction by T / sampled. The
+    code's zero rows for other tasks often take all of w and leave only lam g0 / (1 + lam). `order` is ours
+    (see `_families.Sampled`). The temperatures of tasks that were not drawn change only by Adam's momentum.
+    In `mtl_step` the task heads of all tasks step; in training those of tasks that were not drawn have a
     gradient of 0.
     """
 

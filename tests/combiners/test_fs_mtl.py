@@ -70,6 +70,16 @@ def test_a_share_of_the_ascent_may_be_the_mean_gradients_as_in_samo(local: float
     torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.parametrize("base", ["mean", "fairgrad", "pcgrad"])
+def test_samo_combines_the_gradients_at_the_moved_parameters_alone(base: str) -> None:
+    problem, rho = Quadratics(3, 5, seed=2), 0.3
+    moved = problem.gradients_at(0.0) + sharpness(problem, lambda g: rho * g / g.norm())
+    expected = make_combiner(base, num_tasks=3).combine(moved, problem.losses)
+    combiner = made(base, rho=rho, moved_only=True)
+    torch.testing.assert_close(combiner.direction(problem), expected)
+    assert not any(key.startswith("flat_") for key in combiner.metrics())
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_without_a_radius_it_is_exactly_the_base(base: str) -> None:
     problem = Quadratics(4, 6, seed=3)

@@ -163,8 +163,9 @@ def test_unfinished_runs_are_thin_lines_in_the_panels_of_all_figures_of_curves(t
     for figure, scores in wanted:
         panels = [axes for axes in figure.drawing.axes if axes.get_visible()]
         for axes, task_scores in zip(panels, scores, strict=True):
-            lines = [line for line in axes.lines if len(line.get_xdata()) > 0]
-            assert [(*line.get_xdata(), *line.get_ydata()) for line in lines] == [(10, 20, *task_scores)]
+            drawn = [line.get_xydata() for line in axes.lines]
+            (points,) = [np.asarray(line) for line in drawn if np.size(line) > 0]
+            assert points.T.tolist() == [[10.0, 20.0], list(task_scores)]
         assert "Thin lines: unfinished runs" in figure.caption
 
 
