@@ -26,8 +26,8 @@ def network_combiner(config: Config, network: Literal["critic", "actor"], num_ta
     combiner = make_combiner(method, num_tasks=num_tasks, **options)
     if network == "actor" and combiner.refuses_signed_losses:
         raise UserError(
-            f"{method} needs losses of at least 0, and the actor's may be negative. Give the actor a method "
-            "of its own, such as --method.actor mean (the critic's losses are never negative)"
+            f"{method} needs losses of at least 0, and the actor's may be negative. Give the actor "
+            "another method, such as --method.actor mean (the critic's losses are never negative)"
             f"{_way_to_shift(config, combiner.shift_options)}."
         )
     combiner.seed(seeds.integer(config.seed, f"{network}_combiner"))

@@ -27,7 +27,7 @@ class Every(Refreshed):
 
     name = "every"
     papers = ("xu2025psmgd",)
-    credit = "The paper's method is the one with base `mgda`; here the base can be any."
+    credit = "The authors' code has base `mgda`; here the base can be any."
 
     def __init__(
         self,

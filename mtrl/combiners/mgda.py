@@ -16,8 +16,8 @@ class MGDA(GramCombiner):
 
     Deviations from the usual code: w is solved to convergence; Frank-Wolfe steps leave directions ten times
     too long where norms differ by orders of magnitude. Gradients are not normalised, and task heads follow
-    their unweighted losses. Zero gradients (in a
-    smooth transition near 1e-16 of the longest, see solvers/path.py) leave the minimisation.
+    their unweighted losses. Zero gradients (in a smooth transition near 1e-16 of the longest, see
+    solvers/path.py) leave the minimisation.
     """
 
     name = "mgda"

@@ -31,9 +31,8 @@ class SDMGrad(GramCombiner):
     Deviations from the authors' code: see `solver`; with three batches, theirs share one gradient buffer by
     mistake, so that double sampling does not take place, and heads step by the sum of all batches (here by
     the first one); critic and actor do not share w; its supervised code multiplies the direction by T and
-    clips it to norm 1. A zero gradient
-    enters the exact minimisation as lam g0, as in the published problem: it takes all of w if no gradient
-    conflicts with g0, else more as lam falls. Only lam = 0 leaves it out.
+    clips it to norm 1. A zero gradient enters the exact minimisation as lam g0, as in the published problem:
+    it takes all of w if no gradient conflicts with g0, else more as lam falls. Only lam = 0 leaves it out.
     """
 
     name = "sdmgrad"
