@@ -1,12 +1,13 @@
 """What all figures are drawn with: style, panels, legends, heat maps. Only figures import matplotlib."""
 
+import io
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.textpath import text_to_path
 
+from mtrl.config.files import write_file
 from mtrl.errors import UserError
 from mtrl.report.tables import MOST_ROWS
 from mtrl.report.ticks import RoundTicks, ShortTexts, number_axis
@@ -92,12 +94,19 @@ def style(look: Look) -> Iterator[None]:
 
 def save(figure: Figure, folder: Path) -> list[Path]:
     """Write a drawing, which is already laid out, in all formats; return the files."""
-    png, svg, pdf = (folder / f"{figure.name}.{suffix}" for suffix in ("png", "svg", "pdf"))
     # `savefig` would draw each twice.
-    FigureCanvasAgg(figure.drawing).print_png(png)
-    FigureCanvasSVG(figure.drawing).print_svg(svg)
-    FigureCanvasPdf(figure.drawing).print_pdf(pdf)
-    return [png, svg, pdf]
+    formats: dict[str, Callable[[BinaryIO], object]] = {
+        "png": FigureCanvasAgg(figure.drawing).print_png,
+        "svg": FigureCanvasSVG(figure.drawing).print_svg,
+        "pdf": FigureCanvasPdf(figure.drawing).print_pdf,
+    }
+    written = []
+    for suffix, draw in formats.items():
+        buffer = io.BytesIO()
+        draw(buffer)
+        written.append(folder / f"{figure.name}.{suffix}")
+        write_file(written[-1], buffer.getvalue())
+    return written
 
 
 def panels(

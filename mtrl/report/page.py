@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mtrl.config.files import paths_in
+from mtrl.config.files import paths_in, write_file
 from mtrl.config.labels import tasks_label
 from mtrl.config.presets import flat
+from mtrl.errors import UserError
 from mtrl.report.comparison import Comparison, Group, protocol
 from mtrl.report.load import Run
 from mtrl.report.table import DASH, Table, plain
@@ -55,7 +56,8 @@ def write_report(
     """Write the report into the folder `out`, made if missing; files of the same names are replaced.
 
     `report.html`; `tables/*.csv, .md, .tex`; with matplotlib `figures/*.png, .svg, .pdf`; `configs/*.yaml`,
-    with which the commands on the page repeat each run.
+    with which the commands on the page repeat each run. A file that is a symbolic link is replaced, not
+    followed.
 
     Args:
         comparison: the runs (`compare`).
@@ -65,18 +67,26 @@ def write_report(
 
     Raises:
         OSError: `out` cannot be written.
-        UserError: a font that is not installed; a link in `configs` that leads out of `out`.
+        UserError: a font that is not installed; a folder in `out` that is a link out of it.
     """
     tables = all_tables(comparison)
-    files = _write_tables(tables, out / "tables")
+    names = ("tables", "figures", "configs")
+    to_tables, to_figures, to_configurations = (_folder_in(out, name) for name in names)
+    files = _write_tables(tables, to_tables)
     has_figures = importlib.util.find_spec("matplotlib") is not None
-    pictures, drawn, crowded = (
-        _write_figures(comparison, out / "figures", look) if has_figures else ([], [], [])
-    )
-    commands, configurations = _write_configurations(comparison, out / "configs")
+    pictures, drawn, crowded = _write_figures(comparison, to_figures, look) if has_figures else ([], [], [])
+    commands, configurations = _write_configurations(comparison, to_configurations)
     page = out / PAGE_NAME
-    page.write_text(_page(comparison, tables, pictures, commands, command), encoding="utf-8")
+    write_file(page, _page(comparison, tables, pictures, commands, command).encode())
     return Report(tables, [page, *files, *drawn, *configurations], has_figures, tuple(crowded))
+
+
+def _folder_in(out: Path, name: str) -> Path:
+    """Return a folder in `out`; raises UserError if a link in a folder from elsewhere leads out of it."""
+    folder = out / name
+    if not folder.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"'{folder}' is a link to '{folder.resolve()}', outside of '{out}': remove it.")
+    return folder
 
 
 def _write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
@@ -85,7 +95,7 @@ def _write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
     for table in tables:
         for suffix, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
             written.append(folder / f"{table.name}.{suffix}")
-            written[-1].write_text(text, encoding="utf-8")
+            write_file(written[-1], text.encode())
     return written
 
 
@@ -125,7 +135,7 @@ def _write_configurations(comparison: Comparison, folder: Path) -> tuple[list[st
     for row in comparison.groups:
         path = paths[row.label]
         text = yaml.dump(dict(row.runs[0].config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
+        write_file(path, text.encode())
         preset = shlex.quote(f"{folder.name}/{path.name}")
         commands += [f"mtrl-train --preset {preset} --seed {run.seed}" for run in row.runs]
     return commands, list(paths.values())

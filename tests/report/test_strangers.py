@@ -103,6 +103,35 @@ def test_links_that_lead_in_circles_are_followed_once(tmp_path: Path) -> None:
     assert time.process_time() - start < 2.0
 
 
+@pytest.mark.parametrize("name", ["tables", "figures", "configs"])
+def test_a_folder_that_is_a_link_out_of_the_report_is_refused(tmp_path: Path, name: str) -> None:
+    """A folder of results from elsewhere may hold one."""
+    write_run(tmp_path / "runs/run", SUCCESS)
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=rf"out/{name}' is a link to '.*/victim', outside of .*: remove it"):
+        write_report(compare([tmp_path / "runs"]), tmp_path / "out")
+    assert not list((tmp_path / "victim").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_files_that_are_links_are_replaced_not_followed(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/run", SUCCESS)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    first = write_report(compare([tmp_path / "runs"]), tmp_path / "first").files
+    names = [path.relative_to(tmp_path / "first") for path in first]
+    names = [name for name in names if name.parent.name != "configs"]  # refused, see `paths_in`
+    assert {".html", ".csv", ".md", ".tex", ".png", ".svg", ".pdf"} == {name.suffix for name in names}
+    for name in names:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).symlink_to(victim)
+    write_report(compare([tmp_path / "runs"]), tmp_path / "out")
+    assert victim.read_text() == "mine"
+    assert not any((tmp_path / "out" / name).is_symlink() for name in names)
+
+
 def _bomb() -> str:
     lines = ["tasks: [reach-v3]", "method: mean", "steps: 1", "seed: 0", "a0: &a0 [x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
