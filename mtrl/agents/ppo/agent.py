@@ -206,10 +206,18 @@ class PPOAgent(ActorCriticAgent[PPOUpdate]):
             f"{rows:,} rows per task in {ppo.rollout_steps:,} vector steps, {ppo.epochs} x "
             f"{ppo.minibatches} minibatches of {self._batch} rows per task"
         )
-        rollouts, rest = divmod(self.config.steps, ppo.rollout_steps)
-        unused = f"the last {rest:,} are not learnt from"
-        short = {"rollouts": f"{rollouts:,} in {self.config.steps:,} vector steps; {unused}"} if rest else {}
-        return self._facts("critic", rollout=rollout, **short)
+        return self._facts("critic", rollout=rollout, **self._rollouts_fact())
+
+    def _rollouts_fact(self) -> dict[str, str]:
+        """Return which vector steps are not learnt from; nothing if all of them are."""
+        steps = self.config.steps
+        rollouts, rest = divmod(steps, self.config.ppo.rollout_steps)
+        fitting = self.update.observation_norm is not None and rollouts > 0
+        if rollouts == fitting:
+            return {"rollouts": f"{rollouts:,} in {steps:,} vector steps: nothing is learnt"}
+        notes = ["the first one only standardises observations"] if fitting else []
+        notes += [f"the last {rest:,} steps are not learnt from"] if rest else []
+        return {"rollouts": "; ".join([f"{rollouts:,} in {steps:,} vector steps", *notes])} if notes else {}
 
     @property
     def data_memory(self) -> dict[str, int]:

@@ -258,13 +258,19 @@ def test_start_screen_says_how_much_an_update_takes_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "told"),
+    ("steps", "norm", "told"),
     [
-        (5 * STEPS, None),
-        (5 * STEPS + 9, "5 in 89 vector steps; the last 9 are not learnt from"),
-        (STEPS - 1, "0 in 15 vector steps; the last 15 are not learnt from"),
+        (5 * STEPS, "none", None),
+        (5 * STEPS + 9, "none", "5 in 89 vector steps; the last 9 steps are not learnt from"),
+        (STEPS - 1, "none", "0 in 15 vector steps: nothing is learnt"),
+        (STEPS - 1, "warmup", "0 in 15 vector steps: nothing is learnt"),
+        (STEPS, "none", None),
+        (STEPS, "warmup", "1 in 16 vector steps: nothing is learnt"),
+        (2 * STEPS, "warmup", "2 in 32 vector steps; the first one only standardises observations"),
     ],
 )
-def test_start_screen_says_which_steps_fill_no_rollout(steps: int, told: str | None) -> None:
-    config = dataclasses.replace(ppo_config(), steps=steps)
+def test_start_screen_says_which_steps_are_not_learnt_from(steps: int, norm: str, told: str | None) -> None:
+    config = ppo_config()
+    network = dataclasses.replace(config.network, observation_norm=norm)
+    config = dataclasses.replace(config, steps=steps, network=network)
     assert ppo_agent(config).facts().get("rollouts") == told
