@@ -170,9 +170,8 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to check, such as R10; all by default")
     rows = parser.parse_args().rows
     if unknown := sorted(set(rows) - {mutation.row for mutation in MUTATIONS}):
-        parser.error(
-            f"expected rows from {MUTATIONS[0].row} to {MUTATIONS[-1].row}; found {', '.join(unknown)}"
-        )
+        known = ", ".join(dict.fromkeys(mutation.row for mutation in MUTATIONS))
+        parser.error(f"no row {', '.join(unknown)}. Rows: {known}.")
     chosen = [mutation for mutation in MUTATIONS if not rows or mutation.row in rows]
     began, bad = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as place:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mtrl_benchmarks._contenders import Contender
 
 ROW_KEYS = (
-    "backend", "tasks", "envs_per_task", "actions", "workers", "env_steps_per_s", "share_of_physics",
+    "tasks", "envs_per_task", "actions", "backend", "workers", "env_steps_per_s", "share_of_physics",
     "ratio_to_gym_async", "startup_s", "memory_mb",
 )  # fmt: skip
 PACKAGES = ("metaworld", "mujoco", "gymnasium", "numpy", "stable-baselines3", "envpool")

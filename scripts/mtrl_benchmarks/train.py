@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
     rows: list[report.Row] = []
     for method in arguments.methods:
         config = build_config(load_preset(arguments.preset), layer, {"method": method})
-        rows.append({"preset": arguments.preset, **_measure(config, arguments.steps)})
+        rows.append({"method": method, "preset": arguments.preset, **_measure(config, arguments.steps)})
     return rows
 
 
@@ -100,7 +100,6 @@ def _measure_here(config: Config, steps: int, device: torch.device) -> report.Ro
     finally:
         envs.close()
     return {
-        "method": config.method,
         "tasks": envs.num_tasks,
         "device": str(device),
         "vector_steps_per_s": 1e3 / loop_ms,
