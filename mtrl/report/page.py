@@ -67,7 +67,8 @@ def write_report(
 
     Raises:
         OSError: `out` cannot be written.
-        UserError: a font that is not installed; a folder in `out` that is a link out of it.
+        UserError: a font that is not installed; a folder in `out`, or a file in `configs`, that is a link
+            out of `out`.
     """
     tables = all_tables(comparison)
     names = ("tables", "figures", "configs")
