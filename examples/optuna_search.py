@@ -1,9 +1,10 @@
 """Hyper-parameters by Optuna: CAGrad's c and a learning rate, with unpromising trials stopped early.
 
 Run it with `python examples/optuna_search.py`; it needs the extra [examples]. Each trial is an ordinary run
-in runs/optuna/, which mtrl-report and mtrl-train --resume take as any other.
+in runs/optuna-DATE-TIME/, which mtrl-report and mtrl-train --resume take as any other.
 """
 
+import time
 from typing import Any
 
 import optuna
@@ -11,8 +12,9 @@ import optuna
 from mtrl import Config, train
 
 
-def main(trials: int = 20, folder: str = "runs/optuna", **settings: Any) -> optuna.Study:
+def main(trials: int = 20, folder: str | None = None, **settings: Any) -> optuna.Study:
     """Search and return the study; `settings` are those of all trials."""
+    folder = folder or time.strftime("runs/optuna-%Y%m%d-%H%M%S")
 
     def objective(trial: optuna.Trial) -> float:
         chosen = {
@@ -29,6 +31,8 @@ def main(trials: int = 20, folder: str = "runs/optuna", **settings: Any) -> optu
 
         config = Config.from_preset("pendulum", {**settings, **chosen})
         result = train(config, run_dir=f"{folder}/{trial.number}", callbacks=[report])
+        if result.exit_code:  # Ctrl-C or SIGTERM has stopped the run: end the search as well
+            trial.study.stop()
         if result.evaluation is None:
             raise optuna.TrialPruned
         return result.evaluation.score
@@ -39,5 +43,5 @@ def main(trials: int = 20, folder: str = "runs/optuna", **settings: Any) -> optu
 
 
 if __name__ == "__main__":
-    found = main()
-    print(found.best_value, found.best_params)
+    for best in main().best_trials:  # none if the first trial was interrupted
+        print(best.value, best.params)

@@ -74,7 +74,7 @@ class Boat:
         """Release what the environment holds."""
 
 
-def main(steps: int = 600, run_dir: str = "runs/currents") -> TrainResult:
+def main(steps: int = 600, run_dir: str | None = None) -> TrainResult:
     """Train a small agent on all currents with CAGrad and return the result."""
     settings = {
         "suite": f"{__file__}:Currents",
