@@ -107,7 +107,9 @@ class Registry(Mapping[str, Any]):
     def citation(self, name: str) -> tuple[str, str]:
         """Return what to cite for the plug-in of that name: its sentence, and BibTeX; "" for none."""
         plugin = self[name]
-        entries = (self.references.get(key, key) for key in getattr(plugin, "papers", ()))
+        papers = getattr(plugin, "papers", ())
+        papers = (papers,) if isinstance(papers, str) else papers  # of a user's class
+        entries = (self.references.get(key, key) for key in papers)
         return getattr(plugin, "credit", ""), "\n\n".join(entries)
 
     def __getitem__(self, name: str) -> Any:

@@ -127,3 +127,5 @@ def test_a_method_of_ones_own_needs_no_papers_and_may_bring_whole_entries() -> N
     registry.register("cited", Cited)
     assert registry.citation("own") == ("", "")
     assert registry.citation("cited") == ("", "@misc{me2026own}")
+    Cited.papers = "@misc{me2026own}"  # type: ignore[assignment]  # what a user may write
+    assert registry.citation("cited") == ("", "@misc{me2026own}")

@@ -18,7 +18,7 @@ class _Flags:
     """Draw every method's trajectories on the toy landscapes of the CAGrad and Nash-MTL papers."""
 
     methods: tuple[str, ...] = ()
-    """Methods to run; none given: all."""
+    """Methods to run; none given: all but torchjd, which belongs to another library."""
     steps: Annotated[int, Field(gt=0)] = 20_000
     """Steps of Adam; of plain gradient descent for a method that is an optimiser of its own."""
     lr: Annotated[float, Field(gt=0)] = 3e-3
@@ -36,7 +36,8 @@ def main(arguments: list[str]) -> int:
     from mtrl.combiners import COMBINERS
     from mtrl_gallery.descent import descend, write_table
 
-    methods = dict.fromkeys((*(flags.methods or sorted(COMBINERS)), *flags.long))
+    own = sorted(set(COMBINERS) - {"torchjd"})
+    methods = dict.fromkeys((*(flags.methods or own), *flags.long))
     for name in methods:
         _ = COMBINERS[name]  # raises where there is none
     out, runs = Path(flags.out), []
