@@ -1,5 +1,6 @@
 """One Gymnasium environment as a TaskEnv of the engine."""
 
+import copy
 import math
 import random
 import warnings
@@ -183,13 +184,32 @@ def _number(what: str, value: Any) -> float:
 
 
 def _edit(owner: Any, path: str, change: Any) -> None:
-    """Replace the value of an attribute at a dotted path; arrays are written in place."""
+    """Replace the value of an attribute at a dotted path, of this environment alone; arrays keep their type.
+
+    Raises:
+        UserError: an array of whole numbers would get others.
+    """
     *parents, last = path.split(".")
     for name in parents:
-        owner = getattr(owner, name)
+        part = getattr(owner, name)
+        if _is_of_class(owner, name, part):
+            part = copy.deepcopy(part)
+            setattr(owner, name, part)
+        owner = part
     old = getattr(owner, last)  # a misspelt name raises here
-    if isinstance(old, np.ndarray):
-        old[...] = change(old)
-        return
     value = change(old)
-    setattr(owner, last, value.item() if isinstance(value, np.ndarray | np.generic) else value)
+    if not isinstance(old, np.ndarray):
+        setattr(owner, last, value.item() if isinstance(value, np.ndarray | np.generic) else value)
+        return
+    new = old.copy()
+    new[...] = value
+    if new.dtype.kind in "biu" and (new != value).any():
+        raise UserError(f"{path} has whole numbers ({new.dtype}) and cannot be {np.asarray(value).tolist()}.")
+    if last in getattr(owner, "__dict__", ()) or _is_of_class(owner, last, old):
+        setattr(owner, last, new)  # other environments may have the old array: it may be a constant
+    else:
+        old[...] = new  # memory of the simulation, such as that of a MuJoCo model
+
+
+def _is_of_class(owner: Any, name: str, value: Any) -> bool:
+    return any(vars(cls).get(name) is value for cls in type(owner).__mro__)

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -14,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mtrl.envs import TaskVectorEnv, build_suite
-from mtrl.envs.gymnasium.env import GymnasiumEnv
+from mtrl.envs.gymnasium.env import GymnasiumEnv, make
 from mtrl.envs.gymnasium.suite import GymnasiumSuite
 from mtrl.errors import UserError
 
@@ -127,6 +128,40 @@ def test_edits_change_the_physics_as_mujoco_computes_it() -> None:
     assert model.opt.gravity.tolist() == [0.0, 0.0, -5.0]
     np.testing.assert_allclose(mujoco.mj_getTotalmass(model), 2 * mujoco.mj_getTotalmass(plain.model))
     np.testing.assert_allclose(model.body_subtreemass, 2 * plain.model.body_subtreemass)
+
+
+class Scales(gymnasium.Env[Any, Any]):
+    """Its arrays belong to the class, to a part that the class has, and to a module."""
+
+    MASS = np.array([1.0, 2.0])
+    PART = SimpleNamespace(inner=SimpleNamespace(length=np.array([3.0])))
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.goal = GOAL
+
+
+GOAL = np.array([4, 0])
+gymnasium.register("Scales-v0", lambda **arguments: Scales(**arguments))
+
+
+def test_edits_change_one_environment_alone() -> None:
+    """Tasks of one class share a process, and an evaluation makes its environments anew."""
+    edits = {"MASS": 2.0, "PART.inner.length": 2.0, "goal": 2.0}
+    first, second = (make({"id": "Scales-v0", "scale": edits}, render_mode=None).unwrapped for _ in range(2))
+    plain = make({"id": "Scales-v0"}, render_mode=None).unwrapped
+    for env, factor in ((first, 2.0), (second, 2.0), (plain, 1.0)):
+        assert env.MASS.tolist() == [factor, 2.0 * factor]
+        assert env.PART.inner.length.tolist() == [3.0 * factor]
+        assert env.goal.tolist() == [4 * factor, 0]
+
+
+@pytest.mark.parametrize("edit", [{"set": {"goal": [0.5, 0.7]}}, {"scale": {"goal": 0.3}}])
+def test_an_array_of_whole_numbers_is_not_cut(edit: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"goal has whole numbers \(int64\) and cannot be \["):
+        make({"id": "Scales-v0", **edit}, render_mode=None)
+    assert make({"id": "Scales-v0", "set": {"goal": [2.0, 3.0]}}, render_mode=None).unwrapped.goal[1] == 3
 
 
 class Handle:
