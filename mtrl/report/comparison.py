@@ -4,7 +4,7 @@ All runs of a comparison have one protocol. The runs of a row have one configura
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -162,11 +162,14 @@ def compare(
             or label that no row has; fewer comparisons than the table has.
     """
     runs = read_runs(paths)
-    groups = group(runs)
     if methods:
+        groups = group(runs)
         picked = {row: None for name in methods for row in _named(groups, name, "--methods")}
         runs = [run for row in picked for run in row.runs]
-        groups = group(runs)
+    singles = read_runs(single_task) if single_task else []
+    flagged = _flagged([*runs, *singles])
+    runs, singles = ([_with_failures(run, flagged) for run in read] for read in (runs, singles))
+    groups = group(runs)
     evaluated = [run for run in runs if run.evaluations]
     if not evaluated:
         raise UserError(f"no evaluation yet in {len(runs)} run(s), the first is '{runs[0].path}'.")
@@ -174,7 +177,7 @@ def compare(
     if measure == "success" and not has_success:
         raise UserError("these runs have no success rates. Use --measure return.")
     chosen = measure or ("success" if has_success else "return")
-    baselines = _single_task(read_runs(single_task), evaluated[0], chosen) if single_task else {}
+    baselines = _single_task(singles, evaluated[0], chosen) if singles else {}
     renamed = tuple(_renamed(groups, labels or {}))
     comparison = Comparison(renamed, evaluated[0].tasks, chosen, baselines, comparisons or 1)
     compared = len(comparison.rows) - 1 if comparison.baseline else 0
@@ -302,6 +305,36 @@ def _renamed(groups: Sequence[Group], labels: Mapping[str, str]) -> list[Group]:
 def _scores(lines: Sequence[Sequence[Any]], tasks: Sequence[str], key: str) -> Floats:
     values = [[[line["tasks"][task].get(key) for task in tasks] for line in row] for row in lines]
     return np.array(values, dtype=np.float64)  # null, which stands for non-finite numbers, becomes NaN
+
+
+def _flagged(runs: Iterable[Run]) -> frozenset[str]:
+    """Return the tasks that have given a success flag in an evaluation of one of these runs."""
+    return frozenset(
+        task
+        for run in runs
+        for line in run.evaluations
+        for task, values in line["tasks"].items()
+        if values.get("success") is not None
+    )
+
+
+def _with_failures(run: Run, flagged: frozenset[str]) -> Run:
+    """Return the run with success 0 where a task that knows success gave no flag.
+
+    Some environments give the flag only where an episode is solved, so an evaluation without one solved none.
+    """
+
+    def filled(task: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        failed = task in flagged and values.get("success") is None
+        return {**values, "success": 0.0, "success_last": 0.0} if failed else dict(values)
+
+    if all(v.get("success") is not None for line in run.evaluations for v in line["tasks"].values()):
+        return run
+    lines = tuple(
+        {**line, "tasks": {task: filled(task, values) for task, values in line["tasks"].items()}}
+        for line in run.evaluations
+    )
+    return replace(run, evaluations=lines)
 
 
 def _has_success(run: Run) -> bool:

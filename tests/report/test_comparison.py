@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mtrl.errors import UserError
-from mtrl.report.comparison import group
+from mtrl.report.comparison import compare, group
 from mtrl.report.load import Run, read_run
+from mtrl.report.paired import paired_table
+from mtrl.report.stats import Interval
 from tests.helpers.written_runs import VERSIONS, write_run
 
 SUCCESS = {"reach-v3": (0.5, 1.0), "push-v3": (0.0, 0.5)}
@@ -168,3 +171,42 @@ def test_machine_and_bookkeeping_do_not_matter(tmp_path: Path) -> None:
 def test_a_benchmark_and_its_tasks_spelt_out_are_one_protocol(tmp_path: Path) -> None:
     (row,) = group([_run(tmp_path / "a", config={"tasks": ["MT2"]}), _run(tmp_path / "b", seed=1)])
     assert len(row.runs) == 2
+
+
+def _without_flag(path: Path, line: int) -> None:
+    """Make an evaluation one in which the environment of push-v3 gave no flag, since it solved nothing."""
+    file = path / "evaluations.jsonl"
+    lines = [json.loads(text) for text in file.read_text().splitlines()]
+    lines[line]["tasks"]["push-v3"] |= {"success": None, "success_last": None}
+    lines[line]["mean_success"] = lines[line]["mean_success_last"] = None
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+
+
+def test_an_evaluation_without_a_flag_solved_nothing_if_the_task_gives_flags(tmp_path: Path) -> None:
+    """Some environments give the flag only where an episode is solved."""
+    for method, rates in {"mean": (0.5, 0.5), "cagrad": (0.25, 0.75)}.items():
+        for seed in (0, 1):
+            given = {"reach-v3": (1.0, 1.0), "push-v3": rates}
+            write_run(tmp_path / f"{method}{seed}", given, method=method, seed=seed)
+    _without_flag(tmp_path / "cagrad0", 0)
+    _without_flag(tmp_path / "cagrad1", 1)
+    comparison = compare([tmp_path])
+    assert comparison.measure == "success"
+    (cagrad,) = (row for row in comparison.rows if row.method == "cagrad")
+    assert comparison.curves(cagrad).scores[:, :, 1].tolist() == [[0.0, 0.75], [0.25, 0.0]]
+    assert comparison.final(cagrad, "success_last")[1].tolist() == [0.5, 0.0]
+    table = paired_table(comparison)
+    assert table is not None
+    # Areas of the mean over both tasks: (1 + 0 + 1 + .75) / 4 and (1 + .25 + 1 + 0) / 4, less .75.
+    area = dict(zip(table.columns, table.rows[0], strict=True))["area under curve"]
+    assert isinstance(area, Interval)
+    assert area.value == pytest.approx((0.6875 + 0.5625) / 2 - 0.75)
+
+
+def test_a_task_that_never_gives_a_flag_has_no_success(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), {"reach-v3": (1.0,), "push-v3": (0.0,)}, seed=seed)
+        _without_flag(tmp_path / str(seed), 0)
+    assert compare([tmp_path]).measure == "return"
+    with pytest.raises(UserError, match="no success rates"):
+        compare([tmp_path], measure="success")
