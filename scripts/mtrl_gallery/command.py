@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     """Draw the gallery."""
     flags = parse_command(_Flags, arguments)
     from mtrl.combiners import COMBINERS
-    from mtrl_gallery.descent import descend, write_table
+    from mtrl_gallery.descent import descend, former_rows, write_table
 
     own = sorted(set(COMBINERS) - {"torchjd"})
     methods = dict.fromkeys((*(flags.methods or own), *flags.long))
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
         _ = COMBINERS[name]  # raises where there is none
     out, runs = Path(flags.out), []
     check_writable(out / "table.md")
+    former_rows(out)  # raises where the rows could not be added to those of other methods
     for name in methods:
         scale = 3 if name in flags.long else 1
         try:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import Combiner, make_combiner
+from mtrl.config.files import write_file
+from mtrl.errors import UserError
 from mtrl.gradients.model_gradients import ModelGradients
 from mtrl.gradients.scope import Scope
 
@@ -173,21 +175,36 @@ def final_rows(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
+def former_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows that the folder has of each method; none if it has no final.json.
+
+    Raises:
+        UserError: final.json is not what `write_table` writes.
+    """
+    file = folder / "final.json"
+    of_methods: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for row in json.loads(file.read_text(encoding="utf-8")) if file.exists() else []:
+            of_methods.setdefault(row["method"], []).append(row)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"'{file}' is no table of the gallery: {error!r}. Delete it.") from error
+    return of_methods
+
+
 def write_table(runs: Sequence[Run], folder: Path) -> str:
     """Write final.json and table.md into the folder, made if missing; returns the table.
 
     What the folder has of other methods stays.
+
+    Raises:
+        UserError: the folder has a final.json of something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "final.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    of_methods: dict[str, list[dict[str, Any]]] = {}
-    for row in before:
-        of_methods.setdefault(row["method"], []).append(row)
+    of_methods = former_rows(folder)
     of_methods |= {run.method: final_rows(run) for run in runs}
     of_methods = dict(sorted(of_methods.items()))
     rows = [row for own in of_methods.values() for row in own]
-    file.write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
+    write_file(folder / "final.json", (json.dumps(rows, indent=0) + "\n").encode())
     lines = []
     for name, landscape in LANDSCAPES.items():
         titles = [f"{start} {point}" for start, point in landscape.starts.items()]
@@ -207,7 +224,7 @@ def write_table(runs: Sequence[Run], folder: Path) -> str:
         f"first step with a mean loss below {NEAR} (the optimum's is -15.09). (x, y)*: on the Pareto set."
     )
     table = "\n".join(lines) + "\n"
-    (folder / "table.md").write_text(table, encoding="utf-8")
+    write_file(folder / "table.md", table.encode())
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from mtrl.config.files import file_name
 from mtrl_gallery.descent import LANDSCAPES, OPTIMUM, PARETO_Y, Run, toy_losses
 
 _COLUMNS = 4  # of the contact sheet
@@ -32,7 +33,7 @@ def draw(runs: Sequence[Run], folder: Path) -> list[Path]:
             panel.set_title(LANDSCAPES[name].title, fontsize=9)
         figure.suptitle(f"{run.method}: {run.steps} steps, learning rate {run.lr:g}", fontsize=10)
         figure.tight_layout()
-        path = folder / f"{run.method}.png"
+        path = folder / f"{file_name(run.method)}.png"
         figure.savefig(path, dpi=75)
         plt.close(figure)
         with Image.open(path) as picture:

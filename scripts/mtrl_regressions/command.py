@@ -38,8 +38,8 @@ class _Flags:
     """Folder of runs.jsonl, one line per run, and of the tables."""
     methods: tuple[str, ...] = ()
     """Methods to run; none given: all of the study."""
-    seeds: Annotated[int, Field(gt=1)] = 8
-    """Seeds of each method and setting, from 1 on."""
+    seeds: Annotated[int, Field(gt=1, lt=TUNING_SEED)] = 8
+    """Seeds of each method and setting, from 1 on; 100 is the seed for tuning."""
     steps: Annotated[int, Field(gt=4)] = 250
     """Steps of a run, a multiple of 5."""
     tables_only: bool = False

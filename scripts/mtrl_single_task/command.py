@@ -112,6 +112,8 @@ def train_single_task(config: Config, run_dir: Path) -> Evaluation:
         raise UserError(f"this trains one task; found {len(suite.task_names)}: give --task NAME.")
     for setting in not_carried_over(config):
         console.warning(f"not in Stable-Baselines3's SAC, left out: {setting}")
+    for task, factor in suite.reward_factors.items():
+        console.warning(f"not in Stable-Baselines3's SAC, left out: reward_factor={factor:g} of {task}")
     # After the restart of a worker Stable-Baselines3 would store a false transition.
     config = dataclasses.replace(config, env=dataclasses.replace(config.env, max_restarts=0))
     with ExitStack() as stack:

@@ -172,3 +172,22 @@ def test_conicgrad_reaches_the_optimum_from_where_the_mean_is_stuck() -> None:
     assert not mean["A"]
     assert not mean["E"]
     assert all(conicgrad.values())
+
+
+def test_pictures_of_a_method_of_ones_own_stay_in_the_folder(tmp_path: Path) -> None:
+    run = descend("mean", steps=3, lr=0.05)._replace(method=str(tmp_path / "own.py:Own"))
+    from mtrl_gallery.pictures import draw
+
+    assert {path.parent for path in draw([run], tmp_path / "out")} == {tmp_path / "out"}
+
+
+@pytest.mark.parametrize("content", ['[{"me', '[{"x": 1}]', "3"])
+def test_a_table_that_cannot_be_read_is_known_before_the_work(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "final.json").write_text(content)
+    assert main_gallery(["--methods", "mean", "--steps", "3", "--out", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert "is no table of the gallery" in printed
+    assert "done" not in printed
+    assert (tmp_path / "final.json").read_text() == content

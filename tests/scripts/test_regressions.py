@@ -77,6 +77,8 @@ def test_the_study_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Captu
     written = record.stat()
     assert main([*arguments, "--seeds", "2"]) == 0
     assert (record.stat().st_ino, record.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert main(["--out", str(tmp_path), "--seeds", "100"]) == 2  # the last one is for tuning
+    assert "100" in capsys.readouterr().err
     assert main(["--out", str(tmp_path), "--steps", "10"]) == 2
     assert "--steps 10" in capsys.readouterr().err
 
@@ -92,10 +94,16 @@ def test_ratios_are_geometric_means_of_pairs_and_tuning_does_not_count() -> None
                 "seed": seed,
                 **line,
             }
-    rows = {row[0]: row for row in table_of(runs, "equal").rows}
+    runs[Job("equal", "gls", 1, 0.02)] = {**runs[Job("equal", "uw", 1, 0.02)], "method": "gls"}
+    table = table_of(runs, "equal")
+    assert "over 1 to 3 (fewer than 3: gls) seeds" in table.note
+    rows = {row[0]: row for row in table.rows}
     assert rows["mean"][2] == pytest.approx((0.4 * 0.1 * 0.2) ** (1 / 3))
+    alone = rows["gls"][4]
+    assert isinstance(alone, Interval)
+    assert alone.value == pytest.approx(0.5)  # of its only seed, and the others keep theirs
     ratio = rows["uw"][4]
     assert isinstance(ratio, Interval)
     assert ratio.value == pytest.approx(1.0)  # of 1/2, 1 and 2
-    reach = 4.302652729911275 * np.log10(2.0) / np.sqrt(3)  # the .975 quantile of t with 2 degrees
+    reach = 6.205346816570707 * np.log10(2.0) / np.sqrt(3)  # the .9875 quantile of t with 2 degrees
     assert (ratio.low, ratio.high) == pytest.approx((10**-reach, 10**reach))

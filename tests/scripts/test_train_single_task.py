@@ -16,6 +16,7 @@ from mtrl.config.schema import EnvConfig, NetworkConfig, ReplayConfig, SacConfig
 from mtrl.report.comparison import configuration, group
 from mtrl.report.load import read_run
 from mtrl.training.build import build_envs
+from tests.helpers.counting_env import CountingSuite
 from tests.helpers.short_runs import COUNTING, lines
 from tests.helpers.short_runs import config as short_config
 
@@ -24,7 +25,10 @@ pytest.importorskip("stable_baselines3")
 from mtrl_single_task.command import _THEIRS, main, make_model, not_carried_over
 
 
-def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_is_one_of_ours_to_the_reader(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CountingSuite, "reward_factors", {"task-2": 0.01})
     config = short_config(
         **COUNTING, critic_method="cagrad", env=EnvConfig(envs_per_task=2, max_episode_steps=20)
     )
@@ -44,7 +48,9 @@ def test_the_run_is_one_of_ours_to_the_reader(tmp_path: Path, capsys: pytest.Cap
     # The counting environment's reward: 100 times the code of the task, and the number of the step.
     # Evaluations have a horizon of their own, 25 steps.
     assert evaluations[-1]["mean_return"] == 25 * 200 + 25 * 26 / 2
-    assert "sac.max_grad_norm=1.0" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "sac.max_grad_norm=1.0" in printed
+    assert "reward_factor=0.01 of task-2" in printed
 
 
 def test_a_configuration_of_another_agent_is_refused(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -269,7 +269,9 @@ def test_start_screen_says_how_much_an_update_takes_in() -> None:
         (2 * STEPS, "warmup", "2 in 32 vector steps; the first one only standardises observations"),
     ],
 )
-def test_start_screen_says_which_steps_are_not_learnt_from(steps: int, norm: str, told: str | None) -> None:
+def test_start_screen_says_which_steps_are_not_learnt_from(
+    steps: int, norm: Literal["none", "warmup"], told: str | None
+) -> None:
     config = ppo_config()
     network = dataclasses.replace(config.network, observation_norm=norm)
     config = dataclasses.replace(config, steps=steps, network=network)
