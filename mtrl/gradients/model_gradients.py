@@ -227,6 +227,7 @@ class ModelGradients:
         if not heads_used and any(self._scope.heads):
             raise ValueError(NONE_USED.replace("the parameters", "the parameters of the heads"))
         self.head_gradients = [[self._processes.mean(place) for place in own] for own in self.head_gradients]
+        self._scope.note_alone(self.head_gradients)
 
     def _mean_losses(self, losses: Tensor) -> Tensor:
         """Return the mean of losses [T] over the processes, in a type that all of them agree on."""
@@ -310,10 +311,9 @@ class ModelGradients:
             return
         found = torch.autograd.grad(self._scaled(losses.sum()), leaves, retain_graph=True, allow_unused=True)
         places = [place for head in self.head_gradients for place in head]
-        for leaf, place, gradient in zip(leaves, places, found, strict=True):
+        for place, gradient in zip(places, found, strict=True):
             if gradient is not None:
                 self._heads_used = True
-                self._scope.note_alone(leaf, gradient)
                 place += self._unscaled(dense(gradient)) / self._micro_batches
 
     def _moved(self, offset: Tensor, batch: int, tasks: Sequence[int]) -> Tensor:

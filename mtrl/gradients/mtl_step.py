@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -14,7 +15,7 @@ from mtrl.combiners import Combiner, LossCombiner
 from mtrl.gradients.model_gradients import ModelGradients
 from mtrl.gradients.processes import Overflow, Processes
 from mtrl.gradients.scope import Scope, all_finite, held_by, plain_step, scope_of
-from mtrl.gradients.task_jacobian import Losses, Model, check_chunk, is_count
+from mtrl.gradients.task_jacobian import Losses, Model, check_chunk, dense, is_count
 
 
 def mtl_step(
@@ -90,6 +91,8 @@ def mtl_step(
         parameters_of_the_optimizer=len(held),
         micro_batches=micro_batches,
         accumulate=accumulate,
+        trainable_layers_by_checksum=_checksum([(scope.name(leaf), leaf.shape) for leaf in scope.leaves]),
+        method_and_max_norm_by_checksum=_checksum((combiner.name, max_norm)),
     )
     if scaler is not None:
         scaler.scale(scope.shared[0].new_zeros(()))  # makes the scale, also where there is no loss to scale
@@ -187,6 +190,10 @@ def _takes_one(function: Callable[..., object]) -> bool:
     return True
 
 
+def _checksum(value: object) -> int:
+    return zlib.crc32(repr(value).encode())
+
+
 def _device(optimizer: torch.optim.Optimizer) -> torch.device:
     devices = (leaf.device for leaf in held_by(optimizer))
     return next(devices, torch.device("cpu"))  # one that holds nothing is refused by `scope_of`
@@ -238,6 +245,8 @@ def _move(
     scope.put(own, gradients.head_gradients, add=add, scale=scale)
     moving = [leaf for leaf in held_by(optimizer) if leaf.grad is not None]
     if scaler is not None:
+        if add and not all(all_finite(dense(leaf.grad)) for leaf in moving if leaf.grad is not None):
+            raise Overflow  # of the gradients that were there
         stand_in = [] if moving else scope.shared[:1]  # its scale grows only if it has seen a gradient
         for leaf in stand_in:
             leaf.grad = torch.zeros_like(leaf)

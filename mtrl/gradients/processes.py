@@ -101,6 +101,6 @@ class Processes:
         """Return the mean over the processes."""
         if not self.several:
             return values
-        values = values.clone()
+        values = values.clone(memory_format=torch.contiguous_format)  # NCCL takes no others
         torch.distributed.all_reduce(values)
         return values / torch.distributed.get_world_size()

@@ -127,14 +127,17 @@ class Scope(NamedTuple):
                         "a plain sum, combined by no method. Put what several tasks use into model."
                     )
 
-    def note_alone(self, leaf: Tensor, gradient: Tensor) -> None:
-        """Look no more at a parameter of a head whose own task gives it a gradient.
+    def note_alone(self, gradients: Sequence[Sequence[Tensor]]) -> None:
+        """Look no more at parameters of heads to which their own tasks give a gradient.
 
         While that gradient is 0, those of other tasks may be so for the same reason, as behind a gate that
-        starts at 0.
+        starts at 0. Of several processes it is the mean, so that all of them look at the same parameters:
+        backward passes may communicate.
         """
-        if leaf not in _ALONE and _not_zero(gradient):
-            _ALONE[leaf] = True
+        for head, own in zip(self.heads, gradients, strict=True):
+            for leaf, gradient in zip(head, own, strict=True):
+                if leaf not in _ALONE and _not_zero(gradient):
+                    _ALONE[leaf] = True
 
     def check_finite(self, rows: Tensor, heads: Sequence[Sequence[Tensor]]) -> None:
         """Refuse gradients of shared parameters [N, P] or of heads that are not finite.

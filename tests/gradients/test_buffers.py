@@ -225,3 +225,28 @@ def test_a_buffer_that_is_a_view_of_a_parameter_moves_with_it(name: str) -> None
             mtl_step(combiner, lambda b, m=model: _losses(m, INPUTS), model, optimizer)  # type: ignore[misc]
     torch.testing.assert_close(dict(viewed.named_parameters()), dict(plain.named_parameters()))
     assert torch.equal(viewed.get_buffer("view"), viewed.last.weight[1:])
+
+
+@pytest.mark.parametrize("name", ["nash_mtl", "famo"])
+def test_an_overflow_in_the_gradients_that_are_there_skips_the_step(name: str) -> None:
+    """A penalty has overflowed: neither parameters nor buffers nor the method's state move."""
+    combiner = make_combiner(name, num_tasks=2)
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    inputs = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def losses(batch: int) -> Tensor:
+        result: Tensor = (model(inputs) - torch.arange(2.0).double()).square().mean(dim=0)
+        return result
+
+    def everything() -> list[Tensor]:
+        return [value.clone() for part in (model, combiner) for value in part.state_dict().values()]
+
+    mtl_step(combiner, losses, model, optimizer, scaler=scaler)
+    optimizer.zero_grad()
+    next(model.parameters()).grad = torch.full((2,), torch.inf, dtype=torch.float64)
+    before = everything()
+    mtl_step(combiner, losses, model, optimizer, accumulate=True, scaler=scaler)
+    assert all(torch.equal(new, old) for new, old in zip(everything(), before, strict=True))
+    assert scaler.get_scale() == 4.0

@@ -93,6 +93,40 @@ def _frozen_on_one(problem: Problem, rank: int) -> dict[str, Any]:
     return {}
 
 
+class _Communicates(torch.autograd.Function):
+    """Communicates in the backward pass, as SyncBatchNorm does."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        torch.distributed.all_reduce(gradient.clone())
+        return gradient
+
+
+def _heads_communicate(problem: Problem, rank: int) -> dict[str, Any]:
+    """One process has no labels; both must run as many backward passes."""
+
+    def losses(batch: int) -> list[Tensor]:
+        features = problem.model(INPUTS)
+        apply: Any = _Communicates.apply
+        found = [apply(head(features)) for head in problem.heads]
+        return [(0.0 if rank else 1.0) * outputs.square().mean() for outputs in found]
+
+    return {"losses": losses, "chunk_size": 1}
+
+
+def _others_frozen(problem: Problem, rank: int) -> dict[str, Any]:
+    (problem.first if rank else problem.second).bias.requires_grad_(False)  # both have 4 numbers
+    return {}
+
+
+def _bound_on_one(problem: Problem, rank: int) -> dict[str, Any]:
+    return {"max_norm": 0.1 if rank else None}
+
+
 def _crash(problem: Problem, rank: int) -> dict[str, Any]:
     def losses(batch: int) -> list[Tensor]:
         if rank == 1:
@@ -122,6 +156,9 @@ TOGETHER: dict[str, tuple[Callable[[Problem, int], dict[str, Any]], str]] = {
     "gradients of a regulariser on one process": (_regulariser_on_one, "step"),
     "accumulation on one process": (_accumulation_on_one, "refuse"),
     "a layer frozen on one process": (_frozen_on_one, "refuse"),
+    "a head whose backward pass communicates": (_heads_communicate, "step"),
+    "another layer frozen on each process": (_others_frozen, "refuse"),
+    "a bound of the length on one process": (_bound_on_one, "refuse"),
     "a process that fails": (_crash, "refuse"),
     "a NaN on one process": (_nan_on_one, "refuse"),
     "another number of batches": (_unlike_batches, "refuse"),
