@@ -133,6 +133,8 @@ def check_losses(name: str, losses: Tensor, *, signed: bool, shift_options: Mapp
 
 def check_rates(rates: Tensor, tasks: int) -> None:
     """Raise ValueError for success rates that are not `tasks` numbers in [0, 1] or NaN."""
+    if not isinstance(rates, Tensor):
+        raise ValueError(f"success rates must be a tensor of {tasks} numbers; found {type(rates).__name__}.")
     if rates.shape != (tasks,) or bool(((rates < 0.0) | (rates > 1.0)).any()):
         raise ValueError(f"success rates must be {tasks} numbers in [0, 1], or NaN; found {rates.tolist()}.")
 

@@ -129,9 +129,9 @@ class Stateful(nn.Module):
         return [module for module in self.modules() if isinstance(module, HostCounter)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `.half()` and the like are meant for networks. A method's float64 state (sums, counters, learned
-        # weights) moves to the new device but keeps its dtype; state per parameter follows the gradients',
-        # as in `prepare`.
+        # `.half()` and the like are meant for networks. A method's float64 state (sums, learned weights) and
+        # its integers (counters, streams; `.type` would convert them) move to the new device but keep their
+        # dtype; state per parameter follows the gradients', as in `prepare`.
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
@@ -141,7 +141,7 @@ class Stateful(nn.Module):
             if name in self._rows:
                 if new.dtype in HALF:
                     self._buffers[name] = old.to(new.device, torch.float32)
-            elif old.dtype == torch.float64 and new.dtype != torch.float64:
+            elif old.dtype in (torch.float64, torch.int64) and new.dtype != old.dtype:
                 self._buffers[name] = old.to(new.device)
         return self
 

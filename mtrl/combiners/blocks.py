@@ -12,6 +12,7 @@ from mtrl.combiners._families import forward_requirements, make_base
 from mtrl.combiners._random import scrambled
 from mtrl.combiners.base import Combiner, GramCombiner, JacobianCombiner
 from mtrl.combiners.solvers.gramian import weighted_sums
+from mtrl.errors import UserError
 
 
 class Blocks(JacobianCombiner):
@@ -115,7 +116,10 @@ class Blocks(JacobianCombiner):
         known = sum(size for size in self._sizes if size > 0)
         sizes = [parameters - known if size == -1 else size for size in self._sizes]
         if sum(sizes) != parameters or min(sizes, default=0) < 1:
-            raise ValueError(f"sizes must add up to the {parameters} columns; found {self._sizes}.")
+            raise UserError(  # an option of the command line that no one can check without the network
+                f"sizes must add up to the {parameters} columns; found {self._sizes}. -1 stands for the "
+                "rest; critic and actor have other numbers of columns."
+            )
         return sizes
 
     def prepare(self, parameters: Tensor) -> None:

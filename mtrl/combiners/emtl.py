@@ -45,7 +45,8 @@ class EMTL(JacobianCombiner):
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
         lengths, cosine = lengths_and_cosines(jacobian)
-        numbers = (self.lam, tolerance_of(torch.finfo(jacobian.dtype).eps))
+        products = torch.promote_types(jacobian.dtype, torch.float32)  # of the cosines
+        numbers = (self.lam, tolerance_of(torch.finfo(products).eps))
         weights = solve("emtl", cosine, (lengths, losses.to(torch.float64)), numbers)
         self.last_weights.copy_(weights)
         return weighted_sum(weights, jacobian)

@@ -92,7 +92,7 @@ class FSMTL(JacobianCombiner):
 
     def metrics(self) -> dict[str, Tensor]:
         """Return the base's metrics for the gradients and, prefixed by `flat_`, for the sharpness part."""
-        if self.moved_only:
+        if self.moved_only or self.rho == 0.0:  # there is no sharpness part
             return self.loss_part.metrics()
         flat = {f"flat_{key}": value for key, value in self.flat_part.metrics().items()}
         return {**self.loss_part.metrics(), **flat}
@@ -103,7 +103,8 @@ class FSMTL(JacobianCombiner):
             return gradients
         mean = gradients.mean(dim=0)
         scale = lengths_of(mean.unsqueeze(0)) * one_over(lengths_of(gradients))
-        own = gradients * scale.to(gradients.dtype).unsqueeze(-1)
+        largest = torch.finfo(gradients.dtype).max
+        own = gradients * scale.clamp(max=largest).to(gradients.dtype).unsqueeze(-1)
         return torch.lerp(mean.expand_as(own), own, self.local)
 
     def _ascent(self, gradients: Tensor, parameters: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from mtrl import mtl_step
 from mtrl.combiners import make_combiner
 from mtrl.combiners.blocks import Blocks
 from mtrl.combiners.mean import Mean
+from mtrl.errors import UserError
 from mtrl.gradients.per_task import FlatParameters
 from tests.helpers.agents import sac_config, sac_update
 from tests.helpers.matrices import jacobian
@@ -195,5 +196,5 @@ def test_sizes_that_are_none_are_refused(sizes: Any) -> None:
 
 @pytest.mark.parametrize("sizes", [(3,), (2, 3), (4, -1)])
 def test_sizes_that_do_not_make_up_the_columns_are_refused(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="sizes must add up to the 4 columns"):
+    with pytest.raises(UserError, match="sizes must add up to the 4 columns"):
         make_combiner("blocks", num_tasks=2, sizes=sizes).combine(torch.ones(2, 4))

@@ -83,7 +83,9 @@ def test_samo_combines_the_gradients_at_the_moved_parameters_alone(base: str) ->
 @pytest.mark.parametrize("base", BASES)
 def test_without_a_radius_it_is_exactly_the_base(base: str) -> None:
     problem = Quadratics(4, 6, seed=3)
-    result = made(base, 4, rho=0.0).direction(problem)
+    combiner = made(base, 4, rho=0.0)
+    result = combiner.direction(problem)
+    assert not any(key.startswith("flat_") for key in combiner.metrics())
     alone = make_combiner(base, num_tasks=4).combine(problem.gradients_at(0.0), problem.losses)
     assert torch.equal(result, alone)
     assert problem.asked == [(None, 0, None)]
@@ -132,6 +134,14 @@ def test_the_ascent_has_its_radius_however_long_single_precision_gradients_are(
     offset = problem.asked[1].offset
     assert offset is not None
     torch.testing.assert_close(offset.norm(dim=1), torch.full((3,), 0.5))
+
+
+def test_a_short_gradient_in_float16_has_a_finite_ascent() -> None:
+    problem = Linear(torch.tensor([[1.0, 1.0], [1e-6, 0.0]], dtype=torch.float16))
+    make_combiner("fs_mtl", num_tasks=2, base="mean", rho=0.5, local=0.5).direction(problem)
+    offset = problem.asked[1].offset
+    assert offset is not None
+    assert offset.isfinite().all()
 
 
 def test_both_parts_carry_their_own_state_through_a_checkpoint() -> None:

@@ -169,6 +169,16 @@ def test_no_variance_to_regularise_leaves_the_mean() -> None:
         torch.testing.assert_close(direction, rows.mean(dim=0))
 
 
+def test_emtl_protects_tasks_from_half_precision_rows_too() -> None:
+    """The rows are exact in bfloat16: the mean's small improvement of the first task is no rounding."""
+    rows, losses = torch.tensor([[1.0, 0.0], [-0.96875, 0.5]]), torch.tensor([1.0, 5.0])
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        combiner = make_combiner("emtl", num_tasks=2)
+        combiner.combine(rows.to(dtype), losses.to(dtype))
+        improvements = rows.double() @ (combiner.last_weights.double() @ rows.double())
+        assert improvements.min() >= -1e-6
+
+
 @pytest.mark.parametrize("short", [1e-2, 1e-3, 1e-9])
 def test_a_short_gradient_takes_no_step_over(short: float) -> None:
     """By the published formula alone the short task weighs 1 / short^2 and others ascend."""

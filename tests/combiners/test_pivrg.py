@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -72,6 +72,12 @@ def test_no_preference_exceeds_another_by_more_than_the_bound(lowest: float, rat
 def test_what_is_no_rate_per_task_is_refused(rates: list[float]) -> None:
     with pytest.raises(ValueError, match=r"success rates must be 3 numbers in \[0, 1\]"):
         PIVRG(num_tasks=3).note_success(torch.tensor(rates))
+
+
+@pytest.mark.parametrize("rates", [[0.5] * 3, np.full(3, 0.5)], ids=["list", "array"])
+def test_rates_that_are_no_tensor_are_refused(rates: Any) -> None:
+    with pytest.raises(ValueError, match="success rates must be a tensor of 3 numbers; found "):
+        PIVRG(num_tasks=3).note_success(rates)
 
 
 @pytest.mark.parametrize("name", ["turns", "smoothed", "blocks"])

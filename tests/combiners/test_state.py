@@ -93,6 +93,18 @@ def _train_beside_a_model_of(dtype: torch.dtype, name: str) -> None:
 
 
 @methods
+def test_a_conversion_of_all_buffers_leaves_counters_and_streams_alone(name: str) -> None:
+    holder = nn.ModuleDict({"method": ORACLES[name].make(name, 4)})
+    before = {key: (buffer.dtype, buffer.clone()) for key, buffer in holder.named_buffers()}
+    holder.type(torch.float32)
+    for key, buffer in holder.named_buffers():
+        dtype, value = before[key]
+        if dtype in (torch.float64, torch.int64):
+            assert buffer.dtype == dtype
+            assert torch.equal(buffer, value)
+
+
+@methods
 def test_a_first_use_under_inference_mode_leaves_a_method_usable_outside(name: str) -> None:
     rows = jacobian("iid", 4, seed=0)
     plain, used = ORACLES[name].make(name, 4), ORACLES[name].make(name, 4)
