@@ -14,6 +14,7 @@ from mtrl.report.drawing import (
     heat_map,
     legend,
     line_style,
+    literal,
     name_axes,
     panels,
     short_names,
@@ -85,7 +86,9 @@ def _cosines(comparison: Comparison, network: signals.Network, room: Room) -> Fi
     image: Any = None
     for axes, matrix in zip(grid, found.values(), strict=True):
         known_tasks = matrix[: len(tasks), : len(tasks)]
-        image = heat_map(axes, known_tasks, tasks, tasks, vmin=-1.0, vmax=1.0, cmap="RdBu")
+        image = heat_map(
+            axes, known_tasks, list(map(literal, tasks)), tasks, vmin=-1.0, vmax=1.0, cmap="RdBu"
+        )
         axes.tick_params(labelsize=7 * em())
     colour_bar(drawing, image, grid, "cosine", 0.6)
     caption = (

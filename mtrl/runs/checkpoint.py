@@ -284,9 +284,13 @@ def _verified_names(directory: Path, manifest: Mapping[str, Any], parts: Collect
     """Return the names of the files to read. If `parts` is None, the directory may hold no other file."""
     listed = list(manifest["files"])
     # Hidden files come from file systems and desktops (.nfs*, .DS_Store): they do not mean a wrong copy.
-    present = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")} - {_MANIFEST}
+    try:
+        present = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
+    except OSError as error:  # the process that trains here may have deleted it
+        raise _Damaged(f"it cannot be read: {error.strerror}") from error
+    present -= {_MANIFEST}
     wanted = listed if parts is None else [f"{part}.pt" for part in parts]
-    missing = {*wanted} - {*listed} & present
+    missing = {*wanted} - ({*listed} & present)
     unknown = present - {*listed} if parts is None else set()
     if missing or unknown:
         raise _Damaged(f"files missing: {sorted(missing)}, not in its manifest: {sorted(unknown)}")

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 _ARRAY = "__numpy__"
+_INTEGER = "__integer__"  # in place of a dtype
+_PICKLED_BITS = 2040  # from here on pickle writes integers in a form that `weights_only` does not read
 _NUMERIC_KINDS = "biufc"
 
 
@@ -28,12 +30,19 @@ def to_plain(value: Any, where: str) -> Any:
         return _plain_tensor(value, where)
     if isinstance(value, np.generic) or type(value) is np.ndarray:
         return _plain_array(value, where)
+    if type(value) is int and value.bit_length() >= _PICKLED_BITS:
+        content = bytearray(value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+        return {_ARRAY: _INTEGER, "shape": None, "data": torch.frombuffer(content, dtype=torch.uint8)}
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, dict):
         for key in value:
-            if type(key) not in (str, int) or key == _ARRAY:
-                raise TypeError(f"{where}: keys must be str or int and not {_ARRAY!r}; found {key!r}.")
+            large = type(key) is int and key.bit_length() >= _PICKLED_BITS
+            if type(key) not in (str, int) or key == _ARRAY or large:
+                raise TypeError(
+                    f"{where}: keys must be str or int below 2^{_PICKLED_BITS} and not {_ARRAY!r}; found "
+                    f"{type(key).__name__ if large else repr(key)}."
+                )
         return {key: to_plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         items = [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
@@ -94,6 +103,8 @@ def _plain_array(value: Any, where: str) -> dict[str, Any]:
 
 
 def _array(value: dict[Any, Any]) -> Any:
+    if value[_ARRAY] == _INTEGER:
+        return int.from_bytes(value["data"].numpy().tobytes(), "little", signed=True)
     dtype = np.dtype(value[_ARRAY])
     if dtype.kind not in _NUMERIC_KINDS:  # a crafted file may name the dtype of objects
         raise ValueError(f"array of dtype {dtype}")

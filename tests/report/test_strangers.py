@@ -58,8 +58,15 @@ def test_a_report_of_oddly_named_tasks_and_methods_is_drawn(
     tasks = [name for name in NAMES if any(part in name for part in ("<", "frac", "é", "\u202e", "\x1b"))]
     assert len(tasks) == 5  # those that a figure could not draw; names of methods hold the others
     success = dict.fromkeys(tasks, (0.25, 0.5))
+    line = {
+        "vector_step": 10,
+        "critic_cosine": {name: dict.fromkeys(tasks, 0.5) for name in tasks},
+        "critic_weight": dict.fromkeys(tasks, 1.0),
+        "training_success": dict.fromkeys(tasks, 0.5),
+    }
     for number, name in enumerate(NAMES[:3]):
-        write_run(tmp_path / str(number), success, method=f"{name}.py:{''.join(NAMES[3:])}")
+        method = f"{name}.py:{''.join(NAMES[3:])}"
+        write_run(tmp_path / str(number), success, method=method, metrics=[line, {**line, "vector_step": 20}])
     assert main_report([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert all(character.isprintable() or character == "\n" for character in printed)
@@ -69,6 +76,7 @@ def test_a_report_of_oddly_named_tasks_and_methods_is_drawn(
     assert "\x1b" not in page
     figures = [path.stem for path in (tmp_path / "out/figures").glob("*.pdf")]
     assert len(figures) >= 3
+    assert "critic-cosines" in figures
     sources = re.findall(r"""(?:src|href)=["']([^"']*)""", page)
     assert all(source.startswith(("data:image/svg+xml;base64,", "#")) for source in sources)
     assert len([source for source in sources if source.startswith("data:")]) == len(figures)

@@ -35,6 +35,12 @@ def test_tensors_come_back_bit_equal(tmp_path: Path, dtype: torch.dtype, shape: 
     assert_same(load_checkpoint(tmp_path)[1]["agent"], tensor)
 
 
+@pytest.mark.parametrize("value", [(1 << 2039) - 1, 1 << 2039, -(1 << 2040), 1 << 5000], ids=int.bit_length)
+def test_integers_of_any_size_come_back(tmp_path: Path, value: int) -> None:
+    save_checkpoint(tmp_path, 1, {"envs": {"visited": value}}, keep=1)
+    assert load_checkpoint(tmp_path)[1]["envs"] == {"visited": value}
+
+
 @pytest.mark.parametrize("dtype", ARRAY_TYPES)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3, 4)], ids=str)
 def test_arrays_come_back_as_arrays_bit_equal(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
@@ -230,6 +236,14 @@ def test_a_resumed_run_replaces_the_future_it_abandoned(tmp_path: Path) -> None:
 def test_no_checkpoint_at_all_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no valid checkpoint .* found none"):
         load_checkpoint(tmp_path)
+
+
+def test_a_part_that_an_agent_never_saved_is_missing(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, state_of(1), keep=1)
+    told: list[str] = []
+    with pytest.raises(UserError, match=r"no valid checkpoint .* found 1 damaged"):
+        load_checkpoint(tmp_path, parts=["absent"], warn=told.append)
+    assert "files missing: ['absent.pt']" in told[0]
 
 
 def test_loading_follows_a_trainer_that_prunes_meanwhile(tmp_path: Path) -> None:

@@ -146,6 +146,14 @@ def goal_sets(tasks: Sequence[str], seed: int, version: str, generate: Generate)
     return {name: found[name] for name in tasks}
 
 
+# A file of another kind is a TypeError; zipfile calls some flipped bits an encryption or a compression that
+# it does not know, a RuntimeError.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
 def _read(path: Path) -> NDArray[np.float64] | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -154,7 +162,7 @@ def _read(path: Path) -> NDArray[np.float64] | None:
             raise ValueError(f"{goals.dtype} array of shape {goals.shape}")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         warnings.warn(
             f"goal cache {path} is unusable ({error}) and is written again.", RuntimeWarning, stacklevel=2
         )

@@ -88,7 +88,9 @@ def test_another_list_reuses_the_tasks_already_generated(cache: Path) -> None:
     assert len(generate.calls) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "pickled", "wrong shape", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "encrypted", "array", "pickled", "wrong shape", "empty"]
+)
 def test_damaged_file_is_generated_again(cache: Path, damage: str) -> None:
     generate = Generator()
     good = goal_sets(TASKS, 0, "1", generate)
@@ -99,6 +101,12 @@ def test_damaged_file_is_generated_again(cache: Path, damage: str) -> None:
     elif damage == "flipped":
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
+    elif damage == "encrypted":  # says one bit of the archive's directory
+        content[content.rfind(b"PK\x01\x02") + 8] ^= 1
+        path.write_bytes(content)
+    elif damage == "array":  # instead of an archive of arrays
+        with path.open("wb") as file:
+            np.save(file, np.zeros((50, 3)))
     elif damage == "pickled":
         np.savez(path, rand_vec=np.array([{"no": "objects"}], dtype=object))
     elif damage == "wrong shape":
