@@ -170,7 +170,7 @@ def main(arguments: list[str]) -> int:
         if event.kind == "log":
             samples.append(measure(event.vector_step, began))
             print(*(f"{value:.1f}" for value in samples[-1]), file=sys.stderr, flush=True)
-            if out is not None and len(samples) >= 2 * FEWEST:  # each time, in case the run is killed
+            if out is not None:  # each time, in case the run is killed
                 with naming(out, "write"):
                     out.write_text(f"{report(samples)}\n\n{_table(samples)}\n", encoding="utf-8")
             if flags.seconds is not None and samples[-1].seconds > flags.seconds:

@@ -152,7 +152,8 @@ def count(preset: str, method: str, tasks: int) -> Counts:
     config = build_config(load_preset(preset), own, small)
     if config.agent != "sac":
         raise UserError(f"only SAC's updates can be counted; preset '{preset}' uses {config.agent}.")
-    updates = (config.steps - config.train.warmup_steps) * config.train.updates_per_step
+    train, actor_every = config.train, config.sac.actor_every
+    updates = (config.steps - train.warmup_steps) * train.updates_per_step + train.warmup_updates
     spec = TaskSpec(tuple(f"task {number}" for number in range(tasks)), config.env.envs_per_task, 39, 4)
     precision = precision_on(torch.device("cuda"), config.train.matmul_precision)
     with _stand_ins():
@@ -162,10 +163,11 @@ def count(preset: str, method: str, tasks: int) -> Counts:
         counters = [counter for combiner in combiners for counter in combiner.counters()]
         for _ in range(2):  # the first time round makes what stays: constants, Jacobians
             cycle: list[Counts] = []
-            while not cycle or any(counter.counter for counter in counters):
+            while not cycle or len(cycle) % actor_every or any(counter.counter for counter in counters):
+                actor_too = len(cycle) % actor_every == 0
                 cycle.append(Counts(updates, precision))
                 with handed_to(_Reads(cycle[-1])), _Counter(cycle[-1]):
-                    agent._update_once(True)
+                    agent._update_once(actor_too)
     largest = max(cycle, key=lambda counts: counts.nodes)
     largest.mean_nodes = sum(counts.nodes for counts in cycle) / len(cycle)
     largest.flop = sum(counts.flop for counts in cycle) / len(cycle)

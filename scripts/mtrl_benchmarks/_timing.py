@@ -102,6 +102,11 @@ def _turns(
     limit = 1e3 * seconds
     first: dict[str, float] = {}
     results: dict[str, Tensor] = {}
+
+    def failed(name: str, error: Exception) -> None:
+        results.pop(name, None)
+        note(f"{name} {what}: failed. {type(error).__name__}: {error}")
+
     for name, function in functions.items():
         try:
             first[name], results[name] = _timed(function, start)
@@ -109,16 +114,22 @@ def _turns(
                 # Recordings are made at the first call and optimised at the second.
                 first[name] = min(first[name], _timed(function, following(start))[0])
         except Exception as error:  # noqa: BLE001  # a peer may fail in any way: its row says so by a dash
-            note(f"{name} {what}: failed. {type(error).__name__}: {error}")
+            failed(name, error)
     samples: dict[str, list[float]] = {name: [] for name in results}
     value = start
     for _ in range(repetitions):
         value = following(value)
-        for name, taken in samples.items():
-            if first[name] < limit and sum(taken) < limit:
+        for name in tuple(results):
+            taken = samples[name]
+            if not (first[name] < limit and sum(taken) < limit):
+                continue
+            try:
                 if first[name] < _SHORT:
                     functions[name](value)
                 taken.append(_timed(functions[name], value)[0])
+            except Exception as error:  # noqa: BLE001  # likewise
+                failed(name, error)
+                del samples[name]
     medians = {name: statistics.median(taken or [first[name]]) for name, taken in samples.items()}
     return {name: (medians.get(name), results.get(name)) for name in functions}
 

@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> list[report.Row]:
     """Measure each method; returns rows with the keys ROW_KEYS."""
     from mtrl.config.presets import build_config, load_preset
+    from mtrl.training.resolve import resolve
 
     chosen = {"envs_per_task": arguments.envs_per_task, "num_workers": arguments.num_workers}
     layer = {
@@ -57,7 +58,8 @@ def run(arguments: argparse.Namespace) -> list[report.Row]:
     }
     rows: list[report.Row] = []
     for method in arguments.methods:
-        config = build_config(load_preset(arguments.preset), layer, {"method": method})
+        # The preset's own options of the method come in here.
+        config = resolve(build_config(load_preset(arguments.preset), layer, {"method": method}))
         rows.append({"method": method, "preset": arguments.preset, **_measure(config, arguments.steps)})
     return rows
 

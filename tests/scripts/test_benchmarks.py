@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mtrl_benchmarks.command import main as main_benchmark
 from mtrl_benchmarks.nodes import ROW_KEYS as NODE_KEYS
 from torch import Tensor
 
+from mtrl.config.schema import Config
 from mtrl.networks.base import NETWORKS
 
 TINY = ["--parameters", "60", "--repetitions", "1", "--seconds", "1"]
@@ -81,6 +83,37 @@ def test_a_peer_that_fails_has_dashes_and_the_others_numbers(
     assert ours["ms_weights"] > 0.0
     assert (published["ms_weights"], published["ms_combine"], published["objective"]) == (None, None, None)
     assert "published cagrad, 2 tasks: failed. RuntimeError: no convergence" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("good", [1, 3])
+def test_a_peer_that_fails_later_has_dashes_too(good: int, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[Tensor] = []
+
+    def fail_later(value: Tensor) -> Tensor:
+        calls.append(value)
+        if len(calls) > good:
+            raise RuntimeError("no convergence")
+        return value
+
+    functions: dict[str, Callable[[Tensor], Tensor]] = {"steady": torch.clone, "later": fail_later}
+    found = _timing._turns(functions, torch.eye(2), _timing._next_gram, 5, 10.0, "cagrad")
+    assert found["later"] == (None, None)
+    assert found["steady"][0] is not None
+    assert "later cagrad: failed. RuntimeError: no convergence" in capsys.readouterr().err
+    assert len(calls) == good + 1
+
+
+def test_training_is_timed_with_the_presets_own_options_of_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[Config] = []
+
+    def measure(config: Config, steps: int) -> dict[str, Any]:
+        configs.append(config)
+        return {}
+
+    monkeypatch.setattr("mtrl_benchmarks.train._measure", measure)
+    assert main_benchmark(["train", "--preset", "sac_laptop", "--methods", "cagrad", "mean"]) == 0
+    (name, options), (other, _) = (config.methods()["critic"] for config in configs)
+    assert (name, options["c"], other) == ("cagrad", 0.1, "mean")
 
 
 def test_a_solver_that_would_take_minutes_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,3 +85,32 @@ def test_help_says_what_a_script_does_and_its_defaults(
     assert script(module)(["--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert all(text in printed for text in words)
+
+
+def test_fewer_faults_than_methods_attack_some_of_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    siege = importlib.import_module("mtrl_chaos.siege")
+
+    class Peaceful(siege.Siege):  # type: ignore[misc, name-defined]
+        def attack(self, kind: Any) -> None:
+            self.faults["killed"] += 1
+
+        def finish(self) -> None:
+            assert self.faults.total() == 1
+
+    monkeypatch.setattr(siege, "Siege", Peaceful)
+    assert siege.main(["--faults", "1", "--methods", "mean", "cagrad"]) == 0
+    assert "1 faults over 1 methods" in capsys.readouterr().out
+
+
+def test_a_short_soak_keeps_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(config: Any, run_dir: Path, callbacks: Any) -> None:
+        for step in (1, 2, 3):
+            callbacks[0](SimpleNamespace(kind="log", vector_step=step, stop=lambda: None))
+
+    monkeypatch.setattr("soak.train", train)
+    assert script("soak")(["--out", str(tmp_path / "soak.txt")]) == 0
+    text = (tmp_path / "soak.txt").read_text()
+    assert "3 samples are too few" in text
+    assert len(text.splitlines()) >= 5

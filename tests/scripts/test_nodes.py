@@ -71,6 +71,12 @@ def test_more_tasks_than_a_kernel_holds_are_solved_between_two_graphs() -> None:
     assert many.nodes <= few.nodes
 
 
+def test_estimates_are_means_over_updates_with_and_without_the_actor() -> None:
+    """`sac_laptop` updates the actor every second time; so does the cheaper of the two."""
+    counts = _nodes.count("sac_laptop", "mean", 10)
+    assert counts.mean_nodes < 0.9 * counts.nodes
+
+
 # In a process of its own, where the count is the first to import the agents.
 _COUNT = """
 from mtrl_benchmarks import _nodes
