@@ -87,6 +87,7 @@ def test_help_says_what_a_script_does_and_its_defaults(
     assert all(text in printed for text in words)
 
 
+@pytest.mark.dear
 def test_fewer_faults_than_methods_attack_some_of_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
