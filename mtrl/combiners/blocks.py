@@ -118,7 +118,7 @@ class Blocks(JacobianCombiner):
         if sum(sizes) != parameters or min(sizes, default=0) < 1:
             raise UserError(  # an option of the command line that no one can check without the network
                 f"sizes must add up to the {parameters} columns; found {self._sizes}. -1 stands for the "
-                "rest; critic and actor have other numbers of columns."
+                "rest; critic and actor have different numbers of columns."
             )
         return sizes
 
