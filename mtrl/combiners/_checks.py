@@ -150,7 +150,7 @@ def check_finite(kind: str, value: Tensor, tasks: Sequence[int] | None = None) -
         raise ValueError(f"{kind} has non-finite entries in tasks {bad}: fix or drop these.")
 
 
-def check_gradients(name: str, rows: Tensor, *, products: bool, tasks: Sequence[int] | None = None) -> None:
+def check_gradients(name: str, rows: Tensor, *, products: bool, tasks: Tensor | None = None) -> None:
     """Check gradients [N, P] for the method `name`, which forms their `products` or does not.
 
     `tasks` are those of the rows; not given: 0, 1, 2, ...
@@ -160,15 +160,16 @@ def check_gradients(name: str, rows: Tensor, *, products: bool, tasks: Sequence[
     """
     # One pass over memory decides the usual case. For products, norms must be below the limit. Otherwise the
     # sum must be finite, at a fraction of the cost in half precision. A non-finite entry fails either test.
+    numbers = None if tasks is None else tasks.tolist()
     if not products:
         if not bool(rows.sum().isfinite()):
-            check_finite("jacobian", rows, tasks)
+            check_finite("jacobian", rows, numbers)
         return
     dtype = torch.promote_types(rows.dtype, torch.float32)
     long = ~(torch.linalg.vector_norm(rows, dim=1, dtype=dtype) < torch.finfo(dtype).max ** 0.5)
     if bool(long.any()):
-        check_finite("jacobian", rows, tasks)
-        refuse_products(name, long, dtype, tasks)
+        check_finite("jacobian", rows, numbers)
+        refuse_products(name, long, dtype, numbers)
 
 
 def refuse_products(
@@ -183,8 +184,11 @@ def refuse_products(
 
 
 def check_squares(name: str, losses: Tensor, dtype: torch.dtype) -> None:
-    """Raise ValueError, which names the tasks, for losses [T] whose squares overflow `dtype`."""
-    long = ~(losses < torch.finfo(dtype).max ** 0.5)
+    """Raise ValueError, which names the tasks, for losses [T] that overflow `dtype` when squared.
+
+    Half of the limit is left for losses that are measured from the lowest value so far.
+    """
+    long = ~(losses.abs() < torch.finfo(dtype).max ** 0.5 / 2.0)
     if bool(long.any()):
         refuse_products(name, long, dtype, of="losses")
 

@@ -81,7 +81,7 @@ def make_gram_base(
 
 def forward_requirements(wrapper: Combiner, base: Combiner) -> None:
     """Give a wrapper what its base requires."""
-    for requirement in (*_REQUIREMENTS, "shift", "multiplies_gradients", "jacobians"):
+    for requirement in (*_REQUIREMENTS, "shift", "multiplies_gradients", "multiplies_losses", "jacobians"):
         setattr(wrapper, requirement, getattr(base, requirement))
     wrapper.shift_options = {"base_options": base.shift_options} if base.shift_options else {}
 

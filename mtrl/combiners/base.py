@@ -25,6 +25,7 @@ from mtrl.combiners._checks import (
     check_products,
     check_rates,
     check_same_device,
+    check_squares,
     is_integer,
 )
 from mtrl.combiners._jacobian_at import JacobianAt
@@ -56,15 +57,15 @@ class Combiner(Stateful, ABC):
     num_batches: int = 1  # independent batches the method asks jacobian_at for
     jacobians: int = 1  # how many tensors of a Jacobian's size exist at once while it combines, per batch
     multiplies_gradients: bool = False  # it forms products or squares of gradients, which overflow
+    multiplies_losses: bool = False  # its state holds products of losses, which overflow
     shift: str = "none"  # "minimum": losses are made positive, see `_state.LossOrigin`
     shift_options: Mapping[str, Any] = MappingProxyType({})  # options that do so; empty: it has none
 
     def __init__(self, *, num_tasks: int) -> None:
         if not is_integer(num_tasks) or num_tasks < 1:
             raise ValueError(f"num_tasks must be a positive integer; found {num_tasks!r}.")
-        num_tasks = int(num_tasks)
-        super().__init__(num_tasks)
-        self.num_tasks = num_tasks
+        super().__init__(int(num_tasks))
+        self.num_tasks = int(num_tasks)
         self._checked, self._awaits_losses = True, False
         self.last_weights = nn.Buffer(torch.full((num_tasks,), 1.0 / num_tasks, dtype=torch.float64))
         self.stream = nn.Buffer(torch.zeros(1, dtype=torch.int64))
@@ -94,6 +95,7 @@ class Combiner(Stateful, ABC):
         if losses is not None:  # first: one NaN loss makes the rows of all tasks NaN
             losses = self._taken("losses", losses)
         jacobian = self._taken("jacobian", jacobian)
+        self._check_loss_products(losses, jacobian.dtype)
         direction = self._guarded(lambda: self._combine(jacobian, losses))
         self._awaits_losses = self.looks_again
         return direction
@@ -277,17 +279,17 @@ class Combiner(Stateful, ABC):
             raise
         return direction
 
+    def _check_loss_products(self, losses: Tensor | None, dtype: torch.dtype) -> None:
+        if self._checked and self.multiplies_losses and losses is not None:
+            check_squares(self.name, losses, torch.promote_types(dtype, torch.float32))
+
     def _check_gradients(self, rows: Tensor, tasks: Tensor | None = None) -> None:
         """Check the numbers of gradients [N, P], those of `tasks` [N] or of all."""
-        numbers = None if tasks is None else tasks.tolist()
-        check_gradients(self.name, rows, products=self.multiplies_gradients, tasks=numbers)
+        check_gradients(self.name, rows, products=self.multiplies_gradients, tasks=tasks)
 
     def _seen(self, rows: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """Return gradients [N, P] of `jacobian_at`, checked unless in `unchecked`.
-
-        For a `direction` that does not call `combine` (which checks too); call it before the state changes.
-        """
-        if self._checked:
+        """Return gradients [N, P] of `jacobian_at`, checked; for a `direction` without `combine`."""
+        if self._checked:  # before the state changes
             self._check_gradients(rows, tasks)
         return rows
 
@@ -383,8 +385,7 @@ class GramCombiner(Combiner):
         itself = torch.eye(self.num_tasks, dtype=torch.bool, device=gram.device)
         pairs = max(self.num_tasks * (self.num_tasks - 1), 1)
         alone = float(self.num_tasks == 1)
-        mean_square = gram.mean()
-        ratio = (weights @ gram @ weights).clamp(min=0.0) / divisor(mean_square)
+        ratio = (weights @ gram @ weights).clamp(min=0.0) / divisor(gram.mean())
         return {
             **super().metrics(),
             "cosine": cosines,

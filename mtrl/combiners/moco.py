@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrl.combiners._checks import check_number, check_squares
+from mtrl.combiners._checks import check_number
 from mtrl.combiners._families import PositiveLosses
 from mtrl.combiners._state import move_rows
 from mtrl.combiners.base import JacobianCombiner
@@ -36,6 +36,7 @@ class MoCo(PositiveLosses, JacobianCombiner):
     name = "moco"
     papers = ("fernando2023moco",)
     row_state = ("tracked",)
+    multiplies_losses = True  # no tracked gradient is longer than the largest loss
 
     def __init__(
         self,
@@ -62,8 +63,6 @@ class MoCo(PositiveLosses, JacobianCombiner):
         assert losses is not None
         self.prepare(jacobian[0])
         measured = self.origin(losses)
-        if self._checked:  # before the state changes: no tracked gradient is longer than the largest loss
-            check_squares(self.name, measured, self.tracked.dtype)
         self.step.add_(1.0)
         moved = self.beta * self.step**-self.beta_sigma
         move_rows(self.tracked, 1.0 - moved, moved * measured * one_over(lengths_of(jacobian)), jacobian)

@@ -50,8 +50,13 @@ class TorchJD(JacobianCombiner):
         self._weights: Tensor | None = None
         try:
             self._make(torch.empty(0))
+            # Some arguments fit or not by the number of rows, and some aggregators draw.
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                self._held[0](torch.eye(num_tasks))
+            self._make(torch.empty(0))  # anew: some have a state
+            self._weights = None
         except _MISTAKES as error:
-            rule = f"arguments must fit {aggregator}{valid}; found {arguments!r}"
+            rule = f"arguments must fit {aggregator}{valid} and num_tasks={num_tasks}; found {arguments!r}"
             if isinstance(error, ImportError):
                 rule = f"{aggregator} needs more packages: {_INSTALL}"
             raise ValueError(f"{rule}. TorchJD says: {error}") from error

@@ -69,7 +69,9 @@ class Turns(HostCounter, JacobianCombiner):
         """Return the direction [P]; evaluates only the tasks of the group whose turn it is."""
         tasks = self.get_buffer(self._groups[self.counter])
         rows = self._seen(jacobian_at(tasks=tasks), tasks)
-        return self._of_group(rows, self._taken("losses", jacobian_at.losses)[tasks])
+        losses = self._taken("losses", jacobian_at.losses)
+        self._check_loss_products(losses, rows.dtype)
+        return self._of_group(rows, losses[tasks])
 
     def _combine(self, jacobian: Tensor, losses: Tensor | None) -> Tensor:
         tasks = self.get_buffer(self._groups[self.counter])

@@ -163,6 +163,33 @@ def test_moco_refuses_losses_whose_squares_overflow_before_it_learns_from_them()
     assert refused.combine(rows, 9e18 * torch.ones(3)).isfinite().all()
 
 
+WRAPPED_MOCO: dict[str, dict[str, Any]] = {
+    "momentum": {"base": "moco"},
+    "affinity": {"base": "moco"},
+    "dropgrad": {"base": "moco", "rate": 0.0},
+    "turns": {"base": "moco", "groups": 1},
+    "blocks": {"base": "moco", "sizes": (3, -1)},
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED_MOCO)
+def test_moco_within_another_method_refuses_them_too(name: str) -> None:
+    rows, losses = drawn(3, 8).float(), torch.tensor([1.0, 2.0, 0.5])
+    refused, never = (make_combiner(name, num_tasks=3, **WRAPPED_MOCO[name]) for _ in range(2))
+    with pytest.raises(ValueError, match=rf"{name} needs products of losses; those of tasks \[1\] overflow"):
+        refused.combine(rows, losses * torch.tensor([1.0, 1e25, 1.0]))
+    assert torch.equal(*(combiner.combine(rows, losses) for combiner in (refused, never)))
+
+
+def test_a_loss_that_was_once_far_below_0_does_not_overflow_moco_later() -> None:
+    rows = drawn(3, 8).float()
+    moco = make_combiner("moco", num_tasks=3, shift="minimum")
+    for loss in (-9e18, 9e18, 9e18):  # measured from the lowest value: 1, then 1.8e19
+        assert moco.combine(rows, torch.full((3,), loss)).isfinite().all()
+    with pytest.raises(ValueError, match="products of losses"):
+        moco.combine(rows, torch.full((3,), -1e19))
+
+
 def test_a_gradient_that_is_not_finite_is_still_named_beside_long_ones() -> None:
     rows = torch.full((3, 40), 3e38)  # whose sums overflow
     make_combiner("mean", num_tasks=3).combine(rows)

@@ -90,6 +90,9 @@ def test_the_number_of_tasks_is_filled_in_and_reset_forgets_state() -> None:
         ({"arguments": "pref_vector=0.5"}, r"arguments must fit UPGrad\(.*found 'pref_vector=0.5'"),
         ({"arguments": "pref_vector=[1.0, 'x']"}, r"arguments must fit UPGrad\(.*TorchJD says"),
         ({"aggregator": "Constant", "arguments": "weights='x'"}, r"arguments must fit Constant\(weights"),
+        ({"aggregator": "Constant", "arguments": "weights=[1, 2, 3]"}, r"Constant\(.* and num_tasks=2"),
+        ({"arguments": "pref_vector=[1, 2, 3]"}, r"UPGrad\(.* and num_tasks=2"),
+        ({"aggregator": "TrimmedMean", "arguments": "trim_number=1"}, r"TrimmedMean\(.* and num_tasks=2"),
         ({"arguments": "c="}, "arguments must read like"),
         ({"arguments": "c=open('x')"}, "arguments must read like"),
     ],
@@ -97,6 +100,14 @@ def test_the_number_of_tasks_is_filled_in_and_reset_forgets_state() -> None:
 def test_mistakes_are_refused_with_what_is_valid(options: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_combiner("torchjd", num_tasks=2, **options)
+
+
+def test_making_the_method_draws_nothing_from_the_global_stream() -> None:
+    torch.manual_seed(3)
+    make_combiner("torchjd", num_tasks=4, aggregator="Random")
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(2))
 
 
 def test_without_the_package_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
