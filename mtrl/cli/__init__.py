@@ -120,10 +120,13 @@ def command(run: Callable[..., int]) -> Callable[..., int]:
         except (UserError, NonFiniteError, EnvironmentFailure) as error:
             code, message = exit_code(error), f"error: {error}"
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
             code = 2
-            message = f"error: too many open files ({error}). Raise the limit, for instance `ulimit -n 1024`."
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                message = f"error: too many open files ({error}). Raise the limit: `ulimit -n 1024`."
+            elif error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG) and error.filename:
+                message = f"error: '{error.filename}': {error.strerror}. Give another path."
+            else:
+                raise
         except KeyboardInterrupt as error:
             code, message = 130, str(error) or "interrupted"
         print(message, file=sys.stderr)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mtrl.cli import command, exit_code, importing
 from mtrl.cli.flags import parse_command
+from mtrl.config.files import expand
 from mtrl.config.schema import Device
 from mtrl.config.values import settings
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
@@ -69,7 +70,7 @@ def _runs(given: tuple[str, ...]) -> list[Path]:
         if Path(text).exists() or not glob.has_magic(text):
             found.append(Path(text))
             continue
-        matching = sorted(map(Path, glob.glob(str(Path(text).expanduser()))))
+        matching = sorted(map(Path, glob.glob(str(expand(text)))))
         runs = [path for path in matching if (path / CONFIG_NAME).is_file()]
         if not runs:
             raise UserError(f"no run directory matches '{text}': expected directories with {CONFIG_NAME}.")

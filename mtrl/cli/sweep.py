@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mtrl.sweep.plan import State
 
 _Count = Annotated[int, Field(gt=0)]
+# Flags of mtrl-train, and sections of them, whose key is another.
+_KEYS = {"network": "network.architecture", "method.critic": "critic_method", "method.actor": "actor_method"}
+_SECTIONS = {"suite": "suite_options", "method": "METHOD"}
 
 
 @settings("--")
@@ -50,7 +53,7 @@ class _Flags:
     """Folder of the sweep, new or to be continued. Default: runs/TASKS-sweep."""
     parallel: _Count | None = None
     """Maximum number of trials at once; by default as many as fit."""
-    cpus_per_trial: Annotated[float, Field(gt=0)] = 2.0
+    cpus_per_trial: Annotated[float, Field(ge=1e-4)] = 2.0
     """Cores that Ray reserves for a trial: one learns while the others step the environments."""
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves for a trial; below 1, trials share a GPU."""
@@ -67,6 +70,11 @@ def main(arguments: list[str]) -> int:
     """Run a sweep; return 0 if all trials have finished, 1 if some have failed, else as `mtrl-train`."""
     _refuse_settings(arguments)
     flags = parse_command(_Flags, arguments)
+    gpus = flags.gpus_per_trial
+    if 0 < gpus < 1e-4 or (gpus > 1 and not gpus.is_integer()):  # Ray's rules
+        raise UserError(
+            f"--gpus-per-trial must be a whole number or a part of one GPU, at least .0001; found {gpus:g}."
+        )
     if not flags.methods:
         raise UserError("no methods: give for instance --methods mean cagrad.")
     layer = load_preset(flags.preset) if flags.preset else {}
@@ -115,8 +123,11 @@ def _refuse_settings(arguments: Sequence[str]) -> None:
     of_runs = {option.name for option in fields_of(Config)}
     for flag in given(arguments):
         key = flag.removeprefix("--").replace("-", "_")
-        name = key.partition(".")[0]
-        if name in of_runs - own and f"{name}s" not in own:  # --method, --seed: "Did you mean" says enough
+        name, dot, option = key.partition(".")
+        longer = f"{_SECTIONS.get(name, name)}.{option.removeprefix('no_')}"
+        key = _KEYS.get(key, longer if dot else key)
+        # For --method and --seed "Did you mean" says enough.
+        if name in of_runs - own and (dot or f"{name}s" not in own):
             raise UserError(
                 f"{flag} is a setting of the trials; a sweep takes it as --set {key}=VALUE, or as "
                 f"--grid {key}=VALUE,VALUE to compare values."

@@ -170,11 +170,20 @@ def _chosen(arguments: Sequence[str]) -> dict[str, Any]:
         flag = f"--{_FLAGS.get(key, key)}"
         if (name := peek(arguments, flag)) is not None:
             chosen[key] = name
-        if (base := peek(arguments, f"{flag}.base")) is not None:
-            chosen[f"{key}_options"] = {"base": base}
+        if wrapped := _wrapped(arguments, flag):
+            chosen[f"{key}_options"] = wrapped
     if (architecture := peek(arguments, "--network.architecture")) is not None:
         chosen["network"] = {"architecture": architecture}
     return chosen
+
+
+def _wrapped(arguments: Sequence[str], flag: str) -> dict[str, Any]:
+    """Return the options that name the methods which a method wraps, one within the other."""
+    below = f"{flag}.base"
+    if not any(f"{given}.".startswith(f"{below}.") for given in flags.given(arguments)):
+        return {}
+    name, inner = peek(arguments, below), _wrapped(arguments, below)
+    return ({} if name is None else {"base": name}) | ({"base_options": inner} if inner else {})
 
 
 def _config_flags(cls: Any, values: Any) -> list[Flag | Group]:

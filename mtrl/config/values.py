@@ -43,7 +43,7 @@ C = TypeVar("C")
 def settings(path: str = "") -> Callable[[type[C]], type[C]]:
     """Return a decorator for frozen, keyword-only, strictly checked dataclasses that raise UserErrors.
 
-    Messages put `path` in front of a field's name.
+    Messages put `path` in front of a field's name; "--" makes flags of the names.
     """
 
     def decorate(plain: type[C]) -> type[C]:
@@ -251,7 +251,8 @@ def _user_error(error: Any, path: str, expected: Any) -> UserError:
         name = str(error["loc"][0])
         if name not in expected:
             return UserError(unknown_name("argument", path + name, [path + key for key in expected]))
-        path, expected = path + name, expected[name]
+        # Of a flag the message shows what is typed: --cpus-per-trial.
+        path, expected = path + (name.replace("_", "-") if path == "--" else name), expected[name]
     value = error["input"]
     if error["type"] in _LIMITS:
         key, words = _LIMITS[error["type"]]

@@ -89,7 +89,7 @@ def warning(text: str) -> None:
     if console.is_interactive:
         _print_rich(console, Text.assemble(("warning: ", "bold yellow"), text))
     else:
-        with _ignore_output_errors():
+        with ignore_output_errors():
             # sys.stderr is looked up at each call: while the bar is shown, rich redirects it.
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
@@ -138,7 +138,7 @@ class RunProgress:
             )
             numbers = f"{start:,}/{total:,}  starting"
             self._row = self._bar.add_task("", total=total, completed=start, numbers=numbers)
-            with _ignore_output_errors():
+            with ignore_output_errors():
                 self._bar.start()
 
     def step(self, step: int, seconds: float, activity: str = "") -> None:
@@ -156,7 +156,7 @@ class RunProgress:
         self._bar.update(self._row, completed=step)
         numbers = self._numbers(step, self._bar.tasks[0].speed)
         text = f"{step:,}/{self._total:,}  {numbers}  {activity}".rstrip()
-        with _ignore_output_errors():
+        with ignore_output_errors():
             self._bar.update(self._row, numbers=text, refresh=True)
 
     def line(self, step: int, steps_per_second: float | None) -> None:
@@ -176,7 +176,7 @@ class RunProgress:
     def close(self) -> None:
         """End the bar; further calls do nothing."""
         if self._bar is not None:
-            with _ignore_output_errors():
+            with ignore_output_errors():
                 self._bar.stop()
 
     def _numbers(self, step: int, rate: float | None) -> str:
@@ -193,16 +193,16 @@ class RunProgress:
 
 def _print_plain(console: Console, lines: Sequence[str]) -> None:
     # Not console.print: it would wrap at 80 columns, which makes log files hard to search.
-    with _ignore_output_errors():
+    with ignore_output_errors():
         print("\n".join(lines), file=console.file, flush=True)
 
 
 def _print_rich(console: Console, what: RenderableType) -> None:
-    with _ignore_output_errors():
+    with ignore_output_errors():
         console.print(what)
 
 
-def _ignore_output_errors() -> contextlib.suppress:
+def ignore_output_errors() -> contextlib.suppress:
     """Ignore printing errors (full disk, closed terminal, encoding); losing output must not end a run."""
     return contextlib.suppress(OSError, UnicodeEncodeError)
 

@@ -58,7 +58,13 @@ def connect(address: str | None, resources: Resources) -> None:
     try:
         if address is None:
             before = orphans.children()
-            ray.init(address="local", include_dashboard=False, **options)
+            # A closing terminal hangs up on the whole process group. Ray's processes inherit this mask and
+            # live until the trials have saved: the driver tells them to.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+            try:
+                ray.init(address="local", include_dashboard=False, **options)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             orphans.watch(orphans.children() - before)
         else:
             ray.init(address=address, **options)
@@ -107,7 +113,8 @@ def raising_on_signals() -> Iterator[None]:
 
     def stop(number: int, _: object) -> None:
         caught.append(number)
-        raise Stopped(number)
+        if len(caught) == 1:  # shells and schedulers send them twice by themselves
+            raise Stopped(number)
 
     # nohup ignores SIGHUP so that the sweep outlives its terminal.
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
@@ -118,6 +125,20 @@ def raising_on_signals() -> Iterator[None]:
         if caught and not isinstance(error, Stopped):  # Ray makes a plain one of it
             raise Stopped(caught[0]) from error
         raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _ignoring_stop_signals() -> Iterator[None]:
+    """Ignore SIGTERM and SIGHUP within the block, which would cut it off; Ctrl-C still does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -205,7 +226,7 @@ class _Driver:
                 for reference in ready:
                     self._settle(reference)
                 self._watch(self._state())
-        except KeyboardInterrupt:
+        except BaseException:  # whatever ends the driver would otherwise end the trials unsaved
             self._stop()
             raise
         return self._state()
@@ -256,9 +277,10 @@ class _Driver:
 
     def _stop(self) -> None:
         """Stop running trials as Ctrl-C stops a single run, and wait while they write a checkpoint."""
-        for reference in self._running:
-            ray.cancel(reference, force=False)
-        ray.wait(list(self._running), num_returns=len(self._running), timeout=60.0)
+        with _ignoring_stop_signals():
+            for reference in self._running:
+                ray.cancel(reference, force=False)
+            ray.wait(list(self._running), num_returns=len(self._running), timeout=60.0)
 
     def _state(self) -> State:
         begun, fits = tuple(self._running.values()), self._capacity()

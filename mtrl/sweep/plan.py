@@ -77,7 +77,7 @@ def plan(
 
     Raises:
         UserError: a wrong setting, a key in both `settings` and `grid`, or a trial's folder that holds
-            another run.
+            another run or a longer one.
     """
     for key in settings.keys() & grid.keys():
         raise UserError(f"{key} is in --set and in --grid. Give it in one of them.")
@@ -113,6 +113,12 @@ def plan(
     for trial in trials:
         if (trial.path / CONFIG_NAME).is_file():
             check_same_run(trial.config, trial.path)  # now, not when the trial starts hours later
+            done = progress(trial).step
+            if done > trial.config.steps:
+                raise UserError(
+                    f"'{trial.path}' has done {done:,} vector steps; found steps={trial.config.steps:,}. "
+                    "Give at least as many, or another --out."
+                )
     return trials
 
 

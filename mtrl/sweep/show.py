@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from mtrl.runs.console import ignore_output_errors
 from mtrl.sweep.plan import Progress, Resources, State, Trial, progress
 
 _LINE_SECONDS = 60.0  # between two lines without a terminal, if no trial has ended
@@ -89,13 +90,15 @@ class Watch:
     def __call__(self, state: State) -> None:
         """Show `state`; without a terminal only after a change or a minute."""
         if self._live is not None:
-            self._live.update(self._table(state), refresh=True)
+            with ignore_output_errors():
+                self._live.update(self._table(state), refresh=True)
             return
         counts = (len(state.done), len(state.failed))
         if counts == self._last_counts and time.monotonic() - self._last_line < _LINE_SECONDS:
             return
         self._last_line, self._last_counts = time.monotonic(), counts
-        print(self._summary(state, _settings(self._trials)), flush=True)
+        with ignore_output_errors():
+            print(self._summary(state, _settings(self._trials)), flush=True)
 
     def _table(self, state: State) -> Table:
         settings = _settings(self._trials)

@@ -21,6 +21,8 @@ from tests.cli.conftest import Calls
         ("run --episodes 0", "--episodes must be positive; found 0."),
         ("run --epsiodes 3", "unknown flag '--epsiodes'. Did you mean '--episodes'?"),
         ("run --camera topview", "found no --video"),
+        ("x" * 300, "File name too long. Give another path."),
+        ("~no-such-user/*", "cannot be expanded"),
     ],
 )
 def test_mistake_in_evaluation(

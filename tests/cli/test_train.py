@@ -113,6 +113,17 @@ def test_the_base_of_a_wrapper_has_options_of_its_own(
     assert "--method.base mgda has no options; found --method.base.c." in capsys.readouterr().err
 
 
+def test_a_wrapper_within_a_wrapper_has_flags_too(calls: Calls) -> None:
+    line = "--method affinity --method.base momentum --method.base.base uw --method.base.base.shift minimum"
+    assert train_mt10(*line.split()) == 0
+    inner = calls.config.method_options["base_options"]
+    assert (inner["base"], inner["base_options"]["shift"]) == ("uw", "minimum")
+    calls.made.clear()
+    line = "--method momentum --method.base smoothed --method.base.base cagrad --method.base.base.c .3"
+    assert train_mt10(*line.split()) == 0
+    assert calls.config.method_options["base_options"]["base_options"]["c"] == 0.3
+
+
 def test_an_order_of_tasks_is_given_as_numbers(calls: Calls) -> None:
     order = [str(task) for task in (3, 0, 6, 1, 9, 5, 2, 8, 7, 4)]
     assert train_mt10("--method", "sdmgrad_os", "--method.order", *order, "--method.sampled", "3") == 0

@@ -176,7 +176,9 @@ def test_nodes_that_are_too_small_are_refused_before_anything_starts(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("twice", [False, True])
 def test_a_stop_signal_lets_running_trials_save(
+    twice: bool,
     number: signal.Signals,
     ray: StandIn,
     tmp_path: Path,
@@ -188,10 +190,12 @@ def test_a_stop_signal_lets_running_trials_save(
 
     def wait(references: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
         waits.append(options["timeout"])
-        if len(waits) == 1:
+        if len(waits) == 1 or twice:
             os.kill(os.getpid(), number)
+        saved.append(options["timeout"])
         return [], references
 
+    saved: list[float] = []
     start = SimpleNamespace(remote=lambda *_: running)
     monkeypatch.setattr(ray, "remote", lambda **_: lambda function: start)
     monkeypatch.setattr(ray, "wait", wait)
@@ -206,8 +210,59 @@ def test_a_stop_signal_lets_running_trials_save(
     finally:
         signal.signal(number, inherited)
     assert told == [(running, False)]
-    assert waits[-1] >= 30  # it waits until they have saved
+    assert saved[-1] >= 30  # it waits until they have saved
     assert "The same command continues the sweep." in capsys.readouterr().err
+
+
+def test_whatever_ends_the_driver_the_running_trials_are_told_to_save(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+
+    def wait(references: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
+        if not told:
+            raise RuntimeError("a defect of the driver")
+        return references, []
+
+    start = SimpleNamespace(remote=lambda *_: "running")
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda function: start)
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "cancel", lambda reference, force: told.append(reference), raising=False)
+    with pytest.raises(RuntimeError, match="a defect of the driver"):
+        sweep(tmp_path)
+    assert told == ["running"]
+
+
+def test_a_hangup_of_the_terminal_does_not_reach_rays_processes(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks: list[set[int]] = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    monkeypatch.setattr(ray, "init", lambda **_: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+    monkeypatch.setattr(
+        "mtrl.training.run.resume_or_start", lambda *_, **__: SimpleNamespace(exit_code=0, steps=80)
+    )
+    assert sweep(tmp_path) == 0
+    assert masks == [before | {signal.SIGHUP}]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--gpus-per-trial", "1.5"), ("--gpus-per-trial", ".00001"), ("--cpus-per-trial", ".00001")],
+)
+def test_parts_that_ray_cannot_reserve_are_refused_before_it_starts(
+    flag: str,
+    value: str,
+    ray: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0, "GPU": 2.0}}])
+    assert sweep(tmp_path, flag, value) == 2
+    assert f"error: {flag} must be" in capsys.readouterr().err
+    assert ray.started == []
 
 
 def test_the_log_of_a_trial_has_the_traceback_of_its_defect(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -298,6 +299,11 @@ def test_progress_reads_a_run_again_only_after_a_change(
         ),
         ("--method cagrad", "unknown flag '--method'. Did you mean '--methods'?"),
         ("--seed 3", "unknown flag '--seed'. Did you mean '--seeds'?"),
+        ("--network moore", "as --set network.architecture=VALUE"),
+        ("--suite.pad-observations", "as --set suite_options.pad_observations=VALUE"),
+        ("--sac.no-act-on-snapshot", "as --set sac.act_on_snapshot=VALUE"),
+        ("--method.critic famo", "as --set critic_method=VALUE"),
+        ("--method.c .4", "as --set METHOD.c=VALUE"),
     ],
 )
 def test_flags_of_a_training_are_told_how_a_sweep_takes_them(
@@ -307,3 +313,21 @@ def test_flags_of_a_training_are_told_how_a_sweep_takes_them(
 
     assert main(["--tasks", "MT10", "--methods", "mean", *words.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_sweep_that_is_shorter_than_its_runs_is_refused(tmp_path: Path) -> None:
+    (trial,) = _plan(tmp_path, methods=("mean",), seeds=1)
+    _written(trial)
+    with pytest.raises(UserError, match=r"seed0' has done 20 vector steps; found steps=10\. Give at least"):
+        _plan(tmp_path, methods=("mean",), seeds=1, fixed=("steps=10",))
+    _plan(tmp_path, methods=("mean",), seeds=1, fixed=("steps=30",))
+
+
+def test_output_that_is_lost_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trials = _plan(tmp_path)
+    monkeypatch.setattr("builtins.print", full)
+    with Watch(trials) as watch:
+        watch(State((), (), (), {trials[0].name: "broken"}))

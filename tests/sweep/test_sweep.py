@@ -119,12 +119,15 @@ def test_no_process_of_a_stopped_or_killed_sweep_stays(number: signal.Signals, t
     pytest.importorskip("ray")
     out = tmp_path / "sweep"
     command = _command(out, "--methods", "mean", "--seeds", "1", *COUNTING, "device=cpu", "steps=90_000")
-    driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     run = out / "mean/seed0"
     _until(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").stat().st_size > 0, 250)
     family = _family(driver.pid)
     assert len(family) > 5
-    driver.send_signal(number)
+    if number == signal.SIGHUP:  # from a terminal, to all
+        os.killpg(driver.pid, number)
+    else:
+        driver.send_signal(number)
     _, message = driver.communicate(timeout=120)
     assert driver.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
