@@ -67,6 +67,7 @@ def followed(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> dic
     return {path.name: read_run(path) for path in (folder / "runs").iterdir()}
 
 
+@pytest.mark.dear
 def test_every_training_of_the_page_finds_its_files_and_options(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

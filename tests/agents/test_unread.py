@@ -127,6 +127,7 @@ def test_a_setting_changes_what_the_agent_does_or_is_refused_or_unread(base: str
     assert not wrong
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("base", OPTIMISERS)
 def test_clipping_and_adams_epsilon_are_unread_where_methods_step_by_themselves(base: str) -> None:
     section = config_of(base).agent

@@ -23,6 +23,7 @@ def run_script(name: str, *arguments: str, cwd: Path, **environment: str) -> sub
     )
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("script", [pytest.param("train_mt50.py", marks=pytest.mark.slow), "evaluate.py"])
 def test_help_of_each_script(script: str, tmp_path: Path) -> None:
     result = run_script(script, "--help", cwd=tmp_path)

@@ -43,6 +43,7 @@ def test_running_means_that_would_never_move_are_refused(name: str, still: float
     assert combiner.combine(rows, torch.ones(2)).norm() > 1e-7 * rows.norm()
 
 
+@pytest.mark.dear
 def test_a_task_whose_gradient_stays_zero_fades_out_and_stops_no_update() -> None:
     rows = jacobian("iid", 2, seed=0).float()
     combiner, losses = DBMTL(num_tasks=2), torch.ones(2)

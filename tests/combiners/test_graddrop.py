@@ -9,6 +9,7 @@ from tests.helpers.matrices import jacobian
 DRAWS = 1500
 
 
+@pytest.mark.dear
 def test_signs_are_kept_as_often_as_their_share_says() -> None:
     rows = jacobian("iid", 5, seed=0, parameters=8)
     combiner, positive = GradDrop(num_tasks=5), torch.zeros(8, dtype=torch.float64)
@@ -19,6 +20,7 @@ def test_signs_are_kept_as_often_as_their_share_says() -> None:
     assert ((positive / DRAWS - share).abs() < 5.0 * deviation).all()
 
 
+@pytest.mark.dear
 def test_parameters_are_drawn_independently() -> None:
     rows = torch.tensor([[1.0], [-1.0]], dtype=torch.float64).expand(2, 6)
     combiner = GradDrop(num_tasks=2)

@@ -30,6 +30,7 @@ def test_weights_descend_on_the_papers_loss(alpha: float) -> None:
         torch.testing.assert_close(combiner.logits.value, logits.detach())
 
 
+@pytest.mark.dear
 def test_steady_gradients_end_at_equal_norms() -> None:
     rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.2]], dtype=torch.float64)
     losses = torch.ones(3, dtype=torch.float64)

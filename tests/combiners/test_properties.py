@@ -119,6 +119,7 @@ def test_the_methods_that_a_loss_scale_changes_are_named() -> None:
     assert named("The others do not:") == found, "name them in docs/methods.md"
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("sentence", "of_losses", "scales"),
     [

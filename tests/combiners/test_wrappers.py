@@ -51,6 +51,7 @@ def test_options_reach_the_base(name: str) -> None:
     assert torch.equal(wrapped.combine(rows, losses), alone.combine(rows))
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_every_base_is_served_or_refused_when_the_method_is_made(name: str) -> None:
     served = 0

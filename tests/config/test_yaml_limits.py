@@ -14,7 +14,7 @@ NINE = "\n".join(
 BOMBS = {
     "aliases": "tasks: [reach-v3]\nmethod_options:\n" + "".join(f"  {line}\n" for line in NINE.splitlines()),
     "itself": "method_options: &a {x: *a}",
-    "brackets": "tasks: " + "[" * 20_000,
+    "brackets": "tasks: " + "[" * 5_000,
     "braces": "tasks: " + "{a: " * 20_000,
     "bytes": b"tasks: \xff",
     "a list": "[1, 2]",

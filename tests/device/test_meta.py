@@ -57,6 +57,7 @@ def test_an_operation_that_varies_is_found() -> None:
     assert seen.found == ["scatter_add", "cumsum", "index_put"]
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("preset", "method"),
     [

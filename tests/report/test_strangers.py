@@ -124,6 +124,7 @@ def test_a_folder_that_is_a_link_out_of_the_report_is_refused(tmp_path: Path, na
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
+@pytest.mark.dear
 def test_files_that_are_links_are_replaced_not_followed(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/run", SUCCESS)
     victim = tmp_path / "victim"

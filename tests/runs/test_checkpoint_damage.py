@@ -212,6 +212,7 @@ def test_a_manifest_cannot_point_outside_its_directory(tmp_path: Path) -> None:
 PIPES = {"envs/engine/pool.py", "envs/engine/worker.py"}
 
 
+@pytest.mark.dear
 def test_the_package_never_unpickles_a_file() -> None:
     loads = 0
     for source in PACKAGE.rglob("*.py"):

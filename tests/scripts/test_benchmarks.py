@@ -165,6 +165,7 @@ def test_accuracy_is_that_of_converged_solvers(tmp_path: Path) -> None:
     assert all(row["worst"] < (1e-3 if row in bargains else 1e-5) for row in double), double
 
 
+@pytest.mark.dear
 def test_accuracy_measures_see_an_inaccurate_solver(tmp_path: Path) -> None:
     arguments = ["--accuracy", "--tasks", "10", "--cases", "1", "--methods", "cagrad"]
     rows = rows_of([*arguments, "--implementations", "mtrl", "published_rl"], tmp_path)
@@ -290,6 +291,7 @@ def test_updates_of_presets_are_timed_with_all_their_settings(tmp_path: Path) ->
     assert all(row["ms"] > 0 for row in rows)
 
 
+@pytest.mark.dear
 def test_another_network_takes_the_place_of_a_presets(tmp_path: Path) -> None:
     flags = "update --preset ppo_laptop --network film --methods mean --rounds 1 --device cpu"
     assert main_benchmark([*flags.split(), "--json", str(tmp_path / "b.json")]) == 0
@@ -305,6 +307,7 @@ def test_a_method_takes_the_place_of_both_of_a_preset() -> None:
     assert changed["critic"] == changed["actor"] == _updates.of_preset("mt10", "cagrad").methods()["actor"]
 
 
+@pytest.mark.dear
 def test_ppo_is_timed_on_minibatches_of_a_rollout_without_an_end(tmp_path: Path) -> None:
     flags = "update --agent ppo --network mlp moore --equal-size --methods mean cagrad --tasks 3 --widths 16"
     flags += f" --depth 2 --batch-per-task 8 --rounds 3 --device cpu --json {tmp_path / 'b.json'}"
@@ -341,6 +344,7 @@ def test_directions_cost_at_most_a_third_more_than_the_mean_for_every_network(
     assert all(ratio <= 1.3 for ratio in ratios.values()), ratios
 
 
+@pytest.mark.dear
 def test_networks_are_timed_beside_a_perceptron_of_their_size(tmp_path: Path) -> None:
     flags = "update --network moore film --equal-size --methods mean cagrad --tasks 3 --widths 16 --depth 2"
     flags += f" --batch-per-task 8 --rounds 1 --device cpu --json {tmp_path / 'b.json'}"

@@ -62,6 +62,7 @@ def test_the_order_is_the_shortest_round_trip(tasks: int) -> None:
     assert trip_length(cost, order) == pytest.approx(shortest)
 
 
+@pytest.mark.dear
 @pytest.mark.usefixtures("worker_threads")
 def test_a_run_is_grouped_and_ordered_by_what_it_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -87,6 +88,7 @@ def test_a_run_is_grouped_and_ordered_by_what_it_noted(
     assert "2 groups of 1 to 1 tasks must be able to hold all 3 tasks" in capsys.readouterr().err
 
 
+@pytest.mark.dear
 def test_a_run_without_affinities_says_what_to_do(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

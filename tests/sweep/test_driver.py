@@ -130,6 +130,7 @@ def test_a_sweep_goes_on_beside_a_failed_trial_and_runs_nothing_twice(
     assert ray.started == [good.name, "mean,sac.critic_lr=1e+30", "mean,sac.critic_lr=1e+30"]
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(("lost", "code", "attempts"), [(1, 0, 2), (5, 1, 3)])
 def test_a_trial_that_lost_its_worker_is_tried_again_as_often_as_allowed(
     lost: int, code: int, attempts: int, ray: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]

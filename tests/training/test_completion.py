@@ -140,6 +140,7 @@ def test_a_run_that_has_no_checkpoint_is_to_be_started_anew(
     assert "intact" not in str(caught.value)
 
 
+@pytest.mark.dear
 def test_checkpoints_that_fail_now_and_then_are_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +150,7 @@ def test_checkpoints_that_fail_now_and_then_are_survived(
     assert load_checkpoint(tmp_path / "run")[0] == 60
 
 
+@pytest.mark.dear
 def test_a_last_checkpoint_that_fails_is_an_error_and_the_run_can_be_finished(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_last_checkpoint_that_fails_is_an_error_and_the_run_can_be_finished(
     assert_same_run(undisturbed, run)
 
 
+@pytest.mark.dear
 def test_a_final_evaluation_that_cannot_be_written_is_an_error_and_the_run_can_be_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +295,7 @@ def test_the_policy_of_the_best_evaluation_is_kept_and_stands_alone(
         evaluate_run(run, best=True)
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(("version", "next_score"), [("this", 0.85), ("former", 0.5)])
 def test_a_worse_policy_does_not_replace_the_best_one_of_a_former_end_without_a_line(
     version: str, next_score: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -328,6 +332,7 @@ def test_a_checkpoint_of_any_kept_step_can_be_evaluated(
         evaluate_run(run, checkpoint=15, best=True)
 
 
+@pytest.mark.dear
 def test_a_run_whose_tasks_have_numbers_in_a_file_goes_on_as_long_as_a_file_has_them(tmp_path: Path) -> None:
     rows, moved = tmp_path / "rows.json", tmp_path / "moved.json"
     rows.write_text('{"task-1": [1, 2], "task-2": [3, 4]}')

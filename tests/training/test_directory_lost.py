@@ -64,6 +64,7 @@ def test_a_run_whose_directory_is_gone_stops_and_never_says_complete(
     assert "run in" not in capsys.readouterr().out.rpartition("step")[2]
 
 
+@pytest.mark.dear
 def test_a_run_that_was_moved_goes_on_at_its_new_place(tmp_path: Path, undisturbed: Path) -> None:
     run = tmp_path / "run"
 

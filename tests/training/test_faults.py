@@ -80,6 +80,7 @@ def test_resuming_a_complete_run_is_refused_with_advice(half: Path) -> None:
         resume_training(half)
 
 
+@pytest.mark.dear
 def test_a_policy_that_has_failed_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _poison_the_replay(monkeypatch, float("nan"))
     settings = counting(eval=EvalConfig(interval=33, episodes_per_task=1))  # between two log lines

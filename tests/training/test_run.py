@@ -143,6 +143,7 @@ def test_evaluation_leaves_training_untouched(tmp_path: Path, undisturbed: Path)
     assert last[0] == last[1]
 
 
+@pytest.mark.dear
 @pytest.mark.processes
 def test_worker_count_does_not_change_the_run(tmp_path: Path, undisturbed: Path) -> None:
     train(counting(env=EnvConfig(max_episode_steps=20, num_workers=2)), tmp_path / "two")

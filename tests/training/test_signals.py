@@ -89,6 +89,7 @@ def in_an_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     return counter
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in STOPS[::2])]
 )
@@ -142,6 +143,7 @@ def test_between_steps_both_save_at_the_step_they_meet(number: int, code: int, t
     assert saved == ([25, 40] if code else [25, 40, 50, 60])
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("step", "how"), [(20, "repeat its command with --resume-or-start"), (40, "continue with --resume")]
 )

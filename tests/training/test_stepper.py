@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from mtrl.config.schema import EnvConfig, SacConfig, TrainConfig
@@ -63,6 +64,7 @@ def test_a_restart_in_the_first_vector_step_only_lengthens_the_warm_up() -> None
         assert agent.updates == 3
 
 
+@pytest.mark.dear
 def test_overlap_changes_no_number() -> None:
     beside, after = _trained(overlap=True), _trained(overlap=False)
     assert torch.equal(beside["vector"], after["vector"])

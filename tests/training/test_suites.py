@@ -87,6 +87,7 @@ def test_exact_resume_is_refused_before_training_where_it_is_not_possible(tmp_pa
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.dear
 def test_restart_can_be_asked_for(tmp_path: Path) -> None:
     env = EnvConfig(max_episode_steps=20, num_workers=1, resume="restart")
     train(counting(steps=20, env=env), tmp_path / "run")

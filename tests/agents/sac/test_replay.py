@@ -133,6 +133,7 @@ def test_share_of_high_rewards_compares_the_newest_tenth_with_all_that_is_stored
     assert replay.high_reward_share().tolist() == pytest.approx([1.0, 0.0, 0.0])
 
 
+@pytest.mark.dear
 def test_scaled_rewards_have_unit_second_moment_and_stored_ones_stay_raw(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -189,6 +190,7 @@ def test_a_step_with_a_lost_row_before_any_transition_is_left_out() -> None:
     assert replay.size == 2
 
 
+@pytest.mark.dear
 def test_ema_divides_by_the_running_deviation_about_a_running_mean_and_shrink_by_that_about_zero() -> None:
     """As in mtenv's NormalizedEnv, step by step."""
     for scaling, centred in (("ema", True), ("shrink", False)):

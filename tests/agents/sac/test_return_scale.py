@@ -77,6 +77,7 @@ def _history(rewards: torch.Tensor, ended: torch.Tensor) -> np.ndarray:
     return np.concatenate(seen)
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("quantile", [0.9, 0.99, 0.998])
 @pytest.mark.parametrize("size", [1e-2, 1.0, 1e4])
 def test_with_a_quantile_the_scale_is_that_of_returns_clipped_there(quantile: float, size: float) -> None:
@@ -115,6 +116,7 @@ def _after(episodes: list[tuple[int, float, float]], quantile: float | None) -> 
     return float(scale.scale)
 
 
+@pytest.mark.dear
 def test_a_lucky_episode_does_not_shrink_rewards_for_good_and_success_that_lasts_does() -> None:
     poor, lucky, solved = (25, 0.01, 0.01), (1, 10.0, 0.01), (5, 10.0, 10.0)
     largest = 10.0 * (1 - GAMMA**20) / (1 - GAMMA)

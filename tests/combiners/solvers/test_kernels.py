@@ -59,6 +59,7 @@ def test_every_kernel_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == {name for name, one in backends.PROBLEMS.items() if one.most_tasks}
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("kind", ALL_KINDS, ids=str)
 def test_kernels_solve_as_the_host(kind: tuple[str, float]) -> None:
     single = [torch.float32]  # in `make kernels` both types everywhere

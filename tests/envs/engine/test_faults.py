@@ -116,6 +116,7 @@ def test_a_mistake_in_the_code_that_makes_environments_is_the_users(monkeypatch:
             make()
 
 
+@pytest.mark.dear
 def test_an_observation_that_numpy_would_repeat_is_refused() -> None:
     class OneNumber(CountingEnv):
         def _obs(self) -> NDArray[np.float64]:
@@ -149,6 +150,7 @@ def test_dropping_the_last_reference_ends_the_workers() -> None:
     assert gone(pids)
 
 
+@pytest.mark.dear
 def test_workers_ignore_what_a_scheduler_sends_to_every_process_of_a_job() -> None:
     with make() as envs:
         envs.reset()
@@ -243,6 +245,7 @@ def test_no_worker_outlives_its_parent(then: str, code: int) -> None:
     assert {name for name in os.listdir("/dev/shm") if name not in before and "mtrl" in name} == set()
 
 
+@pytest.mark.dear
 def test_signals_to_the_learners_process_group_do_not_reach_the_workers() -> None:
     then = "[signal.signal(s, signal.SIG_IGN) for s in (1, 2, 15)]; [os.killpg(0, s) for s in (1, 2, 15)]"
     step = "time.sleep(0.1); envs.step(t.action(0, 0.0)); print('ok')"
@@ -256,6 +259,7 @@ def test_signals_to_the_learners_process_group_do_not_reach_the_workers() -> Non
     assert run.stdout.split()[-1] == "ok", run.stderr
 
 
+@pytest.mark.dear
 def test_a_forked_child_that_exits_leaves_the_parents_workers_alone() -> None:
     step = "envs.step(t.action(0, 0.0)); print('ok')"
     fork = f"pid = os.fork()\nif pid == 0: sys.exit(0)\nos.waitpid(pid, 0); {step}"

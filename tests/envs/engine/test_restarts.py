@@ -117,6 +117,7 @@ def test_a_worker_killed_between_steps_is_replaced_in_the_next() -> None:
         assert re.search(r"worker 0 of 2 .*task-0, task-2.*SIGKILL", reports[0])
 
 
+@pytest.mark.dear
 def test_a_stopped_worker_counts_as_hung() -> None:
     reports: list[str] = []
     with make(reports, step_timeout=0.5) as envs:
@@ -161,6 +162,7 @@ def test_all_workers_may_fail_at_once() -> None:
         assert plain(envs)[0][:, STEPS].tolist() == [1, 1, 1, 1]
 
 
+@pytest.mark.dear
 def test_a_worker_killed_before_a_reset_is_replaced_in_it() -> None:
     with make() as envs:
         envs.reset()
@@ -172,6 +174,7 @@ def test_a_worker_killed_before_a_reset_is_replaced_in_it() -> None:
         assert envs.restarts == 1
 
 
+@pytest.mark.dear
 def test_a_worker_killed_before_environments_are_made_anew_is_replaced() -> None:
     """As at the start of an evaluation of a suite whose resets do not decide everything."""
     with make() as envs:
@@ -183,6 +186,7 @@ def test_a_worker_killed_before_environments_are_made_anew_is_replaced() -> None
         assert envs.restarts == 1
 
 
+@pytest.mark.dear
 def test_workers_that_die_in_every_reset_use_up_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COUNTING_ENV_DIES_IN_RESET", "1")
     envs = make(max_restarts=3)
@@ -192,6 +196,7 @@ def test_workers_that_die_in_every_reset_use_up_the_budget(monkeypatch: pytest.M
     envs.close()
 
 
+@pytest.mark.dear
 def test_a_worker_that_cannot_be_made_again_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with make() as envs:
         envs.reset()
@@ -214,6 +219,7 @@ class Scarce(subprocess.Popen[bytes]):
         super().__init__(*args, **options)
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("in_vain", [1, 3])
 def test_a_process_that_cannot_be_started_is_a_failure_of_the_worker(
     in_vain: int, monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,7 @@ def test_attributes_that_former_checkpoints_do_not_hold_stay() -> None:
     assert len(play(env)) == 14
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("cls", REFUSED)
 def test_what_cannot_be_saved_is_found_at_the_start(cls: str) -> None:
     with TaskVectorEnv(GymnasiumSuite([name(cls)]), seed=0, num_workers=1) as envs:

@@ -86,6 +86,7 @@ def assert_continues(
             assert_same(expected, drive(other, after, 2))
 
 
+@pytest.mark.dear
 def test_tasks_continue_from_reset_from_contact_and_across_the_next_reset() -> None:
     """All tasks: slow, below."""
     assert_continues(list(BENCHMARKS["MT10"][2::3]), before=[0, 50], after=30, horizon=60)

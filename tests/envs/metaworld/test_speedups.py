@@ -127,6 +127,7 @@ CASES = [  # what is changed before; whose step, Rotation, norm, tolerance and v
 ]
 
 
+@pytest.mark.dear
 def test_replacements_are_for_the_known_version_and_equal_bits_only() -> None:
     command = [sys.executable, "-c", INSTALLED, *(before for before, _, _ in CASES)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

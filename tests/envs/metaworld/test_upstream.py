@@ -153,6 +153,7 @@ def test_episode_longer_than_upstreams_limit_goes_on() -> None:
         assert ends.index(True) == 502
 
 
+@pytest.mark.dear
 def test_goals_of_a_benchmarks_first_tasks_equal_upstreams_train_tasks() -> None:
     """All tasks of all benchmarks: slow, in test_goals."""
     ours = MetaWorldSuite("MT10").draw_goals(SEED)
