@@ -8,9 +8,11 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import typing
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -174,7 +176,7 @@ def load_object(path: str, kind: str) -> Any:
     such file, module or name, or if it names neither a class nor a function.
     """
     place, _, name = path.rpartition(":")
-    module = _load_file(Path(place), kind) if place.endswith(".py") else _import(place, kind)
+    module = _load_file(_file(place), kind) if place.endswith(".py") else _import(place, kind)
     try:
         found = getattr(module, name)
     except AttributeError:
@@ -191,7 +193,7 @@ def locate(path: str) -> Path | None:
     """Return the file that `load_object(path)` would run, or None if none is found; imports nothing."""
     place = path.rpartition(":")[0]
     if place.endswith(".py"):
-        return Path(place).expanduser().resolve()
+        return _file(place)
     _look_here()
     origin, search = None, None
     for name in place.split("."):
@@ -224,11 +226,18 @@ def _import(place: str, kind: str) -> Any:
         ) from None
 
 
+def _file(place: str) -> Path:
+    try:
+        return Path(place).expanduser().resolve()
+    except RuntimeError as error:
+        raise UserError(f"'{place}': the home directory is unknown. Write the whole path.") from error
+
+
 def _load_file(path: Path, kind: str) -> Any:
-    path = path.expanduser().resolve()
     if not path.is_file():
         raise UserError(f"no file '{path}' for the {kind}.")
-    name = f"{FILE_MODULE}{path.stem}"
+    # With the path in its name: files of one name in two folders are two modules.
+    name = f"{FILE_MODULE}{path.stem}_{zlib.crc32(os.fsencode(path)):08x}"
     known = sys.modules.get(name)
     if known is not None and known.__file__ == str(path):
         return known

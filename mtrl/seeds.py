@@ -1,7 +1,8 @@
 """Every random stream of a run, from its one seed: named children of one SeedSequence.
 
-Neighbouring seeds share no stream, and no two users within a run do. Imports neither torch nor what draws
-from the streams. What upstream Meta-World draws from the bare seed (its goal sets) is not among them.
+Neighbouring seeds share no stream, and no two users within a run do, except that environments of evaluations
+have the streams of those of training. Imports neither torch nor what draws from the streams. What upstream
+Meta-World draws from the bare seed (its goal sets) is not among them.
 """
 
 import numpy as np

@@ -7,13 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtrl.config.files import expand
 from mtrl.errors import UserError
 from mtrl.networks.initial import Fresh, dense_layer, normal, torch_default
 from mtrl.networks.layers import Weights
@@ -131,7 +131,7 @@ def digest(path: str) -> str:
 
 def _content(path: str) -> bytes:
     try:
-        content = Path(path).expanduser().read_bytes()
+        content = expand(path).read_bytes()
     except OSError as error:
         raise UserError(f"network.identity_file: cannot read {path}: {error.strerror}.") from error
     if len(content) > _LARGEST_FILE:

@@ -260,6 +260,17 @@ class ModuleNetwork:
                 f"{name} has frozen parameters ({', '.join(frozen[:3])}), which would be trained: an agent "
                 "draws and moves all parameters of its networks. Leave requires_grad on."
             )
+        others = [key for key, value in self._module.named_parameters() if value.dtype != torch.float32]
+        if others:
+            raise UserError(
+                f"{name} has parameters that are not float32 ({', '.join(others[:3])}), which is what agents "
+                "compute in. torch.tensor of a NumPy number, for instance, is float64: pass dtype."
+            )
+        if taken := [key for key in self._identity.layout()[0] if key in self._dims]:
+            raise UserError(
+                f"{name} has a part of the name of the task identity's parameters ({', '.join(taken)}): call "
+                "it something else than identity."
+            )
         if not self._dims:
             raise UserError(f"{name} has no parameters: there is nothing to train.")
         generator = torch.Generator().manual_seed(0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from mtrl.combiners import COMBINERS, Combiner, make_combiner, registry
 from mtrl.combiners.cagrad import CAGrad
 from mtrl.errors import UserError
+from mtrl.registry import load_object
 from tests.combiners.calls import combined, methods
 from tests.combiners.oracles import ORACLES
 from tests.helpers.matrices import jacobian
@@ -210,3 +212,15 @@ def test_the_largest_constants_give_finite_directions(name: str) -> None:
             for seed in range(3):
                 assert combined(combiner, jacobian("iid", 3, seed)).isfinite().all(), (key, value)
             break
+
+
+def test_files_of_one_name_in_two_folders_are_two_modules(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text("class Mine: pass\n")
+    first, second, again = (
+        load_object(f"{tmp_path}/{of}/mine.py:Mine", "suite") for of in ("one", "two", "one")
+    )
+    assert first is again
+    assert first is not second
+    assert all(pickle.loads(pickle.dumps(cls)) is cls for cls in (first, second))

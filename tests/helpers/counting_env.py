@@ -11,6 +11,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from mtrl.envs.suite import StepOutcome, TaskSuite
 from mtrl.errors import UserError
 
 RAISE, HANG, KILL, NAN_OBS, NAN_REWARD, SUCCEED, SLOW, END = 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0
-REFUSE, DISCONNECT, ONE_NUMBER = 19.0, 20.0, 21.0
+REFUSE, DISCONNECT, ONE_NUMBER, SPAWN = 19.0, 20.0, 21.0, 22.0
 OBS_DIM, ACTION_DIM = 8, 4
 INFO_KEYS = ("success", "steps")
 
@@ -112,6 +113,8 @@ class CountingEnv:
         self.steps += 1
         self.total += float(action[0])
         obs = self._obs()
+        if special == SPAWN:
+            obs[5] = subprocess.Popen(["sleep", "600"]).pid
         if special == NAN_OBS:
             obs[7] = np.nan
         if special == ONE_NUMBER:

@@ -210,6 +210,14 @@ class Goal(Stateful):
         return self._dict(obs), np.array([1.5]), last, False, info
 
 
+class WithoutViews(Stateful):
+    """An environment whose constructor takes no render_mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wish = [0.0]
+
+
 class OnlyWhereSolved(Stateful):
     """Ends after five steps; every second episode is solved, and only those say so."""
 
@@ -229,7 +237,7 @@ class OnlyWhereSolved(Stateful):
 
 _ALL = (GlobalDraws, Closure, FunctionAttribute, CallableObject, ClassCounter, ClassList, LateDeque)
 _SHARING: Any = (PlainNames, Aliases, TwoNames, Referring, SharingWrapper)
-for _cls in (*_ALL, *_SHARING, ModuleState, Integers, Wide, Goal, OnlyWhereSolved):
+for _cls in (*_ALL, *_SHARING, ModuleState, Integers, Wide, Goal, WithoutViews, OnlyWhereSolved):
     gymnasium.register(f"tests/{_cls.__name__}-v0", entry_point=_cls)
 
 
@@ -272,3 +280,21 @@ class DrawingEnv:
 
     def close(self) -> None:
         pass
+
+
+class EndingSuite(DrawingSuite):
+    """A DrawingSuite in which goal g takes g + 1 steps."""
+
+    def make_env(self, task: str, goals: Any, *, seed: np.random.SeedSequence, **_: Any) -> DrawingEnv:
+        return _EndingEnv(seed)
+
+
+class _EndingEnv(DrawingEnv):
+    def reset(self, goal: int) -> NDArray[Any]:
+        self.left = goal + 1
+        return super().reset(goal)
+
+    def step(self, action: NDArray[np.float32]) -> StepOutcome:
+        self.left -= 1
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, self.left == 0, truncated, info

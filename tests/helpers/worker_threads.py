@@ -47,6 +47,8 @@ class WorkerThread:
         """Refused: whoever asks wants to send a signal, which would reach the tests themselves."""
         raise AssertionError("this worker is a thread; mark the test with `processes`")
 
+    returncode = 0  # it has no process group
+
     def wait(self, timeout: float = 20.0) -> int:
         self._thread.join(timeout)
         if self._thread.is_alive():

@@ -158,6 +158,17 @@ def test_fifty_updates_equal_those_of_the_hand_made_perceptron(method: str) -> N
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
+class OfTwoTypes(Plain):
+    """A network with a parameter of NumPy's type."""
+
+    def __init__(self, inputs: int, outputs: int, num_tasks: int) -> None:
+        super().__init__(inputs, outputs, num_tasks)
+        self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
 def test_the_jacobian_is_that_of_one_backward_pass_per_task() -> None:
     network = ModuleNetwork(Plain, stack=2, num_tasks=TASKS, inputs=4, outputs=2)
     shared, heads, own_rows = network.initial_parameters(torch.Generator().manual_seed(0))
@@ -196,6 +207,7 @@ def test_twins_start_apart_and_the_callers_random_numbers_are_left_alone() -> No
     ("module", "message"),
     [
         (WithStatistics, r"has buffers \(norm\.running_mean.*LayerNorm instead of BatchNorm"),
+        (OfTwoTypes, r"has parameters that are not float32 \(scale\)"),
         (Frozen, r"has frozen parameters \(first\.weight, first\.bias\), which would be trained"),
         (OfAnotherSize, r"must map \[3, I\] to \[3, 2\]; found \[3, 1\]"),
         (Branching, "cannot be evaluated for several tasks at once"),

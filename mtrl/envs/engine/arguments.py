@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mtrl.envs.suite import TaskSuite
 from mtrl.errors import NonFiniteError, UserError
 
+_OWN_INFO = ("restarted", "final_obs", "_final_obs")
 _RENDER_MODES = (None, "human", "rgb_array", "depth_array")
 
 
@@ -80,6 +81,8 @@ def check_suite(suite: TaskSuite) -> list[int]:
             f"{kind}.info_keys must contain 'success' (NaN in tasks that define none); "
             f"found {suite.info_keys}."
         )
+    if taken := [key for key in suite.info_keys if key in _OWN_INFO]:
+        raise UserError(f"{kind}.info_keys must not contain what the engine adds; found {', '.join(taken)}.")
     return read_integers(1, obs_dim=suite.obs_dim, action_dim=suite.action_dim, num_goals=suite.num_goals)
 
 

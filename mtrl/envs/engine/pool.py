@@ -1,5 +1,6 @@
 """The worker processes, from the learner's side: starts, messages, deadlines, failures and ends."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -224,7 +225,7 @@ class WorkerPool:
     def _fail(self, worker: int, reason: str, classes: Sequence[str] = ()) -> None:
         """Record a failure and kill the process: if it woke up later, it would write into the arrays."""
         process = self._processes[worker]
-        process.kill()
+        _kill(process)
         process.wait()
         self._waiting.discard(worker)
         stepping = int(self.arrays.stepping[self.rows[worker][0]])
@@ -255,6 +256,14 @@ def _slice(deadline: float) -> float:
     return 1000 * min(_SLICE_SECONDS, max(0.0, deadline - time.monotonic()))
 
 
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker and what its environments have started, such as a simulator: its process group."""
+    if process.returncode is None:  # until somebody has waited for it, the number is its own
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
 def _stop(
     processes: list[subprocess.Popen[bytes]], channels: list[Connection], memory: int, owner: int
 ) -> None:
@@ -264,7 +273,7 @@ def _stop(
     for channel in channels:
         channel.close()
     for process in processes:
-        process.kill()
+        _kill(process)
     for process in processes:
         process.wait()
 

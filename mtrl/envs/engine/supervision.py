@@ -54,6 +54,7 @@ class Supervisor:
         self._tasks, self._seed = tuple(blueprint.tasks), seed
         self._max_restarts, self._notify = max_restarts, notify
         self.restarts = 0
+        self.former = 0  # restarts of this run's former processes, and resumes that began environments anew
         self.revived: set[int] = set()  # workers restarted by the last `begin`
         self.adrift: set[int] = set()  # workers that are dead or whose environments are in no episode
         self._fatal: str | None = None  # why no more steps are possible
@@ -65,7 +66,7 @@ class Supervisor:
             UserError: the suite's code raises an exception that is a mistake in it.
             EnvironmentFailure: a worker failed otherwise.
         """
-        notes = self._build(range(len(self._pool.rows)), 0)
+        notes = self._build(range(len(self._pool.rows)), self.former)
         self._check_started()
         return list(dict.fromkeys(note for own in notes.values() for note in own))
 
@@ -188,7 +189,7 @@ class Supervisor:
                 )
                 self._pool.restart(failure.worker)
                 restarted.add(failure.worker)
-            self._build([failure.worker for failure in failures], self.restarts)
+            self._build([failure.worker for failure in failures], self.former + self.restarts)
         return restarted
 
     def check(self) -> None:

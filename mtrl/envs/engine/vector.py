@@ -89,7 +89,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         )
         check_choices(render_mode, step_timeout)
         self.obs_dim, self.action_dim, self.num_goals = check_suite(suite)
-        self.suite = suite
+        self.suite, self._seed = suite, seed
         self.task_names = tuple(suite.task_names)
         self.num_tasks, self.envs_per_task = len(self.task_names), envs_per_task
         self.num_envs = self.num_tasks * envs_per_task
@@ -280,7 +280,9 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
             raise ResetNeeded("call reset() or set_state() before get_state().")
         states = self._workers.states() if environments else [None] * self.num_envs
         envs = [self._episodes.stored(row, env) for row, env in enumerate(states)]
-        return {**self._header(), "goals": self.goal_sets, "envs": envs, "lost": self._lost.copy()}
+        makings = self._workers.former + self._workers.restarts
+        own = {"goals": self.goal_sets, "envs": envs, "lost": self._lost.copy(), "makings": makings}
+        return {**self._header(), **own}
 
     def state_problem(self, check: Callable[[Any], object] = lambda state: None) -> str | None:
         """Return why the environments cannot be saved in mid-episode, None if they can.
@@ -312,6 +314,7 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_idle()
         if not self.suite.exact:
             self._started = False
+            self._episodes.seed(self._seed)  # of the episodes that rows play while others finish theirs
             self._workers.renew()
 
     def set_state(self, state: Mapping[str, Any], *, any_version: bool = False) -> None:
@@ -333,12 +336,15 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         check_header(state, header)
         self._started = False
         envs = state["envs"]
-        if not _same(state["goals"], self._blueprint.goals):
+        anew = np.array([env["env"] is None for env in envs])
+        # Environments that begin anew draw what no environment of this run has drawn before.
+        redrawn = bool(anew.any()) and not self.suite.exact
+        self._workers.former = int(state.get("makings", 0)) + redrawn
+        if redrawn or not _same(state["goals"], self._blueprint.goals):
             self._blueprint.goals = copy.deepcopy(state["goals"])
             self._workers.start()
         self._episodes.restore(envs)
         self._workers.restore(envs)
-        anew = np.array([env["env"] is None for env in envs])
         self._episodes.began(np.flatnonzero(anew))
         self._lost = anew | np.asarray(state["lost"], np.bool_)
         self._shown = self._pool.arrays.obs.copy()

@@ -352,8 +352,7 @@ def main(channel: int, memory: int, sizes: Sequence[int], niceness: int) -> None
     try:
         serve(connection, arrays)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        # The learner is gone. Interpreter shutdown may hang in a rendering context, so it is skipped.
-        os._exit(1)
+        _exit_at_once()
 
 
 def _exit_with_parent(channel: int, parent: int) -> None:
@@ -363,4 +362,14 @@ def _exit_with_parent(channel: int, parent: int) -> None:
     # A process forked by the learner may hold the channel open, so the parent's id is checked too.
     while not poll.poll(1000) and os.getppid() == parent:
         pass
+    _exit_at_once()
+
+
+def _exit_at_once() -> None:
+    """End this process, whose learner is gone, and what its environments have started.
+
+    Interpreter shutdown may hang in a rendering context, so it is skipped.
+    """
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)

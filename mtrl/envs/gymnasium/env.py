@@ -1,6 +1,7 @@
 """One Gymnasium environment as a TaskEnv of the engine."""
 
 import copy
+import functools
 import math
 import random
 import warnings
@@ -137,13 +138,17 @@ class GymnasiumEnv:
 
 def make(definition: Mapping[str, Any], *, render_mode: str | None, flatten: bool = False) -> Any:
     """Return the registered environment of a definition, edited and without its time limit."""
-    env: Any = gymnasium.make(
-        definition["id"],
-        max_episode_steps=-1,
-        disable_env_checker=True,
-        render_mode=render_mode,
-        **definition.get("kwargs", {}),
+    definition = copy.deepcopy(dict(definition))  # an environment may write into what it is given
+    plain = functools.partial(
+        gymnasium.make, definition["id"], max_episode_steps=-1, disable_env_checker=True
     )
+    kwargs = definition.get("kwargs", {})
+    try:
+        env: Any = plain(render_mode=render_mode, **kwargs)
+    except TypeError as error:
+        if render_mode is not None or "unexpected keyword argument 'render_mode'" not in str(error):
+            raise
+        env = plain(**kwargs)  # an environment without views
     for path, value in definition.get("set", {}).items():
         _edit(env.unwrapped, path, lambda _, value=value: value)
     for path, factor in definition.get("scale", {}).items():

@@ -83,6 +83,8 @@ class GymnasiumSuite(TaskSuite):
             if "reward_factor" in own
         }
         self.num_goals = _SEEDS if num_goals is None else num_goals
+        if self.num_goals > _SEEDS:
+            raise UserError(f"num_goals are seeds, at most {_SEEDS:,} of them; found {self.num_goals:,}.")
         if len(self.environments) < len(names) or not names:
             raise UserError(f"tasks must be one or more different names; found {', '.join(names)}.")
         self.obs_dim, self.action_dim = self._shape(list(known))
@@ -145,16 +147,25 @@ class GymnasiumSuite(TaskSuite):
         **_: Any,
     ) -> TaskEnv:
         """Return one environment; resets seed all that it draws, so `seed` is not needed."""
+        from gymnasium.error import UnregisteredEnv
+
         from mtrl.envs.gymnasium.env import GymnasiumEnv
 
         definition = self.environments[task]
-        return GymnasiumEnv(
-            definition,
-            max_episode_steps=max_episode_steps,
-            render_mode=render_mode,
-            flatten=self.flatten_observations,
-            obs_dim=self.obs_dim,
-        )
+        try:
+            return GymnasiumEnv(
+                definition,
+                max_episode_steps=max_episode_steps,
+                render_mode=render_mode,
+                flatten=self.flatten_observations,
+                obs_dim=self.obs_dim,
+            )
+        except UnregisteredEnv as error:  # this suite was made in a process where it is registered
+            raise UserError(
+                f"the environment '{task}' is registered in the process that trains, and not in its workers: "
+                "they do not run your script. Register it in a module and name that too: "
+                f"'MODULE:{definition['id']}'."
+            ) from error
 
 
 def _definition(name: str, given: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mtrl.envs.engine.worker import HostedEnv
 from mtrl.errors import EnvironmentFailure, UserError
 from tests.helpers import counting_env
 from tests.helpers.counting_env import CountingEnv, CountingSuite
-from tests.helpers.counting_workers import TASKS, action, gone, make
+from tests.helpers.counting_workers import TASKS, action, alive, gone, make
 
 
 def assert_closes(envs: TaskVectorEnv) -> None:
@@ -48,6 +48,30 @@ def test_exception_arrives_with_traceback_and_task(fault: float, error: str) -> 
     assert error in message
     assert "counting_env.py" in message
     assert_closes(envs)
+
+
+@pytest.mark.dear
+@pytest.mark.parametrize("end", ["hangs", "closed", "killed"])
+def test_what_an_environment_has_started_does_not_outlive_its_worker(end: str) -> None:
+    if end == "killed":
+        then = (
+            "obs = envs.step(t.action(1, counting_env.SPAWN))[0]; print(int(obs[1, 5]), flush=True); "
+            "os.kill(os.getpid(), 9)"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", SCRIPT.format(then=then)], stdout=subprocess.PIPE, text=True, timeout=60
+        )
+        assert gone([int(run.stdout.split()[-1])])
+        return
+    envs = make(step_timeout=1.0)
+    envs.reset()
+    pid = int(envs.step(action(1, counting_env.SPAWN))[0][1, 5])
+    assert alive(pid)
+    if end == "hangs":
+        with pytest.raises(EnvironmentFailure):
+            envs.step(action(1, counting_env.HANG))
+    envs.close(terminate=True)
+    assert gone([pid])
 
 
 def test_a_hanging_worker_is_given_up_soon_once_the_run_is_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:

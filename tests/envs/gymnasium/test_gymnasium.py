@@ -18,6 +18,7 @@ from mtrl.envs import TaskVectorEnv, build_suite
 from mtrl.envs.gymnasium.env import GymnasiumEnv, make
 from mtrl.envs.gymnasium.suite import GymnasiumSuite
 from mtrl.errors import UserError
+from tests.helpers.stateful_envs import name
 
 PENDULUMS = {
     "moon": {"id": "Pendulum-v1", "kwargs": {"g": 1.6}, "success_return": -400.0},
@@ -241,3 +242,32 @@ def test_packages_that_ids_name_are_among_the_versions(
 def test_unknown_options_of_a_suite_are_refused_with_advice() -> None:
     with pytest.raises(UserError, match="Did you mean 'environments'"):
         build_suite("gymnasium", ["Pendulum-v1"], options={"environment": {}})
+
+
+@pytest.mark.processes
+def test_an_id_that_only_this_process_has_registered_is_refused_with_advice() -> None:
+    gymnasium.register("OnlyHere-v0", entry_point="gymnasium.envs.classic_control:PendulumEnv")
+    try:
+        with pytest.raises(UserError, match=r"do not run your script\..*'MODULE:OnlyHere-v0'"):
+            TaskVectorEnv(GymnasiumSuite(["OnlyHere-v0"]), seed=0, num_workers=1)
+    finally:
+        del gymnasium.registry["OnlyHere-v0"]
+
+
+def test_an_environment_without_views_needs_no_render_mode() -> None:
+    suite = GymnasiumSuite([name("WithoutViews")])
+    with TaskVectorEnv(suite, seed=0, num_workers=1) as envs:
+        envs.reset()
+        assert envs.step(np.zeros((1, suite.action_dim), np.float32))[0].shape == (1, suite.obs_dim)
+
+
+def test_more_goals_than_seeds_are_refused() -> None:
+    with pytest.raises(UserError, match="num_goals are seeds, at most 2,147,483,647 of them; found 5,000,"):
+        GymnasiumSuite(CLASSIC[:1], num_goals=5_000_000_000)
+
+
+def test_what_an_environment_is_given_it_does_not_share() -> None:
+    definition = {"id": name("WithoutViews"), "set": {"wish": [1.0]}}
+    first, second = (make(definition, render_mode=None).unwrapped for _ in range(2))
+    first.wish[0] = 5.0
+    assert (second.wish, definition["set"]) == ([1.0], {"wish": [1.0]})
