@@ -15,7 +15,7 @@ from mtrl.cli import command, flags, importing
 from mtrl.cli.flags import Flag, Group, fields_of, option_flag, parse_command, peek, wants_help
 from mtrl.config.presets import OF_NETWORK, build_config, config_text, load_preset, owner_of, preset_names
 from mtrl.config.schema import Config, Device
-from mtrl.config.values import settings
+from mtrl.config.values import field_types, from_text, settings
 from mtrl.errors import UserError
 from mtrl.registry import REQUIRED, Registry
 
@@ -83,7 +83,7 @@ def main(arguments: list[str], *, preset: str | None = None, tasks: tuple[str, .
     with importing():
         from mtrl.training.resolve import resolve, why_unread, written_out
 
-    base = written_out(build_config(*layers, _chosen(arguments)))
+    base = written_out(build_config(*layers, _chosen(arguments)), missing=flags.UNSET)
     members = [*_config_flags(Config, base), *_run_flags(preset)]
     if wants_help(arguments):
         if not tasks_known:
@@ -169,7 +169,7 @@ def _chosen(arguments: Sequence[str]) -> dict[str, Any]:
     for key in ("suite", "agent", "method", *_FLAGS):
         flag = f"--{_FLAGS.get(key, key)}"
         if (name := peek(arguments, flag)) is not None:
-            chosen[key] = name
+            chosen[key] = from_text(name, field_types(Config)[key])
         if wrapped := _wrapped(arguments, flag):
             chosen[f"{key}_options"] = wrapped
     if (architecture := peek(arguments, "--network.architecture")) is not None:
@@ -217,6 +217,8 @@ def _options_group(registry: Registry, plugin: str, values: Mapping[str, Any], k
         if flag == "method" and name in _TAKEN:
             raise UserError(f"an option of a method cannot be called '{name}': --method.{name} is taken.")
         if name not in wrapped:
+            if values[name] is flags.UNSET:  # so that it may be left out; `resolve` says what is missing
+                option = option._replace(annotation=option.annotation | None)
             members.append(option_flag(option._replace(default=values[name])))
         elif values[name]:
             base = wrapped[name]

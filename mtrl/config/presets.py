@@ -83,8 +83,14 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def config_text(config: Config) -> str:
-    """Return the complete `config` as YAML."""
-    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+    """Return the complete `config` as YAML; raises UserError for a value that YAML cannot hold."""
+    try:
+        return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+    except yaml.representer.RepresenterError as error:
+        raise UserError(
+            f"an option has a value that config.yaml cannot hold: {error.args[-1]!r}. Options are numbers, "
+            "text, lists and mappings; a class, for instance, is named by a text."
+        ) from None
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -158,7 +164,15 @@ def differences(
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def is_same(first: Any, second: Any) -> bool:
+    """Return whether two values of one type are written to a file alike; tuples are lists there."""
+    first, second = _plain(first), _plain(second)
+    return type(first) is type(second) and bool(first == second)
+
+
 def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numbers and arrays of NumPy, which this module does not import
+        value = value.tolist()
     if dataclasses.is_dataclass(value):
         return {name: _plain(inner) for name, inner in vars(value).items()}
     if isinstance(value, Mapping):

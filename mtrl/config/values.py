@@ -80,12 +80,20 @@ def convert(value: Any, annotation: Any, path: str) -> Any:
     Raises:
         UserError: a value of another type or out of range; names `path`, the rule and the value found.
     """
-    if isinstance(value, list) and items_of(annotation) is not None:
-        value = tuple(value)
     try:
-        return _adapter(annotation).validate_python(value)
+        return _adapter(annotation).validate_python(_with_tuples(value, annotation))
     except pydantic.ValidationError as error:
         raise _user_error(error.errors()[0], path, annotation) from None
+
+
+def _with_tuples(value: Any, annotation: Any) -> Any:
+    """Return `value` with a tuple for each list, at any depth, where the annotation wants one."""
+    for kind in _members(annotation) if isinstance(value, list | tuple) else ():
+        if (get_origin(kind) or kind) is tuple:
+            inner = get_args(kind)
+            kinds = inner[:1] * len(value) if inner[1:] == (Ellipsis,) else (*inner, *[Any] * len(value))
+            return tuple(map(_with_tuples, value, kinds))
+    return value
 
 
 def from_text(text: str, annotation: Any) -> Any:
@@ -194,9 +202,15 @@ def describe(annotation: Any) -> str:
     (kind,) = members
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
-    if get_origin(kind) in (tuple, list):
-        item = items_of(kind)
-        return "a list of names" if item in (None, str) else f"a list, each {describe(item)}"
+    if (get_origin(kind) or kind) in (tuple, list):
+        inner = get_args(kind)
+        if len(inner) > 1 and inner[1] is not Ellipsis:
+            return f"a list of {len(inner)}: {', '.join(map(describe, inner))}"
+        return (
+            "a list of names"
+            if inner[:1] == (str,)
+            else ", each ".join(["a list", *map(describe, inner[:1])])
+        )
     if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping):
         return "a mapping 'key: value'"
     return _NAMES.get(kind, f"of type {getattr(kind, '__name__', kind)}")
@@ -257,7 +271,8 @@ def _user_error(error: Any, path: str, expected: Any) -> UserError:
     if error["type"] in _LIMITS:
         key, words = _LIMITS[error["type"]]
         bound = error["ctx"][key]
-        rule = "positive" if (key, bound) in (("gt", 0), ("ge", 1)) else f"{words} {bound:g}"
+        positive = (key, bound) == ("gt", 0) or ((key, bound) == ("ge", 1) and int in _members(expected))
+        rule = "positive" if positive else f"{words} {bound:g}"
         return UserError(f"{path} must be {rule}; found {value!r}.")
     if error["type"] == "too_short":
         return UserError(f"{path} must name at least one; found none.")

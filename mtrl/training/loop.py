@@ -26,7 +26,7 @@ from mtrl.envs import TaskVectorEnv
 from mtrl.errors import EnvironmentFailure, NonFiniteError
 from mtrl.runs import console
 from mtrl.runs.checkpoint_writer import CheckpointWriter, Saving, Writes
-from mtrl.runs.directory import CONFIG_NAME, way_to_go_on
+from mtrl.runs.directory import CONFIG_NAME, has_checkpoint, way_to_go_on
 from mtrl.runs.jsonl import read_evaluations
 from mtrl.runs.log import Evaluation, Log, by_task
 from mtrl.training.best import BestPolicy, Outcome
@@ -232,10 +232,10 @@ class TrainingLoop:
         names = self.state.envs.task_names
         for network, tasks in self.state.agent.failures().items():
             bad = [names[index] for index in tasks]
+            kept = f"the last good one is in '{self.path}'" if has_checkpoint(self.path) else "there is none"
             raise NonFiniteError(
                 f"non-finite loss or gradient of the {network} in {', '.join(bad)}. No checkpoint was "
-                f"written since; the last good one is in '{self.path}'. In a new run, lower the learning "
-                "rates or scale the rewards."
+                f"written since; {kept}. In a new run, lower the learning rates or scale the rewards."
             )
 
     def _save_if_due(self, step: int) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 
 from mtrl.agents import AGENTS
 from mtrl.combiners import COMBINERS, make_combiner
-from mtrl.config.presets import INCIDENTAL, differences, flat_config, load_config
+from mtrl.config.presets import (
+    INCIDENTAL,
+    config_text,
+    config_to_dict,
+    differences,
+    flat_config,
+    is_same,
+    load_config,
+)
 from mtrl.config.schema import Config
 from mtrl.config.values import convert, quoted
 from mtrl.envs.suite import SUITES
@@ -28,7 +36,8 @@ WITH_OPTIONS = {
     "architecture": NETWORKS,
 }  # fmt: skip
 """Keys of the configuration that name a plug-in with options; the options are under KEY_options."""
-_FREE = ("steps", *INCIDENTAL)  # may change in a run's life
+# What may change in a run's life. A file of task rows may be moved: `bound_to_policy` has what it holds.
+_FREE = ("steps", "network.identity_file", *INCIDENTAL)
 
 
 def resolve(config: Config) -> Config:
@@ -45,6 +54,7 @@ def resolve(config: Config) -> Config:
             "Config.from_preset(NAME, settings)."
         )
     completed = written_out(config)
+    config_text(completed)  # refuses what no file can hold
     for name, count in Counter(config.train.sinks).items():
         SINKS.check(name)  # imported where it is used: a policy can be evaluated without it
         if count > 1:
@@ -79,24 +89,29 @@ def citations(config: Config) -> dict[str, dict[str, str]]:
     }
 
 
-def written_out(config: Config) -> Config:
-    """Return `config` with every option of its plug-ins written out; checks types, builds nothing."""
+def written_out(config: Config, missing: Any = REQUIRED) -> Config:
+    """Return `config` with every option of its plug-ins written out; checks types, builds nothing.
+
+    `missing` stands for options without a default that are not given; REQUIRED: they are refused.
+    """
     _ = AGENTS[config.agent]  # raises if there is none
     defaults, network = config.method_defaults, config.network
     for name, options in defaults.items():
-        complete(COMBINERS, name, options, f"method_defaults.{name}")
+        complete(COMBINERS, name, options, f"method_defaults.{name}", missing=None)  # the rest may come later
     changes: dict[str, Any] = {"method_defaults": {}}
     for key in ("method", "critic_method", "actor_method", "suite"):
         if (name := getattr(config, key)) is not None:
             below = defaults if key != "suite" else {}
             given = getattr(config, f"{key}_options")
-            changes[f"{key}_options"] = complete(WITH_OPTIONS[key], name, given, f"{key}_options", below)
+            where = f"{key}_options"
+            changes[where] = complete(WITH_OPTIONS[key], name, given, where, below, missing)
     architecture = network.architecture
     of_network: dict[str, Any] = {
         key: checked(NETWORKS, architecture, getattr(network, key), f"network.{key}")
         for key in ("actor_options", "critic_options")
     }
-    of_network["options"] = complete(NETWORKS, architecture, network.options, "network.options")
+    options = complete(NETWORKS, architecture, network.options, "network.options", missing=missing)
+    of_network["options"] = options
     changes["network"] = dataclasses.replace(network, **of_network)
     return dataclasses.replace(config, **changes)
 
@@ -149,6 +164,11 @@ def bound_to_policy(config: Config) -> dict[str, Any]:
     """Return the settings without which a stored policy cannot act, by dotted key."""
     parts = ("tasks", "suite", "agent", "network.", "ppo.squash")
     found = {key: value for key, value in flat_config(config).items() if key.startswith(parts)}
+    # Mappings whose keys are the run's own are compared as a whole too: a key more or less is a difference.
+    plain = config_to_dict(config)
+    found |= {f"network.{key}": plain["network"][key] for key in ("actor_options", "critic_options")}
+    own = plain["suite_options"].items()
+    found |= {f"suite_options.{key}": value for key, value in own if isinstance(value, dict)}
     file = found.pop("network.identity_file")
     if file is not None:  # what counts is what it holds, wherever it lies
         found["network.identity_file.sha256"] = digest(file)
@@ -157,9 +177,7 @@ def bound_to_policy(config: Config) -> dict[str, Any]:
 
 def bound_to_run(config: Config) -> dict[str, Any]:
     """Return the settings that a run keeps for life, by dotted key."""
-    # A file of task rows may be moved: `bound_to_policy` has what it holds.
-    free = (*_FREE, "network.identity_file")
-    bound = {key: value for key, value in flat_config(config).items() if key not in free}
+    bound = {key: value for key, value in flat_config(config).items() if key not in _FREE}
     return bound | bound_to_policy(config)
 
 
@@ -169,11 +187,12 @@ def complete(
     values: Mapping[str, Any],
     path: str,
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    missing: Any = REQUIRED,
 ) -> dict[str, Any]:
     """Return every option of the plug-in `name`: the converted value if one is given, else the default.
 
     `path` names `values` in messages, for instance "method_options". `defaults` has, by a plug-in's name,
-    options that replace its own defaults, also for a wrapped plug-in.
+    options that replace its own defaults, also for a wrapped plug-in. `missing` as for `written_out`.
 
     Raises:
         UserError: an unknown option (the nearest one is given), a value of the wrong type, a missing value.
@@ -184,13 +203,16 @@ def complete(
     for key, option in options.items():
         if key in given:
             completed[key] = given[key]
-        elif option.default is REQUIRED:
+        elif option.default is not REQUIRED:
+            completed[key] = option.default
+        elif missing is not REQUIRED and key not in registry.wrapped(options):
+            completed[key] = missing
+        else:
             owner = f"{registry.kind} '{name}'"
             raise UserError(f"{path}: {owner} needs a value for its option '{key}'; found none.")
-        else:
-            completed[key] = option.default
     for key, own in registry.wrapped(options).items():
-        completed[own] = complete(registry, completed[key], completed[own] or {}, f"{path}.{own}", defaults)
+        given, where = completed[own] or {}, f"{path}.{own}"
+        completed[own] = complete(registry, completed[key], given, where, defaults, missing)
     return completed
 
 
@@ -202,4 +224,10 @@ def checked(registry: Registry, name: str, values: Mapping[str, Any], path: str)
             raise UserError(f"{path}: {owner} has no options; found '{key}' = {quoted(value)}.")
         if key not in options:
             raise UserError(unknown_name(f"option of {owner}", str(key), options))
-    return {key: convert(value, options[key].annotation, f"{path}.{key}") for key, value in values.items()}
+    return {
+        # A default need not fit its annotation (`width: int = None`), and is the same when it is read back.
+        key: option.default
+        if is_same(value, (option := options[key]).default)
+        else convert(value, option.annotation, f"{path}.{key}")
+        for key, value in values.items()
+    }

@@ -105,11 +105,10 @@ def resume_training(
         EnvironmentFailure: as `train`.
     """
     with RunDirectory.resume(expand(run_dir)) as run:
-        found = resolve(load_trusted(run.path, trust=trust))
         changes: dict[str, Any] = {"steps": steps, "device": device}
         given = {key: value for key, value in changes.items() if value is not None}
-        config = dataclasses.replace(found, **given)
-        return _resume(config, run, allow_version_mismatch, callbacks, sinks)
+        config = dataclasses.replace(load_trusted(run.path, trust=trust), **given)
+        return _resume(resolve(config), run, allow_version_mismatch, callbacks, sinks)
 
 
 def resume_or_start(
@@ -312,7 +311,8 @@ def _run(
             versions = run.write_versions(envs.versions)
             resumed_at = None
             if checkpoint is not None:
-                resumed_at = Stamp(start, start * envs.num_envs, history.wall_s)
+                logged = _logged(state, start)
+                resumed_at = Stamp(logged, logged * envs.num_envs, history.wall_s)
             info = RunInfo(run.path, envs.task_names, config_to_dict(config), versions, resumed_at)
             log = Log(info, JsonLines(), sinks)
         stack.callback(log.close)
@@ -332,15 +332,21 @@ def _restored(state: RunState, config: Config, path: Path, checkpoint: tuple[int
     step, parts = checkpoint
     state.load(parts)
     parts.clear()  # large parts are maps of files, which would stay on the disk
-    # The vector steps of lines beyond the checkpoint are made again now. A checkpoint from the middle of the
-    # agent's learning comes before the lines of its vector step.
-    logged = step - 1 if state.behind else step
+    logged = _logged(state, step)  # later lines are written again
     with _writing(path):
         history = drop_after(path, logged, config.steps)
     intervals = {"log_interval": config.train.log_interval, "eval_interval": config.eval.interval}
     for sentence in lost_lines(history.steps, logged, **intervals):
         console.warning(sentence)
     return history
+
+
+def _logged(state: RunState, step: int) -> int:
+    """Return the last vector step whose lines a checkpoint of `step` comes after.
+
+    One from the middle of the agent's learning comes before the lines of its own vector step.
+    """
+    return step - 1 if state.behind else step
 
 
 def _process_settings(config: Config, device: torch.device) -> contextlib.AbstractContextManager[None]:

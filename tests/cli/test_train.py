@@ -402,6 +402,30 @@ def test_a_method_in_a_file_of_the_users_own_has_typed_options(
         assert re.search(message, capsys.readouterr().err)
 
 
+def test_an_option_without_a_default_is_a_flag_that_has_to_be_given(
+    calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "my_inverse.py").write_text(INVERSE.replace("power: float = 1.0", "power: float"))
+    name = "my_inverse.py:Inverse"
+    assert train_mt10("--method", name, "--method.power", "2") == 0
+    assert calls.config.method_options == {"power": 2.0, "kind": "plain"}
+    assert "--method.power" in helped(capsys, "--method", name)
+    assert train_mt10("--method", name) == 2
+    assert "needs a value for its option 'power'; found none." in capsys.readouterr().err
+    (tmp_path / "mine.yaml").write_text(
+        "method: my_inverse.py:Inverse\nmethod_options: {power: 3}\n"
+        "method_defaults: {'my_inverse.py:Inverse': {kind: odd}}\n"
+    )
+    calls.made.clear()
+    assert train_mt10("--preset", "mine.yaml") == 0
+    assert calls.config.method_options == {"power": 3.0, "kind": "odd"}
+
+
+def test_none_as_a_networks_method_is_that_of_both(calls: Calls) -> None:
+    assert train_mt10("--method", "cagrad", "--method.critic", "none") == 0
+    assert calls.config.critic_method is None
+
+
 def test_a_users_method_from_yaml(calls: Calls, tmp_path: Path) -> None:
     (tmp_path / "my_inverse.py").write_text(INVERSE)
     (tmp_path / "mine.yaml").write_text(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import mtrl
 from mtrl.config.presets import (
     build_config,
+    config_text,
     config_to_dict,
     load_config,
     load_preset,
@@ -267,6 +269,7 @@ def test_empty_file_is_an_empty_preset(tmp_path: Path) -> None:
     [
         ({"tasks": []}, "tasks must name at least one; found none"),
         ({"sac": {"gamma": 2}}, r"sac\.gamma must be at most 1; found 2"),
+        ({"sac": {"noise_spread": 0.5}}, r"sac\.noise_spread must be at least 1; found 0\.5"),
         ({"sac": {"batch_per_task": -3}}, r"sac\.batch_per_task must be positive; found -3"),
         ({"env": None}, "env must be a mapping"),
     ],
@@ -387,3 +390,12 @@ def test_the_top_level_lists_its_public_names_and_has_them() -> None:
     assert {"make_combiner", "resume_training", "evaluate_run", "Config", "train"} < set(dir(mtrl))
     assert set(dir(mtrl)) == {*mtrl.__all__, "__version__"}
     assert all(getattr(mtrl, name) is not None for name in mtrl.__all__)
+
+
+def test_numbers_of_numpy_are_stored_as_numbers_and_objects_are_refused() -> None:
+    given = {"kwargs": {"g": np.float64(5.0), "n": np.int64(3)}, "set": {"x": np.arange(2)}}
+    stored = yaml.safe_load(config_text(Config(suite_options={"environments": {"a": given}})))
+    expected = {"kwargs": {"g": 5.0, "n": 3}, "set": {"x": [0, 1]}}
+    assert stored["suite_options"]["environments"] == {"a": expected}
+    with pytest.raises(UserError, match=r"that config\.yaml cannot hold: <class 'int'>\. Options are"):
+        config_text(Config(suite_options={"activation": int}))

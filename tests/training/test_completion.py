@@ -340,6 +340,9 @@ def test_a_run_whose_tasks_have_numbers_in_a_file_goes_on_as_long_as_a_file_has_
     train(counting(train=EVERY_TEN, network=network, steps=10), tmp_path / "run")
     assert evaluate_run(tmp_path / "run", episodes=1).episodes_per_task == 1
     rows.rename(moved)
+    elsewhere = NetworkConfig(task_identity="file", identity_file=str(moved))
+    again = counting(train=EVERY_TEN, network=elsewhere, steps=10)
+    assert resume_or_start(again, tmp_path / "run").steps == 10
     config = tmp_path / "run/config.yaml"
     config.write_text(config.read_text().replace(str(rows), str(moved)))
     assert resume_training(tmp_path / "run", steps=20).steps == 20

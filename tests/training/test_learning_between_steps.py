@@ -13,6 +13,7 @@ from mtrl import train
 from mtrl.config.schema import EvalConfig, TrainConfig
 from mtrl.errors import UserError
 from mtrl.runs.checkpoint import load_checkpoint
+from mtrl.runs.log import RunInfo, Stamp
 from mtrl.training.events import Event
 from mtrl.training.run import resume_training
 from tests.helpers.short_runs import assert_same_run, counting, lines
@@ -100,8 +101,28 @@ def test_a_warning_in_the_middle_saves_there_and_a_later_kill_repeats_no_line(
             train(SETTINGS, run, callbacks=[killed])
     assert load_checkpoint(run)[1]["rest"]["left"] == 2
     assert [line["vector_step"] for line in lines(run / "metrics.jsonl")] == [6, 12]
-    assert resume_training(run).exit_code == 0
+    curves = _Curves()
+    assert resume_training(run, sinks=[curves]).exit_code == 0
     assert_same_run(undisturbed_slices[0], run)
+    # The line of vector step 12 is written again, so the points of former processes end before it.
+    assert curves.valid == 11
+    assert curves.steps == [12, 18, 24, 27]
+
+
+class _Curves:
+    """A sink that notes the vector steps of its points."""
+
+    def open(self, run: RunInfo) -> None:
+        assert run.resumed_at is not None
+        self.valid = run.resumed_at.vector_step
+        self.steps: list[int] = []
+
+    def metrics(self, stamp: Stamp, *_: Any) -> None:
+        self.steps.append(stamp.vector_step)
+
+    def evaluation(self, *_: Any, **__: Any) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @pytest.mark.parametrize("part", ["envs", "loop"])

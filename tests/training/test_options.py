@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 import pytest
+import yaml
 
 from mtrl.combiners import COMBINERS
+from mtrl.config.schema import Config, NetworkConfig
 from mtrl.errors import UserError
 from mtrl.networks import identity
 from mtrl.networks.simba import SimBa
 from mtrl.registry import REQUIRED, Option, Registry, options_of
-from mtrl.training.resolve import complete
+from mtrl.training.resolve import bound_to_policy, complete
 
 DEFAULT = 25
 Solver = Literal["newton", "sgd"]
@@ -147,3 +151,44 @@ def test_a_plug_in_may_say_that_the_engine_gives_it_more_and_its_subclass_is_ano
     things.register("own", Own)
     assert list(things.options("built")) == ["steps", "solver", "bound"]
     assert list(things.options("own")) == list(THINGS.options("example"))
+
+
+class Odd:
+    """Options whose types files do not have, or that their defaults do not fit."""
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        *,
+        num_tasks: int,
+        bare=(64, 64),  # noqa: ANN001
+        span: tuple[float, float] = (-1.0, 1.0),
+        pairs: tuple[tuple[int, int], ...] = ((0, 1),),
+        width: int = None,  # type: ignore[assignment]  # noqa: RUF013
+        bound: float = math.inf,
+    ) -> None: ...
+
+
+def test_options_are_the_same_after_they_were_written_to_a_file() -> None:
+    THINGS.register("odd", Odd)
+    first = complete(THINGS, "odd", {"span": (0.0, 2.0)}, "opts")
+    stored = yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(first))))
+    assert complete(THINGS, "odd", stored, "opts") == first
+    assert complete(THINGS, "odd", {"pairs": [[1, 2], [3, 4]]}, "opts")["pairs"] == ((1, 2), (3, 4))
+    for values, message in (
+        ({"span": [1.0]}, r"opts\.span must be a list of 2: a finite number, a finite number; found"),
+        ({"pairs": [[1, "x"]]}, r"opts\.pairs must be a list, each a list of 2: an integer, an integer"),
+        ({"width": "x"}, r"opts\.width must be an integer; found 'x'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            complete(THINGS, "odd", values, "opts")
+
+
+def test_what_a_run_is_bound_to_has_mappings_whole_so_that_a_new_key_is_a_difference() -> None:
+    def bound(**options: Any) -> dict[str, Any]:
+        network = NetworkConfig(architecture="care", critic_options=options)
+        suite = {"environments": {"a": {"id": "Pendulum-v1", **options}}}
+        return bound_to_policy(Config(suite="gymnasium", network=network, suite_options=suite))
+
+    before, now = bound(), bound(temperature=0.5)
+    differing = {key for key in before if before[key] != now[key]}
+    assert differing == {"network.critic_options", "suite_options.environments"}
