@@ -289,7 +289,9 @@ class ActorCriticAgent(Generic[Update]):
             each_steps: whether both networks step in each update.
         """
         # Where a log line may come before a network's next step; other states keep the entries that they had.
-        due = not each_steps or bool(self.update.totals.sums.any())
+        # So may it where a method solves now and then: what it logs in between is of its last solve.
+        solves = any(network.combiner.counters() for network in self.update.networks.values())
+        due = not each_steps or solves or bool(self.update.totals.sums.any())
         return {
             **({"newest_step": [_of_newest_step(n) for n in self.update.networks.values()]} if due else {}),
             "update": dict(self.update.state_dict()),

@@ -292,8 +292,8 @@ class EvalConfig:
     max_episode_steps: PositiveInt | None = None
     """Length of evaluation episodes in env steps; None: env.max_episode_steps."""
     envs_per_task: PositiveInt | None = None
-    """Parallel copies of each task in evaluations; None: env.envs_per_task. They change results only in
-    suites whose environments draw from `seed`."""
+    """Parallel copies of each task in evaluations; None: env.envs_per_task. They change results by
+    rounding alone, except in suites whose environments draw from `seed`."""
 
 
 @settings()

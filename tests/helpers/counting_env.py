@@ -145,3 +145,16 @@ class CountingEnv:
 
     def close(self) -> None:
         pass
+
+
+class AimingSuite(CountingSuite):
+    """Pays for the goal and for the action too, of which a CountingSuite's rewards know nothing."""
+
+    def make_env(self, task: str, goals: Any, **options: Any) -> CountingEnv:
+        return _AimingEnv(task, goals, 0.0)
+
+
+class _AimingEnv(CountingEnv):
+    def step(self, action: NDArray[np.float32]) -> StepOutcome:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward + self.goal + float(action[0]), terminated, truncated, info

@@ -23,7 +23,7 @@ from mtrl.training.events import Event
 from mtrl.training.run import evaluate_run, resume_or_start, resume_training
 from mtrl.training.stepper import Stepper
 from tests.helpers.faults import before_each_step, full_disk
-from tests.helpers.short_runs import assert_same_run, counting, evaluated, lines, without_time
+from tests.helpers.short_runs import assert_same_run, counting, evaluated, lines
 
 pytestmark = pytest.mark.usefixtures("worker_threads")
 
@@ -47,11 +47,16 @@ def test_at_one_step_the_checkpoint_is_written_while_the_evaluation_has_not_move
     assert saved == [30, 60]
 
 
-def test_copies_of_an_evaluation_are_its_own_and_change_no_result(tmp_path: Path, undisturbed: Path) -> None:
-    usual = counting().eval
-    train(counting(eval=dataclasses.replace(usual, envs_per_task=2)), tmp_path / "run")
-    found, expected = (lines(run / "evaluations.jsonl") for run in (tmp_path / "run", undisturbed))
-    assert [without_time(line) for line in found] == [without_time(line) for line in expected]
+def test_copies_of_an_evaluation_are_its_own_and_change_its_rounding_alone(tmp_path: Path) -> None:
+    usual = dataclasses.replace(counting().eval, final_episodes_per_task=5)
+    runs = {copies: tmp_path / f"{copies} copies" for copies in (1, 2)}
+    for copies, path in runs.items():
+        asked = dataclasses.replace(usual, envs_per_task=copies)
+        train(counting(suite="tests.helpers.counting_env:AimingSuite", eval=asked), path)
+    for one, other in zip(*(lines(path / "evaluations.jsonl") for path in runs.values()), strict=True):
+        returns = [[task["return"] for task in line["tasks"].values()] for line in (one, other)]
+        assert returns[0] == pytest.approx(returns[1], rel=1e-5)
+        assert len(set(returns[0])) == len(returns[0]) > 1
 
 
 def test_fewer_steps_than_are_done_are_refused(half: Path) -> None:

@@ -61,6 +61,12 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
                 f"sac.noise_spread = {config.sac.noise_spread:g} gives the copies of a task different noise; "
                 "found env.envs_per_task = 1. Raise it to 2 or more, or leave sac.noise_spread at 1."
             )
+        start, (least, most) = config.sac.initial_temperature, _TEMPERATURES
+        if config.train.on_divergence != "off" and not least <= start <= most:
+            raise UserError(
+                f"sac.initial_temperature must lie in [{least:g}, {most:g}], outside of which training "
+                f"counts as diverged; found {start:g}. Choose another, or set train.on_divergence=off."
+            )
         low, high = config.network.value_low, config.network.value_high
         if not low < high:
             raise UserError(f"network.value_low must be below network.value_high; found {low} and {high}.")
@@ -218,7 +224,9 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
     def bounds(self) -> dict[str, Bound]:
         """Return the ranges of critic loss, actor loss (about minus Q), temperature and returns of atoms."""
         sac, network = self.config.sac, self.config.network
-        lower = "Lower sac.critic_lr or sac.gamma, or scale the rewards (replay.reward_scaling=ema)."
+        lower = "Lower sac.critic_lr or sac.gamma."
+        if self.config.replay.reward_scaling != "return":
+            lower = "Lower sac.critic_lr or sac.gamma, or scale the rewards (replay.reward_scaling=return)."
         temperature = "Set sac.target_entropy (one value for all tasks), or lower sac.temperature_lr."
         bounds = {
             "critic_loss": Bound(0.0, sac.critic_loss_bound, lower),
@@ -282,6 +290,8 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         if not self._fitted and self.update.observation_norm is not None:
             self.update.observation_norm.fit(self.replay.observations)
             self._fitted = True
+            if self._side_stream is not None:  # which acts next; a resumed run has a mark from before
+                self._side_stream.mark()
 
     def _update_once(self, actor_too: bool) -> list[LossEvaluation]:
         batches = [self.replay.gather(rows) for rows in self._rows]

@@ -6,8 +6,21 @@ import torch
 from torch import Tensor
 
 _LARGEST_SHARE = 0.99  # the hardest 1 % of a task's transitions are never drawn (Data-CUBE filters them)
-_SAMPLED = 4096  # transitions of a task, evenly spaced, whose errors give the bound
+_SAMPLED = 4096  # transitions of a task, at most, whose errors give the bound
 _CANDIDATES, _MORE = 4, 16  # candidates per place of a batch, and further ones; at least half are admitted
+
+
+def spread(size: int, device: torch.device) -> Tensor:
+    """Return at most 4,096 slots below `size`, about evenly spaced but in no period.
+
+    Slots lie in the order of time, copies side by side. A constant stride could meet the same steps of all
+    episodes, or one copy alone.
+    """
+    if size <= _SAMPLED:
+        return torch.arange(size, device=device)
+    # Multiples of the golden ratio modulo 1: even for every number of points, and the gaps never repeat.
+    places = torch.arange(_SAMPLED, dtype=torch.float64, device=device) * ((5.0**0.5 - 1.0) / 2.0)
+    return places.frac_().mul_(size).long()
 
 
 class Curriculum:
@@ -36,7 +49,7 @@ class Curriculum:
 
     def bound(self, size: int) -> Tensor:
         """Return the largest admitted error [T, 1] among `size` transitions."""
-        known = self._errors[:, : size : -(-size // _SAMPLED)]
+        known = self._errors[:, spread(size, self._errors.device)]
         return torch.quantile(known, self.share, dim=1, keepdim=True, interpolation="lower")
 
     def draw(self, index: Tensor, size: int, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtrl.agents.sac.curriculum import Curriculum
+from mtrl.agents.sac.curriculum import Curriculum, spread
 from mtrl.agents.sac.returns import ReturnScale, windows
 from mtrl.device.cuda import GraphedStep, Staging
 from mtrl.device.random_stream import RandomStream
@@ -242,12 +242,12 @@ class Replay:
         """Share [T] of the newest tenth of each task's rewards that lie above its 90th percentile.
 
         About 0.1 while nothing changes and 0 while a task gets worse. It rises before the returns do when a
-        task begins to be rewarded. The percentile is that of at most 4,096 evenly spaced rewards.
+        task begins to be rewarded. The percentile is that of at most 4,096 rewards.
         """
         if self.size == 0:
             return torch.zeros(self.num_tasks, device=self._rows.device)
         rewards = self._rows[:, : self.size, self._reward_column]
-        bound = rewards[:, :: -(-self.size // 4096)].quantile(0.9, dim=1, keepdim=True)
+        bound = rewards[:, spread(self.size, rewards.device)].quantile(0.9, dim=1, keepdim=True)
         newest = torch.arange(1, max(self.size // 10, 1) + 1, device=self._rows.device)
         recent = rewards[:, (self._next - newest) % self.size]
         return (recent > bound).float().mean(1)

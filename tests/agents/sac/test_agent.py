@@ -335,3 +335,48 @@ def test_parameters_are_counted_by_hand() -> None:
     critics = 2 * (8 * (OBS + ACTION + TASKS) + 8 + (8 + 1))
     assert agent.parameter_count == actor + critics + TASKS
     assert f"{actor + critics + TASKS:,} trained" in agent.facts()["networks"]
+
+
+def test_a_log_line_between_two_solves_is_the_same_after_a_resume() -> None:
+    config = sac_config("every", options={"refresh_every": 50})
+    agent, other = sac_agent(config), sac_agent(config)
+    _live(agent, 12)
+    agent.metrics()  # the line of the checkpoint's own vector step
+    other.load_state(copy.deepcopy(agent.state()))
+    found = []
+    for one in (agent, other):
+        _live(one, 2, seed=5)
+        found.append(one.metrics())
+    assert found[0].scalars["grad/critic_cos_min"] != 0.0
+    np.testing.assert_equal(found[1], found[0])
+
+
+def test_what_acts_waits_for_the_statistics_of_observations_after_a_resume_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = sac_config(observation_norm="warmup", sac={"act_on_snapshot": True})
+    first, agent = sac_agent(config), sac_agent(config)
+    _live(first, 8)  # the warm-up, without the action that fits
+    stream, norm = agent._side_stream, agent.update.observation_norm
+    assert stream is not None
+    assert norm is not None
+    order: list[str] = []
+    for owner, name in ((stream, "mark"), (norm, "fit"), (agent, "_explore")):
+        own = getattr(owner, name)
+
+        def noted(*arguments: Any, own: Any = own, name: str = name) -> Any:
+            order.append(name)
+            return own(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+    agent.load_state(copy.deepcopy(first.state()))
+    agent.act(np.zeros((TASKS, OBS), np.float32))
+    assert order == ["mark", "fit", "mark", "_explore"]
+
+
+@pytest.mark.parametrize("scaling", ["none", "ema", "shrink", "return"])
+def test_advice_names_no_scaling_that_is_in_use(scaling: str) -> None:
+    bounds = sac_agent(sac_config(replay={"reward_scaling": scaling})).bounds()
+    for name in ("critic_loss", "actor_loss"):
+        assert ("reward_scaling=return" in bounds[name].advice) == (scaling != "return")
+        assert "reward_scaling=ema" not in bounds[name].advice

@@ -151,3 +151,12 @@ def test_methods_that_look_at_some_tasks_renew_the_errors_of_these(method: str) 
         new = {(task, slot) for task, slot in map(tuple, changed) if curriculum._errors[task, slot] > 0.0}
         assert new <= set(looked_at)
     assert (curriculum._errors.amax(1) > 0.0).all()  # in the end of every task
+
+
+@pytest.mark.parametrize("period", [5, 25, 50, 100])
+def test_the_bound_does_not_depend_on_what_returns_at_every_kth_slot(period: int) -> None:
+    size = 100_000  # of which 4,096 are looked at
+    curriculum = Curriculum(num_tasks=1, capacity=size, start=0.5, device=CPU)
+    curriculum._errors.copy_(torch.arange(size).remainder(period).float().add(1.0))
+    admitted = (curriculum._errors <= curriculum.bound(size)).float().mean()
+    assert float(admitted) == pytest.approx(0.5, abs=0.5 / period + 0.03)

@@ -276,3 +276,20 @@ def test_a_ring_is_restored_without_a_second_one_beside_it(monkeypatch: pytest.M
     assert most == 1
     assert_same(restored.state_parts()["replay"], replay.state_parts()["replay"])
     assert torch.equal(stored_rows(restored.state_parts()), stored_rows(replay.state_parts()))
+
+
+def test_the_share_of_high_rewards_is_a_tenth_where_every_episode_is_alike() -> None:
+    copies, capacity = 1_000, 100_000
+    replay = Replay(
+        num_tasks=1,
+        capacity_per_task=capacity,
+        envs_per_task=copies,
+        obs_dim=1,
+        action_dim=1,
+        device=CPU,
+        seed=0,
+    )
+    zero = torch.zeros(1, copies, 1)
+    for _ in range(capacity // copies):  # slots hold 0 to 49 again and again, as episodes of one copy would
+        replay.add(zero, zero, (torch.arange(copies) % 50.0).unsqueeze(0), zero, torch.zeros(1, copies))
+    assert 0.05 < replay.high_reward_share().item() < 0.15
