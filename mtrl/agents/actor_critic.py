@@ -38,7 +38,8 @@ class ActorCritic(nn.Module):
         spec: sizes.
         device: of the parameters.
         settings: of the agent.
-        critic: sizes of its network: stack, inputs, outputs, `actions` (how many inputs are; default 0).
+        critic: sizes of its network: stack, inputs, outputs, and `actions`, the number of inputs that are
+            actions (default 0).
         critic_heads: task heads [T, ...] beside those of the critic's network.
         of_actor: names of the means that the actor's losses have in their `aux` (`TaskTotals`).
         others: names of the numbers that each step counts besides.

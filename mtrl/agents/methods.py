@@ -38,9 +38,9 @@ def check_numbers(combiner: Combiner, method: str, network: str, taken: Collecti
     """Refuse numbers of a method that a log line cannot hold beside the agent's.
 
     Args:
-        combiner: of one network.
-        method: as the user calls it.
-        network: whose name goes before those of the numbers.
+        combiner: the combiner of one network.
+        method: its name, as the user gave it.
+        network: name of the network, which is put before the names of the numbers.
         taken: names of the agent's own numbers.
 
     Raises:

@@ -49,7 +49,7 @@ _WITHOUT_HEADS = ("mlp", "brc", "care", "film", "paco", "simba", "simba_v2", "so
 
 
 def unread_settings(config: Config, never_read: Sequence[str]) -> dict[str, str]:
-    """Return what follows the name of a setting or section to say why it has no effect: name -> words.
+    """Return why settings or sections have no effect: name -> the rest of a sentence that begins with it.
 
     Args:
         config: of the run.

@@ -202,7 +202,7 @@ def _check_flags(arguments: Sequence[str], members: Members) -> None:
         if not text or (text.startswith("--") and equals and not value):
             after = flag or before.partition("=")[0]
             place = f" after {after}" if after.startswith("--") else ""
-            raise UserError(f"expected a value{place}; found an empty one, as of a variable that is not set.")
+            raise UserError(f"expected a value{place}; found an empty one. Is a shell variable not set?")
     known = dict(_known_flags(members, ""))
     flags_given = given(arguments)
     for flag in flags_given:

@@ -194,9 +194,9 @@ def check_squares(name: str, losses: Tensor, dtype: torch.dtype) -> None:
 
 
 def check_products(name: str, gram: Tensor, rows: Tensor) -> None:
-    """Check gradients [T, P] as `check_gradients` does, by their Gramian [T, T], at no further pass.
+    """Check gradients [T, P] as `check_gradients` does, by their Gramian [T, T].
 
-    A finite square has finite terms. Where products are not finite their gradients are looked at.
+    If the Gramian is finite, so are the gradients, and no further pass over them is needed.
     """
     finite = gram.isfinite()
     if not bool(finite.all()):
@@ -205,7 +205,7 @@ def check_products(name: str, gram: Tensor, rows: Tensor) -> None:
 
 
 def check_direction(name: str, direction: Tensor) -> None:
-    """Raise ValueError for a direction [P], of gradients that are finite, which its dtype cannot hold."""
+    """Raise ValueError if the direction [P] of finite gradients exceeds the range of its dtype."""
     if not bool(direction.sum().isfinite()) and not bool(direction.isfinite().all()):
         way = "divide the losses by a constant"
         if direction.dtype != torch.float64:

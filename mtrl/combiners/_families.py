@@ -31,7 +31,7 @@ def make_base(
     num_tasks: int,
     meets: Collection[str] = tuple(_REQUIREMENTS),
 ) -> Combiner:
-    """Return an instance of the base method, by its name or "package.module:Name", of the wrapper so named.
+    """Return an instance of the method `base`, a name or "package.module:Name", for the method `wrapper`.
 
     `meets` holds the requirements of a base that the wrapper meets. No wrapper gives its base more than one
     Jacobian of all tasks.

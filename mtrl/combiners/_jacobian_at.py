@@ -1,4 +1,4 @@
-"""What a combiner may ask of whoever calls it: losses and per-task gradients, here and elsewhere."""
+"""What a combiner may ask of its caller: losses and per-task gradients at any parameters."""
 
 from collections.abc import Callable
 from typing import Protocol

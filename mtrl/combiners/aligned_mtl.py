@@ -25,8 +25,8 @@ class AlignedMTL(GramCombiner):
 
     The rank jumps where an eigenvalue passes the threshold, and so does the direction's length with `min`:
     eigenvalues are known up to the rounding error of the largest. Deviation from the authors' code: u = 1/T
-    instead of 1. The host finds the eigenvalues, also for a GPU, where an update is then two CUDA graphs and
-    more.
+    instead of 1. The host finds the eigenvalues, also for a GPU. There each update is split into two or more
+    CUDA graphs.
     """
 
     name = "aligned_mtl"

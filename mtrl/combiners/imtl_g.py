@@ -14,9 +14,10 @@ class IMTLG(GramCombiner):
     gradients. Weights may be negative.
 
     Deviations from the paper: a negative sum of weights is scaled to -1, because scaling it to 1 would make
-    all tasks worse. A sum below a thousandth of the weights' magnitudes counts as that; otherwise the
-    direction could be arbitrarily long. A ridge at the rounding level of the Gramian's dtype lets the
-    direction vanish where dependent gradients admit no equal projections. Tasks with a zero gradient weigh 0.
+    all tasks worse. A sum below a thousandth of the weights' magnitudes counts as a thousandth of them;
+    otherwise the direction could be arbitrarily long. A ridge at the rounding level of the Gramian's dtype
+    lets the direction vanish where dependent gradients admit no equal projections. Tasks with a zero gradient
+    weigh 0.
     """
 
     name = "imtl_g"

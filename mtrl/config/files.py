@@ -39,7 +39,7 @@ def write_file(path: Path, content: bytes | Iterable[bytes]) -> None:
 def expand(path: str | Path) -> Path:
     """Return the path with `~` expanded. Raises UserError for "" or if the home directory is unknown."""
     if path == "":  # for `Path` the working directory
-        raise UserError("expected a path; found an empty text, as of a variable that is not set.")
+        raise UserError("expected a path; found an empty text. Is a variable not set?")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -22,8 +22,8 @@ from mtrl.errors import UserError
 def _no_number(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("cuda:") and value[5:].isdigit():
         raise UserError(
-            f"device must be one of auto, cpu, cuda; found '{value}'. Choose the GPU from outside: "
-            f"CUDA_VISIBLE_DEVICES={value[5:]} and device cuda."
+            f"device must be one of auto, cpu, cuda; found '{value}'. To choose the GPU, set the "
+            f"environment variable CUDA_VISIBLE_DEVICES={value[5:]} and device cuda."
         )
     return value
 

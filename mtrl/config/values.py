@@ -119,7 +119,8 @@ class YamlLoader(yaml.SafeLoader):
 
     For YAML 1.1, 3e-4 and -.5 are text, 010 is eight and 1:30 is ninety. Here the first two are numbers and
     the last two text, which is refused where a number is due. Documents whose aliases unfold to very many
-    values or contain themselves are refused too, and what looks like a date or number and is none.
+    values or contain themselves are refused too, and so is text that looks like a date or number but is not
+    a valid one.
     """
 
     def get_single_node(self) -> Any:

@@ -22,15 +22,17 @@ class GraphedStep(Generic[Result]):
     A graph repeats the kernels of its capture at the addresses of its capture, without running Python. So
     everything that changes from call to call, random numbers included, must be written into the step's
     tensors before the call. What the host decides is in the key: each key has a graph of its own. The step
-    must not synchronise with the host (no `item`, no branch on a value, no copy from pageable memory) but by
-    `between`. If a capture fails, the step stays eager with one warning and the same results. A replayed step
-    returns what it returned in the capture; its tensors are overwritten by each replay of any key.
+    must not synchronise with the host (no `item`, no branch on a value, no copy from pageable memory), except
+    through `between`. If a capture fails, the step stays eager with one warning and the same results. A
+    replayed step returns what it returned in the capture; its tensors are overwritten by each replay of any
+    key.
 
     Args:
         step: reads and writes tensors of `device` that keep their address, and nothing on the host.
         device: where the step runs.
         what: names the step in the warning.
-        host_calls: makes a context in which code passes its calls that need the host to the given `between`.
+        host_calls: takes `between` and returns a context, in which functions that need the host are passed to
+            `between`.
 
     Attributes:
         eager: whether no call is captured or replayed; True also after a capture has failed.

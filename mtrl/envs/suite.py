@@ -58,8 +58,8 @@ class TaskSuite(Protocol):
         action_dim: A.
         info_keys: entries of `info` that the learner receives, as float32. "success" must be among them: 1 if
             the task is solved at this step, 0 if not, NaN if the task does not define success.
-        num_goals: goals of each task, that is its starts and targets (seeds, for instance). Training draws
-            among them; evaluation plays them in order.
+        num_goals: number of goals of each task. A goal fixes the start and the target of an episode (it may
+            be a seed). Training draws among the goals; evaluation plays them in order.
         step_costs: cost of an env step of each task relative to 1; used to balance the workers.
         cameras: valid values of `camera`, the first one being the default for videos; empty: only one view.
         camera: the camera from which environments of `make_env` render; None: the simulation's default.

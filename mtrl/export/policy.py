@@ -234,7 +234,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
             f"({error.strerror})."
         ) from error
     if len(text) > _LARGEST_SPEC:
-        raise UserError(f"'{folder / SPEC_NAME}' is no policy's: it has more than {_LARGEST_SPEC:,} bytes.")
+        raise UserError(
+            f"'{folder / SPEC_NAME}' does not describe a policy: it has more than {_LARGEST_SPEC:,} bytes."
+        )
     try:
         description = json.loads(text)
     except (ValueError, RecursionError) as error:

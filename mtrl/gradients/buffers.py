@@ -42,12 +42,12 @@ class Buffers:
         _put_back(self._kept)
 
     def start(self, batch: int) -> None:
-        """Put back what every evaluation of a batch starts from: of batch 0, what was there at first."""
+        """Restore what evaluations of a batch start from: the first values for batch 0, else those kept."""
         _put_back(self._kept if batch else self._first)
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
-        """Put back afterwards what is there now, which hooks may have written since the last evaluation."""
+        """Restore the present values after the block; hooks may have written them after an evaluation."""
         now = self._now()
         try:
             yield

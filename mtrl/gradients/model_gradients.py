@@ -149,7 +149,7 @@ class ModelGradients:
     def evaluate(self) -> Tensor:
         """Return the losses [T] at the parameters as they are now, averaged over the processes.
 
-        They are computed with a graph, which losses need that differentiate by themselves.
+        A graph is built, because losses that contain derivatives need one.
         """
 
         def whole() -> Tensor:
@@ -208,7 +208,7 @@ class ModelGradients:
     def _finite(self, rows: Tensor) -> Tensor:
         """Return rows [N, P] if they and the gradients of the heads are finite.
 
-        A combiner would name tasks, but one NaN on the way back to shared parameters spoils all rows.
+        The message names parameters: one NaN in the backward pass can spoil all rows, so tasks would mislead.
         """
         self._scope.check_finite(rows, self.head_gradients)
         return rows

@@ -128,11 +128,11 @@ class Scope(NamedTuple):
                     )
 
     def note_alone(self, gradients: Sequence[Sequence[Tensor]]) -> None:
-        """Look no more at parameters of heads to which their own tasks give a gradient.
+        """Exclude from `check_heads` the head parameters that get a non-zero gradient from their own task.
 
-        While that gradient is 0, those of other tasks may be so for the same reason, as behind a gate that
-        starts at 0. Of several processes it is the mean, so that all of them look at the same parameters:
-        backward passes may communicate.
+        While that gradient is 0, the gradients of other tasks may be 0 for the same reason, as behind a gate
+        that starts at 0. With several processes pass the mean gradients, so that all processes check the same
+        parameters: backward passes may communicate.
         """
         for head, own in zip(self.heads, gradients, strict=True):
             for leaf, gradient in zip(head, own, strict=True):

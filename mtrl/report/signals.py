@@ -1,6 +1,6 @@
 """Logged numbers of agent and combiner over training, and whether they predict the final scores.
 
-Identifiers of difficulty (conflict, norms, weights, losses) are compared with the final score by rank: do
+Indicators of difficulty (conflict, norms, weights, losses) are compared with the final score by rank: do
 they order methods and tasks as the score does?
 """
 
@@ -77,7 +77,7 @@ def training_success(comparison: Comparison, run: Run) -> float:
 
 
 def method_agreement_table(comparison: Comparison) -> Table:
-    """Row per identifier of difficulty: Kendall's tau of the methods' ranking by it and by final score."""
+    """Row per indicator of difficulty: Kendall's tau of the methods' ranking by it and by final score."""
     body: list[list[Cell]] = []
     for network in NETWORKS:
         for quantity in _SCALARS:
@@ -98,7 +98,7 @@ def method_agreement_table(comparison: Comparison) -> Table:
 
 
 def task_agreement_table(comparison: Comparison) -> Table:
-    """Row per identifier of difficulty: Kendall's tau of the tasks' ranking by it and by final score."""
+    """Row per indicator of difficulty: Kendall's tau of the tasks' ranking by it and by final score."""
     body: list[list[Cell]] = []
     for network in NETWORKS:
         for quantity in ("grad_norm", "weight", "loss"):

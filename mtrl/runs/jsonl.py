@@ -77,9 +77,10 @@ class History(NamedTuple):
 def drop_after(run_dir: Path, step: int, steps: int) -> History:
     """Drop lines after vector step `step` and incomplete lines; return the history of the rest.
 
-    A resumed run takes those vector steps again; otherwise the record would hold them twice. Of several lines
-    of one vector step the last one stays. Of a run of `steps` vector steps the evaluation at its end is final
-    and no other. If the run was extended or shortened, those that do not fit are dropped.
+    A resumed run takes those vector steps again; otherwise the record would hold them twice. If a vector step
+    has several lines, only the last one is kept. In a run of `steps` vector steps the evaluation at the end
+    must be final, and no other may be. Evaluations that break this rule, because the run was extended or
+    shortened, are dropped.
     """
     kept = {name: _keep(run_dir / name, lambda line: _is_kept(line, step, steps)) for name in LOG_NAMES}
     return read_history(run_dir)._replace(steps=kept)

@@ -127,7 +127,9 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     found = parse_grid(texts, "--set")
     several = [key for key, values in found.items() if len(values) > 1]
     if several:
-        raise UserError(f"--set takes one value each; found several of {several[0]}. --grid tries them all.")
+        raise UserError(
+            f"--set takes one value per key; found several for {several[0]}. To try all, use --grid."
+        )
     return {key: values[0] for key, values in found.items()}
 
 

@@ -27,14 +27,14 @@ class Outcome(NamedTuple):
 
     @classmethod
     def of_result(cls, result: Evaluation) -> Outcome:
-        """Return that of a new evaluation."""
+        """Return the outcome of a new evaluation."""
         rows = zip(result.task_names, result.success, strict=True)
         known = frozenset(name for name, row in rows if not np.isnan(row).any())
         return cls(float(np.nan_to_num(result.success).mean()), result.mean_return, known)
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> Outcome:
-        """Return that of a line of the record."""
+        """Return the outcome of a recorded evaluation, a line of evaluations.jsonl."""
         rates = {name: values["success"] for name, values in line["tasks"].items()}
         success, brought = line["mean_success"], line["mean_return"]
         if success is None:

@@ -108,7 +108,8 @@ class Event:
     def save(self) -> None:
         """Ask for a checkpoint after this vector step.
 
-        An evaluation comes after the checkpoint of its step: a request in its event is met one step later.
+        At one step the checkpoint comes before the evaluation. So a request that is made in the event of an
+        evaluation is met one step later.
         """
         self._requests.save = True
 

@@ -15,7 +15,8 @@ _WAS_SOLVED, _IS_LOST, _CHANCE = 0.8, 0.2, 1e-3
 class DivergenceGuard:
     """Compares logged numbers with bounds; warns about a task once until it is back in its range.
 
-    `bounds` has those of each per-task quantity by its name (`Agent.bounds`); `warn` takes a warning's text.
+    `bounds` has the range of each per-task quantity by its name (`Agent.bounds`); `warn` is called with the
+    text of a warning.
     """
 
     def __init__(

@@ -232,10 +232,14 @@ class TrainingLoop:
         names = self.state.envs.task_names
         for network, tasks in self.state.agent.failures().items():
             bad = [names[index] for index in tasks]
-            kept = f"the last good one is in '{self.path}'" if has_checkpoint(self.path) else "there is none"
+            kept = (
+                f"; the last good one is in '{self.path}'"
+                if has_checkpoint(self.path)
+                else ", and none before"
+            )
             raise NonFiniteError(
                 f"non-finite loss or gradient of the {network} in {', '.join(bad)}. No checkpoint was "
-                f"written since; {kept}. In a new run, lower the learning rates or scale the rewards."
+                f"written since{kept}. In a new run, lower the learning rates or scale the rewards."
             )
 
     def _save_if_due(self, step: int) -> None:

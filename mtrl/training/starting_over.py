@@ -41,7 +41,7 @@ def is_complete_without_checkpoints(config: Config, path: Path) -> bool:
     if not is_young:
         raise UserError(
             f"'{path}' holds {history.logged:,} vector steps of a run whose checkpoints were removed or not "
-            "copied. It cannot be continued, and to start it over would delete its results. Choose another "
+            "copied. It cannot be continued, and starting it over would delete its results. Choose another "
             "directory, or copy its checkpoints."
         )
     return False

@@ -15,7 +15,7 @@ from tests.cli.conftest import Calls
     ("line", "message"),
     [
         ("", "no runs: give run directories"),
-        ("''", "expected a value; found an empty one, as of a variable that is not set"),
+        ("''", "expected a value; found an empty one. Is a shell variable not set?"),
         ("no/such/*", "no run directory matches 'no/such/*'"),
         ("run --episodes x", "--episodes must be an integer; found 'x' (text)."),
         ("run --episodes 0", "--episodes must be positive; found 0."),

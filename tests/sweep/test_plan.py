@@ -114,7 +114,7 @@ def test_constants_have_one_value_and_no_part_in_the_name(tmp_path: Path) -> Non
     trials = _plan(tmp_path, fixed=("cagrad.c=0.2", "sac.tau=0.01"), seeds=1)
     assert [trial.name for trial in trials] == ["mean/seed0", "cagrad/seed0"]
     assert [trial.config.method_options.get("c") for trial in trials] == [None, 0.2]
-    with pytest.raises(UserError, match=r"--set takes one value each; found several of sac\.tau"):
+    with pytest.raises(UserError, match=r"--set takes one value per key; found several for sac\.tau"):
         _plan(tmp_path, fixed=("sac.tau=0.01,0.02",))
 
 

@@ -119,7 +119,7 @@ class Rollout:
         self._successors.clear()
 
     def successors(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield vector steps of a full rollout and successors [T, E, O], where the next rows lack some."""
+        """Yield steps of a full rollout whose next rows lack some successors, and successors [T, E, O]."""
         obs = self.obs.unflatten(1, (self.steps, self.envs))
         for step, found in self._successors.items():
             whole = obs[:, min(step + 1, self.steps - 1)].clone()

@@ -152,8 +152,8 @@ class PPOUpdate(ActorCritic):
     def adapt(self, rollout: Rollout, rows: int) -> None:
         """Choose the actor's next learning rate by how far the update of a rollout went, if `ppo.target_kl`.
 
-        Once for each rollout, because it reads the divergence back to the host. It is the mean over tasks of
-        that of all rows, `rows` of each task at a time.
+        Call it once for each rollout, because it reads the divergence back to the host. The divergence is the
+        mean over all rows and tasks; it is computed on `rows` rows of each task at a time.
         """
         if self.ppo.target_kl is not None:
             divergence = float(self.divergence(rollout, rows).mean())

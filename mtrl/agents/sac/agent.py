@@ -59,7 +59,8 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
         if config.sac.noise_spread > 1 and copies == 1:
             raise UserError(
                 f"sac.noise_spread = {config.sac.noise_spread:g} gives the copies of a task different noise; "
-                "found env.envs_per_task = 1. Raise it to 2 or more, or leave sac.noise_spread at 1."
+                "found env.envs_per_task = 1. Raise env.envs_per_task to 2 or more, or leave "
+                "sac.noise_spread at 1."
             )
         start, (least, most) = config.sac.initial_temperature, _TEMPERATURES
         if config.train.on_divergence != "off" and not least <= start <= most:

@@ -66,7 +66,10 @@ class Curriculum:
         return index.copy_(drawn.gather(1, first))
 
     def note(self, index: Tensor, errors: Tensor, tasks: Tensor | None = None) -> None:
-        """Remember errors [N, B] of `tasks` [N] or of all, in slots [T, B]; the larger of one drawn twice."""
+        """Remember errors [N, B] of `tasks` [N] (None: all tasks) for the slots in index [T, B].
+
+        If a slot was drawn twice, the larger error counts.
+        """
         if tasks is None:
             tasks = torch.arange(len(index), device=index.device)
         # In a flat view: indexing by tasks would write to a copy.

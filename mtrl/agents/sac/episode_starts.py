@@ -10,7 +10,7 @@ from mtrl.agents.base import Floats, TaskSpec, Transitions
 
 
 class Starts(NamedTuple):
-    """First observation and action of the newest whole episode of each environment, and what it brought."""
+    """First observation, first action and return of the newest whole episode of each environment."""
 
     obs: Floats  # [T*E, O]
     action: Floats  # [T*E, A]

@@ -156,9 +156,10 @@ class Replay:
             terminated: 1 only where the task itself ended the episode, never for the time limit.
             ended: bool [T, E], where the task or the time limit ended the episode; default: `terminated`.
             lost: bool [T, E], rows that are no transition, because their environment was restarted. All rings
-                advance together, so their slots repeat the environment's transition of the step before: it is
-                a true one, drawn twice as often while both last. Zeros or an invented successor would teach
-                the critic what no task does. Without a step before, the whole vector step is left out.
+                advance together, so such a slot gets a copy of the environment's transition of the step
+                before. The copy is a true transition; it is drawn twice as often while both are stored. Zeros
+                or an invented successor would be false data for the critic. If there is no step before, the
+                whole vector step is left out.
         """
         envs = obs.shape[1]
         ended = terminated > 0 if ended is None else ended

@@ -92,7 +92,7 @@ _takers: list[Callable[[Callable[[], None]], None]] = []  # of the capture under
 
 @contextmanager
 def handed_to(take: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-    """Give calls of the host to `take`, which makes them in each replay, between two graphs."""
+    """Pass functions that need the host to `take`, which calls them in each replay, between two graphs."""
     _takers.append(take)
     try:
         yield
@@ -146,7 +146,7 @@ def symmetric(gram: Any) -> Any:
 
 
 def has_numbers(gram: Tensor) -> bool:
-    """Whether this is a CPU tensor of an eager call, which needs no operator: its call takes longer."""
+    """Whether this is a CPU tensor of an eager call. It needs no operator, whose call would take longer."""
     return gram.device.type == "cpu" and not torch.compiler.is_compiling() and type(gram) is Tensor
 
 

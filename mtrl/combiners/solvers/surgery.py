@@ -1,6 +1,6 @@
-"""Gradients that meet the others one after the other and are changed by each (PCGrad, GradVac).
+"""Gradient surgery: each gradient is changed by one other gradient after the other (PCGrad, GradVac).
 
-Only products are needed: row t of `running` holds those of task t's changing gradient with all original ones.
+Only products are needed: row t of `running` holds those of task t's changed gradient with all original ones.
 A CUDA device follows the sequence of each task in a block of its own.
 """
 
@@ -69,10 +69,10 @@ def _vaccine(gram: Array, order: Array, targets: Array, beta: float) -> Array:
 
 
 def _in_order(gram: Array, order: Array, share: Callable[[Array, Array], Array]) -> Array:
-    """Return how much of gradient j gradient t gets [T, T].
+    """Return [T, T]: entry [t, j] is the multiple of gradient j that is added to gradient t.
 
-    At each step `share` says how much of the gradients `others` [T] all tasks get, for their products [T]. It
-    sees unit gradients, so that no product overflows.
+    In each step task t meets gradient `others[t]`. `share` returns the multiples [T] that are added in this
+    step, given the inner products [T] of the two. It sees unit gradients, so that no product overflows.
     """
     lengths = gram.diagonal().clip(0.0) ** 0.5
     inverse = np.where(lengths > 0.0, 1.0 / lengths, 0.0)

@@ -138,7 +138,7 @@ def best_in_cone(gram: Tensor, c: float, *, eps: float) -> tuple[Tensor, Tensor,
 
 @portable("cone", lambda tasks: (tasks + 3,), MOST_TASKS - 1)  # its mean gradient is one more
 def cone(gram: Array, tasks: int, c: float, tolerance: float) -> Array:
-    """Return the weights, the length and the reach of `best_in_cone`, one behind the other."""
+    """Return what `best_in_cone` returns, in one vector: weights, |g0|, and the length before stretching."""
     cosines, inverse, amounts, _ = units_of(gram)
     index = op.indices(amounts)
     last = index == tasks

@@ -55,7 +55,7 @@ class Episodes:
 
     @contextmanager
     def beginning(self, goals: Sequence[int] | None) -> Iterator[None]:
-        """Enclose a reset of all rows: to `goals`, which leaves the streams alone, or to the goals drawn."""
+        """Enclose a reset of all rows to `goals` (the streams stay unchanged); None: to the goals drawn."""
         drawn = self._upcoming.copy()
         if goals is not None:
             self._upcoming[:] = goals
