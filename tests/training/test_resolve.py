@@ -80,7 +80,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"sac": SacConfig(initial_temperature=1e-8)}, r"initial_temperature must lie in \[1e-07, 10000\],"),
     (
         {"sac": SacConfig(noise_spread=2.0)},
-        r"noise_spread = 2 .* env\.envs_per_task = 1\. Raise it to 2 or more",
+        r"noise_spread = 2 .* env\.envs_per_task = 1\. Raise env\.envs_per_task to 2",
     ),
     (
         {"replay": ReplayConfig(capacity_per_task=127)},
