@@ -80,7 +80,7 @@ MUTATIONS = (
     Mutation("R19", "mtrl/agents/sac/replay.py", "= weakref.WeakSet()", "= set()",
              "tests/agents/sac/test_replay.py::test_rows_are_put_aside_only_as_long_as_somebody_may_read_them"),
     Mutation("R20", "mtrl/envs/engine/pool.py",
-             "        process.kill()\n    for process in processes:\n        process.wait()",
+             "        _kill(process)\n    for process in processes:\n        process.wait()",
              "        process.poll()",
              "tests/envs/engine/test_faults.py::test_close_ends_all_workers_in_the_middle_of_a_step_too"),
     Mutation("R21", "mtrl/envs/engine/worker.py",

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": _FLOOR | {"agents", "combiners", "config", "device", "envs", "networks", "runs"},
     "report": _FLOOR | {"config", "runs"},
     "export": _FLOOR | {"agents", "config", "gradients", "networks", "report", "runs", "training"},
-    "sweep": _FLOOR | {"config", "report", "runs", "training"},
+    "sweep": _FLOOR | {"config", "device", "report", "runs", "training"},
     "compat": _FLOOR | {"agents", "config", "envs", "runs", "training"},
     "cli": _FLOOR | {"combiners", "config", "envs", "export", "report", "runs", "sweep", "training"},
     "__main__": {"cli"} | _FLOOR,

@@ -162,6 +162,8 @@ def _tyro_type(members: Members, name: str = "Flags") -> Any:
         default: Any = tyro.MISSING if option.default is REQUIRED else option.default
         if kind is str and option.default is not REQUIRED:
             default = str(option.default)
+        elif option.default is UNSET:
+            default = (str(UNSET),)  # of several words
         metavar = None if kind is bool else member.metavar
         about = tyro.conf.arg(name=member.flag or None, help=option.help, metavar=metavar)
         place = () if member.flag else (tyro.conf.Positional,)
@@ -175,7 +177,7 @@ def _kind(annotation: Any) -> Any:
     if annotation is bool:
         return bool
     names: Any = tuple[str, ...]
-    return names if get_origin(annotation) is tuple else str
+    return names if items_of(annotation) is not None and get_origin(annotation) is tuple else str
 
 
 def _values(parsed: Any, members: Members) -> dict[str, Any]:
@@ -186,6 +188,8 @@ def _values(parsed: Any, members: Members) -> dict[str, Any]:
             continue
         option = member.option
         value = getattr(parsed, option.name)
+        if value == (str(UNSET),):
+            continue
         item = items_of(option.annotation)
         if isinstance(value, tuple) and item is not None:
             value = tuple(from_text(text, item) if isinstance(text, str) else text for text in value)

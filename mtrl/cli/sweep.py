@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 from pydantic import Field
 
@@ -109,9 +109,9 @@ def main(arguments: list[str]) -> int:
             with Watch(trials) as watch:
                 state = driver.run(trials, out, resources, retries=flags.retries, watch=watch)
     except KeyboardInterrupt as error:
-        print("Running trials have been told to save. The same command continues the sweep.", file=sys.stderr)
+        _say("Running trials have been told to save. The same command continues the sweep.", file=sys.stderr)
         if isinstance(error, driver.Stopped):
-            print(error, file=sys.stderr)
+            _say(error, file=sys.stderr)
             return error.exit_code
         raise
     return _end(state, out)
@@ -124,8 +124,7 @@ def _refuse_settings(arguments: Sequence[str]) -> None:
     for flag in given(arguments):
         key = flag.removeprefix("--").replace("-", "_")
         name, dot, option = key.partition(".")
-        longer = f"{_SECTIONS.get(name, name)}.{option.removeprefix('no_')}"
-        key = _KEYS.get(key, longer if dot else key)
+        key = _KEYS.get(key) or _dotted_key(name, option)
         # For --method and --seed "Did you mean" says enough.
         if name in of_runs - own and (dot or f"{name}s" not in own):
             raise UserError(
@@ -134,8 +133,27 @@ def _refuse_settings(arguments: Sequence[str]) -> None:
             )
 
 
+def _dotted_key(name: str, option: str) -> str:
+    """Return the key of a flag `--name.option` of mtrl-train."""
+    network, _, rest = option.partition(".")
+    if name == "method" and rest and network in ("critic", "actor"):
+        name, option = f"{network}_method_options", rest
+    *bases, last = option.split(".")
+    inner = ("base_options" if base == "base" else base for base in bases)
+    return ".".join(
+        filter(None, (_SECTIONS.get(name, name) if option else name, *inner, last.removeprefix("no_")))
+    )
+
+
+def _say(text: object, file: TextIO | None = None) -> None:
+    with importing():
+        from mtrl.runs.console import ignore_output_errors
+    with ignore_output_errors():
+        print(text, file=file, flush=True)
+
+
 def _end(state: State, out: Path) -> int:
-    print(f"{len(state.done)} trial(s) finished: mtrl-report {shlex.quote(str(out))}")
+    _say(f"{len(state.done)} trial(s) finished: mtrl-report {shlex.quote(str(out))}")
     for name, reason in state.failed.items():
-        print(f"{name} failed: {reason}", file=sys.stderr)
+        _say(f"{name} failed: {reason}", file=sys.stderr)
     return 1 if state.failed else 0

@@ -15,7 +15,7 @@ from mtrl.cli import command, flags, importing
 from mtrl.cli.flags import Flag, Group, fields_of, option_flag, parse_command, peek, wants_help
 from mtrl.config.presets import OF_NETWORK, build_config, config_text, load_preset, owner_of, preset_names
 from mtrl.config.schema import Config, Device
-from mtrl.config.values import field_types, from_text, settings
+from mtrl.config.values import field_types, from_text, items_of, settings
 from mtrl.errors import UserError
 from mtrl.registry import REQUIRED, Registry
 
@@ -217,7 +217,8 @@ def _options_group(registry: Registry, plugin: str, values: Mapping[str, Any], k
         if flag == "method" and name in _TAKEN:
             raise UserError(f"an option of a method cannot be called '{name}': --method.{name} is taken.")
         if name not in wrapped:
-            if values[name] is flags.UNSET:  # so that it may be left out; `resolve` says what is missing
+            # So that it may be left out: `resolve` says what is missing.
+            if values[name] is flags.UNSET and items_of(option.annotation) is None:
                 option = option._replace(annotation=option.annotation | None)
             members.append(option_flag(option._replace(default=values[name])))
         elif values[name]:

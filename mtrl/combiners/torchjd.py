@@ -49,11 +49,11 @@ class TorchJD(JacobianCombiner):
             self._arguments.setdefault("n_tasks", num_tasks)
         self._weights: Tensor | None = None
         try:
-            self._make(torch.empty(0))
+            self._make(torch.empty(0, device="cpu"))
             # Some arguments fit or not by the number of rows, and some aggregators draw.
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self._held[0](torch.eye(num_tasks))
-            self._make(torch.empty(0))  # anew: some have a state
+                self._held[0](torch.eye(num_tasks, device="cpu"))
+            self._make(torch.empty(0, device="cpu"))  # anew: some have a state
             self._weights = None
         except _MISTAKES as error:
             rule = f"arguments must fit {aggregator}{valid} and num_tasks={num_tasks}; found {arguments!r}"

@@ -39,10 +39,13 @@ class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not followed by
 
     def reset(self) -> NDArray[np.float32]:
         """Start new episodes everywhere; return observations [T*E, O]."""
-        obs, infos = self.envs.reset(seed=self._seed, options=self._goals)
+        obs, _ = self.envs.reset(seed=self._seed, options=self._goals)
         self._seed = self._goals = None
-        self.reset_infos = [{"goal": int(goal)} for goal in infos["goal"]]
+        self._note_goals()
         return obs
+
+    def _note_goals(self) -> None:
+        self.reset_infos = [{"goal": int(goal)} for goal in self.envs.goals]
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Start stepping with actions [T*E, A]."""
@@ -54,6 +57,8 @@ class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not followed by
         """Return observations, rewards, ends of episodes and infos of the step that has begun."""
         obs, reward, terminated, truncated, arrays = self.envs.step_wait()
         done = terminated | truncated
+        if done.any():
+            self._note_goals()
         entries = {name: arrays[name] for name in (*self.envs.suite.info_keys, "restarted")}
         infos: list[dict[str, Any]] = [
             {name: values[row].item() for name, values in entries.items()} for row in range(self.num_envs)

@@ -171,7 +171,8 @@ def is_same(first: Any, second: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # numbers and arrays of NumPy, which this module does not import
+    # Numbers and arrays of NumPy, which this module does not import. Its classes have the method too.
+    if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()
     if dataclasses.is_dataclass(value):
         return {name: _plain(inner) for name, inner in vars(value).items()}

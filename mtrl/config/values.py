@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import pydantic
@@ -81,18 +81,24 @@ def convert(value: Any, annotation: Any, path: str) -> Any:
         UserError: a value of another type or out of range; names `path`, the rule and the value found.
     """
     try:
-        return _adapter(annotation).validate_python(_with_tuples(value, annotation))
+        if not _accepts(annotation, value):
+            value = _with_tuples(value, annotation)
+        return _adapter(annotation).validate_python(value)
     except pydantic.ValidationError as error:
         raise _user_error(error.errors()[0], path, annotation) from None
 
 
 def _with_tuples(value: Any, annotation: Any) -> Any:
     """Return `value` with a tuple for each list, at any depth, where the annotation wants one."""
-    for kind in _members(annotation) if isinstance(value, list | tuple) else ():
-        if (get_origin(kind) or kind) is tuple:
-            inner = get_args(kind)
+    for kind in _members(annotation):
+        outer, inner = get_origin(kind) or kind, get_args(kind)
+        if outer is tuple and isinstance(value, list | tuple):
             kinds = inner[:1] * len(value) if inner[1:] == (Ellipsis,) else (*inner, *[Any] * len(value))
             return tuple(map(_with_tuples, value, kinds))
+        if outer in (list, Sequence) and len(inner) == 1 and isinstance(value, list):
+            return [_with_tuples(item, inner[0]) for item in value]
+        if outer in (dict, Mapping) and len(inner) == 2 and isinstance(value, Mapping):
+            return {key: _with_tuples(item, inner[1]) for key, item in value.items()}
     return value
 
 

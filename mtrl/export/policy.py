@@ -105,7 +105,9 @@ class Policy:
                 f"task, or more); {found} policy.for_task(name) takes those of one task."
             )
         # Copied to memory of torch, which is aligned as in evaluations: rounding depends on the alignment.
-        obs = torch.empty(tasks, len(rows) // tasks, self._obs_dim, device=self._flat.vector.device)
+        vector = self._flat.vector
+        shape = tasks, len(rows) // tasks, self._obs_dim
+        obs = torch.empty(shape, dtype=vector.dtype, device=vector.device)
         obs.copy_(torch.from_numpy(np.ascontiguousarray(rows)).view_as(obs))
         obs = obs if self._norm is None else self._norm(obs)
         outputs = self._network.apply(self._flat.named(), obs, self._tasks)[0]
@@ -113,7 +115,7 @@ class Policy:
             action = mode_action(outputs, self._squash)
         else:
             half = (*outputs.shape[:-1], outputs.shape[-1] // 2)
-            noise = torch.randn(half, generator=self._generator, device=outputs.device)
+            noise = torch.randn(half, generator=self._generator, dtype=outputs.dtype, device=outputs.device)
             action = squashed(raw_action(outputs, noise), self._squash)
         result: NDArray[np.float32] = action.flatten(0, 1).cpu().numpy().copy()
         return (result[0] if single else result), state
@@ -166,7 +168,8 @@ def load_policy(
         if described and not _is_as_small(architecture, spec["arguments"], tensors):
             raise UserError(f"it describes a larger network than that in {TENSORS_NAME}.")
         network = make_network(architecture, spec["arguments"])
-        fresh = network.initial_parameters(torch.Generator().manual_seed(0))
+        with torch.device("cpu"):  # whatever the program's default device is
+            fresh = network.initial_parameters(torch.Generator().manual_seed(0))
     except (UserError, TypeError) as error:
         # TypeError: an argument of another kind, as text for a range.
         raise UserError(f"'{folder / SPEC_NAME}': {error}") from None
@@ -181,7 +184,9 @@ def load_policy(
     for name, value in named.items():
         value.copy_(found[name])
     generator = torch.Generator(device).manual_seed(seed)
-    return Policy(description, network, flat.to(device), None if norm is None else norm.to(device), generator)
+    # As in the run, whatever the program's default type is.
+    flat, norm = flat.to(device, torch.float32), None if norm is None else norm.to(device, torch.float32)
+    return Policy(description, network, flat, norm, generator)
 
 
 def read_tensors(content: bytes, place: str) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from mtrl.errors import UserError
 from mtrl.export.policy import DEVIATION, FORMAT, MEAN, PARAMETER, SPEC_NAME, TENSORS_NAME
 from mtrl.networks.make import describe_network
 from mtrl.report.load import read_run
+from mtrl.report.table import escaped
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.training.build import build_agent, suite_of
 from mtrl.training.resolve import bound_to_policy
@@ -30,7 +31,7 @@ import mtrl
 
 policy = mtrl.load_policy("."{own})  # needs torch, numpy and safetensors
 actions, _ = policy.predict(observations)  # [tasks, {obs}] -> [tasks, {act}], rows as in policy.task_names
-action, _ = policy.for_task("{task}").predict(observation)  # [{obs}] -> [{act}]
+action, _ = policy.for_task({task!r}).predict(observation)  # [{obs}] -> [{act}]
 """
 _SQUASH = {"tanh": "tanh of", "clip": "clipped to [-1, 1]:"}
 
@@ -178,7 +179,7 @@ def _stretching(policy: Mapping[str, Any]) -> str:
     }
     if not bounds:
         return ""
-    rows = "\n".join(f"| {task} | {low} | {high} |" for task, (low, high) in bounds.items())
+    rows = "\n".join(f"| {escaped(task)} | {low} | {high} |" for task, (low, high) in bounds.items())
     return (
         " Environments take `low + (action + 1) / 2 * (high - low)`, rounded if their actions are integers:"
         f"\n\n| task | low | high |\n|---|---|---|\n{rows}"
@@ -198,7 +199,7 @@ def _results(policy: Mapping[str, Any]) -> str:
         "the task reported success at any step of the episode; in the second column at its last step.\n"
     )
     rows = [
-        f"| {task} | {_cells(values, 'success', 'success_last', 'return')} |"
+        f"| {escaped(task)} | {_cells(values, 'success', 'success_last', 'return')} |"
         for task, values in evaluation["tasks"].items()
     ]
     head = ["| task | success | success at the last step | return |", "|---|---|---|---|"]

@@ -39,8 +39,13 @@ def score_figures(comparison: Comparison) -> Iterator[Build]:
 
 
 def shown(comparison: Comparison, most: int) -> tuple[Group, ...]:
-    """Return the groups that figures show: all, or the best ones if there are very many."""
-    return comparison.groups if len(comparison.groups) <= most else comparison.best(most)
+    """Return the groups that figures show: all, or of very many the best, and then unfinished ones."""
+    if len(comparison.groups) <= most:
+        return comparison.groups
+    best = comparison.best(most)
+    unfinished = [row for row in comparison.groups if not row.finished]
+    kept = {*best, *unfinished[: most - len(best)]}
+    return tuple(row for row in comparison.groups if row in kept)
 
 
 def styles(comparison: Comparison) -> dict[Group, dict[str, Any]]:
@@ -107,7 +112,7 @@ def _mean_curves(comparison: Comparison, room: Room) -> Figure:
         f"Mean {comparison.measure} over tasks and seeds at each evaluation; band: 95 % bootstrap over seeds."
         f"{' Grey: the other rows.' if len(grid) > 1 else ''}{_only_shown(rows, comparison)}"
     )
-    caption += _thin_lines(comparison)
+    caption += _thin_lines(comparison, rows)
     return Figure("curves", f"{comparison.measure.capitalize()} over training", caption, drawing)
 
 
@@ -136,7 +141,7 @@ def _task_curves(comparison: Comparison, room: Room) -> Figure:
     draw.name_axes(drawing, grid, STEP_LABEL, comparison.measure)
     bands = "bands as above." if len(rows) <= _OVERLAID else "means over seeds."
     caption = f"Each task on its own; {bands}{_only_shown(rows, comparison)}{only_first(tasks, comparison)}"
-    caption += _thin_lines(comparison)
+    caption += _thin_lines(comparison, rows)
     return Figure("curves-per-task", f"{comparison.measure.capitalize()} of each task", caption, drawing)
 
 
@@ -150,9 +155,12 @@ def _unfinished(comparison: Comparison, row: Group) -> Iterator[Curves]:
             yield curves([run], comparison.tasks, comparison.measure)
 
 
-def _thin_lines(comparison: Comparison) -> str:
-    unfinished = any(not run.finished for run in comparison.runs)
-    return " Thin lines: unfinished runs, which count in no table." if unfinished else ""
+def _thin_lines(comparison: Comparison, rows: Sequence[Group]) -> str:
+    if all(run.finished for run in comparison.runs):
+        return ""
+    left_out = sum(not row.finished and row not in rows for row in comparison.groups)
+    more = f" Not shown: {left_out} rows without a finished run." if left_out else ""
+    return f" Thin lines: unfinished runs, which count in no table.{more}"
 
 
 def _score_axis(axes: Any, comparison: Comparison) -> None:

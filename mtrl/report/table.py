@@ -69,7 +69,7 @@ class Table(NamedTuple):
         """Return a table in GitHub's Markdown, the note below."""
         rules = ["---:" if is_number else "---" for is_number in self.numeric]
         lines = [_markdown(self.columns), f"|{'|'.join(rules)}|", *map(_markdown, self.texts())]
-        note = f"\n{_escaped(self.note)}\n" if self.note else ""
+        note = f"\n{escaped(self.note)}\n" if self.note else ""
         return "\n".join(lines) + "\n" + note
 
     def latex(self) -> str:
@@ -163,12 +163,13 @@ def _value(cell: Cell) -> float:
     return float(found) if isinstance(found, float | int) else math.nan
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return plain text for a cell or a line of Markdown."""
     return "".join(_MARKDOWN.get(character, character) for character in plain(text)).replace("](", r"]\(")
 
 
 def _markdown(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_escaped, cells))} |"
+    return f"| {' | '.join(map(escaped, cells))} |"
 
 
 def _latex(text: str) -> str:

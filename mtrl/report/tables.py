@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtrl.report import signals, stats
-from mtrl.report.comparison import Comparison, Floats, Group
+from mtrl.report.comparison import Comparison, Floats, Group, curves
 from mtrl.report.paired import paired_table
 from mtrl.report.table import Cell, Table, plain
 
@@ -101,6 +101,8 @@ def final_table(comparison: Comparison) -> Table:
         scored["P(better than mean)"] = lambda row: _improvement(comparison, row, baseline)
         notes.append("P(better than mean): chance that a run beats a run of plain averaging on a task.")
     plain_rows = sum(row.method == "mean" for row in rows)
+    if plain_rows == 0 and len(rows) > 1:
+        notes.append("No row is compared with plain averaging: none has the method mean.")
     if plain_rows > 1:
         notes.append(
             f"No row is compared with plain averaging: {plain_rows} rows have it. --methods selects one."
@@ -183,19 +185,23 @@ def learning_table(comparison: Comparison) -> Table:
     """Row per group: area under the curve, steps and seconds to thresholds, time per update."""
     thresholds = _THRESHOLDS if comparison.measure == "success" else ()
     body: list[list[Cell]] = []
+    steps = [set(comparison.curves(row).steps) for row in comparison.rows]
+    common = sorted(set.intersection(*steps)) if steps else []
     for row in comparison.rows:
         curves = comparison.curves(row)
         means = curves.scores.mean(axis=2)
-        cells: list[Cell] = [row.label, stats.bootstrap(_area(curves.steps), means)]
+        kept = np.isin(curves.steps, common)  # one span for all rows: a run may have lost an evaluation
+        area = stats.bootstrap(_area(curves.steps[kept]), means[:, kept])
+        cells: list[Cell] = [row.label, area]
         for threshold in thresholds:
             cells += [_reached(curves.steps, means, threshold), _reached(curves.seconds, means, threshold)]
         hours = np.array([run.evaluations[-1].get("wall_s") or np.nan for run in row.finished]) / 3600
         update = signals.update_milliseconds(comparison, row)
         body.append([*cells, float(stats.mean_of_known(update)), float(hours.mean())])
     note = (
-        "Area: mean height of the curve between first and last evaluation. To a threshold: first evaluation "
-        "at or above it, median over the seeds that reached it, with their number if some did not. Times "
-        "depend on the machines, listed under Runs, and on other programs."
+        "Area: mean height of the curve over the evaluations that all runs have. To a threshold: first "
+        "evaluation at or above it, median over the seeds that reached it, with their number if some did "
+        "not. Times depend on the machines, listed under Runs, and on other programs."
     )
     reaching = [f"{unit} to {threshold}" for threshold in thresholds for unit in ("steps", "seconds")]
     columns = ("method", "area under curve", *reaching, "ms per update", "hours per run")
@@ -243,12 +249,14 @@ def runs_table(comparison: Comparison) -> Table:
     above = os.path.commonpath(absolute) if absolute else ""  # the page shows no absolute paths
     for row in comparison.groups:
         for run in row.runs:
-            last = run.evaluations[-1] if run.evaluations else {}
+            score = None
+            if run.evaluations:
+                score = float(curves([run], comparison.tasks, comparison.measure).scores[0, -1].mean())
             status = "finished" if run.finished else f"unfinished, {run.step:,} of {run.steps:,}"
             known = run.versions
             cores = known.get("cores", "?")
             cpu = f"{known.get('cpu', 'CPU')}, {cores} core{'' if cores == '1' else 's'}"
-            machine, score = known.get("cuda_device") or cpu, last.get(f"mean_{comparison.measure}")
+            machine = known.get("cuda_device") or cpu
             folder = os.path.relpath(run.path, above) if run.path.is_absolute() else str(run.path)
             body.append([row.label, run.seed, status, score, machine, folder])
     columns = ("method", "seed", "status", f"last {comparison.measure}", "machine", "directory")

@@ -147,6 +147,8 @@ def _lock_file(descriptor: int, path: Path) -> bool:
     """
     try:
         _lock(descriptor)
+    except PermissionError as error:  # how SMB, and some NFS, say that another host has locked it
+        raise BlockingIOError(error.errno, error.strerror) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise

@@ -51,6 +51,7 @@ class TensorBoard:
     def __init__(self) -> None:
         self._open = ExitStack()
         self._session_end: Any = None
+        self._complete = False
         self._groups: set[str] = set()  # of numbers by task that have a chart
 
     def open(self, run: RunInfo) -> None:
@@ -66,10 +67,10 @@ class TensorBoard:
         self._board.add_text("config", f"```yaml\n{config}```", step)
         rows = "".join(f"\n| {name} | {value} |" for name, value in run.versions.items())
         self._board.add_text("versions", f"| | |\n|---|---|{rows}", step)
-        if run.resumed_at is None:  # else the first event file has them
-            # Not add_hparams, which opens a second event file: TensorBoard follows only the newest of a run.
-            # Nor the description of the experiment: without it TensorBoard compares the settings of all runs.
-            _, start, self._session_end = hparams(_hparams(run.config), {})
+        # Not add_hparams, which opens a second event file: TensorBoard follows only the newest of a run.
+        # Nor the description of the experiment: without it TensorBoard compares the settings of all runs.
+        _, start, self._session_end = hparams(_hparams(run.config), {})
+        if run.resumed_at is None:  # else the first event file has it
             self._board.file_writer.add_summary(start)
         self._board.flush()
 
@@ -83,11 +84,12 @@ class TensorBoard:
         """Draw the means of an evaluation over all tasks and for each task."""
         means = ((_TAGS[name], value) for name, value in result.means().items())
         self._draw(stamp, means, result.task_means())
+        self._complete |= final
 
     def close(self) -> None:
         """Flush and close the file."""
         with self._open:
-            if self._session_end is not None:
+            if self._complete:  # TensorBoard calls a session that has ended successful
                 self._board.file_writer.add_summary(self._session_end)
 
     def _writer(self, folder: str) -> SummaryWriter:

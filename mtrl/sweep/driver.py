@@ -20,6 +20,7 @@ import ray
 import ray.exceptions
 
 from mtrl.config.presets import build_config, config_to_dict
+from mtrl.device.resources import available_cores
 from mtrl.errors import EnvironmentFailure, NonFiniteError, RunInUse, UserError
 from mtrl.sweep import orphans
 from mtrl.sweep.plan import Resources, State, Trial, progress
@@ -62,7 +63,9 @@ def connect(address: str | None, resources: Resources) -> None:
             # live until the trials have saved: the driver tells them to.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
             try:
-                ray.init(address="local", include_dashboard=False, **options)
+                # Ray itself would count the whole node's cores, of which a job may have a few.
+                cores = available_cores()
+                ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             orphans.watch(orphans.children() - before)

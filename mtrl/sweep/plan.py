@@ -15,8 +15,9 @@ from mtrl.config.schema import Config
 from mtrl.config.values import YamlLoader
 from mtrl.errors import UserError
 from mtrl.report.load import read_run
-from mtrl.runs.directory import CONFIG_NAME, LOG_NAMES
-from mtrl.training.resolve import check_same_run, resolve, why_unread
+from mtrl.runs.checkpoint import load_checkpoint
+from mtrl.runs.directory import CONFIG_NAME, LOG_NAMES, has_checkpoint
+from mtrl.training.resolve import bound_to_run, check_same_run, resolve, why_unread
 
 _ALL = "method_options."  # begins the key of an option of every method
 
@@ -113,6 +114,9 @@ def plan(
     for trial in trials:
         if (trial.path / CONFIG_NAME).is_file():
             check_same_run(trial.config, trial.path)  # now, not when the trial starts hours later
+            if trial.config.network.identity_file is not None and has_checkpoint(trial.path):
+                bound = bound_to_run(trial.config)  # with what the file holds
+                load_checkpoint(trial.path, parts=(), config=bound, allow_version_mismatch=True)
             done = progress(trial).step
             if done > trial.config.steps:
                 raise UserError(

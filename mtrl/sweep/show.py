@@ -80,12 +80,14 @@ class Watch:
 
     def __enter__(self) -> Self:
         if self._live is not None:
-            self._live.start()
+            with ignore_output_errors():
+                self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with ignore_output_errors():
+                self._live.stop()
 
     def __call__(self, state: State) -> None:
         """Show `state`; without a terminal only after a change or a minute."""

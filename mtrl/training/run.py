@@ -143,7 +143,8 @@ def resume_or_start(
             return _run(config, run, device, callbacks, sinks)
     if (path / CONFIG_NAME).is_file():
         check_same_run(config, path)
-        step, _ = load_checkpoint(path, parts=(), allow_version_mismatch=True)
+        # With the settings: a file of task rows may have been moved, and must hold the same.
+        step, _ = load_checkpoint(path, parts=(), config=bound_to_run(config), allow_version_mismatch=True)
         if _is_complete(read_history(path), step, config.steps):
             console.say(f"the run in '{path}' is complete already")
             return TrainResult(0, None, path, 0.0, step)

@@ -421,6 +421,15 @@ def test_an_option_without_a_default_is_a_flag_that_has_to_be_given(
     assert calls.config.method_options == {"power": 3.0, "kind": "odd"}
 
 
+def test_options_that_are_tuples_have_flags_also_without_a_default(calls: Calls, tmp_path: Path) -> None:
+    own = "order: tuple[int, ...], span: tuple[float, float] = (0.0, 1.0), power: float = 1.0"
+    (tmp_path / "my_inverse.py").write_text(INVERSE.replace("power: float = 1.0", own))
+    line = "--method my_inverse.py:Inverse --method.order 3 0 1"
+    assert train_mt10(*line.split(), "--method.span", "[0, 2]") == 0
+    found = calls.config.method_options
+    assert (found["order"], found["span"]) == ((3, 0, 1), (0.0, 2.0))
+
+
 def test_none_as_a_networks_method_is_that_of_both(calls: Calls) -> None:
     assert train_mt10("--method", "cagrad", "--method.critic", "none") == 0
     assert calls.config.critic_method is None

@@ -143,3 +143,13 @@ def test_its_evaluation_of_exported_policies_equals_ours(changes: dict[str, Any]
         )
         assert lengths == [15] * 4
         np.testing.assert_allclose(sorted(theirs), sorted(ours.flatten()), rtol=1e-5)
+
+
+def test_goals_are_those_of_the_episodes_that_are_played(bridged: SB3VecEnv) -> None:
+    obs = bridged.reset()
+    seen = []
+    for _ in range(4 * HORIZON):
+        obs, *_ = bridged.step(np.zeros((4, ACTION_DIM), np.float32))
+        assert [info["goal"] for info in bridged.reset_infos] == obs[:, 1].tolist()
+        seen.append(tuple(obs[:, 1]))
+    assert len(set(seen)) > 1

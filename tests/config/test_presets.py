@@ -397,5 +397,6 @@ def test_numbers_of_numpy_are_stored_as_numbers_and_objects_are_refused() -> Non
     stored = yaml.safe_load(config_text(Config(suite_options={"environments": {"a": given}})))
     expected = {"kwargs": {"g": 5.0, "n": 3}, "set": {"x": [0, 1]}}
     assert stored["suite_options"]["environments"] == {"a": expected}
-    with pytest.raises(UserError, match=r"that config\.yaml cannot hold: <class 'int'>\. Options are"):
-        config_text(Config(suite_options={"activation": int}))
+    for kind in (int, np.float32):
+        with pytest.raises(UserError, match=r"that config\.yaml cannot hold: <class '.*'>\. Options are"):
+            config_text(Config(suite_options={"activation": kind}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -290,3 +291,40 @@ def test_an_export_that_was_killed_is_made_again_by_the_same_command(
     export_run(run)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["README.md", "policy.json", "policy.safetensors"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_programs_default_type_changes_no_action(before: bool, tmp_path: Path) -> None:
+    random_run(tmp_path / "run", step=30)
+    folder = export_run(tmp_path / "run")
+    obs = np.random.default_rng(0).normal(size=(TASKS, OBS_DIM))
+    policy = mtrl.load_policy(folder)
+    wanted = policy.predict(obs)[0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        policy = mtrl.load_policy(folder) if before else policy
+        found, sampled = (policy.predict(obs, deterministic=sure)[0] for sure in (True, False))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == sampled.dtype == np.float32
+    assert found.tobytes() == wanted.tobytes()
+
+
+def test_the_card_takes_any_name_of_a_task(tmp_path: Path) -> None:
+    name = 'a "b" | c'
+    suite: dict[str, Any] = {
+        "suite": "gymnasium",
+        "suite_options": {"environments": {name: "Pendulum-v1"}},
+        "tasks": (name,),
+    }
+    random_run(tmp_path / "run", step=30, **suite)
+    task = {"success": 0.75, "success_last": 0.5, "return": 25.0, "episodes": 4}
+    line = {
+        "vector_step": 30, "final": False, "episodes_per_task": 4, "tasks": {name: task},
+        "mean_success": 0.75, "mean_success_last": 0.5, "mean_return": 25.0,
+    }  # fmt: skip
+    (tmp_path / "run/evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    card = (export_run(tmp_path / "run") / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    assert repr(name) in ast.unparse(ast.parse(code))
+    assert r"\| c | 0.75 |" in card

@@ -13,6 +13,7 @@ from mtrl.report.comparison import compare, group
 from mtrl.report.load import Run, read_run
 from mtrl.report.paired import paired_table
 from mtrl.report.stats import Interval
+from mtrl.report.tables import runs_table
 from tests.helpers.written_runs import VERSIONS, write_run
 
 SUCCESS = {"reach-v3": (0.5, 1.0), "push-v3": (0.0, 0.5)}
@@ -201,6 +202,10 @@ def test_an_evaluation_without_a_flag_solved_nothing_if_the_task_gives_flags(tmp
     area = dict(zip(table.columns, table.rows[0], strict=True))["area under curve"]
     assert isinstance(area, Interval)
     assert area.value == pytest.approx((0.6875 + 0.5625) / 2 - 0.75)
+    runs = [
+        dict(zip(runs_table(comparison).columns, row, strict=True)) for row in runs_table(comparison).rows
+    ]
+    assert [row["last success"] for row in runs if row["method"] == "cagrad"] == [0.875, 0.5]
 
 
 def test_a_task_that_never_gives_a_flag_has_no_success(tmp_path: Path) -> None:

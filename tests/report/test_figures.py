@@ -194,3 +194,12 @@ def test_a_size_that_holds_no_text_is_named(tmp_path: Path, capsys: pytest.Captu
 )
 def test_ticks_have_the_fewest_digits_that_tell_them_apart(values: list[float], texts: list[str]) -> None:
     assert tick_texts(values) == texts
+
+
+def test_unfinished_rows_are_drawn_beside_many_others_or_said_to_be_left_out(tmp_path: Path) -> None:
+    for number in range(26):
+        write_run(tmp_path / f"m{number}", {"reach-v3": (0.0, 0.5)}, method=f"m{number}", finished=False)
+    curves = next(_figures(tmp_path, Look(), "scores"))
+    drawn = [line for axes in curves.drawing.axes for line in axes.lines if np.size(line.get_xdata())]
+    assert len(drawn) >= 24
+    assert "Not shown: 2 rows without a finished run." in curves.caption

@@ -9,6 +9,7 @@ import pytest
 from mtrl.errors import UserError
 from mtrl.report import compare
 from mtrl.report.paired import paired_table
+from mtrl.report.tables import learning_table
 from tests.helpers.written_runs import write_run
 
 
@@ -75,6 +76,10 @@ def test_paired_areas_are_over_the_evaluations_that_both_sides_have(tmp_path: Pa
             if damaged:
                 lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
                 (run / "evaluations.jsonl").write_text(lines[0] + lines[2])
+    table = learning_table(compare([tmp_path]))
+    for cells in table.rows:
+        area: Any = cells[table.columns.index("area under curve")]
+        assert area.value == pytest.approx(0.9)  # of the first and the last evaluation
     rows, note = _paired(tmp_path)
     row = rows["cagrad"]
     assert row["area under curve"] == pytest.approx((0.0, 0.0, 0.0))

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import textwrap
@@ -17,8 +18,9 @@ import pytest
 
 import mtrl
 from mtrl.config.files import expand
-from mtrl.errors import UserError
+from mtrl.errors import RunInUse, UserError
 from mtrl.runs.directory import RunDirectory
+from mtrl.runs.lock import RunLock
 from tests.helpers.written_runs import bare_run
 
 ROOT = Path(mtrl.__file__).parent.parent
@@ -372,3 +374,13 @@ def test_a_run_that_ends_well_keeps_its_files(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path / "run") as run:
         run.config_path.write_text("seed: 0\n")
     assert sorted(os.listdir(tmp_path / "run")) == ["config.yaml", "run.lock"]
+
+
+def test_a_lock_that_a_server_refuses_means_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and operation != fcntl.LOCK_UN:
+            raise PermissionError(errno.EACCES, "Permission denied")  # as on an SMB mount
+
+    monkeypatch.setattr("mtrl.runs.lock.fcntl.flock", flock)
+    with pytest.raises(RunInUse):
+        RunLock(tmp_path)

@@ -249,6 +249,18 @@ def test_hyper_parameters_name_the_methods_of_both_networks() -> None:
     }
 
 
+def test_hyper_parameters_call_a_run_successful_once_it_is_complete(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log_steps(log, [10])
+    log.close()  # stopped
+    ended = "_hparams_/session_end_info"
+    assert ended not in events(tmp_path).PluginTagToContent("hparams")
+    log = open_log(tmp_path, 10)
+    log.evaluation(log.stamp(60, NUM_ENVS), RESULT, final=True)
+    log.close()
+    assert ended in events(tmp_path).PluginTagToContent("hparams")
+
+
 def _settings(run_dir: Path) -> dict[str, str]:
     content = events(run_dir).PluginTagToContent("hparams")["_hparams_/session_start_info"]
     found = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams

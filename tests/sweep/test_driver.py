@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
@@ -232,6 +233,18 @@ def test_whatever_ends_the_driver_the_running_trials_are_told_to_save(
     with pytest.raises(RuntimeError, match="a defect of the driver"):
         sweep(tmp_path)
     assert told == ["running"]
+
+
+def test_a_sweep_whose_output_is_lost_ends_as_any_other(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    ended = SimpleNamespace(exit_code=0, steps=80)
+    monkeypatch.setattr("mtrl.training.run.resume_or_start", lambda *_, **__: ended)
+    monkeypatch.setattr("builtins.print", full)
+    assert sweep(tmp_path) == 0
 
 
 def test_a_hangup_of_the_terminal_does_not_reach_rays_processes(

@@ -7,6 +7,7 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -304,6 +305,9 @@ def test_progress_reads_a_run_again_only_after_a_change(
         ("--sac.no-act-on-snapshot", "as --set sac.act_on_snapshot=VALUE"),
         ("--method.critic famo", "as --set critic_method=VALUE"),
         ("--method.c .4", "as --set METHOD.c=VALUE"),
+        ("--method.critic.c .4", "as --set critic_method_options.c=VALUE"),
+        ("--method.base cagrad", "as --set METHOD.base=VALUE"),
+        ("--method.base.c .4", "as --set METHOD.base_options.c=VALUE"),
     ],
 )
 def test_flags_of_a_training_are_told_how_a_sweep_takes_them(
@@ -329,5 +333,8 @@ def test_output_that_is_lost_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.M
 
     trials = _plan(tmp_path)
     monkeypatch.setattr("builtins.print", full)
-    with Watch(trials) as watch:
-        watch(State((), (), (), {trials[0].name: "broken"}))
+    for live in (None, SimpleNamespace(start=full, update=full, stop=full)):
+        watch = Watch(trials)
+        watch._live = live  # type: ignore[assignment]
+        with watch:
+            watch(State((), (), (), {trials[0].name: "broken"}))

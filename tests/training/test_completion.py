@@ -348,6 +348,11 @@ def test_a_run_whose_tasks_have_numbers_in_a_file_goes_on_as_long_as_a_file_has_
     elsewhere = NetworkConfig(task_identity="file", identity_file=str(moved))
     again = counting(train=EVERY_TEN, network=elsewhere, steps=10)
     assert resume_or_start(again, tmp_path / "run").steps == 10
+    other = tmp_path / "other.json"
+    other.write_text('{"task-1": [9, 2], "task-2": [3, 4]}')
+    network = NetworkConfig(task_identity="file", identity_file=str(other))
+    with pytest.raises(UserError, match=r"identity_file\.sha256"):
+        resume_or_start(counting(train=EVERY_TEN, network=network, steps=10), tmp_path / "run")
     config = tmp_path / "run/config.yaml"
     config.write_text(config.read_text().replace(str(rows), str(moved)))
     assert resume_training(tmp_path / "run", steps=20).steps == 20

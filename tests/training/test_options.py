@@ -165,6 +165,9 @@ class Odd:
         pairs: tuple[tuple[int, int], ...] = ((0, 1),),
         width: int = None,  # type: ignore[assignment]  # noqa: RUF013
         bound: float = math.inf,
+        links: list[tuple[int, int]] = [],  # noqa: B006
+        spans: dict[str, tuple[float, float]] = {},  # noqa: B006
+        either: list[float] | tuple[float, float] = (0.0, 1.0),
     ) -> None: ...
 
 
@@ -173,7 +176,13 @@ def test_options_are_the_same_after_they_were_written_to_a_file() -> None:
     first = complete(THINGS, "odd", {"span": (0.0, 2.0)}, "opts")
     stored = yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(first))))
     assert complete(THINGS, "odd", stored, "opts") == first
-    assert complete(THINGS, "odd", {"pairs": [[1, 2], [3, 4]]}, "opts")["pairs"] == ((1, 2), (3, 4))
+    for key, given, expected in (
+        ("pairs", [[1, 2], [3, 4]], ((1, 2), (3, 4))),
+        ("links", [[1, 2]], [(1, 2)]),
+        ("spans", {"a": [0.0, 1.0]}, {"a": (0.0, 1.0)}),
+        ("either", [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]),
+    ):
+        assert complete(THINGS, "odd", {key: given}, "opts")[key] == expected
     for values, message in (
         ({"span": [1.0]}, r"opts\.span must be a list of 2: a finite number, a finite number; found"),
         ({"pairs": [[1, "x"]]}, r"opts\.pairs must be a list, each a list of 2: an integer, an integer"),

@@ -77,7 +77,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"train": TrainConfig(warmup_steps=64), "sac": SacConfig(batch_per_task=65)},
         r"sac\.batch_per_task must be at most .* = 64; found 65",
     ),
-    ({"sac": SacConfig(initial_temperature=1e-8)}, r"initial_temperature must lie in \[1e-07, 10000\],"),
+    (
+        {"sac": SacConfig(initial_temperature=1e-8), "train": TrainConfig(on_divergence="stop")},
+        r"initial_temperature must lie in \[1e-07, 10000\],",
+    ),
     (
         {"sac": SacConfig(noise_spread=2.0)},
         r"noise_spread = 2 .* env\.envs_per_task = 1\. Raise env\.envs_per_task to 2",

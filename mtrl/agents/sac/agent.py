@@ -63,10 +63,10 @@ class SACAgent(ActorCriticAgent[SACUpdate]):
                 "sac.noise_spread at 1."
             )
         start, (least, most) = config.sac.initial_temperature, _TEMPERATURES
-        if config.train.on_divergence != "off" and not least <= start <= most:
+        if config.train.on_divergence == "stop" and not least <= start <= most:
             raise UserError(
                 f"sac.initial_temperature must lie in [{least:g}, {most:g}], outside of which training "
-                f"counts as diverged; found {start:g}. Choose another, or set train.on_divergence=off."
+                f"counts as diverged; found {start:g}. Choose another, or set train.on_divergence=warn."
             )
         low, high = config.network.value_low, config.network.value_high
         if not low < high:

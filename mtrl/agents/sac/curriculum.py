@@ -19,8 +19,9 @@ def spread(size: int, device: torch.device) -> Tensor:
     if size <= _SAMPLED:
         return torch.arange(size, device=device)
     # Multiples of the golden ratio modulo 1: even for every number of points, and the gaps never repeat.
-    places = torch.arange(_SAMPLED, dtype=torch.float64, device=device) * ((5.0**0.5 - 1.0) / 2.0)
-    return places.frac_().mul_(size).long()
+    ratio = (5.0**0.5 - 1.0) / 2.0
+    places: Tensor = torch.arange(_SAMPLED, dtype=torch.float64, device=device).mul_(ratio).frac_()
+    return places.mul_(size).long()
 
 
 class Curriculum:

@@ -213,11 +213,12 @@ class WorkerPool:
         results[worker] = body
 
     def _died(self, worker: int) -> None:
-        try:
-            code = self._processes[worker].wait(timeout=_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
+        process = self._processes[worker]
+        if not _ends(process, _CLOSE_SECONDS):
             self._fail(worker, "closed its channel")
             return
+        _kill(process)
+        code = process.wait()  # its own: a process that has ended is killed no more
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = "; out of memory is the usual reason" if code == -signal.SIGKILL else ""
         self._fail(worker, f"died: {how}{hint}")
@@ -244,9 +245,7 @@ class WorkerPool:
                     continue  # the worker is dead already
             deadline = time.monotonic() + _CLOSE_SECONDS
             for process in self._processes:
-                try:
-                    process.wait(timeout=max(0.0, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
+                if not _ends(process, max(0.0, deadline - time.monotonic())):
                     break
         self._finalizer()
 
@@ -254,6 +253,23 @@ class WorkerPool:
 def _slice(deadline: float) -> float:
     """Return the milliseconds until `deadline`, at most one slice."""
     return 1000 * min(_SLICE_SECONDS, max(0.0, deadline - time.monotonic()))
+
+
+def _ends(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Return whether a worker ends in time; its number stays its own, for `_kill`, where the system can."""
+    if process.returncode is not None or not hasattr(os, "waitid"):  # macOS lacks it before Python 3.13
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ChildProcessError):  # somebody else has waited for it
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
+    return True
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

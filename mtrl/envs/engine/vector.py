@@ -9,7 +9,7 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mtrl.device.resources import available_cores
 from mtrl.envs.engine.arguments import (
@@ -163,6 +163,11 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any]):
         """The observations [T*E, O] for which the next actions are chosen, for instance after `set_state`."""
         self._check_idle()
         return self._pool.arrays.obs.copy()
+
+    @property
+    def goals(self) -> NDArray[np.int64]:
+        """The goal of each row's current episode, int64 [T*E]."""
+        return self._episodes.goal.copy()
 
     @property
     def goal_sets(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_exception_arrives_with_traceback_and_task(fault: float, error: str) -> 
 
 
 @pytest.mark.dear
-@pytest.mark.parametrize("end", ["hangs", "closed", "killed"])
+@pytest.mark.parametrize("end", ["hangs", "closed", "killed", "died", "ended"])
 def test_what_an_environment_has_started_does_not_outlive_its_worker(end: str) -> None:
     if end == "killed":
         then = (
@@ -67,10 +67,11 @@ def test_what_an_environment_has_started_does_not_outlive_its_worker(end: str) -
     envs.reset()
     pid = int(envs.step(action(1, counting_env.SPAWN))[0][1, 5])
     assert alive(pid)
-    if end == "hangs":
+    if end in ("hangs", "died"):
         with pytest.raises(EnvironmentFailure):
-            envs.step(action(1, counting_env.HANG))
-    envs.close(terminate=True)
+            envs.step(action(1, counting_env.HANG if end == "hangs" else counting_env.KILL))
+        assert gone([pid])
+    envs.close(terminate=end != "ended")
     assert gone([pid])
 
 
