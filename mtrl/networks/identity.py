@@ -7,13 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtrl.config.files import expand
 from mtrl.errors import UserError
 from mtrl.networks.initial import Fresh, dense_layer, normal, torch_default
 from mtrl.networks.layers import Weights
@@ -131,9 +131,10 @@ def digest(path: str) -> str:
 
 def _content(path: str) -> bytes:
     try:
-        content = expand(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"network.identity_file: cannot read {path}: {error.strerror}.") from error
+        content = Path(path).expanduser().read_bytes()
+    except (OSError, RuntimeError) as error:  # RuntimeError: of a home directory that is unknown
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"network.identity_file: cannot read {path}: {reason}.") from error
     if len(content) > _LARGEST_FILE:
         raise UserError(f"network.identity_file: {path} is larger than {_LARGEST_FILE:,} bytes.")
     return content

@@ -144,7 +144,9 @@ def test_the_time_in_which_a_job_is_suspended_does_not_count(
         envs.reset()
         if hangs:
             os.kill(envs.worker_pids[1], signal.SIGSTOP)
-        monkeypatch.setattr("mtrl.envs.engine.pool.time", SimpleNamespace(monotonic=monotonic))
+        monkeypatch.setattr(
+            "mtrl.envs.engine.pool.time", SimpleNamespace(monotonic=monotonic, sleep=time.sleep)
+        )
         *_, infos = envs.step(action(1, counting_env.SLOW))
         assert infos["restarted"].tolist() == [False, hangs, False, hangs]
         assert ["no answer within 0.8 s;" in report for report in reports] == [True] * hangs
