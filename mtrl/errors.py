@@ -13,6 +13,10 @@ class RunInUse(UserError):
     """Another process works on the run directory."""
 
 
+class OtherConfiguration(UserError):
+    """A checkpoint was written with other settings than those it is read with."""
+
+
 class NonFiniteError(RuntimeError):
     """A non-finite action, observation, reward, loss or gradient; names the tasks, exit code 1."""
 

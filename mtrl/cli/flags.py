@@ -162,8 +162,8 @@ def _tyro_type(members: Members, name: str = "Flags") -> Any:
         default: Any = tyro.MISSING if option.default is REQUIRED else option.default
         if kind is str and option.default is not REQUIRED:
             default = str(option.default)
-        elif option.default is UNSET:
-            default = (str(UNSET),)  # of several words
+        elif kind is not bool and option.default is not REQUIRED:
+            default = _words(option.default)
         metavar = None if kind is bool else member.metavar
         about = tyro.conf.arg(name=member.flag or None, help=option.help, metavar=metavar)
         place = () if member.flag else (tyro.conf.Positional,)
@@ -180,6 +180,13 @@ def _kind(annotation: Any) -> Any:
     return names if items_of(annotation) is not None and get_origin(annotation) is tuple else str
 
 
+def _words(default: Any) -> tuple[str, ...]:
+    """Return the default of a flag of several words as text, which is what tyro has for all values."""
+    if default is UNSET or default is REQUIRED:
+        return (str(UNSET),)
+    return tuple(map(str, default))
+
+
 def _values(parsed: Any, members: Members) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for member in members:
@@ -188,10 +195,10 @@ def _values(parsed: Any, members: Members) -> dict[str, Any]:
             continue
         option = member.option
         value = getattr(parsed, option.name)
-        if value == (str(UNSET),):
-            continue
         item = items_of(option.annotation)
-        if isinstance(value, tuple) and item is not None:
+        if isinstance(value, tuple) and value == _words(option.default):
+            value = option.default
+        elif isinstance(value, tuple) and item is not None:
             value = tuple(from_text(text, item) if isinstance(text, str) else text for text in value)
         elif isinstance(value, str):
             value = option.default if value == str(option.default) else from_text(value, option.annotation)

@@ -234,8 +234,9 @@ def _overrides_group(network: str, values: Mapping[str, Any], key: str, flag: st
     members = []
     for name, option in WITH_OPTIONS["architecture"].options(network).items():
         kept = values.get(name, flags.UNSET)
-        # Text, so that a bool has a third value: not given.
-        members.append(option_flag(option._replace(annotation=option.annotation | None, default=kept)))
+        if items_of(option.annotation) is None:  # as text, so that a bool has a third value: not given
+            option = option._replace(annotation=option.annotation | None)
+        members.append(option_flag(option._replace(default=kept)))
     return Group(key, flag, f"{network}: options of the {key.partition('_')[0]} alone", tuple(members))
 
 

@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -160,15 +161,16 @@ def load_policy(
             raise UserError(
                 f"'{folder / TENSORS_NAME}' has a standardisation of other sizes than {SPEC_NAME}."
             )
-        norm = ObservationNorm(description["obs_dim"])
-        norm.load_state_dict(found)
+        with _plain_defaults():
+            norm = ObservationNorm(description["obs_dim"])
+            norm.load_state_dict(found)
     architecture = architecture or spec["architecture"]
     try:
         described = hasattr(NETWORKS[architecture], "layout")
         if described and not _is_as_small(architecture, spec["arguments"], tensors):
             raise UserError(f"it describes a larger network than that in {TENSORS_NAME}.")
-        network = make_network(architecture, spec["arguments"])
-        with torch.device("cpu"):  # whatever the program's default device is
+        with _plain_defaults():
+            network = make_network(architecture, spec["arguments"])
             fresh = network.initial_parameters(torch.Generator().manual_seed(0))
     except (UserError, TypeError) as error:
         # TypeError: an argument of another kind, as text for a range.
@@ -184,9 +186,19 @@ def load_policy(
     for name, value in named.items():
         value.copy_(found[name])
     generator = torch.Generator(device).manual_seed(seed)
-    # As in the run, whatever the program's default type is.
-    flat, norm = flat.to(device, torch.float32), None if norm is None else norm.to(device, torch.float32)
-    return Policy(description, network, flat, norm, generator)
+    return Policy(description, network, flat.to(device), None if norm is None else norm.to(device), generator)
+
+
+@contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """Make new tensors float32 on the CPU within the block, whatever the program's defaults are."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def read_tensors(content: bytes, place: str) -> dict[str, Tensor]:

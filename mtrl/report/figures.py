@@ -43,7 +43,7 @@ def shown(comparison: Comparison, most: int) -> tuple[Group, ...]:
     if len(comparison.groups) <= most:
         return comparison.groups
     best = comparison.best(most)
-    unfinished = [row for row in comparison.groups if not row.finished]
+    unfinished = [row for row in comparison.groups if not row.finished and _has_curve(row)]
     kept = {*best, *unfinished[: most - len(best)]}
     return tuple(row for row in comparison.groups if row in kept)
 
@@ -146,7 +146,11 @@ def _task_curves(comparison: Comparison, room: Room) -> Figure:
 
 
 def _with_curves(comparison: Comparison, room: Room) -> list[Group]:
-    return [row for row in shown(comparison, room.rows) if any(run.evaluations for run in row.runs)]
+    return [row for row in shown(comparison, room.rows) if _has_curve(row)]
+
+
+def _has_curve(row: Group) -> bool:
+    return any(run.evaluations for run in row.runs)
 
 
 def _unfinished(comparison: Comparison, row: Group) -> Iterator[Curves]:
@@ -158,8 +162,8 @@ def _unfinished(comparison: Comparison, row: Group) -> Iterator[Curves]:
 def _thin_lines(comparison: Comparison, rows: Sequence[Group]) -> str:
     if all(run.finished for run in comparison.runs):
         return ""
-    left_out = sum(not row.finished and row not in rows for row in comparison.groups)
-    more = f" Not shown: {left_out} rows without a finished run." if left_out else ""
+    left_out = sum(not row.finished and _has_curve(row) and row not in rows for row in comparison.groups)
+    more = f" Not shown: {left_out} row{'s' * (left_out > 1)} without a finished run." if left_out else ""
     return f" Thin lines: unfinished runs, which count in no table.{more}"
 
 

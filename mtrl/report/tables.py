@@ -102,7 +102,9 @@ def final_table(comparison: Comparison) -> Table:
         notes.append("P(better than mean): chance that a run beats a run of plain averaging on a task.")
     plain_rows = sum(row.method == "mean" for row in rows)
     if plain_rows == 0 and len(rows) > 1:
-        notes.append("No row is compared with plain averaging: none has the method mean.")
+        begun = any(row.method == "mean" for row in comparison.groups)
+        why = "its runs are unfinished" if begun else "none has the method mean"
+        notes.append(f"No row is compared with plain averaging: {why}.")
     if plain_rows > 1:
         notes.append(
             f"No row is compared with plain averaging: {plain_rows} rows have it. --methods selects one."

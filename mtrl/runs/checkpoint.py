@@ -21,7 +21,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import torch
 
 from mtrl.config.files import temporary_path
-from mtrl.errors import UserError
+from mtrl.errors import OtherConfiguration, UserError
 from mtrl.runs import console
 from mtrl.runs.directory import CHECKPOINTS_NAME, UNSAVED_NAME, remove_unfinished
 from mtrl.runs.plain_tree import from_plain, to_plain
@@ -320,9 +320,10 @@ def _check_config(directory: Path, saved: Mapping[str, Any], here: Mapping[str, 
     asked = {key: value for key, value in _as_json(here).items() if key in saved}
     differing = [f"{key} {saved[key]} (here {value})" for key, value in asked.items() if saved[key] != value]
     if differing:
-        raise UserError(
+        raise OtherConfiguration(
             f"checkpoint '{directory}' was written with another configuration: {', '.join(differing)}. "
-            "Undo the change of the run's config.yaml, or start a new run in another --run-dir."
+            "Undo the change of the run's config.yaml or of a file that it names, or start anew in another "
+            "directory."
         )
 
 

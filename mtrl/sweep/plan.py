@@ -13,7 +13,7 @@ from mtrl.config.labels import method_label
 from mtrl.config.presets import build_config, nested
 from mtrl.config.schema import Config
 from mtrl.config.values import YamlLoader
-from mtrl.errors import UserError
+from mtrl.errors import OtherConfiguration, UserError
 from mtrl.report.load import read_run
 from mtrl.runs.checkpoint import load_checkpoint
 from mtrl.runs.directory import CONFIG_NAME, LOG_NAMES, has_checkpoint
@@ -116,7 +116,12 @@ def plan(
             check_same_run(trial.config, trial.path)  # now, not when the trial starts hours later
             if trial.config.network.identity_file is not None and has_checkpoint(trial.path):
                 bound = bound_to_run(trial.config)  # with what the file holds
-                load_checkpoint(trial.path, parts=(), config=bound, allow_version_mismatch=True)
+                try:
+                    load_checkpoint(trial.path, parts=(), config=bound, allow_version_mismatch=True)
+                except OtherConfiguration:
+                    raise
+                except UserError:
+                    pass  # damaged checkpoints: this trial alone fails, once it starts
             done = progress(trial).step
             if done > trial.config.steps:
                 raise UserError(

@@ -430,6 +430,17 @@ def test_options_that_are_tuples_have_flags_also_without_a_default(calls: Calls,
     assert (found["order"], found["span"]) == ((3, 0, 1), (0.0, 2.0))
 
 
+def test_an_option_of_several_words_can_be_that_of_one_network(calls: Calls, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Linear):\n"
+        "    def __init__(self, inputs, outputs, num_tasks, widths: tuple[int, ...] = (64, 64)):\n"
+        "        super().__init__(inputs, outputs)\n"
+    )
+    assert train_mt10("--network=net.py:Net", *["--network.critic-options.widths", "128", "64"]) == 0
+    assert calls.config.network.critic_options == {"widths": (128, 64)}
+    assert calls.config.network.actor_options == {}
+
+
 def test_none_as_a_networks_method_is_that_of_both(calls: Calls) -> None:
     assert train_mt10("--method", "cagrad", "--method.critic", "none") == 0
     assert calls.config.critic_method is None

@@ -294,20 +294,28 @@ def test_an_export_that_was_killed_is_made_again_by_the_same_command(
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_the_programs_default_type_changes_no_action(before: bool, tmp_path: Path) -> None:
-    random_run(tmp_path / "run", step=30)
+@pytest.mark.parametrize("name", ["mlp", "own module", "standardised"])
+def test_the_programs_defaults_change_no_action(name: str, before: bool, tmp_path: Path) -> None:
+    random_run(tmp_path / "run", step=30, **CONFIGURATIONS[name])
     folder = export_run(tmp_path / "run")
     obs = np.random.default_rng(0).normal(size=(TASKS, OBS_DIM))
-    policy = mtrl.load_policy(folder)
+    own = OWN if name == "own module" else None
+    policy = mtrl.load_policy(folder, architecture=own)
     wanted = policy.predict(obs)[0]
     torch.set_default_dtype(torch.float64)
     try:
-        policy = mtrl.load_policy(folder) if before else policy
+        policy = mtrl.load_policy(folder, architecture=own) if before else policy
         found, sampled = (policy.predict(obs, deterministic=sure)[0] for sure in (True, False))
     finally:
         torch.set_default_dtype(torch.float32)
     assert found.dtype == sampled.dtype == np.float32
     assert found.tobytes() == wanted.tobytes()
+    torch.set_default_device("meta")
+    try:
+        policy = mtrl.load_policy(folder, architecture=own)
+    finally:
+        torch.set_default_device(None)
+    assert policy.predict(obs)[0].tobytes() == wanted.tobytes()
 
 
 def test_the_card_takes_any_name_of_a_task(tmp_path: Path) -> None:

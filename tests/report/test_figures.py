@@ -203,3 +203,9 @@ def test_unfinished_rows_are_drawn_beside_many_others_or_said_to_be_left_out(tmp
     drawn = [line for axes in curves.drawing.axes for line in axes.lines if np.size(line.get_xdata())]
     assert len(drawn) >= 24
     assert "Not shown: 2 rows without a finished run." in curves.caption
+    for number in range(20):  # these have just begun
+        (tmp_path / f"m{number}/evaluations.jsonl").write_text("")
+    curves = next(_figures(tmp_path, Look(), "scores"))
+    drawn = [line for axes in curves.drawing.axes for line in axes.lines if np.size(line.get_xdata())]
+    assert len(drawn) >= 6
+    assert "Not shown" not in curves.caption

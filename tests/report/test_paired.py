@@ -9,7 +9,7 @@ import pytest
 from mtrl.errors import UserError
 from mtrl.report import compare
 from mtrl.report.paired import paired_table
-from mtrl.report.tables import learning_table
+from mtrl.report.tables import final_table, learning_table
 from tests.helpers.written_runs import write_run
 
 
@@ -85,3 +85,17 @@ def test_paired_areas_are_over_the_evaluations_that_both_sides_have(tmp_path: Pa
     assert row["area under curve"] == pytest.approx((0.0, 0.0, 0.0))
     assert row["area under training success"] == pytest.approx((0.0, 0.0, 0.0))
     assert "1 pair without it in their logs" in note
+
+
+@pytest.mark.parametrize(
+    ("last", "why"), [("mean", "its runs are unfinished"), ("imtl_g", "none has the method mean")]
+)
+def test_without_plain_averaging_a_report_says_why_nothing_is_compared(
+    last: str, why: str, tmp_path: Path
+) -> None:
+    for method in (last, "cagrad", "pcgrad"):
+        rates = {"reach-v3": (0.5,) if method == last else (0.0, 0.5)}
+        write_run(tmp_path / method, rates, method=method, finished=method != last, config={"steps": 20})
+    comparison = compare([tmp_path])
+    assert paired_table(comparison) is None
+    assert f"No row is compared with plain averaging: {why}." in final_table(comparison).note
