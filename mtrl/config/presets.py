@@ -203,21 +203,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _load_chain(name: str, children: tuple[str, ...]) -> dict[str, Any]:
-    if name in children:
-        raise UserError(f"presets extend each other in a circle: {' -> '.join((*children, name))}.")
     if name.endswith(_SUFFIXES):
         path = expand(name)
     elif name in preset_names():
         path = presets_folder() / f"{name}.yaml"
     else:
         raise UserError(unknown_name("preset", name, preset_names()) + " A file of your own ends in .yaml.")
+    place = str(path.resolve())  # one file can be named in many ways
+    if place in children:
+        raise UserError(f"presets extend each other in a circle: {' -> '.join((*children, place))}.")
     values = _read_yaml(path)
     with _named(path):
         parent = convert(values.pop("extends", None), str | None, "extends")
         values = _check(values, Config, "")
         if parent is not None:
             parent = str(path.parent / expand(parent)) if parent.endswith(_SUFFIXES) else parent
-            values = _merge(_load_chain(parent, (*children, name)), values, Config)
+            values = _merge(_load_chain(parent, (*children, place)), values, Config)
     return values
 
 

@@ -194,6 +194,14 @@ def test_a_tilde_in_the_path_of_a_preset_is_the_home(tmp_path: Path, monkeypatch
         load_preset("~/none.yaml")
 
 
+def test_a_circle_of_presets_in_two_folders_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    write(tmp_path / "below", "extends: ../b.yaml\n", "a.yaml")
+    outer = write(tmp_path, "extends: below/a.yaml\n", "b.yaml")
+    with pytest.raises(UserError, match=r"circle: \S*/b\.yaml -> \S*/below/a\.yaml -> \S*/b\.yaml\."):
+        load_preset(outer)
+
+
 def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "extends: mine.yaml\n", "other.yaml")
     with pytest.raises(UserError, match=r"circle: .*mine\.yaml -> .*other\.yaml -> .*mine\.yaml"):
