@@ -17,7 +17,7 @@ quick: ## the mathematics, under forty seconds: what starts no environments
 test: ## the default suite, two to four minutes on two cores
 	pytest
 
-dear: ## the tests that take seconds each, two to three minutes on two cores
+dear: ## the tests that take seconds each, about four minutes on two cores
 	pytest -m 'dear and not slow and not gpu'
 
 slow: ## the long tests: all 50 tasks, every method through a resumed run, a cluster of two nodes
