@@ -158,18 +158,21 @@ def check_gradients(name: str, rows: Tensor, *, products: bool, tasks: Tensor | 
     Raises:
         ValueError: non-finite entries, or `products` that overflow; it names the tasks.
     """
+
     # One pass over memory decides the usual case. For products, norms must be below the limit. Otherwise the
     # sum must be finite, at a fraction of the cost in half precision. A non-finite entry fails either test.
-    numbers = None if tasks is None else tasks.tolist()
+    def numbers() -> list[int] | None:
+        return None if tasks is None else tasks.tolist()
+
     if not products:
         if not bool(rows.sum().isfinite()):
-            check_finite("jacobian", rows, numbers)
+            check_finite("jacobian", rows, numbers())
         return
     dtype = torch.promote_types(rows.dtype, torch.float32)
     long = ~(torch.linalg.vector_norm(rows, dim=1, dtype=dtype) < torch.finfo(dtype).max ** 0.5)
     if bool(long.any()):
-        check_finite("jacobian", rows, numbers)
-        refuse_products(name, long, dtype, numbers)
+        check_finite("jacobian", rows, numbers())
+        refuse_products(name, long, dtype, numbers())
 
 
 def refuse_products(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mtrl.cli.train import main as main_train
 from mtrl.config import Config
 
 
@@ -47,3 +48,12 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.setitem(sys.modules, "mtrl.training.run", module)
     monkeypatch.chdir(tmp_path)
     return calls
+
+
+def train_mt10(*arguments: str) -> int:
+    return main_train(arguments, preset="mt10", tasks=("MT10",))
+
+
+def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert train_mt10(*arguments, "--help") == 0
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 import mtrl
 from mtrl.config.presets import (
     build_config,
-    config_text,
     config_to_dict,
     load_config,
     load_preset,
@@ -398,13 +396,3 @@ def test_the_top_level_lists_its_public_names_and_has_them() -> None:
     assert {"make_combiner", "resume_training", "evaluate_run", "Config", "train"} < set(dir(mtrl))
     assert set(dir(mtrl)) == {*mtrl.__all__, "__version__"}
     assert all(getattr(mtrl, name) is not None for name in mtrl.__all__)
-
-
-def test_numbers_of_numpy_are_stored_as_numbers_and_objects_are_refused() -> None:
-    given = {"kwargs": {"g": np.float64(5.0), "n": np.int64(3)}, "set": {"x": np.arange(2)}}
-    stored = yaml.safe_load(config_text(Config(suite_options={"environments": {"a": given}})))
-    expected = {"kwargs": {"g": 5.0, "n": 3}, "set": {"x": [0, 1]}}
-    assert stored["suite_options"]["environments"] == {"a": expected}
-    for kind in (int, np.float32):
-        with pytest.raises(UserError, match=r"that config\.yaml cannot hold: <class '.*'>\. Options are"):
-            config_text(Config(suite_options={"activation": kind}))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import yaml
 
+from mtrl.config import Config
+from mtrl.config.presets import config_text
 from mtrl.config.values import YamlLoader, convert, from_text
+from mtrl.errors import UserError
 
 # They look like a date, a number or a value with a tag, and are none.
 NO_VALUES = (
@@ -55,3 +59,13 @@ def test_numbers_are_decimal_unless_they_say_so(text: str, value: Any) -> None:
 )
 def test_text_stays_text_where_nothing_else_is_meant(text: str, annotation: Any, value: Any) -> None:
     assert from_text(text, annotation) == value
+
+
+def test_numbers_of_numpy_are_stored_as_numbers_and_objects_are_refused() -> None:
+    given = {"kwargs": {"g": np.float64(5.0), "n": np.int64(3)}, "set": {"x": np.arange(2)}}
+    stored = yaml.safe_load(config_text(Config(suite_options={"environments": {"a": given}})))
+    expected = {"kwargs": {"g": 5.0, "n": 3}, "set": {"x": [0, 1]}}
+    assert stored["suite_options"]["environments"] == {"a": expected}
+    for kind in (int, np.float32):
+        with pytest.raises(UserError, match=r"that config\.yaml cannot hold: <class '.*'>\. Options are"):
+            config_text(Config(suite_options={"activation": kind}))

@@ -18,10 +18,8 @@ from mtrl.envs import build_suite
 from mtrl.envs.engine.vector import TaskVectorEnv
 from mtrl.envs.metaworld.suite import MetaWorldSuite
 from mtrl.errors import EnvironmentFailure, NonFiniteError, UserError
-from mtrl.training.evaluate import evaluate
 from tests.helpers import counting_env
 from tests.helpers.counting_env import CountingSuite
-from tests.helpers.stateful_envs import DrawingSuite, EndingSuite
 
 TASKS = ("task-3", "task-1", "task-2")
 STEPS, GOAL, EPISODES, CODE, TOTAL = range(5)
@@ -392,35 +390,3 @@ def test_goals_of_a_restored_state_stay_in_force_with_another_seed() -> None:
         for _ in range(2):
             obs, *_ = other.step(zeros(other))
         assert obs[:, GOAL].tolist() == [7, 7, 7]
-
-
-def test_an_evaluation_does_not_depend_on_those_before_it() -> None:
-    # Copies that are done with a round play on: how long depends on goals that they draw.
-    suite = EndingSuite(("one", "two"), num_goals=10)
-    with TaskVectorEnv(suite, seed=0, envs_per_task=2, num_workers=1, max_episode_steps=30) as envs:
-
-        def returns() -> Any:
-            envs.renew()
-            return evaluate(lambda obs: np.zeros((len(obs), 1), np.float32), envs, 20).episode_return
-
-        np.testing.assert_array_equal(returns(), returns())
-
-
-def test_environments_that_begin_anew_after_a_resume_draw_other_numbers() -> None:
-    def envs() -> TaskVectorEnv:
-        return TaskVectorEnv(DrawingSuite(("one",)), seed=0, num_workers=1)
-
-    with envs() as first, envs() as second, envs() as third:
-        drawn = [first.reset()[0]]
-        second.set_state(first.get_state(environments=False))
-        drawn.append(second.observations)
-        third.set_state(second.get_state(environments=False))
-        drawn.append(third.observations)
-    assert len({obs.tobytes() for obs in drawn}) == 3
-
-
-def test_names_of_the_engines_own_infos_are_refused() -> None:
-    suite = DrawingSuite(("one",))
-    suite.info_keys = ("success", "final_obs")  # type: ignore[assignment]
-    with pytest.raises(UserError, match="info_keys must not contain what the engine adds; found final_obs"):
-        TaskVectorEnv(suite, seed=0)
